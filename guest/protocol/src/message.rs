@@ -1,0 +1,113 @@
+//! The messages themselves.
+
+use serde::{Deserialize, Serialize};
+
+/// A step of the start that the guest can report; the order is the order in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The kernel runs and has started PID 1.
+    Kernel,
+    /// PID 1 has its configuration.
+    Agent,
+    /// The data disk is formatted, grown and mounted.
+    Disk,
+    /// dockerd answers `_ping` through the gate.
+    Engine,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Agent => "agent",
+            Self::Disk => "disk",
+            Self::Engine => "engine",
+        })
+    }
+}
+
+/// The agent's first message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Must equal [`crate::PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// `uname -r` of the guest.
+    pub kernel: String,
+    /// Microseconds since the guest kernel started (`CLOCK_BOOTTIME`).
+    pub uptime_us: u64,
+}
+
+/// Everything the guest needs to know to start the engine; sent once, after [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// The guest's host name, as `docker info` shows it.
+    pub hostname: String,
+    /// Host wall clock at the time of sending, in nanoseconds since the Unix epoch.
+    pub time_unix_ns: u64,
+    /// Enhanced Container Isolation on.
+    pub isolation: bool,
+    /// The data disk's virtio-blk serial (`/sys/block/*/serial`).
+    pub data_disk_serial: String,
+    /// Extra keys for dockerd's `daemon.json`; the agent's own keys win.
+    #[serde(default)]
+    pub daemon_options: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How the guest shall end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShutdownMode {
+    /// Stop containers and daemons, sync, power off.
+    PowerOff,
+    /// The same, then reset.
+    Reboot,
+}
+
+/// Backend to agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum HostMessage {
+    /// Answer to [`GuestMessage::Hello`].
+    Configure(Configuration),
+    /// End the guest.
+    Shutdown {
+        /// Power off or reboot.
+        mode: ShutdownMode,
+        /// Milliseconds that containers get between SIGTERM and SIGKILL.
+        grace_ms: u64,
+    },
+}
+
+/// Why a stage could not be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The stage that failed.
+    pub stage: Stage,
+    /// One sentence for a person: the cause and what to do.
+    pub reason: String,
+}
+
+/// Agent to backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GuestMessage {
+    /// First message on the connection; stands for [`Stage::Kernel`].
+    Hello(Hello),
+    /// A stage was reached.
+    Reached {
+        /// Which.
+        stage: Stage,
+        /// Microseconds since the guest kernel started.
+        uptime_us: u64,
+    },
+    /// The start failed for good; the guest waits for a shutdown.
+    Failed(Failure),
+    /// The engine ended by itself and is being started again; [`Stage::Engine`] follows when it is back.
+    EngineDown {
+        /// What ended and how, for a person.
+        reason: String,
+    },
+    /// The guest is going down now; the last message.
+    Goodbye,
+}

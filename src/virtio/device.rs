@@ -1,0 +1,68 @@
+//! What a virtio device is to its transport.
+
+use std::{io, sync::Arc};
+
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::vmm::memory::GuestRam;
+
+/// Tells the driver that something happened; behind it is an MSI-X vector's irqfd.
+pub trait Interrupt: Send + Sync {
+    /// Signals the driver. Never blocks; a masked vector stays pending (virtio 1.3, 4.1.4.5).
+    fn trigger(&self);
+}
+
+/// One enabled queue at `DRIVER_OK`. From then on its configuration is frozen: the transport keeps no way to change it.
+pub struct ActiveQueue {
+    /// The device side of the split virtqueue.
+    pub queue: Queue,
+    /// Readable when the driver kicked the queue (ioeventfd).
+    pub kick: EventFd,
+    /// The queue's "used buffer" notification. Ask `queue.needs_notification` first.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// What a device gets at `DRIVER_OK`.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Arc<GuestRam>,
+    /// Feature bits both sides agreed on.
+    pub features: u64,
+    /// The queues in order of index; `None` for those the driver left disabled.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// "Configuration changed" notification.
+    pub config_interrupt: Arc<dyn Interrupt>,
+}
+
+/// Why a device could not start. The transport answers with `DEVICE_NEEDS_RESET`.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver left a queue disabled that the device cannot do without.
+    #[error("queue {0} is not enabled")]
+    MissingQueue(usize),
+    /// The host refused a thread, descriptor or event.
+    #[error("a host resource could not be had")]
+    Host(#[from] io::Error),
+}
+
+/// A virtio device as its transport sees it. The transport offers `VIRTIO_F_VERSION_1` itself.
+pub trait VirtioDevice: Send {
+    /// Device id (virtio 1.3, section 5).
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue, a power of two; the length is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Feature bits offered, without the transport's own.
+    fn features(&self) -> u64;
+
+    /// Reads from the device's configuration space; bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver reached `DRIVER_OK`: start the workers.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// The driver reset the device: stop the workers and wait until they touch guest memory no more.
+    fn reset(&mut self);
+}

@@ -1,0 +1,4 @@
+//! The KVM process.
+
+pub mod api;
+pub mod memory;
