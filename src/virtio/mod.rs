@@ -4,5 +4,6 @@
 //! activation), `worker.rs` the thread that serves its queues, further files the wire format and its parts.
 
 mod device;
+pub mod vsock;
 
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};

@@ -1,0 +1,238 @@
+//! The virtio-vsock device (virtio 1.3, 5.10), served in this process by one thread.
+//!
+//! Host programs reach it in two ways. The *hybrid socket* is a unix socket on which a client writes `CONNECT <port>\n`
+//! and reads `OK <host port>\n` once the guest accepted; connections of the guest to port P of the host (context id 2)
+//! go to the unix socket `<path>_<P>`. A [`VsockHandle`] takes a stream that is open already, without any greeting.
+//!
+//! # The data path
+//!
+//! Host to guest: one `recvmsg` reads from the host's socket straight into the guest's receive buffer, behind the
+//! header, as much as there is and fits. One copy, by the kernel; one system call a packet, and one more that finds
+//! the socket empty after each burst. Guest to host: one `sendmsg` writes straight from the guest's buffers, over
+//! however many descriptors the payload is spread. One copy, one system call a packet. Only while a host reader is
+//! slower than the guest are bytes copied twice more, into and out of a buffer of at most 256 KiB a connection, which
+//! is the credit the guest has. Streams and kicks are watched edge-triggered and readiness is remembered, so nothing
+//! is re-armed, and a stream that can't be served (no buffer, no credit) wakes nobody.
+//!
+//! # Parts
+//!
+//! `packet` is the wire format, `segments` the memory behind a descriptor chain, `credit` the flow control, `stream` a
+//! host socket, `connection` the state machine of one connection, `hybrid` the line protocol, `muxer` all connections,
+//! `worker` the thread and the queues.
+
+mod connection;
+mod credit;
+mod hybrid;
+mod muxer;
+mod packet;
+mod segments;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use virtio_bindings::{
+    virtio_ids::VIRTIO_ID_VSOCK,
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+};
+use virtio_queue::QueueT;
+
+use self::{
+    muxer::{Endpoint, MAX_CONNECTIONS},
+    worker::{Parts, Shared, Wish},
+};
+use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+
+/// Sizes of the receive, transmit and event queue.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 256];
+
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+
+/// `VIRTIO_VSOCK_F_STREAM`: stream sockets are supported (5.10.3).
+const F_STREAM: u64 = 1 << 0;
+
+/// Context ids below this are reserved (5.10.4).
+const FIRST_GUEST_CID: u32 = 3;
+
+/// Longest `_<port>` behind the socket's path.
+const MAX_SUFFIX: usize = "_4294967295".len();
+
+/// Room for a path in `sockaddr_un`, its terminator not counted.
+const MAX_PATH: usize = 107;
+
+/// The device. It removes its socket file when dropped.
+pub struct Vsock {
+    endpoint: Endpoint,
+    socket_file: SocketFile,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Connects host streams to the guest, from any thread.
+#[derive(Clone, Debug)]
+pub struct VsockHandle {
+    shared: Arc<Shared>,
+}
+
+impl VsockHandle {
+    /// Makes an open stream socket the host end of a stream to a port of the guest. If the guest refuses, does not
+    /// answer or is not there any more, the stream is just closed. Before the driver is up the stream waits for it.
+    pub fn connect(&self, port: u32, stream: OwnedFd) {
+        self.shared.wish(Wish { guest_port: port, stream });
+    }
+}
+
+impl Vsock {
+    /// Makes the device of the guest with context id `cid` and listens on the hybrid socket. A socket file that nobody
+    /// listens on any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// A reserved `cid`, a path that can't be bound or is too long, or one on which somebody listens.
+    pub fn new(cid: u32, socket_path: PathBuf) -> io::Result<(Self, VsockHandle)> {
+        if !(FIRST_GUEST_CID..u32::MAX).contains(&cid) {
+            let text = format!("{cid} is not a guest's context id: use {FIRST_GUEST_CID} or more");
+            return Err(io::Error::new(ErrorKind::InvalidInput, text));
+        }
+        let (listener, socket_file) = listen(&socket_path)?;
+        let endpoint = Endpoint {
+            guest_cid: u64::from(cid),
+            path: socket_path,
+            listener: Arc::new(listener),
+            max_connections: MAX_CONNECTIONS,
+        };
+        let shared = Arc::new(Shared::new()?);
+        let handle = VsockHandle { shared: Arc::clone(&shared) };
+        Ok((Self { endpoint, socket_file, shared, thread: None }, handle))
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        F_STREAM | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // `struct virtio_vsock_config` is the guest's context id, 64 bits (5.10.4).
+        let config = self.endpoint.guest_cid.to_le_bytes();
+        data.fill(0);
+        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or(&[]);
+        let len = rest.len().min(data.len());
+        data[..len].copy_from_slice(&rest[..len]);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.reset();
+        let Activation { memory, features, queues, config_interrupt: _ } = activation;
+        let mut queues = queues.into_iter();
+        let mut next = |index: usize| -> Result<Option<ActiveQueue>, ActivateError> {
+            let Some(mut active) = queues.next().flatten() else { return Ok(None) };
+            active.queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+            if active.queue.is_valid(&*memory) {
+                return Ok(Some(active));
+            }
+            let text = format!("queue {index} lies outside guest memory");
+            Err(io::Error::new(ErrorKind::InvalidInput, text).into())
+        };
+        let (rx, tx, event) = (next(RX)?, next(TX)?, next(EVENT)?);
+        let parts = Parts {
+            rx: rx.ok_or(ActivateError::MissingQueue(RX))?,
+            tx: tx.ok_or(ActivateError::MissingQueue(TX))?,
+            event,
+            memory,
+            endpoint: self.endpoint.clone(),
+            shared: Arc::clone(&self.shared),
+        };
+        let muxer = worker::prepare(&parts)?;
+        self.shared.set_stop(false);
+        self.thread = Some(thread::Builder::new().name("vsock".into()).spawn(move || worker::run(parts, muxer))?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.shared.set_stop(true);
+            if thread.join().is_err() {
+                tracing::error!("the vsock thread had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.reset();
+        self.shared.close();
+        self.socket_file.remove();
+    }
+}
+
+/// A socket file that this process made, known by its inode: never remove another's.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn remove(&self) {
+        let same = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        if same && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the vsock socket can't be removed");
+        }
+    }
+}
+
+/// Binds the hybrid socket for its owner alone.
+fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    if path.as_os_str().as_bytes().len() + MAX_SUFFIX > MAX_PATH {
+        let text = format!("{} is too long for a socket: at most {} bytes", path.display(), MAX_PATH - MAX_SUFFIX);
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path)? => {
+            fs::remove_file(path)?;
+            UnixListener::bind(path)?
+        }
+        result => result?,
+    };
+    let file = fs::symlink_metadata(path)?;
+    let socket_file = SocketFile { path: path.to_owned(), identity: (file.dev(), file.ino()) };
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok((listener, socket_file))
+}
+
+/// True for a socket file on which nobody listens; any other file is never touched.
+fn is_stale(path: &Path) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    Ok(UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
+}
