@@ -1,4 +1,5 @@
 //! Bulkhead: a lightweight VM manager that hosts an isolated Docker engine.
 
-pub mod vmm;
+pub mod devices;
 pub mod virtio;
+pub mod vmm;

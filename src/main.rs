@@ -1,2 +1,5 @@
 //! The host program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    bulkhead::vmm::run()
+}

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use virtio_queue::Queue;
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::vmm::memory::GuestRam;
@@ -21,6 +21,35 @@ pub struct ActiveQueue {
     pub kick: EventFd,
     /// The queue's "used buffer" notification. Ask `queue.needs_notification` first.
     pub interrupt: Arc<dyn Interrupt>,
+}
+
+impl ActiveQueue {
+    /// Serves every available chain and tells the driver; `serve` returns the bytes it wrote into the chain.
+    ///
+    /// Ends although the available ring claims more when no chain can be taken from it: a broken ring must not keep
+    /// a device's thread from being stopped.
+    pub(crate) fn drain<'m>(
+        &mut self,
+        memory: &'m GuestRam,
+        mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32,
+    ) {
+        loop {
+            let mut taken = false;
+            let mut used = false;
+            while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
+                taken = true;
+                let head = chain.head_index();
+                let written = serve(chain);
+                used |= self.queue.add_used(memory, head, written).is_ok();
+            }
+            if used && self.queue.needs_notification(memory).unwrap_or(true) {
+                self.interrupt.trigger();
+            }
+            if !self.queue.enable_notification(memory).unwrap_or(false) || !taken {
+                return;
+            }
+        }
+    }
 }
 
 /// What a device gets at `DRIVER_OK`.

@@ -1,0 +1,142 @@
+//! The raw file behind the device.
+
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom},
+    os::fd::AsRawFd,
+};
+
+use vm_memory::VolatileSlice;
+
+use super::{SECTOR, write_zeroes};
+
+/// Bytes of the serial number (virtio 1.3, 5.2.6.1).
+pub(super) const SERIAL: usize = 20;
+
+/// A disk: a file of whole sectors.
+pub struct DiskFile {
+    file: File,
+    sectors: u64,
+    readonly: bool,
+    serial: [u8; SERIAL],
+}
+
+impl DiskFile {
+    /// Takes `file`; the size is what seeking to its end gives, so that block devices work as well.
+    pub fn new(mut file: File, readonly: bool, serial: &str) -> io::Result<Self> {
+        let sectors = file.seek(SeekFrom::End(0))? / SECTOR;
+        let mut padded = [0; SERIAL];
+        for (to, from) in padded.iter_mut().zip(serial.bytes()) {
+            *to = from;
+        }
+        Ok(Self { file, sectors, readonly, serial: padded })
+    }
+
+    /// Size in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Whether the guest may only read.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+
+    pub(super) fn serial(&self) -> &[u8; SERIAL] {
+        &self.serial
+    }
+
+    /// Whether `bytes` from `sector` on lie on the disk and are whole sectors.
+    pub(super) fn contains(&self, sector: u64, bytes: u64) -> bool {
+        bytes.is_multiple_of(SECTOR) && sector.checked_add(bytes / SECTOR).is_some_and(|end| end <= self.sectors)
+    }
+
+    /// Reads into guest memory; the range has been checked with [`Self::contains`].
+    pub(super) fn read(&self, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
+        transfer(slices, sector * SECTOR, |iov, offset| {
+            // SAFETY: every iovec is a live mapping of guest memory, which any thread may change at any time: it is
+            // never the target of a Rust reference, only of this system call.
+            unsafe { libc::preadv(self.file.as_raw_fd(), iov.as_ptr(), iov.len() as libc::c_int, offset) }
+        })
+    }
+
+    /// Writes from guest memory; the range has been checked with [`Self::contains`].
+    pub(super) fn write(&self, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
+        transfer(slices, sector * SECTOR, |iov, offset| {
+            // SAFETY: as in `read`; the kernel only reads from the mappings.
+            unsafe { libc::pwritev(self.file.as_raw_fd(), iov.as_ptr(), iov.len() as libc::c_int, offset) }
+        })
+    }
+
+    /// What was written before is on stable storage afterwards.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives a range back to the host's file system.
+    pub(super) fn punch_hole(&self, sector: u64, sectors: u64) -> io::Result<()> {
+        self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, sector, sectors)
+    }
+
+    /// Makes a range read as zeroes and keeps it allocated.
+    pub(super) fn zero(&self, sector: u64, sectors: u64) -> io::Result<()> {
+        match self.allocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, sector, sectors) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                write_zeroes(&self.file, sector * SECTOR, sectors * SECTOR)
+            }
+            other => other,
+        }
+    }
+
+    fn allocate(&self, mode: libc::c_int, sector: u64, sectors: u64) -> io::Result<()> {
+        if sectors == 0 {
+            return Ok(());
+        }
+        let (offset, len) = ((sector * SECTOR).cast_signed(), (sectors * SECTOR).cast_signed());
+        // SAFETY: fallocate takes integers and touches no memory of ours.
+        match unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Runs a vectored system call until all of `slices` is done.
+fn transfer(
+    slices: &[VolatileSlice<'_>],
+    start: u64,
+    mut call: impl FnMut(&[libc::iovec], libc::off_t) -> isize,
+) -> io::Result<()> {
+    // The guards keep the mappings accessible for as long as the iovecs are used.
+    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let mut iov: Vec<_> =
+        guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
+    let mut offset = start;
+    let mut first = 0;
+    while iov.get(first).is_some() {
+        let most = iov.len().min(first + libc::UIO_MAXIOV as usize);
+        let done = call(&iov[first..most], offset.cast_signed());
+        let Ok(mut done) = usize::try_from(done) else {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        };
+        if done == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        offset += done as u64;
+        while let Some(piece) = iov.get_mut(first) {
+            if done < piece.iov_len {
+                // SAFETY: `done` is less than the piece's length, so the pointer stays inside it.
+                piece.iov_base = unsafe { piece.iov_base.byte_add(done) };
+                piece.iov_len -= done;
+                break;
+            }
+            done -= piece.iov_len;
+            first += 1;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Where the guest's console goes: a bounded file and the last bytes in memory.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
+};
+
+/// The file is begun anew past this many bytes, so that a guest cannot fill the host's disk.
+const MOST_FILE: u64 = 16 << 20;
+/// Bytes kept in memory.
+const MOST_TAIL: usize = 16 << 10;
+const PANIC: &[u8] = b"Kernel panic - not syncing";
+
+/// The log.
+pub struct ConsoleLog {
+    file: Option<File>,
+    written: u64,
+    tail: VecDeque<u8>,
+}
+
+impl ConsoleLog {
+    /// A log that also goes to `file`.
+    pub fn new(file: Option<File>) -> Self {
+        Self { file, written: 0, tail: VecDeque::new() }
+    }
+
+    /// Takes bytes from the guest. A file that cannot be written is given up; the tail is kept all the same.
+    pub fn append(&mut self, bytes: &[u8]) {
+        if self.file.as_mut().is_some_and(|file| write(file, &mut self.written, bytes).is_err()) {
+            self.file = None;
+        }
+        self.tail.extend(bytes);
+        let surplus = self.tail.len().saturating_sub(MOST_TAIL);
+        self.tail.drain(..surplus);
+    }
+
+    /// The last bytes as text.
+    pub fn tail(&self) -> String {
+        let bytes: Vec<u8> = self.tail.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether the guest kernel's panic message is among the last bytes.
+    pub fn panicked(&self) -> bool {
+        let bytes: Vec<u8> = self.tail.iter().copied().collect();
+        bytes.windows(PANIC.len()).any(|window| window == PANIC)
+    }
+}
+
+fn write(file: &mut File, written: &mut u64, bytes: &[u8]) -> io::Result<()> {
+    *written += bytes.len() as u64;
+    if *written > MOST_FILE {
+        *written = bytes.len() as u64;
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(b"[the console's earlier output was dropped: it had grown too long]\n")?;
+    }
+    file.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_writes_without_end_fills_neither_disk_nor_memory() {
+        let file = tempfile::tempfile().unwrap();
+        let mut log = ConsoleLog::new(Some(file.try_clone().unwrap()));
+        for _ in 0..80 {
+            log.append(&vec![b'x'; 1 << 19]);
+        }
+        assert!(file.metadata().unwrap().len() <= MOST_FILE + 100);
+        assert_eq!(log.tail().len(), MOST_TAIL);
+    }
+
+    #[test]
+    fn a_panic_is_seen_even_if_its_message_comes_in_pieces() {
+        let mut log = ConsoleLog::new(None);
+        log.append(b"Kernel panic - not");
+        assert!(!log.panicked());
+        log.append(b" syncing: VFS");
+        assert!(log.panicked());
+        assert!(log.tail().ends_with("syncing: VFS"));
+    }
+}

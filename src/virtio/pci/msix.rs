@@ -1,0 +1,177 @@
+//! MSI-X table and pending bits (PCI local bus specification 3.0, 6.8.2).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{
+    virtio::Interrupt,
+    vmm::interrupts::{MsiMessage, MsiVector},
+};
+
+/// Bytes of one table entry.
+pub(super) const ENTRY: usize = 16;
+const CONTROL_ENABLE: u16 = 1 << 15;
+const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
+const VECTOR_MASKED: u32 = 1;
+
+struct Entry {
+    message: MsiMessage,
+    masked: bool,
+    pending: bool,
+    vector: MsiVector,
+}
+
+struct State {
+    entries: Vec<Entry>,
+    enabled: bool,
+    function_masked: bool,
+}
+
+/// The MSI-X state of one function, shared with the interrupts handed to its device.
+#[derive(Clone)]
+pub(super) struct Msix(Arc<Mutex<State>>);
+
+/// One vector as a device sees it.
+struct Vector {
+    msix: Msix,
+    index: usize,
+}
+
+impl Interrupt for Vector {
+    fn trigger(&self) {
+        self.msix.trigger(self.index);
+    }
+}
+
+/// What a device gets when the driver assigned no vector (`VIRTIO_MSI_NO_VECTOR`).
+struct NoVector;
+
+impl Interrupt for NoVector {
+    fn trigger(&self) {}
+}
+
+impl Msix {
+    pub(super) fn new(vectors: Vec<MsiVector>) -> Self {
+        let entry = |vector| Entry { message: MsiMessage::default(), masked: true, pending: false, vector };
+        let entries = vectors.into_iter().map(entry).collect();
+        Self(Arc::new(Mutex::new(State { entries, enabled: false, function_masked: false })))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.state().entries.len()
+    }
+
+    /// The interrupt behind a vector number that the driver chose.
+    pub(super) fn interrupt(&self, vector: u16) -> Arc<dyn Interrupt> {
+        if usize::from(vector) < self.len() {
+            Arc::new(Vector { msix: self.clone(), index: usize::from(vector) })
+        } else {
+            Arc::new(NoVector)
+        }
+    }
+
+    /// The message control word (6.8.2.3).
+    pub(super) fn control(&self) -> u16 {
+        let state = self.state();
+        let flags = u16::from(state.enabled) << 15 | u16::from(state.function_masked) << 14;
+        flags | (state.entries.len() as u16 - 1)
+    }
+
+    pub(super) fn set_control(&self, value: u16) {
+        let mut state = self.state();
+        state.enabled = value & CONTROL_ENABLE != 0;
+        state.function_masked = value & CONTROL_FUNCTION_MASK != 0;
+        for index in 0..state.entries.len() {
+            state.deliver(index);
+        }
+    }
+
+    fn trigger(&self, index: usize) {
+        let mut state = self.state();
+        let open = state.open(index);
+        if let Some(entry) = state.entries.get_mut(index) {
+            if open {
+                entry.vector.trigger();
+            } else {
+                entry.pending = true;
+            }
+        }
+    }
+
+    /// Reads the table; only aligned double and quad words are defined (6.8.2), anything else reads as zero.
+    pub(super) fn read_table(&self, offset: usize, data: &mut [u8]) {
+        data.fill(0);
+        let state = self.state();
+        if let Some(entry) = state.entries.get(offset / ENTRY) {
+            let bytes = entry.bytes();
+            let at = offset % ENTRY;
+            if aligned(at, data.len()) {
+                data.copy_from_slice(&bytes[at..at + data.len()]);
+            }
+        }
+    }
+
+    pub(super) fn write_table(&self, offset: usize, data: &[u8]) {
+        let at = offset % ENTRY;
+        if !aligned(at, data.len()) {
+            return;
+        }
+        let mut state = self.state();
+        let index = offset / ENTRY;
+        let Some(entry) = state.entries.get_mut(index) else { return };
+        let mut bytes = entry.bytes();
+        bytes[at..at + data.len()].copy_from_slice(data);
+        let word = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        entry.message = MsiMessage { address: u64::from(word(0)) | u64::from(word(4)) << 32, data: word(8) };
+        entry.masked = word(12) & VECTOR_MASKED != 0;
+        if !entry.masked
+            && let Err(error) = entry.vector.route(entry.message)
+        {
+            tracing::warn!(%error, "an interrupt of the guest is lost");
+        }
+        state.deliver(index);
+    }
+
+    /// Reads the pending bit array.
+    pub(super) fn read_pending(&self, offset: usize, data: &mut [u8]) {
+        let state = self.state();
+        for (i, byte) in data.iter_mut().enumerate() {
+            let first = (offset + i) * 8;
+            *byte = (0..8)
+                .filter(|bit| state.entries.get(first + bit).is_some_and(|e| e.pending))
+                .fold(0, |b, bit| b | 1 << bit);
+        }
+    }
+}
+
+fn aligned(at: usize, len: usize) -> bool {
+    matches!(len, 4 | 8) && at.is_multiple_of(len)
+}
+
+impl Entry {
+    fn bytes(&self) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        bytes[..8].copy_from_slice(&self.message.address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.message.data.to_le_bytes());
+        bytes[12..].copy_from_slice(&u32::from(self.masked).to_le_bytes());
+        bytes
+    }
+}
+
+impl State {
+    fn open(&self, index: usize) -> bool {
+        self.enabled && !self.function_masked && self.entries.get(index).is_some_and(|entry| !entry.masked)
+    }
+
+    fn deliver(&mut self, index: usize) {
+        if self.open(index)
+            && let Some(entry) = self.entries.get_mut(index)
+            && std::mem::take(&mut entry.pending)
+        {
+            entry.vector.trigger();
+        }
+    }
+}

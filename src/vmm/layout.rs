@@ -1,0 +1,60 @@
+//! The guest's physical address space: every fixed address in one place.
+
+/// Where the 32-bit hole for devices starts; memory below it is contiguous from 0.
+pub const LOW_MEMORY_END: u64 = 0xC000_0000;
+/// Memory beyond the hole continues here.
+pub const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
+
+/// First byte of the conventional-memory hole (EBDA, video, ROM), reserved in the memory map.
+pub const EBDA_START: u64 = 0x9_FC00;
+/// First byte after it.
+pub const ONE_MIB: u64 = 0x10_0000;
+
+/// Initial GDT.
+pub const GDT_START: u64 = 0x500;
+/// Empty IDT.
+pub const IDT_START: u64 = 0x520;
+/// PVH `hvm_start_info`.
+pub const PVH_INFO_START: u64 = 0x6000;
+/// PVH memory map.
+pub const PVH_MEMMAP_START: u64 = 0x6800;
+/// Linux `boot_params` ("zero page").
+pub const ZERO_PAGE_START: u64 = 0x7000;
+/// Identity-mapping page tables for the 64-bit entry: PML4, PDPT and four page directories.
+pub const PAGE_TABLES_START: u64 = 0x9000;
+/// Kernel command line.
+pub const CMDLINE_START: u64 = 0x2_0000;
+/// Longest command line, terminator included.
+pub const CMDLINE_MAX: usize = 0x1_0000;
+/// ACPI tables, in the BIOS area that is reserved in the memory map.
+pub const ACPI_START: u64 = 0xE_0000;
+/// First byte after the area for ACPI tables.
+pub const ACPI_END: u64 = ONE_MIB;
+/// Where a bzImage's protected-mode part is loaded.
+pub const BZIMAGE_START: u64 = ONE_MIB;
+
+/// 32-bit window for PCI BARs.
+pub const PCI_MMIO_START: u64 = 0xC000_0000;
+/// Its size in bytes.
+pub const PCI_MMIO_SIZE: u64 = 0x1000_0000;
+/// Enhanced configuration space (PCI Express base specification, 7.2.2): one bus.
+pub const PCI_ECAM_START: u64 = 0xE000_0000;
+/// Its size in bytes: 32 devices of 8 functions of 4 KiB.
+pub const PCI_ECAM_SIZE: u64 = 0x10_0000;
+
+/// I/O APIC registers (KVM's in-kernel irqchip).
+pub const IOAPIC_START: u64 = 0xFEC0_0000;
+/// Local APIC registers.
+pub const LOCAL_APIC_START: u64 = 0xFEE0_0000;
+/// Three pages that VMX needs for real mode (`KVM_SET_TSS_ADDR`).
+pub const TSS_START: u64 = 0xFFFB_D000;
+
+/// I/O port of the 16550, when there is one.
+pub const SERIAL_PORT: u16 = 0x3F8;
+/// GSI of the 16550.
+pub const SERIAL_GSI: u32 = 4;
+/// I/O port of the ACPI sleep control register (ACPI 6.5, 4.8.3.7); status and reset follow.
+pub const POWER_PORT: u16 = 0x600;
+
+/// GSIs below this are the I/O APIC's pins; message-signalled interrupts are routed from here on.
+pub const FIRST_MSI_GSI: u32 = 24;

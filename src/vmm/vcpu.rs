@@ -1,0 +1,98 @@
+//! A vCPU's thread: enters the guest, answers its exits, counts them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::{
+    api::ExitReason,
+    bus::Bus,
+    error::{VmmError, host},
+    exit::ExitSignal,
+};
+
+/// The two address spaces, read-only once the vCPUs run.
+pub(super) struct Buses {
+    pub(super) ports: Bus,
+    pub(super) memory: Bus,
+}
+
+/// Exits of one vCPU that reached this process, by kind.
+#[derive(Default)]
+pub(super) struct ExitCounters {
+    pub(super) port: AtomicU64,
+    pub(super) mmio: AtomicU64,
+    pub(super) other: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Runs the vCPU on a thread of its own until the machine ends.
+pub(super) fn spawn(
+    id: u8,
+    mut vcpu: VcpuFd,
+    buses: Arc<Buses>,
+    counters: Arc<ExitCounters>,
+    exit: ExitSignal,
+) -> Result<(), VmmError> {
+    let body = move || {
+        loop {
+            if let Err(reason) = step(&mut vcpu, &buses, &counters) {
+                return exit.raise(reason);
+            }
+        }
+    };
+    thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(host("a vCPU thread"))?;
+    Ok(())
+}
+
+/// One entry into the guest.
+fn step(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> Result<(), ExitReason> {
+    match vcpu.run() {
+        Ok(VcpuExit::IoIn(port, data)) => {
+            count(&counters.port);
+            buses.ports.read(u64::from(port), data);
+        }
+        Ok(VcpuExit::IoOut(port, data)) => {
+            count(&counters.port);
+            buses.ports.write(u64::from(port), data);
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            count(&counters.mmio);
+            buses.memory.read(address, data);
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            count(&counters.mmio);
+            buses.memory.write(address, data);
+        }
+        Ok(VcpuExit::Shutdown) => return Err(ExitReason::TripleFault),
+        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => count(&counters.other),
+        Ok(VcpuExit::FailEntry(reason, _)) => return Err(failed(vcpu, &format!("entry failed ({reason:#x})"))),
+        Ok(VcpuExit::InternalError) => return Err(failed(vcpu, "KVM met an instruction it cannot emulate")),
+        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(failed(vcpu, &format!("system event {kind}"))),
+        Ok(other) => {
+            let message = format!("unexpected exit {other:?}");
+            return Err(ExitReason::Error { message });
+        }
+        Err(error) if matches!(error.errno(), libc::EAGAIN | libc::EINTR) => {}
+        Err(error) => return Err(failed(vcpu, &format!("KVM_RUN failed: {error}"))),
+    }
+    Ok(())
+}
+
+fn failed(vcpu: &VcpuFd, what: &str) -> ExitReason {
+    let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
+    let message = format!(
+        "the vCPU stopped at rip {rip:#x}: {what}; if this is the first start on this machine, \
+         its /dev/kvm may not be able to run a Linux guest (see: bulkhead doctor)"
+    );
+    ExitReason::Error { message }
+}

@@ -1,0 +1,129 @@
+//! Guests of a few instructions on this machine's /dev/kvm: what needs KVM but no operating system.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
+
+mod support;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use bulkhead::vmm::api::{Command, Event, ExitReason};
+use support::{
+    Vmm,
+    guest::{SPIN, kernel, machine, out},
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const POWER: u16 = 0x600;
+const OFF: u8 = 5 << 2 | 1 << 5;
+
+fn run(code: &[u8]) -> ExitReason {
+    let dir = tempfile::tempdir().unwrap();
+    Vmm::boot(machine(kernel(dir.path(), code))).exit(SOON)
+}
+
+fn sequence(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+#[test]
+fn soft_off_through_the_sleep_register_ends_the_machine() {
+    assert_eq!(run(&sequence(&[&out(POWER, OFF), &SPIN])), ExitReason::PowerOff);
+}
+
+#[test]
+fn the_reset_register_resets() {
+    assert_eq!(run(&sequence(&[&out(POWER + 2, 1), &SPIN])), ExitReason::Reset);
+}
+
+#[test]
+fn a_triple_fault_ends_the_machine_and_says_so() {
+    // lidt of an empty table, then a segment that does not exist: no handler for that, nor for the fault of having none.
+    let code = [0x0f, 0x01, 0x1d, 0x00, 0x00, 0x00, 0x00, 0x66, 0xb8, 0x34, 0x12, 0x8e, 0xd8];
+    assert_eq!(run(&code), ExitReason::TripleFault);
+}
+
+#[test]
+fn a_serial_port_exists_only_when_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = sequence(&[&out(0x3f8, b'h'), &out(0x3f8, b'i'), &out(POWER, OFF), &SPIN]);
+    let log = dir.path().join("serial.log");
+    let mut config = machine(kernel(dir.path(), &code));
+    assert_eq!(Vmm::boot(config.clone()).exit(SOON), ExitReason::PowerOff);
+    assert!(!log.exists());
+    config.serial = Some(log.clone());
+    assert_eq!(Vmm::boot(config).exit(SOON), ExitReason::PowerOff);
+    assert_eq!(fs::read(log).unwrap(), b"hi");
+}
+
+#[test]
+fn the_host_bridge_answers_through_ecam_and_empty_slots_do_not() {
+    // mov eax, [0xe0000000]; cmp eax, 0x00081b36; jne spin; mov eax, [0xe00f8000]; cmp eax, -1; jne spin; off
+    let read = |address: u32| [&[0xa1][..], &address.to_le_bytes()].concat();
+    let expect = |value: u32| [&[0x3d][..], &value.to_le_bytes(), &[0x75, 0xfe]].concat();
+    let code = sequence(&[
+        &read(0xe000_0000),
+        &expect(0x0008_1b36),
+        &read(0xe00f_8000),
+        &expect(0xffff_ffff),
+        &out(POWER, OFF),
+        &SPIN,
+    ]);
+    assert_eq!(run(&code), ExitReason::PowerOff);
+}
+
+#[test]
+fn exits_are_counted_by_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = sequence(&[&out(0x80, 1), &out(0x80, 2), &[0xa1, 0, 0, 0, 0xe0], &SPIN]);
+    let vmm = Vmm::boot(machine(kernel(dir.path(), &code)));
+    assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
+    let mut exits = std::collections::BTreeMap::new();
+    for _ in 0..200 {
+        vmm.send(&Command::Statistics, None);
+        let Some(Event::Statistics(statistics)) = vmm.event(SOON) else { panic!("no statistics") };
+        exits = statistics.exits;
+        if exits["mmio"] > 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((exits["port"], exits["mmio"]), (2, 1));
+}
+
+#[test]
+fn the_vmm_ends_with_its_backend() {
+    let dir = tempfile::tempdir().unwrap();
+    let vmm = Vmm::boot(machine(kernel(dir.path(), &SPIN)));
+    assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
+    let mut child = vmm.disconnect();
+    assert!(support::ended(&mut child, SOON), "still running without a backend");
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_ends_with_one_clear_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = machine(kernel(dir.path(), &SPIN));
+    let broken = |change: &dyn Fn(&mut bulkhead::vmm::api::VmConfig)| {
+        let mut config = good.clone();
+        change(&mut config);
+        match Vmm::boot(config).exit(SOON) {
+            ExitReason::Error { message } => message,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(broken(&|c| c.cpus = 33).contains("1 to 32"));
+    assert!(broken(&|c| c.memory_mib = 1 << 40).contains("--memory"));
+    assert!(broken(&|c| c.kernel = PathBuf::from("/nowhere/vmlinux")).contains("/nowhere/vmlinux"));
+    let truncated = dir.path().join("truncated");
+    fs::write(&truncated, &support::guest::elf(&SPIN)[..100]).unwrap();
+    assert!(broken(&|c| c.kernel = truncated.clone()).contains("truncated"));
+}
+
+#[test]
+fn garbage_instead_of_a_first_command_is_refused() {
+    for packet in [&b"{}"[..], b"\xff\xfe", b"[]", b"{\"type\":\"kill\"}"] {
+        let vmm = Vmm::spawn();
+        vmm.send_raw(packet, None);
+        assert!(matches!(vmm.exit(SOON), ExitReason::Error { .. }));
+    }
+}

@@ -1,0 +1,76 @@
+//! The guest kernel on a KVM that can run it. `scripts/test` runs this suite where there is one, or inside the
+//! emulated AMD-V machine; `BULKHEAD_KERNEL` names the folder that `firmware/build guest` prints.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
+
+mod support;
+
+use std::{path::PathBuf, time::Duration};
+
+use bulkhead::vmm::api::{Event, ExitReason, VmConfig};
+use support::{Vmm, guest::machine};
+
+/// Emulation is some thirty times slower than hardware.
+const BOOT: Duration = Duration::from_secs(60);
+
+fn kernel(image: &str) -> PathBuf {
+    PathBuf::from(std::env::var("BULKHEAD_KERNEL").expect("BULKHEAD_KERNEL names the kernel's folder")).join(image)
+}
+
+/// Boots without a root file system: the kernel goes through all of its start and panics.
+fn last_words(image: &str, change: impl FnOnce(&mut VmConfig)) -> (ExitReason, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let console = dir.path().join("console.log");
+    let mut config = machine(kernel(image));
+    config.memory_mib = 256;
+    config.console = Some(console.clone());
+    config.cmdline = "console=hvc0 panic=-1 8250.nr_uarts=0".into();
+    change(&mut config);
+    let vmm = Vmm::boot(config);
+    assert!(matches!(vmm.event(BOOT), Some(Event::Started { .. })));
+    let reason = vmm.exit(BOOT);
+    (reason, std::fs::read_to_string(console).unwrap())
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn an_elf_kernel_boots_by_pvh_and_its_panic_ends_the_machine_with_its_last_words() {
+    let (reason, words) = last_words("vmlinux", |_| {});
+    assert_eq!(reason, ExitReason::Panic, "{words}");
+    assert!(words.contains("Linux version 6.12") && words.contains("Unable to mount root fs"), "{words}");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_bzimage_boots_by_the_64_bit_entry() {
+    let (reason, words) = last_words("bzImage", |_| {});
+    assert_eq!(reason, ExitReason::Panic, "{words}");
+    assert!(words.contains("Linux version 6.12"), "{words}");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn all_vcpus_come_up_and_memory_above_4_gib_is_there() {
+    let (_, words) = last_words("vmlinux", |config| {
+        config.cpus = 4;
+        config.memory_mib = 4096;
+    });
+    assert!(words.contains("smp: Brought up 1 node, 4 CPUs"), "{words}");
+    let memory = words.lines().find(|line| line.contains("Memory:")).expect("the kernel tells its memory");
+    let kib: u64 = memory.split(['/', 'K']).find_map(|w| w.trim().parse().ok().filter(|n: &u64| *n > 1 << 21)).unwrap();
+    assert!(kib > 3 << 20, "{memory}");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_serial_console_works_when_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let serial = dir.path().join("serial.log");
+    let (_, _) = last_words("vmlinux", |config| {
+        config.serial = Some(serial.clone());
+        config.cmdline = "console=ttyS0 panic=-1".into();
+    });
+    let words = std::fs::read_to_string(&serial).unwrap();
+    assert!(words.contains("Linux version 6.12"), "{words}");
+    assert!(!words.contains("WARNING:"), "{words}");
+}
