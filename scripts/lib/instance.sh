@@ -49,7 +49,7 @@ instance_connect() {
     ssh -F none -M -N -f -S "$RUN/ssh-$user" -i "$RUN/key" -l "$user" -p "$(cat "$RUN/port")" \
         -o ControlPersist=yes -o BatchMode=yes -o LogLevel=ERROR -o IdentitiesOnly=yes -o HostKeyAlias=kvm-host \
         -o UserKnownHostsFile="$RUN/known_hosts" -o StrictHostKeyChecking=yes -o ServerAliveInterval=30 \
-        -o Ciphers="${BULKHEAD_KVM_HOST_CIPHER:-aes128-gcm@openssh.com}" -o KexAlgorithms=curve25519-sha256 -o Compression=no \
+        -o Ciphers=aes128-gcm@openssh.com -o KexAlgorithms=curve25519-sha256 -o Compression=no \
         -o ExitOnForwardFailure=yes -o StreamLocalBindUnlink=yes \
         127.0.0.1 </dev/null >/dev/null 2>"$RUN/ssh.log" || die "no ssh to the machine: $(tail -n1 "$RUN/ssh.log")"
 }
