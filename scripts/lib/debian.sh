@@ -5,7 +5,7 @@
 #   packages.list   the packages to install, one a line
 #   variant         mmdebstrap's variant: what comes besides those packages
 #   paths.list      dpkg path filters, one a line: `-/usr/share/man/*` leaves out, `+/usr/share/x` keeps
-#   customise       run at the end with the root file system's folder as its argument
+#   customise       optional: run at the end with the root file system's folder as its argument
 
 DEBIAN_SUITE=trixie
 DEBIAN_MIRROR=${BULKHEAD_DEBIAN_MIRROR:-http://deb.debian.org/debian}
@@ -33,7 +33,6 @@ debian_build() {
     [[ -f $tar ]] && return 0
     mkdir -p "${tar%/*}"
     packages=$(list "$recipe/packages.list" | paste -sd,)
-    # shellcheck disable=SC2016 # mmdebstrap's shell expands it
     local options=(
         --variant="$(list "$recipe/variant")"
         --include="$packages"
@@ -41,8 +40,9 @@ debian_build() {
         --aptopt='APT::Install-Recommends "false"'
         # An old snapshot of the archive stays usable; signatures are still checked.
         --aptopt='Acquire::Check-Valid-Until "false"'
-        --customize-hook="$recipe/customise"' "$1"'
     )
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands it
+    [[ -x $recipe/customise ]] && options+=(--customize-hook="$recipe/customise"' "$1"')
     local filter
     while IFS= read -r filter; do
         case $filter in
