@@ -31,10 +31,10 @@ need_packages() {
     say "installing Debian packages: ${missing[*]}"
     local log=$BULKHEAD_CACHE/log/apt.log
     mkdir -p "${log%/*}"
-    if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+    if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
         # The package lists may be missing or old on a fresh machine: refresh them once.
         "${as_root[@]}" apt-get update >>"$log" 2>&1 || true
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 ||
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 ||
             die "apt-get could not install ${missing[*]}; see $log"
     fi
 }
@@ -42,7 +42,7 @@ need_packages() {
 # with_progress LABEL LOG COMMAND...: runs COMMAND with its output in LOG and shows what it is doing:
 # a live line on a terminal, a line a minute elsewhere.
 with_progress() {
-    local label=$1 log=$2 started=$SECONDS pid last=0
+    local label=$1 log=$2 started=$SECONDS pid last=$SECONDS
     shift 2
     mkdir -p "${log%/*}"
     "$@" >"$log" 2>&1 &

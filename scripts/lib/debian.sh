@@ -1,0 +1,70 @@
+# Debian user lands: a recipe folder becomes a cached tar of a root file system.
+# shellcheck shell=bash
+
+# A recipe folder holds
+#   packages.list   the packages to install, one a line
+#   variant         mmdebstrap's variant: what comes besides those packages
+#   paths.list      dpkg path filters, one a line: `-/usr/share/man/*` leaves out, `+/usr/share/x` keeps
+#   customise       optional: run at the end with the root file system's folder as its argument
+
+DEBIAN_SUITE=trixie
+DEBIAN_MIRROR=${BULKHEAD_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+
+# list FILE: the lines of FILE that are not blank and no comment.
+list() { grep -vE '^[[:space:]]*(#|$)' "$1"; }
+
+# debian_key RECIPE: the digest of all that a recipe says.
+debian_key() { digest "$DEBIAN_SUITE" "$1"/packages.list "$1"/variant "$1"/paths.list "$1"/customise "$BULKHEAD_REPO/scripts/lib/debian.sh"; }
+
+# debian_tar NAME RECIPE: builds the recipe unless it is cached; prints the path of the tar.
+debian_tar() {
+    local name=$1 recipe=$2 key tar
+    key=$(debian_key "$recipe")
+    tar=$BULKHEAD_CACHE/debian/$name-$key.tar
+    if [[ ! -f $tar ]]; then
+        need_packages mmdebstrap debian-archive-keyring
+        locked "debian-$name" debian_build "$name" "$recipe" "$tar"
+    fi
+    echo "$tar"
+}
+
+debian_build() {
+    local name=$1 recipe=$2 tar=$3 packages
+    [[ -f $tar ]] && return 0
+    mkdir -p "${tar%/*}"
+    packages=$(list "$recipe/packages.list" | paste -sd,)
+    local options=(
+        --variant="$(list "$recipe/variant")"
+        --include="$packages"
+        --components=main
+        --aptopt='APT::Install-Recommends "false"'
+        # An old snapshot of the archive stays usable; signatures are still checked.
+        --aptopt='Acquire::Check-Valid-Until "false"'
+    )
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands it
+    [[ -x $recipe/customise ]] && options+=(--customize-hook="$recipe/customise"' "$1"')
+    local filter
+    while IFS= read -r filter; do
+        case $filter in
+            -*) options+=(--dpkgopt="path-exclude=${filter#-}") ;;
+            +*) options+=(--dpkgopt="path-include=${filter#+}") ;;
+        esac
+    done < <(list "$recipe/paths.list")
+    # Fixed times make the tar, and all that is made of it, depend on the packages alone.
+    SOURCE_DATE_EPOCH=0 with_progress "building the $name user land from Debian $DEBIAN_SUITE (about a minute)" \
+        "$BULKHEAD_CACHE/log/debian-$name.log" \
+        mmdebstrap "${options[@]}" "$DEBIAN_SUITE" "$tar.new.tar" "$DEBIAN_MIRROR"
+    mv -T "$tar.new.tar" "$tar"
+    # Older recipes' results are of no more use to this checkout; another checkout builds its own again.
+    find "${tar%/*}" -name "$name-*.tar" ! -path "$tar" -mtime +7 -delete
+}
+
+# in_root_tree COMMAND...: runs COMMAND with root's view of file ownership, so that trees unpack and pack as they are.
+in_root_tree() {
+    if ((EUID == 0)); then
+        "$@"
+    else
+        need_packages fakeroot
+        fakeroot -- "$@"
+    fi
+}
