@@ -1,1 +1,41 @@
-fn main() {}
+//! PID 1 of the guest and the backend's agent in it.
+//!
+//! It makes the file systems, fetches its configuration from the host over vsock, prepares the data disk, starts
+//! containerd, dockerd and the gate, keeps them running, and takes the guest down again. Every wait is for an event
+//! that somebody pushes: a signal, a message, a notification or a deadline.
+
+mod agent;
+mod boot;
+mod cgroup;
+mod config;
+mod disk;
+mod engine;
+mod error;
+mod event;
+mod fatal;
+mod kmsg;
+mod mounts;
+mod network;
+mod notify;
+mod output;
+mod ping;
+mod restart;
+mod runtime;
+mod services;
+mod shutdown;
+mod superblock;
+mod tuning;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if !nix::unistd::getpid().as_raw().eq(&1) {
+        eprintln!("bulkhead-init: only the kernel of a Bulkhead guest can start this program, as process 1");
+        return ExitCode::FAILURE;
+    }
+    fatal::install_panic_hook();
+    match boot::run() {
+        Ok(end) => shutdown::end(end),
+        Err(error) => fatal::give_up(&error::chain(&error)),
+    }
+}

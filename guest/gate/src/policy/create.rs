@@ -1,0 +1,303 @@
+//! The requests that create containers, volumes and services.
+
+use serde_json::value::RawValue;
+
+use super::{
+    Refusal, image,
+    json::{Object, array, is_field, object, parse, string, write},
+    paths::reaches_engine_socket,
+};
+
+/// The runtime of every container while isolation is on, as a JSON string.
+const RUNTIME: &str = "\"sysbox-runc\"";
+
+/// A mount that shows an engine socket was found.
+#[derive(Debug)]
+struct Denied;
+
+type Found = Result<Result<(), Denied>, Refusal>;
+
+fn text(body: &[u8]) -> Result<&str, Refusal> {
+    std::str::from_utf8(body).map_err(|error| Refusal::Malformed(error.to_string()))
+}
+
+/// Options of the `local` driver: `device` and every path in `o` (`lowerdir=…:…`).
+fn check_volume_options(options: &RawValue) -> Found {
+    for (key, value) in &object(options)?.0 {
+        let Some(value) = string(value)? else { continue };
+        let denied = match key.as_str() {
+            "device" => !value.is_empty() && reaches_engine_socket(&value),
+            _ => value.split([',', '=', ':']).any(|word| word.starts_with('/') && reaches_engine_socket(word)),
+        };
+        if denied {
+            return Ok(Err(Denied));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// One element of `Mounts`.
+fn check_mount(mount: &RawValue) -> Found {
+    let mount = object(mount)?;
+    for source in mount.all("Source") {
+        // A source that is no path is the name of a volume.
+        if string(source)?.is_some_and(|source| source.starts_with('/') && reaches_engine_socket(&source)) {
+            return Ok(Err(Denied));
+        }
+    }
+    for volume in mount.all("VolumeOptions") {
+        for driver in object(volume)?.all("DriverConfig") {
+            for options in object(driver)?.all("Options") {
+                if let Err(denied) = check_volume_options(options)? {
+                    return Ok(Err(denied));
+                }
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// `Mounts` and `Binds` of a host configuration or of anything that has members of these names.
+fn check_mounts(config: &Object<'_>) -> Found {
+    for binds in config.all("Binds") {
+        for bind in array(binds)? {
+            let Some(bind) = string(bind)? else { continue };
+            let source = bind.split(':').next().unwrap_or_default();
+            if source.starts_with('/') && reaches_engine_socket(source) {
+                return Ok(Err(Denied));
+            }
+        }
+    }
+    for mounts in config.all("Mounts") {
+        for mount in array(mounts)? {
+            if let Err(denied) = check_mount(mount)? {
+                return Ok(Err(denied));
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn image_of(config: &Object<'_>) -> Result<String, Refusal> {
+    let mut name = String::new();
+    for value in config.all("Image") {
+        name = string(value)?.unwrap_or_default();
+    }
+    Ok(image::normalise(&name))
+}
+
+fn refuse_for(config: &Object<'_>) -> Result<Refusal, Refusal> {
+    Ok(Refusal::SocketMount { image: image_of(config)? })
+}
+
+/// A host configuration whose only runtime is the isolating one.
+fn with_runtime(host: &Object<'_>) -> String {
+    let kept = host.0.iter().filter(|(key, _)| !is_field(key, "Runtime"));
+    write(kept.map(|(key, value)| (key.as_str(), value.get())).chain([("Runtime", RUNTIME)]))
+}
+
+/// `POST /containers/create`: refuses engine sockets and sets the runtime; the rest stays byte for byte.
+pub(super) fn container(body: &[u8]) -> Result<String, Refusal> {
+    let config: Object<'_> = parse(text(body)?)?;
+    // Old engines also read the host configuration's members from the top.
+    if check_mounts(&config)?.is_err() {
+        return Err(refuse_for(&config)?);
+    }
+    let mut members: Vec<(&str, String)> = Vec::with_capacity(config.0.len());
+    for (key, value) in &config.0 {
+        if is_field(key, "Runtime") {
+            continue;
+        }
+        let mut kept = value.get().to_owned();
+        if is_field(key, "HostConfig") && kept.starts_with('{') {
+            let host = object(value)?;
+            if check_mounts(&host)?.is_err() {
+                return Err(refuse_for(&config)?);
+            }
+            kept = with_runtime(&host);
+        }
+        members.push((key, kept));
+    }
+    Ok(write(members.iter().map(|(key, value)| (*key, value.as_str()))))
+}
+
+/// `POST /volumes/create`: refuses a volume that is a path to an engine socket.
+pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
+    let config: Object<'_> = parse(text(body)?)?;
+    for options in config.all("DriverOpts") {
+        if check_volume_options(options)?.is_err() {
+            // No image is involved yet; the sentence is the same.
+            return Err(refuse_for(&config)?);
+        }
+    }
+    Ok(())
+}
+
+/// `POST /services/create` and `update`: the same for the containers of a service.
+pub(super) fn service(body: &[u8]) -> Result<(), Refusal> {
+    let service: Object<'_> = parse(text(body)?)?;
+    for task in service.all("TaskTemplate") {
+        for container in object(task)?.all("ContainerSpec") {
+            let container = object(container)?;
+            if check_mounts(&container)?.is_err() {
+                return Err(refuse_for(&container)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const DENIED: &str = "enhanced container isolation: docker socket mount denied for container with image \
+                          \"docker.io/library/alpine\"; image is not in the allowed list; if you wish to allow it, \
+                          configure the docker socket image list in the Docker Desktop settings.";
+
+    fn create(body: &str) -> Result<Value, String> {
+        container(body.as_bytes())
+            .map(|text| serde_json::from_str(&text).unwrap())
+            .map_err(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn the_runtime_is_replaced_whatever_it_was_and_however_it_was_spelt() {
+        for host in [
+            r#"{"Runtime":"runc"}"#,
+            r#"{"runtime":"io.containerd.runc.v2","RUNTIME":"runc"}"#,
+            r#"{"Runtime":""}"#,
+            r"{}",
+        ] {
+            let body = create(&format!(r#"{{"Image":"alpine","HostConfig":{host}}}"#)).unwrap();
+            assert_eq!(body, json!({"Image": "alpine", "HostConfig": {"Runtime": "sysbox-runc"}}), "{host}");
+        }
+    }
+
+    #[test]
+    fn every_one_of_several_host_configurations_is_rewritten_and_checked() {
+        let text = container(br#"{"HostConfig":{"Runtime":"runc"},"ho\u017ftconfig":{"Runtime":"runc"}}"#).unwrap();
+        assert!(!text.contains("\"runc\""), "{text}");
+        let refused =
+            create(r#"{"Image":"alpine","HostConfig":{"Binds":["/run/docker.sock:/x"]},"hostconfig":{"Binds":[]}}"#);
+        assert_eq!(refused.unwrap_err(), DENIED);
+    }
+
+    #[test]
+    fn socket_mounts_are_refused_with_the_documented_text() {
+        for host in [
+            json!({"Binds": ["/var/run/docker.sock:/var/run/docker.sock"]}),
+            json!({"binds": ["/tmp:/tmp", "/var/run/:/x:ro"]}),
+            json!({"Binds": ["/:/host"]}),
+            json!({"Mounts": [{"Type": "bind", "Source": "/run/bulkhead", "Target": "/x"}]}),
+            json!({"mounts": [{"type": "bind", "source": "/tmp/../run/docker.sock", "target": "/x"}]}),
+            json!({"Mounts": [{"Type": "volume", "Target": "/x", "VolumeOptions": {"DriverConfig":
+                {"Name": "local", "Options": {"type": "none", "o": "bind", "device": "/var/run"}}}}]}),
+            json!({"Mounts": [{"Type": "volume", "VolumeOptions": {"DriverConfig":
+                {"Options": {"type": "overlay", "device": "overlay", "o": "lowerdir=/tmp:/run"}}}}]}),
+        ] {
+            let body = json!({"Image": "alpine:3.20", "HostConfig": host}).to_string();
+            assert_eq!(create(&body).unwrap_err(), DENIED, "{body}");
+        }
+    }
+
+    #[test]
+    fn escaped_strings_hide_nothing() {
+        let body = r#"{"Image":"alpine","HostConfig":{"\u0042inds":["\u002frun\/docker.sock:/x"]}}"#;
+        assert_eq!(create(body).unwrap_err(), DENIED);
+    }
+
+    #[test]
+    fn volumes_over_engine_paths_are_refused() {
+        for options in [
+            json!({"o": "bind", "type": "none", "device": "/run/docker.sock"}),
+            json!({"o": "rbind,ro", "device": "run"}),
+        ] {
+            let body = json!({"Name": "v", "Driver": "local", "DriverOpts": options}).to_string();
+            assert!(matches!(volume(body.as_bytes()), Err(Refusal::SocketMount { .. })), "{body}");
+        }
+        assert_eq!(volume(br#"{"Name":"v","DriverOpts":{"type":"tmpfs","device":"tmpfs","o":"size=1m"}}"#), Ok(()));
+        assert_eq!(volume(br#"{"Name":"v","DriverOpts":null}"#), Ok(()));
+    }
+
+    #[test]
+    fn services_are_held_to_the_same() {
+        let body = json!({"TaskTemplate": {"ContainerSpec": {"Image": "alpine", "Mounts": [
+            {"Type": "bind", "Source": "/var/run/docker.sock", "Target": "/s"}]}}});
+        assert_eq!(service(body.to_string().as_bytes()).unwrap_err().to_string(), DENIED);
+        assert_eq!(service(br#"{"TaskTemplate":{"ContainerSpec":{"Image":"alpine"}}}"#), Ok(()));
+    }
+
+    #[test]
+    fn values_that_are_not_inspected_stay_byte_for_byte() {
+        let body = r#"{"Cmd":["a", "b"],"Unknown":{"x":1.50,"x":12345678901234567890123},"HostConfig":{"Memory":9223372036854775807,"Odd":[ ]}}"#;
+        let text = container(body.as_bytes()).unwrap();
+        assert_eq!(text, body.replace("[ ]}", r#"[ ],"Runtime":"sysbox-runc"}"#));
+    }
+
+    #[test]
+    fn json_that_can_not_be_read_is_refused_and_not_passed() {
+        for body in ["[", "[]", "{} {}", "{\"HostConfig\":{}", "\u{feff}{}", "{\"\\ud800\":1}"] {
+            assert!(matches!(container(body.as_bytes()), Err(Refusal::Malformed(_))), "{body}");
+        }
+        assert!(matches!(container(b"{\"a\":\"\xff\"}"), Err(Refusal::Malformed(_))));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let names = prop_oneof![
+            Just("HostConfig".to_owned()),
+            Just("Binds".to_owned()),
+            Just("Mounts".to_owned()),
+            Just("Source".to_owned()),
+            Just("Runtime".to_owned()),
+            ".{0,6}"
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+            Just(json!("runc")),
+            Just(json!("/run/docker.sock:/x"))
+        ];
+        leaf.prop_recursive(5, 64, 6, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                proptest::collection::vec((names.clone(), inner), 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect()))
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_it_panic(body in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let _ = (container(&body), volume(&body), service(&body));
+        }
+
+        #[test]
+        fn whatever_passes_has_one_runtime_and_no_socket(value in any_json()) {
+            if let Ok(text) = container(value.to_string().as_bytes()) {
+                let passed: Value = serde_json::from_str(&text).unwrap();
+                if let Some(Value::Object(host)) = passed.get("HostConfig") {
+                    prop_assert_eq!(&host["Runtime"], "sysbox-runc");
+                    for bind in host.get("Binds").and_then(Value::as_array).into_iter().flatten() {
+                        prop_assert_ne!(bind, "/run/docker.sock:/x");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_socket_is_found_among_any_other_binds(
+            before in proptest::collection::vec("[a-z]{1,8}:/[a-z]{1,8}", 0..8),
+            after in proptest::collection::vec("[a-z]{1,8}:/[a-z]{1,8}", 0..8),
+        ) {
+            let binds: Vec<_> = before.into_iter().chain(["/var/run/docker.sock:/s".to_owned()]).chain(after).collect();
+            let body = json!({"Image": "alpine", "HostConfig": {"Binds": binds}}).to_string();
+            prop_assert_eq!(create(&body).unwrap_err(), DENIED);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Image names in their full form, as the engine's distribution library makes them.
+
+const DEFAULT_DOMAIN: &str = "docker.io";
+const OFFICIAL: &str = "library/";
+
+/// Whether the text names an image by its id.
+fn is_id(name: &str) -> bool {
+    let digits = name.strip_prefix("sha256:").unwrap_or(name);
+    digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The full name without tag and digest: `alpine:3.20` is `docker.io/library/alpine`. An id stays as it is.
+pub fn normalise(reference: &str) -> String {
+    if is_id(reference) {
+        return reference.to_owned();
+    }
+    let name = reference.split('@').next().unwrap_or(reference);
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    let name = name[last..].find(':').map_or(name, |colon| &name[..last + colon]);
+    let (domain, path) = match name.split_once('/') {
+        Some((first, rest))
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
+        {
+            (first, rest)
+        }
+        _ => (DEFAULT_DOMAIN, name),
+    };
+    let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
+    let official = if domain == DEFAULT_DOMAIN && !path.contains('/') { OFFICIAL } else { "" };
+    format!("{domain}/{official}{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::normalise;
+
+    #[test]
+    fn names_are_completed_and_lose_tag_and_digest() {
+        for (short, full) in [
+            ("alpine", "docker.io/library/alpine"),
+            ("docker:cli", "docker.io/library/docker"),
+            ("testcontainers/ryuk:0.8", "docker.io/testcontainers/ryuk"),
+            ("index.docker.io/alpine", "docker.io/library/alpine"),
+            ("localhost/x:1", "localhost/x"),
+            ("registry:5000/a/b:tag", "registry:5000/a/b"),
+            ("ghcr.io/o/i@sha256:00", "ghcr.io/o/i"),
+            ("ghcr.io/o/i:t@sha256:00", "ghcr.io/o/i"),
+        ] {
+            assert_eq!(normalise(short), full);
+        }
+    }
+
+    #[test]
+    fn an_id_is_no_name() {
+        let id = "ab".repeat(32);
+        assert_eq!(normalise(&id), id);
+        assert_eq!(normalise(&format!("sha256:{id}")), format!("sha256:{id}"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_makes_it_panic(name in ".{0,100}") {
+            normalise(&name);
+        }
+
+        #[test]
+        fn a_normal_name_is_its_own_normal_form(name in "[a-z]{1,8}(/[a-z]{1,8}){0,2}(:[a-z0-9]{1,5})?") {
+            let once = normalise(&name);
+            prop_assert_eq!(normalise(&once), once);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What a request may ask for while Enhanced Container Isolation is on.
+//!
+//! Three kinds of requests can bring a path of the guest into a container: creating a container, a volume with
+//! options of the `local` driver, and a swarm service. Their JSON is read as the engine reads it (Go's
+//! `encoding/json`): keys in any case, every one of several equal keys.
+
+mod create;
+mod image;
+mod json;
+mod paths;
+mod target;
+
+use bytes::Bytes;
+
+pub use image::normalise as normalise_image;
+pub use paths::reaches_engine_socket;
+
+/// Whether Enhanced Container Isolation is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// The policy of this module is enforced.
+    On,
+    /// Everything passes.
+    Off,
+}
+
+/// Why a request does not pass.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It would bring an engine socket into a container.
+    #[error(
+        "enhanced container isolation: docker socket mount denied for container with image \"{image}\"; image is not \
+         in the allowed list; if you wish to allow it, configure the docker socket image list in the Docker Desktop \
+         settings."
+    )]
+    SocketMount {
+        /// The container's image, normalised and without tag.
+        image: String,
+    },
+    /// The body can't be read with certainty.
+    #[error("the request's JSON is not valid: {0}")]
+    Malformed(String),
+}
+
+/// A kind of request that is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inspection {
+    /// `POST /containers/create`.
+    Container,
+    /// `POST /volumes/create`.
+    Volume,
+    /// `POST /services/create` and `/services/{id}/update`.
+    Service,
+}
+
+impl Inspection {
+    /// What a request with this path (percent-encoded, without query) is looked at for. The method does not matter:
+    /// to look at too many is harmless.
+    pub fn of(isolation: Isolation, path: &str) -> Option<Self> {
+        if isolation == Isolation::Off {
+            return None;
+        }
+        let segments = target::segments(path);
+        match segments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["containers", "create"] => Some(Self::Container),
+            ["volumes", "create"] => Some(Self::Volume),
+            ["services", "create"] | ["services", _, "update"] => Some(Self::Service),
+            _ => None,
+        }
+    }
+
+    /// The body to pass on instead.
+    pub fn judge(self, body: Bytes) -> Result<Bytes, Refusal> {
+        if body.iter().all(u8::is_ascii_whitespace) {
+            // Nothing to create; the engine says so better.
+            return Ok(body);
+        }
+        match self {
+            Self::Container => create::container(&body).map(Bytes::from),
+            Self::Volume => create::volume(&body).map(|()| body),
+            Self::Service => create::service(&body).map(|()| body),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn create_is_recognised_in_every_spelling_that_reaches_the_same_handler() {
+        for path in [
+            "/containers/create",
+            "/v1.45/containers/create",
+            "/v1.24/containers/create",
+            "/v99/containers/%63reate",
+            "//containers///create/",
+            "/containers/./x/../create",
+            "/v1.45/%63%6fntainers/create",
+        ] {
+            assert_eq!(Inspection::of(Isolation::On, path), Some(Inspection::Container), "{path}");
+        }
+    }
+
+    #[test]
+    fn other_requests_are_not_buffered() {
+        for path in
+            ["/_ping", "/v1.45/containers/json", "/build", "/containers/create/start", "/images/create", "*", ""]
+        {
+            assert_eq!(Inspection::of(Isolation::On, path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn without_isolation_nothing_is_looked_at() {
+        assert_eq!(Inspection::of(Isolation::Off, "/containers/create"), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! Request paths as dockerd's router sees them: decoded, with an optional `/v1.NN` in front.
+
+/// Decodes percent escapes once; an escape that is none stays as it is.
+fn decode(path: &str) -> Vec<u8> {
+    let bytes = path.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let digit = |offset: usize| bytes.get(at + offset).and_then(|digit| char::from(*digit).to_digit(16));
+        if let (b'%', Some(high), Some(low)) = (byte, digit(1), digit(2)) {
+            decoded.push((high * 16 + low) as u8);
+            at += 3;
+        } else {
+            decoded.push(byte);
+            at += 1;
+        }
+    }
+    decoded
+}
+
+fn is_version(segment: &str) -> bool {
+    segment
+        .strip_prefix('v')
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
+}
+
+/// The path's segments, cleaned of empty and dot segments and of the version.
+pub(super) fn segments(path: &str) -> Vec<String> {
+    let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
+    let mut segments: Vec<String> = Vec::new();
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => segments.push(name.to_owned()),
+        }
+    }
+    if segments.first().is_some_and(|first| is_version(first)) {
+        segments.remove(0);
+    }
+    segments
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_version_is_removed_only_in_front_and_only_once() {
+        assert_eq!(segments("/v1.45/v1.45/x"), ["v1.45", "x"]);
+        assert_eq!(segments("/volumes/v1"), ["volumes", "v1"]);
+    }
+
+    #[test]
+    fn escapes_are_decoded_once() {
+        assert_eq!(segments("/%2563reate"), ["%63reate"]);
+        assert_eq!(segments("/a%2Fb"), ["a", "b"]);
+        assert_eq!(segments("/a%zz%4"), ["a%zz%4"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_target_makes_the_parser_panic_or_leaves_dots(path in ".{0,200}") {
+            for segment in segments(&path) {
+                prop_assert!(!segment.is_empty() && segment != "." && segment != ".." && !segment.contains('/'));
+            }
+        }
+
+        #[test]
+        fn encoding_any_characters_changes_nothing(path in "[a-z./]{0,60}", mask in any::<u64>()) {
+            let encoded: String = path
+                .bytes()
+                .enumerate()
+                .map(|(at, byte)| if mask >> (at % 64) & 1 == 1 { format!("%{byte:02X}") } else { char::from(byte).to_string() })
+                .collect();
+            prop_assert_eq!(segments(&path), segments(&encoded));
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The order of the start.
+
+use std::sync::mpsc;
+
+use bulkhead_protocol::{GuestMessage, HostMessage, Stage};
+
+use crate::{
+    agent::{self, Answer},
+    cgroup,
+    engine::{End, Engine},
+    error::Error,
+    event, kmsg, mounts, network, notify, shutdown, tuning,
+};
+
+/// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
+pub(crate) fn run() -> Result<End, Error> {
+    mounts::early()?;
+    kmsg::kernel_log(&format!("started at {}", kmsg::uptime_us()));
+    kmsg::open_console();
+    event::block_signals()?;
+    // Hello goes out first: the host's answer travels while the rest is set up.
+    let (mut agent, mut inbox) = agent::connect_and_greet()?;
+    mounts::rest()?;
+    cgroup::set_up()?;
+    tuning::apply()?;
+    network::loopback_up()?;
+    let configuration = match inbox.configuration()? {
+        Answer::Configure(configuration) => configuration,
+        Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
+            agent.send(&GuestMessage::Goodbye);
+            return Ok(End { mode, ..End::ORDERLY });
+        }
+        Answer::Other(HostMessage::Configure(_)) => return Err(Error::BackendClosed),
+    };
+    network::set_host_name(&configuration.hostname)?;
+    agent.reached(Stage::Agent);
+
+    let (events, received) = mpsc::channel();
+    event::watch_signals(events.clone())?;
+    inbox.watch(events.clone())?;
+    notify::watch(events.clone())?;
+    let mut engine = Engine::new(agent, *configuration, events, received);
+    let end = engine.run()?;
+    let (agent, received, running) = engine.into_parts();
+    shutdown::stop_services(agent, &received, &running, end.grace);
+    Ok(end)
+}

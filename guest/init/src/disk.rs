@@ -1,0 +1,249 @@
+//! The data disk: found by its serial, formatted once, grown, mounted; never replaced by anything else.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nix::mount::{MsFlags, mount};
+
+use crate::{
+    error::{Error, chain},
+    kmsg, mounts,
+    superblock::{Content, HEAD, probe},
+};
+
+/// Where the whole data disk is mounted; private, so that mounts below the engine's directories don't appear twice.
+pub(crate) const DATA: &str = "/run/bulkhead/data";
+
+/// Directories of the data disk, where they are seen, and their mode.
+pub(crate) const DIRECTORIES: [(&str, &str, u32); 2] =
+    [("docker", "/var/lib/docker", 0o710), ("containerd", "/var/lib/containerd", 0o711)];
+
+const FORMAT: &str = "/usr/sbin/mkfs.ext4";
+const CHECK: &str = "/usr/sbin/e2fsck";
+
+nix::ioctl_read!(device_bytes, 0x12, 114, u64);
+nix::ioctl_write_ptr!(resize_ext4, b'f', 16, u64);
+
+/// A block device as sysfs describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    name: String,
+    serial: String,
+}
+
+fn candidates(sys_block: &Path) -> Vec<Candidate> {
+    let Ok(entries) = fs::read_dir(sys_block) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let serial = fs::read_to_string(entry.path().join("serial")).ok()?;
+            name.starts_with("vd").then(|| Candidate { name, serial: serial.trim().to_owned() })
+        })
+        .collect();
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    found
+}
+
+/// The device with this serial; a virtio-blk serial has at most 20 bytes.
+fn pick(candidates: &[Candidate], serial: &str) -> Result<String, Error> {
+    let wanted = serial.trim();
+    let visible = wanted.get(..20).unwrap_or(wanted);
+    candidates
+        .iter()
+        .find(|candidate| !visible.is_empty() && candidate.serial == visible)
+        .map(|candidate| candidate.name.clone())
+        .ok_or_else(|| Error::NoDisk {
+            serial: serial.to_owned(),
+            seen: candidates
+                .iter()
+                .map(|disk| format!("{}={:?}", disk.name, disk.serial))
+                .collect::<Vec<_>>()
+                .join(" "),
+        })
+}
+
+fn queue_supports(name: &str, limit: &str) -> bool {
+    fs::read_to_string(format!("/sys/block/{name}/queue/{limit}"))
+        .is_ok_and(|value| value.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0))
+}
+
+/// Mount options for what the device can do.
+fn options(discard: bool, write_zeroes: bool) -> String {
+    let mut options = vec!["errors=remount-ro"];
+    if discard {
+        options.push("discard");
+    }
+    if !write_zeroes {
+        // Lazy inode tables would be filled in with real writes and inflate a sparse disk.
+        options.push("noinit_itable");
+    }
+    options.join(",")
+}
+
+fn run(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> Result<(), Error> {
+    let output = Command::new(tool)
+        .args(arguments)
+        .arg(device)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(Error::file("run", tool))?;
+    if output.status.code().is_some_and(|code| good.contains(&code)) {
+        return Ok(());
+    }
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    let tail: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let output_tail = tail[tail.len().saturating_sub(3)..].join(" / ").chars().take(500).collect();
+    Err(Error::Tool { tool, status: output.status, output: output_tail })
+}
+
+fn format(device: &Path) -> Result<(), Error> {
+    kmsg::log(&format!("formatting the blank data disk {}", device.display()));
+    let extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
+    run(FORMAT, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
+}
+
+fn check(device: &Path) -> Result<(), Error> {
+    kmsg::log(&format!("checking the data disk {}", device.display()));
+    // 1: errors corrected; 2: corrected, reboot advised for a mounted root, which this is not.
+    run(CHECK, &["-p", "-f"], device, &[0, 1, 2])
+}
+
+fn read_head(device: &Path) -> Result<Vec<u8>, Error> {
+    let mut head = Vec::with_capacity(HEAD);
+    File::open(device)
+        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
+        .map_err(Error::file("read the data disk", device))?;
+    Ok(head)
+}
+
+fn size_of_device(device: &Path) -> Result<u64, Error> {
+    let file = File::open(device).map_err(Error::file("open the data disk", device))?;
+    let mut bytes = 0;
+    // SAFETY: BLKGETSIZE64 writes one u64 to `bytes`, which outlives the call.
+    unsafe { device_bytes(file.as_raw_fd(), &raw mut bytes) }.map_err(Error::file("size the data disk", device))?;
+    Ok(bytes)
+}
+
+/// Grows the mounted file system to the device's size, as resize2fs does on line.
+fn grow(target: &Path, device_bytes: u64) -> io::Result<()> {
+    let block = nix::sys::statfs::statfs(target)?.block_size().unsigned_abs();
+    let blocks = device_bytes / block.max(1024);
+    let root = File::open(target)?;
+    // SAFETY: EXT4_IOC_RESIZE_FS reads one u64 from `blocks`, which outlives the call.
+    unsafe { resize_ext4(root.as_raw_fd(), &raw const blocks) }?;
+    Ok(())
+}
+
+fn mount_ext4(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
+    let flags = MsFlags::MS_NOATIME;
+    mount(Some(device), target, Some("ext4"), flags, Some(options)).map_err(|errno| Error::Mount {
+        what: format!("the data disk {}", device.display()),
+        target: target.into(),
+        source: errno.into(),
+    })
+}
+
+/// Formats, repairs, mounts and grows `device` at `target`.
+fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
+    let mut content = probe(&read_head(device)?);
+    if content == Content::Blank {
+        format(device)?;
+        content = probe(&read_head(device)?);
+    }
+    let Content::Ext4 { bytes, errors } = content else {
+        return Err(Error::ForeignDisk { device: device.into() });
+    };
+    if errors {
+        check(device)?;
+        mount_ext4(device, target, options)?;
+    } else if let Err(error) = mount_ext4(device, target, options) {
+        kmsg::log(&chain(&error));
+        check(device)?;
+        mount_ext4(device, target, options)?;
+    }
+    let available = size_of_device(device)?;
+    // The last partial block group may be too small to use; a growth of less than 1 MiB is not worth a call.
+    if available > bytes.saturating_add(1 << 20) {
+        match grow(target, available) {
+            Ok(()) => kmsg::log(&format!("grew the data disk from {bytes} to {available} bytes")),
+            Err(error) => kmsg::log(&format!("can't grow the data disk to {available} bytes: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Makes the engine's directories on the data disk; may take long on a damaged disk.
+pub(crate) fn prepare(serial: &str) -> Result<(), Error> {
+    let name = pick(&candidates(Path::new("/sys/block")), serial)?;
+    let options = options(queue_supports(&name, "discard_max_bytes"), queue_supports(&name, "write_zeroes_max_bytes"));
+    let data = Path::new(DATA);
+    mounts::make_directory(data, 0o700)?;
+    bring_up(&PathBuf::from(format!("/dev/{name}")), data, &options)?;
+    mounts::propagation(DATA, MsFlags::MS_PRIVATE)?;
+    for (directory, target, mode) in DIRECTORIES {
+        let source = data.join(directory);
+        mounts::make_directory(&source, mode)?;
+        mounts::make_directory(target, mode)?;
+        mounts::bind(&source, Path::new(target))?;
+        mounts::propagation(target, MsFlags::MS_SHARED)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disks() -> Vec<Candidate> {
+        [("vda", "root"), ("vdb", ""), ("vdc", "bulkhead-data-012345")]
+            .map(|(name, serial)| Candidate { name: name.to_owned(), serial: serial.to_owned() })
+            .to_vec()
+    }
+
+    #[test]
+    fn the_disk_is_found_by_serial_and_not_by_order() {
+        assert_eq!(pick(&disks(), "bulkhead-data-012345").unwrap(), "vdc");
+        assert_eq!(pick(&disks(), "root").unwrap(), "vda");
+    }
+
+    #[test]
+    fn a_serial_longer_than_virtio_carries_still_matches() {
+        assert_eq!(pick(&disks(), "bulkhead-data-0123456789").unwrap(), "vdc");
+    }
+
+    #[test]
+    fn a_missing_or_empty_serial_names_what_is_there_instead_of_guessing() {
+        for serial in ["", " ", "other"] {
+            let error = pick(&disks(), serial).unwrap_err().to_string();
+            assert!(error.contains("vdc=\"bulkhead-data-012345\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_virtio_disks_with_a_serial_are_candidates() {
+        let sys = tempfile::tempdir().unwrap();
+        for (name, serial) in [("vdb", Some("two\n")), ("loop0", Some("x")), ("vda", Some("one")), ("vdc", None)] {
+            fs::create_dir(sys.path().join(name)).unwrap();
+            if let Some(serial) = serial {
+                fs::write(sys.path().join(name).join("serial"), serial).unwrap();
+            }
+        }
+        let found: Vec<_> = candidates(sys.path()).into_iter().map(|disk| disk.name + "=" + &disk.serial).collect();
+        assert_eq!(found, ["vda=one", "vdb=two"]);
+    }
+
+    #[test]
+    fn lazy_initialisation_is_left_off_where_it_would_fill_a_sparse_disk() {
+        assert_eq!(options(true, true), "errors=remount-ro,discard");
+        assert_eq!(options(false, false), "errors=remount-ro,noinit_itable");
+    }
+}

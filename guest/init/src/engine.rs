@@ -1,0 +1,348 @@
+//! The main loop: brings the engine up, keeps it up, and ends when the guest shall end.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender},
+    time::{Duration, Instant},
+};
+
+use bulkhead_protocol::{Configuration, GuestMessage, HostMessage, ShutdownMode, Stage};
+use nix::{
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    unistd::Pid,
+};
+
+use crate::{
+    agent::Agent,
+    disk,
+    error::{Error, chain},
+    event::{Event, spawn},
+    kmsg,
+    output::{SETTLE, Tail},
+    ping,
+    restart::{Backoff, Verdict},
+    runtime,
+    services::{self, Service},
+};
+
+/// How the guest shall end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    /// Power off or reboot.
+    pub(crate) mode: ShutdownMode,
+    /// What containers get between SIGTERM and SIGKILL.
+    pub(crate) grace: Duration,
+}
+
+impl End {
+    /// The end when nobody said how.
+    pub(crate) const ORDERLY: Self = Self { mode: ShutdownMode::PowerOff, grace: Duration::from_secs(10) };
+}
+
+/// Longest grace that is honoured; a host that wants longer can wait before it asks.
+const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+/// Delay between pings when one failed although every service says that it serves.
+const PING_AGAIN: Duration = Duration::from_millis(500);
+const PING_TRIES: u32 = 20;
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// Not started yet, or given up.
+    Idle,
+    Running {
+        pid: i32,
+        since: Instant,
+        ready: bool,
+    },
+    Waiting {
+        until: Instant,
+    },
+}
+
+#[derive(Debug)]
+struct Supervised {
+    service: Service,
+    state: State,
+    backoff: Backoff,
+    tail: Tail,
+}
+
+/// The engine and everything it needs.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    agent: Agent,
+    configuration: Configuration,
+    events: Sender<Event>,
+    inbox: Receiver<Event>,
+    services: [Supervised; 3],
+    /// The disk's tools run and are waited for by their own thread.
+    disk_busy: bool,
+    failed: bool,
+    pinging: bool,
+    failed_pings: u32,
+    ping_at: Option<Instant>,
+}
+
+impl Engine {
+    /// An engine that is not started.
+    pub(crate) fn new(
+        agent: Agent,
+        configuration: Configuration,
+        events: Sender<Event>,
+        inbox: Receiver<Event>,
+    ) -> Self {
+        let services = Service::ALL.map(|service| Supervised {
+            service,
+            state: State::Idle,
+            backoff: Backoff::default(),
+            tail: Tail::default(),
+        });
+        Self {
+            agent,
+            configuration,
+            events,
+            inbox,
+            services,
+            disk_busy: false,
+            failed: false,
+            pinging: false,
+            failed_pings: 0,
+            ping_at: None,
+        }
+    }
+
+    /// Starts everything, and returns when the guest shall end.
+    pub(crate) fn run(&mut self) -> Result<End, Error> {
+        self.disk_busy = true;
+        let (events, serial) = (self.events.clone(), self.configuration.data_disk_serial.clone());
+        spawn("disk", move || {
+            let _ = events.send(Event::Disk(disk::prepare(&serial)));
+        })?;
+        let prepared = services::write_configuration(&self.configuration)
+            .and_then(|()| if self.configuration.isolation { runtime::isolate() } else { Ok(()) });
+        if let Err(error) = prepared {
+            self.fail(Stage::Engine, chain(&error));
+        }
+        self.start(Service::Gate);
+        loop {
+            let event = self.next_event();
+            if let Some(event) = event
+                && let Some(end) = self.handle(event)
+            {
+                return Ok(end);
+            }
+            self.start_what_is_due();
+        }
+    }
+
+    fn next_event(&self) -> Option<Event> {
+        let waiting = self.services.iter().filter_map(|one| match one.state {
+            State::Waiting { until } => Some(until),
+            _ => None,
+        });
+        let received = match waiting.chain(self.ping_at).min() {
+            Some(deadline) => self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            None => self.inbox.recv().map_err(RecvTimeoutError::from),
+        };
+        // `self.events` keeps the channel open, so the only error is the deadline.
+        received.ok()
+    }
+
+    fn handle(&mut self, event: Event) -> Option<End> {
+        match event {
+            Event::Child => self.reap(),
+            Event::Asked(signal) => {
+                kmsg::log(&format!("{signal} asks for the end"));
+                return Some(End::ORDERLY);
+            }
+            Event::Host(HostMessage::Shutdown { mode, grace_ms }) => {
+                return Some(End { mode, grace: Duration::from_millis(grace_ms).min(LONGEST_GRACE) });
+            }
+            Event::Host(HostMessage::Configure(_)) => kmsg::log("ignored a second configuration"),
+            Event::HostGone(reason) => {
+                kmsg::log(&format!("{reason}; powering off"));
+                return Some(End::ORDERLY);
+            }
+            Event::Disk(result) => self.disk_done(result),
+            Event::Ready(pid) => self.ready(pid),
+            Event::Ping(result) => self.pinged(result),
+        }
+        None
+    }
+
+    fn fail(&mut self, stage: Stage, reason: String) {
+        // The first failure is the cause; what follows from it would only hide it.
+        if !self.failed {
+            self.failed = true;
+            self.agent.failed(stage, reason);
+        }
+    }
+
+    fn disk_done(&mut self, result: Result<(), Error>) {
+        self.disk_busy = false;
+        if let Err(error) = result {
+            self.fail(Stage::Disk, chain(&error));
+            return;
+        }
+        self.agent.reached(Stage::Disk);
+        if !self.failed {
+            self.start(Service::Containerd);
+            self.start(Service::Dockerd);
+        }
+        self.reap();
+    }
+
+    fn supervised(&mut self, service: Service) -> &mut Supervised {
+        &mut self.services[service as usize]
+    }
+
+    fn start(&mut self, service: Service) {
+        let isolation = self.configuration.isolation;
+        let one = self.supervised(service);
+        match services::start(service, isolation, one.tail.clone()) {
+            Ok(pid) => one.state = State::Running { pid, since: Instant::now(), ready: false },
+            Err(error) => {
+                let reason = chain(&error);
+                kmsg::log(&reason);
+                self.again(service, Duration::ZERO, false, &reason);
+            }
+        }
+    }
+
+    fn start_what_is_due(&mut self) {
+        let now = Instant::now();
+        for service in Service::ALL {
+            if matches!(self.supervised(service).state, State::Waiting { until } if until <= now) {
+                self.start(service);
+            }
+        }
+        if self.ping_at.is_some_and(|at| at <= now) {
+            self.ping_at = None;
+            self.ping_when_all_serve();
+        }
+    }
+
+    fn reap(&mut self) {
+        if self.disk_busy {
+            // Waiting for any child could take a disk tool's status from the thread that waits for it.
+            for index in 0..self.services.len() {
+                if let State::Running { pid, .. } = self.services[index].state
+                    && let Ok(status) = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG))
+                {
+                    self.ended(status);
+                }
+            }
+            return;
+        }
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            if status == WaitStatus::StillAlive {
+                return;
+            }
+            self.ended(status);
+        }
+    }
+
+    fn ended(&mut self, status: WaitStatus) {
+        let (pid, how) = match status {
+            WaitStatus::Exited(pid, code) => (pid, format!("ended with status {code}")),
+            WaitStatus::Signaled(pid, signal, _) => (pid, format!("was killed by {signal}")),
+            _ => return,
+        };
+        let found = self.services.iter().find_map(|one| match one.state {
+            State::Running { pid: running, since, ready } if running == pid.as_raw() => {
+                Some((one.service, since.elapsed(), ready))
+            }
+            _ => None,
+        });
+        // Anything else was an orphan that PID 1 inherited.
+        let Some((service, ran, ready)) = found else { return };
+        let mut reason = format!("{} {how}", service.name());
+        if !ready {
+            // Its last words are on their way through the pipe; a failed start can wait for them.
+            std::thread::sleep(SETTLE);
+            if let Some(line) = self.supervised(service).tail.last() {
+                reason = format!("{reason} ({line})");
+            }
+        }
+        kmsg::log(&reason);
+        self.agent.send(&GuestMessage::EngineDown { reason: reason.clone() });
+        self.again(service, ran, ready, &reason);
+    }
+
+    fn again(&mut self, service: Service, ran: Duration, served: bool, reason: &str) {
+        let one = self.supervised(service);
+        match one.backoff.ended(ran, served) {
+            Verdict::After(delay) => one.state = State::Waiting { until: Instant::now() + delay },
+            Verdict::GiveUp => {
+                one.state = State::Idle;
+                self.fail(Stage::Engine, format!("{reason}, {} times in a row", crate::restart::BAD_STARTS));
+            }
+        }
+    }
+
+    fn ready(&mut self, pid: i32) {
+        let mut known = false;
+        for one in &mut self.services {
+            if let State::Running { pid: running, ready, .. } = &mut one.state
+                && *running == pid
+            {
+                *ready = true;
+                known = true;
+                if one.service == Service::Dockerd {
+                    services::narrow_dockerd_socket();
+                }
+            }
+        }
+        if known {
+            self.failed_pings = 0;
+            self.ping_when_all_serve();
+        }
+    }
+
+    fn all_serve(&self) -> bool {
+        self.services.iter().all(|one| matches!(one.state, State::Running { ready: true, .. }))
+    }
+
+    fn ping_when_all_serve(&mut self) {
+        if self.pinging || !self.all_serve() {
+            return;
+        }
+        match ping::send(self.events.clone()) {
+            Ok(()) => self.pinging = true,
+            Err(error) => self.pinged(Err(chain(&error))),
+        }
+    }
+
+    fn pinged(&mut self, result: Result<(), String>) {
+        self.pinging = false;
+        if !self.all_serve() {
+            // Something ended meanwhile; its next READY brings the next ping.
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.agent.reached(Stage::Engine);
+                kmsg::log(&format!("the engine answers at {}", kmsg::uptime_us()));
+            }
+            Err(reason) => {
+                self.failed_pings += 1;
+                kmsg::log(&reason);
+                if self.failed_pings < PING_TRIES {
+                    self.ping_at = Some(Instant::now() + PING_AGAIN);
+                } else {
+                    self.fail(Stage::Engine, reason);
+                }
+            }
+        }
+    }
+
+    /// What the end of the guest needs: the agent, the events, and the running services' process ids.
+    pub(crate) fn into_parts(self) -> (Agent, Receiver<Event>, Vec<(Service, i32)>) {
+        let running = self.services.iter().filter_map(|one| match one.state {
+            State::Running { pid, .. } => Some((one.service, pid)),
+            _ => None,
+        });
+        let running = running.collect();
+        (self.agent, self.inbox, running)
+    }
+}

@@ -1,0 +1,64 @@
+//! What the main loop waits for; every source is a thread that blocks in one system call.
+
+use std::{sync::mpsc::Sender, thread};
+
+use bulkhead_protocol::HostMessage;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::error::Error;
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A child ended.
+    Child,
+    /// Somebody asked PID 1 to end (SIGTERM, SIGINT from ctrl-alt-del, SIGPWR).
+    Asked(Signal),
+    /// The backend said something.
+    Host(HostMessage),
+    /// The agent connection is gone, and why.
+    HostGone(String),
+    /// The data disk is mounted or can't be.
+    Disk(Result<(), Error>),
+    /// The process with this id says that it serves.
+    Ready(i32),
+    /// Answer of `_ping` through the gate.
+    Ping(Result<(), String>),
+}
+
+/// Stack of the helper threads in bytes; they do little.
+pub(crate) const STACK: usize = 128 * 1024;
+
+/// Starts a helper thread.
+pub(crate) fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK)
+        .spawn(work)
+        .map(drop)
+        .map_err(Error::system("start a thread"))
+}
+
+/// The signals that init takes; they are blocked in every thread and unblocked in services.
+fn taken() -> SigSet {
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR].into_iter().collect()
+}
+
+/// Blocks init's signals; must run before the first thread starts.
+pub(crate) fn block_signals() -> Result<(), Error> {
+    taken().thread_block().map_err(Error::system("block signals"))?;
+    // Ctrl-alt-del becomes SIGINT instead of a reset without sync.
+    nix::sys::reboot::set_cad_enabled(false).map_err(Error::system("take ctrl-alt-del"))
+}
+
+/// Turns signals into events.
+pub(crate) fn watch_signals(events: Sender<Event>) -> Result<(), Error> {
+    spawn("signals", move || {
+        while let Ok(signal) = taken().wait() {
+            let event = if signal == Signal::SIGCHLD { Event::Child } else { Event::Asked(signal) };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    })
+}

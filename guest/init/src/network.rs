@@ -1,0 +1,68 @@
+//! Host name and loopback interface.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use crate::error::Error;
+
+/// Brings `lo` up; the kernel adds its addresses itself.
+pub(crate) fn loopback_up() -> Result<(), Error> {
+    let failed = || Error::System { action: "bring the loopback interface up", source: io::Error::last_os_error() };
+    // SAFETY: socket(2) takes no pointers.
+    let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if raw < 0 {
+        return Err(failed());
+    }
+    // SAFETY: `raw` was just returned by socket(2) and has no other owner.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    // SAFETY: SIOCGIFFLAGS reads the name from and writes the flags to `request`, which outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) } < 0 {
+        return Err(failed());
+    }
+    // SAFETY: SIOCGIFFLAGS has just set this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads name and flags from `request`, which outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) } < 0 {
+        return Err(failed());
+    }
+    Ok(())
+}
+
+/// Whether the kernel and `/etc/hosts` can take the name: RFC 1123 characters, at most 63.
+fn valid_host_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && !name.starts_with(['-', '.'])
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
+}
+
+/// Sets the host name and writes the files that name it; an impossible name becomes `bulkhead`.
+pub(crate) fn set_host_name(wanted: &str) -> Result<(), Error> {
+    let name = if valid_host_name(wanted) { wanted } else { "bulkhead" };
+    nix::unistd::sethostname(name).map_err(Error::system("set the host name"))?;
+    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (path, text) in [("/etc/hostname", format!("{name}\n")), ("/etc/hosts", hosts)] {
+        fs::write(path, text).map_err(Error::file("write", path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::valid_host_name;
+
+    #[test]
+    fn host_names_that_would_break_etc_hosts_are_refused() {
+        for name in ["", "a b", "a\nb", "-a", ".a", &"x".repeat(64)] {
+            assert!(!valid_host_name(name), "{name:?}");
+        }
+        assert!(valid_host_name("bulkhead-2.local"));
+    }
+}

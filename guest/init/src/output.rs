@@ -1,0 +1,174 @@
+//! What services print, on the console: whole lines with the service's name, and no more than a fixed rate.
+
+use std::{
+    collections::VecDeque,
+    io::{PipeReader, Read},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{error::Error, event::spawn, kmsg};
+
+/// Longest line in bytes; the rest of a longer one is dropped.
+const LINE: usize = 2048;
+/// Lines kept for the reason of a failure.
+const KEPT: usize = 3;
+/// Bytes that a service may print at once, and per second in the long run.
+const BURST: u64 = 256 * 1024;
+const RATE: u64 = 32 * 1024;
+
+/// The last lines that a service printed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail(Arc<Mutex<VecDeque<String>>>);
+
+impl Tail {
+    fn push(&self, line: &[u8]) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(String::from_utf8_lossy(line).into_owned());
+    }
+
+    /// The last line, or nothing.
+    pub(crate) fn last(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).back().cloned()
+    }
+}
+
+/// A token bucket over bytes.
+#[derive(Debug)]
+struct Budget {
+    left: u64,
+    at: Instant,
+    dropped: u64,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        Self { left: BURST, at: now, dropped: 0 }
+    }
+
+    /// Takes `bytes` at `now`; false when there are not as many.
+    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.at);
+        let gained = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).saturating_mul(RATE) / 1000;
+        if gained > 0 {
+            self.left = self.left.saturating_add(gained).min(BURST);
+            self.at = now;
+        }
+        let wanted = bytes as u64;
+        if wanted > self.left {
+            self.dropped += 1;
+            return false;
+        }
+        self.left -= wanted;
+        true
+    }
+}
+
+/// Cuts a byte stream into prefixed console lines.
+#[derive(Debug)]
+struct Lines {
+    prefix: &'static str,
+    partial: Vec<u8>,
+    budget: Budget,
+    tail: Tail,
+}
+
+impl Lines {
+    /// The console text for the lines that `bytes` complete.
+    fn feed(&mut self, bytes: &[u8], now: Instant) -> Vec<u8> {
+        let mut text = Vec::new();
+        for &byte in bytes {
+            if byte == b'\n' {
+                self.finish(&mut text, now);
+            } else if self.partial.len() < LINE {
+                // Control bytes could drive the terminal of whoever reads the log.
+                self.partial.push(if byte < b' ' && byte != b'\t' || byte == 0x7f { b'?' } else { byte });
+            }
+        }
+        text
+    }
+
+    fn finish(&mut self, text: &mut Vec<u8>, now: Instant) {
+        let line = std::mem::take(&mut self.partial);
+        if line.is_empty() {
+            return;
+        }
+        self.tail.push(&line);
+        if !self.budget.take(line.len(), now) {
+            return;
+        }
+        let dropped = std::mem::take(&mut self.budget.dropped);
+        if dropped > 0 {
+            text.extend_from_slice(format!("{}: ({dropped} lines dropped)\n", self.prefix).as_bytes());
+        }
+        text.extend_from_slice(self.prefix.as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(&line);
+        text.push(b'\n');
+    }
+}
+
+/// Relays everything from `pipe` until its last writer is gone.
+pub(crate) fn relay(prefix: &'static str, mut pipe: PipeReader, tail: Tail) -> Result<(), Error> {
+    spawn("output", move || {
+        let mut lines = Lines { prefix, partial: Vec::new(), budget: Budget::new(Instant::now()), tail };
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            match pipe.read(&mut buffer) {
+                Ok(0) => return,
+                // Several lines in one write are one exit of the virtual machine.
+                Ok(read) => kmsg::console(&lines.feed(&buffer[..read], Instant::now())),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    })
+}
+
+/// How long the output of an ended service may need to arrive before its last line is quoted.
+pub(crate) const SETTLE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn lines() -> Lines {
+        Lines { prefix: "d", partial: Vec::new(), budget: Budget::new(Instant::now()), tail: Tail::default() }
+    }
+
+    #[test]
+    fn a_line_in_pieces_is_printed_whole_and_once() {
+        let (mut lines, now) = (lines(), Instant::now());
+        assert_eq!(lines.feed(b"one\ntw", now), b"d: one\n");
+        assert_eq!(lines.feed(b"o\n\n", now), b"d: two\n");
+        assert_eq!(lines.tail.last().unwrap(), "two");
+    }
+
+    #[test]
+    fn terminal_control_sequences_do_not_reach_the_console() {
+        assert_eq!(lines().feed(b"\x1b[2Jx\r\x07\n", Instant::now()), b"d: ?[2Jx??\n");
+    }
+
+    #[test]
+    fn a_flood_is_cut_at_the_budget_and_the_loss_is_said() {
+        let (mut lines, now) = (lines(), Instant::now());
+        let flood = [b'x'; 1024].iter().copied().chain([b'\n']).collect::<Vec<u8>>().repeat(1000);
+        assert!((lines.feed(&flood, now).len() as u64) < BURST + 16 * 1024);
+        let later = String::from_utf8(lines.feed(b"y\n", now + Duration::from_secs(1))).unwrap();
+        assert!(later.starts_with("d: (744 lines dropped)\nd: y"), "{later}");
+    }
+
+    proptest! {
+        #[test]
+        fn an_unfinished_line_is_bounded(bytes in proptest::collection::vec(any::<u8>(), 0..10_000)) {
+            let mut lines = lines();
+            lines.feed(&bytes, Instant::now());
+            prop_assert!(lines.partial.len() <= LINE);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The guest's services: what they are and how one is started.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+
+use crate::{
+    cgroup, config,
+    error::Error,
+    mounts, notify,
+    output::{self, Tail},
+    ping,
+};
+
+/// dockerd's own socket; in a directory that only root can enter, and the gate is its only user.
+pub(crate) const DOCKERD_SOCKET: &str = "/run/bulkhead/dockerd.sock";
+
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+const DAEMON_CONFIG: &str = "/run/bulkhead/daemon.json";
+const CONTAINERD_CONFIG: &str = "/run/bulkhead/containerd.toml";
+
+/// A service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    /// The Docker API filter.
+    Gate,
+    /// containerd.
+    Containerd,
+    /// dockerd.
+    Dockerd,
+}
+
+impl Service {
+    /// All of them, in the order of starting.
+    pub(crate) const ALL: [Self; 3] = [Self::Gate, Self::Containerd, Self::Dockerd];
+
+    /// Its name, also of its cgroup.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Containerd => "containerd",
+            Self::Dockerd => "dockerd",
+        }
+    }
+
+    fn command_line(self, isolation: bool) -> Vec<String> {
+        let words: Vec<String> = match self {
+            Self::Gate => vec![
+                "/usr/sbin/bulkhead-gate".to_owned(),
+                format!("--isolation={}", if isolation { "on" } else { "off" }),
+                format!("--upstream={DOCKERD_SOCKET}"),
+                format!("--listen={}", ping::GATE),
+                format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
+            ],
+            Self::Containerd => vec!["/usr/bin/containerd".to_owned(), format!("--config={CONTAINERD_CONFIG}")],
+            Self::Dockerd => vec![
+                "/usr/sbin/dockerd".to_owned(),
+                format!("--config-file={DAEMON_CONFIG}"),
+                format!("--host=unix://{DOCKERD_SOCKET}"),
+                format!("--containerd={CONTAINERD_SOCKET}"),
+                // Neither a group nor a stale process id may matter: only root enters the socket's directory, and
+                // init knows what runs.
+                "--group=root".to_owned(),
+                "--pidfile=".to_owned(),
+            ],
+        };
+        words
+    }
+
+    /// `oom_score_adj`: the engine goes last, containers (0) first.
+    fn oom_score(self) -> &'static str {
+        match self {
+            Self::Gate | Self::Containerd => "-999",
+            Self::Dockerd => "-500",
+        }
+    }
+}
+
+/// Writes the services' configuration files.
+pub(crate) fn write_configuration(configuration: &bulkhead_protocol::Configuration) -> Result<(), Error> {
+    let daemon = serde_json::Value::Object(config::daemon(configuration)).to_string();
+    for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD)] {
+        fs::write(path, text).map_err(Error::file("write", path))?;
+    }
+    mounts::make_directory("/run/containerd", 0o711)
+}
+
+/// What an earlier run that was killed left behind.
+fn remove_remains(service: Service) {
+    let stale: &[&str] = match service {
+        Service::Gate => &[ping::GATE],
+        Service::Containerd => &[],
+        Service::Dockerd => &[DOCKERD_SOCKET, "/run/docker.pid"],
+    };
+    for path in stale {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Starts a service and returns its process id; its output goes to the console and to `tail`.
+pub(crate) fn start(service: Service, isolation: bool, tail: Tail) -> Result<i32, Error> {
+    remove_remains(service);
+    let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
+    let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
+    let words = service.command_line(isolation);
+    let mut command = Command::new(&words[0]);
+    command
+        .args(&words[1..])
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        .env("LANG", "C.UTF-8")
+        .env("NOTIFY_SOCKET", notify::SOCKET)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().map_err(Error::system("share a pipe"))?)
+        .stderr(writer);
+    let mask = SigSet::empty();
+    // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid and sigprocmask, and
+    // touches no memory but its own captures.
+    unsafe {
+        command.pre_exec(move || {
+            (&entrance).write_all(b"0")?;
+            nix::unistd::setsid()?;
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+            Ok(())
+        });
+    }
+    let child = command.spawn().map_err(Error::file("start", &words[0]))?;
+    // Dropped with its write ends, so that the relay ends with the service.
+    drop(command);
+    output::relay(service.name(), reader, tail)?;
+    let pid = child.id().cast_signed();
+    let score = format!("/proc/{pid}/oom_score_adj");
+    if let Err(error) = fs::write(&score, service.oom_score()) {
+        crate::kmsg::log(&format!("can't write {score}: {error}"));
+    }
+    Ok(pid)
+}
+
+/// Narrows dockerd's socket, which it makes with group access, to its owner.
+pub(crate) fn narrow_dockerd_socket() {
+    use std::os::unix::fs::PermissionsExt;
+    if let Err(error) = fs::set_permissions(DOCKERD_SOCKET, fs::Permissions::from_mode(0o600)) {
+        crate::kmsg::log(&format!("can't set the mode of {DOCKERD_SOCKET}: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gate_is_told_whether_to_enforce() {
+        assert!(Service::Gate.command_line(true).contains(&"--isolation=on".to_owned()));
+        assert!(Service::Gate.command_line(false).contains(&"--isolation=off".to_owned()));
+    }
+}

@@ -1,0 +1,219 @@
+//! The end of the guest: containers and daemons stopped, file systems unmounted, power off or reset.
+
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd,
+    sync::mpsc::Receiver,
+    thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_protocol::{GuestMessage, ShutdownMode};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::{
+        reboot::{RebootMode, reboot},
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{Pid, sync},
+};
+
+use crate::{
+    agent::Agent,
+    cgroup,
+    disk::{DATA, DIRECTORIES},
+    engine::End,
+    event::Event,
+    fatal, kmsg,
+    services::Service,
+};
+
+/// What a daemon gets to end after its containers are gone.
+const DAEMON: Duration = Duration::from_secs(5);
+/// What unmounting may take before the machine goes down regardless.
+const UNMOUNT: Duration = Duration::from_secs(30);
+
+/// `linux/loop.h`.
+const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
+
+/// Removes ended children from `running`.
+fn reap(running: &mut Vec<(Service, i32)>) {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+        if let Some(ended) = status.pid() {
+            running.retain(|(_, pid)| *pid != ended.as_raw());
+        }
+    }
+}
+
+/// Waits until `service` is gone or `patience` is over; tells whether it is gone.
+fn wait_for(service: Service, running: &mut Vec<(Service, i32)>, events: &Receiver<Event>, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        reap(running);
+        if running.iter().all(|(one, _)| *one != service) {
+            return true;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || events.recv_timeout(left).is_err() {
+            return false;
+        }
+    }
+}
+
+fn terminate(service: Service, running: &[(Service, i32)]) {
+    for (_, pid) in running.iter().filter(|(one, _)| *one == service) {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
+    }
+}
+
+/// Says goodbye and stops the services; dockerd first, which stops the containers within `grace`.
+pub(crate) fn stop_services(mut agent: Agent, events: &Receiver<Event>, running: &[(Service, i32)], grace: Duration) {
+    kmsg::log("going down");
+    agent.send(&GuestMessage::Goodbye);
+    let mut running = running.to_vec();
+    terminate(Service::Dockerd, &running);
+    if !wait_for(Service::Dockerd, &mut running, events, grace) {
+        kmsg::log("the containers' grace is over");
+        cgroup::kill_containers();
+        // dockerd now records how they ended.
+        wait_for(Service::Dockerd, &mut running, events, DAEMON);
+    }
+    terminate(Service::Containerd, &running);
+    wait_for(Service::Containerd, &mut running, events, DAEMON);
+}
+
+/// Kills what is left, so that nothing holds a file system, and waits until it is gone.
+fn kill_the_rest() {
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    // Every process but this one is now a child or becomes one; ECHILD says that none is left.
+    loop {
+        match waitpid(None, None) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Decodes the octal escapes of a mountinfo path (proc_pid_mountinfo(5)).
+fn unescape(field: &str) -> Vec<u8> {
+    let bytes = field.as_bytes();
+    let mut path = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let code = bytes.get(at + 1..at + 4).filter(|_| byte == b'\\').and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        at += if code.is_some() { 4 } else { 1 };
+        path.push(code.unwrap_or(byte));
+    }
+    path
+}
+
+/// Mount points that can hold the data disk, the latest first.
+fn to_unmount(mountinfo: &str) -> Vec<Vec<u8>> {
+    let roots = DIRECTORIES.map(|(_, target, _)| target.as_bytes());
+    let under = |path: &[u8], root: &[u8]| path.strip_prefix(root).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+    let mut found: Vec<Vec<u8>> = mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape)
+        .filter(|path| {
+            under(path, DATA.as_bytes())
+                || under(path, b"/run/docker")
+                || under(path, b"/run/containerd")
+                || roots.iter().any(|root| under(path, root))
+        })
+        .collect();
+    found.reverse();
+    found
+}
+
+fn unmount_all() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for path in to_unmount(&mountinfo) {
+        let _ = umount2(OsStr::from_bytes(&path), MntFlags::UMOUNT_NOFOLLOW);
+    }
+}
+
+/// Detaches loop devices, whose files may be on the data disk.
+fn detach_loops() {
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        if !entry.path().join("loop/backing_file").exists() {
+            continue;
+        }
+        let node = format!("/dev/{}", entry.file_name().to_string_lossy());
+        if let Ok(device) = File::open(&node) {
+            // SAFETY: LOOP_CLR_FD takes no argument.
+            unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) };
+        }
+    }
+}
+
+fn data_is_mounted() -> bool {
+    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|text| !to_unmount(&text).is_empty())
+}
+
+fn release_data_disk() {
+    unmount_all();
+    if !data_is_mounted() {
+        return;
+    }
+    detach_loops();
+    unmount_all();
+    if data_is_mounted() {
+        kmsg::log("the data disk is busy; mounting it read-only");
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        let _ = mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>);
+    }
+}
+
+/// Ends the machine.
+pub(crate) fn end(end: End) -> ! {
+    thread::spawn(|| {
+        thread::sleep(UNMOUNT);
+        kmsg::kernel_log("unmounting takes too long; powering off");
+        // No sync here: it may be what hangs.
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    });
+    kill_the_rest();
+    sync();
+    release_data_disk();
+    sync();
+    kmsg::kernel_log("down");
+    if end.mode == ShutdownMode::Reboot {
+        let _ = reboot(RebootMode::RB_AUTOBOOT);
+    }
+    fatal::power_off()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn inner_mounts_of_the_data_disk_go_first_and_nothing_else_goes() {
+        let info = "1 0 0:1 / / ro - erofs x ro\n\
+                    2 1 8:1 / /run/bulkhead/data rw - ext4 x rw\n\
+                    3 1 8:1 /docker /var/lib/docker rw - ext4 x rw\n\
+                    4 3 0:9 / /var/lib/docker/overlay2/a\\040b/merged rw - overlay x rw\n\
+                    5 1 0:8 / /var/lib/docker-other rw - tmpfs x rw\n";
+        let paths: Vec<_> = to_unmount(info).into_iter().map(|path| String::from_utf8(path).unwrap()).collect();
+        assert_eq!(paths, ["/var/lib/docker/overlay2/a b/merged", "/var/lib/docker", "/run/bulkhead/data"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_mountinfo_makes_the_reader_panic(text in ".{0,300}") {
+            to_unmount(&text);
+            unescape(&text);
+        }
+    }
+}
