@@ -6,11 +6,10 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Resource, Rlimit};
 use serde_json::Value;
 
 use crate::{
@@ -20,14 +19,14 @@ use crate::{
     error::Error,
     mountinfo::{self, Mount},
     paths::{Asker, Policy},
-    ranges::{self, Process, Record, Table},
+    ranges::{self, Claim, Process, Range, Record, Table},
     root,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
         ids, mounts,
-        namespaces::{self, Joined, NamespaceId},
-        process::{self, Facts, Limit},
+        namespaces::{self, Joined},
+        process::{self, Facts},
     },
     stage::Stage,
     sys,
@@ -35,9 +34,6 @@ use crate::{
 
 /// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
 pub(crate) const STATE: &str = "/run/sysbox-runc";
-
-/// Longest state file of crun that is read, in bytes.
-const MAX_STATUS: u64 = 1 << 20;
 
 /// The range of a new container, and whose user namespace it is.
 #[derive(Debug)]
@@ -79,11 +75,10 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
         mounts::set_source(&mut spec, bind.index(), &source);
     }
 
-    let paths = joined.paths().map_err(Error::system("keep a namespace open"))?;
+    let paths = joined.paths(identity.userns.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
     ids::map(&mut spec, identity.start);
     process::adapt(&mut spec, facts());
-    raise_limits(&process::limits(&spec));
     let config = stage.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
     crun::own_streams(identity.start);
@@ -101,31 +96,23 @@ fn identify(table: &Table, globals: &Globals, request: &Create, joined: &Joined)
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
     let creator = Process::find(std::process::id())
         .ok_or_else(|| Error::system("read /proc")(io::Error::from(io::ErrorKind::NotFound)))?;
-    let new = Record { id: request.id.clone(), state_root, start: 0, creator };
+    let new = Claim { id: request.id.clone(), state_root, creator };
     let locked = table.lock()?;
-    let Some(owner) = &joined.owner else {
-        let record = locked.claim(new, Record::lives)?;
-        let userns = sys::new_userns(record.start, ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
-        return Ok(Identity { start: record.start, userns, containers: vec![record.id] });
-    };
     let living = locked.living(Record::lives)?;
+    let Some(owner) = &joined.owner else {
+        let start = ranges::lowest_free(&living)?;
+        let userns = sys::new_userns(start, ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        let id = namespaces::identity(&userns).map_err(Error::system("stat a user namespace"))?;
+        let record = locked.store(new, Range { start, userns: id }, &living)?;
+        return Ok(Identity { start, userns, containers: vec![record.id] });
+    };
     let foreign = || Error::Spec(CheckError::Foreign("user".into()).into());
-    let start = living.iter().find(|r| user_namespace_of(r) == Some(owner.id)).map(|r| r.start).ok_or_else(foreign)?;
-    let record = locked.share(Record { start, ..new }, Record::lives)?;
-    let others = living.into_iter().filter(|r| r.start == start).map(|r| r.id);
+    let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(foreign)?;
+    let record = locked.store(new, range, &living)?;
+    let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
     let containers = others.chain([record.id]).collect();
     let userns = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
-    Ok(Identity { start, userns, containers })
-}
-
-/// The user namespace of a container's first process, as crun's state tells it.
-fn user_namespace_of(record: &Record) -> Option<NamespaceId> {
-    let path = record.state_root.join(&record.id).join("status");
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(MAX_STATUS).read_to_end(&mut text).ok()?;
-    let status: Value = serde_json::from_slice(&text).ok()?;
-    let metadata = fs::metadata(format!("/proc/{}/ns/user", status["pid"].as_u64()?)).ok()?;
-    Some((metadata.dev(), metadata.ino()))
+    Ok(Identity { start: range.start, userns, containers })
 }
 
 fn read_mounts() -> io::Result<Vec<Mount>> {
@@ -137,45 +124,9 @@ fn read_mounts() -> io::Result<Vec<Mount>> {
 fn facts() -> Facts {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     Facts {
-        oom_score_adj: read("/proc/self/oom_score_adj").trim().parse().unwrap_or(0),
         apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
     }
-}
-
-/// Makes room for the container's limits, which it could not raise from inside of its user namespace.
-fn raise_limits(limits: &[Limit]) {
-    for limit in limits {
-        let Some(resource) = resource(&limit.kind) else { continue };
-        let own = rustix::process::getrlimit(resource);
-        if own.maximum.is_some_and(|maximum| maximum < limit.hard) {
-            // u64::MAX is "unlimited" in a spec. Where the kernel refuses, crun tells about it with the limit's name.
-            let maximum = Some(limit.hard).filter(|hard| *hard != u64::MAX);
-            let _ = rustix::process::setrlimit(resource, Rlimit { current: own.current, maximum });
-        }
-    }
-}
-
-fn resource(kind: &str) -> Option<Resource> {
-    Some(match kind {
-        "RLIMIT_AS" => Resource::As,
-        "RLIMIT_CORE" => Resource::Core,
-        "RLIMIT_CPU" => Resource::Cpu,
-        "RLIMIT_DATA" => Resource::Data,
-        "RLIMIT_FSIZE" => Resource::Fsize,
-        "RLIMIT_LOCKS" => Resource::Locks,
-        "RLIMIT_MEMLOCK" => Resource::Memlock,
-        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
-        "RLIMIT_NICE" => Resource::Nice,
-        "RLIMIT_NOFILE" => Resource::Nofile,
-        "RLIMIT_NPROC" => Resource::Nproc,
-        "RLIMIT_RSS" => Resource::Rss,
-        "RLIMIT_RTPRIO" => Resource::Rtprio,
-        "RLIMIT_RTTIME" => Resource::Rttime,
-        "RLIMIT_SIGPENDING" => Resource::Sigpending,
-        "RLIMIT_STACK" => Resource::Stack,
-        _ => return None,
-    })
 }
 
 /// The stage is private and empty, so the file needs no temporary name.

@@ -61,7 +61,7 @@ fn run(globals: &Globals, command: Command) -> Result<(), Error> {
                 ranges::Table::open(Path::new(create::STATE)).ok()?.find(&state_root, &id)
             });
             if let Some(record) = record {
-                crun::own_streams(record.start);
+                crun::own_streams(record.range.start);
             }
             hand_over(globals, args)?
         }

@@ -16,6 +16,8 @@ use std::{
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::spec::namespaces::NamespaceId;
+
 /// The first id of the first range.
 pub(crate) const FIRST: u32 = 100_000;
 
@@ -57,9 +59,29 @@ pub(crate) struct Record {
     pub(crate) id: String,
     /// The state directory of crun that it lives in; ids are unique only within one.
     pub(crate) state_root: PathBuf,
-    /// The first id of its range.
-    pub(crate) start: u32,
+    /// Its ids.
+    pub(crate) range: Range,
     /// The process that creates it, which turns into crun.
+    pub(crate) creator: Process,
+}
+
+/// A range and the user namespace that maps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Range {
+    /// The first id.
+    pub(crate) start: u32,
+    /// Device and inode of the user namespace.
+    pub(crate) userns: NamespaceId,
+}
+
+/// A container that is to get a range.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    /// See [`Record::id`].
+    pub(crate) id: String,
+    /// See [`Record::state_root`].
+    pub(crate) state_root: PathBuf,
+    /// See [`Record::creator`].
     pub(crate) creator: Process,
 }
 
@@ -149,21 +171,10 @@ impl Locked {
         Ok(living)
     }
 
-    /// Gives the container the lowest range that nobody has.
-    pub(crate) fn claim(&self, new: Record, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
-        let living = self.living(lives)?;
-        let taken = living.iter().map(|r| r.start).collect::<BTreeSet<_>>();
-        let start = (0..COUNT).map(|n| FIRST + n * LENGTH).find(|s| !taken.contains(s)).ok_or(RangeError::Exhausted)?;
-        self.store(Record { start, ..new }, &living)
-    }
-
-    /// Gives the container the range of another, whose user namespace it is going to share.
-    pub(crate) fn share(&self, new: Record, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
-        let living = self.living(lives)?;
-        self.store(new, &living)
-    }
-
-    fn store(&self, record: Record, living: &[Record]) -> Result<Record, RangeError> {
+    /// Enters the container with its range: the lowest free one, or that of a living container it shares with.
+    pub(crate) fn store(&self, claim: Claim, range: Range, living: &[Record]) -> Result<Record, RangeError> {
+        let Claim { id, state_root, creator } = claim;
+        let record = Record { id, state_root, range, creator };
         if living.iter().any(|r| r.id == record.id && r.state_root == record.state_root) {
             return Err(RangeError::Exists(record.id));
         }
@@ -174,6 +185,12 @@ impl Locked {
         fs::rename(&new, &path).map_err(failed(&path))?;
         Ok(record)
     }
+}
+
+/// The first id of the lowest range that no living container has.
+pub(crate) fn lowest_free(living: &[Record]) -> Result<u32, RangeError> {
+    let taken = living.iter().map(|r| r.range.start).collect::<BTreeSet<_>>();
+    (0..COUNT).map(|n| FIRST + n * LENGTH).find(|start| !taken.contains(start)).ok_or(RangeError::Exhausted)
 }
 
 fn failed<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> RangeError {
@@ -205,17 +222,30 @@ mod tests {
 
     use super::*;
 
-    fn new(id: usize) -> Record {
-        Record { id: format!("c{id}"), state_root: "/run/r".into(), start: 0, creator: Process { pid: 0, started: 0 } }
+    fn new(id: usize) -> Claim {
+        Claim { id: format!("c{id}"), state_root: "/run/r".into(), creator: Process { pid: 0, started: 0 } }
+    }
+
+    fn claim(table: &Table, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
+        let locked = table.lock()?;
+        let living = locked.living(lives)?;
+        let start = lowest_free(&living)?;
+        locked.store(new(id), Range { start, userns: (0, u64::from(start)) }, &living)
+    }
+
+    fn share(table: &Table, id: usize, start: u32, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
+        let locked = table.lock()?;
+        let living = locked.living(lives)?;
+        locked.store(new(id), Range { start, userns: (0, u64::from(start)) }, &living)
     }
 
     #[test]
     fn the_first_range_starts_at_100000_and_the_next_follows_it() {
         let dir = tempfile::tempdir().unwrap();
         let table = Table::open(dir.path()).unwrap();
-        let starts = [1, 2, 3].map(|n| table.lock().unwrap().claim(new(n), |_| true).unwrap().start);
+        let starts = [1, 2, 3].map(|n| claim(&table, n, |_| true).unwrap().range.start);
         assert_eq!(starts, [100_000, 165_536, 231_072]);
-        assert_eq!(table.find(Path::new("/run/r"), "c2").unwrap().start, 165_536);
+        assert_eq!(table.find(Path::new("/run/r"), "c2").unwrap().range.start, 165_536);
         assert_eq!(table.find(Path::new("/run/other"), "c2"), None);
     }
 
@@ -223,20 +253,20 @@ mod tests {
     fn a_living_id_is_not_given_a_second_range() {
         let dir = tempfile::tempdir().unwrap();
         let table = Table::open(dir.path()).unwrap();
-        table.lock().unwrap().claim(new(1), |_| true).unwrap();
-        assert!(matches!(table.lock().unwrap().claim(new(1), |_| true), Err(RangeError::Exists(_))));
+        claim(&table, 1, |_| true).unwrap();
+        assert!(matches!(claim(&table, 1, |_| true), Err(RangeError::Exists(_))));
     }
 
     #[test]
     fn a_shared_range_is_free_only_after_the_last_container() {
         let dir = tempfile::tempdir().unwrap();
         let table = Table::open(dir.path()).unwrap();
-        let first = table.lock().unwrap().claim(new(1), |_| true).unwrap();
-        table.lock().unwrap().share(Record { start: first.start, ..new(2) }, |_| true).unwrap();
-        let third = table.lock().unwrap().claim(new(3), |r| r.id != "c1").unwrap();
-        assert_eq!(third.start, 165_536);
-        let fourth = table.lock().unwrap().claim(new(4), |r| r.id == "c3").unwrap();
-        assert_eq!(fourth.start, 100_000);
+        let first = claim(&table, 1, |_| true).unwrap();
+        share(&table, 2, first.range.start, |_| true).unwrap();
+        let third = claim(&table, 3, |r| r.id != "c1").unwrap();
+        assert_eq!(third.range.start, 165_536);
+        let fourth = claim(&table, 4, |r| r.id == "c3").unwrap();
+        assert_eq!(fourth.range.start, 100_000);
     }
 
     #[test]
@@ -259,7 +289,7 @@ mod tests {
         let table = Table::open(dir.path()).unwrap();
         fs::write(dir.path().join("ranges/x@0.json"), "{\"id\":").unwrap();
         fs::write(dir.path().join("ranges/y@0.new"), "{").unwrap();
-        assert_eq!(table.lock().unwrap().claim(new(1), |_| true).unwrap().start, FIRST);
+        assert_eq!(claim(&table, 1, |_| true).unwrap().range.start, FIRST);
     }
 
     #[derive(Clone, Debug)]
@@ -290,18 +320,18 @@ mod tests {
                 let names = model.keys().map(|n| format!("c{n}")).collect::<BTreeSet<_>>();
                 let lives = |r: &Record| names.contains(&r.id);
                 match step {
-                    Step::Create(n) => match table.lock().unwrap().claim(new(n), lives) {
+                    Step::Create(n) => match claim(&table, n, lives) {
                         Ok(record) => {
                             let lowest = (0..).map(|k| FIRST + k * LENGTH)
                                 .find(|s| model.values().all(|(t, _)| t != s)).unwrap();
-                            prop_assert_eq!(record.start, lowest);
-                            prop_assert!(model.insert(n, (record.start, group)).is_none());
+                            prop_assert_eq!(record.range.start, lowest);
+                            prop_assert!(model.insert(n, (record.range.start, group)).is_none());
                         }
                         Err(_) => prop_assert!(model.contains_key(&n)),
                     },
                     Step::Join(n, owner) => {
                         let Some(&(start, group)) = model.get(&owner) else { continue };
-                        if table.lock().unwrap().share(Record { start, ..new(n) }, lives).is_ok() {
+                        if share(&table, n, start, lives).is_ok() {
                             model.insert(n, (start, group));
                         }
                     }

@@ -64,6 +64,10 @@ pub(crate) fn check(spec: &Value) -> Result<(), CheckError> {
         return Err(CheckError::NotLinux);
     }
     let missing: Vec<_> = REQUIRED.into_iter().filter(|kind| !namespaces(spec).any(|(k, _)| k == *kind)).collect();
+    // dockerd leaves the entry out for `--network=host`, which has a text of its own.
+    if missing == ["network"] {
+        return Err(CheckError::HostNetwork);
+    }
     if !missing.is_empty() {
         return Err(CheckError::HostNamespaces(missing));
     }
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_network_refusal_has_the_documented_words() {
-        let error = crate::error::Error::from(SpecError::from(CheckError::HostNetwork));
+        let error = crate::error::Error::from(SpecError::from(check(&without(&["network"])).unwrap_err()));
         assert_eq!(
             crate::log::chain(&error),
             "error in the container spec: invalid or unsupported container spec: sysbox containers can't share a \

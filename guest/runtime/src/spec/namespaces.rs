@@ -1,13 +1,16 @@
 //! Namespaces that a container joins: whose they are, and that it is not the VM.
 //!
+//! The user namespace itself is made by this program and joined by crun: a path instead of a plain "new" makes crun do
+//! the binds inside of it, from mounts that the kernel has locked by then (mount_namespaces(7)), so that a read-only
+//! bind stays read-only whatever the container's root tries.
+//!
 //! The kernel lets a container use a namespace only if the user namespace that the container is in owns it, so a
 //! container that joins another's network, say, joins its user namespace too. Every path is opened once; crun gets
 //! the descriptor, so that what was judged is what is joined.
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    os::unix::fs::MetadataExt,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use serde_json::{Value, json};
@@ -45,8 +48,10 @@ fn proc_name(kind: &str) -> &str {
     }
 }
 
-fn identity(file: &File) -> std::io::Result<NamespaceId> {
-    file.metadata().map(|m| (m.dev(), m.ino()))
+/// The identity of an open namespace.
+pub(crate) fn identity(fd: impl AsFd) -> std::io::Result<NamespaceId> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Opens and judges every namespace that is given by path, except a user namespace: that one is not the spec's choice.
@@ -94,11 +99,10 @@ fn host_userns() -> Result<NamespaceId, CheckError> {
 }
 
 impl Joined {
-    /// Type and path of each, valid in this process and in what it turns into.
-    pub(crate) fn paths(&self) -> std::io::Result<Vec<(&str, String)>> {
-        let owner = self.owner.iter().map(|owner| ("user", owner.fd.as_fd()));
+    /// Type and path of each and of the user namespace, valid in this process and in what it turns into.
+    pub(crate) fn paths(&self, userns: BorrowedFd<'_>) -> std::io::Result<Vec<(&str, String)>> {
         let others = self.namespaces.iter().map(|(kind, file)| (kind.as_str(), file.as_fd()));
-        owner
+        std::iter::once(("user", userns))
             .chain(others)
             .map(|(kind, fd)| {
                 sys::keep_across_exec(fd)?;

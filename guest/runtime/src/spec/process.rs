@@ -4,11 +4,9 @@ use serde_json::{Map, Value};
 
 use crate::ranges::LENGTH;
 
-/// What the VM's kernel and this process allow.
+/// What the VM's kernel has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
-    /// This process's own `oom_score_adj`, which a user namespace can't go below.
-    pub(crate) oom_score_adj: i64,
     /// The kernel has AppArmor, switched on.
     pub(crate) apparmor: bool,
     /// The kernel has SELinux, switched on.
@@ -18,14 +16,8 @@ pub(crate) struct Facts {
 /// Annotations with these beginnings make crun run other code or write files outside of the container.
 const STEERING: &[&str] = &["run.oci.", "module.wasm.", "krun.", "org.systemd.property."];
 
-/// A resource limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Limit {
-    /// `RLIMIT_…`.
-    pub(crate) kind: String,
-    /// The hard limit.
-    pub(crate) hard: u64,
-}
+/// The lowest `oom_score_adj`: one more than what makes a process unkillable.
+const LOWEST_OOM_SCORE: i64 = -999;
 
 /// Adapts what can't work in a user namespace and is harmless to leave out.
 pub(crate) fn adapt(spec: &mut Value, facts: Facts) {
@@ -33,8 +25,8 @@ pub(crate) fn adapt(spec: &mut Value, facts: Facts) {
         annotations.retain(|key, _| !STEERING.iter().any(|prefix| key.starts_with(prefix)));
     }
     if let Some(process) = spec.get_mut("process").and_then(Value::as_object_mut) {
-        if process.get("oomScoreAdj").and_then(Value::as_i64).is_some_and(|adj| adj < facts.oom_score_adj) {
-            process.insert("oomScoreAdj".into(), facts.oom_score_adj.into());
+        if process.get("oomScoreAdj").and_then(Value::as_i64).is_some_and(|adj| adj < LOWEST_OOM_SCORE) {
+            process.insert("oomScoreAdj".into(), LOWEST_OOM_SCORE.into());
         }
         if !facts.apparmor {
             process.remove("apparmorProfile");
@@ -66,14 +58,6 @@ fn clamp_ping_groups(sysctl: &mut Map<String, Value>) {
     }
 }
 
-/// The hard limits that the container asks for; only this process, outside of the user namespace, may raise its own.
-pub(crate) fn limits(spec: &Value) -> Vec<Limit> {
-    let limits = spec["process"]["rlimits"].as_array().into_iter().flatten();
-    limits
-        .filter_map(|limit| Some(Limit { kind: limit["type"].as_str()?.to_owned(), hard: limit["hard"].as_u64()? }))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -82,7 +66,7 @@ mod tests {
     use super::*;
     use crate::spec::testing;
 
-    const FACTS: Facts = Facts { oom_score_adj: 0, apparmor: false, selinux: false };
+    const FACTS: Facts = Facts { apparmor: false, selinux: false };
 
     #[test]
     fn dockers_ping_groups_are_brought_into_the_range() {
@@ -100,8 +84,8 @@ mod tests {
     }
 
     #[test]
-    fn an_oom_score_below_ours_is_raised_and_others_are_kept() {
-        for (asked, got) in [(-900, 0), (0, 0), (500, 500)] {
+    fn no_container_is_unkillable_and_other_oom_scores_are_kept() {
+        for (asked, got) in [(-1000, -999), (-999, -999), (500, 500)] {
             let mut spec = json!({ "process": { "oomScoreAdj": asked } });
             adapt(&mut spec, FACTS);
             assert_eq!(spec["process"]["oomScoreAdj"], got);
@@ -125,7 +109,7 @@ mod tests {
         adapt(&mut without, FACTS);
         assert_eq!(without["process"], json!({}));
         let mut with = spec.clone();
-        adapt(&mut with, Facts { apparmor: true, selinux: true, ..FACTS });
+        adapt(&mut with, Facts { apparmor: true, selinux: true });
         assert_eq!(with, spec);
     }
 
@@ -133,7 +117,6 @@ mod tests {
         #[test]
         fn no_json_panics(mut spec in testing::any_json()) {
             adapt(&mut spec, FACTS);
-            let _ = limits(&spec);
         }
 
         #[test]
