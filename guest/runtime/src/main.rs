@@ -1,1 +1,77 @@
-fn main() {}
+//! The isolating OCI runtime: a policy layer over crun, named `sysbox-runc` after what it behaves like.
+//!
+//! The engine calls it in the place of runc. For `create` and `run` it checks the bundle, gives the container a user
+//! namespace with ids that no other container has, id-maps its root and its binds, and becomes crun. Everything else
+//! is crun's straight away.
+
+mod binds;
+mod cli;
+mod create;
+mod crun;
+mod error;
+mod log;
+mod mountinfo;
+mod paths;
+mod ranges;
+mod root;
+mod spec;
+mod stage;
+mod sys;
+
+use std::{convert::Infallible, path::Path, process::ExitCode};
+
+use cli::{Command, Globals};
+use error::Error;
+
+const HELP: &str = "\
+sysbox-runc, an isolating OCI runtime
+
+Usage: sysbox-runc [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--debug] COMMAND …
+
+Commands: create, run, start, exec, state, kill, delete, pause, resume, update, ps, list, spec, features";
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut args = args.into_iter();
+    let (globals, first) = cli::globals(&mut args);
+    let command = first.and_then(|name| cli::command(&name, args.collect()));
+    match command.map_err(Error::from).and_then(|command| run(&globals, command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            globals.log.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(globals: &Globals, command: Command) -> Result<(), Error> {
+    let never: Infallible = match command {
+        Command::Version => {
+            // dockerd reads the first line and those that begin with "spec".
+            println!("sysbox-runc version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
+            return Ok(());
+        }
+        Command::Help => {
+            println!("{HELP}");
+            return Ok(());
+        }
+        Command::Create(request) => create::create(globals, &request)?,
+        Command::Exec(id, args) => {
+            let record = id.zip(std::path::absolute(globals.state_root()).ok()).and_then(|(id, state_root)| {
+                ranges::Table::open(Path::new(create::STATE)).ok()?.find(&state_root, &id)
+            });
+            if let Some(record) = record {
+                crun::own_streams(record.range.start);
+            }
+            hand_over(globals, args)?
+        }
+        Command::Pass(args) => hand_over(globals, args)?,
+    };
+    match never {}
+}
+
+fn hand_over(globals: &Globals, args: Vec<std::ffi::OsString>) -> Result<Infallible, Error> {
+    let mut all = globals.for_crun.clone();
+    all.extend(args);
+    crun::exec(&all)
+}

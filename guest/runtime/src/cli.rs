@@ -1,0 +1,335 @@
+//! The command line of an OCI runtime, as runc defines it and containerd's shim uses it.
+//!
+//! Only `create`, `run` and `exec` are looked into. The arguments of `create` and `run` are rebuilt from what was
+//! understood, so that no option which this program does not know (crun's `--config`, say) can slip through.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+use crate::log::{Format, Log};
+
+/// crun's state directory when `--root` is not given.
+const DEFAULT_STATE_ROOT: &str = "/run/crun";
+
+/// Why the command line is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CliError {
+    /// No command was given.
+    #[error("no command given; try 'sysbox-runc --help'")]
+    NoCommand,
+    /// The command does not exist, or would run a container past the checks.
+    #[error("sysbox-runc does not support the command '{0}'")]
+    Command(String),
+    /// An option does not exist, or would change what was checked.
+    #[error("sysbox-runc does not support the option '{0}' here")]
+    Option(String),
+    /// An option stands without its value.
+    #[error("the option '{0}' needs a value")]
+    Value(String),
+    /// Not exactly one container id.
+    #[error("exactly one container id is needed")]
+    Id,
+    /// The id could name a file outside of the state directories.
+    #[error("the container id '{0}' is not valid; use up to 128 of A-Z a-z 0-9 _ + - .")]
+    BadId(String),
+}
+
+/// The options before the command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Globals {
+    /// `--root`, made absolute by nobody: both shims give an absolute path.
+    pub(crate) root: Option<PathBuf>,
+    /// `--log` and `--log-format`.
+    pub(crate) log: Log,
+    /// What crun is to get, normalised to `--name=value`.
+    pub(crate) for_crun: Vec<OsString>,
+}
+
+impl Globals {
+    /// Where crun keeps its state.
+    pub(crate) fn state_root(&self) -> &Path {
+        self.root.as_deref().unwrap_or(Path::new(DEFAULT_STATE_ROOT))
+    }
+}
+
+/// `create` or `run`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Create {
+    /// `create` or `run`.
+    pub(crate) verb: &'static str,
+    /// `--bundle`, the working directory by default.
+    pub(crate) bundle: PathBuf,
+    /// The container's id, checked.
+    pub(crate) id: String,
+    /// The options for crun except `--bundle` and `--config`.
+    pub(crate) options: Vec<OsString>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Check, rewrite and hand over.
+    Create(Create),
+    /// Hand over; the id, where it could be told, for the ownership of the standard streams.
+    Exec(Option<String>, Vec<OsString>),
+    /// Hand over as it is: nothing in it needs a decision.
+    Pass(Vec<OsString>),
+    /// `--version`.
+    Version,
+    /// `--help` or `help`.
+    Help,
+}
+
+/// Commands that need no decision because they act on containers that were checked when they were made.
+const PASSED: &[&str] =
+    &["delete", "features", "kill", "list", "pause", "ps", "resume", "spec", "start", "state", "update"];
+
+const CREATE_VALUES: &[&str] = &["--bundle", "--console-socket", "--pid-file", "--preserve-fds"];
+const CREATE_FLAGS: &[&str] = &["--detach", "--no-new-keyring", "--no-pivot", "--no-subreaper"];
+const EXEC_VALUES: &[&str] = &[
+    "--additional-gids",
+    "--apparmor",
+    "--cap",
+    "--cgroup",
+    "--console-socket",
+    "--cwd",
+    "--env",
+    "--pid-file",
+    "--preserve-fds",
+    "--process",
+    "--process-label",
+    "--user",
+    "-a",
+    "-c",
+    "-e",
+    "-g",
+    "-p",
+    "-u",
+];
+
+/// Takes the options before the command; what follows is for [`command`].
+///
+/// The log comes back even when the rest is refused, so that the refusal reaches it.
+pub(crate) fn globals(args: &mut std::vec::IntoIter<OsString>) -> (Globals, Result<OsString, CliError>) {
+    let mut globals = Globals::default();
+    let first = loop {
+        let Some(arg) = args.next() else { break Err(CliError::NoCommand) };
+        if !arg.as_bytes().starts_with(b"-") || matches!(arg.as_bytes(), b"--version" | b"-v" | b"--help" | b"-h") {
+            break Ok(arg);
+        }
+        if let Err(error) = global(&mut globals, &arg, args) {
+            break Err(error);
+        }
+    };
+    (globals, first)
+}
+
+fn global(globals: &mut Globals, arg: &OsStr, args: &mut dyn Iterator<Item = OsString>) -> Result<(), CliError> {
+    let (name, value) = split(arg);
+    let keep = match name.as_str() {
+        "--debug" | "--systemd-cgroup" => {
+            // Go's flag package takes `--debug=false`; crun takes the bare form only.
+            if value.as_deref().is_none_or(|v| v != "false") {
+                globals.for_crun.push(name.into());
+            }
+            return Ok(());
+        }
+        "--root" | "--log" | "--log-format" | "--rootless" | "--criu" => name,
+        _ => return Err(CliError::Option(name)),
+    };
+    let value = value.or_else(|| args.next()).ok_or_else(|| CliError::Value(keep.clone()))?;
+    match keep.as_str() {
+        "--root" => globals.root = Some(value.clone().into()),
+        "--log" => globals.log.file = Some(value.clone().into()),
+        "--log-format" if value == "json" => globals.log.format = Format::Json,
+        "--criu" => return Ok(()),
+        _ => {}
+    }
+    globals.for_crun.push(joined(&keep, &value));
+    Ok(())
+}
+
+/// Reads the command and its arguments.
+pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliError> {
+    match name.to_str().unwrap_or_default() {
+        "--version" | "-v" => Ok(Command::Version),
+        "--help" | "-h" | "help" => Ok(Command::Help),
+        "create" => create("create", rest).map(Command::Create),
+        "run" => create("run", rest).map(Command::Create),
+        "exec" => Ok(Command::Exec(exec_id(&rest), with_name("exec", rest))),
+        verb if PASSED.contains(&verb) => Ok(Command::Pass(with_name(verb, rest))),
+        _ => Err(CliError::Command(name.to_string_lossy().into_owned())),
+    }
+}
+
+fn with_name(name: &str, rest: Vec<OsString>) -> Vec<OsString> {
+    std::iter::once(name.into()).chain(rest).collect()
+}
+
+fn create(verb: &'static str, rest: Vec<OsString>) -> Result<Create, CliError> {
+    let mut bundle = PathBuf::from(".");
+    let mut options = Vec::new();
+    let mut ids = Vec::new();
+    let mut args = rest.into_iter();
+    while let Some(arg) = args.next() {
+        if arg == "--" {
+            ids.extend(args.by_ref());
+            break;
+        }
+        if !arg.as_bytes().starts_with(b"-") {
+            ids.push(arg);
+            continue;
+        }
+        let (name, value) = split(&arg);
+        let name = match name.as_str() {
+            "-b" => "--bundle".to_owned(),
+            "-d" => "--detach".to_owned(),
+            _ => name,
+        };
+        if CREATE_FLAGS.contains(&name.as_str()) {
+            options.push(name.into());
+        } else if CREATE_VALUES.contains(&name.as_str()) {
+            let value = value.or_else(|| args.next()).ok_or_else(|| CliError::Value(name.clone()))?;
+            if name == "--bundle" {
+                bundle = value.into();
+            } else {
+                options.push(joined(&name, &value));
+            }
+        } else {
+            return Err(CliError::Option(name));
+        }
+    }
+    let [id] = <[OsString; 1]>::try_from(ids).map_err(|_| CliError::Id)?;
+    Ok(Create { verb, bundle, id: checked_id(&id)?, options })
+}
+
+/// A container id that is safe as the name of a file.
+fn checked_id(id: &OsStr) -> Result<String, CliError> {
+    let text = id.to_string_lossy().into_owned();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    let fits = (1..=128).contains(&text.len()) && !text.starts_with(['-', '.']) && text.chars().all(allowed);
+    if fits { Ok(text) } else { Err(CliError::BadId(text)) }
+}
+
+/// The first word of `exec` that is neither an option nor an option's value.
+fn exec_id(rest: &[OsString]) -> Option<String> {
+    let mut args = rest.iter();
+    while let Some(arg) = args.next() {
+        if !arg.as_bytes().starts_with(b"-") {
+            return checked_id(arg).ok();
+        }
+        let (name, value) = split(arg);
+        if value.is_none() && EXEC_VALUES.contains(&name.as_str()) {
+            args.next()?;
+        }
+    }
+    None
+}
+
+/// `--name=value` in its two parts; Go's single-dash long form is brought to two dashes.
+fn split(arg: &OsStr) -> (String, Option<OsString>) {
+    let bytes = arg.as_bytes();
+    let at = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+    let mut name = String::from_utf8_lossy(&bytes[..at]).into_owned();
+    if name.len() > 2 && !name.starts_with("--") {
+        name.insert(0, '-');
+    }
+    (name, bytes.get(at + 1..).map(|v| OsString::from_vec(v.to_vec())))
+}
+
+fn joined(name: &str, value: &OsStr) -> OsString {
+    let mut out = OsString::from(name);
+    out.push("=");
+    out.push(value);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(line: &[&str]) -> (Globals, Result<Command, CliError>) {
+        let mut args = line.iter().map(OsString::from).collect::<Vec<_>>().into_iter();
+        let (globals, first) = globals(&mut args);
+        (globals, first.and_then(|name| command(&name, args.collect())))
+    }
+
+    #[test]
+    fn the_shims_create_is_understood() {
+        let (globals, command) = parse(&[
+            "--root",
+            "/run/r",
+            "--log",
+            "/b/log.json",
+            "--log-format",
+            "json",
+            "--systemd-cgroup",
+            "create",
+            "--bundle",
+            "/b",
+            "--pid-file",
+            "/b/init.pid",
+            "abc",
+        ]);
+        assert_eq!(globals.state_root(), Path::new("/run/r"));
+        assert_eq!(globals.log.format, Format::Json);
+        assert_eq!(globals.for_crun, ["--root=/run/r", "--log=/b/log.json", "--log-format=json", "--systemd-cgroup"]);
+        let expected = Create {
+            verb: "create",
+            bundle: "/b".into(),
+            id: "abc".into(),
+            options: vec!["--pid-file=/b/init.pid".into()],
+        };
+        assert_eq!(command, Ok(Command::Create(expected)));
+    }
+
+    #[test]
+    fn options_that_would_bypass_the_checks_are_refused() {
+        for option in ["--config=/x", "-f", "--conf=/x", "--cgroup-manager=disabled"] {
+            assert!(matches!(parse(&["create", option, "id"]).1, Err(CliError::Option(_))), "{option}");
+        }
+        for verb in ["restore", "checkpoint", "mounts", "init", "events"] {
+            assert_eq!(parse(&[verb, "id"]).1, Err(CliError::Command(verb.into())));
+        }
+    }
+
+    #[test]
+    fn ids_that_leave_the_state_directory_are_refused() {
+        for id in ["..", ".", "a/b", "", "-x", "a\0", &"x".repeat(129)] {
+            assert!(parse(&["create", "--", id]).1.is_err(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn the_id_of_exec_is_found_behind_options_with_values() {
+        let line = ["exec", "--process", "/p", "-e", "A=b", "--detach", "--pid-file=/x", "cid", "sh", "-c", "id"];
+        let (_, command) = parse(&line);
+        assert_eq!(command, Ok(Command::Exec(Some("cid".into()), line.iter().map(OsString::from).collect())));
+    }
+
+    #[test]
+    fn everything_else_is_passed_on_unchanged() {
+        let (globals, command) = parse(&["--criu=/x", "--debug=false", "kill", "--all", "id", "9"]);
+        assert!(globals.for_crun.is_empty());
+        assert_eq!(command, Ok(Command::Pass(["kill", "--all", "id", "9"].map(OsString::from).to_vec())));
+    }
+
+    proptest! {
+        #[test]
+        fn no_command_line_panics_or_passes_an_unknown_option_to_create(words in proptest::collection::vec(".{0,12}", 0..8)) {
+            let mut line = vec!["create"];
+            line.extend(words.iter().map(String::as_str));
+            if let (_, Ok(Command::Create(create))) = parse(&line) {
+                for option in &create.options {
+                    let (name, _) = split(option);
+                    prop_assert!(CREATE_VALUES.contains(&name.as_str()) || CREATE_FLAGS.contains(&name.as_str()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `create` and `run`: decide, prepare, rewrite, hand over.
+
+use std::{
+    convert::Infallible,
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    binds::{self, Context},
+    cli::{Create, Globals},
+    crun,
+    error::Error,
+    mountinfo::{self, Mount},
+    paths::{Asker, Policy},
+    ranges::{self, Claim, Process, Range, Record, Table},
+    root,
+    spec::{
+        self, SpecError,
+        checks::{self, CheckError},
+        ids, mounts,
+        namespaces::{self, Joined},
+        process::{self, Facts},
+    },
+    stage::Stage,
+    sys,
+};
+
+/// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
+pub(crate) const STATE: &str = "/run/sysbox-runc";
+
+/// The range of a new container, and whose user namespace it is.
+#[derive(Debug)]
+struct Identity {
+    /// First id.
+    start: u32,
+    /// A user namespace with the container's id map.
+    userns: OwnedFd,
+    /// The containers that share it, this one included.
+    containers: Vec<String>,
+}
+
+/// Turns this process into crun creating the container; returns only on failure.
+pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, Error> {
+    let bundle =
+        fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
+    let mut spec = spec::load(&bundle)?;
+    checks::check(&spec).map_err(SpecError::from)?;
+    let joined = namespaces::open(&spec).map_err(SpecError::from)?;
+    let binds = mounts::binds(&spec).map_err(SpecError::from)?;
+
+    let table = Table::open(Path::new(STATE))?;
+    let identity = identify(&table, globals, request, &joined)?;
+    // Everything from here on is opened in the namespace where it is going to be mounted from.
+    let stage = Stage::enter(&Path::new(STATE).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
+    let mounts = read_mounts().map_err(Error::system("read the table of mounts"))?;
+    let policy = Policy::default();
+    let build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
+    let asker = Asker { containers: &identity.containers, build };
+    let context = Context { policy: &policy, table: &mounts, asker, bundle: &bundle };
+    let judged = binds::judge(&binds, context).map_err(SpecError::from)?;
+
+    let path = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
+    let root = root::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
+    spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
+    mounts::clean(&mut spec);
+    for bind in &judged {
+        let source = bind.place(&stage, identity.userns.as_fd()).map_err(SpecError::from)?;
+        mounts::set_source(&mut spec, bind.index(), &source);
+    }
+
+    let paths = joined.paths(identity.userns.as_fd()).map_err(Error::system("keep a namespace open"))?;
+    namespaces::rewrite(&mut spec, &paths);
+    ids::map(&mut spec, identity.start);
+    process::adapt(&mut spec, facts());
+    let config = stage.path("config.json");
+    write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
+    crun::own_streams(identity.start);
+
+    let mut args: Vec<OsString> = globals.for_crun.clone();
+    args.push(request.verb.into());
+    args.extend(request.options.iter().cloned());
+    args.extend(["--bundle".into(), bundle.into(), "--config".into(), config.into(), "--".into()]);
+    args.push(request.id.clone().into());
+    crun::exec(&args)
+}
+
+/// Finds the container's range: its own, or that of the container whose namespaces it joins.
+fn identify(table: &Table, globals: &Globals, request: &Create, joined: &Joined) -> Result<Identity, Error> {
+    let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
+    let creator = Process::find(std::process::id())
+        .ok_or_else(|| Error::system("read /proc")(io::Error::from(io::ErrorKind::NotFound)))?;
+    let new = Claim { id: request.id.clone(), state_root, creator };
+    let locked = table.lock()?;
+    let living = locked.living(Record::lives)?;
+    let Some(owner) = &joined.owner else {
+        let start = ranges::lowest_free(&living)?;
+        let userns = sys::new_userns(start, ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        let id = namespaces::identity(&userns).map_err(Error::system("stat a user namespace"))?;
+        let record = locked.store(new, Range { start, userns: id }, &living)?;
+        return Ok(Identity { start, userns, containers: vec![record.id] });
+    };
+    let foreign = || Error::Spec(CheckError::Foreign("user".into()).into());
+    let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(foreign)?;
+    let record = locked.store(new, range, &living)?;
+    let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
+    let containers = others.chain([record.id]).collect();
+    let userns = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
+    Ok(Identity { start: range.start, userns, containers })
+}
+
+fn read_mounts() -> io::Result<Vec<Mount>> {
+    let mut table = Vec::new();
+    File::open("/proc/self/mountinfo")?.take(mountinfo::MAX_TABLE).read_to_end(&mut table)?;
+    Ok(mountinfo::parse(&table))
+}
+
+fn facts() -> Facts {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    Facts {
+        apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+    }
+}
+
+/// The stage is private and empty, so the file needs no temporary name.
+fn write_config(path: &PathBuf, spec: &Value) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(&serde_json::to_vec(spec)?)
+}

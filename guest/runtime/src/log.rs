@@ -1,0 +1,98 @@
+//! Where and how errors are told: the `--log` file in the form that containerd's shim reads, else stderr.
+
+use std::{
+    fmt::Write as _,
+    fs::OpenOptions,
+    io::{self, Write as _},
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// `time="…" level=error msg="…"`.
+    #[default]
+    Text,
+    /// One JSON object a line with the keys `level`, `msg` and `time`.
+    Json,
+}
+
+/// The log that the caller asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log {
+    /// `--log`; `None` is stderr.
+    pub(crate) file: Option<PathBuf>,
+    /// `--log-format`.
+    pub(crate) format: Format,
+}
+
+impl Log {
+    /// Reports an error with the chain of its causes.
+    ///
+    /// stderr is the container's own when a log file is given, so nothing goes there then.
+    pub(crate) fn error(&self, error: &dyn std::error::Error) {
+        let line = self.line(&chain(error), SystemTime::now());
+        let written = match &self.file {
+            None => Err(io::ErrorKind::Unsupported.into()),
+            Some(path) => OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(&line)),
+        };
+        if written.is_err() {
+            let _ = io::stderr().write_all(&line);
+        }
+    }
+
+    fn line(&self, message: &str, now: SystemTime) -> Vec<u8> {
+        let time = rfc3339(now);
+        let mut line = match self.format {
+            Format::Json => serde_json::json!({ "level": "error", "msg": message, "time": time }).to_string(),
+            Format::Text if self.file.is_none() => message.to_owned(),
+            Format::Text => format!("time=\"{time}\" level=error msg={message:?}"),
+        };
+        line.push('\n');
+        line.into_bytes()
+    }
+}
+
+/// An error and its causes, outermost first, separated by colons.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// UTC in RFC 3339, whole seconds; Howard Hinnant's days-to-civil algorithm.
+fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn json_lines_carry_what_the_shim_looks_for() {
+        let log = Log { file: Some("/x".into()), format: Format::Json };
+        let line = log.line("can't \"do\"\nit", UNIX_EPOCH + Duration::from_secs(951_782_400));
+        assert_eq!(line.last(), Some(&b'\n'));
+        let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(value["level"], "error");
+        assert_eq!(value["msg"], "can't \"do\"\nit");
+        assert_eq!(value["time"], "2000-02-29T00:00:00Z");
+    }
+}

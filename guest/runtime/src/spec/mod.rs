@@ -1,0 +1,137 @@
+//! The bundle's config.json: read with a limit, checked, rewritten. Fields that no rule names stay as they are.
+
+pub(crate) mod checks;
+pub(crate) mod ids;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod process;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value};
+
+use checks::CheckError;
+use mounts::MountError;
+
+/// Longest accepted config.json in bytes; dockerd's are about 50 KB.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Why a bundle is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpecError {
+    /// It asks for what isolation can't give.
+    #[error("invalid or unsupported container spec")]
+    Invalid(#[from] CheckError),
+    /// One of its mounts is refused.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// config.json can't be read.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// config.json is not JSON.
+    #[error("{} is not valid JSON", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Reads a bundle's config.json.
+pub(crate) fn load(bundle: &Path) -> Result<Value, SpecError> {
+    let path = bundle.join("config.json");
+    let read = || {
+        let mut text = Vec::new();
+        File::open(&path)?.take(MAX_CONFIG + 1).read_to_end(&mut text)?;
+        if text.len() as u64 > MAX_CONFIG {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {MAX_CONFIG} bytes")));
+        }
+        Ok(text)
+    };
+    let text = read().map_err(|source| SpecError::Read { path: path.clone(), source })?;
+    serde_json::from_slice(&text).map_err(|source| SpecError::Syntax { path, source })
+}
+
+/// The object at `key`, made when it is missing or something else.
+pub(crate) fn object<'a>(parent: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
+    let child = object_of(parent).entry(key).or_insert(Value::Null);
+    object_of(child)
+}
+
+fn object_of(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("made an object above"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Values for property tests: any JSON, and specs that are nearly right.
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    /// Any JSON, with the words that specs are made of.
+    pub(crate) fn any_json() -> impl Strategy<Value = Value> {
+        let word = prop_oneof![
+            Just("type".to_owned()),
+            Just("path".to_owned()),
+            Just("namespaces".to_owned()),
+            Just("bind".to_owned()),
+            Just("user".to_owned()),
+            Just("pid".to_owned()),
+            Just("linux".to_owned()),
+            Just("root".to_owned()),
+            Just("options".to_owned()),
+            Just("source".to_owned()),
+            Just("destination".to_owned()),
+            ".{0,6}",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            word.clone().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                proptest::collection::btree_map(word.clone(), inner, 0..6)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// A spec like dockerd's for `docker run alpine`.
+    pub(crate) fn docker() -> Value {
+        json!({
+            "ociVersion": "1.1.0",
+            "root": { "path": "/var/lib/docker/overlay2/x/merged" },
+            "process": { "args": ["sh"], "user": { "uid": 0, "gid": 0 }, "oomScoreAdj": 0 },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": {
+                "sysctl": { "net.ipv4.ping_group_range": "0 2147483647" },
+                "namespaces": [
+                    { "type": "mount" }, { "type": "network" }, { "type": "uts" }, { "type": "pid" }, { "type": "ipc" },
+                    { "type": "cgroup" }
+                ]
+            }
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! The mounts of a spec: which kinds there may be, and which of them bind a path of the VM.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+/// Why a mount is refused; the first text is Enhanced Container Isolation's own.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// The source is a directory or file of the VM.
+    #[error("can't mount {0} because it's configured as a restricted host mount")]
+    Restricted(String),
+    /// The file system type is none that a container needs from its runtime.
+    #[error("invalid mount config: file system type {kind:?} for {destination:?} is not allowed")]
+    Type {
+        /// As given.
+        kind: String,
+        /// Where it should go.
+        destination: String,
+    },
+    /// The entry lacks what a mount needs.
+    #[error("invalid mount config: entry {0} has no destination or no source")]
+    Incomplete(usize),
+    /// The source can't be opened.
+    #[error("invalid mount config: can't open {path}")]
+    Open {
+        /// The source.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The source can't be mounted.
+    #[error("invalid mount config: can't mount {path}")]
+    Mount {
+        /// The source.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Types that the kernel makes harmless in a user namespace, or refuses there.
+const TYPES: &[&str] = &["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
+
+/// crun's own options that change what is bound or as whom.
+const DROPPED: &[&str] = &["idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow", "tmpcopyup"];
+
+/// A bind mount that the spec asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bind {
+    /// Its place in the list.
+    pub(crate) index: usize,
+    /// As given; relative to the bundle when relative.
+    pub(crate) source: PathBuf,
+    /// Where it goes in the container.
+    pub(crate) destination: PathBuf,
+    /// With the mounts below it.
+    pub(crate) recursive: bool,
+    /// Read-only.
+    pub(crate) read_only: bool,
+}
+
+/// The bind mounts of a spec; every other type is checked here.
+pub(crate) fn binds(spec: &Value) -> Result<Vec<Bind>, MountError> {
+    let mut binds = Vec::new();
+    for (index, mount) in spec["mounts"].as_array().into_iter().flatten().enumerate() {
+        let destination = mount["destination"].as_str().ok_or(MountError::Incomplete(index))?;
+        let kind = mount["type"].as_str().unwrap_or_default();
+        let options: Vec<_> = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let recursive = options.contains(&"rbind");
+        if kind == "bind" || recursive || options.contains(&"bind") {
+            // The last of two that contradict each other wins, as with mount(8).
+            let read_only =
+                options.iter().rev().find(|o| matches!(**o, "ro" | "rw" | "rro")).is_some_and(|o| *o != "rw");
+            let source = mount["source"].as_str().filter(|s| !s.is_empty()).ok_or(MountError::Incomplete(index))?;
+            let (source, destination) = (source.into(), destination.into());
+            binds.push(Bind { index, source, destination, recursive, read_only });
+        } else if !TYPES.contains(&kind) {
+            return Err(MountError::Type { kind: kind.to_owned(), destination: destination.to_owned() });
+        }
+    }
+    Ok(binds)
+}
+
+/// Replaces the source of one bind by the prepared mount.
+pub(crate) fn set_source(spec: &mut Value, index: usize, source: &Path) {
+    if let Some(mount) = spec.get_mut("mounts").and_then(|m| m.get_mut(index)).and_then(Value::as_object_mut) {
+        mount.insert("source".into(), source.to_string_lossy().into_owned().into());
+    }
+}
+
+/// Takes out of every mount what only this program may decide.
+pub(crate) fn clean(spec: &mut Value) {
+    for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(mount) = mount.as_object_mut() else { continue };
+        mount.remove("uidMappings");
+        mount.remove("gidMappings");
+        if let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) {
+            options.retain(|option| {
+                let name = option.as_str().unwrap_or_default().split('=').next().unwrap_or_default();
+                !DROPPED.contains(&name)
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::spec::testing;
+
+    #[test]
+    fn binds_are_found_by_type_and_by_option() {
+        let spec = json!({ "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/a", "type": "bind", "source": "/x", "options": ["rbind", "ro", "rprivate"] },
+            { "destination": "/b", "type": "none", "source": "y", "options": ["bind", "ro", "rw"] },
+        ] });
+        let binds = binds(&spec).unwrap();
+        let brief: Vec<_> =
+            binds.iter().map(|b| (b.index, b.source.to_str().unwrap(), b.recursive, b.read_only)).collect();
+        assert_eq!(brief, [(1, "/x", true, true), (2, "y", false, false)]);
+    }
+
+    #[test]
+    fn a_block_device_is_no_mount_for_a_container() {
+        let spec = json!({ "mounts": [{ "destination": "/x", "type": "ext4", "source": "/dev/vda" }] });
+        assert!(matches!(binds(&spec), Err(MountError::Type { .. })));
+    }
+
+    #[test]
+    fn the_refusal_has_the_documented_words() {
+        let error = crate::error::Error::from(crate::spec::SpecError::from(MountError::Restricted(
+            "/etc/docker/daemon.json".into(),
+        )));
+        assert_eq!(
+            crate::log::chain(&error),
+            "error in the container spec: can't mount /etc/docker/daemon.json because it's configured as a restricted host mount"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_json_panics_and_no_id_map_of_the_spec_remains(mut spec in testing::any_json()) {
+            let _ = binds(&spec);
+            clean(&mut spec);
+            set_source(&mut spec, 0, Path::new("/x"));
+            for mount in spec.get("mounts").and_then(Value::as_array).into_iter().flatten() {
+                prop_assert!(mount.get("uidMappings").is_none());
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The system calls that no safe wrapper offers; the only unsafe code of this program.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use rustix::thread::{CapabilitySets, UnshareFlags};
+
+/// `NS_GET_USERNS` of ioctl_ns(2).
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
+
+/// Id-maps a mount that is not attached anywhere yet (`mount_setattr` with `MOUNT_ATTR_IDMAP`).
+///
+/// With `recursive`, every mount of the detached tree is mapped, or none.
+pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    set_mount_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns.as_raw_fd() as u64, recursive)
+}
+
+/// Takes devices away from the top mount of a tree, and writing when `read_only`.
+pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    set_mount_attributes(mount, libc::MOUNT_ATTR_NODEV | read_only, 0, false)
+}
+
+fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a valid empty C string, `attr` lives across the call and its true size is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The user namespace that owns the namespace behind `ns`.
+///
+/// # Errors
+/// `EPERM` when the owner is outside of the caller's own user namespace.
+pub(crate) fn owning_userns(ns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: NS_GET_USERNS takes no argument and touches no memory of ours.
+    let fd = unsafe { libc::ioctl(ns.as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a non-negative result is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives this process a mount namespace of its own.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: NEWNS unshares no memory and no descriptor table; the process has a single thread.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
+}
+
+/// Runs `action` with fsuid and fsgid `id` and every capability kept, then goes back to id 0.
+pub(crate) fn with_filesystem_id<T>(id: u32, action: impl FnOnce() -> T) -> io::Result<T> {
+    let before = rustix::thread::capabilities(None)?;
+    set_filesystem_ids(id);
+    // A change of the fsuid away from 0 takes the file-system capabilities out of the effective set.
+    let result = rustix::thread::set_capabilities(None, CapabilitySets { ..before }).map(|()| action());
+    set_filesystem_ids(0);
+    rustix::thread::set_capabilities(None, before)?;
+    result.map_err(Into::into)
+}
+
+fn set_filesystem_ids(id: u32) {
+    // SAFETY: both calls take plain integers and always succeed for a process with CAP_SETUID and CAP_SETGID.
+    unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+    }
+}
+
+/// A new user namespace whose ids 0.. map to `start`.. for `count` ids, kept alive by the returned descriptor.
+pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
+    let (child_end, parent_end) = std::os::unix::net::UnixStream::pair()?;
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if child == 0 {
+        drop(parent_end);
+        // The end of the stream tells that the parent has the descriptor, or is gone.
+        let _ = (&child_end).read(&mut [0]);
+        // SAFETY: ends the child at once, without running the parent's exit handlers.
+        unsafe { libc::_exit(0) };
+    }
+    drop(child_end);
+    let map = format!("0 {start} {count}\n");
+    let namespace = (|| {
+        File::options().write(true).open(format!("/proc/{child}/uid_map"))?.write_all(map.as_bytes())?;
+        File::options().write(true).open(format!("/proc/{child}/gid_map"))?.write_all(map.as_bytes())?;
+        File::open(format!("/proc/{child}/ns/user"))
+    })();
+    drop(parent_end);
+    // SAFETY: waits for the child made above; a null status pointer is allowed.
+    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
+    namespace.map(OwnedFd::from)
+}
+
+/// Lets the descriptor survive execve(2).
+pub(crate) fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into)
+}
