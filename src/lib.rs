@@ -1,4 +1,9 @@
 //! Bulkhead: a lightweight VM manager that hosts an isolated Docker engine.
 
-pub mod vmm;
+pub mod backend;
+pub mod cli;
+pub mod engine;
+pub mod image;
+pub mod settings;
 pub mod virtio;
+pub mod vmm;
