@@ -151,17 +151,22 @@ async fn change<T: DeserializeOwned + Default>(
         Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("the body is not understood: {error}")),
     };
     let (reply, answer) = oneshot::channel();
-    if api.requests.send(make(options, reply)).await.is_ok() {
-        if let Ok(answer) = answer.await {
-            return json(StatusCode::OK, &answer);
-        }
+    if api.requests.send(make(options, reply)).await.is_ok()
+        && let Ok(answer) = answer.await
+    {
+        return json(StatusCode::OK, &answer);
     }
     problem(StatusCode::SERVICE_UNAVAILABLE, "the backend is ending")
 }
 
 /// An empty body asks for the defaults.
 fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, serde_json::Error> {
-    if body.is_empty() { Ok(T::default()) } else { serde_json::from_slice(body) }
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    // An array of fields in their order would do for serde; the API has objects only.
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
+    serde_json::from_value(object.into())
 }
 
 /// A line now and after each change; a reader that is slow sees fewer lines, never old ones.

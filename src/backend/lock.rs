@@ -15,7 +15,7 @@ use crate::settings::Paths;
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another backend has it.
-    #[error("a backend for this profile is already running{}; `bulkhead status` shows it", pid(.0))]
+    #[error("a backend for this profile is already running{}; `bulkhead status` shows it", pid(*.0))]
     Held(Option<u32>),
     /// Another backend uses the data folder under another runtime folder.
     #[error(
@@ -34,7 +34,7 @@ pub enum LockError {
     },
 }
 
-fn pid(pid: &Option<u32>) -> String {
+fn pid(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 

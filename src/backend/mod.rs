@@ -178,10 +178,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
         let _ = fs::remove_file(socket);
     }
     vm::remove_sockets(paths);
-    if let Some(context) = context {
-        if let Err(error) = context.remove() {
-            warn!("{}", chain(&error));
-        }
+    if let Some(Err(error)) = context.map(|context| context.remove()) {
+        warn!("{}", chain(&error));
     }
     info!("backend ends");
     let _ = end.send(());

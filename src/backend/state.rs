@@ -162,18 +162,18 @@ impl Machine {
         }
     }
 
-    fn boot(&mut self) -> Option<Action> {
+    fn boot(&mut self) -> Action {
         self.state = State::Starting(Progress::default());
         self.agent = false;
         self.boots += 1;
-        Some(Action::Boot)
+        Action::Boot
     }
 
     fn start(&mut self) -> (Accepted, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => {
                 self.resets = 0;
-                (Accepted::Begun, self.boot())
+                (Accepted::Begun, Some(self.boot()))
             }
             State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Accepted::Already, None),
             State::Stopping(Then::Fail(_)) => {
@@ -187,7 +187,7 @@ impl Machine {
     fn stop(&mut self, force: bool) -> (Accepted, Option<Action>) {
         let action = match &self.state {
             State::Stopped | State::Failed(_) => Some(Action::Exit),
-            State::Starting(_) | State::Running(_) => self.take_down(Then::Exit, force),
+            State::Starting(_) | State::Running(_) => Some(self.take_down(Then::Exit, force)),
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Exit);
                 force.then_some(Action::Kill)
@@ -201,7 +201,7 @@ impl Machine {
             State::Stopped | State::Failed(_) => self.start(),
             State::Starting(_) | State::Running(_) => {
                 self.resets = 0;
-                (Accepted::Begun, self.take_down(Then::Boot, false))
+                (Accepted::Begun, Some(self.take_down(Then::Boot, false)))
             }
             State::Stopping(Then::Exit) => (Accepted::Ending, None),
             State::Stopping(_) => {
@@ -212,9 +212,9 @@ impl Machine {
     }
 
     /// Without an agent nobody in the guest can be asked, and nothing is mounted yet.
-    fn take_down(&mut self, then: Then, force: bool) -> Option<Action> {
+    fn take_down(&mut self, then: Then, force: bool) -> Action {
         self.state = State::Stopping(then);
-        Some(if self.agent && !force { Action::Shutdown } else { Action::Kill })
+        if self.agent && !force { Action::Shutdown } else { Action::Kill }
     }
 
     fn report(&mut self, input: Input) -> Option<Action> {
@@ -226,7 +226,7 @@ impl Machine {
             Input::EngineDown(reason) => self.engine_down(reason),
             Input::GuestFailed(reason) => {
                 if matches!(self.state, State::Starting(_) | State::Running(_)) {
-                    return self.take_down(Then::Fail(reason), false);
+                    return Some(self.take_down(Then::Fail(reason), false));
                 }
             }
             Input::GraceExpired => return matches!(self.state, State::Stopping(_)).then_some(Action::Kill),
@@ -266,8 +266,7 @@ impl Machine {
         self.agent = false;
         match (std::mem::replace(&mut self.state, State::Stopped), end) {
             (State::Stopping(Then::Exit), _) => return Some(Action::Exit),
-            (State::Stopping(Then::Boot), _) => return self.boot(),
-            (State::Stopping(Then::Fail(reason)), _) => self.state = State::Failed(reason),
+            (State::Stopping(Then::Boot), _) => return Some(self.boot()),
             // Who powers the guest off from inside gets what was asked for.
             (State::Running(_), End::PowerOff) => {}
             (State::Starting(_), End::PowerOff) => {
@@ -276,11 +275,12 @@ impl Machine {
             (State::Starting(_) | State::Running(_), End::Reset) => {
                 self.resets += 1;
                 if self.resets < MAX_RESETS {
-                    return self.boot();
+                    return Some(self.boot());
                 }
                 self.state = State::Failed(format!("the guest reset itself {MAX_RESETS} times during its start"));
             }
-            (State::Starting(_) | State::Running(_), End::Broken(reason)) => self.state = State::Failed(reason),
+            (State::Stopping(Then::Fail(reason)), _)
+            | (State::Starting(_) | State::Running(_), End::Broken(reason)) => self.state = State::Failed(reason),
             (state @ (State::Stopped | State::Failed(_)), _) => self.state = state,
         }
         None

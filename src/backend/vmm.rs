@@ -162,12 +162,11 @@ fn take_control_fd(number: RawFd) -> io::Result<()> {
 
 /// Waits for the process to be gone, killing it when it lingers, and says how the machine ended.
 pub async fn reap(child: &mut Child, said: Option<ExitReason>) -> End {
-    let status = match tokio::time::timeout(LAST_BREATH, child.wait()).await {
-        Ok(status) => status,
-        Err(_) => {
-            let _ = child.start_kill();
-            child.wait().await
-        }
+    let status = if let Ok(status) = tokio::time::timeout(LAST_BREATH, child.wait()).await {
+        status
+    } else {
+        let _ = child.start_kill();
+        child.wait().await
     };
     explain(said, status.ok())
 }

@@ -68,15 +68,19 @@ pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliEr
     if !arguments.follow && followers.iter().all(|follower| follower.file.is_none()) {
         return Err(CliError::Failed(format!("profile `{}` has no logs; it was never started", paths.name())));
     }
-    while arguments.follow {
-        for follower in &mut followers {
+    if arguments.follow { follow(&mut followers) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// Shows what comes until the process is interrupted or nobody reads.
+fn follow(followers: &mut [Follower]) -> Result<ExitCode, CliError> {
+    loop {
+        for follower in &mut *followers {
             for line in follower.read().map_err(CliError::io("cannot read the log"))? {
                 print(&line)?;
             }
         }
         std::thread::sleep(INTERVAL);
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads what is appended to a file, and goes on with the new one when it is rotated.

@@ -5,15 +5,16 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
 };
 
-/// `None` where the file ends before `N` bytes could be read at `offset`.
-fn read_at<const N: usize>(file: &mut File, offset: u64) -> io::Result<Option<[u8; N]>> {
+/// `None` where the file of `size` bytes ends before `N` bytes could be read at `offset`.
+fn read_at<const N: usize>(file: &mut File, size: u64, offset: u64) -> io::Result<Option<[u8; N]>> {
+    // A header can name places that no file system has, which seek(2) refuses.
+    if offset.checked_add(N as u64).is_none_or(|end| end > size) {
+        return Ok(None);
+    }
     let mut bytes = [0; N];
     file.seek(SeekFrom::Start(offset))?;
-    match file.read_exact(&mut bytes) {
-        Ok(()) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(error),
-    }
+    file.read_exact(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 fn u16_at(bytes: &[u8], offset: usize) -> u64 {
@@ -27,10 +28,10 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 /// A 64-bit x86 ELF file with all its segments, or a bzImage (Linux boot protocol 2.15, `HdrS` at 0x202).
 pub(super) fn kernel(file: &mut File, size: u64) -> io::Result<Result<(), &'static str>> {
     const NO_KERNEL: &str = "is neither an ELF kernel for x86-64 nor a bzImage";
-    if read_at::<4>(file, 0x202)? == Some(*b"HdrS") {
+    if read_at::<4>(file, size, 0x202)? == Some(*b"HdrS") {
         return Ok(Ok(()));
     }
-    let Some(header) = read_at::<64>(file, 0)? else { return Ok(Err(NO_KERNEL)) };
+    let Some(header) = read_at::<64>(file, size, 0)? else { return Ok(Err(NO_KERNEL)) };
     // Class 64-bit, little-endian, machine 62 (x86-64).
     if header[..6] != *b"\x7fELF\x02\x01" || u16_at(&header, 18) != 62 {
         return Ok(Err(NO_KERNEL));
@@ -39,7 +40,7 @@ pub(super) fn kernel(file: &mut File, size: u64) -> io::Result<Result<(), &'stat
     for index in 0..count {
         let entry = offset.checked_add(index * entry_size);
         let entry = match entry {
-            Some(entry) => read_at::<56>(file, entry)?,
+            Some(entry) => read_at::<56>(file, size, entry)?,
             None => None,
         };
         let end = entry.and_then(|entry| u64_at(&entry, 8).checked_add(u64_at(&entry, 32)));
@@ -52,7 +53,7 @@ pub(super) fn kernel(file: &mut File, size: u64) -> io::Result<Result<(), &'stat
 
 /// An EROFS file system with all its blocks (superblock at 1024, `fs/erofs/erofs_fs.h`).
 pub(super) fn erofs(file: &mut File, size: u64) -> io::Result<Result<(), &'static str>> {
-    let superblock = read_at::<64>(file, 1024)?;
+    let superblock = read_at::<64>(file, size, 1024)?;
     let Some(superblock) = superblock.filter(|bytes| bytes[..4] == 0xE0F5_E1E2_u32.to_le_bytes()) else {
         return Ok(Err("is not an EROFS file system"));
     };

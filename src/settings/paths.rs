@@ -113,7 +113,7 @@ impl Base {
 
     /// The profiles that have files, sorted.
     pub fn profiles(&self) -> Vec<ProfileName> {
-        let mut names: Vec<String> = [&self.config, &self.data, &self.state, &self.runtime]
+        let mut names: Vec<String> = [&self.config, &self.data, &self.state]
             .into_iter()
             .filter_map(|folder| fs::read_dir(folder).ok())
             .flatten()
@@ -244,9 +244,9 @@ impl Paths {
         format!("unix://{}", self.docker_socket().display())
     }
 
-    /// Whether the profile has any files.
+    /// Whether the profile has any files that outlive its backend.
     pub fn exists(&self) -> bool {
-        [&self.config, &self.data, &self.state, &self.runtime].into_iter().any(|folder| folder.is_dir())
+        [&self.config, &self.data, &self.state].into_iter().any(|folder| folder.is_dir())
     }
 
     /// Makes the folders with mode 0700 and checks that the runtime folder is this person's alone.

@@ -101,7 +101,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_grammar_is_accepted_and_kept(name in "[a-z0-9][a-z0-9_-]{0,39}") {
-            prop_assert_eq!(name.parse::<ProfileName>().unwrap().as_str(), name);
+            prop_assert_eq!(String::from(name.parse::<ProfileName>().unwrap()), name);
         }
 
         #[test]
