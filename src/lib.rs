@@ -1,5 +1,10 @@
 //! Bulkhead: a lightweight VM manager that hosts an isolated Docker engine.
 
+pub mod backend;
+pub mod cli;
 pub mod devices;
+pub mod engine;
+pub mod image;
+pub mod settings;
 pub mod virtio;
 pub mod vmm;

@@ -1,0 +1,317 @@
+//! The agent in the guest, as the backend hears it. Nothing that it says is trusted.
+
+use std::{
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bulkhead_protocol::{
+    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+    time::timeout,
+};
+use tracing::{info, warn};
+
+use super::vm::VmEvent;
+
+/// How long a connection may stay silent before its first message.
+const HELLO: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to read a message.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// Pause after a connection that went wrong, so that a guest cannot fill the log.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Longest text of the guest that is passed on, in characters.
+const MAX_TEXT: usize = 1000;
+
+/// Why a conversation with the agent ended.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("the agent's connection failed")]
+    Line(#[from] LineError),
+    #[error("the agent did not read a message in time")]
+    Slow,
+    #[error("the agent did not introduce itself")]
+    NoHello,
+    #[error(
+        "the guest image speaks version {0} of the agent's protocol, this program version {PROTOCOL_VERSION}; build \
+         the image that belongs to it with `scripts/image`"
+    )]
+    Version(u32),
+}
+
+/// Bounded lines from an asynchronous stream; the counterpart of [`bulkhead_protocol::LineReader`].
+#[derive(Debug)]
+struct AsyncLineReader<R> {
+    inner: R,
+    buffer: Vec<u8>,
+    /// Bytes at the beginning of the buffer that are known to hold no line feed.
+    searched: usize,
+}
+
+impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, buffer: Vec::new(), searched: 0 }
+    }
+
+    /// The next message, or `None` at a clean end; nothing is lost when the future is dropped.
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
+        loop {
+            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=self.searched + end).collect();
+                self.searched = 0;
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() >= MAX_LINE {
+                return Err(LineError::TooLong);
+            }
+            let room = (MAX_LINE - self.buffer.len()) as u64;
+            if (&mut self.inner).take(room).read_buf(&mut self.buffer).await? == 0 {
+                if self.buffer.is_empty() {
+                    return Ok(None);
+                }
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+}
+
+/// What the agent is told.
+#[derive(Clone, Debug)]
+pub(super) struct GuestPlan {
+    /// Host name.
+    pub hostname: String,
+    /// Enhanced Container Isolation.
+    pub isolation: bool,
+    /// virtio-blk serial of the data disk.
+    pub data_disk_serial: String,
+}
+
+impl GuestPlan {
+    fn configuration(&self) -> Configuration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Configuration {
+            hostname: self.hostname.clone(),
+            time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            isolation: self.isolation,
+            data_disk_serial: self.data_disk_serial.clone(),
+            daemon_options: serde_json::Map::new(),
+        }
+    }
+}
+
+/// Accepts the agent of the VM with process id `vmm`, one connection at a time, until the events have no reader.
+pub(super) async fn serve(
+    listener: UnixListener,
+    vmm: u32,
+    plan: GuestPlan,
+    events: mpsc::Sender<VmEvent>,
+    mut outbox: mpsc::Receiver<HostMessage>,
+) {
+    while !events.is_closed() {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) if is_from(&stream, vmm) => stream,
+            Ok(_) => continue,
+            Err(error) => {
+                warn!("cannot accept the agent: {error}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let ended = converse(stream, &plan, &events, &mut outbox).await;
+        let _ = events.send(VmEvent::AgentLost).await;
+        match ended {
+            Ok(()) => info!("the agent closed its connection"),
+            Err(error @ AgentError::Version(_)) => {
+                let _ = events.send(VmEvent::GuestFailed(error.to_string())).await;
+            }
+            Err(error) => {
+                warn!("{}", crate::backend::chain(&error));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Any process of this user can reach the socket; only the VM's may speak for the guest.
+fn is_from(stream: &UnixStream, vmm: u32) -> bool {
+    let allowed = stream.peer_cred().is_ok_and(|peer| peer.pid() == i32::try_from(vmm).ok());
+    if !allowed {
+        warn!("refused a connection to the agent's socket that does not come from the VM");
+    }
+    allowed
+}
+
+async fn converse<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    plan: &GuestPlan,
+    events: &mpsc::Sender<VmEvent>,
+    outbox: &mut mpsc::Receiver<HostMessage>,
+) -> Result<(), AgentError> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = AsyncLineReader::new(reader);
+    let hello = match timeout(HELLO, reader.next()).await {
+        Ok(Ok(Some(GuestMessage::Hello(hello)))) => hello,
+        Ok(Err(error)) => return Err(error.into()),
+        _ => return Err(AgentError::NoHello),
+    };
+    let Hello { protocol, kernel, uptime_us } = hello;
+    if protocol != PROTOCOL_VERSION {
+        return Err(AgentError::Version(protocol));
+    }
+    let _ = events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
+    write(&mut writer, &HostMessage::Configure(plan.configuration())).await?;
+    loop {
+        tokio::select! {
+            message = reader.next() => match message? {
+                Some(message) => {
+                    if let Some(event) = event(message) {
+                        let _ = events.send(event).await;
+                    }
+                }
+                None => return Ok(()),
+            },
+            order = outbox.recv() => match order {
+                Some(order) => write(&mut writer, &order).await?,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+fn event(message: GuestMessage) -> Option<VmEvent> {
+    match message {
+        GuestMessage::Reached { stage, .. } => Some(VmEvent::Reached(stage)),
+        GuestMessage::Failed(failure) => {
+            Some(VmEvent::GuestFailed(format!("stage {}: {}", failure.stage, shorten(&failure.reason))))
+        }
+        GuestMessage::EngineDown { reason } => Some(VmEvent::EngineDown(shorten(&reason))),
+        GuestMessage::Goodbye => {
+            info!("the guest says goodbye");
+            None
+        }
+        GuestMessage::Hello(_) => {
+            warn!("the agent introduced itself twice");
+            None
+        }
+    }
+}
+
+/// The guest's words, fit for a terminal and a log line.
+fn shorten(text: &str) -> String {
+    super::logs::clean(&text.replace('\n', " ")).chars().take(MAX_TEXT).collect()
+}
+
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, message: &HostMessage) -> Result<(), AgentError> {
+    let line = encode(message)?;
+    match timeout(WRITE, writer.write_all(&line)).await {
+        Ok(result) => result.map_err(|error| LineError::from(error).into()),
+        Err(_) => Err(AgentError::Slow),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_protocol::{Failure, ShutdownMode, Stage};
+    use proptest::prelude::*;
+    use tokio::io::{AsyncBufReadExt, BufReader, duplex};
+
+    use super::*;
+
+    fn plan() -> GuestPlan {
+        GuestPlan { hostname: "bulkhead".into(), isolation: true, data_disk_serial: "data".into() }
+    }
+
+    fn hello(protocol: u32) -> GuestMessage {
+        GuestMessage::Hello(Hello { protocol, kernel: "6.12.0\u{1b}[2J".into(), uptime_us: 5 })
+    }
+
+    #[tokio::test]
+    async fn the_agent_speaks_first_and_is_configured_then_reports_and_is_ordered() {
+        let (ours, theirs) = duplex(1 << 16);
+        let (events, mut received) = mpsc::channel(8);
+        let (orders, mut outbox) = mpsc::channel(1);
+        let backend = tokio::spawn(async move { converse(ours, &plan(), &events, &mut outbox).await });
+        let mut agent = BufReader::new(theirs);
+        agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
+        let mut line = String::new();
+        agent.read_line(&mut line).await.unwrap();
+        let Ok(HostMessage::Configure(configuration)) = serde_json::from_str(&line) else { panic!("{line}") };
+        assert!(configuration.isolation && configuration.time_unix_ns > 1 << 60);
+        agent.write_all(&encode(&GuestMessage::Reached { stage: Stage::Disk, uptime_us: 9 }).unwrap()).await.unwrap();
+        let shutdown = HostMessage::Shutdown { mode: ShutdownMode::PowerOff, grace_ms: 7 };
+        orders.send(shutdown.clone()).await.unwrap();
+        line.clear();
+        agent.read_line(&mut line).await.unwrap();
+        assert_eq!(serde_json::from_str::<HostMessage>(&line).unwrap(), shutdown);
+        drop(agent);
+        backend.await.unwrap().unwrap();
+        let kernel = "6.12.0".to_owned();
+        assert_eq!(received.recv().await, Some(VmEvent::AgentConnected { kernel, uptime_us: 5 }));
+        assert_eq!(received.recv().await, Some(VmEvent::Reached(Stage::Disk)));
+    }
+
+    #[tokio::test]
+    async fn another_version_of_the_protocol_is_refused() {
+        let (ours, mut theirs) = duplex(1 << 16);
+        let (events, _received) = mpsc::channel(8);
+        let (_orders, mut outbox) = mpsc::channel(1);
+        theirs.write_all(&encode(&hello(99)).unwrap()).await.unwrap();
+        let error = converse(ours, &plan(), &events, &mut outbox).await.unwrap_err();
+        assert!(matches!(error, AgentError::Version(99)));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_refused_after_the_bound() {
+        let mut reader = AsyncLineReader::new(tokio::io::repeat(b'x'));
+        assert!(matches!(reader.next::<GuestMessage>().await, Err(LineError::TooLong)));
+        assert_eq!(reader.buffer.len(), MAX_LINE);
+    }
+
+    #[test]
+    fn what_the_guest_writes_cannot_act_on_a_terminal() {
+        let failure = Failure { stage: Stage::Disk, reason: "a\u{1b}[31m\nb\u{7}".repeat(1000) };
+        let Some(VmEvent::GuestFailed(reason)) = event(GuestMessage::Failed(failure)) else { panic!() };
+        assert!(reason.starts_with("stage disk: a b") && reason.len() < 1100);
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_any_fragmentation(stages in prop::collection::vec(0_usize..4, 0..8), cut in 1_usize..64) {
+            let all = [Stage::Kernel, Stage::Agent, Stage::Disk, Stage::Engine];
+            let sent: Vec<_> =
+                stages.iter().map(|index| GuestMessage::Reached { stage: all[*index], uptime_us: 1 }).collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(|message| encode(message).unwrap()).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let received = runtime.block_on(async {
+                let (mut near, far) = duplex(cut);
+                let writer = tokio::spawn(async move { near.write_all(&bytes).await });
+                let mut reader = AsyncLineReader::new(far);
+                let mut received = Vec::new();
+                while let Some(message) = reader.next::<GuestMessage>().await.unwrap() {
+                    received.push(message);
+                }
+                writer.await.unwrap().unwrap();
+                received
+            });
+            prop_assert_eq!(received, sent);
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut reader = AsyncLineReader::new(&bytes[..]);
+                while let Ok(Some(_)) = reader.next::<GuestMessage>().await {}
+            });
+        }
+    }
+}

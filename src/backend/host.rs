@@ -1,0 +1,174 @@
+//! What the host must offer before a VM is worth trying.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
+
+const KVM: &str = "/dev/kvm";
+
+/// Set to anything, it lets a guest be tried on a KVM that is not known to run one.
+pub const TRY_ANY_KVM: &str = "BULKHEAD_TRY_ANY_KVM";
+
+/// Why no VM can run here.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No device.
+    #[error(
+        "there is no /dev/kvm: load the module (`sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`), turn on \
+         virtualization in the firmware, or, inside a VM or container, have its owner pass virtualization through"
+    )]
+    NoKvm,
+    /// Not for this user.
+    #[error("/dev/kvm may not be opened by this user: {0}")]
+    KvmDenied(String),
+    /// It is there and broken.
+    #[error("/dev/kvm cannot be opened")]
+    KvmBroken(#[source] io::Error),
+    /// A software KVM.
+    #[error(
+        "the KVM of this machine cannot run the guest kernel: the CPU offers neither vmx nor svm, so this is a \
+         software KVM (such as PVM); use a machine with hardware virtualization, or nested virtualization in a VM"
+    )]
+    SoftwareKvm,
+    /// More memory than there is.
+    #[error("{asked} MiB of memory asked for, but this machine has {present} MiB; ask for less with --memory")]
+    Memory {
+        /// MiB asked for.
+        asked: u64,
+        /// MiB there are.
+        present: u64,
+    },
+    /// Too little for the guest to boot.
+    #[error("{asked} MiB of memory is too little for the guest; ask for at least {minimum} MiB with --memory")]
+    TooLittleMemory {
+        /// MiB asked for.
+        asked: u64,
+        /// MiB needed.
+        minimum: u64,
+    },
+    /// vCPUs out of range.
+    #[error("{0} CPUs asked for; a VM has 1 to 32")]
+    Cpus(u8),
+    /// The kernel's own files.
+    #[error("cannot read {0}")]
+    Proc(&'static str, #[source] io::Error),
+}
+
+/// Opens /dev/kvm the way the VM will.
+pub fn check_kvm() -> Result<(), HostError> {
+    match OpenOptions::new().read(true).write(true).open(KVM) {
+        Ok(_) => Ok(()),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound => Err(HostError::NoKvm),
+            io::ErrorKind::PermissionDenied => Err(HostError::KvmDenied(remedy())),
+            // The node exists, the module does not (ENODEV, ENXIO).
+            _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Err(HostError::NoKvm),
+            _ => Err(HostError::KvmBroken(error)),
+        },
+    }
+}
+
+fn remedy() -> String {
+    let Ok(metadata) = fs::metadata(KVM) else { return "its owner cannot be read".into() };
+    let gid = metadata.gid();
+    let group = nix::unistd::Group::from_gid(gid.into()).ok().flatten().map_or(gid.to_string(), |group| group.name);
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o060 == 0o060 && gid != 0 {
+        format!("it belongs to the group `{group}`; run `sudo usermod -aG {group} $USER` and log in again")
+    } else {
+        format!(
+            "it belongs to the group `{group}` with mode {mode:04o}, which lets no group in; run `echo \
+             'KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\"' | sudo tee /etc/udev/rules.d/65-kvm.rules && sudo udevadm \
+             control --reload && sudo udevadm trigger --name-match=kvm`, then `sudo usermod -aG kvm $USER` and log in \
+             again"
+        )
+    }
+}
+
+/// A KVM without hardware behind it interprets the guest and gives up on what a Linux kernel does early.
+pub fn check_virtualization() -> Result<(), HostError> {
+    if std::env::var_os(TRY_ANY_KVM).is_some() {
+        return Ok(());
+    }
+    let text = read("/proc/cpuinfo")?;
+    if has_virtualization(&text) { Ok(()) } else { Err(HostError::SoftwareKvm) }
+}
+
+fn has_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+}
+
+fn read(path: &'static str) -> Result<String, HostError> {
+    fs::read_to_string(Path::new(path)).map_err(|error| HostError::Proc(path, error))
+}
+
+/// Memory of this machine in MiB.
+pub fn memory_mib() -> Result<u64, HostError> {
+    let text = read("/proc/meminfo")?;
+    mem_total(&text).ok_or_else(|| HostError::Proc("/proc/meminfo", io::ErrorKind::InvalidData.into()))
+}
+
+fn mem_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+}
+
+/// Guest memory in MiB: what was asked for, else a quarter of the machine's and at least 1 GiB.
+pub fn choose_memory(asked: Option<u64>, present: u64) -> Result<u64, HostError> {
+    const MINIMUM: u64 = 256;
+    match asked {
+        Some(asked) if asked > present => Err(HostError::Memory { asked, present }),
+        Some(asked) if asked < MINIMUM => Err(HostError::TooLittleMemory { asked, minimum: MINIMUM }),
+        Some(asked) => Ok(asked),
+        None => Ok((present / 4).max(1024)),
+    }
+}
+
+/// vCPUs: what was asked for, else half of the machine's.
+pub fn choose_cpus(asked: Option<u8>, present: usize) -> Result<u8, HostError> {
+    match asked {
+        Some(asked) if (1..=32).contains(&asked) => Ok(asked),
+        Some(asked) => Err(HostError::Cpus(asked)),
+        None => Ok(u8::try_from((present / 2).clamp(1, 32)).unwrap_or(1)),
+    }
+}
+
+/// CPUs that this process may use.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_with_vmx_or_svm_can_run_a_guest() {
+        assert!(has_virtualization("processor : 0\nflags\t\t: fpu svm lm\n"));
+        assert!(has_virtualization("flags\t\t: vmx\n"));
+        assert!(!has_virtualization("flags\t\t: fpu svm_lock lm\nvmx flags : x\nmodel name: vmx\n"));
+    }
+
+    #[test]
+    fn memory_defaults_to_a_quarter_and_never_exceeds_the_machine() {
+        assert_eq!(mem_total("MemTotal:       24000000 kB\nMemFree: 1 kB\n"), Some(23437));
+        assert_eq!(choose_memory(None, 32768).unwrap(), 8192);
+        assert_eq!(choose_memory(None, 2048).unwrap(), 1024);
+        assert_eq!(choose_memory(Some(4096), 4096).unwrap(), 4096);
+        assert!(matches!(choose_memory(Some(4097), 4096), Err(HostError::Memory { .. })));
+        assert!(matches!(choose_memory(Some(1), 4096), Err(HostError::TooLittleMemory { .. })));
+    }
+
+    #[test]
+    fn cpus_default_to_half_and_stay_within_1_to_32() {
+        assert_eq!([1, 2, 7, 200].map(|present| choose_cpus(None, present).unwrap()), [1, 1, 3, 32]);
+        assert!(matches!(choose_cpus(Some(33), 64), Err(HostError::Cpus(33))));
+        assert!(matches!(choose_cpus(Some(0), 64), Err(HostError::Cpus(0))));
+    }
+}

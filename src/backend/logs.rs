@@ -1,0 +1,109 @@
+//! Log files: rotation, and reading them without trusting what the guest wrote.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// How much of a file's end is looked at for its last lines, in bytes.
+const TAIL: u64 = 256 * 1024;
+
+/// Longest line that is shown, in characters.
+const MAX_LINE: usize = 2000;
+
+/// Where the previous file goes.
+pub fn previous(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+/// Keeps the file as `<path>.1` and begins an empty one.
+pub fn rotate(path: &Path) -> io::Result<()> {
+    match fs::rename(path, previous(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => append(path).map(drop),
+    }
+}
+
+/// Opens a log to append to; only its owner may read it.
+pub fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// The last `lines` lines of a file, cleaned; a missing file has none.
+pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<String> = text.lines().map(clean).collect();
+    Ok(all[all.len().saturating_sub(lines)..].to_vec())
+}
+
+/// A line without anything that a terminal would act on: the guest decides what is in it.
+pub fn clean(line: &str) -> String {
+    let mut characters = line.chars().peekable();
+    let mut text = String::new();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' && characters.peek() == Some(&'[') {
+            characters.next();
+            // A control sequence ends with its first byte from @ to ~ (ECMA-48, 5.4).
+            while characters.next_if(|next| ('\u{20}'..'\u{40}').contains(next)).is_some() {}
+            characters.next_if(|next| ('\u{40}'..'\u{7f}').contains(next));
+        } else if character == '\t' || !character.is_control() {
+            text.push(character);
+        }
+        if text.len() >= MAX_LINE {
+            break;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn colours_and_control_characters_are_gone() {
+        assert_eq!(clean("\u{1b}[1;31mred\u{1b}[0m\tand\u{7}\u{1b}]0;title\r"), "red\tand]0;title");
+    }
+
+    #[test]
+    fn the_last_lines_are_returned_in_order() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "a\nb\nc\nd").unwrap();
+        assert_eq!(tail(file.path(), 2).unwrap(), ["c", "d"]);
+        assert_eq!(tail(file.path(), 9).unwrap().len(), 4);
+        assert!(tail(Path::new("/nowhere/at/all"), 2).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rotation_keeps_one_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        rotate(&path).unwrap();
+        fs::write(&path, "one").unwrap();
+        rotate(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        assert_eq!(fs::read_to_string(previous(&path)).unwrap(), "one");
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_keeps_a_control_character(line in any::<String>()) {
+            prop_assert!(clean(&line).chars().all(|character| character == '\t' || !character.is_control()));
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! From settings, options and host to a machine; every check that needs no VM is made here.
+
+use crate::{
+    image::{Image, ImageError},
+    settings::{Paths, Settings, SettingsError},
+    vmm::api::{Disk, VmConfig, Vsock},
+};
+
+use super::{
+    disk::{DiskError, DiskPlan},
+    host::{self, HostError},
+    wire::StartOptions,
+};
+
+/// The guest's kernel command line.
+const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/usr/sbin/bulkhead-init panic=-1 quiet \
+                       loglevel=4 8250.nr_uarts=0 i8042.noaux tsc=reliable no_timer_check rcupdate.rcu_expedited=1 \
+                       random.trust_cpu=on cryptomgr.notests mitigations=auto";
+
+/// virtio-blk serial of the data disk, by which the agent finds it.
+pub const DATA_SERIAL: &str = "data";
+
+/// The guest's context id; each VM has a device of its own, so all may have the same.
+const GUEST_CID: u32 = 3;
+
+/// Why no VM can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The data disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+}
+
+/// A machine that can be made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// vCPUs.
+    pub cpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Enhanced Container Isolation.
+    pub isolation: bool,
+    /// The data disk.
+    pub disk: DiskPlan,
+    /// Kernel and root file system.
+    pub image: Image,
+}
+
+impl Plan {
+    /// Reads the settings anew and checks everything; changes nothing.
+    pub fn new(paths: &Paths, options: &StartOptions) -> Result<Self, PlanError> {
+        host::check_kvm()?;
+        host::check_virtualization()?;
+        let settings = Settings::load(&paths.settings())?;
+        Ok(Self {
+            image: Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref())?,
+            cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
+            memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
+            isolation: settings.isolation(),
+            disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
+        })
+    }
+
+    /// The machine for the vmm process.
+    pub fn machine(&self, paths: &Paths) -> VmConfig {
+        let disk = |path: &std::path::Path, readonly, serial: &str| Disk {
+            path: path.to_owned(),
+            readonly,
+            serial: serial.to_owned(),
+        };
+        VmConfig {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            kernel: self.image.kernel.clone(),
+            cmdline: CMDLINE.to_owned(),
+            disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
+            vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
+            console: Some(paths.console_log()),
+            serial: None,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One VM from its boot to its end: the process, its packets, its agent.
+
+use std::{fs, io, path::PathBuf, sync::Arc};
+
+use bulkhead_protocol::{HostMessage, ShutdownMode, Stage};
+use tokio::{
+    net::UnixListener,
+    process::Child,
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
+use tracing::{info, warn};
+
+use super::{
+    agent::{self, GuestPlan},
+    disk::DiskError,
+    logs,
+    plan::{DATA_SERIAL, Plan, PlanError},
+    state::End,
+    vmm::{self, Channel, VmmError},
+    wire::StartOptions,
+};
+use crate::{
+    settings::Paths,
+    vmm::api::{Command, Event},
+};
+
+/// Why a VM could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A check failed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The data disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The process.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// A file or socket beside it.
+    #[error("cannot use {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What happens to a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The agent introduced itself and has its configuration.
+    AgentConnected {
+        /// The guest's kernel.
+        kernel: String,
+        /// Microseconds since the guest kernel started.
+        uptime_us: u64,
+    },
+    /// The agent's connection is gone.
+    AgentLost,
+    /// A stage was reached.
+    Reached(Stage),
+    /// The guest gave up, in words.
+    GuestFailed(String),
+    /// The engine ended and is being started again.
+    EngineDown(String),
+    /// The process is gone; the last event.
+    Ended(End),
+}
+
+/// A VM that was begun.
+#[derive(Debug)]
+pub struct Vm {
+    /// What it was made from.
+    pub plan: Plan,
+    /// Process id.
+    pub pid: u32,
+    channel: Arc<Channel>,
+    kill: Arc<Notify>,
+    orders: mpsc::Sender<HostMessage>,
+    events: mpsc::Receiver<VmEvent>,
+    agent: AbortHandle,
+}
+
+impl Vm {
+    /// Makes the disk, the sockets and the process, and orders the boot.
+    pub async fn boot(paths: &Paths, options: &StartOptions) -> Result<Self, BootError> {
+        let plan = Plan::new(paths, options)?;
+        plan.disk.apply()?;
+        let io_error = |path: PathBuf| move |source| BootError::Io { path, source };
+        logs::rotate(&paths.console_log()).map_err(io_error(paths.console_log()))?;
+        remove_sockets(paths);
+        let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
+        let (channel, theirs) = Channel::pair()?;
+        let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
+        let child = vmm::spawn(&theirs, log)?;
+        drop(theirs);
+        let pid = child.id().unwrap_or_default();
+        info!(pid, cpus = plan.cpus, memory_mib = plan.memory_mib, "began a VM");
+        let channel = Arc::new(channel);
+        let (sender, events) = mpsc::channel(64);
+        let (orders, outbox) = mpsc::channel(4);
+        let guest = GuestPlan {
+            hostname: paths.name().hostname(),
+            isolation: plan.isolation,
+            data_disk_serial: DATA_SERIAL.into(),
+        };
+        let agent = tokio::spawn(agent::serve(listener, pid, guest, sender.clone(), outbox)).abort_handle();
+        let kill = Arc::new(Notify::new());
+        tokio::spawn(watch(child, Arc::clone(&channel), Arc::clone(&kill), sender));
+        let boot = Command::Boot(Box::new(plan.machine(paths)));
+        if let Err(error) = channel.send(&boot, None).await {
+            // The process is already gone; why is known once it has been waited for.
+            warn!("{}", super::chain(&error));
+        }
+        Ok(Self { plan, pid, channel, kill, orders, events, agent })
+    }
+
+    /// Where packets to the process go.
+    pub fn channel(&self) -> Arc<Channel> {
+        Arc::clone(&self.channel)
+    }
+
+    /// The next event; pending for ever after [`VmEvent::Ended`].
+    pub async fn next(&mut self) -> VmEvent {
+        match self.events.recv().await {
+            Some(event) => event,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Asks the agent to power the guest off.
+    pub fn shut_down(&self, grace_ms: u64) {
+        if self.orders.try_send(HostMessage::Shutdown { mode: ShutdownMode::PowerOff, grace_ms }).is_err() {
+            warn!("the agent does not take orders");
+        }
+    }
+
+    /// Ends the VM at once; [`VmEvent::Ended`] follows.
+    pub fn kill(&self) {
+        self.kill.notify_one();
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.agent.abort();
+    }
+}
+
+/// Removes the sockets of a VM that is gone.
+pub fn remove_sockets(paths: &Paths) {
+    for path in [paths.vsock_socket(), paths.agent_socket()] {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Reads the child's packets until it is gone, then says how it ended.
+async fn watch(mut child: Child, channel: Arc<Channel>, kill: Arc<Notify>, events: mpsc::Sender<VmEvent>) {
+    let mut said = None;
+    loop {
+        let packet = tokio::select! {
+            packet = channel.receive() => packet,
+            // A signal, not a packet: it works when the process does not read its socket.
+            () = kill.notified() => {
+                let _ = child.start_kill();
+                break;
+            }
+        };
+        match packet {
+            Ok(Some(Event::Exited(reason))) => {
+                said = Some(reason);
+                break;
+            }
+            Ok(Some(Event::Started { since_exec_us })) => info!(since_exec_us, "the guest runs"),
+            Ok(Some(Event::Statistics(statistics))) => info!(?statistics),
+            Ok(None) => break,
+            Err(error) => {
+                warn!("{}", super::chain(&error));
+                let _ = child.start_kill();
+                break;
+            }
+        }
+    }
+    let end = vmm::reap(&mut child, said).await;
+    info!(?end, "the VM ended");
+    let _ = events.send(VmEvent::Ended(end)).await;
+}

@@ -1,0 +1,275 @@
+//! The child `bulkhead vmm` and the packets to and from it.
+
+use std::{
+    io::{self, IoSlice},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::process::ExitStatusExt,
+    },
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::{
+        prctl,
+        signal::Signal,
+        socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg, socketpair},
+    },
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    process::{Child, Command as Process},
+};
+
+use crate::vmm::api::{CONTROL_FD, Command, Event, ExitReason, MAX_PACKET};
+
+use super::state::End;
+
+/// How long a vmm process may live on after it closed its socket or said that the machine ended.
+const LAST_BREATH: Duration = Duration::from_secs(3);
+
+/// Why the vmm cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The process could not be started.
+    #[error("cannot start the vmm process")]
+    Spawn(#[source] io::Error),
+    /// The socket failed.
+    #[error("the connection to the vmm process failed")]
+    Socket(#[source] io::Error),
+    /// A packet is no message.
+    #[error("the vmm process sent a packet that is no message")]
+    Syntax(#[from] serde_json::Error),
+    /// A packet is too long.
+    #[error("a packet for or from the vmm process has more than {MAX_PACKET} bytes")]
+    TooLong,
+}
+
+/// The backend's end of the socket pair.
+#[derive(Debug)]
+pub struct Channel {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl Channel {
+    /// A channel and the other end for a child.
+    pub fn pair() -> Result<(Self, OwnedFd), VmmError> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|errno| VmmError::Socket(errno.into()))?;
+        // Only this end: the flag belongs to the end, and the child may want to block.
+        fcntl(&ours, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+            .map_err(|errno| VmmError::Socket(errno.into()))?;
+        // SAFETY: the descriptor is owned, so it stays open and the same until the registration is dropped with it.
+        let socket = unsafe { AsyncFd::register(ours) }.map_err(|error| VmmError::Socket(error.into()))?;
+        Ok((Self { socket }, theirs))
+    }
+
+    /// Sends one packet, with a descriptor beside it, and waits while the child does not take any.
+    pub async fn send(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) -> Result<(), VmmError> {
+        let packet = serde_json::to_vec(command)?;
+        if packet.len() > MAX_PACKET {
+            return Err(VmmError::TooLong);
+        }
+        let descriptors: Vec<RawFd> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+        let send = |socket: &OwnedFd| {
+            sendmsg::<UnixAddr>(
+                socket.as_raw_fd(),
+                &[IoSlice::new(&packet)],
+                control,
+                MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+                None,
+            )
+            .map_err(io::Error::from)
+        };
+        loop {
+            match self.socket.async_io(Interest::WRITABLE, send).await {
+                Ok(_) => return Ok(()),
+                // Too many descriptors of this user are under way (unix(7)): the child has to take some.
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => return Err(VmmError::Socket(error)),
+            }
+        }
+    }
+
+    /// The next packet, or `None` when the child closed its end.
+    pub async fn receive(&self) -> Result<Option<Event>, VmmError> {
+        let mut buffer = vec![0; MAX_PACKET + 1];
+        let receive =
+            |socket: &OwnedFd| recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from);
+        let length = match self.socket.async_io(Interest::READABLE, receive).await {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            Err(error) => return Err(VmmError::Socket(error)),
+        };
+        match length {
+            0 => Ok(None),
+            length if length > MAX_PACKET => Err(VmmError::TooLong),
+            length => Ok(Some(serde_json::from_slice(&buffer[..length])?)),
+        }
+    }
+}
+
+/// Starts `bulkhead vmm` with `theirs` as its control socket and its output in `log`.
+///
+/// The child dies with the *thread* that calls this (prctl(2), `PR_SET_PDEATHSIG`): call it on the main thread.
+pub fn spawn(theirs: &OwnedFd, log: std::fs::File) -> Result<Child, VmmError> {
+    // The standard library reports a failed exec through a pipe of its own, whose number must not be CONTROL_FD:
+    // whatever number is the lowest free one from there on is taken until the child exists.
+    let reserved =
+        fcntl(theirs, FcntlArg::F_DUPFD_CLOEXEC(CONTROL_FD)).map_err(|errno| VmmError::Spawn(errno.into()))?;
+    let parent = nix::unistd::getpid();
+    let number = theirs.as_raw_fd();
+    let mut process = Process::new(super::launch::program().map_err(VmmError::Spawn)?);
+    process
+        .arg("vmm")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(VmmError::Spawn)?)
+        .stderr(log)
+        .current_dir("/")
+        .process_group(0)
+        .kill_on_drop(true);
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+    unsafe {
+        process.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The backend may have died before the line above.
+            if nix::unistd::getppid() != parent {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            take_control_fd(number)
+        });
+    }
+    let child = process.spawn().map_err(VmmError::Spawn);
+    // SAFETY: the number came from fcntl above, is open and belongs to nobody else.
+    drop(unsafe { OwnedFd::from_raw_fd(reserved) });
+    child
+}
+
+/// Makes `number` descriptor [`CONTROL_FD`] and lets only that one survive exec.
+fn take_control_fd(number: RawFd) -> io::Result<()> {
+    // SAFETY: plain system calls on a descriptor that the caller holds open; no memory is passed.
+    let result = unsafe {
+        if number == CONTROL_FD { libc::fcntl(number, libc::F_SETFD, 0) } else { libc::dup2(number, CONTROL_FD) }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Waits for the process to be gone, killing it when it lingers, and says how the machine ended.
+pub async fn reap(child: &mut Child, said: Option<ExitReason>) -> End {
+    let status = if let Ok(status) = tokio::time::timeout(LAST_BREATH, child.wait()).await {
+        status
+    } else {
+        let _ = child.start_kill();
+        child.wait().await
+    };
+    explain(said, status.ok())
+}
+
+/// How a machine ended, from what the vmm said and how its process ended.
+fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> End {
+    match said {
+        Some(ExitReason::PowerOff) => End::PowerOff,
+        Some(ExitReason::Reset) => End::Reset,
+        Some(ExitReason::Panic) => End::Broken("the guest kernel panicked".into()),
+        Some(ExitReason::TripleFault) => End::Broken("a virtual CPU shut down (triple fault)".into()),
+        Some(ExitReason::Error { message }) => End::Broken(message),
+        None => End::Broken(match status {
+            Some(status) => match (status.signal(), status.code()) {
+                (Some(signal), _) => {
+                    let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
+                    format!("the vmm process was killed by signal {signal} ({name})")
+                }
+                (_, Some(code)) => format!("the vmm process ended with status {code} before its machine did"),
+                _ => "the vmm process ended".into(),
+            },
+            None => "the vmm process is gone".into(),
+        }),
+    }
+}
+
+/// Reads one packet without a runtime; for tests that play the child.
+#[cfg(test)]
+fn receive_blocking(socket: &OwnedFd) -> (Command, Option<OwnedFd>) {
+    use std::io::IoSliceMut;
+
+    use nix::sys::socket::{ControlMessageOwned, recvmsg};
+
+    let mut buffer = vec![0; MAX_PACKET];
+    let mut slices = [IoSliceMut::new(&mut buffer)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message =
+        recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
+    let length = message.bytes;
+    let descriptor = message.cmsgs().unwrap().find_map(|message| match message {
+        // SAFETY: the kernel has just made this descriptor for this process.
+        ControlMessageOwned::ScmRights(numbers) => Some(unsafe { OwnedFd::from_raw_fd(numbers[0]) }),
+        _ => None,
+    });
+    (serde_json::from_slice(&buffer[..length]).unwrap(), descriptor)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::fd::AsFd,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_descriptor_arrives_beside_its_packet_and_the_sender_can_close_its_copy() {
+        let (channel, theirs) = Channel::pair().unwrap();
+        let (client, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        channel.send(&Command::VsockConnect { port: 1024 }, Some(client.as_fd())).await.unwrap();
+        drop(client);
+        let (command, descriptor) = receive_blocking(&theirs);
+        assert_eq!(command, Command::VsockConnect { port: 1024 });
+        let mut stream = std::os::unix::net::UnixStream::from(descriptor.unwrap());
+        stream.write_all(b"x").unwrap();
+        drop(stream);
+        let mut text = String::new();
+        far.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_takes_no_packets_makes_the_sender_wait_and_nothing_is_lost() {
+        let (channel, theirs) = Channel::pair().unwrap();
+        let mut sent = 0;
+        while tokio::time::timeout(Duration::from_millis(50), channel.send(&Command::Statistics, None)).await.is_ok() {
+            sent += 1;
+            assert!(sent < 100_000, "no back-pressure");
+        }
+        let reader = tokio::task::spawn_blocking(move || {
+            for _ in 0..=sent {
+                assert_eq!(receive_blocking(&theirs).0, Command::Statistics);
+            }
+            theirs
+        });
+        channel.send(&Command::Statistics, None).await.unwrap();
+        drop(reader.await.unwrap());
+        assert!(matches!(channel.send(&Command::Statistics, None).await, Err(VmmError::Socket(_))));
+        assert!(channel.receive().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_is_no_message_is_an_error() {
+        let (channel, theirs) = Channel::pair().unwrap();
+        nix::unistd::write(theirs.as_fd(), b"garbage").unwrap();
+        assert!(matches!(channel.receive().await, Err(VmmError::Syntax(_))));
+    }
+
+    #[test]
+    fn a_vmm_that_was_killed_is_told_from_a_guest_that_powered_off() {
+        assert_eq!(explain(Some(ExitReason::PowerOff), None), End::PowerOff);
+        let End::Broken(reason) = explain(None, Some(ExitStatus::from_raw(9))) else { panic!() };
+        assert!(reason.contains("signal 9 (SIGKILL)"), "{reason}");
+    }
+}

@@ -1,0 +1,219 @@
+//! What the control API says: JSON with camelCase keys.
+//!
+//! | request            | body             | answer                                                          |
+//! |--------------------|------------------|-----------------------------------------------------------------|
+//! | `GET /v1/status`   |                  | [`Status`]                                                      |
+//! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
+//! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
+//! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
+//! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
+//!
+//! Everything else is answered with an HTTP error and a [`Problem`].
+
+use std::path::PathBuf;
+
+use bulkhead_protocol::Stage;
+use serde::{Deserialize, Serialize};
+
+use super::state::Accepted;
+use crate::settings::ProfileName;
+
+/// Longest request body in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// Longest [`Status`] line in bytes that a client accepts.
+pub const MAX_STATUS: usize = 256 * 1024;
+
+/// Where the VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateName {
+    /// No VM.
+    Stopped,
+    /// A VM runs, its engine does not answer yet.
+    Starting,
+    /// The engine answers.
+    Running,
+    /// The VM is going down.
+    Stopping,
+    /// No VM, for a reason.
+    Failed,
+}
+
+impl std::fmt::Display for StateName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// A stage and when it was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// The stage.
+    pub stage: Stage,
+    /// Milliseconds since the boot began, on the host's clock.
+    pub ms: u64,
+}
+
+/// Everything there is to know about a profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The profile.
+    pub profile: ProfileName,
+    /// The state.
+    pub state: StateName,
+    /// Counts the VMs that this backend began; stages belong to the last one.
+    #[serde(default)]
+    pub boot: u64,
+    /// The backend ends when the VM is down.
+    #[serde(default)]
+    pub ending: bool,
+    /// Stages reached.
+    #[serde(default)]
+    pub stages: Vec<StageTime>,
+    /// The stage that is being waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<Stage>,
+    /// Why it failed, or why the engine is being started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The console's last lines, when the VM failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<String>,
+    /// What `DOCKER_HOST` has to be.
+    pub docker_host: String,
+    /// Name of the docker context, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// Process id of the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_pid: Option<u32>,
+    /// Process id of the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+    /// What the running VM was made with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmFacts>,
+}
+
+/// What a VM was made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmFacts {
+    /// vCPUs.
+    pub cpus: u8,
+    /// Guest memory in MiB.
+    #[serde(rename = "memoryMiB")]
+    pub memory_mib: u64,
+    /// Size of the data disk in GiB.
+    #[serde(rename = "diskGiB")]
+    pub disk_gib: u64,
+    /// Enhanced Container Isolation.
+    pub enhanced_container_isolation: bool,
+    /// The guest's kernel, once it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Seconds since the Unix epoch at which the VM was begun.
+    pub started_unix: u64,
+}
+
+/// What `start` may ask for; what is left out follows the settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StartOptions {
+    /// vCPUs.
+    pub cpus: Option<u8>,
+    /// Guest memory in MiB.
+    #[serde(rename = "memoryMiB")]
+    pub memory_mib: Option<u64>,
+    /// Size of the data disk in GiB.
+    #[serde(rename = "diskGiB")]
+    pub disk_gib: Option<u64>,
+    /// Kernel, absolute.
+    pub kernel: Option<PathBuf>,
+    /// Root file system, absolute.
+    pub rootfs: Option<PathBuf>,
+}
+
+/// How to stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StopOptions {
+    /// Without asking the guest.
+    pub force: bool,
+    /// Seconds after which the VM is killed.
+    pub timeout_seconds: Option<u64>,
+}
+
+/// Answer to a request that changes the state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What became of it.
+    pub outcome: Accepted,
+    /// The [`Status::boot`] to wait for: of the VM that runs, or of the one that follows.
+    pub boot: u64,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// For a person.
+    pub message: String,
+}
+
+/// First line on the standard output of `bulkhead backend`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Readiness {
+    /// The sockets are listening.
+    Ready {
+        /// What `DOCKER_HOST` has to be.
+        #[serde(rename = "dockerHost")]
+        docker_host: String,
+    },
+    /// The backend ended.
+    Error {
+        /// Cause and remedy.
+        message: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_object_asks_for_the_settings() {
+        assert_eq!(serde_json::from_str::<StartOptions>("{}").unwrap(), StartOptions::default());
+    }
+
+    #[test]
+    fn a_misspelt_option_is_refused_and_not_ignored() {
+        assert!(serde_json::from_str::<StartOptions>(r#"{"memory": 1}"#).is_err());
+        assert!(serde_json::from_str::<StopOptions>(r#"{"forced": true}"#).is_err());
+    }
+
+    #[test]
+    fn the_keys_are_those_of_the_settings() {
+        let options = StartOptions { cpus: Some(2), memory_mib: Some(1024), disk_gib: Some(8), ..Default::default() };
+        let json = serde_json::to_value(options).unwrap();
+        assert_eq!((&json["cpus"], &json["memoryMiB"], &json["diskGiB"]), (&2.into(), &1024.into(), &8.into()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_request_parsers_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = serde_json::from_slice::<StartOptions>(&bytes);
+            let _ = serde_json::from_slice::<StopOptions>(&bytes);
+        }
+    }
+}

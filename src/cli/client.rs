@@ -1,0 +1,173 @@
+//! Talks to a backend over its control socket.
+
+use std::{io, path::Path, time::Duration};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header::HOST,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use crate::{
+    backend::{
+        lock,
+        wire::{Answer, MAX_STATUS, Problem, StartOptions, Status, StopOptions},
+    },
+    settings::Paths,
+};
+
+/// Time for a backend to answer anything but events.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Why a backend could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("the backend (process {0}) does not answer; end it with `kill {0}` and start again")]
+    Deaf(u32),
+    #[error("cannot talk to the backend")]
+    Io(#[from] io::Error),
+    #[error("cannot talk to the backend")]
+    Http(#[from] hyper::Error),
+    #[error("the backend's answer is too long or broke off")]
+    Body,
+    #[error("the backend's answer is not understood; is it of another version? Stop and start it")]
+    Syntax(#[from] serde_json::Error),
+    #[error("the backend refused: {0}")]
+    Refused(String),
+    #[error("the backend did not answer in time")]
+    Slow,
+}
+
+/// A backend that listens.
+#[derive(Debug)]
+pub(super) struct Client<'a> {
+    paths: &'a Paths,
+}
+
+impl<'a> Client<'a> {
+    /// The profile's backend, or `None` when there is none.
+    pub(super) async fn connect(paths: &'a Paths) -> Result<Option<Self>, ClientError> {
+        match UnixStream::connect(paths.control_socket()).await {
+            Ok(_) => Ok(Some(Self { paths })),
+            // A socket without listener is what a killed backend leaves.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) async fn status(&self) -> Result<Status, ClientError> {
+        self.ask::<(), _>(Method::GET, "/v1/status", None).await
+    }
+
+    pub(super) async fn start(&self, options: &StartOptions) -> Result<Answer, ClientError> {
+        self.ask(Method::POST, "/v1/start", Some(options)).await
+    }
+
+    pub(super) async fn stop(&self, options: &StopOptions) -> Result<Answer, ClientError> {
+        self.ask(Method::POST, "/v1/stop", Some(options)).await
+    }
+
+    pub(super) async fn restart(&self, options: &StopOptions) -> Result<Answer, ClientError> {
+        self.ask(Method::POST, "/v1/restart", Some(options)).await
+    }
+
+    /// The status now and after each change.
+    pub(super) async fn events(&self) -> Result<Events, ClientError> {
+        let request = request(Method::GET, "/v1/events", Bytes::new());
+        let response = self.bounded(send(&self.paths.control_socket(), request)).await?;
+        Ok(Events { body: response.into_body(), buffer: Vec::new() })
+    }
+
+    async fn ask<T: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &'static str,
+        body: Option<&T>,
+    ) -> Result<R, ClientError> {
+        let body = match body {
+            Some(body) => serde_json::to_vec(body)?.into(),
+            None => Bytes::new(),
+        };
+        self.bounded(async {
+            let response = send(&self.paths.control_socket(), request(method, path, body)).await?;
+            let code = response.status();
+            let body = Limited::new(response.into_body(), MAX_STATUS).collect().await.map_err(|_| ClientError::Body)?;
+            let body = body.to_bytes();
+            if code == StatusCode::OK {
+                return Ok(serde_json::from_slice(&body)?);
+            }
+            let problem = serde_json::from_slice(&body).map(|problem: Problem| problem.message);
+            Err(ClientError::Refused(problem.unwrap_or_else(|_| code.to_string())))
+        })
+        .await
+    }
+
+    async fn bounded<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+        match timeout(ANSWER, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(lock::holder(self.paths).map_or(ClientError::Slow, ClientError::Deaf)),
+        }
+    }
+}
+
+fn request(method: Method, path: &'static str, body: Bytes) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = hyper::Uri::from_static(path);
+    request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("bulkhead"));
+    request
+}
+
+async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+    let stream = UnixStream::connect(socket).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
+}
+
+/// One real request to the engine: 200 and `OK` is what a ready one answers.
+pub(super) async fn ping(socket: &Path) -> Result<(), ClientError> {
+    let response = send(socket, request(Method::GET, "/_ping", Bytes::new())).await?;
+    let code = response.status();
+    let body = Limited::new(response.into_body(), MAX_STATUS).collect().await.map_err(|_| ClientError::Body)?;
+    let body = body.to_bytes();
+    if code == StatusCode::OK && body.as_ref() == b"OK" {
+        return Ok(());
+    }
+    let text: String = String::from_utf8_lossy(&body).chars().filter(|character| !character.is_control()).collect();
+    Err(ClientError::Refused(format!("{code} {text}")))
+}
+
+/// The stream of `GET /v1/events`.
+#[derive(Debug)]
+pub(super) struct Events {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// The next status, or `None` when the backend ended.
+    pub(super) async fn next(&mut self) -> Result<Option<Status>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            if self.buffer.len() > MAX_STATUS {
+                return Err(ClientError::Body);
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+                // A backend that is killed breaks the stream off.
+                Some(Err(_)) | None => return Ok(None),
+            }
+        }
+    }
+}

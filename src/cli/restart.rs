@@ -1,0 +1,36 @@
+//! `bulkhead restart`.
+
+use super::{
+    CliError,
+    client::Client,
+    follow::{self, Output},
+    print, start,
+};
+use crate::{
+    backend::{state::Accepted, wire::StopOptions},
+    settings::Paths,
+};
+
+/// Boot the VM afresh inside the running backend; settings such as enhancedContainerIsolation are read again.
+///
+/// An engine that does not run is started.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Fail when the engine does not answer within this many seconds; 0 waits for ever.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    timeout: u64,
+}
+
+pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliError> {
+    if let Some(client) = Client::connect(paths).await? {
+        let mut events = client.events().await?;
+        let answer = client.restart(&StopOptions::default()).await?;
+        if answer.outcome != Accepted::Ending {
+            let limit = follow::limit(arguments.timeout);
+            follow::until_ready(paths, &mut events, answer.boot, limit, Output::Stdout).await?;
+            return print("the engine is ready again");
+        }
+    }
+    let machine = start::Machine::default();
+    start::run(paths, start::Arguments { timeout: arguments.timeout, detach: false, machine }).await
+}

@@ -1,0 +1,89 @@
+//! `bulkhead status`.
+
+use super::{CliError, Format, client::Client, command, print, seconds, table};
+use crate::{
+    backend::{
+        lock, stopped,
+        wire::{StateName, Status},
+    },
+    settings::Paths,
+};
+
+/// Show what runs: stopped, starting, running, stopping or failed.
+///
+/// The exit status is 0 whatever the state is; programs read `.state` of the JSON.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bulkhead status
+  test \"$(bulkhead status --format json | jq -r .state)\" = running")]
+pub(super) struct Arguments {
+    /// Text for people or JSON for programs.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliError> {
+    let status = read(paths).await?;
+    match arguments.format {
+        Format::Pretty => print(&pretty(paths, &status)),
+        Format::Json => print(&format!("{:#}", serde_json::json!(status))),
+    }
+}
+
+async fn read(paths: &Paths) -> Result<Status, CliError> {
+    if let Some(client) = Client::connect(paths).await? {
+        return Ok(client.status().await?);
+    }
+    let mut status = stopped(paths);
+    // A backend that does not listen any more but lives is on its way out.
+    if let Some(pid) = lock::holder(paths) {
+        (status.state, status.ending, status.backend_pid) = (StateName::Stopping, true, Some(pid));
+    }
+    Ok(status)
+}
+
+fn pretty(paths: &Paths, status: &Status) -> String {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, text: String| rows.push(vec![name.to_owned(), text]);
+    row("profile", status.profile.to_string());
+    row(
+        "state",
+        match status.waiting_for {
+            Some(stage) => format!("{}, waiting for {stage}", status.state),
+            None => status.state.to_string(),
+        },
+    );
+    if let Some(reason) = &status.reason {
+        row("reason", reason.clone());
+    }
+    if !status.stages.is_empty() {
+        let stages = status.stages.iter().map(|reached| format!("{} {}", reached.stage, seconds(reached.ms)));
+        row("stages", stages.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(vm) = &status.vm {
+        row("machine", format!("{} CPUs, {} MiB memory, {} GiB disk", vm.cpus, vm.memory_mib, vm.disk_gib));
+        row("isolation", if vm.enhanced_container_isolation { "on".into() } else { "off".into() });
+        if let Some(kernel) = &vm.kernel {
+            row("kernel", kernel.clone());
+        }
+    }
+    if let Some(context) = &status.context {
+        row("context", context.clone());
+    }
+    if status.state == StateName::Stopped && status.backend_pid.is_none() {
+        row("start", command(paths, "start"));
+    } else {
+        row("endpoint", status.docker_host.clone());
+    }
+    let pids = [("backend", status.backend_pid), ("vm", status.vmm_pid)];
+    for (name, pid) in pids.into_iter().filter_map(|(name, pid)| Some((name, pid?))) {
+        row(name, format!("process {pid}"));
+    }
+    let mut text = table(&rows);
+    if !status.console.is_empty() {
+        text.push_str("\nthe guest's last words:\n  | ");
+        text.push_str(&status.console.join("\n  | "));
+    }
+    text
+}

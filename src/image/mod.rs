@@ -1,0 +1,275 @@
+//! Finds and checks the guest image: the kernel and the root file system.
+
+mod format;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::settings::Base;
+
+/// The command that builds an image.
+const BUILD: &str = "build it with `scripts/image`";
+
+const KERNEL: &str = "vmlinux";
+const ROOTFS: &str = "rootfs.erofs";
+const MANIFEST: &str = "manifest.json";
+
+/// Why there is no usable image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Nowhere.
+    #[error("no guest image found (looked in {}); {BUILD}, or name one with --kernel and --rootfs", list(.0))]
+    Missing(Vec<PathBuf>),
+    /// One of two files was named.
+    #[error("the kernel and the root file system go together: name both (--kernel and --rootfs) or none")]
+    Half,
+    /// A file cannot be read.
+    #[error("cannot read {path}; {BUILD}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The manifest is no manifest.
+    #[error("{path} is damaged; {BUILD} again")]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path} {problem}; {BUILD} again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+fn list(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Manifest {
+    version: String,
+    files: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Entry {
+    size: u64,
+    sha256: String,
+}
+
+/// A guest image whose files exist, have the right size and begin as they should.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// ELF vmlinux or bzImage.
+    pub kernel: PathBuf,
+    /// EROFS root file system.
+    pub rootfs: PathBuf,
+    manifest: Option<Manifest>,
+}
+
+impl Image {
+    /// Finds the image: the two files named, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first folder of
+    /// data folder, `../share/bulkhead` beside the program, and cache folder that has one.
+    pub fn find(base: &Base, kernel: Option<&Path>, rootfs: Option<&Path>) -> Result<Self, ImageError> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        for pair in [
+            (kernel.map(Path::to_owned), rootfs.map(Path::to_owned)),
+            (variable("BULKHEAD_KERNEL"), variable("BULKHEAD_ROOTFS")),
+        ] {
+            match pair {
+                (Some(kernel), Some(rootfs)) => return Self { kernel, rootfs, manifest: None }.checked(),
+                (None, None) => {}
+                _ => return Err(ImageError::Half),
+            }
+        }
+        let folders = folders(base);
+        match folders.iter().find(|folder| folder.join(KERNEL).exists() || folder.join(MANIFEST).exists()) {
+            Some(folder) => Self::in_folder(folder),
+            None => Err(ImageError::Missing(folders)),
+        }
+    }
+
+    fn in_folder(folder: &Path) -> Result<Self, ImageError> {
+        // One build is used throughout, even when a new one replaces the link meanwhile.
+        let folder = fs::canonicalize(folder).map_err(|source| ImageError::Io { path: folder.to_owned(), source })?;
+        let path = folder.join(MANIFEST);
+        let manifest = match fs::read(&path) {
+            Ok(text) => Some(serde_json::from_slice(&text).map_err(|source| ImageError::Manifest { path, source })?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ImageError::Io { path, source }),
+        };
+        Self { kernel: folder.join(KERNEL), rootfs: folder.join(ROOTFS), manifest }.checked()
+    }
+
+    fn checked(mut self) -> Result<Self, ImageError> {
+        for path in [&mut self.kernel, &mut self.rootfs] {
+            // The backend that opens it may run in another folder.
+            *path = fs::canonicalize(&*path).map_err(|source| ImageError::Io { path: path.clone(), source })?;
+        }
+        self.check_size(KERNEL, &self.kernel)?;
+        self.check_size(ROOTFS, &self.rootfs)?;
+        check_format(&self.kernel, format::kernel)?;
+        check_format(&self.rootfs, format::erofs)?;
+        Ok(self)
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.manifest.as_ref()?.files.get(name)
+    }
+
+    fn check_size(&self, name: &str, path: &Path) -> Result<(), ImageError> {
+        let size = fs::metadata(path).map_err(|source| ImageError::Io { path: path.to_owned(), source })?.len();
+        match self.entry(name) {
+            Some(entry) if entry.size != size => Err(ImageError::Damaged {
+                path: path.to_owned(),
+                problem: format!("has {size} bytes where its manifest says {}", entry.size),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The image's version, if it has a manifest.
+    pub fn version(&self) -> Option<&str> {
+        self.manifest.as_ref().map(|manifest| manifest.version.as_str())
+    }
+
+    /// Reads both files whole and compares their digests; without a manifest there is nothing to compare.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        for (name, path) in [(KERNEL, &self.kernel), (ROOTFS, &self.rootfs)] {
+            let Some(entry) = self.entry(name) else { continue };
+            let digest = digest(path).map_err(|source| ImageError::Io { path: path.clone(), source })?;
+            if !digest.eq_ignore_ascii_case(&entry.sha256) {
+                return Err(ImageError::Damaged {
+                    path: path.clone(),
+                    problem: "does not have the SHA-256 that its manifest names".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn folders(base: &Base) -> Vec<PathBuf> {
+    let beside =
+        std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join("share/bulkhead")));
+    [Some(base.data_image()), beside, Some(base.cached_image())].into_iter().flatten().collect()
+}
+
+fn check_format(
+    path: &Path,
+    check: fn(&mut File, u64) -> io::Result<Result<(), &'static str>>,
+) -> Result<(), ImageError> {
+    let io_error = |source| ImageError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io_error)?;
+    let metadata = file.metadata().map_err(io_error)?;
+    let problem =
+        if metadata.is_file() { check(&mut file, metadata.len()).map_err(io_error)? } else { Err("is not a file") };
+    problem.map_err(|problem| ImageError::Damaged { path: path.to_owned(), problem: problem.into() })
+}
+
+fn digest(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
+        }
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{format::samples, *};
+
+    fn folder(manifest: Option<&str>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(KERNEL), samples::elf()).unwrap();
+        fs::write(folder.path().join(ROOTFS), samples::erofs()).unwrap();
+        if let Some(manifest) = manifest {
+            fs::write(folder.path().join(MANIFEST), manifest).unwrap();
+        }
+        folder
+    }
+
+    fn manifest(kernel: &[u8], rootfs: &[u8]) -> String {
+        let entry =
+            |bytes: &[u8]| format!("{{\"size\": {}, \"sha256\": \"{}\"}}", bytes.len(), hex(&Sha256::digest(bytes)));
+        format!(
+            "{{\"version\": \"7\", \"files\": {{\"{KERNEL}\": {}, \"{ROOTFS}\": {}}}}}",
+            entry(kernel),
+            entry(rootfs)
+        )
+    }
+
+    #[test]
+    fn a_whole_image_is_accepted_and_verified() {
+        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let image = Image::in_folder(folder.path()).unwrap();
+        assert_eq!(image.version(), Some("7"));
+        image.verify().unwrap();
+    }
+
+    #[test]
+    fn a_truncated_file_is_refused_with_its_path_and_the_command_that_builds_it() {
+        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let path = folder.path().join(ROOTFS);
+        File::options().write(true).open(&path).unwrap().set_len(2048).unwrap();
+        let message = Image::in_folder(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("rootfs.erofs has 2048 bytes"), "{message}");
+        assert!(message.contains("scripts/image"), "{message}");
+    }
+
+    #[test]
+    fn a_truncated_file_is_noticed_without_a_manifest_too() {
+        let folder = folder(None);
+        let path = folder.path().join(ROOTFS);
+        File::options().write(true).open(&path).unwrap().set_len(2048).unwrap();
+        assert!(matches!(Image::in_folder(folder.path()), Err(ImageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_changed_byte_is_found_by_the_full_check_only() {
+        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let mut rootfs = samples::erofs();
+        *rootfs.last_mut().unwrap() ^= 1;
+        fs::write(folder.path().join(ROOTFS), rootfs).unwrap();
+        let image = Image::in_folder(folder.path()).unwrap();
+        assert!(matches!(image.verify(), Err(ImageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_damaged_manifest_is_named() {
+        let folder = folder(Some("{"));
+        assert!(matches!(Image::in_folder(folder.path()), Err(ImageError::Manifest { .. })));
+    }
+}

@@ -1,0 +1,115 @@
+//! Profile names.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest profile name in bytes; longer ones would not fit a socket's path.
+const MAX_NAME: usize = 40;
+
+/// Why a profile name was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("a profile name has 1 to {MAX_NAME} characters of a-z, 0-9, `-` and `_`, and starts with a letter or a digit")]
+pub struct InvalidName;
+
+/// The name of a profile: one engine with its own VM, disk, settings and sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProfileName(String);
+
+impl ProfileName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the profile used when none is named.
+    pub fn is_default(&self) -> bool {
+        self.0 == "default"
+    }
+
+    /// The name of the docker context that stands for this profile.
+    pub fn context(&self) -> String {
+        if self.is_default() { "bulkhead".into() } else { format!("bulkhead-{}", self.0) }
+    }
+
+    /// The guest's host name.
+    pub fn hostname(&self) -> String {
+        // A host name knows no underscore (RFC 1123, 2.1).
+        self.context().replace('_', "-").trim_end_matches('-').to_owned()
+    }
+}
+
+impl Default for ProfileName {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl FromStr for ProfileName {
+    type Err = InvalidName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidName> {
+        let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let first = name.bytes().next().is_some_and(word);
+        let rest = name.bytes().all(|byte| word(byte) || byte == b'-' || byte == b'_');
+        if first && rest && name.len() <= MAX_NAME { Ok(Self(name.to_owned())) } else { Err(InvalidName) }
+    }
+}
+
+impl TryFrom<String> for ProfileName {
+    type Error = InvalidName;
+
+    fn try_from(name: String) -> Result<Self, InvalidName> {
+        name.parse()
+    }
+}
+
+impl From<ProfileName> for String {
+    fn from(name: ProfileName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ProfileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_the_folder_are_refused() {
+        for name in ["", ".", "..", "a/b", "-a", "_a", "A", "a.b", "a b", "ä", "a\0"] {
+            assert!(name.parse::<ProfileName>().is_err(), "{name:?}");
+        }
+        assert!("x".repeat(MAX_NAME + 1).parse::<ProfileName>().is_err());
+    }
+
+    #[test]
+    fn the_context_carries_the_profile_unless_it_is_the_default() {
+        assert_eq!(ProfileName::default().context(), "bulkhead");
+        assert_eq!("ci_1".parse::<ProfileName>().unwrap().context(), "bulkhead-ci_1");
+        assert_eq!("ci_1".parse::<ProfileName>().unwrap().hostname(), "bulkhead-ci-1");
+    }
+
+    proptest! {
+        #[test]
+        fn the_grammar_is_accepted_and_kept(name in "[a-z0-9][a-z0-9_-]{0,39}") {
+            prop_assert_eq!(String::from(name.parse::<ProfileName>().unwrap()), name);
+        }
+
+        #[test]
+        fn an_accepted_name_is_one_plain_path_component(name in any::<String>()) {
+            if let Ok(name) = name.parse::<ProfileName>() {
+                let components: Vec<_> = std::path::Path::new(name.as_str()).components().collect();
+                prop_assert_eq!(components, vec![std::path::Component::Normal(name.as_str().as_ref())]);
+            }
+        }
+    }
+}
