@@ -92,7 +92,7 @@ pub enum VmmError {
     Control(String),
     /// The sandbox could not be entered.
     #[error("the vmm process cannot confine itself")]
-    Sandbox(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Sandbox(#[from] crate::sandbox::SandboxError),
 }
 
 /// Turns a KVM error into ours, saying what was asked.

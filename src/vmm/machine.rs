@@ -29,6 +29,7 @@ use crate::{
         power::{self, Power},
         serial::{self, SerialPort},
     },
+    sandbox,
     virtio::{
         VirtioDevice,
         block::Block,
@@ -100,10 +101,12 @@ impl Machine {
         };
         board.plug_virtio(Box::new(Rng::default()))?;
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
+        let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
         let entry = boot::load(&board.memory, &config.kernel, &config.cmdline, config.cpus, serial)?;
-        let counters = board.run(&kvm_fd, config.cpus, entry, &exit)?;
-        let memory = counters.1;
-        Ok(Self { memory, counters: counters.0, console, vsock, exit })
+        // Everything is open; the threads that the guest can reach start confined.
+        sandbox::confine_vmm(sockets)?;
+        let (counters, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
+        Ok(Self { memory, counters, console, vsock, exit })
     }
 
     /// Raised when the machine ends.

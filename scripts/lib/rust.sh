@@ -1,0 +1,22 @@
+# Finds a Rust toolchain new enough for this workspace. Sourced after common.sh.
+# shellcheck shell=bash
+
+# need_rust: cargo of at least the workspace's rust-version is on PATH, or one command is printed.
+need_rust() {
+    local wanted have
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$BULKHEAD_REPO/Cargo.toml" | head -n 1)
+    if ! command -v cargo >/dev/null; then
+        # Debian's own is new enough from forky on; elsewhere rustup is the way.
+        local candidate
+        candidate=$(apt-cache policy cargo 2>/dev/null | sed -n 's/^  Candidate: //p')
+        if [[ -n $candidate ]] && dpkg --compare-versions "$candidate" ge "$wanted"; then
+            need_packages cargo rustc rust-clippy rustfmt gcc
+        else
+            die "cargo $wanted or newer is needed; see https://rustup.rs, then: rustup toolchain install stable"
+        fi
+    fi
+    have=$(cargo --version | cut -d' ' -f2)
+    dpkg --compare-versions "$have" ge "$wanted" ||
+        die "cargo $wanted or newer is needed, this is $have; run: rustup toolchain install stable"
+    need_packages gcc libc6-dev
+}

@@ -1,0 +1,32 @@
+//! What a process may still do once it has what it needs: seccomp and Landlock, one list for each process.
+//!
+//! Both hold for the calling thread and for every thread it starts, so a process confines itself before its threads.
+
+mod landlock;
+mod seccomp;
+
+use std::path::Path;
+
+/// Why a process could not confine itself.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The file system rules were refused.
+    #[error("Landlock refused its rules")]
+    Landlock(#[from] ::landlock::RulesetError),
+    /// A folder of the rules could not be opened.
+    #[error("a folder of the Landlock rules cannot be opened")]
+    Path(#[from] ::landlock::PathFdError),
+    /// The system call filter could not be built.
+    #[error("the system call filter cannot be built")]
+    Filter(#[from] seccompiler::BackendError),
+    /// The system call filter was refused.
+    #[error("the kernel refused the system call filter")]
+    Seccomp(#[from] seccompiler::Error),
+}
+
+/// Confines the vmm process. From now on it opens no file but its own accounting in /proc and removes none but in the
+/// folder of its sockets; where the kernel has no Landlock (before 5.13) only the system call filter holds.
+pub fn confine_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
+    landlock::restrict(sockets)?;
+    seccomp::apply_vmm()
+}

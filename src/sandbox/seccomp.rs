@@ -1,0 +1,101 @@
+//! System call filters.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use super::SandboxError;
+
+/// What the vmm does once its machine is built: answer exits, move bytes between guest memory, the disks and the
+/// sockets it was given, start a device's thread, and end.
+#[rustfmt::skip]
+const VMM: &[libc::c_long] = &[
+    // memory
+    libc::SYS_brk, libc::SYS_madvise, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_munmap,
+    // threads and signals
+    libc::SYS_clone, libc::SYS_clone3, libc::SYS_exit, libc::SYS_exit_group, libc::SYS_futex, libc::SYS_getpid,
+    libc::SYS_gettid, libc::SYS_prctl, libc::SYS_restart_syscall, libc::SYS_rseq, libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_sched_getaffinity, libc::SYS_sched_yield,
+    libc::SYS_set_robust_list, libc::SYS_sigaltstack, libc::SYS_tgkill,
+    // time and entropy
+    libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_getrandom, libc::SYS_nanosleep,
+    // files that are open
+    libc::SYS_close, libc::SYS_dup, libc::SYS_fallocate, libc::SYS_fcntl, libc::SYS_fdatasync, libc::SYS_fstat,
+    libc::SYS_fsync, libc::SYS_ftruncate, libc::SYS_lseek, libc::SYS_newfstatat, libc::SYS_preadv, libc::SYS_pread64,
+    libc::SYS_pwritev, libc::SYS_pwrite64, libc::SYS_read, libc::SYS_readv, libc::SYS_statx, libc::SYS_write,
+    libc::SYS_writev,
+    // /proc/self and the sockets' own files; Landlock says which
+    libc::SYS_openat, libc::SYS_unlink, libc::SYS_unlinkat,
+    // events and sockets
+    libc::SYS_accept4, libc::SYS_connect, libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait, libc::SYS_eventfd2, libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt,
+    libc::SYS_poll, libc::SYS_ppoll, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_sendto,
+    libc::SYS_setsockopt, libc::SYS_shutdown, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
+];
+
+/// `_IOC_TYPE` of KVM's ioctls, in bits 8 to 15 of the request.
+const KVM_IOCTL: u64 = 0xae << 8;
+const IOCTL_TYPE: u64 = 0xff << 8;
+/// Sets a socket non-blocking.
+const FIONBIO: u64 = 0x5421;
+
+pub(super) fn apply_vmm() -> Result<(), SandboxError> {
+    Ok(seccompiler::apply_filter(&vmm()?)?)
+}
+
+fn vmm() -> Result<BpfProgram, SandboxError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = VMM.iter().map(|call| (*call, Vec::new())).collect();
+    let argument = |index, mask, value| -> Result<SeccompRule, SandboxError> {
+        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)?;
+        Ok(SeccompRule::new(vec![condition])?)
+    };
+    let whole = u64::from(u32::MAX);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, whole, FIONBIO)?]);
+    rules.insert(libc::SYS_socket, vec![argument(0, whole, libc::AF_UNIX as u64)?]);
+    // A refused call fails; it does not kill: a guest must not be able to end its VM by making us try one.
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    Ok(SeccompFilter::new(rules, refused, SeccompAction::Allow, TargetArch::x86_64)?.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    /// What `f` returns on a thread that is confined as the vmm is.
+    fn confined<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+        let body = || {
+            super::super::confine_vmm(None).unwrap();
+            f()
+        };
+        std::thread::spawn(body).join().unwrap()
+    }
+
+    #[test]
+    fn a_confined_vmm_opens_no_file_but_its_own_accounting() {
+        let own = std::fs::canonicalize("Cargo.toml").unwrap();
+        let (manifest, smaps, create) = confined(move || {
+            (
+                std::fs::read(own).is_ok(),
+                std::fs::read("/proc/self/smaps").is_ok(),
+                std::fs::write(std::env::temp_dir().join("bulkhead-sandbox-test"), b"").is_ok(),
+            )
+        });
+        assert_eq!((manifest, smaps, create), (false, true, false));
+    }
+
+    #[test]
+    fn a_confined_vmm_starts_no_program_and_reaches_no_network() {
+        let (program, network) = confined(|| {
+            (
+                std::process::Command::new("/bin/true").status().is_ok(),
+                std::net::TcpStream::connect("127.0.0.1:1").unwrap_err().raw_os_error(),
+            )
+        });
+        assert_eq!((program, network), (false, Some(libc::EPERM)));
+    }
+
+    #[test]
+    fn a_confined_vmm_can_still_start_threads() {
+        assert_eq!(confined(|| std::thread::spawn(|| 7).join().unwrap()), 7);
+    }
+}
