@@ -15,6 +15,9 @@ const MIB: u64 = 1 << 20;
 /// Size of a new disk in GiB when nobody asked for another.
 const DEFAULT_GIB: u64 = 64;
 
+/// Largest size in GiB: what ext4 with 4 KiB blocks makes of one file.
+const MAX_GIB: u64 = 16 * 1024 - 1;
+
 /// Free bytes below which no new disk is made: the engine could not pull one image.
 const ROOM_FOR_NEW: u64 = GIB;
 
@@ -47,6 +50,9 @@ pub enum DiskError {
         /// MiB needed.
         needed: u64,
     },
+    /// A size that no disk has.
+    #[error("{0} GiB are asked for the data disk; it has 1 to {MAX_GIB} GiB")]
+    Size(u64),
     /// It is no plain file.
     #[error("the data disk {0} is not a plain file; move it away")]
     NotAFile(PathBuf),
@@ -83,7 +89,10 @@ impl DiskPlan {
         if free < needed {
             return Err(DiskError::Full { path, free: free / MIB, needed: needed / MIB });
         }
-        let asked = asked_gib.map(|gib| gib.saturating_mul(GIB));
+        if let Some(gib) = asked_gib.filter(|gib| !(1..=MAX_GIB).contains(gib)) {
+            return Err(DiskError::Size(gib));
+        }
+        let asked = asked_gib.map(|gib| gib * GIB);
         let bytes = match (asked, present) {
             (Some(asked), Some(present)) if asked < present => {
                 return Err(DiskError::Shrink { path, present: present.div_ceil(GIB), asked: asked / GIB });
@@ -168,6 +177,15 @@ mod tests {
         let error = DiskPlan::new(path.clone(), Some(2)).unwrap_err();
         assert!(matches!(error, DiskError::Shrink { present: 3, asked: 2, .. }), "{error}");
         assert_eq!(fs::metadata(&path).unwrap().len(), 3 * GIB);
+    }
+
+    #[test]
+    fn a_size_that_no_disk_has_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for gib in [0, MAX_GIB + 1, u64::MAX] {
+            let plan = DiskPlan::new(folder.path().join("data.img"), Some(gib));
+            assert!(matches!(plan, Err(DiskError::Size(_))), "{gib}");
+        }
     }
 
     #[test]

@@ -59,6 +59,21 @@ pub fn turn(paths: &Paths) -> Result<Flock<File>, LaunchError> {
     Ok(Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| folder_error(errno.into()))?)
 }
 
+/// Lets no descriptor from `first` on survive the coming exec: a shell's are none of the child's business, and one that
+/// stays open keeps whoever waits for its end waiting. Only makes a system call.
+pub(super) fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
+    // SAFETY: a plain system call; no memory is passed and no descriptor is closed yet.
+    let result = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+    // Kernels before 5.11 do not know it; what the standard library opens does not survive anyway.
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
 /// Starts a backend and returns once it listens. The pipe is a throw-away backend's life line: it ends when that closes.
 pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, LaunchError> {
     let log = logs::append(&paths.backend_log()).map_err(LaunchError::Spawn)?;
@@ -72,9 +87,12 @@ pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, Lau
     if mode == Mode::ThrowAway {
         command.arg("--throw-away").stdin(Stdio::piped());
     }
-    // SAFETY: between fork and exec only one system call is made; nothing is allocated or locked.
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
     unsafe {
-        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            close_on_exec_from(3)
+        });
     }
     let mut child = command.spawn().map_err(LaunchError::Spawn)?;
     let silent = || LaunchError::Silent(paths.backend_log());

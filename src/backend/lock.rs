@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -42,8 +43,9 @@ fn pid(pid: Option<u32>) -> String {
 #[derive(Debug)]
 pub struct ProfileLock {
     path: PathBuf,
+    data: Option<Flock<File>>,
+    /// Held until all else is free, because others wait for it.
     _lock: Flock<File>,
-    _data: Flock<File>,
 }
 
 impl ProfileLock {
@@ -71,21 +73,32 @@ impl ProfileLock {
         };
         let folder = paths.data_disk().parent().map(Path::to_owned).unwrap_or_default();
         // The same data can be reached with another runtime folder, and a disk with two writers is lost.
-        let data = File::open(&folder).map_err(|source| LockError::Io { path: folder.clone(), source })?;
-        let data = match Flock::lock(data, FlockArg::LockExclusiveNonblock) {
-            Ok(data) => data,
-            Err((_, nix::Error::EWOULDBLOCK)) => return Err(LockError::DataInUse(folder)),
-            Err((_, errno)) => return Err(LockError::Io { path: folder, source: errno.into() }),
-        };
+        let data = lock_data(&folder)?;
         lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(io_error)?;
-        Ok(Self { path, _lock: lock, _data: data })
+        Ok(Self { path, data: Some(data), _lock: lock })
     }
 }
 
 impl Drop for ProfileLock {
     fn drop(&mut self) {
+        drop(self.data.take());
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn lock_data(folder: &Path) -> Result<Flock<File>, LockError> {
+    let io_error = |source| LockError::Io { path: folder.to_owned(), source };
+    let mut file = File::open(folder).map_err(io_error)?;
+    // The descriptors of a backend that was killed are closed one after the other, the profile's lock perhaps first.
+    for _ in 0..100 {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(data) => return Ok(data),
+            Err((file, nix::Error::EWOULDBLOCK)) => file,
+            Err((_, errno)) => return Err(io_error(errno.into())),
+        };
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(LockError::DataInUse(folder.to_owned()))
 }
 
 /// The process id of the backend that holds the profile, or `None` when nobody does.

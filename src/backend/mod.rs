@@ -36,7 +36,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub use self::supervisor::{Link, stopped};
+pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
 use self::{
     control::Api,
     lock::{LockError, ProfileLock},
@@ -44,7 +44,7 @@ use self::{
     wire::{Readiness, StopOptions},
 };
 use crate::{
-    engine,
+    engine::{self, context::DockerContext},
     settings::{PathError, Paths},
 };
 
@@ -165,8 +165,9 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
         follow_life_line(requests.clone())?;
     }
     // A throw-away engine is reached through DOCKER_HOST only.
-    let context = if options.throw_away { None } else { create_context(paths) };
-    let supervisor = Supervisor::new(paths.clone(), context.as_ref().map(|context| context.name().to_owned()));
+    let context = if options.throw_away { Ok(None) } else { create_context(paths).map(Some) };
+    let name = context.as_ref().map(|context| context.as_ref().map(|context| context.name().to_owned()));
+    let supervisor = Supervisor::new(paths.clone(), name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
     let clients = tokio::spawn(engine::socket::serve(docker, supervisor.link(), supervisor.status()));
@@ -178,7 +179,9 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
         let _ = fs::remove_file(socket);
     }
     vm::remove_sockets(paths);
-    if let Some(Err(error)) = context.map(|context| context.remove()) {
+    if let Ok(Some(context)) = context
+        && let Err(error) = context.remove()
+    {
         warn!("{}", chain(&error));
     }
     info!("backend ends");
@@ -199,16 +202,14 @@ fn listen(path: &Path) -> Result<UnixListener, BackendError> {
     Ok(listener)
 }
 
-fn create_context(paths: &Paths) -> Option<engine::context::DockerContext> {
-    let context = engine::context::DockerContext::new(paths.name(), &paths.docker_host());
-    match context.and_then(|context| context.create().map(|()| context)) {
-        Ok(context) => Some(context),
-        Err(error) => {
-            // The engine is as good without it: DOCKER_HOST reaches it.
-            warn!("no docker context: {}", chain(&error));
-            None
-        }
-    }
+/// The context, or why there is none: the engine is as good without it, DOCKER_HOST reaches it.
+fn create_context(paths: &Paths) -> Result<DockerContext, String> {
+    let context = DockerContext::new(paths.name(), &paths.docker_host());
+    context.and_then(|context| context.create().map(|()| context)).map_err(|error| {
+        let warning = format!("no docker context was made: {}", chain(&error));
+        warn!("{warning}");
+        warning
+    })
 }
 
 fn forward_signals(requests: &mpsc::Sender<Request>) -> Result<(), BackendError> {

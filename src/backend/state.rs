@@ -437,9 +437,8 @@ mod tests {
                 // Only a VM that is there can end, and only a boot just ordered can fail.
                 match &input {
                     Input::Ended(_) if !alive => continue,
-                    Input::Ended(_) => alive = false,
                     Input::BootFailed(_) if !fresh => continue,
-                    Input::BootFailed(_) => alive = false,
+                    Input::Ended(_) | Input::BootFailed(_) => alive = false,
                     _ => {}
                 }
                 fresh = false;

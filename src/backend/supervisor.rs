@@ -31,7 +31,7 @@ const MAX_STOP_SECONDS: u64 = 24 * 3600;
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Lines of the console that explain a failure.
-const CONSOLE_LINES: usize = 20;
+pub const CONSOLE_LINES: usize = 20;
 
 /// What is asked of the supervisor.
 #[derive(Debug)]
@@ -54,6 +54,7 @@ pub type Link = Option<Arc<Channel>>;
 pub(super) struct Supervisor {
     paths: Paths,
     context: Option<String>,
+    warning: Option<String>,
     options: StartOptions,
     machine: Machine,
     vm: Option<Vm>,
@@ -69,14 +70,20 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor without a VM; `context` is the docker context that exists for the profile.
-    pub(super) fn new(paths: Paths, context: Option<String>) -> Self {
+    /// A supervisor without a VM; `context` is the docker context that exists for the profile, or why there is none.
+    pub(super) fn new(paths: Paths, context: Result<Option<String>, String>) -> Self {
+        let (context, warning) = match context {
+            Ok(context) => (context, None),
+            Err(warning) => (None, Some(warning)),
+        };
         let mut status = stopped(&paths);
         status.backend_pid = Some(std::process::id());
         status.context.clone_from(&context);
+        status.warning.clone_from(&warning);
         Self {
             paths,
             context,
+            warning,
             options: StartOptions::default(),
             machine: Machine::default(),
             vm: None,
@@ -272,6 +279,7 @@ impl Supervisor {
         status.state = self.machine.name();
         status.boot = self.machine.boots();
         status.context.clone_from(&self.context);
+        status.warning.clone_from(&self.warning);
         status.backend_pid = Some(std::process::id());
         status.vmm_pid = self.vm.as_ref().map(|vm| vm.pid);
         status.vm = self.vm.as_ref().and(self.facts.clone());
@@ -306,6 +314,7 @@ pub fn stopped(paths: &Paths) -> Status {
         console: Vec::new(),
         docker_host: paths.docker_host(),
         context: None,
+        warning: None,
         backend_pid: None,
         vmm_pid: None,
         vm: None,

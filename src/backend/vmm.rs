@@ -142,7 +142,8 @@ pub fn spawn(theirs: &OwnedFd, log: std::fs::File) -> Result<Child, VmmError> {
             if nix::unistd::getppid() != parent {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            take_control_fd(number)
+            take_control_fd(number)?;
+            super::launch::close_on_exec_from(CONTROL_FD.cast_unsigned() + 1)
         });
     }
     let child = process.spawn().map_err(VmmError::Spawn);

@@ -92,6 +92,9 @@ pub struct Status {
     /// Name of the docker context, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
+    /// What does not keep the engine from running but a person should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Process id of the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_pid: Option<u32>,

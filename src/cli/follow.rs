@@ -14,7 +14,10 @@ use super::{
     command, seconds,
 };
 use crate::{
-    backend::wire::{StateName, Status},
+    backend::{
+        CONSOLE_LINES, logs,
+        wire::{StateName, Status},
+    },
     settings::Paths,
 };
 
@@ -106,7 +109,10 @@ pub(super) async fn until_ready(
     let mut last = None;
     loop {
         let Ok(next) = timeout_at(deadline, events.next()).await else {
-            return Err(CliError::Failed(stuck(paths, limit.unwrap_or_default(), last.as_ref())));
+            drop(reporter);
+            let stage =
+                last.and_then(|status: Status| status.waiting_for).map_or("vm".into(), |stage| stage.to_string());
+            return Err(stuck(paths, limit.unwrap_or_default(), &stage, output));
         };
         let Some(status) = next? else {
             return Err(CliError::Failed(format!(
@@ -120,7 +126,7 @@ pub(super) async fn until_ready(
                 StateName::Running => break,
                 StateName::Failed => {
                     drop(reporter);
-                    return Err(failed(paths, &status));
+                    return Err(failed(&status));
                 }
                 StateName::Stopped => return Err(CliError::Failed("the engine was stopped while it started".into())),
                 StateName::Starting | StateName::Stopping => {}
@@ -144,26 +150,30 @@ pub(super) async fn until_ready(
     }
 }
 
-fn stuck(paths: &Paths, limit: Duration, status: Option<&Status>) -> String {
-    let stage = status.and_then(|status| status.waiting_for).map_or("vm".to_owned(), |stage| stage.to_string());
-    format!(
-        "the engine did not answer within {} s: the start is stuck in stage `{stage}`; it goes on in the background, \
-         see `{}`, or end it with `{}`",
-        limit.as_secs(),
-        command(paths, "logs"),
-        command(paths, "stop --force")
-    )
+fn stuck(paths: &Paths, limit: Duration, stage: &str, output: Output) -> CliError {
+    let seconds = limit.as_secs();
+    let message = format!("the engine did not answer within {seconds} s: the start is stuck in stage `{stage}`");
+    if output == Output::Stdout {
+        let (logs, stop) = (command(paths, "logs"), command(paths, "stop --force"));
+        return CliError::Failed(format!(
+            "{message}; it goes on in the background, see `{logs}`, or end it with `{stop}`"
+        ));
+    }
+    // A throw-away engine's logs are about to be removed.
+    last_words(&logs::tail(&paths.console_log(), CONSOLE_LINES).unwrap_or_default());
+    CliError::Failed(message)
 }
 
 /// Shows the console's end, which often has the cause, and returns the reason.
-fn failed(paths: &Paths, status: &Status) -> CliError {
-    if !status.console.is_empty() {
-        eprintln!("the guest's last words (all of them: {}):", paths.console_log().display());
-        for line in &status.console {
-            eprintln!("  | {line}");
-        }
-    }
+fn failed(status: &Status) -> CliError {
+    last_words(&status.console);
     CliError::Failed(status.reason.clone().unwrap_or_else(|| "the start failed".into()))
+}
+
+fn last_words(console: &[String]) {
+    if !console.is_empty() {
+        eprintln!("the guest's last words:\n  | {}", console.join("\n  | "));
+    }
 }
 
 /// `0` means for ever.

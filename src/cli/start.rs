@@ -48,7 +48,7 @@ pub(super) struct Arguments {
 }
 
 /// What the VM is made of.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(super) struct Machine {
     /// Virtual CPUs [default: half of the host's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -98,7 +98,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
         Accepted::Begun => {}
         Accepted::Already => {
             let status = client.status().await?;
-            if options != StartOptions::default() {
+            if arguments.machine != Machine::default() {
                 eprintln!(
                     "warning: the VM exists already, options do not change it; run `{}` first",
                     command(paths, "stop")
@@ -115,8 +115,11 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
         return print(&format!("the engine is being started; `{}` shows how far it is", command(paths, "status")));
     }
     follow::until_ready(paths, &mut events, answer.boot, follow::limit(arguments.timeout), Output::Stdout).await?;
-    let context = client.status().await?.context;
-    print(&match context {
+    let status = client.status().await?;
+    if let Some(warning) = status.warning {
+        eprintln!("warning: {warning}");
+    }
+    print(&match status.context {
         Some(context) => {
             format!("the engine is ready; docker context `{context}`, DOCKER_HOST={}", paths.docker_host())
         }

@@ -71,6 +71,9 @@ fn pretty(paths: &Paths, status: &Status) -> String {
     if let Some(context) = &status.context {
         row("context", context.clone());
     }
+    if let Some(warning) = &status.warning {
+        row("warning", warning.clone());
+    }
     if status.state == StateName::Stopped && status.backend_pid.is_none() {
         row("start", command(paths, "start"));
     } else {

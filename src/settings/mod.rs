@@ -111,7 +111,7 @@ pub const DEFINITIONS: [Definition; 4] = [
     },
     Definition {
         key: "diskGiB",
-        kind: Kind::Integer { min: 1, max: 1 << 14, default: Some(64) },
+        kind: Kind::Integer { min: 1, max: 16_383, default: Some(64) },
         description: "largest size of the data disk in GiB; it grows, never shrinks",
     },
 ];
