@@ -231,6 +231,15 @@ fn a_payload_may_lie_in_one_descriptor_with_the_header_or_in_many() {
 }
 
 #[test]
+fn a_packet_that_claims_more_than_its_chain_holds_ends_its_connection() {
+    let mut machine = Machine::on();
+    let (mut host, guest) = machine.stream();
+    machine.driver.send(&Header { len: 11, ..guest }, &[1; 10], Layout::Pieces(3));
+    machine.expect(Op::Rst);
+    assert!(reads_end(&mut host), "nothing of it reaches the host");
+}
+
+#[test]
 fn streams_handed_in_before_the_driver_is_up_wait_for_it() {
     let mut machine = Machine::off(Driver::new(true, 4096));
     let mut early = machine.hand_in(1024);
