@@ -77,6 +77,8 @@ pub(crate) enum Command {
     Exec(Option<String>, Vec<OsString>),
     /// Hand over as it is: nothing in it needs a decision.
     Pass(Vec<OsString>),
+    /// `refresh`, this program's own: see [`crate::refresh`].
+    Refresh(String),
     /// `--version`.
     Version,
     /// `--help` or `help`.
@@ -159,6 +161,10 @@ pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliE
         "--help" | "-h" | "help" => Ok(Command::Help),
         "create" => create("create", rest).map(Command::Create),
         "run" => create("run", rest).map(Command::Create),
+        "refresh" => {
+            let [id] = <[OsString; 1]>::try_from(rest).map_err(|_| CliError::Id)?;
+            checked_id(&id).map(Command::Refresh)
+        }
         "exec" => Ok(Command::Exec(exec_id(&rest), with_name("exec", rest))),
         verb if PASSED.contains(&verb) => Ok(Command::Pass(with_name(verb, rest))),
         _ => Err(CliError::Command(name.to_string_lossy().into_owned())),

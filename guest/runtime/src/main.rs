@@ -8,11 +8,13 @@ mod binds;
 mod cli;
 mod create;
 mod crun;
+mod destination;
 mod error;
 mod log;
 mod mountinfo;
 mod paths;
 mod ranges;
+mod refresh;
 mod root;
 mod spec;
 mod stage;
@@ -28,7 +30,9 @@ sysbox-runc, an isolating OCI runtime
 
 Usage: sysbox-runc [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--debug] COMMAND …
 
-Commands: create, run, start, exec, state, kill, delete, pause, resume, update, ps, list, spec, features";
+Commands: create, run, start, exec, state, kill, delete, pause, resume, update, ps, list, spec, features
+
+sysbox-runc refresh ID makes the engine's and the container's view of its files the same again.";
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
@@ -56,6 +60,10 @@ fn run(globals: &Globals, command: Command) -> Result<(), Error> {
             return Ok(());
         }
         Command::Create(request) => create::create(globals, &request)?,
+        Command::Refresh(id) => {
+            refresh::container(&ranges::Table::open(Path::new(create::STATE))?, &id);
+            return Ok(());
+        }
         Command::Exec(id, args) => {
             let record = id.zip(std::path::absolute(globals.state_root()).ok()).and_then(|(id, state_root)| {
                 ranges::Table::open(Path::new(create::STATE)).ok()?.find(&state_root, &id)
