@@ -73,7 +73,7 @@ pub(crate) struct Create {
 pub(crate) enum Command {
     /// Check, rewrite and hand over.
     Create(Create),
-    /// Hand over; the id, where it could be told, for the ownership of the standard streams.
+    /// Hand over with safe standard streams, which the container owns where its id could be told.
     Exec(Option<String>, Vec<OsString>),
     /// Hand over as it is: nothing in it needs a decision.
     Pass(Vec<OsString>),
@@ -90,7 +90,7 @@ const PASSED: &[&str] =
     &["delete", "features", "kill", "list", "pause", "ps", "resume", "spec", "start", "state", "update"];
 
 const CREATE_VALUES: &[&str] = &["--bundle", "--console-socket", "--pid-file", "--preserve-fds"];
-const CREATE_FLAGS: &[&str] = &["--detach", "--no-new-keyring", "--no-pivot", "--no-subreaper"];
+const CREATE_FLAGS: &[&str] = &["--detach", "--keep", "--no-new-keyring", "--no-pivot", "--no-subreaper"];
 const EXEC_VALUES: &[&str] = &[
     "--additional-gids",
     "--apparmor",

@@ -91,7 +91,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     process::adapt(&mut spec, facts());
     let config = stage.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
-    crun::own_streams(identity.start);
+    crun::shield_null().map_err(Error::system("make a null device"))?;
 
     let mut args: Vec<OsString> = globals.for_crun.clone();
     args.push(request.verb.into());

@@ -150,15 +150,8 @@ impl Table {
         Ok(Locked { directory: self.directory.clone(), _lock: lock })
     }
 
-    /// The entry of one container, read without the lock: records only ever change as a whole.
-    pub(crate) fn find(&self, state_root: &Path, id: &str) -> Option<Record> {
-        let record = read(&self.directory.join(file_name(state_root, id)))?;
-        (record.id == id && record.state_root == state_root).then_some(record)
-    }
-}
-
-impl Table {
-    /// The entries of all containers with this id, whatever the state directory.
+    /// The entries of all containers with this id, whatever the state directory; read without the lock, since
+    /// records only ever change as a whole.
     pub(crate) fn named(&self, id: &str) -> Vec<Record> {
         let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         files.filter_map(|file| read(&file.path())).filter(|record| record.id == id).collect()
@@ -216,7 +209,7 @@ fn read(path: &Path) -> Option<Record> {
     serde_json::from_slice(&text).ok()
 }
 
-/// The id and a digest (FNV-1a) of the state directory; `lives` and `find` compare the whole.
+/// The id and a digest (FNV-1a) of the state directory; `store` and `lives` compare the whole.
 fn file_name(state_root: &Path, id: &str) -> String {
     let digest = state_root
         .as_os_str()
@@ -258,8 +251,8 @@ mod tests {
         let table = Table::open(dir.path()).unwrap();
         let starts = [1, 2, 3].map(|n| claim(&table, n, |_| true).unwrap().range.start);
         assert_eq!(starts, [100_000, 165_536, 231_072]);
-        assert_eq!(table.find(Path::new("/run/r"), "c2").unwrap().range.start, 165_536);
-        assert_eq!(table.find(Path::new("/run/other"), "c2"), None);
+        assert_eq!(table.named("c2").iter().map(|r| r.range.start).collect::<Vec<_>>(), [165_536]);
+        assert_eq!(table.named("c4"), []);
     }
 
     #[test]
