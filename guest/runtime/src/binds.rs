@@ -1,11 +1,15 @@
-//! Bind mounts: each source is opened once, judged, id-mapped and put on the stage for crun.
+//! Bind mounts: each source is opened once, judged, id-mapped and mounted before crun begins.
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
+use rustix::fs::FileType;
+
 use crate::{
+    destination::{self, Missing},
     mountinfo::Mount,
     paths::{Asker, Policy, Source},
     root,
@@ -60,25 +64,84 @@ fn mount_of(fd: impl AsFd, table: &[Mount]) -> Option<&Mount> {
     table.iter().find(|mount| mount.id == id)
 }
 
+/// The container's root as far as it is mounted.
+#[derive(Debug)]
+pub(crate) struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+    /// First id of the container.
+    start: u32,
+    /// Where crun mounts over the root later.
+    covered: Vec<PathBuf>,
+}
+
+impl Root {
+    /// The root at `path`, and the destinations in it that crun is going to mount.
+    pub(crate) fn open(path: &Path, start: u32, destinations: &[PathBuf]) -> io::Result<Self> {
+        let fd = stage::open_path(path)?;
+        let covered = destinations
+            .iter()
+            // What is missing has no links in it that matter.
+            .filter_map(|destination| destination::open(&fd, destination, Missing::Fail).and_then(stage::path_of).ok())
+            .chain(destinations.iter().map(|d| path.join(d.strip_prefix("/").unwrap_or(d))))
+            .collect();
+        Ok(Self { fd, path: path.to_owned(), start, covered })
+    }
+
+    fn is_covered(&self, place: &Path) -> bool {
+        self.covered.iter().any(|covered| place.starts_with(covered))
+    }
+}
+
 impl Judged<'_> {
     /// Its place in the spec's list.
     pub(crate) fn index(&self) -> usize {
         self.bind.index
     }
 
-    /// Puts the id-mapped mount on the stage and returns its path.
-    pub(crate) fn place(&self, stage: &Stage, userns: BorrowedFd<'_>) -> Result<PathBuf, MountError> {
+    /// Puts the id-mapped mount where it goes in the root, and then returns `None`.
+    ///
+    /// Mounts that are there before crun makes the container's mount namespace are locked in it
+    /// (mount_namespaces(7)): no mount call of the container's root can make a read-only one writable. Below what crun
+    /// mounts itself (/dev, a tmpfs) that can't be; such a one goes onto the stage, and its path is returned for crun.
+    pub(crate) fn place(
+        &self,
+        stage: &Stage,
+        root: &Root,
+        userns: BorrowedFd<'_>,
+    ) -> Result<Option<PathBuf>, MountError> {
         let failed = |source| MountError::Mount { path: self.bind.source.display().to_string(), source };
+        let tree = self.tree(userns).map_err(failed)?;
+        if let Some(place) = self.destination(root).map_err(failed)? {
+            stage::attach_on(&tree, &place).map_err(failed)?;
+            return Ok(None);
+        }
         let target = stage.target(&format!("bind{}", self.bind.index), &self.fd).map_err(failed)?;
-        let tree = stage::clone_tree(&self.fd, self.bind.recursive).map_err(failed)?;
+        stage::attach(&tree, &target).map_err(failed)?;
+        Ok(Some(target))
+    }
+
+    fn tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let tree = stage::clone_tree(&self.fd, self.bind.recursive)?;
         // A file system that has no id maps is shown as it is: its owners appear as nobody, which only takes access
         // away. A tree with such a file system below its top is mapped at the top alone.
         if sys::idmap_mount(tree.as_fd(), userns, self.bind.recursive).is_err() && self.bind.recursive {
             let _ = sys::idmap_mount(tree.as_fd(), userns, false);
         }
-        // Set out here, these become locked in the container: no mount call of its own can take them away.
-        sys::restrict_mount(tree.as_fd(), self.bind.read_only).map_err(failed)?;
-        stage::attach(&tree, &target).map_err(failed)?;
-        Ok(target)
+        sys::restrict_mount(tree.as_fd(), self.bind.restrict, self.bind.recursive)?;
+        Ok(tree)
+    }
+
+    /// The place in the root; `None` when crun is going to mount over it.
+    fn destination(&self, root: &Root) -> io::Result<Option<OwnedFd>> {
+        let path = &self.bind.destination;
+        if root.is_covered(&root.path.join(path.strip_prefix("/").unwrap_or(path))) {
+            return Ok(None);
+        }
+        let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&self.fd)?.st_mode) == FileType::Directory;
+        let missing = if is_directory { Missing::Directory } else { Missing::File };
+        let place = sys::with_filesystem_id(root.start, || destination::open(&root.fd, path, missing))??;
+        let found = stage::path_of(&place)?;
+        Ok(Some(place).filter(|_| found != root.path && !root.is_covered(&found)))
     }
 }

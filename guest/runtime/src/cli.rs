@@ -73,10 +73,12 @@ pub(crate) struct Create {
 pub(crate) enum Command {
     /// Check, rewrite and hand over.
     Create(Create),
-    /// Hand over; the id, where it could be told, for the ownership of the standard streams.
+    /// Hand over with safe standard streams, which the container owns where its id could be told.
     Exec(Option<String>, Vec<OsString>),
     /// Hand over as it is: nothing in it needs a decision.
     Pass(Vec<OsString>),
+    /// `refresh`, this program's own: see [`crate::refresh`].
+    Refresh(String),
     /// `--version`.
     Version,
     /// `--help` or `help`.
@@ -88,7 +90,7 @@ const PASSED: &[&str] =
     &["delete", "features", "kill", "list", "pause", "ps", "resume", "spec", "start", "state", "update"];
 
 const CREATE_VALUES: &[&str] = &["--bundle", "--console-socket", "--pid-file", "--preserve-fds"];
-const CREATE_FLAGS: &[&str] = &["--detach", "--no-new-keyring", "--no-pivot", "--no-subreaper"];
+const CREATE_FLAGS: &[&str] = &["--detach", "--keep", "--no-new-keyring", "--no-pivot", "--no-subreaper"];
 const EXEC_VALUES: &[&str] = &[
     "--additional-gids",
     "--apparmor",
@@ -159,6 +161,10 @@ pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliE
         "--help" | "-h" | "help" => Ok(Command::Help),
         "create" => create("create", rest).map(Command::Create),
         "run" => create("run", rest).map(Command::Create),
+        "refresh" => {
+            let [id] = <[OsString; 1]>::try_from(rest).map_err(|_| CliError::Id)?;
+            checked_id(&id).map(Command::Refresh)
+        }
         "exec" => Ok(Command::Exec(exec_id(&rest), with_name("exec", rest))),
         verb if PASSED.contains(&verb) => Ok(Command::Pass(with_name(verb, rest))),
         _ => Err(CliError::Command(name.to_string_lossy().into_owned())),

@@ -13,14 +13,14 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    binds::{self, Context},
+    binds::{self, Context, Root},
     cli::{Create, Globals},
     crun,
     error::Error,
     mountinfo::{self, Mount},
     paths::{Asker, Policy},
     ranges::{self, Claim, Process, Range, Record, Table},
-    root,
+    refresh, root,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
@@ -55,8 +55,10 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     let joined = namespaces::open(&spec).map_err(SpecError::from)?;
     let binds = mounts::binds(&spec).map_err(SpecError::from)?;
 
+    let path = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
+
     let table = Table::open(Path::new(STATE))?;
-    let identity = identify(&table, globals, request, &joined)?;
+    let identity = identify(&table, globals, request, &path, &joined)?;
     // Everything from here on is opened in the namespace where it is going to be mounted from.
     let stage = Stage::enter(&Path::new(STATE).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
     let mounts = read_mounts().map_err(Error::system("read the table of mounts"))?;
@@ -66,14 +68,22 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     let context = Context { policy: &policy, table: &mounts, asker, bundle: &bundle };
     let judged = binds::judge(&binds, context).map_err(SpecError::from)?;
 
-    let path = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
     let root = root::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::clean(&mut spec);
+    let others = mounts::others(&spec, &binds);
+    let place = Root::open(&root, identity.start, &others).map_err(Error::system("open the container's root"))?;
+    let mut placed = Vec::new();
     for bind in &judged {
-        let source = bind.place(&stage, identity.userns.as_fd()).map_err(SpecError::from)?;
-        mounts::set_source(&mut spec, bind.index(), &source);
+        match bind.place(&stage, &place, identity.userns.as_fd()).map_err(SpecError::from)? {
+            Some(source) => mounts::set_source(&mut spec, bind.index(), &source),
+            None => placed.push(bind.index()),
+        }
     }
+    mounts::remove(&mut spec, &placed);
+    drop(place);
+    // The engine looked into its own mount of the root before; what it cached must not outlive what is written next.
+    let _ = refresh::forget(&path);
 
     let paths = joined.paths(identity.userns.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
@@ -81,7 +91,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     process::adapt(&mut spec, facts());
     let config = stage.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
-    crun::own_streams(identity.start);
+    crun::shield_null().map_err(Error::system("make a null device"))?;
 
     let mut args: Vec<OsString> = globals.for_crun.clone();
     args.push(request.verb.into());
@@ -92,11 +102,17 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
 }
 
 /// Finds the container's range: its own, or that of the container whose namespaces it joins.
-fn identify(table: &Table, globals: &Globals, request: &Create, joined: &Joined) -> Result<Identity, Error> {
+fn identify(
+    table: &Table,
+    globals: &Globals,
+    request: &Create,
+    path: &Path,
+    joined: &Joined,
+) -> Result<Identity, Error> {
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
     let creator = Process::find(std::process::id())
         .ok_or_else(|| Error::system("read /proc")(io::Error::from(io::ErrorKind::NotFound)))?;
-    let new = Claim { id: request.id.clone(), state_root, creator };
+    let new = Claim { id: request.id.clone(), state_root, root: path.to_owned(), creator };
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
     let Some(owner) = &joined.owner else {

@@ -59,6 +59,8 @@ pub(crate) struct Record {
     pub(crate) id: String,
     /// The state directory of crun that it lives in; ids are unique only within one.
     pub(crate) state_root: PathBuf,
+    /// The root that the engine gave it, as the engine sees it.
+    pub(crate) root: PathBuf,
     /// Its ids.
     pub(crate) range: Range,
     /// The process that creates it, which turns into crun.
@@ -81,6 +83,8 @@ pub(crate) struct Claim {
     pub(crate) id: String,
     /// See [`Record::state_root`].
     pub(crate) state_root: PathBuf,
+    /// See [`Record::root`].
+    pub(crate) root: PathBuf,
     /// See [`Record::creator`].
     pub(crate) creator: Process,
 }
@@ -146,10 +150,11 @@ impl Table {
         Ok(Locked { directory: self.directory.clone(), _lock: lock })
     }
 
-    /// The entry of one container, read without the lock: records only ever change as a whole.
-    pub(crate) fn find(&self, state_root: &Path, id: &str) -> Option<Record> {
-        let record = read(&self.directory.join(file_name(state_root, id)))?;
-        (record.id == id && record.state_root == state_root).then_some(record)
+    /// The entries of all containers with this id, whatever the state directory; read without the lock, since
+    /// records only ever change as a whole.
+    pub(crate) fn named(&self, id: &str) -> Vec<Record> {
+        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        files.filter_map(|file| read(&file.path())).filter(|record| record.id == id).collect()
     }
 }
 
@@ -173,8 +178,8 @@ impl Locked {
 
     /// Enters the container with its range: the lowest free one, or that of a living container it shares with.
     pub(crate) fn store(&self, claim: Claim, range: Range, living: &[Record]) -> Result<Record, RangeError> {
-        let Claim { id, state_root, creator } = claim;
-        let record = Record { id, state_root, range, creator };
+        let Claim { id, state_root, root, creator } = claim;
+        let record = Record { id, state_root, root, range, creator };
         if living.iter().any(|r| r.id == record.id && r.state_root == record.state_root) {
             return Err(RangeError::Exists(record.id));
         }
@@ -204,7 +209,7 @@ fn read(path: &Path) -> Option<Record> {
     serde_json::from_slice(&text).ok()
 }
 
-/// The id and a digest (FNV-1a) of the state directory; `lives` and `find` compare the whole.
+/// The id and a digest (FNV-1a) of the state directory; `store` and `lives` compare the whole.
 fn file_name(state_root: &Path, id: &str) -> String {
     let digest = state_root
         .as_os_str()
@@ -223,7 +228,8 @@ mod tests {
     use super::*;
 
     fn new(id: usize) -> Claim {
-        Claim { id: format!("c{id}"), state_root: "/run/r".into(), creator: Process { pid: 0, started: 0 } }
+        let creator = Process { pid: 0, started: 0 };
+        Claim { id: format!("c{id}"), state_root: "/run/r".into(), root: "/x".into(), creator }
     }
 
     fn claim(table: &Table, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
@@ -245,8 +251,8 @@ mod tests {
         let table = Table::open(dir.path()).unwrap();
         let starts = [1, 2, 3].map(|n| claim(&table, n, |_| true).unwrap().range.start);
         assert_eq!(starts, [100_000, 165_536, 231_072]);
-        assert_eq!(table.find(Path::new("/run/r"), "c2").unwrap().range.start, 165_536);
-        assert_eq!(table.find(Path::new("/run/other"), "c2"), None);
+        assert_eq!(table.named("c2").iter().map(|r| r.range.start).collect::<Vec<_>>(), [165_536]);
+        assert_eq!(table.named("c4"), []);
     }
 
     #[test]
@@ -272,7 +278,7 @@ mod tests {
     #[test]
     fn every_range_fits_below_the_id_that_means_none() {
         let end = u64::from(FIRST) + u64::from(COUNT) * u64::from(LENGTH);
-        assert!(end <= u64::from(u32::MAX));
+        assert!(u32::try_from(end).is_ok());
         assert!(end + u64::from(LENGTH) > u64::from(u32::MAX));
     }
 
@@ -322,7 +328,7 @@ mod tests {
                 match step {
                     Step::Create(n) => match claim(&table, n, lives) {
                         Ok(record) => {
-                            let lowest = (0..).map(|k| FIRST + k * LENGTH)
+                            let lowest = (0..COUNT).map(|k| FIRST + k * LENGTH)
                                 .find(|s| model.values().all(|(t, _)| t != s)).unwrap();
                             prop_assert_eq!(record.range.start, lowest);
                             prop_assert!(model.insert(n, (record.range.start, group)).is_none());

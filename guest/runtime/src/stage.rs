@@ -49,6 +49,12 @@ pub(crate) fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
     rustix::mount::move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Into::into)
 }
 
+/// Attaches a mount on an open file.
+pub(crate) fn attach_on(mount: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", target, c"", flags).map_err(Into::into)
+}
+
 impl Stage {
     /// Leaves the VM's mount namespace and mounts an empty stage at `path`.
     ///

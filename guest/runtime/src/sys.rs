@@ -18,10 +18,26 @@ pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursi
     set_mount_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns.as_raw_fd() as u64, recursive)
 }
 
-/// Takes devices away from the top mount of a tree, and writing when `read_only`.
-pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    set_mount_attributes(mount, libc::MOUNT_ATTR_NODEV | read_only, 0, false)
+/// What a bind mount takes away besides devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Restrictions {
+    /// Writing.
+    pub(crate) read_only: bool,
+    /// Running programs.
+    pub(crate) no_exec: bool,
+    /// Set-user-id programs.
+    pub(crate) no_suid: bool,
+}
+
+/// Takes devices away from the top mount of a tree or from all of it, and what else `restrictions` say.
+pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, recursive: bool) -> io::Result<()> {
+    let Restrictions { read_only, no_exec, no_suid } = restrictions;
+    let flag = |on: bool, flag: u64| if on { flag } else { 0 };
+    let set = libc::MOUNT_ATTR_NODEV
+        | flag(read_only, libc::MOUNT_ATTR_RDONLY)
+        | flag(no_exec, libc::MOUNT_ATTR_NOEXEC)
+        | flag(no_suid, libc::MOUNT_ATTR_NOSUID);
+    set_mount_attributes(mount, set, 0, recursive)
 }
 
 fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {

@@ -7,6 +7,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::sys::Restrictions;
+
 /// Why a mount is refused; the first text is Enhanced Container Isolation's own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
@@ -61,8 +63,8 @@ pub(crate) struct Bind {
     pub(crate) destination: PathBuf,
     /// With the mounts below it.
     pub(crate) recursive: bool,
-    /// Read-only.
-    pub(crate) read_only: bool,
+    /// What it takes away.
+    pub(crate) restrict: Restrictions,
 }
 
 /// The bind mounts of a spec; every other type is checked here.
@@ -74,17 +76,50 @@ pub(crate) fn binds(spec: &Value) -> Result<Vec<Bind>, MountError> {
         let options: Vec<_> = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let recursive = options.contains(&"rbind");
         if kind == "bind" || recursive || options.contains(&"bind") {
-            // The last of two that contradict each other wins, as with mount(8).
-            let read_only =
-                options.iter().rev().find(|o| matches!(**o, "ro" | "rw" | "rro")).is_some_and(|o| *o != "rw");
             let source = mount["source"].as_str().filter(|s| !s.is_empty()).ok_or(MountError::Incomplete(index))?;
             let (source, destination) = (source.into(), destination.into());
-            binds.push(Bind { index, source, destination, recursive, read_only });
+            binds.push(Bind { index, source, destination, recursive, restrict: restrictions(&options) });
         } else if !TYPES.contains(&kind) {
             return Err(MountError::Type { kind: kind.to_owned(), destination: destination.to_owned() });
         }
     }
     Ok(binds)
+}
+
+/// The last of two options that contradict each other wins, as with mount(8).
+fn restrictions(options: &[&str]) -> Restrictions {
+    let last = |on: &str, off: &str| {
+        let name =
+            |option: &&&str| option.strip_prefix('r').filter(|rest| [on, off].contains(rest)).unwrap_or(option) == on;
+        let relevant = options
+            .iter()
+            .rev()
+            .find(|o| [on, off].contains(o) || o.strip_prefix('r').is_some_and(|o| [on, off].contains(&o)));
+        relevant.as_ref().is_some_and(name)
+    };
+    Restrictions { read_only: last("ro", "rw"), no_exec: last("noexec", "exec"), no_suid: last("nosuid", "suid") }
+}
+
+/// Where crun is going to mount something itself.
+pub(crate) fn others(spec: &Value, binds: &[Bind]) -> Vec<PathBuf> {
+    let mounts = spec["mounts"].as_array().into_iter().flatten().enumerate();
+    mounts
+        .filter(|(index, _)| binds.iter().all(|bind| bind.index != *index))
+        .filter_map(|(_, mount)| mount["destination"].as_str().map(PathBuf::from))
+        // crun mounts these even when the spec does not ask for it.
+        .chain(["/dev", "/proc", "/sys"].map(PathBuf::from))
+        .collect()
+}
+
+/// Takes the entries out that are mounted already.
+pub(crate) fn remove(spec: &mut Value, placed: &[usize]) {
+    if let Some(mounts) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
+        let mut index = 0;
+        mounts.retain(|_| {
+            index += 1;
+            !placed.contains(&(index - 1))
+        });
+    }
 }
 
 /// Replaces the source of one bind by the prepared mount.
@@ -126,7 +161,7 @@ mod tests {
         ] });
         let binds = binds(&spec).unwrap();
         let brief: Vec<_> =
-            binds.iter().map(|b| (b.index, b.source.to_str().unwrap(), b.recursive, b.read_only)).collect();
+            binds.iter().map(|b| (b.index, b.source.to_str().unwrap(), b.recursive, b.restrict.read_only)).collect();
         assert_eq!(brief, [(1, "/x", true, true), (2, "y", false, false)]);
     }
 
@@ -149,10 +184,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn read_only_is_what_the_last_option_says(options in proptest::collection::vec("(r?ro|r?rw|rbind|exec|noexec)", 0..6)) {
+            let words: Vec<_> = options.iter().map(String::as_str).collect();
+            let last = words.iter().rev().find(|w| w.ends_with("ro") || w.ends_with("rw"));
+            prop_assert_eq!(restrictions(&words).read_only, last.is_some_and(|w| w.ends_with("ro")));
+        }
+
+        #[test]
         fn no_json_panics_and_no_id_map_of_the_spec_remains(mut spec in testing::any_json()) {
             let _ = binds(&spec);
             clean(&mut spec);
             set_source(&mut spec, 0, Path::new("/x"));
+            let _ = others(&spec, &[]);
+            remove(&mut spec, &[1]);
             for mount in spec.get("mounts").and_then(Value::as_array).into_iter().flatten() {
                 prop_assert!(mount.get("uidMappings").is_none());
             }
