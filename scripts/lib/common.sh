@@ -1,6 +1,8 @@
 # Shared by every script here: where caches live, how packages are asked for, how progress is shown.
 # shellcheck shell=bash
 set -euo pipefail
+# Without this a failure inside $(...) goes on.
+shopt -s inherit_errexit
 
 BULKHEAD_REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BULKHEAD_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead

@@ -59,12 +59,14 @@ debian_build() {
     find "${tar%/*}" -name "$name-*.tar" ! -path "$tar" -mtime +7 -delete
 }
 
-# in_root_tree COMMAND...: runs COMMAND with root's view of file ownership, so that trees unpack and pack as they are.
+# in_root_tree FUNCTION ARGUMENT...: runs FUNCTION with root's view of file ownership, so that trees unpack and pack as
+# they are. It gets a shell of its own, in which a failing command ends it, and sees none of this shell's variables.
 in_root_tree() {
-    if ((EUID == 0)); then
-        "$@"
-    else
+    local function=$1 as_root=()
+    shift
+    if ((EUID != 0)); then
         need_packages fakeroot
-        fakeroot -- "$@"
+        as_root=(fakeroot --)
     fi
+    "${as_root[@]}" bash -euo pipefail -c "$(declare -f "$function"); $function \"\$@\"" "$function" "$@"
 }

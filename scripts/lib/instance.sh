@@ -6,21 +6,22 @@
 #   key           the private key that opens it
 #   pid console.log qemu.log ssh forwards
 
-# state_folder: a folder of this user's own that no one else can have prepared.
+# state_folder WORD...: a folder for what the words stand for, this user's own, that no one else can have prepared.
 state_folder() {
     local base=${XDG_RUNTIME_DIR:+$XDG_RUNTIME_DIR/bulkhead}
     base=${base:-/tmp/bulkhead-$UID}
     (umask 077 && mkdir -p "$base")
     [[ -O $base && ! -L $base ]] || die "$base belongs to someone else; set XDG_RUNTIME_DIR to a folder of your own"
-    mkdir -p "$base/kvm-host"
-    echo "$base/kvm-host"
+    base=$base/kvm-host/$(printf '%s\n' "$@" | sha256sum | cut -c1-8)
+    mkdir -p "$base"
+    echo "$base"
 }
 
 # instance_pid: the process id of the running machine, or failure. A stale pid file does not count.
 instance_pid() {
     local pid
     pid=$(cat "$RUN/pid" 2>/dev/null) || return 1
-    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF "bulkhead-kvm-host,process=kvm-host-$NAME" || return 1
+    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF "file:$RUN/console.log" || return 1
     echo "$pid"
 }
 
