@@ -230,7 +230,7 @@ async fn output_is_whole_even_if_the_engine_closes_without_taking_the_input() {
     client.write_all(ATTACH).await.unwrap();
     let (_, mut output, client) = read_head(client).await;
     let (mut reader, mut writer) = client.into_split();
-    tokio::spawn(async move { while writer.write_all(&[1; 65536]).await.is_ok() {} });
+    tokio::spawn(async move { while writer.write_all(&[1; 4096]).await.is_ok() {} });
     while timeout(SOON, reader.read_buf(&mut output)).await.expect("no end").is_ok_and(|read| read > 0) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
