@@ -1,19 +1,17 @@
 //! Connections that stop being HTTP: attach, exec, session, grpc (`101 Switching Protocols`).
 //!
 //! Each direction ends on its own: the end of input on one side closes the sending half of the other and no more,
-//! because attach and exec tell the end of stdin by it while output goes on.
+//! because attach and exec tell the end of stdin by it while output goes on. Only when the engine has closed its end
+//! altogether is there nothing left to send to, and the whole connection ends.
 
-use std::io;
+use std::{io, os::fd::AsRawFd};
 
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncWriteExt, BufReader, copy_buf},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncWriteExt, BufReader, copy_buf},
+    net::{UnixStream, unix::OwnedWriteHalf},
 };
 
 use crate::linger::Linger;
@@ -46,7 +44,7 @@ fn engine_parts(upgraded: Upgraded) -> Result<(UnixStream, Bytes), HijackError> 
 }
 
 /// Copies `early`, then everything from `from`, then closes the sending half of `to`.
-async fn one_way(early: Bytes, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+async fn one_way(early: Bytes, from: impl AsyncRead + Unpin, mut to: OwnedWriteHalf) -> io::Result<()> {
     to.write_all(&early).await?;
     drop(early);
     copy_buf(&mut BufReader::with_capacity(BUFFER, from), &mut to).await?;
@@ -57,13 +55,41 @@ async fn one_way(early: Bytes, from: OwnedReadHalf, mut to: OwnedWriteHalf) -> i
     }
 }
 
+/// Whether the peer has closed its end of a unix socket, and not just its sending half.
+fn is_closed(stream: &UnixStream) -> bool {
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: the pointer is to one pollfd that outlives the call, which does not block.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
 /// Joins the two sides of an upgraded request until both directions have ended or one has failed.
 pub(crate) async fn tunnel(client: OnUpgrade, engine: OnUpgrade) -> Result<(), HijackError> {
     let (client, engine) = tokio::try_join!(client, engine)?;
     let (client, client_early) = client_parts(client)?;
     let (engine, engine_early) = engine_parts(engine)?;
     let (from_client, to_client) = client.into_split();
-    let (from_engine, to_engine) = engine.into_split();
-    tokio::try_join!(one_way(client_early, from_client, to_engine), one_way(engine_early, from_engine, to_client))?;
+    let (mut from_engine, to_engine) = engine.into_split();
+    let input = one_way(client_early, from_client, to_engine);
+    let output = async {
+        one_way(engine_early, &mut from_engine, to_client).await?;
+        Ok::<_, io::Error>(is_closed(from_engine.as_ref()))
+    };
+    tokio::pin!(input, output);
+    tokio::select! {
+        sent = &mut input => {
+            match sent {
+                // The engine takes no more input; its last output may still be on its way.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                sent => sent?,
+            }
+            output.await?;
+        }
+        closed = &mut output => {
+            if !closed? {
+                input.await?;
+            }
+        }
+    }
     Ok(())
 }

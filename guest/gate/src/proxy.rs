@@ -108,7 +108,7 @@ impl ProxyError {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BrokenBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
-            Self::Refused(Refusal::SocketMount { .. }) => StatusCode::FORBIDDEN,
+            Self::Refused(Refusal::SocketMount { .. } | Refusal::SocketVolume { .. }) => StatusCode::FORBIDDEN,
             Self::Uninspected(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReachable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BrokeOff(_) => StatusCode::BAD_GATEWAY,

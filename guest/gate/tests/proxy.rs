@@ -204,6 +204,40 @@ async fn output_ends_on_its_own_and_stdin_goes_on() {
 }
 
 #[tokio::test]
+async fn an_engine_that_closed_ends_the_connection_of_a_client_that_does_not() {
+    let fixture = Fixture::gate(Isolation::On);
+    fixture.engine(|mut seen| async move {
+        seen.stream.write_all(&[UPGRADED, b"bye"].concat()).await.unwrap();
+    });
+    let mut client = fixture.client().await;
+    client.write_all(ATTACH).await.unwrap();
+    let (_, mut output, mut client) = read_head(client).await;
+    timeout(SOON, client.read_to_end(&mut output)).await.unwrap().unwrap();
+    assert_eq!(output, b"bye");
+    let refused = async { while client.write_all(b"more").await.is_ok() {} };
+    timeout(SOON, refused).await.expect("the gate still takes input");
+}
+
+#[tokio::test]
+async fn output_is_whole_even_if_the_engine_closes_without_taking_the_input() {
+    const MANY: usize = 2 * 1024 * 1024;
+    let fixture = Fixture::gate(Isolation::On);
+    fixture.engine(|mut seen| async move {
+        seen.stream.write_all(UPGRADED).await.unwrap();
+        seen.stream.write_all(&vec![7; MANY]).await.unwrap();
+    });
+    let mut client = fixture.client().await;
+    client.write_all(ATTACH).await.unwrap();
+    let (_, mut output, client) = read_head(client).await;
+    let (mut reader, mut writer) = client.into_split();
+    tokio::spawn(async move { while writer.write_all(&[1; 4096]).await.is_ok() {} });
+    while timeout(SOON, reader.read_buf(&mut output)).await.expect("no end").is_ok_and(|read| read > 0) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(output.len(), MANY);
+}
+
+#[tokio::test]
 async fn input_sent_together_with_the_request_is_not_lost() {
     let fixture = Fixture::gate(Isolation::On);
     fixture.engine(|mut seen| async move {

@@ -97,6 +97,7 @@ root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.opt",
   "io.containerd.internal.v1.tracing",
   "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.aufs",

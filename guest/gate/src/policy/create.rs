@@ -126,8 +126,8 @@ pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
     for options in config.all("DriverOpts") {
         if check_volume_options(options)?.is_err() {
-            // No image is involved yet; the sentence is the same.
-            return Err(refuse_for(&config)?);
+            let name = config.all("Name").last().map(string).transpose()?.flatten().unwrap_or_default();
+            return Err(Refusal::SocketVolume { name });
         }
     }
     Ok(())
@@ -217,7 +217,7 @@ mod tests {
             json!({"o": "rbind,ro", "device": "run"}),
         ] {
             let body = json!({"Name": "v", "Driver": "local", "DriverOpts": options}).to_string();
-            assert!(matches!(volume(body.as_bytes()), Err(Refusal::SocketMount { .. })), "{body}");
+            assert_eq!(volume(body.as_bytes()), Err(Refusal::SocketVolume { name: "v".to_owned() }), "{body}");
         }
         assert_eq!(volume(br#"{"Name":"v","DriverOpts":{"type":"tmpfs","device":"tmpfs","o":"size=1m"}}"#), Ok(()));
         assert_eq!(volume(br#"{"Name":"v","DriverOpts":null}"#), Ok(()));

@@ -37,6 +37,15 @@ pub enum Refusal {
         /// The container's image, normalised and without tag.
         image: String,
     },
+    /// It would make a volume of an engine socket.
+    #[error(
+        "enhanced container isolation: docker socket mount denied for volume \"{name}\"; a volume can't lead to an \
+         engine socket"
+    )]
+    SocketVolume {
+        /// The volume's name; empty when the engine would choose it.
+        name: String,
+    },
     /// The body can't be read with certainty.
     #[error("the request's JSON is not valid: {0}")]
     Malformed(String),
