@@ -22,5 +22,5 @@ choose_place() {
 
 # there CMD…: runs CMD where the engine runs.
 there() {
-    if [[ $PLACE == here ]]; then "$@"; else "$BULKHEAD_REPO/scripts/kvm-host" -- "$@"; fi
+    if [[ $PLACE == here ]]; then "$@"; else "$BULKHEAD_REPO/scripts/kvm-host" --name "${BULKHEAD_KVM_HOST_NAME:-default}" -- "$@"; fi
 }
