@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long the host may take to accept the connection, to answer Hello, or to take a message.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `linux/vm_sockets.h`, in the form that takes the kernel's native timeval.
 const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
