@@ -10,6 +10,7 @@ mod linger;
 mod listener;
 pub mod policy;
 mod proxy;
+mod refresh;
 
 pub use listener::{ListenError, UnixEntrance, VsockEntrance};
 pub use policy::Isolation;

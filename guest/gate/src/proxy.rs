@@ -24,7 +24,8 @@ use crate::{
     answer::{self, Body},
     hijack,
     linger::{Flight, InFlight, Linger},
-    policy::{Inspection, Isolation, Refusal},
+    policy::{self, Inspection, Isolation, Refusal},
+    refresh::Touch,
 };
 
 /// Longest body that is inspected, in bytes; a create request is a few KiB.
@@ -128,6 +129,10 @@ async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body
     if parts.method == Method::CONNECT {
         return Err(ProxyError::Connect);
     }
+    let touch = Touch::of(gate.isolation, &parts.method, &policy::segments(parts.uri.path()));
+    if let Some(touch) = &touch {
+        touch.refresh(&gate.upstream).await;
+    }
     let body = match Inspection::of(gate.isolation, parts.uri.path()) {
         Some(inspection) => {
             let inspected = inspect(inspection, body).await?;
@@ -143,7 +148,11 @@ async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body
     // The server side of this gate has answered it.
     parts.headers.remove(header::EXPECT);
     parts.headers.entry(header::HOST).or_insert(header::HeaderValue::from_static("docker"));
-    forward(gate, Request::from_parts(parts, body)).await
+    let response = forward(gate, Request::from_parts(parts, body)).await?;
+    if let Some(touch) = touch.filter(|touch| touch.changes) {
+        touch.refresh(&gate.upstream).await;
+    }
+    Ok(response)
 }
 
 async fn inspect(inspection: Inspection, body: Incoming) -> Result<Bytes, ProxyError> {

@@ -34,7 +34,8 @@ fn path() -> PathBuf {
 /// Turns this process into crun; returns only on failure.
 pub(crate) fn exec(args: &[OsString]) -> Result<Infallible, Error> {
     let path = path();
-    let source = Command::new(&path).args(args).exec();
+    // The readiness socket of containerd is no container's: crun would offer it to the container's first process.
+    let source = Command::new(&path).args(args).env_remove("NOTIFY_SOCKET").exec();
     Err(Error::Crun { path, source })
 }
 

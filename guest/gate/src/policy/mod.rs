@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 pub use image::normalise as normalise_image;
 pub use paths::reaches_engine_socket;
+pub use target::segments;
 
 /// Whether Enhanced Container Isolation is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

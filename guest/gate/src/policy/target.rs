@@ -25,7 +25,7 @@ fn is_version(segment: &str) -> bool {
 }
 
 /// The path's segments, cleaned of empty and dot segments and of the version.
-pub(super) fn segments(path: &str) -> Vec<String> {
+pub fn segments(path: &str) -> Vec<String> {
     let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
     let mut segments: Vec<String> = Vec::new();
     for segment in decoded.split('/') {

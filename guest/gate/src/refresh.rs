@@ -1,0 +1,137 @@
+//! Lets dockerd and an isolated container see each other's files.
+//!
+//! The isolating runtime gives a container an overlay of its own over the writable layer that dockerd has mounted as
+//! well, and each overlay remembers names. Before dockerd is asked to look into a container's files, and after it
+//! changed them, the runtime is asked to make both forget (`sysbox-runc refresh ID`).
+
+use std::{fmt::Write, path::Path, process::Stdio, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, client};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, process::Command, time::timeout};
+
+use crate::policy::Isolation;
+
+const RUNTIME: &str = "/usr/bin/sysbox-runc";
+/// Longest description of a container that is read, in bytes.
+const DESCRIPTION: usize = 4 * 1024 * 1024;
+/// The request goes on without a refresh after this long: stale names are better than a client that hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request that touches a container's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// Id, name or prefix as the client gave it.
+    container: String,
+    /// The files are changed, so the container's side has to forget as well.
+    pub changes: bool,
+}
+
+impl Touch {
+    /// Whether a request with these path segments (without version) looks into or changes a container's files.
+    pub fn of(isolation: Isolation, method: &Method, segments: &[String]) -> Option<Self> {
+        if isolation == Isolation::Off {
+            return None;
+        }
+        let [containers, container, what] = segments else { return None };
+        let touches = matches!(
+            (method.as_str(), what.as_str()),
+            ("GET" | "HEAD" | "PUT", "archive") | ("GET", "export" | "changes") | ("POST", "exec")
+        );
+        (containers == "containers" && touches)
+            .then(|| Self { container: container.clone(), changes: *method == Method::PUT })
+    }
+
+    /// Makes both sides forget. A container that does not exist is the engine's to complain about.
+    pub async fn refresh(&self, upstream: &Path) {
+        let _ = timeout(PATIENCE, async {
+            let id = full_id(upstream, &self.container).await?;
+            let status = Command::new(RUNTIME).args(["refresh", &id]).stdin(Stdio::null()).status().await;
+            if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+                eprintln!("the files of container {id} may look stale: {RUNTIME} refresh ended with {status:?}");
+            }
+            Some(())
+        })
+        .await;
+    }
+}
+
+/// Asks the engine what a name or prefix stands for.
+async fn full_id(upstream: &Path, container: &str) -> Option<String> {
+    if is_full_id(container) {
+        return Some(container.to_owned());
+    }
+    let stream = UnixStream::connect(upstream).await.ok()?;
+    let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    tokio::spawn(connection);
+    let request = Request::get(format!("/containers/{}/json", encode(container)))
+        .header("host", "docker")
+        .body(Empty::<Bytes>::new())
+        .ok()?;
+    let response = sender.send_request(request).await.ok()?;
+    let body = Limited::new(response.into_body(), DESCRIPTION).collect().await.ok()?.to_bytes();
+    let description: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    description["Id"].as_str().filter(|id| is_full_id(id)).map(str::to_owned)
+}
+
+fn is_full_id(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Percent-encodes everything that is not allowed in a container's name.
+fn encode(name: &str) -> String {
+    let mut encoded = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-') {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(method: Method, path: &str) -> Option<Touch> {
+        let segments: Vec<_> = path.split('/').map(str::to_owned).collect();
+        Touch::of(Isolation::On, &method, &segments)
+    }
+
+    #[test]
+    fn copying_out_diff_export_and_exec_refresh_before_and_copying_in_also_after() {
+        for (method, path) in [
+            (Method::GET, "containers/x/archive"),
+            (Method::HEAD, "containers/x/archive"),
+            (Method::GET, "containers/x/changes"),
+            (Method::GET, "containers/x/export"),
+            (Method::POST, "containers/x/exec"),
+        ] {
+            assert_eq!(touch(method, path), Some(Touch { container: "x".into(), changes: false }), "{path}");
+        }
+        assert!(touch(Method::PUT, "containers/x/archive").unwrap().changes);
+    }
+
+    #[test]
+    fn other_requests_cost_nothing() {
+        for (method, path) in [
+            (Method::POST, "containers/x/start"),
+            (Method::GET, "containers/x/json"),
+            (Method::POST, "exec/x/start"),
+            (Method::GET, "images/x/changes"),
+            (Method::GET, "containers/archive"),
+        ] {
+            assert_eq!(touch(method, path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_break_out_of_its_path_segment() {
+        assert_eq!(encode("a/../b?c"), "a%2F..%2Fb%3Fc");
+    }
+}
