@@ -24,7 +24,7 @@ use crate::{
     spec::{
         self, SpecError,
         checks::{self, CheckError},
-        ids, mounts,
+        devices, ids, mounts,
         namespaces::{self, Joined},
         process::{self, Facts},
     },
@@ -52,6 +52,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
         fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
     let mut spec = spec::load(&bundle)?;
     checks::check(&spec).map_err(SpecError::from)?;
+    devices::restrict(&mut spec).map_err(SpecError::from)?;
     let joined = namespaces::open(&spec).map_err(SpecError::from)?;
     let binds = mounts::binds(&spec).map_err(SpecError::from)?;
 

@@ -1,6 +1,7 @@
 //! The bundle's config.json: read with a limit, checked, rewritten. Fields that no rule names stay as they are.
 
 pub(crate) mod checks;
+pub(crate) mod devices;
 pub(crate) mod ids;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
@@ -15,6 +16,7 @@ use std::{
 use serde_json::{Map, Value};
 
 use checks::CheckError;
+use devices::DeviceError;
 use mounts::MountError;
 
 /// Longest accepted config.json in bytes; dockerd's are about 50 KB.
@@ -26,6 +28,9 @@ pub(crate) enum SpecError {
     /// It asks for what isolation can't give.
     #[error("invalid or unsupported container spec")]
     Invalid(#[from] CheckError),
+    /// It names a device of the VM.
+    #[error("invalid or unsupported container spec")]
+    Device(#[from] DeviceError),
     /// One of its mounts is refused.
     #[error(transparent)]
     Mount(#[from] MountError),
