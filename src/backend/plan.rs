@@ -17,6 +17,11 @@ const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/usr/
                        loglevel=4 8250.nr_uarts=0 i8042.noaux tsc=reliable no_timer_check rcupdate.rcu_expedited=1 \
                        random.trust_cpu=on cryptomgr.notests mitigations=auto";
 
+/// What keeps the kernel silent and from probing for a UART …
+const QUIET: &str = "quiet loglevel=4 8250.nr_uarts=0";
+/// … and what a serial port needs instead.
+const SERIAL: &str = "console=ttyS0 8250.nr_uarts=1";
+
 /// virtio-blk serial of the data disk, by which the agent finds it.
 pub const DATA_SERIAL: &str = "data";
 
@@ -53,6 +58,8 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
+    /// With a serial port.
+    pub serial: bool,
 }
 
 impl Plan {
@@ -66,6 +73,7 @@ impl Plan {
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),
+            serial: options.serial,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
         })
     }
@@ -81,11 +89,23 @@ impl Plan {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             kernel: self.image.kernel.clone(),
-            cmdline: CMDLINE.to_owned(),
+            cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
             vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
             console: Some(paths.console_log()),
-            serial: None,
+            serial: self.serial.then(|| paths.serial_log()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_port_is_in_the_command_line_only_when_asked_for() {
+        assert!(CMDLINE.contains(QUIET) && !CMDLINE.contains("ttyS0"));
+        let with = CMDLINE.replace(QUIET, SERIAL);
+        assert!(with.contains("console=ttyS0") && !with.contains("quiet") && !with.contains("nr_uarts=0"));
     }
 }

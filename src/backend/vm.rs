@@ -91,6 +91,9 @@ impl Vm {
         plan.disk.apply()?;
         let io_error = |path: PathBuf| move |source| BootError::Io { path, source };
         logs::rotate(&paths.console_log()).map_err(io_error(paths.console_log()))?;
+        if plan.serial {
+            logs::rotate(&paths.serial_log()).map_err(io_error(paths.serial_log()))?;
+        }
         remove_sockets(paths);
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
         let (channel, theirs) = Channel::pair()?;

@@ -143,6 +143,8 @@ pub struct StartOptions {
     pub kernel: Option<PathBuf>,
     /// Root file system, absolute.
     pub rootfs: Option<PathBuf>,
+    /// With a serial port that logs the kernel's messages.
+    pub serial: bool,
 }
 
 /// How to stop.

@@ -65,6 +65,10 @@ pub(super) struct Machine {
     /// Another root file system, EROFS (advanced).
     #[arg(long, value_name = "PATH", requires = "kernel", hide_short_help = true)]
     rootfs: Option<PathBuf>,
+    /// Give the VM a serial port and log everything its kernel says there, from the first line on, in serial.log
+    /// beside console.log; slow (advanced).
+    #[arg(long, hide_short_help = true)]
+    serial: bool,
 }
 
 impl Machine {
@@ -84,6 +88,7 @@ impl Machine {
             disk_gib: self.disk.map(Size::gib_ceil),
             kernel: path(&self.kernel, "BULKHEAD_KERNEL")?,
             rootfs: path(&self.rootfs, "BULKHEAD_ROOTFS")?,
+            serial: self.serial,
         })
     }
 }

@@ -204,6 +204,11 @@ impl Paths {
         self.state.join("backend.log")
     }
 
+    /// The guest's serial port, for those who ask for one.
+    pub fn serial_log(&self) -> PathBuf {
+        self.console_log().with_file_name("serial.log")
+    }
+
     /// The guest's console.
     pub fn console_log(&self) -> PathBuf {
         self.state.join("console.log")

@@ -179,7 +179,7 @@ impl Board {
         if let Some(output) = serial {
             let line = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
             self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(kvm("attach an irqfd"))?;
-            let port = Arc::new(Mutex::new(SerialPort::new(line, output)));
+            let port = Arc::new(Mutex::new(SerialPort::new(line, ConsoleLog::new(Some(output)))));
             insert(&mut self.ports, u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
         }
         Ok(())

@@ -48,6 +48,17 @@ impl ConsoleLog {
     }
 }
 
+impl Write for ConsoleLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.append(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn write(file: &mut File, written: &mut u64, bytes: &[u8]) -> io::Result<()> {
     *written += bytes.len() as u64;
     if *written > MOST_FILE {
