@@ -76,7 +76,7 @@ fn sixty_four_mib_go_in_and_come_back_byte_exact() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_slow_reader_gets_every_byte_in_order() {
-    const LAST: u64 = 2_100_000;
+    const LAST: u64 = 2_250_000;
     let engine = engine(Isolation::On);
     let last = LAST.to_string();
     let command =
@@ -111,7 +111,7 @@ fn a_slow_reader_gets_every_byte_in_order() {
             assert_eq!((expected, line.len()), (LAST + 1, 0));
         },
     );
-    assert!(total >= 15 * MIB, "{total}");
+    assert!(total >= 16 * MIB, "{total}");
 }
 
 #[test]
@@ -194,10 +194,10 @@ fn the_hybrid_vsock_socket_is_spoken_by_hand_with_socat() {
 fn following_the_logs_ends_with_the_container() {
     let engine = engine(Isolation::On);
     engine.docker(&["rm", "--force", "talker"]);
-    let script = "for i in 1 2 3 4 5; do echo line $i; sleep 1; done";
+    let script = "for i in 1 2 3; do echo line $i; sleep 1; done";
     engine.docker(&["run", "--detach", "--name", "talker", "alpine", "sh", "-c", script]).ok();
     let logs = engine.docker(&["logs", "--follow", "talker"]).ok();
-    assert_eq!(logs, "line 1\nline 2\nline 3\nline 4\nline 5\n");
+    assert_eq!(logs, "line 1\nline 2\nline 3\n");
     engine.docker(&["rm", "talker"]).ok();
 }
 

@@ -171,6 +171,15 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
+/// A superblock that passes a glance (`fs/erofs/erofs_fs.h`), and garbage behind it.
+pub fn empty_erofs() -> Vec<u8> {
+    let mut image = vec![0xA5; 1 << 20];
+    image[1024..1152].fill(0);
+    image[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());
+    image[1024 + 12] = 12;
+    image
+}
+
 /// A home of one test: what runs in it is ended and the folders removed with it.
 pub struct OwnHome(pub Home);
 

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     client::connect,
-    engine::{Isolation, engine, shell},
-    home::{Home, OwnHome, program},
+    engine::{Isolation, STOP, engine, shell},
+    home::{Home, OwnHome, empty_erofs, program},
     process::{COMMAND, run},
 };
 
@@ -24,7 +24,7 @@ fn is_root() -> bool {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_second_start_says_that_the_engine_runs_already() {
-    let engine = engine(Isolation::On);
+    let engine = engine(Isolation::Either);
     let before = engine.home.status();
     assert_eq!(engine.home.bulkhead(&["start"], REFUSAL).ok(), "the engine is already running\n");
     let asked = engine.home.bulkhead(&["start", "--cpus", "1"], REFUSAL);
@@ -36,7 +36,7 @@ fn a_second_start_says_that_the_engine_runs_already() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn garbage_on_any_socket_does_not_disturb_a_running_engine() {
-    let engine = engine(Isolation::On);
+    let engine = engine(Isolation::Either);
     for socket in ["control.sock", "docker.sock", "vsock.sock"] {
         for garbage in [&b"garbage\r\n\r\n"[..], b"\0\xff\xfe\n\n", b"CONNECT -1\n", b"CONNECT 99999999999\n"] {
             let mut stream = connect(&engine.home.runtime(socket)).unwrap();
@@ -58,7 +58,7 @@ fn garbage_on_any_socket_does_not_disturb_a_running_engine() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn an_unknown_profile_is_refused_beside_a_running_one() {
-    let engine = engine(Isolation::On);
+    let engine = engine(Isolation::Either);
     let message = engine.home.bulkhead(&["--profile", "nowhere", "stop"], REFUSAL).refused();
     assert!(message.contains("no profile `nowhere`"), "{message}");
     engine.assert_answers();
@@ -89,6 +89,26 @@ fn a_missing_and_a_truncated_image_are_refused() {
     fs::remove_file(cut.join("1/manifest.json")).unwrap();
     assert!(with("cut").refused().contains("rootfs.erofs is cut off"));
     assert_eq!(home.processes(), Vec::<u32>::new());
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_kernel_with_nothing_in_it_is_a_failed_start() {
+    let home = OwnHome(Home::new());
+    let (kernel, rootfs) = (home.path("vmlinux"), home.path("rootfs.erofs"));
+    let mut header = vec![0; 64];
+    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    header[18] = 62;
+    fs::write(&kernel, header).unwrap();
+    fs::write(&rootfs, empty_erofs()).unwrap();
+    let arguments = ["start", "--kernel", kernel.to_str().unwrap(), "--rootfs", rootfs.to_str().unwrap()];
+    let message = home.bulkhead(&arguments, REFUSAL).refused();
+    assert!(message.contains("kernel"), "{message}");
+    let status = home.status();
+    assert_eq!(status["state"], "failed");
+    assert!(message.contains(status["reason"].as_str().unwrap()), "{message}: {status}");
+    assert!(home.bulkhead(&["stop"], STOP).ok().contains("stopped"));
+    home.assert_nothing_runs();
 }
 
 #[test]

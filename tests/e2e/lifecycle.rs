@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     client::{self, Events},
     engine::{Engine, Isolation, START, STOP, engine, images, shell},
-    home::{Home, OwnHome, is_alive, pid, program},
+    home::{Home, OwnHome, empty_erofs, is_alive, pid, program},
     process::{COMMAND, poll, run},
 };
 
@@ -47,7 +47,7 @@ fn has_image_and_volume(engine: &Engine, volume: &str) -> bool {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn a_killed_dockerd_is_started_again_and_the_status_says_so_meanwhile() {
+fn a_dead_dockerd_is_started_again_and_the_status_says_so_meanwhile() {
     // Only without isolation does a container see the processes of the VM.
     let engine = engine(Isolation::Off);
     let events = Events::follow(&engine.home.control_socket());
@@ -73,8 +73,7 @@ fn a_killed_dockerd_is_started_again_and_the_status_says_so_meanwhile() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_killed_vm_is_reported_and_the_next_start_finds_what_was_synced() {
-    let isolation = Isolation::Off;
-    let engine = engine(isolation);
+    let engine = engine(Isolation::Either);
     engine.write_durably("vmm", "kept\n");
     let status = engine.home.status();
     let events = Events::follow(&engine.home.control_socket());
@@ -100,7 +99,7 @@ fn a_killed_vm_is_reported_and_the_next_start_finds_what_was_synced() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_killed_backend_takes_its_vm_along_and_the_next_start_takes_over() {
-    let engine = engine(Isolation::On);
+    let engine = engine(Isolation::Either);
     engine.write_durably("backend", "kept\n");
     let status = engine.home.status();
     let backend = kill_hard(&status, "backendPid");
@@ -114,6 +113,7 @@ fn a_killed_backend_takes_its_vm_along_and_the_next_start_takes_over() {
     drop(Flock::lock(lock, FlockArg::LockExclusiveNonblock).expect("the lock is held by nobody alive"));
     let refused = client::ask(&engine.home.docker_socket(), "GET", "/_ping").unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
+    engine.set(Isolation::On);
     engine.start();
     assert_two_processes(engine.home);
     engine.assert_answers();
@@ -123,7 +123,7 @@ fn a_killed_backend_takes_its_vm_along_and_the_next_start_takes_over() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_stopped_engine_leaves_nothing_running_and_starts_with_its_images_and_volumes() {
-    let engine = engine(Isolation::On);
+    let engine = engine(Isolation::Either);
     engine.docker(&["volume", "create", "stays"]).ok();
     engine.sleeper();
     let printed = engine.home.bulkhead(&["stop"], STOP).ok();
@@ -167,12 +167,7 @@ fn a_throw_away_engine_runs_one_command_and_leaves_nothing_behind() {
 fn a_guest_that_panics_is_a_failed_start_with_the_consoles_tail() {
     let home = OwnHome(Home::new());
     let rootfs = home.path("rootfs.erofs");
-    // A superblock that passes a glance (fs/erofs/erofs_fs.h), and nothing behind it.
-    let mut garbage = vec![0xA5; 1 << 20];
-    garbage[1024..1152].fill(0);
-    garbage[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());
-    garbage[1024 + 12] = 12;
-    fs::write(&rootfs, garbage).unwrap();
+    fs::write(&rootfs, empty_erofs()).unwrap();
     let kernel = kernel(&home);
     let arguments = ["start", "--timeout", "100", "--kernel", &kernel, "--rootfs", rootfs.to_str().unwrap()];
     let message = home.bulkhead(&arguments, START).refused();

@@ -15,7 +15,7 @@ use crate::{
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_backend_that_is_asked_to_terminate_stops_in_order_and_leaves_nothing() {
-    let engine = engine(Isolation::On);
+    let engine = engine(Isolation::Either);
     let backend = pid(&engine.home.status(), "backendPid").unwrap();
     let events = Events::follow(&engine.home.control_socket());
     kill(Pid::from_raw(backend.cast_signed()), Signal::SIGTERM).unwrap();
