@@ -106,7 +106,7 @@ impl Engine {
     /// `bulkhead start` of an engine that does not run; returns when it answers.
     #[track_caller]
     pub fn start(&self) {
-        let printed = self.home.bulkhead(&["start", "--cpus", "2", "--timeout", "220"], START).ok();
+        let printed = self.home.bulkhead(&["start", "--timeout", "220"], START).ok();
         assert!(printed.contains("the engine is ready"), "{printed}");
         self.home.status();
     }
@@ -141,13 +141,20 @@ impl Engine {
         client::ask(&self.home.docker_socket(), "GET", path).unwrap()
     }
 
+    /// The ids of all containers.
+    #[track_caller]
+    pub fn containers(&self) -> Vec<String> {
+        let (status, body) = self.get("/containers/json?all=1");
+        assert_eq!(status, 200, "{body}");
+        let containers: Vec<Value> = serde_json::from_str(&body).unwrap();
+        containers.iter().map(|container| container["Id"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// Removes all containers.
     #[track_caller]
     pub fn remove_containers(&self) {
-        let (status, body) = self.get("/containers/json?all=1");
-        assert_eq!(status, 200, "{body}");
-        for container in serde_json::from_str::<Vec<Value>>(&body).unwrap() {
-            let path = format!("/containers/{}?force=1", container["Id"].as_str().unwrap());
+        for id in self.containers() {
+            let path = format!("/containers/{id}?force=1");
             let (status, body) = client::ask(&self.home.docker_socket(), "DELETE", &path).unwrap();
             // Who asked for `--rm` may have been quicker.
             assert!(matches!(status, 204 | 404 | 409), "{status} {body}");

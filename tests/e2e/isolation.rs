@@ -76,7 +76,7 @@ fn the_hosts_namespaces_are_refused_with_the_documented_texts() {
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn mounts_of_the_engines_socket_are_refused() {
     let engine = engine(Isolation::On);
-    let before = engine.get("/containers/json?all=1").1;
+    let before = engine.containers();
     for mount in [
         ["-v", "/var/run/docker.sock:/var/run/docker.sock"],
         ["--mount", "type=bind,source=/run/docker.sock,target=/s"],
@@ -89,7 +89,7 @@ fn mounts_of_the_engines_socket_are_refused() {
                     it, configure the docker socket image list in the Docker Desktop settings.";
         assert!(message.contains(text), "{mount:?}: {message}");
     }
-    assert_eq!(engine.get("/containers/json?all=1").1, before, "a refused container was made");
+    assert_eq!(engine.containers(), before, "a refused container was made");
 }
 
 #[test]
