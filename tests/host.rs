@@ -163,6 +163,32 @@ fn a_second_backend_for_the_same_profile_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_backend_begins_although_an_ending_one_removes_the_runtime_folder() {
+    let home = Home::new();
+    let folder = home.runtime("");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = fs::remove_dir(&folder);
+            }
+        });
+        let outcomes: Vec<_> = (0..20)
+            .map(|_| {
+                // It ends with its standard input, a pipe that is closed at once.
+                let mut backend = home.command(program());
+                backend.args(["backend", "--throw-away"]).stdin(Stdio::piped()).stderr(Stdio::null());
+                String::from_utf8(backend.output().unwrap().stdout).unwrap()
+            })
+            .collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        for line in outcomes {
+            assert!(line.starts_with("{\"ready\":"), "{line}");
+        }
+    });
+}
+
+#[test]
 fn a_second_runtime_folder_does_not_give_the_same_data_a_second_backend() {
     let home = Home::new();
     let _first = home.backend();

@@ -10,11 +10,14 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
-use crate::settings::Paths;
+use crate::settings::{PathError, Paths};
 
 /// Why the profile could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
+    /// A folder.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// Another backend has it.
     #[error("a backend for this profile is already running{}; `bulkhead status` shows it", pid(*.0))]
     Held(Option<u32>),
@@ -49,7 +52,7 @@ pub struct ProfileLock {
 }
 
 impl ProfileLock {
-    /// Takes the profile whose folders exist already.
+    /// Takes the profile; makes its folders where they are missing.
     pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
         let path = paths.lock();
         let io_error = |source| LockError::Io { path: path.clone(), source };
@@ -61,8 +64,15 @@ impl ProfileLock {
                 .truncate(false)
                 .mode(0o600)
                 .custom_flags(OFlag::O_NOFOLLOW.bits())
-                .open(&path)
-                .map_err(io_error)?;
+                .open(&path);
+            let file = match file {
+                // An ending backend removes the folder after it gave the profile up.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    paths.create()?;
+                    continue;
+                }
+                file => file.map_err(io_error)?,
+            };
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 // An ending backend removes the file: what was locked must still be what others will find.
                 Ok(lock) if is_at(&lock, &path) => break lock,
