@@ -13,9 +13,9 @@ use super::{
 };
 
 /// The guest's kernel command line.
-const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/usr/sbin/bulkhead-init panic=-1 quiet \
+pub const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/usr/sbin/bulkhead-init panic=-1 quiet \
                        loglevel=4 8250.nr_uarts=0 i8042.noaux tsc=reliable no_timer_check rcupdate.rcu_expedited=1 \
-                       random.trust_cpu=on cryptomgr.notests mitigations=auto";
+                       random.trust_cpu=on cryptomgr.notests pci=noearly mitigations=auto";
 
 /// What keeps the kernel silent and from probing for a UART …
 const QUIET: &str = "quiet loglevel=4 8250.nr_uarts=0";

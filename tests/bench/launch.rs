@@ -1,0 +1,273 @@
+//! The contenders and how each is started with the same guest.
+
+use std::{
+    fs::OpenOptions,
+    io::{IoSlice, IoSliceMut},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command as Process, Stdio},
+    time::Duration,
+};
+
+use bulkhead::{
+    backend::plan::{CMDLINE, DATA_SERIAL},
+    vmm::api::{CONTROL_FD, Command, Disk, Event, MAX_PACKET, Statistics, VmConfig, Vsock},
+};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        prctl,
+        signal::Signal,
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair},
+    },
+};
+
+use crate::Result;
+
+/// Size of the data disk, a new sparse file for each run, in bytes.
+const DATA_BYTES: u64 = 16 << 30;
+
+/// A virtual machine monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// `bulkhead vmm`.
+    Bulkhead,
+    /// QEMU's smallest machine type, with PCI Express because that is what the guest has drivers for.
+    Microvm,
+    /// QEMU's PC.
+    Q35,
+}
+
+impl Contender {
+    /// All, in the order of a round.
+    pub const ALL: [Self; 3] = [Self::Bulkhead, Self::Microvm, Self::Q35];
+
+    /// The name of guest memory in the process's list of mappings.
+    pub fn guest_mapping(self) -> &'static str {
+        match self {
+            Self::Bulkhead => "/memfd:guest-memory",
+            Self::Microvm | Self::Q35 => "/memfd:memory-backend-memfd",
+        }
+    }
+
+    /// The guest's vsock context id.
+    pub fn cid(self) -> u32 {
+        match self {
+            Self::Bulkhead => 3,
+            Self::Microvm => 0x6268,
+            Self::Q35 => 0x6269,
+        }
+    }
+}
+
+impl std::fmt::Display for Contender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Bulkhead => "bulkhead",
+            Self::Microvm => "qemu microvm",
+            Self::Q35 => "qemu q35",
+        })
+    }
+}
+
+/// What all runs have in common.
+#[derive(Debug)]
+pub struct Setup {
+    /// Our program.
+    pub bulkhead: PathBuf,
+    /// vmlinux.
+    pub kernel: PathBuf,
+    /// The root file system.
+    pub rootfs: PathBuf,
+    /// Where sockets and disks are made.
+    pub folder: PathBuf,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Whether QEMU can have a vsock device.
+    pub vhost_vsock: bool,
+}
+
+impl Setup {
+    /// The FIFO that a contender writes the guest's console to.
+    pub fn console(&self) -> PathBuf {
+        self.folder.join("console")
+    }
+
+    /// Our vsock device's socket.
+    pub fn vsock(&self) -> PathBuf {
+        self.folder.join("vsock.sock")
+    }
+
+    /// The data disk.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data.img")
+    }
+
+    /// Makes an empty data disk.
+    pub fn make_data_disk(&self) -> Result<()> {
+        Ok(std::fs::File::create(self.data())?.set_len(DATA_BYTES)?)
+    }
+}
+
+/// Whether this user can give a VM the kernel's vsock device.
+pub fn vhost_vsock() -> bool {
+    OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_ok()
+}
+
+/// Our VMM's own account of a run.
+#[derive(Debug)]
+pub struct OwnAccount {
+    /// Microseconds from the process's first instruction to the first entry into the guest.
+    pub built_us: u64,
+    /// Its counters.
+    pub statistics: Statistics,
+}
+
+/// A running contender; killed when dropped.
+pub struct Running {
+    child: Child,
+    control: Option<OwnedFd>,
+}
+
+impl Running {
+    /// Starts the process; it begins to boot at once.
+    pub fn start(setup: &Setup, contender: Contender) -> Result<Self> {
+        match contender {
+            Contender::Bulkhead => start_bulkhead(setup, contender),
+            Contender::Microvm | Contender::Q35 => {
+                let mut process = Process::new("qemu-system-x86_64");
+                process.args(qemu_arguments(setup, contender));
+                Ok(Self { child: spawn(process, None)?, control: None })
+            }
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Fails once the process has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => Err(format!("the process ended early: {status}").into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What our VMM tells of itself; `None` for QEMU.
+    pub fn own_account(&self) -> Result<Option<OwnAccount>> {
+        let Some(control) = &self.control else { return Ok(None) };
+        send(control, &Command::Statistics)?;
+        let mut built_us = 0;
+        loop {
+            match receive(control)? {
+                Event::Started { since_exec_us } => built_us = since_exec_us,
+                Event::Statistics(statistics) => return Ok(Some(OwnAccount { built_us, statistics })),
+                Event::Exited(reason) => return Err(format!("the machine ended: {reason:?}").into()),
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let disk =
+        |path: &Path, readonly, serial: &str| Disk { path: path.to_owned(), readonly, serial: serial.to_owned() };
+    let config = VmConfig {
+        cpus: setup.cpus,
+        memory_mib: setup.memory_mib,
+        kernel: setup.kernel.clone(),
+        cmdline: CMDLINE.to_owned(),
+        disks: vec![disk(&setup.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)],
+        vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
+        console: Some(setup.console()),
+        serial: None,
+    };
+    // The packet waits in the socket: the process finds its machine as soon as it looks.
+    send(&ours, &Command::Boot(Box::new(config)))?;
+    let mut process = Process::new(&setup.bulkhead);
+    process.arg("vmm");
+    Ok(Running { child: spawn(process, Some(&theirs))?, control: Some(ours) })
+}
+
+fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
+    let machine = match contender {
+        // The guest's drivers are for virtio over PCI and its CPUs come from ACPI. What it can do without is off; the
+        // clock is not among that: without it the guest polls for one, with more exits than for all of its start.
+        Contender::Microvm => "microvm,acpi=on,pcie=on,rtc=on,pic=off,pit=off,isa-serial=off",
+        _ => "q35",
+    };
+    let (cpus, memory) = (setup.cpus, setup.memory_mib);
+    let mut arguments: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"].map(String::from).into();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("-machine", format!("{machine},accel=kvm,memory-backend=ram"));
+    option("-smp", cpus.to_string());
+    option("-m", format!("{memory}M"));
+    option("-object", format!("memory-backend-memfd,id=ram,size={memory}M,share=on"));
+    option("-kernel", setup.kernel.display().to_string());
+    option("-append", CMDLINE.to_owned());
+    for (id, path, flags) in [("rootfs", &setup.rootfs, ",readonly=on"), (DATA_SERIAL, &setup.data(), "")] {
+        option("-drive", format!("if=none,id={id},file={},format=raw,discard=unmap{flags}", path.display()));
+        option("-device", format!("virtio-blk-pci,drive={id},serial={id}"));
+    }
+    if setup.vhost_vsock {
+        option("-device", format!("vhost-vsock-pci,guest-cid={}", contender.cid()));
+    }
+    option("-device", "virtio-rng-pci".to_owned());
+    option("-device", "virtio-serial-pci,max_ports=2".to_owned());
+    option("-chardev", format!("file,id=console,path={}", setup.console().display()));
+    option("-device", "virtconsole,chardev=console".to_owned());
+    arguments
+}
+
+/// Starts a process that dies with this one, with `control` as descriptor [`CONTROL_FD`].
+fn spawn(mut process: Process, control: Option<&OwnedFd>) -> Result<Child> {
+    let raw = control.map(AsRawFd::as_raw_fd);
+    process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    // SAFETY: only system calls that take integers are made between fork and exec.
+    unsafe {
+        process.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            let done = match raw {
+                Some(CONTROL_FD) => libc::fcntl(CONTROL_FD, libc::F_SETFD, 0),
+                Some(raw) => libc::dup2(raw, CONTROL_FD),
+                None => 0,
+            };
+            if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+    process.spawn().map_err(|error| format!("cannot start {}: {error}", process.get_program().display()).into())
+}
+
+fn send(control: &OwnedFd, command: &Command) -> Result<()> {
+    let packet = serde_json::to_vec(command)?;
+    sendmsg::<()>(control.as_raw_fd(), &[IoSlice::new(&packet)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+fn receive(control: &OwnedFd) -> Result<Event> {
+    let timeout = PollTimeout::try_from(Duration::from_secs(10))?;
+    if poll(&mut [PollFd::new(control.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
+        return Err("the vmm process does not answer".into());
+    }
+    let mut packet = vec![0; MAX_PACKET];
+    let len = recvmsg::<()>(control.as_raw_fd(), &mut [IoSliceMut::new(&mut packet)], None, MsgFlags::empty())?.bytes;
+    if len == 0 {
+        return Err("the vmm process closed its control socket".into());
+    }
+    Ok(serde_json::from_slice(&packet[..len])?)
+}

@@ -1,0 +1,101 @@
+//! What the kernel knows of a VMM's process: VM exits and memory.
+
+use std::{collections::BTreeMap, fs};
+
+use serde_json::{Value, json};
+
+use crate::Result;
+
+/// Where KVM keeps its statistics: one folder for each VM, named `<process>-<descriptor>`.
+const KVM: &str = "/sys/kernel/debug/kvm";
+
+/// VM exits of all vCPUs.
+#[derive(Clone, Debug)]
+pub struct Exits {
+    /// All of them.
+    pub total: u64,
+    /// KVM's own kinds; they overlap and do not add up.
+    pub kinds: BTreeMap<String, u64>,
+}
+
+/// The exits of the process's VM up to now; `None` where debugfs cannot be read.
+pub fn exits(pid: u32) -> Option<Exits> {
+    let prefix = format!("{pid}-");
+    let entry =
+        fs::read_dir(KVM).ok()?.flatten().find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))?;
+    let read = |name: &str| fs::read_to_string(entry.path().join(name)).ok()?.trim().parse::<u64>().ok();
+    // The sum first: the guest runs on while the rest is read.
+    let total = read("exits")?;
+    let kinds = fs::read_dir(entry.path())
+        .ok()?
+        .flatten()
+        .map(|file| file.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with("_exits") || name == "insn_emulation" || name == "hypercalls")
+        .filter_map(|name| Some((name.clone(), read(&name).filter(|count| *count > 0)?)))
+        .collect();
+    Some(Exits { total, kinds })
+}
+
+/// Memory of a process in KiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Resident guest memory.
+    pub guest: u64,
+    /// Resident, guest memory apart.
+    pub resident: u64,
+    /// The same, with pages that others map too counted by share.
+    pub proportional: u64,
+    /// The part of `resident` that is the program and its libraries.
+    pub files: u64,
+}
+
+impl Memory {
+    /// Reads the process's list of mappings; those whose name begins with `guest` are guest memory.
+    pub fn read(pid: u32, guest: &str) -> Result<Self> {
+        Ok(Self::parse(&fs::read_to_string(format!("/proc/{pid}/smaps"))?, guest))
+    }
+
+    fn parse(smaps: &str, guest: &str) -> Self {
+        let mut memory = Self::default();
+        let mut name = "";
+        for line in smaps.lines() {
+            let kib = |text: &str| text.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+            if let Some(text) = line.strip_prefix("Rss:") {
+                if name.starts_with(guest) {
+                    memory.guest += kib(text);
+                } else {
+                    memory.resident += kib(text);
+                    memory.files += if name.starts_with('/') { kib(text) } else { 0 };
+                }
+            } else if let Some(text) = line.strip_prefix("Pss:") {
+                memory.proportional += if name.starts_with(guest) { 0 } else { kib(text) };
+            } else if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) {
+                // range, permissions, offset, device, inode, name
+                name = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
+            }
+        }
+        memory
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let Self { guest, resident, proportional, files } = self;
+        json!({"guest_kib": guest, "rss_kib": resident, "pss_kib": proportional, "rss_files_kib": files})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_and_files_are_told_from_the_rest() {
+        let smaps = "1000-2000 rw-s 00000000 00:01 5                  /memfd:guest-memory (deleted)\n\
+                     Size: 9 kB\nRss:   12 kB\nPss: 12 kB\n\
+                     3000-4000 r-xp 00000000 00:01 6                  /bin/x\nRss: 8 kB\nPss: 3 kB\n\
+                     5000-6000 rw-p 00000000 00:00 0 \nRss: 4 kB\nPss: 4 kB\n\
+                     6000-7000 rw-p 00000000 00:00 0                  [heap]\nRss: 1 kB\nPss: 1 kB\n";
+        let memory = Memory::parse(smaps, "/memfd:guest-memory");
+        assert_eq!((memory.guest, memory.resident, memory.proportional, memory.files), (12, 13, 8, 8));
+    }
+}

@@ -1,0 +1,129 @@
+//! One run of one contender.
+
+use std::{
+    fs,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Result,
+    agent::{Peer, Way},
+    console::Console,
+    launch::{Contender, OwnAccount, Running, Setup},
+    process::{Exits, Memory},
+};
+
+/// How long a run may take until init, and from there until the engine answers.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What the threads around a VM tell.
+pub enum Happening {
+    /// init runs.
+    Init {
+        /// When its line had arrived.
+        at: Instant,
+        /// The exits until then.
+        exits: Option<Exits>,
+    },
+    /// The engine answered.
+    Ping {
+        /// When.
+        at: Instant,
+    },
+    /// The run failed.
+    Failed(String),
+    /// The console's last words, when its reader ends.
+    Console(String),
+}
+
+/// What one run showed.
+#[derive(Debug)]
+pub struct Sample {
+    /// From the start of the process to init, in milliseconds.
+    pub init_ms: f64,
+    /// To the engine's answer.
+    pub ping_ms: Option<f64>,
+    /// VM exits until init.
+    pub exits: Option<Exits>,
+    /// Our VMM's own account at init.
+    pub own: Option<OwnAccount>,
+    /// Memory at init.
+    pub memory_init: Memory,
+    /// Memory when the engine had answered.
+    pub memory_engine: Option<Memory>,
+}
+
+/// Boots the contender, measures and kills it; leaves nothing behind.
+pub fn run(setup: &Setup, contender: Contender, init_only: bool) -> Result<Sample> {
+    clean(setup);
+    setup.make_data_disk()?;
+    let console = Console::make(&setup.console())?;
+    let (happenings, happened) = mpsc::channel();
+    let reachable = contender == Contender::Bulkhead || setup.vhost_vsock;
+    // Declared before the process: dropped after it, when nothing can come from the guest any more.
+    let _peer = if reachable { Some(Peer::start(Way::of(setup, contender), happenings.clone())?) } else { None };
+    let started = Instant::now();
+    let mut running = Running::start(setup, contender)?;
+    let reader = console.watch(running.pid(), happenings);
+    let measured = measure(&mut running, &happened, started, contender, init_only || !reachable);
+    drop(running);
+    drop(reader);
+    clean(setup);
+    measured.map_err(|error| match happened.try_iter().find_map(last_words) {
+        Some(words) => format!("{error}\nthe guest's last words:\n{words}").into(),
+        None => error,
+    })
+}
+
+fn last_words(happening: Happening) -> Option<String> {
+    if let Happening::Console(words) = happening { Some(words) } else { None }
+}
+
+fn measure(
+    running: &mut Running,
+    happened: &Receiver<Happening>,
+    started: Instant,
+    contender: Contender,
+    init_only: bool,
+) -> Result<Sample> {
+    let ms = |at: Instant| at.duration_since(started).as_secs_f64() * 1000.0;
+    let (init_ms, exits) = match next(running, happened)? {
+        Happening::Init { at, exits } => (ms(at), exits),
+        _ => return Err("the engine answered before init was seen".into()),
+    };
+    let own = running.own_account()?;
+    let memory = |pid| Memory::read(pid, contender.guest_mapping());
+    let memory_init = memory(running.pid())?;
+    let mut sample = Sample { init_ms, ping_ms: None, exits, own, memory_init, memory_engine: None };
+    if !init_only {
+        if let Happening::Ping { at } = next(running, happened)? {
+            sample.ping_ms = Some(ms(at));
+        }
+        sample.memory_engine = Some(memory(running.pid())?);
+    }
+    Ok(sample)
+}
+
+/// The next happening that is no failure.
+fn next(running: &mut Running, happened: &Receiver<Happening>) -> Result<Happening> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match happened.recv_timeout(Duration::from_millis(500)) {
+            Ok(Happening::Failed(reason)) => return Err(reason.into()),
+            Ok(Happening::Console(_)) => {}
+            Ok(happening) => return Ok(happening),
+            Err(RecvTimeoutError::Timeout) => running.check()?,
+            Err(RecvTimeoutError::Disconnected) => return Err("nobody watches the machine any more".into()),
+        }
+        if Instant::now() > deadline {
+            return Err(format!("nothing happened for {} s", PATIENCE.as_secs()).into());
+        }
+    }
+}
+
+fn clean(setup: &Setup) {
+    for path in [setup.console(), setup.vsock(), setup.data(), setup.folder.join("vsock.sock_1025")] {
+        let _ = fs::remove_file(path);
+    }
+}
