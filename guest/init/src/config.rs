@@ -128,6 +128,7 @@ mod tests {
             time_unix_ns: 0,
             isolation,
             data_disk_serial: "data".to_owned(),
+            network: None,
             daemon_options: object(Some(options)),
         }
     }
