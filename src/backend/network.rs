@@ -36,6 +36,7 @@ pub(super) fn guest() -> Network {
         prefix: addresses::PREFIX,
         gateway: addresses::GATEWAY,
         nameserver: addresses::GATEWAY,
+        host: addresses::HOST,
         mtu: addresses::MTU,
     }
 }

@@ -25,6 +25,8 @@ mod ring;
 mod socket;
 mod stack;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod vhost;
 

@@ -67,6 +67,12 @@ impl Stack {
         }
     }
 
+    /// Whether no TCP connection is left.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.by_key.is_empty() && self.timers.is_empty() && self.waiting.is_empty()
+    }
+
     fn now(&self) -> Instant {
         Instant::from_micros(self.begun.elapsed().as_micros() as i64)
     }

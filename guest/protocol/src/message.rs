@@ -51,6 +51,8 @@ pub struct Network {
     pub gateway: Ipv4Addr,
     /// Name server.
     pub nameserver: Ipv4Addr,
+    /// The host's loopback services.
+    pub host: Ipv4Addr,
     /// Largest IP packet in bytes.
     pub mtu: u16,
 }
