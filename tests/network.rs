@@ -55,10 +55,13 @@ fn engine() -> MutexGuard<'static, ()> {
     ONCE.call_once(|| {
         // SAFETY: `stop` is a function without arguments or result, as atexit(3) wants it.
         unsafe { libc::atexit(stop) };
+        bulkhead(&["settings", "set", "network", "user"]);
         bulkhead(&["start", "--timeout", "300"]);
         let images = std::env::var("BULKHEAD_TEST_IMAGES").expect("BULKHEAD_TEST_IMAGES names the images' folder");
-        let loaded = docker(&["load", "-i", &format!("{images}/alpine.tar")]);
-        assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+        for image in ["alpine", "debian"] {
+            let loaded = docker(&["load", "-i", &format!("{images}/{image}.tar")]);
+            assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+        }
     });
     turn
 }
@@ -128,7 +131,7 @@ fn sixty_four_mib_leave_byte_exact_and_the_answer_comes_after_their_end() {
         let _ = stream.write_all(text.as_bytes());
     });
     let begun = Instant::now();
-    let printed = shell(&format!("head -c 64M /dev/zero | nc host.docker.internal {port}"));
+    let printed = shell(&format!("dd if=/dev/zero bs=65536 count=1024 2>/dev/null | nc host.docker.internal {port}"));
     println!("64 MiB from a container in {:.1?}", begun.elapsed());
     assert_eq!(printed, digest(&vec![0; 64 << 20]));
 }
@@ -177,8 +180,9 @@ fn datagrams_and_pings_come_back() {
             let _ = socket.send_to(&buffer[..len], from);
         }
     });
-    let printed = shell(&format!("(echo datagram; sleep 3) | nc -u -w 2 host.docker.internal {port}"));
-    assert!(printed.starts_with("DATAGRAM"), "{printed}");
+    let script = format!("exec 3<>/dev/udp/host.docker.internal/{port}; echo datagram >&3; head -n 1 <&3");
+    let output = docker(&["run", "--rm", "debian", "timeout", "20", "bash", "-c", &script]);
+    assert_eq!(output.stdout, b"DATAGRAM\n", "{}", String::from_utf8_lossy(&output.stderr));
     let printed = shell("ping -c 2 host.docker.internal");
     assert!(printed.contains("2 packets received"), "{printed}");
 }
@@ -273,9 +277,12 @@ fn an_image_is_pushed_to_and_pulled_from_a_registry_on_the_hosts_loopback() {
 /// The network process of the backend.
 fn network_process() -> Option<i32> {
     let backend = status()["backendPid"].as_u64().unwrap();
-    let children = fs::read_to_string(format!("/proc/{backend}/task/{backend}/children")).unwrap();
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &i32| {
-        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.split(|byte| *byte == 0).nth(1) == Some(b"net"))
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
+        let parent = format!("\nPPid:\t{backend}\n");
+        fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains(&parent))
+            && fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.split(|byte| *byte == 0).nth(1) == Some(b"net"))
     })
 }
 
@@ -325,7 +332,7 @@ fn without_a_network_the_engine_works_and_nothing_is_reachable() {
     let alone = network_process().is_none();
     let echo = shell("echo works");
     let fetched = shell(&format!("wget -T 5 -qO- http://192.168.65.254:{port}/"));
-    bulkhead(&["settings", "unset", "network"]);
+    bulkhead(&["settings", "set", "network", "user"]);
     bulkhead(&["restart", "--timeout", "300"]);
     assert!(alone, "there is a network process");
     assert_eq!(echo, "works\n");

@@ -120,13 +120,13 @@ impl Supervisor {
                     Some(request) => self.request(request),
                     None => (Input::Stop { force: false }, None),
                 },
-                event = next(&mut self.vm) => match self.event(event) {
-                    Some(input) => (input, None),
-                    None => {
+                event = next(&mut self.vm) => {
+                    let Some(input) = self.event(event) else {
                         self.publish();
                         continue;
-                    }
-                },
+                    };
+                    (input, None)
+                }
                 () = at(deadline) => {
                     self.deadline = None;
                     (Input::GraceExpired, None)

@@ -22,6 +22,8 @@ mod events;
 mod frame;
 mod resolver;
 mod ring;
+#[cfg(test)]
+mod ring_tests;
 mod socket;
 mod stack;
 mod tcp;
@@ -51,7 +53,10 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use crate::{sandbox, vmm::error::chain};
 use events::Token;
 use stack::Stack;
-use vhost::{Device, RX, TX};
+use vhost::{RX, TX};
+
+pub(crate) use ring::Ring;
+pub(crate) use vhost::Device;
 
 /// Descriptor number on which this process finds its stream to the vmm.
 pub const VHOST_FD: i32 = 3;
@@ -143,9 +148,9 @@ impl Loop {
             for event in &events[..ready] {
                 match Token::unpack(event.data()) {
                     Token::Control => match self.handler.handle_request() {
-                        Ok(()) => {}
-                        // What the frontend asked was refused and answered; the conversation goes on.
-                        Err(
+                        // What the frontend asked and may not is answered; the conversation goes on.
+                        Ok(())
+                        | Err(
                             VhostError::ReqHandlerError(_) | VhostError::InvalidParam | VhostError::InvalidOperation(_),
                         ) => {}
                         Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return Ok(()),

@@ -15,10 +15,10 @@ use crate::vmm::memory::GuestRam;
 pub(super) const MOST_DESCRIPTORS: u16 = 1024;
 
 /// One queue.
-pub(super) struct Ring {
-    pub(super) queue: Queue,
+pub(crate) struct Ring {
+    pub(crate) queue: Queue,
     pub(super) kick: Option<EventFd>,
-    pub(super) call: Option<EventFd>,
+    pub(crate) call: Option<EventFd>,
     pub(super) enabled: bool,
     event_idx: bool,
     /// `used.idx` when the driver was last signalled.
@@ -49,7 +49,7 @@ impl Ring {
     }
 
     /// Whether frames may move.
-    pub(super) fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         self.enabled && self.queue.ready() && self.kick.is_some()
     }
 

@@ -146,7 +146,7 @@ impl Stack {
         let flow = Flow::new(key, syn.to_vec(), host, buffer, self.offload, now);
         let id = self.next;
         self.next += 1;
-        if !flow.host().is_some_and(|host| events::watch_edges(&self.epoll, host, Token::Tcp(id)).is_ok()) {
+        if flow.host().is_none_or(|host| events::watch_edges(&self.epoll, host, Token::Tcp(id)).is_err()) {
             return false;
         }
         self.by_key.insert(key, id);

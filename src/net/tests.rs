@@ -221,7 +221,7 @@ fn a_reset_reaches_the_other_side_both_ways() {
     world.until("the end", |world| world.stack.is_empty());
     assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
 
-    let (port, server) = self::server(|stream| super::socket::reset(stream));
+    let (port, server) = self::server(super::socket::reset);
     let handle = world.connect(HOST, port, 1001);
     world.until("the reset", |world| world.socket(handle).state() == State::Closed);
     server.join().unwrap();
@@ -233,7 +233,7 @@ fn a_guest_that_takes_nothing_stops_the_server_and_nothing_is_held_beyond_the_bo
     const SENT: usize = 64 << 20;
     let (port, server) = server(|mut stream| {
         stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-        let block = [7; 1 << 16];
+        let block = vec![7; 1 << 16];
         let mut sent = 0;
         while sent < SENT {
             match stream.write(&block) {
@@ -263,7 +263,7 @@ fn a_guest_that_takes_nothing_stops_the_server_and_nothing_is_held_beyond_the_bo
 
 #[test]
 fn without_segmentation_by_the_guest_no_segment_is_longer_than_it_takes() {
-    let (port, server) = server(|mut stream| stream.write_all(&[1; 100_000]).unwrap());
+    let (port, server) = server(|mut stream| stream.write_all(&vec![1; 100_000]).unwrap());
     let mut world = World::new(false);
     let handle = world.connect(HOST, port, 1000);
     let mut received = 0;

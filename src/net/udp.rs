@@ -68,7 +68,7 @@ impl Udp {
     /// Takes what arrived for an association.
     pub(super) fn receive(&mut self, id: u64, out: &mut Vec<Frame>) {
         let Some(association) = self.associations.get_mut(&id) else { return };
-        let mut buffer = [0; MTU as usize];
+        let mut buffer = vec![0; usize::from(MTU)];
         for _ in 0..BURST {
             // An error is the answer to something that was sent; it is consumed with this.
             let Ok(len) = association.socket.recv(&mut buffer) else { return };

@@ -58,16 +58,16 @@ struct Range {
 }
 
 /// The device as the frontend has set it up.
-pub(super) struct Device {
+pub(crate) struct Device {
     pub(super) memory: Option<Arc<GuestRam>>,
-    pub(super) rings: [Ring; 2],
+    pub(crate) rings: [Ring; 2],
     features: u64,
     ranges: Vec<Range>,
     epoll: Arc<Epoll>,
 }
 
 impl Device {
-    pub(super) fn new(epoll: Arc<Epoll>) -> io::Result<Self> {
+    pub(crate) fn new(epoll: Arc<Epoll>) -> io::Result<Self> {
         let ring = || Ring::new().map_err(io::Error::other);
         Ok(Self { memory: None, rings: [ring()?, ring()?], features: 0, ranges: Vec::new(), epoll })
     }

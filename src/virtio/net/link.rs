@@ -80,7 +80,7 @@ struct Ring {
 pub(super) struct Rings {
     memory: Arc<GuestRam>,
     features: u64,
-    rings: Vec<Ring>,
+    each: Vec<Ring>,
 }
 
 impl Rings {
@@ -95,12 +95,12 @@ impl Rings {
                 call: EventFd::new(EFD_NONBLOCK)?,
             })
         };
-        Ok(Self { memory, features, rings: queues.iter().map(ring).collect::<io::Result<_>>()? })
+        Ok(Self { memory, features, each: queues.iter().map(ring).collect::<io::Result<_>>()? })
     }
 
     /// What the backend signals for each queue.
     pub(super) fn calls(&self) -> io::Result<Vec<EventFd>> {
-        self.rings.iter().map(|ring| ring.call.try_clone()).collect()
+        self.each.iter().map(|ring| ring.call.try_clone()).collect()
     }
 }
 
@@ -161,7 +161,7 @@ impl Link {
         let regions = rings.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region);
         let regions = regions.collect::<Result<Vec<_>, _>>().map_err(failed("get guest memory"))?;
         self.frontend.set_mem_table(&regions).map_err(failed("map guest memory"))?;
-        for (index, ring) in rings.rings.iter().enumerate() {
+        for (index, ring) in rings.each.iter().enumerate() {
             let host = |address| rings.memory.get_host_address(address).map(|p| p as u64).map_err(|_| LinkError::Queue);
             let used = ring.device.0.checked_add(2).ok_or(LinkError::Queue)?;
             let base: u16 = rings.memory.read_obj(GuestAddress(used)).map_err(|_| LinkError::Queue)?;

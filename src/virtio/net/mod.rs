@@ -9,6 +9,8 @@
 //! left them ([`NetHandle::replace`]).
 
 mod link;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
