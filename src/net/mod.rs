@@ -55,6 +55,7 @@ use events::Token;
 use stack::Stack;
 use vhost::{RX, TX};
 
+#[cfg(test)]
 pub(crate) use ring::Ring;
 pub(crate) use vhost::Device;
 

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     net::SocketAddrV4,
     sync::Arc,
-    time::Instant as Clock,
+    time::{Duration, Instant as Clock},
 };
 
 use smoltcp::{
@@ -32,6 +32,8 @@ const SMALL_BUFFER: usize = 64 * 1024;
 const FEW: usize = 128;
 /// Frames that wait for the guest's buffers: TCP waits with them, everything else is dropped beyond.
 const MOST_WAITING: usize = 256;
+/// Pause between two looks for silent UDP associations.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// Everything behind the wire.
 pub(super) struct Stack {
@@ -45,6 +47,7 @@ pub(super) struct Stack {
     /// Connections that had no room for their frames.
     waiting: BTreeSet<u64>,
     udp: Udp,
+    swept: Clock,
     dns: Dns,
     /// Frames for the guest.
     pub(super) out: VecDeque<Frame>,
@@ -62,6 +65,7 @@ impl Stack {
             timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
             udp: Udp::default(),
+            swept: Clock::now(),
             dns: Dns::default(),
             out: VecDeque::new(),
         }
@@ -238,7 +242,10 @@ impl Stack {
             }
         }
         let mut out = Vec::new();
-        self.udp.sweep(Clock::now());
+        if self.swept.elapsed() > SWEEP {
+            self.swept = Clock::now();
+            self.udp.sweep(self.swept);
+        }
         self.dns.sweep(&self.epoll, Clock::now(), &mut out);
         self.queue(out);
     }
@@ -247,7 +254,9 @@ impl Stack {
     pub(super) fn timeout(&self) -> i32 {
         let tcp = self.timers.first().map(|(at, _)| (at.total_micros() - self.now().total_micros()).max(0) / 1000 + 1);
         let dns = self.dns.deadline().map(|at| at.saturating_duration_since(Clock::now()).as_millis() as i64 + 1);
-        let udp = (!self.udp.is_empty()).then_some(10_000);
+        // A guest that takes no frames is waited for, whatever is due.
+        let tcp = tcp.filter(|_| self.out.len() < MOST_WAITING);
+        let udp = (!self.udp.is_empty()).then_some(SWEEP.as_millis() as i64);
         [tcp, dns, udp].into_iter().flatten().min().map_or(-1, |ms| ms.clamp(0, 60_000) as i32)
     }
 }
