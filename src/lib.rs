@@ -5,6 +5,7 @@ pub mod cli;
 pub mod devices;
 pub mod engine;
 pub mod image;
+pub mod net;
 pub mod sandbox;
 pub mod settings;
 pub mod virtio;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The VM's process has no command line: everything comes over its control socket.
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == "vmm") {
-        return bulkhead::vmm::run();
+    // The VM's processes have no command line: everything comes over the sockets that they inherit.
+    match std::env::args_os().nth(1) {
+        Some(verb) if verb == "vmm" => bulkhead::vmm::run(),
+        Some(verb) if verb == "net" => bulkhead::net::run(),
+        _ => bulkhead::cli::main(),
     }
-    bulkhead::cli::main()
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
+    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, Network, PROTOCOL_VERSION, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -93,6 +93,8 @@ pub(super) struct GuestPlan {
     pub isolation: bool,
     /// virtio-blk serial of the data disk.
     pub data_disk_serial: String,
+    /// The guest's network, if it has one.
+    pub network: Option<Network>,
 }
 
 impl GuestPlan {
@@ -103,6 +105,7 @@ impl GuestPlan {
             time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             isolation: self.isolation,
             data_disk_serial: self.data_disk_serial.clone(),
+            network: self.network.clone(),
             daemon_options: serde_json::Map::new(),
         }
     }
@@ -227,7 +230,7 @@ mod tests {
     use super::*;
 
     fn plan() -> GuestPlan {
-        GuestPlan { hostname: "bulkhead".into(), isolation: true, data_disk_serial: "data".into() }
+        GuestPlan { hostname: "bulkhead".into(), isolation: true, data_disk_serial: "data".into(), network: None }
     }
 
     fn hello(protocol: u32) -> GuestMessage {

@@ -4,12 +4,14 @@
 //! the child process, the packets to it and the guest's voice; `plan`, `host` and `disk` say beforehand what cannot work.
 
 mod agent;
+mod child;
 mod control;
 pub mod disk;
 pub mod host;
 pub mod launch;
 pub mod lock;
 pub mod logs;
+mod network;
 pub mod plan;
 pub mod state;
 mod supervisor;

@@ -58,6 +58,8 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
+    /// With a network device.
+    pub network: bool,
     /// With a serial port.
     pub serial: bool,
 }
@@ -73,6 +75,7 @@ impl Plan {
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),
+            network: settings.network(),
             serial: options.serial,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
         })
@@ -93,6 +96,7 @@ impl Plan {
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
             vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
             console: Some(paths.console_log()),
+            network: self.network,
             serial: self.serial.then(|| paths.serial_log()),
         }
     }

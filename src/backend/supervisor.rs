@@ -55,6 +55,7 @@ pub(super) struct Supervisor {
     paths: Paths,
     context: Option<String>,
     warning: Option<String>,
+    network_warning: Option<String>,
     options: StartOptions,
     machine: Machine,
     vm: Option<Vm>,
@@ -84,6 +85,7 @@ impl Supervisor {
             paths,
             context,
             warning,
+            network_warning: None,
             options: StartOptions::default(),
             machine: Machine::default(),
             vm: None,
@@ -118,7 +120,13 @@ impl Supervisor {
                     Some(request) => self.request(request),
                     None => (Input::Stop { force: false }, None),
                 },
-                event = next(&mut self.vm) => (self.event(event), None),
+                event = next(&mut self.vm) => {
+                    let Some(input) = self.event(event) else {
+                        self.publish();
+                        continue;
+                    };
+                    (input, None)
+                }
                 () = at(deadline) => {
                     self.deadline = None;
                     (Input::GraceExpired, None)
@@ -166,6 +174,7 @@ impl Supervisor {
     async fn boot(&mut self) -> Result<(), String> {
         self.begun = Instant::now();
         self.console.clear();
+        self.network_warning = None;
         self.facts = None;
         let vm = Vm::boot(&self.paths, &self.options).await.map_err(|problem| {
             let problem = chain(&problem);
@@ -222,8 +231,9 @@ impl Supervisor {
         }
     }
 
-    fn event(&mut self, event: VmEvent) -> Input {
-        match event {
+    /// What an event is to the state machine; `None` when the engine goes on regardless.
+    fn event(&mut self, event: VmEvent) -> Option<Input> {
+        let input = match event {
             VmEvent::AgentConnected { kernel, uptime_us } => {
                 info!(kernel, uptime_us, "the agent is connected");
                 if let Some(facts) = &mut self.facts {
@@ -239,6 +249,11 @@ impl Supervisor {
                 self.take_time(&StopOptions::default());
                 Input::GuestFailed(reason)
             }
+            VmEvent::NetworkDown(warning) => {
+                error!("{warning}");
+                self.network_warning = Some(format!("{warning}; `restart` brings it back"));
+                return None;
+            }
             VmEvent::EngineDown(reason) => {
                 error!("the engine went down: {reason}");
                 Input::EngineDown(reason)
@@ -250,7 +265,8 @@ impl Supervisor {
                 self.console = logs::tail(&self.paths.console_log(), CONSOLE_LINES).unwrap_or_default();
                 Input::Ended(end)
             }
-        }
+        };
+        Some(input)
     }
 
     fn reached(&self, stage: Stage) -> Input {
@@ -279,7 +295,9 @@ impl Supervisor {
         status.state = self.machine.name();
         status.boot = self.machine.boots();
         status.context.clone_from(&self.context);
-        status.warning.clone_from(&self.warning);
+        let warnings = [self.warning.as_deref(), self.network_warning.as_deref()];
+        status.warning =
+            warnings.into_iter().flatten().map(ToOwned::to_owned).reduce(|all, one| format!("{all}; {one}"));
         status.backend_pid = Some(std::process::id());
         status.vmm_pid = self.vm.as_ref().map(|vm| vm.pid);
         status.vm = self.vm.as_ref().and(self.facts.clone());

@@ -1,6 +1,6 @@
 //! One VM from its boot to its end: the process, its packets, its agent.
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
 use bulkhead_protocol::{HostMessage, ShutdownMode, Stage};
 use tokio::{
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{
     agent::{self, GuestPlan},
     disk::DiskError,
-    logs,
+    logs, network,
     plan::{DATA_SERIAL, Plan, PlanError},
     state::End,
     vmm::{self, Channel, VmmError},
@@ -66,6 +66,8 @@ pub enum VmEvent {
     GuestFailed(String),
     /// The engine ended and is being started again.
     EngineDown(String),
+    /// The network process is gone for good; a fresh VM gets a fresh one.
+    NetworkDown(String),
     /// The process is gone; the last event.
     Ended(End),
 }
@@ -82,6 +84,7 @@ pub struct Vm {
     orders: mpsc::Sender<HostMessage>,
     events: mpsc::Receiver<VmEvent>,
     agent: AbortHandle,
+    network: Option<AbortHandle>,
 }
 
 impl Vm {
@@ -98,6 +101,8 @@ impl Vm {
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
         let (channel, theirs) = Channel::pair()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
+        let network = plan.network.then(|| log.try_clone().and_then(network::start)).transpose();
+        let network = network.map_err(io_error(paths.backend_log()))?;
         let child = vmm::spawn(&theirs, log)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
@@ -109,16 +114,20 @@ impl Vm {
             hostname: paths.name().hostname(),
             isolation: plan.isolation,
             data_disk_serial: DATA_SERIAL.into(),
+            network: plan.network.then(network::guest),
         };
         let agent = tokio::spawn(agent::serve(listener, pid, guest, sender.clone(), outbox)).abort_handle();
         let kill = Arc::new(Notify::new());
-        tokio::spawn(watch(child, Arc::clone(&channel), Arc::clone(&kill), sender));
+        tokio::spawn(watch(child, Arc::clone(&channel), Arc::clone(&kill), sender.clone()));
+        let (process, stream) = network.unzip();
         let boot = Command::Boot(Box::new(plan.machine(paths)));
-        if let Err(error) = channel.send(&boot, None).await {
+        if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
             // The process is already gone; why is known once it has been waited for.
             warn!("{}", super::chain(&error));
         }
-        Ok(Self { plan, pid, channel, kill, orders, events, agent })
+        let keep = |process| tokio::spawn(network::keep(process, Arc::clone(&channel), sender)).abort_handle();
+        let network = process.map(keep);
+        Ok(Self { plan, pid, channel, kill, orders, events, agent, network })
     }
 
     /// Where packets to the process go.
@@ -150,6 +159,9 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.agent.abort();
+        if let Some(network) = &self.network {
+            network.abort();
+        }
     }
 }
 

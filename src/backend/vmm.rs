@@ -3,29 +3,28 @@
 use std::{
     io::{self, IoSlice},
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::ExitStatusExt,
     },
-    process::{ExitStatus, Stdio},
+    process::ExitStatus,
     time::Duration,
 };
 
 use nix::{
     fcntl::{FcntlArg, fcntl},
     sys::{
-        prctl,
         signal::Signal,
         socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg, socketpair},
     },
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    process::{Child, Command as Process},
+    process::Child,
 };
 
-use crate::vmm::api::{CONTROL_FD, Command, Event, ExitReason, MAX_PACKET};
+use crate::vmm::api::{Command, Event, ExitReason, MAX_PACKET};
 
-use super::state::End;
+use super::{child, state::End};
 
 /// How long a vmm process may live on after it closed its socket or said that the machine ended.
 const LAST_BREATH: Duration = Duration::from_secs(3);
@@ -117,48 +116,9 @@ impl Channel {
 
 /// Starts `bulkhead vmm` with `theirs` as its control socket and its output in `log`.
 ///
-/// The child dies with the *thread* that calls this (prctl(2), `PR_SET_PDEATHSIG`): call it on the main thread.
+/// The child dies with the *thread* that calls this, as [`super::child::spawn`] says.
 pub fn spawn(theirs: &OwnedFd, log: std::fs::File) -> Result<Child, VmmError> {
-    // The standard library reports a failed exec through a pipe of its own, whose number must not be CONTROL_FD:
-    // whatever number is the lowest free one from there on is taken until the child exists.
-    let reserved =
-        fcntl(theirs, FcntlArg::F_DUPFD_CLOEXEC(CONTROL_FD)).map_err(|errno| VmmError::Spawn(errno.into()))?;
-    let parent = nix::unistd::getpid();
-    let number = theirs.as_raw_fd();
-    let mut process = Process::new(super::launch::program().map_err(VmmError::Spawn)?);
-    process
-        .arg("vmm")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(VmmError::Spawn)?)
-        .stderr(log)
-        .current_dir("/")
-        .process_group(0)
-        .kill_on_drop(true);
-    // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
-    unsafe {
-        process.pre_exec(move || {
-            prctl::set_pdeathsig(Signal::SIGKILL)?;
-            // The backend may have died before the line above.
-            if nix::unistd::getppid() != parent {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            take_control_fd(number)?;
-            super::launch::close_on_exec_from(CONTROL_FD.cast_unsigned() + 1)
-        });
-    }
-    let child = process.spawn().map_err(VmmError::Spawn);
-    // SAFETY: the number came from fcntl above, is open and belongs to nobody else.
-    drop(unsafe { OwnedFd::from_raw_fd(reserved) });
-    child
-}
-
-/// Makes `number` descriptor [`CONTROL_FD`] and lets only that one survive exec.
-fn take_control_fd(number: RawFd) -> io::Result<()> {
-    // SAFETY: plain system calls on a descriptor that the caller holds open; no memory is passed.
-    let result = unsafe {
-        if number == CONTROL_FD { libc::fcntl(number, libc::F_SETFD, 0) } else { libc::dup2(number, CONTROL_FD) }
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    child::spawn("vmm", theirs.as_fd(), log).map_err(VmmError::Spawn)
 }
 
 /// Waits for the process to be gone, killing it when it lingers, and says how the machine ended.
@@ -197,7 +157,7 @@ fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> End {
 /// Reads one packet without a runtime; for tests that play the child.
 #[cfg(test)]
 fn receive_blocking(socket: &OwnedFd) -> (Command, Option<OwnedFd>) {
-    use std::io::IoSliceMut;
+    use std::{io::IoSliceMut, os::fd::FromRawFd};
 
     use nix::sys::socket::{ControlMessageOwned, recvmsg};
 
@@ -217,10 +177,7 @@ fn receive_blocking(socket: &OwnedFd) -> (Command, Option<OwnedFd>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{Read, Write},
-        os::fd::AsFd,
-    };
+    use std::io::{Read, Write};
 
     use super::*;
 

@@ -56,7 +56,11 @@ pub(super) fn run(base: &Base, name: &ProfileName, verb: Verb) -> Result<ExitCod
 }
 
 fn show(value: &Value) -> String {
-    if value.is_null() { "auto".into() } else { value.to_string() }
+    match value {
+        Value::Null => "auto".into(),
+        Value::String(word) => word.clone(),
+        other => other.to_string(),
+    }
 }
 
 fn list(settings: &Settings, format: Format) -> String {
@@ -70,6 +74,7 @@ fn list(settings: &Settings, format: Format) -> String {
             let rows = DEFINITIONS.iter().map(|definition| {
                 let range = match definition.kind {
                     Kind::Bool { .. } => String::new(),
+                    Kind::Choice { values } => format!(" [{}]", values.join(", ")),
                     Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
                 };
                 vec![

@@ -27,6 +27,13 @@ pub enum SandboxError {
 /// Confines the vmm process. From now on it opens no file but its own accounting in /proc and removes none but in the
 /// folder of its sockets; where the kernel has no Landlock (before 5.13) only the system call filter holds.
 pub fn confine_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
-    landlock::restrict(sockets)?;
+    landlock::restrict_vmm(sockets)?;
     seccomp::apply_vmm()
+}
+
+/// Confines the network process. From now on it reads no file but the host's resolver configuration, writes none,
+/// starts nothing, and has no sockets but IPv4's.
+pub fn confine_net() -> Result<(), SandboxError> {
+    landlock::restrict_net()?;
+    seccomp::apply_net()
 }

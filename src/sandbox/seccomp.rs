@@ -35,6 +35,26 @@ const VMM: &[libc::c_long] = &[
     libc::SYS_setsockopt, libc::SYS_shutdown, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
 ];
 
+/// What the network process does: map the guest's memory, move bytes between it and its sockets, look at resolv.conf.
+#[rustfmt::skip]
+const NET: &[libc::c_long] = &[
+    // memory
+    libc::SYS_brk, libc::SYS_madvise, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_munmap,
+    // itself
+    libc::SYS_exit, libc::SYS_exit_group, libc::SYS_futex, libc::SYS_getpid, libc::SYS_gettid,
+    libc::SYS_restart_syscall, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield, libc::SYS_sigaltstack, libc::SYS_tgkill,
+    // time and entropy
+    libc::SYS_clock_gettime, libc::SYS_getrandom,
+    // files; Landlock says which
+    libc::SYS_close, libc::SYS_fcntl, libc::SYS_fstat, libc::SYS_lseek, libc::SYS_newfstatat, libc::SYS_openat,
+    libc::SYS_read, libc::SYS_statx, libc::SYS_write, libc::SYS_writev,
+    // events and sockets
+    libc::SYS_connect, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait, libc::SYS_getpeername,
+    libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_poll, libc::SYS_recvfrom, libc::SYS_recvmsg,
+    libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_setsockopt, libc::SYS_shutdown,
+];
+
 /// `_IOC_TYPE` of KVM's ioctls, in bits 8 to 15 of the request.
 const KVM_IOCTL: u64 = 0xae << 8;
 const IOCTL_TYPE: u64 = 0xff << 8;
@@ -45,15 +65,33 @@ pub(super) fn apply_vmm() -> Result<(), SandboxError> {
     Ok(seccompiler::apply_filter(&vmm()?)?)
 }
 
+pub(super) fn apply_net() -> Result<(), SandboxError> {
+    let mut rules = allow(NET);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, FIONBIO)?]);
+    rules.insert(libc::SYS_socket, vec![argument(0, WHOLE, libc::AF_INET as u64)?]);
+    Ok(seccompiler::apply_filter(&filter(rules)?)?)
+}
+
 fn vmm() -> Result<BpfProgram, SandboxError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = VMM.iter().map(|call| (*call, Vec::new())).collect();
-    let argument = |index, mask, value| -> Result<SeccompRule, SandboxError> {
-        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)?;
-        Ok(SeccompRule::new(vec![condition])?)
-    };
-    let whole = u64::from(u32::MAX);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, whole, FIONBIO)?]);
-    rules.insert(libc::SYS_socket, vec![argument(0, whole, libc::AF_UNIX as u64)?]);
+    let mut rules = allow(VMM);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, WHOLE, FIONBIO)?]);
+    rules.insert(libc::SYS_socket, vec![argument(0, WHOLE, libc::AF_UNIX as u64)?]);
+    filter(rules)
+}
+
+/// All bits of an argument.
+const WHOLE: u64 = u32::MAX as u64;
+
+fn allow(calls: &[libc::c_long]) -> BTreeMap<i64, Vec<SeccompRule>> {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+fn argument(index: u8, mask: u64, value: u64) -> Result<SeccompRule, SandboxError> {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}
+
+fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, SandboxError> {
     // A refused call fails; it does not kill: a guest must not be able to end its VM by making us try one.
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     Ok(SeccompFilter::new(rules, refused, SeccompAction::Allow, TargetArch::x86_64)?.try_into()?)
@@ -92,6 +130,27 @@ mod tests {
             )
         });
         assert_eq!((program, network), (false, Some(libc::EPERM)));
+    }
+
+    #[test]
+    fn a_confined_network_process_reads_resolv_conf_and_connects_but_starts_and_listens_to_nothing() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let own = std::fs::canonicalize("Cargo.toml").unwrap();
+        let body = move || {
+            super::super::confine_net().unwrap();
+            (
+                std::fs::read("/etc/resolv.conf").is_ok(),
+                std::net::TcpStream::connect(address).is_ok(),
+                std::fs::read(own).is_ok(),
+                std::fs::write("/etc/bulkhead-sandbox-test", b"").is_ok(),
+                std::process::Command::new("/bin/true").status().is_ok(),
+                std::net::TcpListener::bind("127.0.0.1:0").is_ok(),
+                std::os::unix::net::UnixStream::pair().is_ok(),
+            )
+        };
+        let outcome = std::thread::spawn(body).join().unwrap();
+        assert_eq!(outcome, (true, true, false, false, false, false, false));
     }
 
     #[test]

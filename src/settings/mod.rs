@@ -79,6 +79,11 @@ pub enum Kind {
         /// When it is not set; `None` means that it follows the host.
         default: Option<u64>,
     },
+    /// One of some words.
+    Choice {
+        /// The words; the first is the default.
+        values: &'static [&'static str],
+    },
 }
 
 /// One setting.
@@ -93,7 +98,7 @@ pub struct Definition {
 }
 
 /// Every setting there is.
-pub const DEFINITIONS: [Definition; 4] = [
+pub const DEFINITIONS: [Definition; 5] = [
     Definition {
         key: "enhancedContainerIsolation",
         kind: Kind::Bool { default: true },
@@ -113,6 +118,11 @@ pub const DEFINITIONS: [Definition; 4] = [
         key: "diskGiB",
         kind: Kind::Integer { min: 1, max: 16_383, default: Some(64) },
         description: "largest size of the data disk in GiB; it grows, never shrinks",
+    },
+    Definition {
+        key: "network",
+        kind: Kind::Choice { values: &["none", "user"] },
+        description: "what the VM is connected to: the host's network through a process of this user, or nothing",
     },
 ];
 
@@ -143,6 +153,9 @@ impl Definition {
                 value.as_u64().is_some_and(|number| (min..=max).contains(&number)),
                 format!("write a whole number from {min} to {max}"),
             ),
+            Kind::Choice { values } => {
+                (value.as_str().is_some_and(|word| values.contains(&word)), format!("write {}", values.join(" or ")))
+            }
         };
         if fits {
             return Ok(());
@@ -159,6 +172,7 @@ impl Definition {
         match self.kind {
             Kind::Bool { default } => default.into(),
             Kind::Integer { default, .. } => default.into(),
+            Kind::Choice { values } => values.first().copied().into(),
         }
     }
 }
@@ -228,6 +242,11 @@ impl Settings {
         self.is_set(&DEFINITIONS[3]).then(|| self.get(&DEFINITIONS[3]).as_u64()).flatten()
     }
 
+    /// Whether the VM has a network.
+    pub fn network(&self) -> bool {
+        self.get(&DEFINITIONS[4]) == "user"
+    }
+
     /// Sets (`Some`) or unsets (`None`) one value in the profile's file, atomically and alone.
     pub fn update(paths: &Paths, definition: &Definition, value: Option<Value>) -> Result<(), SettingsError> {
         let folder = paths.create_config()?;
@@ -285,6 +304,8 @@ mod tests {
             r#"{"cpus": 33}"#,
             r#"{"memoryMiB": -1}"#,
             r#"{"diskGiB": 1.5}"#,
+            r#"{"network": "bridge"}"#,
+            r#"{"network": false}"#,
         ] {
             assert!(matches!(parse(text), Err(SettingsError::InvalidValue { .. })), "{text}");
         }
@@ -293,7 +314,7 @@ mod tests {
     #[test]
     fn definitions_are_in_the_order_that_the_getters_use() {
         let keys: Vec<_> = DEFINITIONS.iter().map(|definition| definition.key).collect();
-        assert_eq!(keys, ["enhancedContainerIsolation", "cpus", "memoryMiB", "diskGiB"]);
+        assert_eq!(keys, ["enhancedContainerIsolation", "cpus", "memoryMiB", "diskGiB", "network"]);
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct VmConfig {
     pub disks: Vec<Disk>,
     /// The vsock device, if any.
     pub vsock: Option<Vsock>,
+    /// With a network device: the descriptor beside [`Command::Boot`] is a unix stream to its vhost-user backend.
+    #[serde(default)]
+    pub network: bool,
     /// File (or FIFO) to which the virtio console, the guest's log, is appended.
     pub console: Option<PathBuf>,
     /// File (or FIFO) to which a 16550 at 0x3f8 writes; no UART exists without it.
@@ -66,6 +69,8 @@ pub enum Command {
         /// Guest port.
         port: u32,
     },
+    /// The descriptor beside this packet leads to a new backend of the network device; the old one is gone.
+    Network,
     /// Ask for [`Event::Statistics`].
     Statistics,
     /// End the machine at once, as if the power failed.

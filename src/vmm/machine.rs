@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
@@ -15,7 +16,7 @@ use super::{
     boot,
     bus::{Bus, BusDevice},
     cpuid,
-    error::{VmmError, host, kvm},
+    error::{VmmError, chain, host, kvm},
     exit::ExitSignal,
     interrupts::GsiRouter,
     layout,
@@ -34,6 +35,7 @@ use crate::{
         VirtioDevice,
         block::Block,
         console::{Console, ConsoleLog},
+        net::{Net, NetHandle},
         pci::{BAR_SIZE, VirtioPci},
         rng::Rng,
         vsock::{Vsock, VsockHandle},
@@ -49,6 +51,7 @@ pub(super) struct Machine {
     counters: Vec<Arc<ExitCounters>>,
     console: Arc<Mutex<ConsoleLog>>,
     vsock: Option<VsockHandle>,
+    net: Option<NetHandle>,
     exit: ExitSignal,
 }
 
@@ -71,8 +74,8 @@ struct Board {
 }
 
 impl Machine {
-    /// Builds the machine and lets its vCPUs enter the guest.
-    pub(super) fn start(config: &VmConfig) -> Result<Self, VmmError> {
+    /// Builds the machine and lets its vCPUs enter the guest; `network` leads to the network device's backend.
+    pub(super) fn start(config: &VmConfig, network: Option<OwnedFd>) -> Result<Self, VmmError> {
         if !(1..=MOST_CPUS).contains(&config.cpus) {
             return Err(VmmError::VcpuCount(config.cpus));
         }
@@ -101,12 +104,13 @@ impl Machine {
         };
         board.plug_virtio(Box::new(Rng::default()))?;
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
+        let net = network.filter(|_| config.network).map(|stream| board.plug_network(stream)).transpose()?.flatten();
         let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
         let entry = boot::load(&board.memory, &config.kernel, &config.cmdline, config.cpus, serial)?;
         // Everything is open; the threads that the guest can reach start confined.
         sandbox::confine_vmm(sockets)?;
         let (counters, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
-        Ok(Self { memory, counters, console, vsock, exit })
+        Ok(Self { memory, counters, console, vsock, net, exit })
     }
 
     /// Raised when the machine ends.
@@ -117,6 +121,11 @@ impl Machine {
     /// Streams into the guest, if the machine has a vsock device.
     pub(super) fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
+    }
+
+    /// The network device's connection, if the machine has one.
+    pub(super) fn net(&self) -> Option<&NetHandle> {
+        self.net.as_ref()
     }
 
     /// Counters up to now.
@@ -191,6 +200,20 @@ impl Board {
         let function = VirtioPci::new(device, Arc::clone(&self.memory), &self.vm, &self.router, bar)?;
         insert(&mut self.mmio, bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
         self.pci.plug(function).map(|_| ()).ok_or(VmmError::GuestMemory("one more PCI device"))
+    }
+
+    /// A backend that cannot be used costs the guest its network, not its start.
+    fn plug_network(&mut self, stream: OwnedFd) -> Result<Option<NetHandle>, VmmError> {
+        match Net::new(stream.into()) {
+            Ok((device, handle)) => {
+                self.plug_virtio(Box::new(device))?;
+                Ok(Some(handle))
+            }
+            Err(error) => {
+                tracing::warn!("the machine has no network: {}", chain(&error));
+                Ok(None)
+            }
+        }
     }
 
     /// Makes the vCPUs and lets them run.

@@ -46,12 +46,12 @@ pub fn run() -> ExitCode {
 
 /// Runs the machine; `None` when the backend ended it.
 fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmError> {
-    let config = match control.receive()? {
-        Some((Command::Boot(config), _)) => config,
+    let (config, network) = match control.receive()? {
+        Some((Command::Boot(config), network)) => (config, network),
         Some(_) => return Err(VmmError::Control("the first command is not `boot`".into())),
         None => return Ok(None),
     };
-    let machine = Machine::start(&config)?;
+    let machine = Machine::start(&config, network)?;
     control.send(&Event::Started { since_exec_us: started.elapsed().as_micros() as u64 });
     loop {
         if !wait(control, &machine) {
@@ -64,9 +64,14 @@ fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmE
                     vsock.connect(port, stream);
                 }
             }
+            Some((Command::Network, Some(stream))) => {
+                if let Some(net) = machine.net() {
+                    net.replace(stream.into());
+                }
+            }
             Some((Command::Statistics, _)) => control.send(&Event::Statistics(machine.statistics())),
             Some((Command::Kill, _)) | None => return Ok(None),
-            Some((Command::VsockConnect { .. } | Command::Boot(_), _)) => {
+            Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
                 tracing::warn!("a command that makes no sense now was ignored");
             }
         }

@@ -195,6 +195,7 @@ fn configuration() -> Configuration {
         hostname: "bench".to_owned(),
         time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         isolation: true,
+        network: None,
         data_disk_serial: DATA_SERIAL.to_owned(),
         daemon_options: serde_json::Map::new(),
     }

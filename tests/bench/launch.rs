@@ -195,6 +195,7 @@ fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
         vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
         console: Some(setup.console()),
         serial: None,
+        network: false,
     };
     // The packet waits in the socket: the process finds its machine as soon as it looks.
     send(&ours, &Command::Boot(Box::new(config)))?;

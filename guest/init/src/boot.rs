@@ -8,7 +8,7 @@ use crate::{
     agent::{self, Answer},
     cgroup,
     engine::{End, Engine},
-    error::Error,
+    error::{Error, chain},
     event, kmsg, mounts, network, notify, shutdown, tuning,
 };
 
@@ -33,6 +33,12 @@ pub(crate) fn run() -> Result<End, Error> {
         Answer::Other(HostMessage::Configure(_)) => return Err(Error::BackendClosed),
     };
     network::set_host_name(&configuration.hostname)?;
+    if let Some(network) = &configuration.network
+        && let Err(error) = network::configure(network)
+    {
+        // The engine is worth having without it.
+        kmsg::log(&chain(&error));
+    }
     agent.reached(Stage::Agent);
 
     let (events, received) = mpsc::channel();

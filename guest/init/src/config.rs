@@ -67,6 +67,16 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     options.insert("exec-opts".to_owned(), json!(["native.cgroupdriver=cgroupfs"]));
     options.insert("live-restore".to_owned(), json!(false));
 
+    // dockerd takes registries on its own loopback without TLS; this address is the host's loopback.
+    if let Some(network) = &configuration.network {
+        let mut registries = match options.remove("insecure-registries") {
+            Some(Value::Array(registries)) => registries,
+            _ => Vec::new(),
+        };
+        registries.push(json!(format!("{}/32", network.host)));
+        options.insert("insecure-registries".to_owned(), Value::Array(registries));
+    }
+
     let mut features = object(options.remove("features"));
     features.insert("buildkit".to_owned(), json!(true));
     // The graph driver's layers are what the isolating runtime maps.
@@ -128,8 +138,24 @@ mod tests {
             time_unix_ns: 0,
             isolation,
             data_disk_serial: "data".to_owned(),
+            network: None,
             daemon_options: object(Some(options)),
         }
+    }
+
+    #[test]
+    fn the_hosts_registries_may_be_without_tls_beside_those_that_were_asked_for() {
+        let mut configuration = configuration(true, json!({"insecure-registries": ["registry.lan:5000"]}));
+        assert_eq!(daemon(&configuration)["insecure-registries"], json!(["registry.lan:5000"]));
+        configuration.network = Some(bulkhead_protocol::Network {
+            address: [10, 0, 0, 2].into(),
+            prefix: 24,
+            gateway: [10, 0, 0, 1].into(),
+            nameserver: [10, 0, 0, 1].into(),
+            host: [10, 0, 0, 9].into(),
+            mtu: 1500,
+        });
+        assert_eq!(daemon(&configuration)["insecure-registries"], json!(["registry.lan:5000", "10.0.0.9/32"]));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod event;
 mod fatal;
 mod kmsg;
 mod mounts;
+mod netlink;
 mod network;
 mod notify;
 mod output;

@@ -1,11 +1,33 @@
-//! Host name and loopback interface.
+//! Host name, loopback interface and the way out.
 
 use std::{
     fs, io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use crate::error::Error;
+use bulkhead_protocol::Network;
+
+use crate::{error::Error, netlink::Netlink};
+
+/// The kernel's name for the only network device.
+const INTERFACE: &str = "eth0";
+
+/// Gives the network device its address and the guest its default route and name server.
+pub(crate) fn configure(network: &Network) -> Result<(), Error> {
+    let interface = nix::net::if_::if_nametoindex(INTERFACE).map_err(Error::system("find the network device"))?;
+    let mut netlink = Netlink::open().map_err(system("open a netlink socket"))?;
+    netlink.bring_up(interface, network.mtu.into()).map_err(system("bring the network device up"))?;
+    netlink
+        .add_address(interface, network.address, network.prefix)
+        .map_err(system("set the network device's address"))?;
+    netlink.add_default_route(interface, network.gateway).map_err(system("set the default route"))?;
+    let path = "/etc/resolv.conf";
+    fs::write(path, format!("nameserver {}\n", network.nameserver)).map_err(Error::file("write", path))
+}
+
+fn system(action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { action, source }
+}
 
 /// Brings `lo` up; the kernel adds its addresses itself.
 pub(crate) fn loopback_up() -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! The messages themselves.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// A step of the start that the guest can report; the order is the order in time.
@@ -38,6 +40,23 @@ pub struct Hello {
     pub uptime_us: u64,
 }
 
+/// The guest's one network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Length of the network's prefix in bits.
+    pub prefix: u8,
+    /// Default router.
+    pub gateway: Ipv4Addr,
+    /// Name server.
+    pub nameserver: Ipv4Addr,
+    /// The host's loopback services.
+    pub host: Ipv4Addr,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+}
+
 /// Everything the guest needs to know to start the engine; sent once, after [`Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
@@ -49,6 +68,9 @@ pub struct Configuration {
     pub isolation: bool,
     /// The data disk's virtio-blk serial (`/sys/block/*/serial`).
     pub data_disk_serial: String,
+    /// The network, if the VM has one.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// Extra keys for dockerd's `daemon.json`; the agent's own keys win.
     #[serde(default)]
     pub daemon_options: serde_json::Map<String, serde_json::Value>,

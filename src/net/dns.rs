@@ -1,0 +1,291 @@
+//! The guest's name server: answers the two names that only exist here, and passes every other question on to the
+//! servers that the host uses at that moment.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{SocketAddrV4, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use vmm_sys_util::epoll::Epoll;
+
+use super::{
+    addresses::{DNS_PORT, GATEWAY, HOST},
+    events::{self, Token},
+    frame::{self, Frame},
+    resolver::Resolver,
+    socket,
+    tcp::Key,
+};
+
+/// Most questions that wait for an answer; beyond that the oldest is dropped.
+const MOST: usize = 512;
+/// How long a server may take before the next one is asked.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Rounds through the servers.
+const ROUNDS: usize = 2;
+/// Longest question that is passed on.
+const LONGEST: usize = 4096;
+
+const TYPE_A: u16 = 1;
+const CLASS_IN: u16 = 1;
+/// Seconds that a local answer may be kept.
+const TTL: u32 = 60;
+
+struct Question {
+    key: Key,
+    message: Vec<u8>,
+    attempts: usize,
+    socket: UdpSocket,
+    deadline: Instant,
+}
+
+/// All questions under way.
+#[derive(Default)]
+pub(super) struct Dns {
+    next: u64,
+    questions: BTreeMap<u64, Question>,
+    resolver: Resolver,
+}
+
+impl Dns {
+    /// The server to be asked over TCP.
+    pub(super) fn server(&mut self) -> SocketAddrV4 {
+        self.resolver.servers().first().copied().unwrap_or(SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, DNS_PORT))
+    }
+
+    /// A question of the guest.
+    pub(super) fn ask(&mut self, epoll: &Epoll, key: Key, message: &[u8], out: &mut Vec<Frame>) {
+        if let Some(answer) = answer_locally(message) {
+            out.push(frame::udp(key.destination, key.guest, &answer));
+        } else if (12..=LONGEST).contains(&message.len()) {
+            self.forward(epoll, (key, message.to_vec()), 0, Instant::now(), out);
+        }
+    }
+
+    fn forward(
+        &mut self,
+        epoll: &Epoll,
+        (key, message): (Key, Vec<u8>),
+        first: usize,
+        now: Instant,
+        out: &mut Vec<Frame>,
+    ) {
+        let servers = self.resolver.servers().to_vec();
+        for attempts in first..servers.len() * ROUNDS {
+            let server = servers[attempts % servers.len()];
+            // A socket for each question: its port is what a forger has to guess.
+            let Ok(socket) = socket::udp(server) else { continue };
+            if socket.send(&message).is_err() || events::watch(epoll, &socket, Token::Dns(self.next)).is_err() {
+                continue;
+            }
+            if self.questions.len() >= MOST {
+                self.questions.pop_first();
+            }
+            let deadline = now + PATIENCE;
+            self.questions.insert(self.next, Question { key, message, attempts, socket, deadline });
+            self.next += 1;
+            return;
+        }
+        out.push(frame::udp(key.destination, key.guest, &failure(&message)));
+    }
+
+    /// Something arrived from a server.
+    pub(super) fn receive(&mut self, epoll: &Epoll, id: u64, out: &mut Vec<Frame>) {
+        let Some(question) = self.questions.get(&id) else { return };
+        let mut buffer = [0; LONGEST];
+        match question.socket.recv(&mut buffer) {
+            Ok(len) if len >= 12 && buffer[..2] == question.message[..2] => {
+                out.push(frame::udp(question.key.destination, question.key.guest, &buffer[..len]));
+                self.questions.remove(&id);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            // Nobody listens there.
+            Err(_) => self.again(epoll, id, Instant::now(), out),
+        }
+    }
+
+    fn again(&mut self, epoll: &Epoll, id: u64, now: Instant, out: &mut Vec<Frame>) {
+        if let Some(question) = self.questions.remove(&id) {
+            self.forward(epoll, (question.key, question.message), question.attempts + 1, now, out);
+        }
+    }
+
+    /// When the next server is to be asked.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        // All have the same patience: the oldest is the first.
+        self.questions.first_key_value().map(|(_, question)| question.deadline)
+    }
+
+    /// Asks the next server where the last one was silent.
+    pub(super) fn sweep(&mut self, epoll: &Epoll, now: Instant, out: &mut Vec<Frame>) {
+        while let Some((id, question)) = self.questions.first_key_value()
+            && question.deadline <= now
+        {
+            let id = *id;
+            self.again(epoll, id, now, out);
+        }
+    }
+}
+
+/// Name, type and class of a message's only question, and where the question ends (RFC 1035, 4.1).
+fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
+    let header = message.get(..12)?;
+    // A query with the standard opcode and one question.
+    if header[2] & 0xf8 != 0 || header[4..6] != [0, 1] {
+        return None;
+    }
+    let mut name = String::new();
+    let mut at = 12;
+    loop {
+        let len = usize::from(*message.get(at)?);
+        at += 1;
+        match len {
+            0 => break,
+            1..=63 => {
+                let label = message.get(at..at + len)?;
+                name.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
+                name.push('.');
+                at += len;
+            }
+            // A question has nothing to point to.
+            _ => return None,
+        }
+        if name.len() > 512 {
+            return None;
+        }
+    }
+    let rest = message.get(at..at + 4)?;
+    Some((name, u16::from_be_bytes([rest[0], rest[1]]), u16::from_be_bytes([rest[2], rest[3]]), at + 4))
+}
+
+/// The answer to a question for a name that only exists here.
+fn answer_locally(message: &[u8]) -> Option<Vec<u8>> {
+    let (name, kind, class, end) = question(message)?;
+    let names = HashMap::from([("host.docker.internal.", HOST), ("gateway.docker.internal.", GATEWAY)]);
+    let address = names.get(name.as_str())?;
+    let known = kind == TYPE_A && class == CLASS_IN;
+    let mut answer = reply_to(message, end, 0);
+    // These names have no other records.
+    if known {
+        answer[7] = 1;
+        answer.extend([0xc0, 12]);
+        answer.extend(TYPE_A.to_be_bytes());
+        answer.extend(CLASS_IN.to_be_bytes());
+        answer.extend(TTL.to_be_bytes());
+        answer.extend([0, 4]);
+        answer.extend(address.octets());
+    }
+    Some(answer)
+}
+
+/// "No server could be asked."
+fn failure(message: &[u8]) -> Vec<u8> {
+    const SERVFAIL: u8 = 2;
+    let end = question(message).map_or(12, |(.., end)| end);
+    reply_to(message, end, SERVFAIL)
+}
+
+/// The header of a reply, with the question if `end` is behind one.
+fn reply_to(message: &[u8], end: usize, code: u8) -> Vec<u8> {
+    let mut reply = message.get(..end).unwrap_or_default().to_vec();
+    reply.resize(end.max(12), 0);
+    // A response; recursion desired is echoed, recursion is available.
+    reply[2] = 0x80 | reply[2] & 1;
+    reply[3] = 0x80 | code;
+    let questions = u8::from(end > 12);
+    reply[4..12].copy_from_slice(&[0, questions, 0, 0, 0, 0, 0, 0]);
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn query(name: &str, kind: u16) -> Vec<u8> {
+        let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            message.push(label.len() as u8);
+            message.extend(label.bytes());
+        }
+        message.push(0);
+        message.extend(kind.to_be_bytes());
+        message.extend([0, 1]);
+        message
+    }
+
+    #[test]
+    fn the_hosts_names_are_answered_in_any_case_and_only_with_ipv4() {
+        for (name, address) in [("host.docker.internal", HOST), ("Gateway.Docker.INTERNAL", GATEWAY)] {
+            let answer = answer_locally(&query(name, TYPE_A)).unwrap();
+            assert_eq!((&answer[..4], &answer[4..8]), (&[0xab, 0xcd, 0x81, 0x80][..], &[0, 1, 0, 1][..]));
+            assert_eq!(answer[answer.len() - 4..], address.octets());
+            let none = answer_locally(&query(name, 28)).unwrap();
+            assert_eq!((none[3], none[7], none.len()), (0x80, 0, query(name, 28).len()));
+        }
+        assert_eq!(answer_locally(&query("docker.internal", TYPE_A)), None);
+    }
+
+    #[test]
+    fn a_question_goes_to_the_hosts_server_and_its_answer_comes_back() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut dns = Dns { resolver: Resolver::fixed(vec![as_v4(&server)]), ..Dns::default() };
+        let epoll = Epoll::new().unwrap();
+        let key = Key { guest: "192.168.65.3:999".parse().unwrap(), destination: "192.168.65.1:53".parse().unwrap() };
+        let mut out = Vec::new();
+        dns.ask(&epoll, key, &query("example.org", TYPE_A), &mut out);
+        let mut buffer = [0; 512];
+        let (len, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(buffer[..len], query("example.org", TYPE_A));
+        server.send_to(&[&[0xff, 0xff], &buffer[2..len]].concat(), from).unwrap();
+        server.send_to(&[&buffer[..len], b"!"].concat(), from).unwrap();
+        dns.receive(&epoll, 0, &mut out);
+        assert!(out.is_empty(), "an answer to another question");
+        dns.receive(&epoll, 0, &mut out);
+        assert_eq!(out, [frame::udp(key.destination, key.guest, &[&buffer[..len], b"!"].concat())]);
+        assert!(dns.deadline().is_none());
+    }
+
+    #[test]
+    fn a_silent_server_is_followed_by_the_next_and_in_the_end_by_a_failure() {
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let second = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut dns = Dns { resolver: Resolver::fixed(vec![as_v4(&silent), as_v4(&second)]), ..Dns::default() };
+        let epoll = Epoll::new().unwrap();
+        let key = Key { guest: "192.168.65.3:999".parse().unwrap(), destination: "192.168.65.1:53".parse().unwrap() };
+        let mut out = Vec::new();
+        dns.ask(&epoll, key, &query("example.org", TYPE_A), &mut out);
+        let mut now = Instant::now();
+        for _ in 0..4 {
+            assert!(out.is_empty());
+            now += PATIENCE * 2;
+            dns.sweep(&epoll, now, &mut out);
+        }
+        assert!(second.recv(&mut [0; 512]).is_ok());
+        let mut failed = query("example.org", TYPE_A);
+        failed[2..4].copy_from_slice(&[0x81, 0x82]);
+        assert_eq!(out, [frame::udp(key.destination, key.guest, &failed)]);
+    }
+
+    fn as_v4(socket: &UdpSocket) -> SocketAddrV4 {
+        match socket.local_addr().unwrap() {
+            std::net::SocketAddr::V4(address) => address,
+            std::net::SocketAddr::V6(_) => unreachable!(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_makes_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), plausible in any::<bool>()) {
+            let mut bytes = bytes;
+            if plausible && bytes.len() > 12 {
+                bytes[2..6].copy_from_slice(&[1, 0, 0, 1]);
+            }
+            let _ = answer_locally(&bytes);
+            prop_assert!(failure(&bytes).len() >= 12);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What the loop waits for.
+
+use std::{io, os::fd::AsRawFd};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// What became ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    /// The frontend said something or is gone.
+    Control,
+    /// The driver kicked this queue.
+    Kick(usize),
+    /// The host's side of a TCP connection.
+    Tcp(u64),
+    /// The host's side of a UDP association.
+    Udp(u64),
+    /// A question to a name server.
+    Dns(u64),
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        let (kind, id) = match self {
+            Self::Control => (0, 0),
+            Self::Kick(queue) => (1, queue as u64),
+            Self::Tcp(id) => (2, id),
+            Self::Udp(id) => (3, id),
+            Self::Dns(id) => (4, id),
+        };
+        kind << 56 | id & 0x00ff_ffff_ffff_ffff
+    }
+
+    /// The token behind an event's data.
+    pub(super) fn unpack(data: u64) -> Self {
+        let id = data & 0x00ff_ffff_ffff_ffff;
+        match data >> 56 {
+            0 => Self::Control,
+            1 => Self::Kick(id as usize),
+            2 => Self::Tcp(id),
+            3 => Self::Udp(id),
+            _ => Self::Dns(id),
+        }
+    }
+}
+
+/// Reports `fd` as long as it is readable.
+pub(super) fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(EventSet::IN, token.pack()))
+}
+
+/// Reports `fd` each time that it becomes readable or writable.
+pub(super) fn watch_edges(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
+    let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token.pack()))
+}
+
+/// Reports `fd` no more.
+pub(super) fn forget(epoll: &Epoll, fd: &impl AsRawFd) {
+    let _ = epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for token in [Token::Control, Token::Kick(1), Token::Tcp(7), Token::Udp(1 << 55), Token::Dns(9)] {
+            assert_eq!(Token::unpack(token.pack()), token);
+        }
+    }
+}

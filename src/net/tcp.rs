@@ -1,0 +1,346 @@
+//! One TCP connection of the guest: a stack's socket towards the guest, a host's socket towards the world.
+//!
+//! The host's connection is made first. The guest's SYN waits for it, so that the guest sees a refusal as a refusal.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddrV4, TcpStream},
+};
+
+use smoltcp::{
+    iface::{Config, Interface, SocketHandle, SocketSet},
+    phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken},
+    socket::tcp::{Socket, SocketBuffer, State},
+    time::{Duration, Instant},
+    wire::{HardwareAddress, IpCidr},
+};
+
+use super::{
+    frame::{self, ETHERNET_HEADER, Frame},
+    socket,
+};
+
+/// Data in one segment between the stack and the guest, at most.
+pub(super) const SEGMENT: u16 = 65_495;
+
+/// A guest that does not acknowledge for so long is gone.
+const SILENCE: Duration = Duration::from_secs(300);
+/// A quiet connection is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// The two ends as the guest sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// The guest's end.
+    pub(super) guest: SocketAddrV4,
+    /// Where the guest connects to.
+    pub(super) destination: SocketAddrV4,
+}
+
+/// What the queues agreed on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offload {
+    /// The guest completes checksums.
+    pub(super) checksum: bool,
+    /// The guest cuts segments.
+    pub(super) segmentation: bool,
+}
+
+/// The wire of one connection: a packet in, packets out.
+struct Wire {
+    incoming: Option<Vec<u8>>,
+    outgoing: Vec<Frame>,
+    /// Packets that may go out now.
+    room: usize,
+}
+
+struct Incoming(Vec<u8>);
+
+impl RxToken for Incoming {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+struct Outgoing<'a>(&'a mut Vec<Frame>);
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = frame::ipv4(len);
+        let result = f(&mut frame.bytes[ETHERNET_HEADER..]);
+        self.0.push(frame);
+        result
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Incoming;
+    type TxToken<'a> = Outgoing<'a>;
+
+    fn receive(&mut self, _timestamp: Instant) -> Option<(Incoming, Outgoing<'_>)> {
+        let packet = self.incoming.take()?;
+        Some((Incoming(packet), Outgoing(&mut self.outgoing)))
+    }
+
+    fn transmit(&mut self, _timestamp: Instant) -> Option<Outgoing<'_>> {
+        (self.outgoing.len() < self.room).then_some(Outgoing(&mut self.outgoing))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = usize::from(u16::MAX);
+        // Between guest and here there is only memory.
+        capabilities.checksum.tcp = Checksum::None;
+        capabilities
+    }
+}
+
+/// A connection.
+pub(super) struct Flow {
+    pub(super) key: Key,
+    host: Option<TcpStream>,
+    /// The guest's SYN, until the host's connection is made.
+    syn: Option<Vec<u8>>,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    wire: Wire,
+    offload: Offload,
+    /// Data in one segment as the guest's end announced it.
+    segment: u16,
+    readable: bool,
+    writable: bool,
+    /// The host's end has sent its last byte.
+    host_ended: bool,
+    /// The guest's end has.
+    guest_fin: bool,
+    /// The guest's end has, and the host's end knows.
+    guest_ended: bool,
+    /// The host's socket failed.
+    broken: bool,
+}
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It goes on; the stack wants to be called again at this time.
+    Open(Option<Instant>),
+    /// It is over.
+    Over,
+}
+
+impl Flow {
+    /// A connection that begins with this SYN, towards a host's connection that has begun.
+    pub(super) fn new(
+        key: Key,
+        mut syn: Vec<u8>,
+        host: TcpStream,
+        buffer: usize,
+        offload: Offload,
+        now: Instant,
+    ) -> Self {
+        let segment = if offload.segmentation { frame::raise_segment_size(&mut syn, SEGMENT) } else { SEGMENT };
+        let mut wire = Wire { incoming: None, outgoing: Vec::new(), room: usize::MAX };
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = random();
+        let mut interface = Interface::new(config, &mut wire, now);
+        interface.update_ip_addrs(|addresses| {
+            let _ = addresses.push(IpCidr::new((*key.destination.ip()).into(), 32));
+        });
+        let _ = interface.routes_mut().add_default_ipv4_route(*key.destination.ip());
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        socket.set_timeout(Some(SILENCE));
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            key,
+            host: Some(host),
+            syn: Some(syn),
+            interface,
+            sockets,
+            handle,
+            wire,
+            offload,
+            segment,
+            readable: false,
+            writable: false,
+            host_ended: false,
+            guest_fin: false,
+            guest_ended: false,
+            broken: false,
+        }
+    }
+
+    /// The answer to a packet that belongs to no connection: a reset, unless it is one itself.
+    pub(super) fn refuse(packet: Vec<u8>, key: Key, now: Instant) -> Vec<Frame> {
+        let mut wire = Wire { incoming: Some(packet), outgoing: Vec::new(), room: usize::MAX };
+        let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, now);
+        interface.update_ip_addrs(|addresses| {
+            let _ = addresses.push(IpCidr::new((*key.destination.ip()).into(), 32));
+        });
+        interface.poll(now, &mut wire, &mut SocketSet::new(Vec::new()));
+        let mut frames = wire.outgoing;
+        for frame in &mut frames {
+            frame::offload_tcp(frame, SEGMENT, false);
+        }
+        frames
+    }
+
+    /// The host's socket, to be watched.
+    pub(super) fn host(&self) -> Option<&TcpStream> {
+        self.host.as_ref()
+    }
+
+    /// A packet of the guest.
+    pub(super) fn receive(&mut self, packet: &[u8], now: Instant) {
+        // While the host's connection is being made the guest only repeats its SYN.
+        if self.syn.is_none() {
+            self.wire.incoming = Some(packet.to_vec());
+            self.poll(now, usize::MAX);
+        }
+    }
+
+    /// The host's socket became ready.
+    pub(super) fn host_ready(&mut self) {
+        self.readable = true;
+        self.writable = true;
+    }
+
+    /// Moves what can be moved; at most `room` frames go into `out`.
+    pub(super) fn advance(&mut self, now: Instant, room: usize, out: &mut Vec<Frame>) -> Outcome {
+        if self.syn.is_some() && !self.begin(now) {
+            self.hand_over(out);
+            return Outcome::Over;
+        }
+        if self.syn.is_some() {
+            return Outcome::Open(None);
+        }
+        loop {
+            self.poll(now, room);
+            match self.move_data() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => {
+                    self.broken = true;
+                    self.socket().abort();
+                    break;
+                }
+            }
+        }
+        self.poll(now, room);
+        self.hand_over(out);
+        // Nothing is lost between here and the guest, so nobody has to wait in TIME-WAIT for repetitions.
+        let closed = matches!(self.socket().state(), State::Closed | State::TimeWait | State::Listen);
+        // The guest may be done while the host's end has yet to take what it sent.
+        let draining = self.guest_fin && self.host_ended && !self.guest_ended && !self.broken;
+        if !closed || draining {
+            return Outcome::Open(self.interface.poll_at(now, &self.sockets));
+        }
+        self.close(self.host_ended && self.guest_ended);
+        Outcome::Over
+    }
+
+    /// Whether the host's connection is made or still can be; answers the SYN in both ends' cases.
+    fn begin(&mut self, now: Instant) -> bool {
+        if !self.writable {
+            return true;
+        }
+        let Some(host) = &self.host else { return false };
+        let refused = match host.take_error() {
+            Ok(None) => host.peer_addr().is_err_and(|error| error.kind() != io::ErrorKind::NotConnected),
+            _ => true,
+        };
+        if !refused && host.peer_addr().is_err() {
+            self.writable = false;
+            return true;
+        }
+        self.wire.incoming = self.syn.take();
+        if !refused {
+            let destination = self.key.destination;
+            let _ = self.socket().listen(destination);
+        }
+        self.poll(now, usize::MAX);
+        !refused
+    }
+
+    fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    fn poll(&mut self, now: Instant, room: usize) {
+        self.wire.room = room;
+        self.interface.poll(now, &mut self.wire, &mut self.sockets);
+    }
+
+    /// Moves data both ways once; true when something moved.
+    fn move_data(&mut self) -> io::Result<bool> {
+        let (guest, Some(host)) = (self.sockets.get_mut::<Socket<'_>>(self.handle), &mut self.host) else {
+            return Ok(false);
+        };
+        let mut moved = false;
+        while self.writable && guest.can_recv() {
+            match guest.recv(|data| match host.write(data) {
+                Ok(len) => (len, Ok(len)),
+                Err(error) => (0, Err(error)),
+            }) {
+                Ok(Ok(len)) => moved |= len > 0,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        while self.readable && !self.host_ended && guest.can_send() {
+            match guest.send(|space| match host.read(space) {
+                Ok(len) => (len, Ok(len)),
+                Err(error) => (0, Err(error)),
+            }) {
+                Ok(Ok(0)) => {
+                    self.host_ended = true;
+                    guest.close();
+                    moved = true;
+                }
+                Ok(Ok(_)) => moved = true,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        self.guest_fin |= matches!(guest.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
+        if self.guest_fin && !self.guest_ended && guest.recv_queue() == 0 {
+            self.guest_ended = true;
+            moved = true;
+            host.shutdown(Shutdown::Write)?;
+        }
+        Ok(moved)
+    }
+
+    fn hand_over(&mut self, out: &mut Vec<Frame>) {
+        for mut frame in self.wire.outgoing.drain(..) {
+            frame::offload_tcp(&mut frame, self.segment, self.offload.checksum);
+            out.push(frame);
+        }
+    }
+
+    /// Closes the host's socket, in order or with a reset.
+    fn close(&mut self, orderly: bool) {
+        if let Some(host) = self.host.take()
+            && !orderly
+        {
+            socket::reset(host);
+        }
+    }
+}
+
+/// Initial sequence numbers are not to be guessed.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: the pointer and length are those of `bytes`.
+    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    u64::from_ne_bytes(bytes)
+}

@@ -1,0 +1,385 @@
+//! The whole stack between a model of a guest and real servers on the loopback.
+
+use std::{
+    collections::VecDeque,
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant as Clock},
+};
+
+use proptest::prelude::*;
+use smoltcp::{
+    iface::{Config, Interface, SocketHandle, SocketSet},
+    phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken},
+    socket::tcp::{Socket, SocketBuffer, State},
+    time::Instant,
+    wire::{HardwareAddress, IpCidr},
+};
+use vmm_sys_util::epoll::{Epoll, EpollEvent};
+
+use super::{
+    addresses::{GATEWAY, GUEST, HOST},
+    events::Token,
+    frame::{self, ETHERNET_HEADER},
+    stack::Stack,
+    tcp::Offload,
+};
+
+/// The guest's wire.
+#[derive(Default)]
+struct Wire {
+    incoming: VecDeque<Vec<u8>>,
+    outgoing: Vec<Vec<u8>>,
+}
+
+struct Packet(Vec<u8>);
+
+impl RxToken for Packet {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+struct Slot<'a>(&'a mut Vec<Vec<u8>>);
+
+impl TxToken for Slot<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = frame::ipv4(len).bytes;
+        let result = f(&mut frame[ETHERNET_HEADER..]);
+        self.0.push(frame);
+        result
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Packet;
+    type TxToken<'a> = Slot<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Packet, Slot<'_>)> {
+        self.incoming.pop_front().map(|packet| (Packet(packet), Slot(&mut self.outgoing)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Slot<'_>> {
+        Some(Slot(&mut self.outgoing))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = 1500;
+        capabilities.checksum = ChecksumCapabilities::ignored();
+        capabilities.checksum.ipv4 = smoltcp::phy::Checksum::Both;
+        capabilities
+    }
+}
+
+/// A guest with one interface, and the stack behind it.
+struct World {
+    stack: Stack,
+    epoll: Arc<Epoll>,
+    wire: Wire,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    begun: Clock,
+    /// Largest frame that the guest was given.
+    longest: usize,
+}
+
+impl World {
+    fn new(segmentation: bool) -> Self {
+        let epoll = Arc::new(Epoll::new().unwrap());
+        let mut stack = Stack::new(Arc::clone(&epoll));
+        stack.offload = Offload { checksum: true, segmentation };
+        let mut wire = Wire::default();
+        let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, Instant::ZERO);
+        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap());
+        interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        let sockets = SocketSet::new(Vec::new());
+        Self { stack, epoll, wire, interface, sockets, begun: Clock::now(), longest: 0 }
+    }
+
+    fn connect(&mut self, address: Ipv4Addr, port: u16, from: u16) -> SocketHandle {
+        let buffer = || SocketBuffer::new(vec![0; 100_000]);
+        let handle = self.sockets.add(Socket::new(buffer(), buffer()));
+        let socket = self.sockets.get_mut::<Socket<'_>>(handle);
+        socket.connect(self.interface.context(), (address, port), from).unwrap();
+        handle
+    }
+
+    fn socket(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// Lets everything run once; the guest takes at most `frames` frames.
+    fn turn(&mut self, frames: usize) {
+        let now = Instant::from_micros(self.begun.elapsed().as_micros() as i64);
+        self.interface.poll(now, &mut self.wire, &mut self.sockets);
+        for frame in self.wire.outgoing.drain(..) {
+            self.stack.receive(&frame);
+        }
+        let mut events = vec![EpollEvent::default(); 16];
+        let ready = self.epoll.wait(0, &mut events).unwrap();
+        for event in &events[..ready] {
+            self.stack.host_ready(Token::unpack(event.data()));
+        }
+        self.stack.run_timers();
+        for frame in self.stack.out.drain(..self.stack.out.len().min(frames)) {
+            self.longest = self.longest.max(frame.bytes.len());
+            self.wire.incoming.push_back(frame.bytes[ETHERNET_HEADER..].to_vec());
+        }
+        self.stack.resume();
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Clock::now() + Duration::from_secs(20);
+        while !done(self) {
+            assert!(Clock::now() < deadline, "not within 20 s: {what}");
+            self.turn(64);
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().unwrap().port()
+}
+
+/// A server that serves one connection.
+fn server<T: Send + 'static>(serve: impl FnOnce(TcpStream) -> T + Send + 'static) -> (u16, std::thread::JoinHandle<T>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port(&listener);
+    (port, std::thread::spawn(move || serve(listener.accept().unwrap().0)))
+}
+
+#[test]
+fn a_refused_connection_is_refused_and_a_forbidden_one_too() {
+    let mut world = World::new(true);
+    let free = port(&TcpListener::bind("127.0.0.1:0").unwrap());
+    let open = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (index, (address, port)) in
+        [(HOST, free), (Ipv4Addr::new(192, 168, 65, 77), port(&open)), (Ipv4Addr::new(224, 0, 0, 1), port(&open))]
+            .into_iter()
+            .enumerate()
+    {
+        let handle = world.connect(address, port, 1000 + index as u16);
+        if address.is_multicast() {
+            // No stack connects to a group, so nobody has to refuse it.
+            continue;
+        }
+        world.until("a refusal", |world| world.socket(handle).state() == State::Closed);
+    }
+    assert!(world.stack.is_empty());
+}
+
+#[test]
+fn a_server_that_answers_after_the_end_of_the_request_is_heard() {
+    let (port, server) = server(|mut stream| {
+        let mut request = Vec::new();
+        stream.read_to_end(&mut request).unwrap();
+        request.reverse();
+        stream.write_all(&request).unwrap();
+    });
+    let mut world = World::new(true);
+    let handle = world.connect(HOST, port, 1000);
+    world.until("a connection", |world| world.socket(handle).may_send());
+    world.socket(handle).send_slice(b"abc").unwrap();
+    world.socket(handle).close();
+    world.until("the answer", |world| world.socket(handle).recv_queue() == 3);
+    let mut answer = [0; 3];
+    world.socket(handle).recv_slice(&mut answer).unwrap();
+    assert_eq!(&answer, b"cba");
+    server.join().unwrap();
+    world.until("the end", |world| world.stack.is_empty());
+}
+
+#[test]
+fn a_client_can_go_on_talking_after_the_server_has_ended() {
+    let (port, server) = server(|mut stream| {
+        stream.write_all(b"hello").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        rest
+    });
+    let mut world = World::new(true);
+    let handle = world.connect(HOST, port, 1000);
+    world.until("the server's end", |world| world.socket(handle).state() == State::CloseWait);
+    world.socket(handle).send_slice(b"bye").unwrap();
+    world.socket(handle).close();
+    world.until("the end", |world| world.stack.is_empty());
+    assert_eq!(server.join().unwrap(), b"bye");
+}
+
+#[test]
+fn a_reset_reaches_the_other_side_both_ways() {
+    let (port, server) = server(|mut stream| stream.read(&mut [0; 8]).map_err(|error| error.kind()));
+    let mut world = World::new(true);
+    let handle = world.connect(HOST, port, 1000);
+    world.until("a connection", |world| world.socket(handle).may_send());
+    world.socket(handle).abort();
+    world.until("the end", |world| world.stack.is_empty());
+    assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+
+    let (port, server) = self::server(super::socket::reset);
+    let handle = world.connect(HOST, port, 1001);
+    world.until("the reset", |world| world.socket(handle).state() == State::Closed);
+    server.join().unwrap();
+    world.until("the end", |world| world.stack.is_empty());
+}
+
+#[test]
+fn a_guest_that_takes_nothing_stops_the_server_and_nothing_is_held_beyond_the_bounds() {
+    const SENT: usize = 64 << 20;
+    let (port, server) = server(|mut stream| {
+        stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        let block = vec![7; 1 << 16];
+        let mut sent = 0;
+        while sent < SENT {
+            match stream.write(&block) {
+                Ok(len) => sent += len,
+                Err(_) => break,
+            }
+        }
+        sent
+    });
+    let mut world = World::new(true);
+    let handle = world.connect(HOST, port, 1000);
+    world.until("a connection", |world| world.socket(handle).may_send());
+    while !server.is_finished() {
+        world.turn(0);
+    }
+    let sent = server.join().unwrap();
+    assert!(sent < SENT, "the server was never stopped");
+    let mut received = 0;
+    world.until("the rest", |world| {
+        let socket = world.socket(handle);
+        received += socket.recv(|data| (data.len(), data.len())).unwrap_or(0);
+        !socket.may_recv()
+    });
+    assert_eq!(received, sent);
+    assert!(world.longest > 32_768, "segments of {} bytes are not bulk", world.longest);
+}
+
+#[test]
+fn without_segmentation_by_the_guest_no_segment_is_longer_than_it_takes() {
+    let (port, server) = server(|mut stream| stream.write_all(&vec![1; 100_000]).unwrap());
+    let mut world = World::new(false);
+    let handle = world.connect(HOST, port, 1000);
+    let mut received = 0;
+    world.until("everything", |world| {
+        received += world.socket(handle).recv(|data| (data.len(), data.len())).unwrap_or(0);
+        received == 100_000
+    });
+    server.join().unwrap();
+    assert!(world.longest <= ETHERNET_HEADER + 1500, "{}", world.longest);
+}
+
+#[test]
+fn connections_in_sequence_leave_nothing_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port(&listener);
+    let descriptors = || std::fs::read_dir("/proc/self/task/self/fd").map_or(0, Iterator::count);
+    let server = std::thread::spawn(move || {
+        for stream in listener.incoming().take(300) {
+            stream.unwrap().write_all(b"x").unwrap();
+        }
+    });
+    let mut world = World::new(true);
+    let before = descriptors();
+    for index in 0..300 {
+        let handle = world.connect(HOST, port, 1000 + index);
+        world.until("a byte", |world| world.socket(handle).recv_queue() == 1);
+        world.socket(handle).close();
+        world.until("the end", |world| world.stack.is_empty());
+        world.sockets.remove(handle);
+    }
+    server.join().unwrap();
+    assert!(descriptors() <= before + 50);
+}
+
+#[test]
+fn what_a_stranger_sends_gets_no_answer() {
+    let mut world = World::new(true);
+    let syn = |source: Ipv4Addr| {
+        let mut frame = frame::udp(
+            SocketAddr::from((source, 9)).to_string().parse().unwrap(),
+            "192.168.65.1:53".parse().unwrap(),
+            b"",
+        );
+        frame.bytes[ETHERNET_HEADER + 9] = 6;
+        frame.bytes
+    };
+    world.stack.receive(&syn(Ipv4Addr::new(192, 168, 65, 4)));
+    assert!(world.stack.is_empty() && world.stack.out.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn data_is_neither_lost_nor_reordered_nor_doubled(
+        sizes in prop::collection::vec(1_usize..40_000, 1..20),
+        frames in prop::collection::vec(0_usize..20, 1..20),
+        reads in prop::collection::vec(1_usize..30_000, 1..20),
+        segmentation in any::<bool>(),
+        server_chunk in 1_usize..70_000,
+    ) {
+        let (port, server) = server(move |mut stream| {
+            let mut buffer = vec![0; server_chunk];
+            loop {
+                match stream.read(&mut buffer).unwrap() {
+                    0 => return,
+                    len => stream.write_all(&buffer[..len]).unwrap(),
+                }
+            }
+        });
+        let sent: Vec<u8> = (0..sizes.iter().sum()).map(|index: usize| (index ^ index >> 8 ^ index >> 16) as u8).collect();
+        let mut world = World::new(segmentation);
+        let handle = world.connect(HOST, port, 1000);
+        let (mut from, mut received, mut chunks) = (0, Vec::<u8>::new(), sizes.iter().cycle());
+        let (mut frames, mut reads) = (frames.iter().cycle(), reads.iter().cycle());
+        let deadline = Clock::now() + Duration::from_secs(20);
+        loop {
+            prop_assert!(Clock::now() < deadline, "{} of {} bytes", received.len(), sent.len());
+            let socket = world.socket(handle);
+            if socket.can_send() && from < sent.len() {
+                let end = sent.len().min(from + chunks.next().unwrap());
+                from += socket.send_slice(&sent[from..end]).unwrap();
+                if from == sent.len() {
+                    socket.close();
+                }
+            }
+            let mut buffer = vec![0; *reads.next().unwrap()];
+            if socket.can_recv() {
+                let len = socket.recv_slice(&mut buffer).unwrap();
+                received.extend(&buffer[..len]);
+            } else if from == sent.len() && !socket.may_recv() {
+                break;
+            }
+            world.turn(*frames.next().unwrap() + usize::from(received.len() % 3 == 0));
+        }
+        server.join().unwrap();
+        prop_assert!(received == sent);
+        world.until("the end", |world| world.stack.is_empty());
+    }
+
+    #[test]
+    fn no_frames_make_the_stack_panic(frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..120), 0..20), protocol in 0_usize..3) {
+        let mut world = World::new(true);
+        for mut frame in frames {
+            if frame.len() > 40 {
+                // Mostly plausible: IPv4 of the guest to one of our addresses.
+                let total = (frame.len() - ETHERNET_HEADER) as u16;
+                frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+                frame[16..18].copy_from_slice(&total.to_be_bytes());
+                frame[20..22].copy_from_slice(&[0, 0]);
+                frame[23] = [1, 6, 17][protocol];
+                frame[26..30].copy_from_slice(&GUEST.octets());
+                frame[30..34].copy_from_slice(&GATEWAY.octets());
+            }
+            world.stack.receive(&frame);
+            world.turn(9);
+        }
+    }
+}
