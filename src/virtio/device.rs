@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::worker::Stop;
 use crate::vmm::memory::GuestRam;
 
 /// Tells the driver that something happened; behind it is an MSI-X vector's irqfd.
@@ -24,15 +25,27 @@ pub struct ActiveQueue {
 }
 
 impl ActiveQueue {
+    /// Serves the queue until the worker is stopped; the body of a thread that has one queue and nothing else.
+    pub(crate) fn serve<'m>(
+        mut self,
+        stop: &Stop,
+        memory: &'m GuestRam,
+        mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32,
+    ) {
+        loop {
+            self.drain(memory, &mut serve);
+            if stop.wait(&[&self.kick]).is_none() {
+                return;
+            }
+            let _ = self.kick.read();
+        }
+    }
+
     /// Serves every available chain and tells the driver; `serve` returns the bytes it wrote into the chain.
     ///
     /// Ends although the available ring claims more when no chain can be taken from it: a broken ring must not keep
     /// a device's thread from being stopped.
-    pub(crate) fn drain<'m>(
-        &mut self,
-        memory: &'m GuestRam,
-        mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32,
-    ) {
+    fn drain<'m>(&mut self, memory: &'m GuestRam, mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32) {
         loop {
             let mut taken = false;
             let mut used = false;

@@ -2,10 +2,14 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd},
     thread::{self, JoinHandle},
 };
 
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// A running thread that ends when it is stopped or dropped.
@@ -39,25 +43,25 @@ impl Drop for Worker {
 impl Stop {
     /// Waits until one of `events` is readable; its index, or `None` when the thread shall end.
     pub(crate) fn wait(&self, events: &[&EventFd]) -> Option<usize> {
-        let mut fds: Vec<_> =
-            std::iter::once(self.0.as_raw_fd()).chain(events.iter().map(|e| e.as_raw_fd())).map(poll_in).collect();
+        let mut fds: Vec<_> = std::iter::once(&self.0).chain(events.iter().copied()).map(readable).collect();
         loop {
-            // SAFETY: `fds` is a valid array of its length for the duration of the call.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
-            if ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                return None;
-            }
-            if ready > 0 {
-                break;
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(_) => return None,
             }
         }
-        if fds.first().is_some_and(|fd| fd.revents != 0) {
+        let (stop, events) = fds.split_first()?;
+        if stop.any() != Some(false) {
             return None;
         }
-        fds.iter().skip(1).position(|fd| fd.revents != 0)
+        events.iter().position(|event| event.any() != Some(false))
     }
 }
 
-fn poll_in(fd: RawFd) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+/// To be told when an event is raised.
+fn readable(event: &EventFd) -> PollFd<'_> {
+    // SAFETY: the descriptor belongs to `event`, which is borrowed as long as the result.
+    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    PollFd::new(fd, PollFlags::POLLIN)
 }

@@ -144,7 +144,7 @@ impl Machine {
 
     /// Tells a reset that follows a kernel panic from one that the guest wanted.
     pub(super) fn explain(&self, reason: ExitReason) -> ExitReason {
-        let log = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         if reason == ExitReason::Reset && log.panicked() { ExitReason::Panic } else { reason }
     }
 }
@@ -232,7 +232,7 @@ impl Board {
         for id in 0..cpus {
             let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("make a vCPU"))?;
             vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, cpus)?).map_err(kvm("set CPU features"))?;
-            boot::Registers::set_msrs(&vcpu)?;
+            boot::set_msrs(&vcpu)?;
             if id == 0 {
                 boot::set_registers(&vcpu, &self.memory, entry)?;
             }

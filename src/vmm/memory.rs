@@ -1,9 +1,13 @@
 //! Guest memory: one memfd, mapped shared, so that vhost-user processes can map it too.
 
-use std::{fs::File, io, os::fd::FromRawFd};
+use std::{fs::File, io};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
 use super::{
@@ -44,19 +48,10 @@ pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
 }
 
 fn memfd(bytes: u64) -> io::Result<File> {
-    // SAFETY: the name is a valid C string; the call touches no memory of ours.
-    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` is a new descriptor that nobody else owns.
-    let file = unsafe { File::from_raw_fd(fd) };
+    let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     file.set_len(bytes)?;
     // A process that maps this memory may not shrink it under us (SIGBUS).
-    // SAFETY: F_ADD_SEALS takes an integer and touches no memory.
-    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
     Ok(file)
 }
 

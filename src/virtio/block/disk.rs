@@ -6,6 +6,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use vm_memory::VolatileSlice;
 
 use super::{SECTOR, write_zeroes};
@@ -75,12 +76,13 @@ impl DiskFile {
 
     /// Gives a range back to the host's file system.
     pub(super) fn punch_hole(&self, sector: u64, sectors: u64) -> io::Result<()> {
-        self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, sector, sectors)
+        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, sector, sectors)
     }
 
     /// Makes a range read as zeroes and keeps it allocated.
     pub(super) fn zero(&self, sector: u64, sectors: u64) -> io::Result<()> {
-        match self.allocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, sector, sectors) {
+        match self.allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, sector, sectors)
+        {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 write_zeroes(&self.file, sector * SECTOR, sectors * SECTOR)
             }
@@ -88,16 +90,12 @@ impl DiskFile {
         }
     }
 
-    fn allocate(&self, mode: libc::c_int, sector: u64, sectors: u64) -> io::Result<()> {
+    fn allocate(&self, mode: FallocateFlags, sector: u64, sectors: u64) -> io::Result<()> {
         if sectors == 0 {
             return Ok(());
         }
         let (offset, len) = ((sector * SECTOR).cast_signed(), (sectors * SECTOR).cast_signed());
-        // SAFETY: fallocate takes integers and touches no memory of ours.
-        match unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        Ok(fallocate(&self.file, mode, offset, len)?)
     }
 }
 

@@ -10,6 +10,10 @@ mod tests;
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 pub use disk::DiskFile;
+use virtio_bindings::{
+    virtio_blk as blk,
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+};
 
 use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 
@@ -21,15 +25,6 @@ const SEGMENTS: u32 = 254;
 const MOST_RANGE: u32 = 1 << 21;
 /// Most ranges of one DISCARD or WRITE_ZEROES request.
 const MOST_RANGES: u32 = 256;
-
-const F_SEG_MAX: u64 = 1 << 2;
-const F_RO: u64 = 1 << 5;
-const F_BLK_SIZE: u64 = 1 << 6;
-const F_FLUSH: u64 = 1 << 9;
-const F_DISCARD: u64 = 1 << 13;
-const F_WRITE_ZEROES: u64 = 1 << 14;
-const F_INDIRECT_DESC: u64 = 1 << 28;
-const F_EVENT_IDX: u64 = 1 << 29;
 
 /// The device.
 pub struct Block {
@@ -73,8 +68,16 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let common = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_INDIRECT_DESC | F_EVENT_IDX;
-        common | if self.disk.readonly() { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
+        let common = 1 << blk::VIRTIO_BLK_F_SEG_MAX
+            | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
+            | 1 << blk::VIRTIO_BLK_F_FLUSH
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX;
+        if self.disk.readonly() {
+            common | 1 << blk::VIRTIO_BLK_F_RO
+        } else {
+            common | 1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES
+        }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -6,12 +6,6 @@ use crate::{
     vmm::memory::GuestRam,
 };
 
-pub(super) fn run(stop: &Stop, mut active: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
-    loop {
-        active.drain(memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)));
-        if stop.wait(&[&active.kick]).is_none() {
-            return;
-        }
-        let _ = active.kick.read();
-    }
+pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
+    queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)));
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 pub use log::ConsoleLog;
 
-use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-const EVENT_IDX: u64 = 1 << 29;
+use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 
 /// The device; its output goes to a log that the machine keeps to tell the last words of a guest.
 pub struct Console {
@@ -34,7 +34,7 @@ impl VirtioDevice for Console {
     }
 
     fn features(&self) -> u64 {
-        EVENT_IDX
+        1 << VIRTIO_RING_F_EVENT_IDX
     }
 
     fn read_config(&self, _offset: u64, data: &mut [u8]) {

@@ -13,20 +13,14 @@ use crate::{
     vmm::memory::GuestRam,
 };
 
-pub(super) fn run(stop: &Stop, mut active: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
-    loop {
-        active.drain(memory, |chain| {
-            serve(chain, memory, log);
-            0
-        });
-        if stop.wait(&[&active.kick]).is_none() {
-            return;
-        }
-        let _ = active.kick.read();
-    }
+pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+    queue.serve(stop, memory, |chain| {
+        take(chain, memory, log);
+        0
+    });
 }
 
-fn serve(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+fn take(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
     if let Ok(mut reader) = chain.reader(memory) {
         let mut piece = [0; 4096];
         while let Ok(len @ 1..) = reader.read(&mut piece) {

@@ -3,17 +3,18 @@
 //! Queue configuration is frozen once the queue is enabled, and everything once the driver sets `DRIVER_OK`: a driver
 //! that changes its mind has to reset the device first.
 
+use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use virtio_queue::{Queue, QueueT};
 
 use crate::vmm::memory::GuestRam;
 
-pub(super) const STATUS_FEATURES_OK: u8 = 8;
-pub(super) const STATUS_DRIVER_OK: u8 = 4;
-pub(super) const STATUS_NEEDS_RESET: u8 = 64;
-pub(super) const STATUS_FAILED: u8 = 128;
-pub(super) const NO_VECTOR: u16 = 0xffff;
-pub(super) const FEATURE_VERSION_1: u64 = 1 << 32;
-pub(super) const FEATURE_EVENT_IDX: u64 = 1 << 29;
+const STATUS_FEATURES_OK: u8 = 8;
+const STATUS_DRIVER_OK: u8 = 4;
+const STATUS_NEEDS_RESET: u8 = 64;
+const STATUS_FAILED: u8 = 128;
+const NO_VECTOR: u16 = 0xffff;
+const FEATURE_VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const FEATURE_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// What a write asks of the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,9 @@
 
 mod worker;
 
-use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-/// `VIRTIO_F_RING_EVENT_IDX`.
-const EVENT_IDX: u64 = 1 << 29;
+use crate::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 
 /// The device.
 #[derive(Default)]
@@ -23,7 +22,7 @@ impl VirtioDevice for Rng {
     }
 
     fn features(&self) -> u64 {
-        EVENT_IDX
+        1 << VIRTIO_RING_F_EVENT_IDX
     }
 
     fn read_config(&self, _offset: u64, data: &mut [u8]) {

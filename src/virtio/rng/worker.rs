@@ -12,18 +12,12 @@ use crate::{
 /// Most bytes given for one buffer: a longer one gets a short answer, which 5.4.6.1 allows.
 const MOST: usize = 4096;
 
-pub(super) fn run(stop: &Stop, mut active: ActiveQueue, memory: &GuestRam) {
-    loop {
-        active.drain(memory, |chain| serve(chain, memory));
-        if stop.wait(&[&active.kick]).is_none() {
-            return;
-        }
-        let _ = active.kick.read();
-    }
+pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam) {
+    queue.serve(stop, memory, |chain| give(chain, memory));
 }
 
 /// Returns how many bytes the buffer got.
-fn serve(chain: DescriptorChain<&GuestRam>, memory: &GuestRam) -> u32 {
+fn give(chain: DescriptorChain<&GuestRam>, memory: &GuestRam) -> u32 {
     chain.writer(memory).map_or(0, |mut writer| {
         let mut bytes = [0; MOST];
         let len = writer.available_bytes().min(MOST);

@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{error::VmmError, layout, memory::GuestRam};
 
-pub(crate) use registers::Registers;
+pub(crate) use registers::set_msrs;
 
 /// Where and how the first vCPU starts.
 #[derive(Clone, Copy)]

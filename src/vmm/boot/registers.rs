@@ -22,9 +22,6 @@ const RFLAGS: u64 = 2;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 
-/// What to load into the vCPU besides its segments.
-pub(crate) struct Registers;
-
 /// A flat 4 GiB segment for slot `index` of the GDT.
 fn segment(index: u16, type_: u8, long: bool) -> kvm_segment {
     kvm_segment {
@@ -98,14 +95,12 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
     vcpu.set_regs(&general).map_err(kvm("set registers"))
 }
 
-impl Registers {
-    /// Model-specific registers of every vCPU: fast string operations, write-back memory by default.
-    pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
-        let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-        let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
-            .map_err(|_| VmmError::KvmCapability("room for two MSRs"))?;
-        vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())
-    }
+/// Model-specific registers of every vCPU: fast string operations, write-back memory by default.
+pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
+    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
+        .map_err(|_| VmmError::KvmCapability("room for two MSRs"))?;
+    vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())
 }
 
 #[cfg(test)]
