@@ -137,7 +137,7 @@ pub(super) async fn serve(
                 let _ = events.send(VmEvent::GuestFailed(error.to_string())).await;
             }
             Err(error) => {
-                warn!("{}", crate::backend::chain(&error));
+                warn!("{}", crate::report::chain(&error));
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -12,9 +12,7 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
-/// The number under which every child finds its descriptor.
-const FD: RawFd = 3;
-const _: () = assert!(crate::vmm::api::CONTROL_FD == FD && crate::net::VHOST_FD == FD);
+use crate::inherited::FD;
 
 /// Starts `bulkhead VERB` with `theirs` as its descriptor 3 and its output in `log`.
 ///

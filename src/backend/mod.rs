@@ -20,7 +20,6 @@ pub mod vmm;
 pub mod wire;
 
 use std::{
-    error::Error,
     fs, io,
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
@@ -47,6 +46,7 @@ use self::{
 };
 use crate::{
     engine::{self, context::DockerContext},
+    report::chain,
     settings::{PathError, Paths},
 };
 
@@ -83,18 +83,6 @@ pub struct Options {
     pub launched: bool,
     /// End when standard input does, and leave no file of the profile behind.
     pub throw_away: bool,
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Runs the backend of a profile until it is asked to end. Blocks; to be called on the main thread, with which a VM

@@ -78,7 +78,7 @@ pub(super) async fn keep(mut process: NetProcess, channel: Arc<Channel>, events:
             Ok((child, stream)) => {
                 process.child = child;
                 if let Err(error) = channel.send(&Command::Network, Some(stream.as_fd())).await {
-                    warn!("{}", super::chain(&error));
+                    warn!("{}", crate::report::chain(&error));
                 }
             }
             Err(error) => {

@@ -96,7 +96,6 @@ impl Plan {
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
             vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
             console: Some(paths.console_log()),
-            network: self.network,
             serial: self.serial.then(|| paths.serial_log()),
         }
     }

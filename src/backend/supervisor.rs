@@ -13,13 +13,13 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
-    chain, logs,
+    logs,
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm, VmEvent},
     vmm::Channel,
     wire::{Answer, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
 };
-use crate::settings::Paths;
+use crate::{report::chain, settings::Paths};
 
 /// Seconds after which a VM that was asked to shut down is killed, when nobody says otherwise.
 const STOP_SECONDS: u64 = 60;

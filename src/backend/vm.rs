@@ -123,7 +123,7 @@ impl Vm {
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
             // The process is already gone; why is known once it has been waited for.
-            warn!("{}", super::chain(&error));
+            warn!("{}", crate::report::chain(&error));
         }
         let keep = |process| tokio::spawn(network::keep(process, Arc::clone(&channel), sender)).abort_handle();
         let network = process.map(keep);
@@ -193,7 +193,7 @@ async fn watch(mut child: Child, channel: Arc<Channel>, kill: Arc<Notify>, event
             Ok(Some(Event::Statistics(statistics))) => info!(?statistics),
             Ok(None) => break,
             Err(error) => {
-                warn!("{}", super::chain(&error));
+                warn!("{}", crate::report::chain(&error));
                 let _ = child.start_kill();
                 break;
             }

@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::{CliError, Format, print};
 use crate::{
-    backend::{chain, disk::DiskPlan, host},
+    backend::{disk::DiskPlan, host},
     image::Image,
+    report::chain,
     settings::{Paths, Settings, Size},
 };
 

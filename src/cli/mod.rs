@@ -20,7 +20,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use self::client::ClientError;
 use crate::{
-    backend::{BackendError, chain, launch::LaunchError, plan::PlanError},
+    backend::{BackendError, launch::LaunchError, plan::PlanError},
+    report::chain,
     settings::{Base, PathError, Paths, ProfileName, SettingsError},
 };
 

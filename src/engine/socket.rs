@@ -13,7 +13,8 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    backend::{Link, chain, wire::Status},
+    backend::{Link, wire::Status},
+    report::chain,
     vmm::api::Command,
 };
 

@@ -34,10 +34,7 @@ mod vhost;
 
 use std::{
     io,
-    os::{
-        fd::{FromRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::unix::net::UnixStream,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -45,12 +42,12 @@ use std::{
 use ::vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
-    socket::{SockType, getsockopt, sockopt},
+    socket::SockType,
 };
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
-use crate::{sandbox, vmm::error::chain};
+use crate::{inherited, report::chain, sandbox};
 use events::Token;
 use stack::Stack;
 use vhost::{RX, TX};
@@ -58,9 +55,6 @@ use vhost::{RX, TX};
 #[cfg(test)]
 pub(crate) use ring::Ring;
 pub(crate) use vhost::Device;
-
-/// Descriptor number on which this process finds its stream to the vmm.
-pub const VHOST_FD: i32 = 3;
 
 /// Frames taken from the guest before the host's sockets have their turn.
 const BURST: usize = 128;
@@ -70,7 +64,7 @@ const EVENTS: usize = 256;
 /// Why the network process ends in failure.
 #[derive(Debug, thiserror::Error)]
 enum NetError {
-    #[error("descriptor {VHOST_FD} is no unix stream; `bulkhead net` is started by the backend")]
+    #[error("descriptor {} is no unix stream; `bulkhead net` is started by the backend", inherited::FD)]
     Descriptor,
     #[error("the host refused {what}")]
     Host {
@@ -99,22 +93,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Takes the inherited descriptor, if it is what the backend hands over.
-fn inherited() -> Result<UnixStream, NetError> {
-    // SAFETY: fcntl with F_GETFD takes integers only.
-    if unsafe { libc::fcntl(VHOST_FD, libc::F_GETFD) } < 0 {
-        return Err(NetError::Descriptor);
-    }
-    // SAFETY: the descriptor is open and, by the contract with the backend, ours alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(VHOST_FD) };
-    match getsockopt(&fd, sockopt::SockType) {
-        Ok(SockType::Stream) => Ok(fd.into()),
-        _ => Err(NetError::Descriptor),
-    }
-}
-
 fn serve() -> Result<(), NetError> {
-    let stream = inherited()?;
+    let stream = UnixStream::from(inherited::socket(SockType::Stream).ok_or(NetError::Descriptor)?);
     // Each connection is a descriptor.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(16_384), most);

@@ -1,15 +1,12 @@
 //! What the backend and its child `bulkhead vmm` say to each other.
 //!
-//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`CONTROL_FD`]. Each packet is one
+//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`crate::inherited::FD`]. Each packet is one
 //! JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's first packet is
 //! [`Command::Boot`]. When the socket closes, the VM ends with its backend: the vmm process exits.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-
-/// Descriptor number on which the child finds the control socket.
-pub const CONTROL_FD: i32 = 3;
 
 /// Longest packet in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
@@ -49,9 +46,6 @@ pub struct VmConfig {
     pub disks: Vec<Disk>,
     /// The vsock device, if any.
     pub vsock: Option<Vsock>,
-    /// With a network device: the descriptor beside [`Command::Boot`] is a unix stream to its vhost-user backend.
-    #[serde(default)]
-    pub network: bool,
     /// File (or FIFO) to which the virtio console, the guest's log, is appended.
     pub console: Option<PathBuf>,
     /// File (or FIFO) to which a 16550 at 0x3f8 writes; no UART exists without it.
@@ -62,7 +56,8 @@ pub struct VmConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Command {
-    /// Build the machine and run it.
+    /// Build the machine and run it. A descriptor beside this packet gives it a network device: a unix stream to the
+    /// device's vhost-user backend.
     Boot(Box<VmConfig>),
     /// The descriptor beside this packet becomes the host end of a stream to this guest port.
     VsockConnect {

@@ -5,12 +5,13 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockType, getsockopt, recvmsg, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockType, recvmsg};
 
 use super::{
-    api::{CONTROL_FD, Command, Event, MAX_PACKET},
+    api::{Command, Event, MAX_PACKET},
     error::VmmError,
 };
+use crate::inherited;
 
 /// The socket.
 pub(super) struct Control(OwnedFd);
@@ -18,22 +19,12 @@ pub(super) struct Control(OwnedFd);
 impl Control {
     /// Takes the inherited descriptor, if it is what the backend hands over.
     pub(super) fn inherited() -> Result<Self, VmmError> {
-        // SAFETY: fcntl with F_GETFD takes integers only.
-        if unsafe { libc::fcntl(CONTROL_FD, libc::F_GETFD) } < 0 {
-            return Err(VmmError::Control(format!(
-                "descriptor {CONTROL_FD} is not open; `bulkhead vmm` is started by the backend"
-            )));
-        }
-        // SAFETY: the descriptor is open and, by the contract with the backend, ours alone.
-        let fd = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
-        match getsockopt(&fd, sockopt::SockType) {
-            Ok(SockType::SeqPacket) => {}
-            _ => return Err(VmmError::Control(format!("descriptor {CONTROL_FD} is not a SOCK_SEQPACKET socket"))),
-        }
-        // Our own children, if there ever are any, must not hold it open.
-        // SAFETY: fcntl with F_SETFD takes integers only.
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
-        Ok(Self(fd))
+        inherited::socket(SockType::SeqPacket).map(Self).ok_or_else(|| {
+            let fd = inherited::FD;
+            VmmError::Control(format!(
+                "descriptor {fd} is no SOCK_SEQPACKET socket; `bulkhead vmm` is started by the backend"
+            ))
+        })
     }
 
     /// The next command with the descriptor beside it; `None` when the backend is gone.

@@ -104,15 +104,3 @@ pub(crate) fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmmEr
 pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
     move |source| VmmError::Host { what, source }
 }
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

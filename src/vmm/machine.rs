@@ -16,7 +16,7 @@ use super::{
     boot,
     bus::{Bus, BusDevice},
     cpuid,
-    error::{VmmError, chain, host, kvm},
+    error::{VmmError, host, kvm},
     exit::ExitSignal,
     interrupts::GsiRouter,
     layout,
@@ -30,6 +30,7 @@ use crate::{
         power::{self, Power},
         serial::{self, SerialPort},
     },
+    report::chain,
     sandbox,
     virtio::{
         VirtioDevice,
@@ -104,7 +105,7 @@ impl Machine {
         };
         board.plug_virtio(Box::new(Rng::default()))?;
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
-        let net = network.filter(|_| config.network).map(|stream| board.plug_network(stream)).transpose()?.flatten();
+        let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
         let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
         let entry = boot::load(&board.memory, &config.kernel, &config.cmdline, config.cpus, serial)?;
         // Everything is open; the threads that the guest can reach start confined.

@@ -22,8 +22,10 @@ use std::{
 
 use api::{Command, Event, ExitReason};
 use control::Control;
-use error::{VmmError, chain};
+use error::VmmError;
 use machine::Machine;
+
+use crate::report::chain;
 
 /// The process: takes its machine from the control socket, runs it, tells how it ended.
 ///

@@ -2,11 +2,8 @@
 
 use std::{
     fs::OpenOptions,
-    io::{IoSlice, IoSliceMut},
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command as Process, Stdio},
     time::Duration,
@@ -14,18 +11,10 @@ use std::{
 
 use bulkhead::{
     backend::plan::{CMDLINE, DATA_SERIAL},
-    vmm::api::{CONTROL_FD, Command, Disk, Event, MAX_PACKET, Statistics, VmConfig, Vsock},
-};
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        prctl,
-        signal::Signal,
-        socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair},
-    },
+    vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock},
 };
 
-use crate::Result;
+use crate::{Result, control};
 
 /// Size of the data disk, a new sparse file for each run, in bytes.
 const DATA_BYTES: u64 = 16 << 30;
@@ -183,7 +172,7 @@ impl Drop for Running {
 }
 
 fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) = control::pair()?;
     let disk =
         |path: &Path, readonly, serial: &str| Disk { path: path.to_owned(), readonly, serial: serial.to_owned() };
     let config = VmConfig {
@@ -195,7 +184,6 @@ fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
         vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
         console: Some(setup.console()),
         serial: None,
-        network: false,
     };
     // The packet waits in the socket: the process finds its machine as soon as it looks.
     send(&ours, &Command::Boot(Box::new(config)))?;
@@ -235,40 +223,21 @@ fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
     arguments
 }
 
-/// Starts a process that dies with this one, with `control` as descriptor [`CONTROL_FD`].
-fn spawn(mut process: Process, control: Option<&OwnedFd>) -> Result<Child> {
-    let raw = control.map(AsRawFd::as_raw_fd);
+/// Starts a process that says nothing but errors and dies with this one.
+fn spawn(mut process: Process, socket: Option<&OwnedFd>) -> Result<Child> {
     process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-    // SAFETY: only system calls that take integers are made between fork and exec.
-    unsafe {
-        process.pre_exec(move || {
-            prctl::set_pdeathsig(Signal::SIGKILL)?;
-            let done = match raw {
-                Some(CONTROL_FD) => libc::fcntl(CONTROL_FD, libc::F_SETFD, 0),
-                Some(raw) => libc::dup2(raw, CONTROL_FD),
-                None => 0,
-            };
-            if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-        });
-    }
-    process.spawn().map_err(|error| format!("cannot start {}: {error}", process.get_program().display()).into())
+    control::spawn(&mut process, socket)
+        .map_err(|error| format!("cannot start {}: {error}", process.get_program().display()).into())
 }
 
-fn send(control: &OwnedFd, command: &Command) -> Result<()> {
-    let packet = serde_json::to_vec(command)?;
-    sendmsg::<()>(control.as_raw_fd(), &[IoSlice::new(&packet)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
-    Ok(())
+fn send(socket: &OwnedFd, command: &Command) -> Result<()> {
+    Ok(control::send(socket, &serde_json::to_vec(command)?, None)?)
 }
 
-fn receive(control: &OwnedFd) -> Result<Event> {
-    let timeout = PollTimeout::try_from(Duration::from_secs(10))?;
-    if poll(&mut [PollFd::new(control.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
-        return Err("the vmm process does not answer".into());
+fn receive(socket: &OwnedFd) -> Result<Event> {
+    match control::receive(socket, Duration::from_secs(10)) {
+        Ok(event) => event.ok_or_else(|| "the vmm process closed its control socket".into()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err("the vmm process does not answer".into()),
+        Err(error) => Err(error.into()),
     }
-    let mut packet = vec![0; MAX_PACKET];
-    let len = recvmsg::<()>(control.as_raw_fd(), &mut [IoSliceMut::new(&mut packet)], None, MsgFlags::empty())?.bytes;
-    if len == 0 {
-        return Err("the vmm process closed its control socket".into());
-    }
-    Ok(serde_json::from_slice(&packet[..len])?)
 }

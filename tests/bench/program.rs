@@ -3,6 +3,8 @@
 
 mod agent;
 mod console;
+#[path = "../support/control.rs"]
+mod control;
 mod launch;
 mod process;
 mod report;

@@ -69,7 +69,6 @@ pub fn machine(kernel: PathBuf) -> VmConfig {
         cmdline: String::new(),
         disks: Vec::new(),
         vsock: None,
-        network: false,
         console: None,
         serial: None,
     }

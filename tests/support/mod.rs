@@ -3,24 +3,16 @@
 #![allow(dead_code, reason = "each suite uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
+pub mod control;
 pub mod guest;
 
 use std::{
-    io::{IoSlice, IoSliceMut},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    os::fd::OwnedFd,
     process::{Child, Command as Process, Stdio},
     time::{Duration, Instant},
 };
 
-use bulkhead::vmm::api::{CONTROL_FD, Command, Event, ExitReason, MAX_PACKET, VmConfig};
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair},
-};
-use std::os::fd::AsFd;
+use bulkhead::vmm::api::{Command, Event, ExitReason, VmConfig};
 
 /// A vmm process; killed when dropped.
 pub struct Vmm {
@@ -31,20 +23,10 @@ pub struct Vmm {
 impl Vmm {
     /// Starts the process without telling it anything.
     pub fn spawn() -> Self {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (ours, theirs) = control::pair().unwrap();
         let mut process = Process::new(env!("CARGO_BIN_EXE_bulkhead"));
         process.arg("vmm").stdin(Stdio::null()).stderr(Stdio::inherit());
-        let raw = theirs.as_raw_fd();
-        // SAFETY: dup2 and fcntl are async-signal-safe and take integers only.
-        unsafe {
-            process.pre_exec(move || {
-                let done =
-                    if raw == CONTROL_FD { libc::fcntl(raw, libc::F_SETFD, 0) } else { libc::dup2(raw, CONTROL_FD) };
-                if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-            });
-        }
-        Self { child: Some(process.spawn().unwrap()), socket: ours }
+        Self { child: Some(control::spawn(&mut process, Some(&theirs)).unwrap()), socket: ours }
     }
 
     /// Starts the process and boots a machine.
@@ -59,24 +41,12 @@ impl Vmm {
     }
 
     pub fn send_raw(&self, packet: &[u8], fd: Option<&OwnedFd>) {
-        let fds: Vec<_> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
-        let rights = [ControlMessage::ScmRights(&fds)];
-        let messages = if fds.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(packet)], messages, MsgFlags::MSG_NOSIGNAL, None)
-            .unwrap();
+        control::send(&self.socket, packet, fd).unwrap();
     }
 
     /// The next event; `None` when the process closed the socket.
     pub fn event(&self, within: Duration) -> Option<Event> {
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(within).unwrap();
-        assert_eq!(poll(&mut fds, timeout).unwrap(), 1, "no event within {within:?}");
-        let mut packet = vec![0; MAX_PACKET];
-        let len = {
-            let mut iov = [IoSliceMut::new(&mut packet)];
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut iov, None, MsgFlags::empty()).unwrap().bytes
-        };
-        (len > 0).then(|| serde_json::from_slice(&packet[..len]).unwrap())
+        control::receive(&self.socket, within).unwrap_or_else(|error| panic!("no event within {within:?}: {error}"))
     }
 
     /// Waits for the machine's end.

@@ -79,7 +79,7 @@ impl NetHandle {
         });
         match result {
             Ok(link) => shared.link = Some(link),
-            Err(error) => tracing::warn!(error = %crate::vmm::error::chain(&error), "a network backend is unusable"),
+            Err(error) => tracing::warn!(error = %crate::report::chain(&error), "a network backend is unusable"),
         }
     }
 }
@@ -119,7 +119,7 @@ impl VirtioDevice for Net {
             && let Err(error) = link.start(&rings)
         {
             // The guest keeps its interface; the backend's successor will move its frames.
-            tracing::warn!(error = %crate::vmm::error::chain(&error), "the network backend does not take the queues");
+            tracing::warn!(error = %crate::report::chain(&error), "the network backend does not take the queues");
             shared.link = None;
         }
         shared.rings = Some(rings);
@@ -132,7 +132,7 @@ impl VirtioDevice for Net {
             && let Some(link) = &mut shared.link
             && let Err(error) = link.stop()
         {
-            tracing::warn!(error = %crate::vmm::error::chain(&error), "the network backend does not stop");
+            tracing::warn!(error = %crate::report::chain(&error), "the network backend does not stop");
             shared.link = None;
         }
         self.worker = None;
