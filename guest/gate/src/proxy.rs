@@ -129,11 +129,12 @@ async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body
     if parts.method == Method::CONNECT {
         return Err(ProxyError::Connect);
     }
-    let touch = Touch::of(gate.isolation, &parts.method, &policy::segments(parts.uri.path()));
-    if let Some(touch) = &touch {
-        touch.refresh(&gate.upstream).await;
-    }
-    let body = match Inspection::of(gate.isolation, parts.uri.path()) {
+    let segments = policy::segments(parts.uri.path());
+    let files = match Touch::of(gate.isolation, &parts.method, &segments) {
+        Some(touch) => touch.begin(&gate.upstream).await,
+        None => None,
+    };
+    let body = match Inspection::of(gate.isolation, &segments) {
         Some(inspection) => {
             let inspected = inspect(inspection, body).await?;
             parts.headers.remove(header::TRANSFER_ENCODING);
@@ -149,8 +150,8 @@ async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body
     parts.headers.remove(header::EXPECT);
     parts.headers.entry(header::HOST).or_insert(header::HeaderValue::from_static("docker"));
     let response = forward(gate, Request::from_parts(parts, body)).await?;
-    if let Some(touch) = touch.filter(|touch| touch.changes) {
-        touch.refresh(&gate.upstream).await;
+    if let Some(files) = files.filter(|files| files.change) {
+        files.refresh().await;
     }
     Ok(response)
 }

@@ -10,7 +10,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Method, Request, client};
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, process::Command, time::timeout};
+use tokio::{
+    net::UnixStream,
+    process::Command,
+    time::{Instant, timeout_at},
+};
 
 use crate::policy::Isolation;
 
@@ -25,8 +29,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Touch {
     /// Id, name or prefix as the client gave it.
     container: String,
-    /// The files are changed, so the container's side has to forget as well.
-    pub changes: bool,
+    /// The files are changed.
+    changes: bool,
+}
+
+/// The files of a container that a request touches.
+#[derive(Debug)]
+pub struct Files {
+    /// The container's full id.
+    id: String,
+    /// The request changes them, so the container's side has to forget what it knows afterwards.
+    pub change: bool,
 }
 
 impl Touch {
@@ -44,17 +57,30 @@ impl Touch {
             .then(|| Self { container: container.clone(), changes: *method == Method::PUT })
     }
 
-    /// Makes both sides forget. A container that does not exist is the engine's to complain about.
-    pub async fn refresh(&self, upstream: &Path) {
-        let _ = timeout(PATIENCE, async {
-            let id = full_id(upstream, &self.container).await?;
-            let status = Command::new(RUNTIME).args(["refresh", &id]).stdin(Stdio::null()).status().await;
-            if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-                eprintln!("the files of container {id} may look stale: {RUNTIME} refresh ended with {status:?}");
-            }
-            Some(())
-        })
-        .await;
+    /// Finds the container and makes both sides forget, before the request goes on. A container that does not exist is
+    /// the engine's to complain about.
+    pub async fn begin(self, upstream: &Path) -> Option<Files> {
+        let deadline = Instant::now() + PATIENCE;
+        let id = timeout_at(deadline, full_id(upstream, &self.container)).await.ok().flatten()?;
+        let files = Files { id, change: self.changes };
+        files.refresh_until(deadline).await;
+        Some(files)
+    }
+}
+
+impl Files {
+    /// Makes both sides forget again, after the request.
+    pub async fn refresh(&self) {
+        self.refresh_until(Instant::now() + PATIENCE).await;
+    }
+
+    async fn refresh_until(&self, deadline: Instant) {
+        let command = Command::new(RUNTIME).args(["refresh", &self.id]).stdin(Stdio::null()).status();
+        if let Ok(status) = timeout_at(deadline, command).await
+            && !status.as_ref().is_ok_and(std::process::ExitStatus::success)
+        {
+            eprintln!("the files of container {} may look stale: {RUNTIME} refresh ended with {status:?}", self.id);
+        }
     }
 }
 

@@ -64,13 +64,12 @@ pub enum Inspection {
 }
 
 impl Inspection {
-    /// What a request with this path (percent-encoded, without query) is looked at for. The method does not matter:
-    /// to look at too many is harmless.
-    pub fn of(isolation: Isolation, path: &str) -> Option<Self> {
+    /// What a request with this path, taken apart by [`segments`], is looked at for. The method does not matter: to
+    /// look at too many is harmless.
+    pub fn of(isolation: Isolation, segments: &[String]) -> Option<Self> {
         if isolation == Isolation::Off {
             return None;
         }
-        let segments = target::segments(path);
         match segments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["containers", "create"] => Some(Self::Container),
             ["volumes", "create"] => Some(Self::Volume),
@@ -108,7 +107,7 @@ mod tests {
             "/containers/./x/../create",
             "/v1.45/%63%6fntainers/create",
         ] {
-            assert_eq!(Inspection::of(Isolation::On, path), Some(Inspection::Container), "{path}");
+            assert_eq!(Inspection::of(Isolation::On, &segments(path)), Some(Inspection::Container), "{path}");
         }
     }
 
@@ -117,12 +116,12 @@ mod tests {
         for path in
             ["/_ping", "/v1.45/containers/json", "/build", "/containers/create/start", "/images/create", "*", ""]
         {
-            assert_eq!(Inspection::of(Isolation::On, path), None, "{path}");
+            assert_eq!(Inspection::of(Isolation::On, &segments(path)), None, "{path}");
         }
     }
 
     #[test]
     fn without_isolation_nothing_is_looked_at() {
-        assert_eq!(Inspection::of(Isolation::Off, "/containers/create"), None);
+        assert_eq!(Inspection::of(Isolation::Off, &segments("/containers/create")), None);
     }
 }
