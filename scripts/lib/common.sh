@@ -8,6 +8,10 @@ BULKHEAD_REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BULKHEAD_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead
 export BULKHEAD_REPO BULKHEAD_CACHE
 
+# Exit status of scripts/kvm-host when the machine itself ended; no command of ours uses it.
+# shellcheck disable=SC2034 # for those who source this
+readonly MACHINE_GONE=254
+
 say() { printf '%s\n' "$*" >&2; }
 die() {
     printf 'error: %s\n' "$*" >&2
