@@ -201,6 +201,10 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
             info!("the guest says goodbye");
             None
         }
+        GuestMessage::Publish { id, .. } | GuestMessage::Unpublish { id } => {
+            warn!(id, "the guest wants to publish a port, which no network does yet");
+            None
+        }
         GuestMessage::Hello(_) => {
             warn!("the agent introduced itself twice");
             None

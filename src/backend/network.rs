@@ -37,6 +37,7 @@ pub(super) fn guest() -> Network {
         gateway: addresses::GATEWAY,
         nameserver: addresses::GATEWAY,
         host: addresses::HOST,
+        ipv6: None,
         mtu: addresses::MTU,
     }
 }

@@ -17,6 +17,7 @@
 //! read.
 
 pub mod addresses;
+pub mod control;
 mod dns;
 mod events;
 mod frame;

@@ -153,6 +153,7 @@ mod tests {
             gateway: [10, 0, 0, 1].into(),
             nameserver: [10, 0, 0, 1].into(),
             host: [10, 0, 0, 9].into(),
+            ipv6: None,
             mtu: 1500,
         });
         assert_eq!(daemon(&configuration)["insecure-registries"], json!(["registry.lan:5000", "10.0.0.9/32"]));

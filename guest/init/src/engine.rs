@@ -159,6 +159,7 @@ impl Engine {
                 return Some(End { mode, grace: Duration::from_millis(grace_ms).min(LONGEST_GRACE) });
             }
             Event::Host(HostMessage::Configure(_)) => kmsg::log("ignored a second configuration"),
+            Event::Host(HostMessage::Published { id, .. }) => kmsg::log(&format!("nobody asked for mapping {id}")),
             Event::HostGone(reason) => {
                 kmsg::log(&format!("{reason}; powering off"));
                 return Some(End::ORDERLY);

@@ -9,7 +9,10 @@ mod line;
 mod message;
 
 pub use line::{LineError, LineReader, encode};
-pub use message::{Configuration, Failure, GuestMessage, Hello, HostMessage, Network, ShutdownMode, Stage};
+pub use message::{
+    Configuration, Failure, GuestMessage, Hello, HostMessage, Network, Network6, PortMapping, ShutdownMode, Stage,
+    Transport,
+};
 
 /// vsock port on the *host* (CID 2) that the agent connects to.
 pub const AGENT_PORT: u32 = 1025;
@@ -18,7 +21,7 @@ pub const AGENT_PORT: u32 = 1025;
 pub const DOCKER_PORT: u32 = 1024;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Longest accepted line in bytes, terminator included.
 pub const MAX_LINE: usize = 64 * 1024;

@@ -1,6 +1,6 @@
 //! The messages themselves.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +53,58 @@ pub struct Network {
     pub nameserver: Ipv4Addr,
     /// The host's loopback services.
     pub host: Ipv4Addr,
+    /// The same network in IPv6, if it has that.
+    #[serde(default)]
+    pub ipv6: Option<Network6>,
     /// Largest IP packet in bytes.
     pub mtu: u16,
+}
+
+/// The interface's IPv6 side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network6 {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Length of the network's prefix in bits.
+    pub prefix: u8,
+    /// Default router.
+    pub gateway: Ipv6Addr,
+    /// The host's loopback services.
+    pub host: Ipv6Addr,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A published port as the engine asks for it (`docker run --publish`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Its protocol.
+    pub transport: Transport,
+    /// The host's address to listen on.
+    pub host_ip: IpAddr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The container's address in the guest.
+    pub container_ip: IpAddr,
+    /// The container's port.
+    pub container_port: u16,
 }
 
 /// Everything the guest needs to know to start the engine; sent once, after [`Hello`].
@@ -92,6 +142,13 @@ pub enum ShutdownMode {
 pub enum HostMessage {
     /// Answer to [`GuestMessage::Hello`].
     Configure(Configuration),
+    /// Answer to [`GuestMessage::Publish`] with the same id.
+    Published {
+        /// The request's id.
+        id: u64,
+        /// Why the host does not listen, in the engine's own words (`listen tcp4 0.0.0.0:80: bind: …`).
+        error: Option<String>,
+    },
     /// End the guest.
     Shutdown {
         /// Power off or reboot.
@@ -129,6 +186,18 @@ pub enum GuestMessage {
     EngineDown {
         /// What ended and how, for a person.
         reason: String,
+    },
+    /// The host shall listen for a container; [`HostMessage::Published`] answers.
+    Publish {
+        /// Names the mapping from now on; never used again while the guest runs.
+        id: u64,
+        /// What to listen on, and for whom.
+        port: PortMapping,
+    },
+    /// The mapping with this id is over.
+    Unpublish {
+        /// Which.
+        id: u64,
     },
     /// The guest is going down now; the last message.
     Goodbye,
