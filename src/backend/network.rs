@@ -2,18 +2,28 @@
 
 use std::{
     fs::File,
-    io,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::Arc,
     time::Duration,
 };
 
-use bulkhead_protocol::Network;
+use bulkhead_protocol::{Network, Network6};
 use tokio::{process::Child, sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
-use super::{child, vm::VmEvent, vmm::Channel};
-use crate::{net::addresses, vmm::api::Command};
+use super::{
+    child,
+    vm::VmEvent,
+    vmm::{Channel, VmmError},
+};
+use crate::{
+    net::{
+        addresses::{Addresses, MTU, PREFIX6},
+        control::{self, Setup},
+    },
+    report::chain,
+    vmm::api::Command,
+};
 
 /// Starts in a row, each shorter than [`STABLE`], after which the network is given up.
 const BAD_STARTS: u32 = 5;
@@ -26,33 +36,42 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct NetProcess {
     child: Child,
+    control: Channel,
+    setup: Setup,
     log: File,
 }
 
 /// What the guest is told of its network.
-pub(super) fn guest() -> Network {
+pub(super) fn guest(addresses: &Addresses) -> Network {
     Network {
-        address: addresses::GUEST,
-        prefix: addresses::PREFIX,
-        gateway: addresses::GATEWAY,
-        nameserver: addresses::GATEWAY,
-        host: addresses::HOST,
-        ipv6: None,
-        mtu: addresses::MTU,
+        address: addresses.guest,
+        prefix: addresses.prefix,
+        gateway: addresses.gateway,
+        nameserver: addresses.gateway,
+        host: addresses.host,
+        ipv6: Some(Network6 {
+            address: addresses.guest6,
+            prefix: PREFIX6,
+            gateway: addresses.gateway6,
+            host: addresses.host6,
+        }),
+        mtu: MTU,
     }
 }
 
 /// Starts the process; the stream is the vmm's end.
-pub(super) fn start(log: File) -> io::Result<(NetProcess, UnixStream)> {
-    let (child, stream) = spawn(&log)?;
-    Ok((NetProcess { child, log }, stream))
+pub(super) async fn start(setup: Setup, log: File) -> Result<(NetProcess, UnixStream), VmmError> {
+    let (child, control, stream) = spawn(&setup, &log).await?;
+    Ok((NetProcess { child, control, setup, log }, stream))
 }
 
-fn spawn(log: &File) -> io::Result<(Child, UnixStream)> {
-    let (theirs, vmms) = UnixStream::pair()?;
-    let child = child::spawn("net", theirs.as_fd(), log.try_clone()?)?;
+async fn spawn(setup: &Setup, log: &File) -> Result<(Child, Channel, UnixStream), VmmError> {
+    let (control, theirs) = Channel::pair()?;
+    let child = log.try_clone().and_then(|log| child::spawn("net", theirs.as_fd(), log)).map_err(VmmError::Spawn)?;
     info!(pid = child.id().unwrap_or_default(), "began a network process");
-    Ok((child, vmms))
+    let (frontend, backend) = UnixStream::pair().map_err(VmmError::Spawn)?;
+    control.send(&control::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
+    Ok((child, control, frontend))
 }
 
 /// Starts the process again whenever it ends, until the VM has ended; drop the future then.
@@ -75,15 +94,15 @@ pub(super) async fn keep(mut process: NetProcess, channel: Arc<Channel>, events:
             return;
         }
         tokio::time::sleep(PAUSE).await;
-        match spawn(&process.log) {
-            Ok((child, stream)) => {
-                process.child = child;
+        match spawn(&process.setup, &process.log).await {
+            Ok((child, control, stream)) => {
+                (process.child, process.control) = (child, control);
                 if let Err(error) = channel.send(&Command::Network, Some(stream.as_fd())).await {
-                    warn!("{}", crate::report::chain(&error));
+                    warn!("{}", chain(&error));
                 }
             }
             Err(error) => {
-                let warning = format!("the network is down: its process cannot be started: {error}");
+                let warning = format!("the network is down: its process cannot be started: {}", chain(&error));
                 let _ = events.send(VmEvent::NetworkDown(warning)).await;
                 return;
             }

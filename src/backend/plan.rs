@@ -2,6 +2,7 @@
 
 use crate::{
     image::{Image, ImageError},
+    net::control::Setup,
     settings::{Paths, Settings, SettingsError},
     vmm::api::{Disk, VmConfig, Vsock},
 };
@@ -58,8 +59,8 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
-    /// With a network device.
-    pub network: bool,
+    /// The network of a VM that has one.
+    pub network: Option<Setup>,
     /// With a serial port.
     pub serial: bool,
 }
@@ -75,7 +76,7 @@ impl Plan {
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),
-            network: settings.network(),
+            network: settings.network().then(Setup::default),
             serial: options.serial,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
         })

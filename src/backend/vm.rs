@@ -21,6 +21,7 @@ use super::{
     wire::StartOptions,
 };
 use crate::{
+    net::addresses::Addresses,
     settings::Paths,
     vmm::api::{Command, Event},
 };
@@ -101,8 +102,13 @@ impl Vm {
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
         let (channel, theirs) = Channel::pair()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
-        let network = plan.network.then(|| log.try_clone().and_then(network::start)).transpose();
-        let network = network.map_err(io_error(paths.backend_log()))?;
+        let network = match &plan.network {
+            Some(setup) => {
+                let log = log.try_clone().map_err(io_error(paths.backend_log()))?;
+                Some(network::start(setup.clone(), log).await?)
+            }
+            None => None,
+        };
         let child = vmm::spawn(&theirs, log)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
@@ -114,7 +120,7 @@ impl Vm {
             hostname: paths.name().hostname(),
             isolation: plan.isolation,
             data_disk_serial: DATA_SERIAL.into(),
-            network: plan.network.then(network::guest),
+            network: plan.network.as_ref().and_then(Addresses::new).as_ref().map(network::guest),
         };
         let agent = tokio::spawn(agent::serve(listener, pid, guest, sender.clone(), outbox)).abort_handle();
         let kill = Arc::new(Notify::new());

@@ -22,7 +22,9 @@ use tokio::{
     process::Child,
 };
 
-use crate::vmm::api::{Command, Event, ExitReason, MAX_PACKET};
+use serde::Serialize;
+
+use crate::vmm::api::{Event, ExitReason, MAX_PACKET};
 
 use super::{child, state::End};
 
@@ -66,7 +68,7 @@ impl Channel {
     }
 
     /// Sends one packet, with a descriptor beside it, and waits while the child does not take any.
-    pub async fn send(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) -> Result<(), VmmError> {
+    pub async fn send(&self, command: &impl Serialize, descriptor: Option<BorrowedFd<'_>>) -> Result<(), VmmError> {
         let packet = serde_json::to_vec(command)?;
         if packet.len() > MAX_PACKET {
             return Err(VmmError::TooLong);
@@ -156,7 +158,7 @@ fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> End {
 
 /// Reads one packet without a runtime; for tests that play the child.
 #[cfg(test)]
-fn receive_blocking(socket: &OwnedFd) -> (Command, Option<OwnedFd>) {
+fn receive_blocking(socket: &OwnedFd) -> (crate::vmm::api::Command, Option<OwnedFd>) {
     use std::{io::IoSliceMut, os::fd::FromRawFd};
 
     use nix::sys::socket::{ControlMessageOwned, recvmsg};
@@ -180,6 +182,7 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
+    use crate::vmm::api::Command;
 
     #[tokio::test]
     async fn a_descriptor_arrives_beside_its_packet_and_the_sender_can_close_its_copy() {

@@ -1,15 +1,13 @@
 //! Who is who on the guest's network, and what of the host is behind its addresses.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The guest's network.
-pub const PREFIX: u8 = 24;
-/// This process as a router and name server: `gateway.docker.internal`.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 65, 1);
-/// The guest.
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 65, 3);
-/// The host: `host.docker.internal`.
-pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 65, 254);
+use super::control::Setup;
+
+/// The guest's IPv6 network: unique local addresses (RFC 4193), the same in every VM as its IPv4 addresses are.
+const NETWORK6: [u16; 4] = [0xfd0b, 0x00ad, 0xc0ff, 0];
+/// Length of its prefix in bits.
+pub const PREFIX6: u8 = 64;
 
 /// Largest IP packet towards the guest's interface, in bytes. Datagrams come whole; bulk TCP is segmented by offload
 /// to what each peer takes, so that containers' 1500 bytes cost nothing.
@@ -22,24 +20,134 @@ pub(super) const GATEWAY_MAC: [u8; 6] = [0x52, 0x0b, 0xad, 0xc0, 0xff, 0x01];
 /// Port of the name server.
 pub(super) const DNS_PORT: u16 = 53;
 
-/// Whether this process answers for the address on the wire.
-pub(super) fn is_ours(address: Ipv4Addr) -> bool {
-    address == GATEWAY || address == HOST
+/// The addresses of one VM's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The IPv4 network's first address.
+    pub network: Ipv4Addr,
+    /// Length of the IPv4 network's prefix in bits.
+    pub prefix: u8,
+    /// The network process as a router and name server: `gateway.docker.internal`.
+    pub gateway: Ipv4Addr,
+    /// The same in IPv6.
+    pub gateway6: Ipv6Addr,
+    /// The guest.
+    pub guest: Ipv4Addr,
+    /// The same in IPv6.
+    pub guest6: Ipv6Addr,
+    /// The host: `host.docker.internal`.
+    pub host: Ipv4Addr,
+    /// The same in IPv6.
+    pub host6: Ipv6Addr,
+    /// Whether gateway and host lead to the host's loopback.
+    pub host_loopback: bool,
 }
 
-/// Where the host reaches what the guest calls `destination`; `None` when there is no such place.
-///
-/// The two addresses of the host are the only way to its loopback: every other spelling of it ends here.
-pub(super) fn on_host(destination: SocketAddrV4) -> Option<SocketAddrV4> {
-    let address = destination.ip();
-    if is_ours(*address) {
-        return Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, destination.port()));
+impl Addresses {
+    /// The addresses that follow from a setup: in a network of 24 bits `.1` is the gateway, `.3` the guest, `.254` the
+    /// host. `None` when the network has not room for them.
+    pub fn new(setup: &Setup) -> Option<Self> {
+        let (first, prefix) = setup.subnet;
+        if !(8..=29).contains(&prefix) {
+            return None;
+        }
+        let mask = u32::MAX << (32 - prefix);
+        let network = u32::from(first) & mask;
+        let at = |number: u32| Ipv4Addr::from(network | number);
+        let [a, b, c, d] = NETWORK6;
+        let at6 = |number| Ipv6Addr::new(a, b, c, d, 0, 0, 0, number);
+        Some(Self {
+            network: at(0),
+            prefix,
+            gateway: at(1),
+            gateway6: at6(1),
+            guest: at(3),
+            guest6: at6(3),
+            // The last one before the broadcast address.
+            host: at(!mask - 1),
+            host6: at6(0xfe),
+            host_loopback: setup.host_loopback,
+        })
     }
-    let [first, second, third, _] = address.octets();
-    let own_network = [first, second, third] == [192, 168, 65];
-    // 0.0.0.0/8 is this host to connect(2); above 224 are groups, the future and the broadcast address.
-    let ordinary = !own_network && first != 0 && first != 127 && first < 224 && destination.port() != 0;
-    ordinary.then_some(destination)
+
+    /// Whether the network process answers for the address on the wire.
+    pub(super) fn is_ours(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => address == self.gateway || address == self.host,
+            IpAddr::V6(address) => address == self.gateway6 || address == self.host6,
+        }
+    }
+
+    /// Whether it is the guest's own.
+    pub(super) fn is_guest(&self, address: IpAddr) -> bool {
+        address == self.guest || address == self.guest6
+    }
+
+    /// Whether it belongs to the guest's network.
+    fn is_inside(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => (u32::from(address) ^ u32::from(self.network)) >> (32 - self.prefix) == 0,
+            IpAddr::V6(address) => address.segments()[..4] == NETWORK6,
+        }
+    }
+
+    /// Where the name server is asked.
+    pub(super) fn is_dns(&self, address: SocketAddr) -> bool {
+        address.port() == DNS_PORT && (address.ip() == self.gateway || address.ip() == self.gateway6)
+    }
+
+    /// Where the host reaches what the guest calls `destination`; `None` when there is no such place.
+    ///
+    /// The two addresses of the host are the only way to its loopback: every other spelling of it ends here.
+    pub(super) fn on_host(&self, destination: SocketAddr) -> Option<SocketAddr> {
+        let (address, port) = (destination.ip(), destination.port());
+        if port == 0 {
+            return None;
+        }
+        if self.is_ours(address) {
+            let loopback = match address {
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            };
+            return self.host_loopback.then(|| SocketAddr::new(loopback, port));
+        }
+        let ordinary = match address {
+            // 0.0.0.0/8 is this host to connect(2); above 224 are groups, the future and the broadcast address.
+            IpAddr::V4(v4) => (1..224).contains(&v4.octets()[0]) && v4.octets()[0] != 127,
+            // Global and unique local addresses only: what embeds IPv4 (::, ::1, ::ffff:0:0/96), link-local addresses,
+            // which mean nothing without an interface, and groups are not on the way.
+            IpAddr::V6(v6) => v6.segments()[0] & 0xe000 == 0x2000 || v6.segments()[0] & 0xfe00 == 0xfc00,
+        };
+        (ordinary && !self.is_inside(address)).then(|| SocketAddr::new(address, port))
+    }
+
+    /// The address under which a client of a published port appears in the guest: its own, where the guest's answer to
+    /// that finds its way back here.
+    pub(super) fn as_client(&self, client: IpAddr, target: IpAddr) -> IpAddr {
+        let gateway = match target {
+            IpAddr::V4(_) => IpAddr::V4(self.gateway),
+            IpAddr::V6(_) => IpAddr::V6(self.gateway6),
+        };
+        let client = client.to_canonical();
+        let kept = match (client, target) {
+            (IpAddr::V4(client), IpAddr::V4(target)) => {
+                let [a, b, ..] = client.octets();
+                // The engine gives containers 172.17.0.0/16 to 172.31.0.0/16 first; what it gave this one is near.
+                let engines = (a == 172 && (16..32).contains(&b)) || client.octets()[..2] == target.octets()[..2];
+                (1..224).contains(&a) && a != 127 && !client.is_link_local() && !engines
+            }
+            (IpAddr::V6(client), IpAddr::V6(target)) => {
+                client.segments()[0] & 0xe000 == 0x2000 && client.segments()[..4] != target.segments()[..4]
+            }
+            _ => false,
+        };
+        if kept && !self.is_inside(client) { client } else { gateway }
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn example() -> Addresses {
+    Addresses::new(&Setup::default()).unwrap()
 }
 
 #[cfg(test)]
@@ -48,27 +156,97 @@ mod tests {
 
     use super::*;
 
+    fn any_address() -> impl Strategy<Value = IpAddr> {
+        let near = prop_oneof![
+            any::<u32>().prop_map(|address| IpAddr::V4(address.into())),
+            any::<u8>().prop_map(|last| IpAddr::V4(Ipv4Addr::new(192, 168, 65, last))),
+            any::<u128>().prop_map(|address| IpAddr::V6(address.into())),
+            any::<u32>().prop_map(|address| IpAddr::V6(Ipv4Addr::from(address).to_ipv6_mapped())),
+            (0_u16..300).prop_map(|last| IpAddr::V6(Ipv6Addr::new(0xfd0b, 0xad, 0xc0ff, 0, 0, 0, 0, last))),
+        ];
+        near.boxed()
+    }
+
     proptest! {
         #[test]
-        fn only_the_two_names_of_the_host_lead_to_its_loopback(address in any::<u32>(), port in 1_u16..) {
-            let address = Ipv4Addr::from(address);
-            let there = on_host(SocketAddrV4::new(address, port));
-            if is_ours(address) {
-                prop_assert_eq!(there, Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)));
+        fn only_the_names_of_the_host_lead_to_its_loopback(address in any_address(), port in 1_u16..) {
+            let addresses = example();
+            let there = addresses.on_host(SocketAddr::new(address, port));
+            if addresses.is_ours(address) {
+                prop_assert!(there.is_some_and(|there| there.ip().is_loopback() && there.port() == port));
+                let closed = Addresses { host_loopback: false, ..addresses };
+                prop_assert_eq!(closed.on_host(SocketAddr::new(address, port)), None);
             } else if let Some(there) = there {
-                prop_assert!(!there.ip().is_loopback() && !there.ip().is_unspecified() && !there.ip().is_multicast());
-                prop_assert_eq!(there, SocketAddrV4::new(address, port));
+                let ip = there.ip().to_canonical();
+                prop_assert!(!ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast());
+                prop_assert_eq!(there, SocketAddr::new(address, port));
             }
+        }
+
+        #[test]
+        fn a_client_is_never_shown_as_the_guest_or_as_something_behind_it(client in any_address(), last in 2_u8..) {
+            let addresses = example();
+            let target = IpAddr::V4(Ipv4Addr::new(172, 17, 0, last));
+            let shown = addresses.as_client(client, target);
+            prop_assert!(shown == client.to_canonical() || shown == addresses.gateway);
+            prop_assert!(shown.is_ipv4() && !shown.is_loopback() && !addresses.is_guest(shown));
+            prop_assert!(shown == addresses.gateway || !addresses.is_inside(shown));
+        }
+
+        #[test]
+        fn every_network_has_room_for_its_addresses(first in any::<u32>(), prefix in 8_u8..=29) {
+            let setup = Setup { subnet: (first.into(), prefix), host_loopback: true };
+            let addresses = Addresses::new(&setup).unwrap();
+            let all = [addresses.gateway, addresses.guest, addresses.host];
+            prop_assert!(all.iter().all(|address| addresses.is_inside((*address).into())));
+            prop_assert!(all[0] < all[1] && all[1] < all[2]);
         }
     }
 
     #[test]
+    fn the_default_network_has_the_addresses_that_people_know() {
+        let addresses = example();
+        let text = [addresses.gateway, addresses.guest, addresses.host].map(|address| address.to_string());
+        assert_eq!(text, ["192.168.65.1", "192.168.65.3", "192.168.65.254"]);
+    }
+
+    #[test]
     fn loopback_broadcast_and_this_host_lead_nowhere() {
-        for address in
-            ["127.0.0.1", "127.255.0.9", "0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.251", "192.168.65.7"]
-        {
-            assert_eq!(on_host(SocketAddrV4::new(address.parse().unwrap(), 80)), None, "{address}");
+        for address in [
+            "127.0.0.1",
+            "127.255.0.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "255.255.255.255",
+            "224.0.0.251",
+            "192.168.65.7",
+            "::1",
+            "::",
+            "::ffff:127.0.0.1",
+            "fe80::1",
+            "ff02::1",
+            "fd0b:ad:c0ff::9",
+        ] {
+            assert_eq!(example().on_host(SocketAddr::new(address.parse().unwrap(), 80)), None, "{address}");
         }
-        assert!(on_host("10.1.2.3:80".parse().unwrap()).is_some());
+        for address in ["10.1.2.3", "2001:db8::1", "fd00::1"] {
+            assert!(example().on_host(SocketAddr::new(address.parse().unwrap(), 80)).is_some(), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_client_from_another_machine_keeps_its_address() {
+        let target = "172.17.0.2".parse().unwrap();
+        for (client, shown) in [
+            ("192.168.1.9", "192.168.1.9"),
+            ("::ffff:192.168.1.9", "192.168.1.9"),
+            ("127.0.0.1", "192.168.65.1"),
+            ("172.18.0.9", "192.168.65.1"),
+            ("192.168.65.3", "192.168.65.1"),
+            ("2001:db8::1", "192.168.65.1"),
+        ] {
+            let seen = example().as_client(client.parse().unwrap(), target);
+            assert_eq!(seen.to_string(), shown, "{client}");
+        }
     }
 }

@@ -2,18 +2,19 @@
 //! servers that the host uses at that moment.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    net::{SocketAddrV4, UdpSocket},
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
 use vmm_sys_util::epoll::Epoll;
 
 use super::{
-    addresses::{DNS_PORT, GATEWAY, HOST},
+    addresses::Addresses,
     events::{self, Token},
-    frame::{self, Frame},
-    resolver::Resolver,
+    frame::Frame,
+    ip,
+    resolver::{self, Resolver},
     socket,
     tcp::Key,
 };
@@ -31,6 +32,10 @@ const TYPE_A: u16 = 1;
 const CLASS_IN: u16 = 1;
 /// Seconds that a local answer may be kept.
 const TTL: u32 = 60;
+
+/// Response codes (RFC 1035, 4.1.1).
+const SERVFAIL: u8 = 2;
+const NXDOMAIN: u8 = 3;
 
 struct Question {
     key: Key,
@@ -50,14 +55,14 @@ pub(super) struct Dns {
 
 impl Dns {
     /// The server to be asked over TCP.
-    pub(super) fn server(&mut self) -> SocketAddrV4 {
-        self.resolver.servers().first().copied().unwrap_or(SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, DNS_PORT))
+    pub(super) fn server(&mut self) -> SocketAddr {
+        self.resolver.servers().first().copied().unwrap_or(resolver::FALLBACK)
     }
 
     /// A question of the guest.
-    pub(super) fn ask(&mut self, epoll: &Epoll, key: Key, message: &[u8], out: &mut Vec<Frame>) {
-        if let Some(answer) = answer_locally(message) {
-            out.push(frame::udp(key.destination, key.guest, &answer));
+    pub(super) fn ask(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key, message: &[u8], out: &mut Vec<Frame>) {
+        if let Some(answer) = answer_locally(message, addresses) {
+            out.push(ip::udp(key.peer, key.guest, &answer));
         } else if (12..=LONGEST).contains(&message.len()) {
             self.forward(epoll, (key, message.to_vec()), 0, Instant::now(), out);
         }
@@ -87,7 +92,7 @@ impl Dns {
             self.next += 1;
             return;
         }
-        out.push(frame::udp(key.destination, key.guest, &failure(&message)));
+        out.push(ip::udp(key.peer, key.guest, &failure(&message)));
     }
 
     /// Something arrived from a server.
@@ -96,7 +101,7 @@ impl Dns {
         let mut buffer = [0; LONGEST];
         match question.socket.recv(&mut buffer) {
             Ok(len) if len >= 12 && buffer[..2] == question.message[..2] => {
-                out.push(frame::udp(question.key.destination, question.key.guest, &buffer[..len]));
+                out.push(ip::udp(question.key.peer, question.key.guest, &buffer[..len]));
                 self.questions.remove(&id);
             }
             Ok(_) => {}
@@ -161,10 +166,17 @@ fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
 }
 
 /// The answer to a question for a name that only exists here.
-fn answer_locally(message: &[u8]) -> Option<Vec<u8>> {
+fn answer_locally(message: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
     let (name, kind, class, end) = question(message)?;
-    let names = HashMap::from([("host.docker.internal.", HOST), ("gateway.docker.internal.", GATEWAY)]);
-    let address = names.get(name.as_str())?;
+    let address: Ipv4Addr = match name.as_str() {
+        "host.docker.internal." => addresses.host,
+        "gateway.docker.internal." => addresses.gateway,
+        _ => return None,
+    };
+    if !addresses.host_loopback {
+        return Some(reply_to(message, end, NXDOMAIN));
+    }
+    // IPv4 only: what serves on the host's loopback often does not on ::1, and clients try that first.
     let known = kind == TYPE_A && class == CLASS_IN;
     let mut answer = reply_to(message, end, 0);
     // These names have no other records.
@@ -182,7 +194,6 @@ fn answer_locally(message: &[u8]) -> Option<Vec<u8>> {
 
 /// "No server could be asked."
 fn failure(message: &[u8]) -> Vec<u8> {
-    const SERVFAIL: u8 = 2;
     let end = question(message).map_or(12, |(.., end)| end);
     reply_to(message, end, SERVFAIL)
 }
@@ -204,6 +215,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::net::addresses::example;
 
     fn query(name: &str, kind: u16) -> Vec<u8> {
         let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -219,24 +231,26 @@ mod tests {
 
     #[test]
     fn the_hosts_names_are_answered_in_any_case_and_only_with_ipv4() {
-        for (name, address) in [("host.docker.internal", HOST), ("Gateway.Docker.INTERNAL", GATEWAY)] {
-            let answer = answer_locally(&query(name, TYPE_A)).unwrap();
+        for (name, address) in
+            [("host.docker.internal", example().host), ("Gateway.Docker.INTERNAL", example().gateway)]
+        {
+            let answer = answer_locally(&query(name, TYPE_A), &example()).unwrap();
             assert_eq!((&answer[..4], &answer[4..8]), (&[0xab, 0xcd, 0x81, 0x80][..], &[0, 1, 0, 1][..]));
             assert_eq!(answer[answer.len() - 4..], address.octets());
-            let none = answer_locally(&query(name, 28)).unwrap();
+            let none = answer_locally(&query(name, 28), &example()).unwrap();
             assert_eq!((none[3], none[7], none.len()), (0x80, 0, query(name, 28).len()));
         }
-        assert_eq!(answer_locally(&query("docker.internal", TYPE_A)), None);
+        assert_eq!(answer_locally(&query("docker.internal", TYPE_A), &example()), None);
     }
 
     #[test]
     fn a_question_goes_to_the_hosts_server_and_its_answer_comes_back() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut dns = Dns { resolver: Resolver::fixed(vec![as_v4(&server)]), ..Dns::default() };
+        let mut dns = Dns { resolver: Resolver::fixed(vec![server.local_addr().unwrap()]), ..Dns::default() };
         let epoll = Epoll::new().unwrap();
-        let key = Key { guest: "192.168.65.3:999".parse().unwrap(), destination: "192.168.65.1:53".parse().unwrap() };
+        let key = Key { guest: "192.168.65.3:999".parse().unwrap(), peer: "192.168.65.1:53".parse().unwrap() };
         let mut out = Vec::new();
-        dns.ask(&epoll, key, &query("example.org", TYPE_A), &mut out);
+        dns.ask(&epoll, &example(), key, &query("example.org", TYPE_A), &mut out);
         let mut buffer = [0; 512];
         let (len, from) = server.recv_from(&mut buffer).unwrap();
         assert_eq!(buffer[..len], query("example.org", TYPE_A));
@@ -245,7 +259,7 @@ mod tests {
         dns.receive(&epoll, 0, &mut out);
         assert!(out.is_empty(), "an answer to another question");
         dns.receive(&epoll, 0, &mut out);
-        assert_eq!(out, [frame::udp(key.destination, key.guest, &[&buffer[..len], b"!"].concat())]);
+        assert_eq!(out, [ip::udp(key.peer, key.guest, &[&buffer[..len], b"!"].concat())]);
         assert!(dns.deadline().is_none());
     }
 
@@ -253,11 +267,14 @@ mod tests {
     fn a_silent_server_is_followed_by_the_next_and_in_the_end_by_a_failure() {
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let second = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut dns = Dns { resolver: Resolver::fixed(vec![as_v4(&silent), as_v4(&second)]), ..Dns::default() };
+        let mut dns = Dns {
+            resolver: Resolver::fixed(vec![silent.local_addr().unwrap(), second.local_addr().unwrap()]),
+            ..Dns::default()
+        };
         let epoll = Epoll::new().unwrap();
-        let key = Key { guest: "192.168.65.3:999".parse().unwrap(), destination: "192.168.65.1:53".parse().unwrap() };
+        let key = Key { guest: "192.168.65.3:999".parse().unwrap(), peer: "192.168.65.1:53".parse().unwrap() };
         let mut out = Vec::new();
-        dns.ask(&epoll, key, &query("example.org", TYPE_A), &mut out);
+        dns.ask(&epoll, &example(), key, &query("example.org", TYPE_A), &mut out);
         let mut now = Instant::now();
         for _ in 0..4 {
             assert!(out.is_empty());
@@ -267,14 +284,14 @@ mod tests {
         assert!(second.recv(&mut [0; 512]).is_ok());
         let mut failed = query("example.org", TYPE_A);
         failed[2..4].copy_from_slice(&[0x81, 0x82]);
-        assert_eq!(out, [frame::udp(key.destination, key.guest, &failed)]);
+        assert_eq!(out, [ip::udp(key.peer, key.guest, &failed)]);
     }
 
-    fn as_v4(socket: &UdpSocket) -> SocketAddrV4 {
-        match socket.local_addr().unwrap() {
-            std::net::SocketAddr::V4(address) => address,
-            std::net::SocketAddr::V6(_) => unreachable!(),
-        }
+    #[test]
+    fn the_hosts_names_do_not_exist_where_its_services_are_closed() {
+        let closed = Addresses { host_loopback: false, ..example() };
+        let answer = answer_locally(&query("host.docker.internal", TYPE_A), &closed).unwrap();
+        assert_eq!((answer[3] & 15, answer[7]), (NXDOMAIN, 0));
     }
 
     proptest! {
@@ -284,7 +301,7 @@ mod tests {
             if plausible && bytes.len() > 12 {
                 bytes[2..6].copy_from_slice(&[1, 0, 0, 1]);
             }
-            let _ = answer_locally(&bytes);
+            let _ = answer_locally(&bytes, &example());
             prop_assert!(failure(&bytes).len() >= 12);
         }
     }

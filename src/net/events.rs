@@ -7,8 +7,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 /// What became ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// The frontend said something or is gone.
+    /// The backend of the VM said something or is gone.
     Control,
+    /// The frontend said something or is gone.
+    Frontend,
     /// The driver kicked this queue.
     Kick(usize),
     /// The host's side of a TCP connection.
@@ -17,6 +19,10 @@ pub(super) enum Token {
     Udp(u64),
     /// A question to a name server.
     Dns(u64),
+    /// The host's side of pings.
+    Echo(u64),
+    /// A published port's socket.
+    Published(u64),
 }
 
 impl Token {
@@ -27,6 +33,9 @@ impl Token {
             Self::Tcp(id) => (2, id),
             Self::Udp(id) => (3, id),
             Self::Dns(id) => (4, id),
+            Self::Echo(id) => (5, id),
+            Self::Published(id) => (6, id),
+            Self::Frontend => (7, 0),
         };
         kind << 56 | id & 0x00ff_ffff_ffff_ffff
     }
@@ -39,7 +48,10 @@ impl Token {
             1 => Self::Kick(id as usize),
             2 => Self::Tcp(id),
             3 => Self::Udp(id),
-            _ => Self::Dns(id),
+            4 => Self::Dns(id),
+            5 => Self::Echo(id),
+            6 => Self::Published(id),
+            _ => Self::Frontend,
         }
     }
 }
@@ -66,7 +78,16 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in [Token::Control, Token::Kick(1), Token::Tcp(7), Token::Udp(1 << 55), Token::Dns(9)] {
+        for token in [
+            Token::Control,
+            Token::Frontend,
+            Token::Kick(1),
+            Token::Tcp(7),
+            Token::Udp(1 << 55),
+            Token::Dns(9),
+            Token::Echo(1),
+            Token::Published(u64::MAX >> 8),
+        ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

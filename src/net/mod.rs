@@ -19,8 +19,12 @@
 pub mod addresses;
 pub mod control;
 mod dns;
+mod echo;
 mod events;
 mod frame;
+mod ip;
+mod offload;
+mod published;
 mod resolver;
 mod ring;
 #[cfg(test)]
@@ -35,7 +39,7 @@ mod vhost;
 
 use std::{
     io,
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -45,10 +49,14 @@ use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::SockType,
 };
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
+};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use crate::{inherited, report::chain, sandbox};
+use addresses::Addresses;
+use control::{Command, ControlError};
 use events::Token;
 use stack::Stack;
 use vhost::{RX, TX};
@@ -65,8 +73,14 @@ const EVENTS: usize = 256;
 /// Why the network process ends in failure.
 #[derive(Debug, thiserror::Error)]
 enum NetError {
-    #[error("descriptor {} is no unix stream; `bulkhead net` is started by the backend", inherited::FD)]
+    #[error("descriptor {} is no control socket; `bulkhead net` is started by the backend", inherited::FD)]
     Descriptor,
+    #[error("the backend's control socket failed")]
+    Control(#[from] ControlError),
+    #[error("the backend's first packet sets up no network")]
+    NoSetup,
+    #[error("the guest's network {0}/{1} has not room for its addresses")]
+    Subnet(std::net::Ipv4Addr, u8),
     #[error("the host refused {what}")]
     Host {
         what: &'static str,
@@ -95,17 +109,23 @@ pub fn run() -> ExitCode {
 }
 
 fn serve() -> Result<(), NetError> {
-    let stream = UnixStream::from(inherited::socket(SockType::Stream).ok_or(NetError::Descriptor)?);
+    let control = inherited::socket(SockType::SeqPacket).ok_or(NetError::Descriptor)?;
+    let Some((Command::Setup(setup), Some(stream))) = control::receive(&control)? else {
+        return Err(NetError::NoSetup);
+    };
+    let stream = UnixStream::from(stream);
+    let addresses = Addresses::new(&setup).ok_or(NetError::Subnet(setup.subnet.0, setup.subnet.1))?;
     // Each connection is a descriptor.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(16_384), most);
     }
     let epoll = Arc::new(Epoll::new().map_err(host("an epoll descriptor"))?);
-    events::watch(&epoll, &stream, Token::Control).map_err(host("an epoll event"))?;
+    events::watch(&epoll, &control, Token::Control).map_err(host("an epoll event"))?;
+    events::watch(&epoll, &stream, Token::Frontend).map_err(host("an epoll event"))?;
     let device = Arc::new(Mutex::new(Device::new(Arc::clone(&epoll)).map_err(host("memory for the queues"))?));
     let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
     sandbox::confine_net()?;
-    Loop { stack: Stack::new(Arc::clone(&epoll)), epoll, device, handler }.run()
+    Loop { stack: Stack::new(Arc::clone(&epoll), addresses), epoll, device, handler, control }.run()
 }
 
 /// The one thread.
@@ -113,6 +133,7 @@ struct Loop {
     epoll: Arc<Epoll>,
     device: Arc<Mutex<Device>>,
     handler: BackendReqHandler<Mutex<Device>>,
+    control: OwnedFd,
     stack: Stack,
 }
 
@@ -129,7 +150,12 @@ impl Loop {
             };
             for event in &events[..ready] {
                 match Token::unpack(event.data()) {
-                    Token::Control => match self.handler.handle_request() {
+                    Token::Control => {
+                        if !self.commanded()? {
+                            return Ok(());
+                        }
+                    }
+                    Token::Frontend => match self.handler.handle_request() {
                         // What the frontend asked and may not is answered; the conversation goes on.
                         Ok(())
                         | Err(
@@ -146,6 +172,20 @@ impl Loop {
         }
     }
 
+    /// Does what the backend says; false when it is gone.
+    fn commanded(&mut self) -> Result<bool, NetError> {
+        match control::receive(&self.control)? {
+            None => return Ok(false),
+            Some((Command::Listen { id, transport, target }, Some(socket))) => {
+                self.stack.publish(id, transport, socket, target);
+            }
+            Some((Command::Forget { id }, _)) => self.stack.forget(id),
+            // A second setup, or a port without its socket: nothing that the backend does.
+            Some(_) => {}
+        }
+        Ok(true)
+    }
+
     fn kicked(&self, queue: usize) {
         let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kick) = device.rings.get(queue).and_then(|ring| ring.kick.as_ref()) {
@@ -158,7 +198,7 @@ impl Loop {
         let device = &mut *self.device.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(memory) = device.memory.clone() else { return false };
         self.stack.offload.checksum = device.has(VIRTIO_NET_F_GUEST_CSUM);
-        self.stack.offload.segmentation = device.has(VIRTIO_NET_F_GUEST_TSO4);
+        self.stack.offload.segmentation = device.has(VIRTIO_NET_F_GUEST_TSO4) && device.has(VIRTIO_NET_F_GUEST_TSO6);
         let mergeable = device.has(VIRTIO_NET_F_MRG_RXBUF);
         let mut more = false;
         if device.rings[TX].runs() {

@@ -3,13 +3,15 @@
 use std::{
     fs::File,
     io::Read,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use super::addresses::DNS_PORT;
 
+/// What the C library asks without a configuration.
+pub(super) const FALLBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DNS_PORT);
 /// Most bytes of the file that are read.
 const LONGEST: u64 = 64 * 1024;
 /// As many as the C library asks (resolv.conf(5)).
@@ -20,7 +22,7 @@ pub(super) struct Resolver {
     path: PathBuf,
     /// Device, inode, and seconds and nanoseconds of the last change.
     seen: Option<(u64, u64, i64, i64)>,
-    servers: Vec<SocketAddrV4>,
+    servers: Vec<SocketAddr>,
 }
 
 impl Default for Resolver {
@@ -31,7 +33,7 @@ impl Default for Resolver {
 
 impl Resolver {
     /// The servers in their order, at least one; the file is looked at each time, and read when it is another one.
-    pub(super) fn servers(&mut self) -> &[SocketAddrV4] {
+    pub(super) fn servers(&mut self) -> &[SocketAddr] {
         if let Ok(metadata) = std::fs::metadata(&self.path) {
             let now = (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
             if self.seen != Some(now)
@@ -42,15 +44,14 @@ impl Resolver {
             }
         }
         if self.servers.is_empty() {
-            // What the C library does without a configuration.
-            self.servers.push(SocketAddrV4::new(Ipv4Addr::LOCALHOST, DNS_PORT));
+            self.servers.push(FALLBACK);
         }
         &self.servers
     }
 
     /// Always these servers.
     #[cfg(test)]
-    pub(super) fn fixed(servers: Vec<SocketAddrV4>) -> Self {
+    pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
         Self { path: PathBuf::new(), seen: None, servers }
     }
 }
@@ -61,13 +62,13 @@ fn read(path: &Path) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The IPv4 servers of a resolv.conf(5).
-fn parse(text: &str) -> Vec<SocketAddrV4> {
+/// The servers of a resolv.conf(5); addresses of one link only (`fe80::1%eth0`) are left out.
+fn parse(text: &str) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
             let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-            Some(SocketAddrV4::new(address.parse().ok()?, DNS_PORT))
+            Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, DNS_PORT))
         })
         .take(MOST)
         .collect()
@@ -81,9 +82,9 @@ mod tests {
 
     #[test]
     fn servers_are_those_that_the_c_library_would_ask() {
-        let text = "# nameserver 9.9.9.9\nsearch example.org\nnameserver 127.0.0.53\n nameserver\t10.0.0.1 x\nnameserver ::1\nnameserver\nnameserver 10.0.0.2\nnameserver 10.0.0.3\n";
+        let text = "# nameserver 9.9.9.9\nsearch example.org\nnameserver 127.0.0.53\n nameserver\t10.0.0.1 x\nnameserver fe80::1%eth0\nnameserver ::1\nnameserver\nnameserver 10.0.0.2\n";
         let servers: Vec<_> = parse(text).iter().map(ToString::to_string).collect();
-        assert_eq!(servers, ["127.0.0.53:53", "10.0.0.1:53", "10.0.0.2:53"]);
+        assert_eq!(servers, ["127.0.0.53:53", "10.0.0.1:53", "[::1]:53"]);
     }
 
     #[test]

@@ -1,41 +1,144 @@
 //! The host's sockets, without blocking.
 
 use std::{
-    io,
-    net::{SocketAddrV4, TcpStream, UdpSocket},
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
-    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt},
+    sys::socket::{
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
+        SockaddrStorage, connect, recvmsg, sendmsg, setsockopt, socket, sockopt,
+    },
 };
 
-fn new(kind: SockType) -> nix::Result<OwnedFd> {
-    socket(AddressFamily::Inet, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
+/// Seconds of silence after which the far end of a connection is asked whether it is there …
+const KEEP_ALIVE: u32 = 75;
+/// … and between two further questions.
+const KEEP_ALIVE_PAUSE: u32 = 30;
+
+fn new(address: IpAddr, kind: SockType, protocol: Option<SockProtocol>) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, protocol)
+}
+
+/// What every connection has; without it it works as well, if slower or longer.
+pub(super) fn tune(stream: &impl std::os::fd::AsFd) {
+    let _ = setsockopt(stream, sockopt::TcpNoDelay, &true);
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_ALIVE_PAUSE);
 }
 
 /// Begins a connection; it is writable once it is made or has failed.
-pub(super) fn begin_tcp(address: SocketAddrV4) -> io::Result<TcpStream> {
-    let socket = new(SockType::Stream)?;
-    // Without these the connection works as well, if slower or longer.
-    let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
-    let _ = setsockopt(&socket, sockopt::KeepAlive, &true);
-    match connect(socket.as_raw_fd(), &SockaddrIn::from(address)) {
+pub(super) fn begin_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = new(address.ip(), SockType::Stream, None)?;
+    tune(&socket);
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket.into()),
         Err(error) => Err(error.into()),
     }
 }
 
 /// A socket that talks to one address only.
-pub(super) fn udp(address: SocketAddrV4) -> io::Result<UdpSocket> {
-    let socket = new(SockType::Datagram)?;
-    connect(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+pub(super) fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = new(address.ip(), SockType::Datagram, None)?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket.into())
+}
+
+/// A socket that pings one address only.
+pub(super) fn ping(address: IpAddr) -> io::Result<OwnedFd> {
+    let protocol = if address.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
+    let socket = new(address, SockType::Datagram, Some(protocol))?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, 0)))?;
+    Ok(socket)
 }
 
 /// Closes a connection so that the far side sees a reset, not an end.
 pub(super) fn reset(stream: TcpStream) {
     let _ = setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
     drop(stream);
+}
+
+/// The address of this machine that a datagram was sent to: the answer has to come from there.
+#[derive(Clone, Copy)]
+pub(super) enum Local {
+    /// IPv4.
+    V4(libc::in_pktinfo),
+    /// IPv6.
+    V6(libc::in6_pktinfo),
+}
+
+/// Makes [`receive_from`] tell the local address.
+pub(super) fn want_local(socket: &UdpSocket) {
+    // A socket has one of the two; without it answers come from the address that the route has.
+    let _ = setsockopt(socket, sockopt::Ipv4PacketInfo, &true);
+    let _ = setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true);
+}
+
+/// A datagram's length, sender and local address.
+pub(super) fn receive_from(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<SocketAddr>, Option<Local>)> {
+    let mut control = nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let from = message.address.and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
+    });
+    let local = message.cmsgs().ok().and_then(|mut messages| {
+        messages.find_map(|message| match message {
+            // The route back is chosen anew, only the address matters.
+            ControlMessageOwned::Ipv4PacketInfo(info) => Some(Local::V4(libc::in_pktinfo { ipi_ifindex: 0, ..info })),
+            ControlMessageOwned::Ipv6PacketInfo(info) => Some(Local::V6(info)),
+            _ => None,
+        })
+    });
+    Ok((message.bytes, from, local))
+}
+
+/// Sends a datagram from the local address.
+pub(super) fn send_to(socket: &UdpSocket, data: &[u8], to: SocketAddr, local: Option<Local>) -> io::Result<()> {
+    let control = match &local {
+        Some(Local::V4(info)) => Some(ControlMessage::Ipv4PacketInfo(info)),
+        Some(Local::V6(info)) => Some(ControlMessage::Ipv6PacketInfo(info)),
+        None => None,
+    };
+    let control = control.as_slice();
+    let to = SockaddrStorage::from(to);
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(data)], control, MsgFlags::MSG_DONTWAIT, Some(&to))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_datagram_comes_from_the_address_that_was_asked() {
+        let server = UdpSocket::bind("0.0.0.0:0").unwrap();
+        want_local(&server);
+        let port = server.local_addr().unwrap().port();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // Lets in only what comes from there.
+        client.connect(("127.0.0.7", port)).unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        client.send(b"question").unwrap();
+        let mut buffer = [0; 100];
+        let (len, from, local) = loop {
+            if let Ok(received) = receive_from(&server, &mut buffer) {
+                break received;
+            }
+        };
+        assert_eq!((&buffer[..len], from), (&b"question"[..], Some(client.local_addr().unwrap())));
+        send_to(&server, b"answer", from.unwrap(), local).unwrap();
+        let len = client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"answer");
+    }
 }

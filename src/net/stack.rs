@@ -2,42 +2,46 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    net::SocketAddrV4,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant as Clock},
 };
 
+use bulkhead_protocol::Transport;
 use smoltcp::{
     time::Instant,
-    wire::{IpProtocol, Ipv4Packet, TcpPacket},
+    wire::{IpProtocol, TcpPacket},
 };
 use vmm_sys_util::epoll::Epoll;
 
 use super::{
-    addresses::{DNS_PORT, GATEWAY, GUEST, is_ours, on_host},
+    addresses::{Addresses, MTU},
     dns::Dns,
+    echo::Echo,
     events::{self, Token},
     frame::{self, Frame, Payload},
+    ip::Packet,
+    published::{Arrival, Published},
     socket,
     tcp::{Flow, Key, Offload, Outcome},
     udp::{self, Udp},
 };
 
 /// Most TCP connections at a time.
-const MOST_FLOWS: usize = 4096;
-/// Bytes held in each direction of a connection while there are few of them …
-const LARGE_BUFFER: usize = 512 * 1024;
-/// … and when there are many.
-const SMALL_BUFFER: usize = 64 * 1024;
-const FEW: usize = 128;
+const MOST_FLOWS: usize = 8192;
+/// Bytes held in each direction of a connection, by how many connections there are: all together at most half a
+/// gigabyte, and only what was used is in memory.
+const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MOST_FLOWS, 16 * 1024)];
 /// Frames that wait for the guest's buffers: TCP waits with them, everything else is dropped beyond.
 const MOST_WAITING: usize = 256;
-/// Pause between two looks for silent UDP associations.
+/// Pause between two looks for what is silent.
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// Everything behind the wire.
 pub(super) struct Stack {
     epoll: Arc<Epoll>,
+    addresses: Addresses,
     begun: Clock,
     pub(super) offload: Offload,
     next: u64,
@@ -46,17 +50,22 @@ pub(super) struct Stack {
     timers: BTreeSet<(Instant, u64)>,
     /// Connections that had no room for their frames.
     waiting: BTreeSet<u64>,
+    published: Published,
     udp: Udp,
+    echo: Echo,
     swept: Clock,
     dns: Dns,
+    /// Where one datagram is read at a time.
+    scratch: Vec<u8>,
     /// Frames for the guest.
     pub(super) out: VecDeque<Frame>,
 }
 
 impl Stack {
-    pub(super) fn new(epoll: Arc<Epoll>) -> Self {
+    pub(super) fn new(epoll: Arc<Epoll>, addresses: Addresses) -> Self {
         Self {
             epoll,
+            addresses,
             begun: Clock::now(),
             offload: Offload { checksum: false, segmentation: false },
             next: 0,
@@ -64,9 +73,12 @@ impl Stack {
             by_key: HashMap::new(),
             timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            published: Published::default(),
             udp: Udp::default(),
+            echo: Echo::default(),
             swept: Clock::now(),
             dns: Dns::default(),
+            scratch: vec![0; usize::from(MTU)],
             out: VecDeque::new(),
         }
     }
@@ -83,58 +95,58 @@ impl Stack {
 
     /// A frame of the guest.
     pub(super) fn receive(&mut self, bytes: &[u8]) {
-        match frame::parse(bytes) {
-            Some(Payload::Arp { sender_mac, sender, target }) => {
-                self.queue([frame::arp_reply(sender_mac, sender, target)]);
-            }
-            Some(Payload::Ipv4(packet)) => self.receive_packet(packet),
+        match frame::parse(bytes, &self.addresses) {
+            Some(Payload::Neighbour(reply)) => self.queue([reply]),
+            Some(Payload::Packet(packet)) => self.receive_packet(&packet),
             None => {}
         }
     }
 
-    fn receive_packet(&mut self, packet: &[u8]) {
-        let Ok(ip) = Ipv4Packet::new_checked(packet) else { return };
-        if ip.src_addr() != GUEST {
-            return;
-        }
-        match ip.next_header() {
+    fn receive_packet(&mut self, packet: &Packet<'_>) {
+        match packet.protocol {
             IpProtocol::Tcp => self.receive_tcp(packet),
             IpProtocol::Udp => self.receive_udp(packet),
-            IpProtocol::Icmp if is_ours(ip.dst_addr()) => self.queue(frame::echo_reply(packet)),
+            IpProtocol::Icmp | IpProtocol::Icmpv6 if self.addresses.is_guest(packet.source) => {
+                let reply = self.echo.receive(&self.epoll, &self.addresses, packet);
+                self.queue(reply);
+            }
             _ => {}
         }
     }
 
-    fn receive_udp(&mut self, packet: &[u8]) {
+    fn receive_udp(&mut self, packet: &Packet<'_>) {
         let Some((key, data)) = udp::parse(packet) else { return };
-        if *key.destination.ip() == GATEWAY && key.destination.port() == DNS_PORT {
+        // Only the guest itself begins something; what is behind it answers.
+        let guest = self.addresses.is_guest(packet.source);
+        if guest && self.addresses.is_dns(key.peer) {
             let mut out = Vec::new();
-            self.dns.ask(&self.epoll, key, data, &mut out);
+            self.dns.ask(&self.epoll, &self.addresses, key, data, &mut out);
             self.queue(out);
         } else {
-            self.udp.send(&self.epoll, key, data);
+            self.udp.send(&self.epoll, &self.addresses, key, data, guest);
         }
     }
 
-    fn receive_tcp(&mut self, packet: &[u8]) {
-        let Ok(ip) = Ipv4Packet::new_checked(packet) else { return };
-        let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else { return };
+    fn receive_tcp(&mut self, packet: &Packet<'_>) {
+        let Ok(tcp) = TcpPacket::new_checked(packet.payload()) else { return };
         if tcp.src_port() == 0 || tcp.dst_port() == 0 {
             return;
         }
         let key = Key {
-            guest: SocketAddrV4::new(ip.src_addr(), tcp.src_port()),
-            destination: SocketAddrV4::new(ip.dst_addr(), tcp.dst_port()),
+            guest: SocketAddr::new(packet.source, tcp.src_port()),
+            peer: SocketAddr::new(packet.destination, tcp.dst_port()),
         };
         let now = self.now();
         if let Some(id) = self.by_key.get(&key).copied() {
             if let Some((flow, _)) = self.flows.get_mut(&id) {
-                flow.receive(packet, now);
+                flow.receive(packet.bytes, tcp.syn(), now);
             }
             self.advance(id);
-        } else if tcp.syn() && !tcp.ack() && !tcp.rst() && self.connect(key, packet, now) {
-        } else {
-            self.queue(Flow::refuse(packet.to_vec(), key, now));
+        } else if self.addresses.is_guest(packet.source) {
+            let begins = tcp.syn() && !tcp.ack() && !tcp.rst();
+            if !begins || !self.connect(key, packet.bytes, now) {
+                self.queue(Flow::refuse(packet.bytes.to_vec(), key, now));
+            }
         }
     }
 
@@ -143,19 +155,63 @@ impl Stack {
         if self.flows.len() >= MOST_FLOWS {
             return false;
         }
-        let dns = *key.destination.ip() == GATEWAY && key.destination.port() == DNS_PORT;
-        let destination = if dns { Some(self.dns.server()) } else { on_host(key.destination) };
+        let dns = self.addresses.is_dns(key.peer);
+        let destination = if dns { Some(self.dns.server()) } else { self.addresses.on_host(key.peer) };
         let Some(host) = destination.and_then(|address| socket::begin_tcp(address).ok()) else { return false };
-        let buffer = if self.flows.len() < FEW { LARGE_BUFFER } else { SMALL_BUFFER };
-        let flow = Flow::new(key, syn.to_vec(), host, buffer, self.offload, now);
+        let flow = Flow::outbound(key, syn.to_vec(), host, self.buffer(), self.offload, now);
+        self.insert(flow).is_some()
+    }
+
+    fn buffer(&self) -> usize {
+        let fits = |(most, size): &(usize, usize)| (self.flows.len() < *most).then_some(*size);
+        BUFFERS.iter().find_map(fits).unwrap_or(BUFFERS[BUFFERS.len() - 1].1)
+    }
+
+    fn insert(&mut self, flow: Flow) -> Option<u64> {
         let id = self.next;
         self.next += 1;
-        if flow.host().is_none_or(|host| events::watch_edges(&self.epoll, host, Token::Tcp(id)).is_err()) {
-            return false;
-        }
-        self.by_key.insert(key, id);
+        events::watch_edges(&self.epoll, flow.host()?, Token::Tcp(id)).ok()?;
+        self.by_key.insert(flow.key, id);
         self.flows.insert(id, (flow, None));
-        true
+        Some(id)
+    }
+
+    /// Publishes a socket: listening for TCP, bound for UDP.
+    pub(super) fn publish(&mut self, id: u64, transport: Transport, socket: OwnedFd, target: SocketAddr) {
+        match transport {
+            Transport::Tcp => self.published.add(&self.epoll, id, TcpListener::from(socket), target),
+            Transport::Udp => self.udp.publish(&self.epoll, id, UdpSocket::from(socket), target),
+        }
+    }
+
+    /// Ends a published port and what came through it.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.udp.forget(&self.epoll, id);
+        if self.published.remove(&self.epoll, id) {
+            let flows = self.flows.iter_mut().filter(|(_, (flow, _))| flow.published == Some(id));
+            let ended: Vec<_> = flows.map(|(id, (flow, _))| (flow.abort(), *id).1).collect();
+            for id in ended {
+                self.advance(id);
+            }
+        }
+    }
+
+    fn arrived(&mut self, published: u64) {
+        let room = MOST_FLOWS.saturating_sub(self.flows.len());
+        for Arrival { stream, client, target } in self.published.accept(&self.epoll, published, room) {
+            let shown = SocketAddr::new(self.addresses.as_client(client.ip(), target.ip()), client.port());
+            let key = udp::free_key(target, shown, |key| self.by_key.contains_key(key));
+            socket::tune(&stream);
+            let (buffer, offload, now) = (self.buffer(), self.offload, self.now());
+            let flow = stream
+                .set_nonblocking(true)
+                .ok()
+                .and(key)
+                .and_then(|key| Flow::inbound(key, stream, published, buffer, offload, now));
+            if let Some(id) = flow.and_then(|flow| self.insert(flow)) {
+                self.advance(id);
+            }
+        }
     }
 
     /// A host's socket has something to say.
@@ -168,9 +224,14 @@ impl Stack {
                 }
                 self.advance(id);
             }
-            Token::Udp(id) => self.udp.receive(id, &mut out),
+            Token::Udp(id) => self.udp.receive(id, &mut self.scratch, &mut out),
             Token::Dns(id) => self.dns.receive(&self.epoll, id, &mut out),
-            Token::Control | Token::Kick(_) => {}
+            Token::Echo(id) => self.echo.answered(id, &mut self.scratch, MTU, &mut out),
+            Token::Published(id) => {
+                self.udp.arrived(id, &self.addresses, &mut self.scratch, &mut out);
+                self.arrived(id);
+            }
+            Token::Control | Token::Frontend | Token::Kick(_) => {}
         }
         self.queue(out);
     }
@@ -199,6 +260,7 @@ impl Stack {
                     self.by_key.remove(&flow.key);
                 }
                 self.waiting.remove(&id);
+                self.published.resume(&self.epoll);
             }
         }
         // What a connection gives is bounded by its room.
@@ -245,6 +307,8 @@ impl Stack {
         if self.swept.elapsed() > SWEEP {
             self.swept = Clock::now();
             self.udp.sweep(self.swept);
+            self.echo.sweep(self.swept);
+            self.published.resume(&self.epoll);
         }
         self.dns.sweep(&self.epoll, Clock::now(), &mut out);
         self.queue(out);
@@ -256,7 +320,8 @@ impl Stack {
         let dns = self.dns.deadline().map(|at| at.saturating_duration_since(Clock::now()).as_millis() as i64 + 1);
         // A guest that takes no frames is waited for, whatever is due.
         let tcp = tcp.filter(|_| self.out.len() < MOST_WAITING);
-        let udp = (!self.udp.is_empty()).then_some(SWEEP.as_millis() as i64);
-        [tcp, dns, udp].into_iter().flatten().min().map_or(-1, |ms| ms.clamp(0, 60_000) as i32)
+        let silent = !self.udp.is_empty() || !self.echo.is_empty() || self.published.is_paused();
+        let sweep = silent.then_some(SWEEP.as_millis() as i64);
+        [tcp, dns, sweep].into_iter().flatten().min().map_or(-1, |ms| ms.clamp(0, 60_000) as i32)
     }
 }

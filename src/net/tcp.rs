@@ -1,10 +1,12 @@
-//! One TCP connection of the guest: a stack's socket towards the guest, a host's socket towards the world.
+//! One TCP connection: a stack's socket towards the guest, a host's socket towards the world.
 //!
-//! The host's connection is made first. The guest's SYN waits for it, so that the guest sees a refusal as a refusal.
+//! Of a connection that the guest begins, the host's part is made first: the guest's SYN waits for it, so that the guest
+//! sees a refusal as a refusal. Of one that comes in through a published port, the host's part is there; when the guest
+//! refuses its own, the client sees a reset.
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddrV4, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
 };
 
 use smoltcp::{
@@ -12,19 +14,22 @@ use smoltcp::{
     phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken},
     socket::tcp::{Socket, SocketBuffer, State},
     time::{Duration, Instant},
-    wire::{HardwareAddress, IpCidr},
+    wire::{HardwareAddress, IpAddress, IpCidr},
 };
 
 use super::{
-    frame::{self, ETHERNET_HEADER, Frame},
+    frame::{ETHERNET_HEADER, Frame},
+    offload::{offload_tcp, raise_segment_size},
     socket,
 };
 
-/// Data in one segment between the stack and the guest, at most.
-pub(super) const SEGMENT: u16 = 65_495;
+/// Data in one segment between the stack and the guest, at most: what is left of a packet by the longest headers.
+pub(super) const SEGMENT: u16 = 65_475;
 
 /// A guest that does not acknowledge for so long is gone.
 const SILENCE: Duration = Duration::from_secs(300);
+/// A container that does not answer for so long accepts no connection.
+const CONNECT: Duration = Duration::from_secs(60);
 /// A quiet connection is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
@@ -32,9 +37,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     /// The guest's end.
-    pub(super) guest: SocketAddrV4,
-    /// Where the guest connects to.
-    pub(super) destination: SocketAddrV4,
+    pub(super) guest: SocketAddr,
+    /// The end that the guest believes to be elsewhere.
+    pub(super) peer: SocketAddr,
 }
 
 /// What the queues agreed on.
@@ -66,8 +71,9 @@ struct Outgoing<'a>(&'a mut Vec<Frame>);
 
 impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = frame::ipv4(len);
+        let mut frame = Frame::ip(len);
         let result = f(&mut frame.bytes[ETHERNET_HEADER..]);
+        frame.seal();
         self.0.push(frame);
         result
     }
@@ -102,6 +108,8 @@ pub(super) struct Flow {
     host: Option<TcpStream>,
     /// The guest's SYN, until the host's connection is made.
     syn: Option<Vec<u8>>,
+    /// The published port that it came through.
+    pub(super) published: Option<u64>,
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
@@ -132,7 +140,7 @@ pub(super) enum Outcome {
 
 impl Flow {
     /// A connection that begins with this SYN, towards a host's connection that has begun.
-    pub(super) fn new(
+    pub(super) fn outbound(
         key: Key,
         mut syn: Vec<u8>,
         host: TcpStream,
@@ -140,15 +148,33 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Self {
-        let segment = if offload.segmentation { frame::raise_segment_size(&mut syn, SEGMENT) } else { SEGMENT };
+        let mut flow = Self::new(key, host, buffer, offload, now);
+        flow.learn_segment(&mut syn);
+        flow.syn = Some(syn);
+        flow
+    }
+
+    /// A connection that came in through a published port.
+    pub(super) fn inbound(
+        key: Key,
+        host: TcpStream,
+        published: u64,
+        buffer: usize,
+        offload: Offload,
+        now: Instant,
+    ) -> Option<Self> {
+        let mut flow = Self::new(key, host, buffer, offload, now);
+        flow.published = Some(published);
+        let Self { interface, sockets, handle, .. } = &mut flow;
+        let socket = sockets.get_mut::<Socket<'_>>(*handle);
+        socket.set_timeout(Some(CONNECT));
+        socket.connect(interface.context(), key.guest, key.peer).ok()?;
+        Some(flow)
+    }
+
+    fn new(key: Key, host: TcpStream, buffer: usize, offload: Offload, now: Instant) -> Self {
         let mut wire = Wire { incoming: None, outgoing: Vec::new(), room: usize::MAX };
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = random();
-        let mut interface = Interface::new(config, &mut wire, now);
-        interface.update_ip_addrs(|addresses| {
-            let _ = addresses.push(IpCidr::new((*key.destination.ip()).into(), 32));
-        });
-        let _ = interface.routes_mut().add_default_ipv4_route(*key.destination.ip());
+        let interface = interface(key, &mut wire, now);
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
@@ -159,13 +185,14 @@ impl Flow {
         Self {
             key,
             host: Some(host),
-            syn: Some(syn),
+            syn: None,
+            published: None,
             interface,
             sockets,
             handle,
             wire,
             offload,
-            segment,
+            segment: SEGMENT,
             readable: false,
             writable: false,
             host_ended: false,
@@ -175,17 +202,20 @@ impl Flow {
         }
     }
 
+    /// Takes from a SYN how long the segments may be that reach the guest's end.
+    fn learn_segment(&mut self, syn: &mut [u8]) {
+        if self.offload.segmentation {
+            self.segment = raise_segment_size(syn, SEGMENT);
+        }
+    }
+
     /// The answer to a packet that belongs to no connection: a reset, unless it is one itself.
     pub(super) fn refuse(packet: Vec<u8>, key: Key, now: Instant) -> Vec<Frame> {
         let mut wire = Wire { incoming: Some(packet), outgoing: Vec::new(), room: usize::MAX };
-        let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, now);
-        interface.update_ip_addrs(|addresses| {
-            let _ = addresses.push(IpCidr::new((*key.destination.ip()).into(), 32));
-        });
-        interface.poll(now, &mut wire, &mut SocketSet::new(Vec::new()));
+        interface(key, &mut wire, now).poll(now, &mut wire, &mut SocketSet::new(Vec::new()));
         let mut frames = wire.outgoing;
         for frame in &mut frames {
-            frame::offload_tcp(frame, SEGMENT, false);
+            offload_tcp(frame, SEGMENT, false);
         }
         frames
     }
@@ -195,13 +225,25 @@ impl Flow {
         self.host.as_ref()
     }
 
-    /// A packet of the guest.
-    pub(super) fn receive(&mut self, packet: &[u8], now: Instant) {
+    /// A packet of the guest; `syn` if it begins a connection or accepts one.
+    pub(super) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) {
         // While the host's connection is being made the guest only repeats its SYN.
-        if self.syn.is_none() {
-            self.wire.incoming = Some(packet.to_vec());
-            self.poll(now, usize::MAX);
+        if self.syn.is_some() {
+            return;
         }
+        let mut packet = packet.to_vec();
+        if syn && self.published.is_some() {
+            self.learn_segment(&mut packet);
+            self.socket().set_timeout(Some(SILENCE));
+        }
+        self.wire.incoming = Some(packet);
+        self.poll(now, usize::MAX);
+    }
+
+    /// Ends it, for both sides.
+    pub(super) fn abort(&mut self) {
+        self.broken = true;
+        self.socket().abort();
     }
 
     /// The host's socket became ready.
@@ -225,8 +267,7 @@ impl Flow {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(_) => {
-                    self.broken = true;
-                    self.socket().abort();
+                    self.abort();
                     break;
                 }
             }
@@ -260,8 +301,8 @@ impl Flow {
         }
         self.wire.incoming = self.syn.take();
         if !refused {
-            let destination = self.key.destination;
-            let _ = self.socket().listen(destination);
+            let peer = self.key.peer;
+            let _ = self.socket().listen(peer);
         }
         self.poll(now, usize::MAX);
         !refused
@@ -322,7 +363,7 @@ impl Flow {
 
     fn hand_over(&mut self, out: &mut Vec<Frame>) {
         for mut frame in self.wire.outgoing.drain(..) {
-            frame::offload_tcp(&mut frame, self.segment, self.offload.checksum);
+            offload_tcp(&mut frame, self.segment, self.offload.checksum);
             out.push(frame);
         }
     }
@@ -335,6 +376,23 @@ impl Flow {
             socket::reset(host);
         }
     }
+}
+
+/// The interface of one connection: it has the far end's address, and everything else is behind it.
+fn interface(key: Key, wire: &mut Wire, now: Instant) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = random();
+    let mut interface = Interface::new(config, wire, now);
+    interface.update_ip_addrs(|addresses| {
+        let address = IpAddress::from(key.peer.ip());
+        // One address and one route always have room.
+        let _ = addresses.push(IpCidr::new(address, if key.peer.is_ipv4() { 32 } else { 128 }));
+    });
+    let _ = match key.peer.ip() {
+        IpAddr::V4(address) => interface.routes_mut().add_default_ipv4_route(address),
+        IpAddr::V6(address) => interface.routes_mut().add_default_ipv6_route(address),
+    };
+    interface
 }
 
 /// Initial sequence numbers are not to be guessed.

@@ -3,25 +3,27 @@
 use std::{
     collections::VecDeque,
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     time::{Duration, Instant as Clock},
 };
 
+use bulkhead_protocol::Transport;
 use proptest::prelude::*;
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken},
     socket::tcp::{Socket, SocketBuffer, State},
     time::Instant,
-    wire::{HardwareAddress, IpCidr},
+    wire::{HardwareAddress, IpAddress, IpCidr},
 };
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
-    addresses::{GATEWAY, GUEST, HOST},
+    addresses::{PREFIX6, example},
     events::Token,
-    frame::{self, ETHERNET_HEADER},
+    frame::{ETHERNET_HEADER, Frame},
+    ip,
     stack::Stack,
     tcp::Offload,
 };
@@ -45,9 +47,10 @@ struct Slot<'a>(&'a mut Vec<Vec<u8>>);
 
 impl TxToken for Slot<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = frame::ipv4(len).bytes;
-        let result = f(&mut frame[ETHERNET_HEADER..]);
-        self.0.push(frame);
+        let mut frame = Frame::ip(len);
+        let result = f(&mut frame.bytes[ETHERNET_HEADER..]);
+        frame.seal();
+        self.0.push(frame.bytes);
         result
     }
 }
@@ -89,21 +92,25 @@ struct World {
 impl World {
     fn new(segmentation: bool) -> Self {
         let epoll = Arc::new(Epoll::new().unwrap());
-        let mut stack = Stack::new(Arc::clone(&epoll));
+        let mut stack = Stack::new(Arc::clone(&epoll), example());
         stack.offload = Offload { checksum: true, segmentation };
         let mut wire = Wire::default();
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, Instant::ZERO);
-        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap());
-        interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(example().guest.into(), 24)).unwrap();
+            addresses.push(IpCidr::new(example().guest6.into(), PREFIX6)).unwrap();
+        });
+        interface.routes_mut().add_default_ipv4_route(example().gateway).unwrap();
+        interface.routes_mut().add_default_ipv6_route(example().gateway6).unwrap();
         let sockets = SocketSet::new(Vec::new());
         Self { stack, epoll, wire, interface, sockets, begun: Clock::now(), longest: 0 }
     }
 
-    fn connect(&mut self, address: Ipv4Addr, port: u16, from: u16) -> SocketHandle {
+    fn connect(&mut self, address: impl Into<IpAddress>, port: u16, from: u16) -> SocketHandle {
         let buffer = || SocketBuffer::new(vec![0; 100_000]);
         let handle = self.sockets.add(Socket::new(buffer(), buffer()));
         let socket = self.sockets.get_mut::<Socket<'_>>(handle);
-        socket.connect(self.interface.context(), (address, port), from).unwrap();
+        socket.connect(self.interface.context(), (address.into(), port), from).unwrap();
         handle
     }
 
@@ -157,10 +164,13 @@ fn a_refused_connection_is_refused_and_a_forbidden_one_too() {
     let mut world = World::new(true);
     let free = port(&TcpListener::bind("127.0.0.1:0").unwrap());
     let open = TcpListener::bind("127.0.0.1:0").unwrap();
-    for (index, (address, port)) in
-        [(HOST, free), (Ipv4Addr::new(192, 168, 65, 77), port(&open)), (Ipv4Addr::new(224, 0, 0, 1), port(&open))]
-            .into_iter()
-            .enumerate()
+    for (index, (address, port)) in [
+        (example().host, free),
+        (Ipv4Addr::new(192, 168, 65, 77), port(&open)),
+        (Ipv4Addr::new(224, 0, 0, 1), port(&open)),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let handle = world.connect(address, port, 1000 + index as u16);
         if address.is_multicast() {
@@ -181,7 +191,7 @@ fn a_server_that_answers_after_the_end_of_the_request_is_heard() {
         stream.write_all(&request).unwrap();
     });
     let mut world = World::new(true);
-    let handle = world.connect(HOST, port, 1000);
+    let handle = world.connect(example().host, port, 1000);
     world.until("a connection", |world| world.socket(handle).may_send());
     world.socket(handle).send_slice(b"abc").unwrap();
     world.socket(handle).close();
@@ -203,7 +213,7 @@ fn a_client_can_go_on_talking_after_the_server_has_ended() {
         rest
     });
     let mut world = World::new(true);
-    let handle = world.connect(HOST, port, 1000);
+    let handle = world.connect(example().host, port, 1000);
     world.until("the server's end", |world| world.socket(handle).state() == State::CloseWait);
     world.socket(handle).send_slice(b"bye").unwrap();
     world.socket(handle).close();
@@ -215,14 +225,14 @@ fn a_client_can_go_on_talking_after_the_server_has_ended() {
 fn a_reset_reaches_the_other_side_both_ways() {
     let (port, server) = server(|mut stream| stream.read(&mut [0; 8]).map_err(|error| error.kind()));
     let mut world = World::new(true);
-    let handle = world.connect(HOST, port, 1000);
+    let handle = world.connect(example().host, port, 1000);
     world.until("a connection", |world| world.socket(handle).may_send());
     world.socket(handle).abort();
     world.until("the end", |world| world.stack.is_empty());
     assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
 
     let (port, server) = self::server(super::socket::reset);
-    let handle = world.connect(HOST, port, 1001);
+    let handle = world.connect(example().host, port, 1001);
     world.until("the reset", |world| world.socket(handle).state() == State::Closed);
     server.join().unwrap();
     world.until("the end", |world| world.stack.is_empty());
@@ -244,7 +254,7 @@ fn a_guest_that_takes_nothing_stops_the_server_and_nothing_is_held_beyond_the_bo
         sent
     });
     let mut world = World::new(true);
-    let handle = world.connect(HOST, port, 1000);
+    let handle = world.connect(example().host, port, 1000);
     world.until("a connection", |world| world.socket(handle).may_send());
     while !server.is_finished() {
         world.turn(0);
@@ -265,7 +275,7 @@ fn a_guest_that_takes_nothing_stops_the_server_and_nothing_is_held_beyond_the_bo
 fn without_segmentation_by_the_guest_no_segment_is_longer_than_it_takes() {
     let (port, server) = server(|mut stream| stream.write_all(&vec![1; 100_000]).unwrap());
     let mut world = World::new(false);
-    let handle = world.connect(HOST, port, 1000);
+    let handle = world.connect(example().host, port, 1000);
     let mut received = 0;
     world.until("everything", |world| {
         received += world.socket(handle).recv(|data| (data.len(), data.len())).unwrap_or(0);
@@ -273,6 +283,95 @@ fn without_segmentation_by_the_guest_no_segment_is_longer_than_it_takes() {
     });
     server.join().unwrap();
     assert!(world.longest <= ETHERNET_HEADER + 1500, "{}", world.longest);
+}
+
+/// A published port, and a guest that serves one connection on it.
+fn publish(world: &mut World, target: SocketAddr) -> (SocketAddr, SocketHandle) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    world.stack.publish(9, Transport::Tcp, listener.into(), target);
+    let buffer = || SocketBuffer::new(vec![0; 100_000]);
+    let handle = world.sockets.add(Socket::new(buffer(), buffer()));
+    world.socket(handle).listen(target.port()).unwrap();
+    (address, handle)
+}
+
+#[test]
+fn a_client_of_a_published_port_talks_to_the_guest_and_either_may_end_first() {
+    for guest in [IpAddr::from(example().guest), example().guest6.into()] {
+        for client_first in [true, false] {
+            let mut world = World::new(true);
+            let (address, handle) = publish(&mut world, SocketAddr::new(guest, 80));
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(b"question").unwrap();
+            if client_first {
+                client.shutdown(Shutdown::Write).unwrap();
+            }
+            world.until("the question", |world| world.socket(handle).recv_queue() == 8);
+            let gateway: IpAddr = if guest.is_ipv4() { example().gateway.into() } else { example().gateway6.into() };
+            let remote = world.socket(handle).remote_endpoint().unwrap();
+            assert_eq!(IpAddr::from(remote.addr), gateway);
+            let answer = vec![3; 300_000];
+            let mut sent = 0;
+            let reader = std::thread::spawn(move || {
+                let mut text = Vec::new();
+                client.read_to_end(&mut text).unwrap();
+                if !client_first {
+                    client.write_all(b"bye").unwrap();
+                }
+                text
+            });
+            world.until("the answer", |world| {
+                let socket = world.socket(handle);
+                sent += socket.send_slice(&answer[sent..]).unwrap();
+                sent == answer.len()
+            });
+            world.socket(handle).close();
+            world.until("the end", |world| world.stack.is_empty());
+            assert!(reader.join().unwrap() == answer);
+            let rest = if client_first { 8 } else { 11 };
+            assert_eq!(world.socket(handle).recv_queue(), rest);
+        }
+    }
+}
+
+#[test]
+fn a_client_is_reset_when_nobody_listens_in_the_guest_and_when_the_port_is_forgotten() {
+    let mut world = World::new(true);
+    let (address, handle) = publish(&mut world, SocketAddr::new(example().guest.into(), 80));
+    world.socket(handle).abort();
+    let mut client = TcpStream::connect(address).unwrap();
+    world.until("the refusal", |world| {
+        world.stack.is_empty()
+            && client.set_nonblocking(true).is_ok()
+            && client.read(&mut [0]).is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+    });
+    world.socket(handle).listen(80).unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    world.until("a connection", |world| world.socket(handle).state() == State::Established);
+    world.stack.forget(9);
+    world.until("the guest's reset", |world| world.socket(handle).state() == State::Closed);
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    // The test holds no other descriptor of the listener.
+    assert_eq!(TcpStream::connect(address).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(world.stack.is_empty());
+}
+
+#[test]
+fn a_guest_reaches_the_hosts_loopback_over_ipv6() {
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let port = port(&listener);
+    let server = std::thread::spawn(move || listener.accept().unwrap().0.write_all(&vec![5; 200_000]).unwrap());
+    let mut world = World::new(true);
+    let handle = world.connect(example().host6, port, 1000);
+    let mut received = 0;
+    world.until("everything", |world| {
+        received += world.socket(handle).recv(|data| (data.len(), data.len())).unwrap_or(0);
+        received == 200_000
+    });
+    server.join().unwrap();
+    world.socket(handle).close();
+    world.until("the end", |world| world.stack.is_empty());
 }
 
 #[test]
@@ -288,7 +387,7 @@ fn connections_in_sequence_leave_nothing_behind() {
     let mut world = World::new(true);
     let before = descriptors();
     for index in 0..300 {
-        let handle = world.connect(HOST, port, 1000 + index);
+        let handle = world.connect(example().host, port, 1000 + index);
         world.until("a byte", |world| world.socket(handle).recv_queue() == 1);
         world.socket(handle).close();
         world.until("the end", |world| world.stack.is_empty());
@@ -302,11 +401,7 @@ fn connections_in_sequence_leave_nothing_behind() {
 fn what_a_stranger_sends_gets_no_answer() {
     let mut world = World::new(true);
     let syn = |source: Ipv4Addr| {
-        let mut frame = frame::udp(
-            SocketAddr::from((source, 9)).to_string().parse().unwrap(),
-            "192.168.65.1:53".parse().unwrap(),
-            b"",
-        );
+        let mut frame = ip::udp(SocketAddr::from((source, 9)), "192.168.65.1:53".parse().unwrap(), b"");
         frame.bytes[ETHERNET_HEADER + 9] = 6;
         frame.bytes
     };
@@ -336,7 +431,7 @@ proptest! {
         });
         let sent: Vec<u8> = (0..sizes.iter().sum()).map(|index: usize| (index ^ index >> 8 ^ index >> 16) as u8).collect();
         let mut world = World::new(segmentation);
-        let handle = world.connect(HOST, port, 1000);
+        let handle = world.connect(example().host, port, 1000);
         let (mut from, mut received, mut chunks) = (0, Vec::<u8>::new(), sizes.iter().cycle());
         let (mut frames, mut reads) = (frames.iter().cycle(), reads.iter().cycle());
         let deadline = Clock::now() + Duration::from_secs(20);
@@ -375,8 +470,8 @@ proptest! {
                 frame[16..18].copy_from_slice(&total.to_be_bytes());
                 frame[20..22].copy_from_slice(&[0, 0]);
                 frame[23] = [1, 6, 17][protocol];
-                frame[26..30].copy_from_slice(&GUEST.octets());
-                frame[30..34].copy_from_slice(&GATEWAY.octets());
+                frame[26..30].copy_from_slice(&example().guest.octets());
+                frame[30..34].copy_from_slice(&example().gateway.octets());
             }
             world.stack.receive(&frame);
             world.turn(9);

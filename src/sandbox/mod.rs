@@ -32,7 +32,7 @@ pub fn confine_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
 }
 
 /// Confines the network process. From now on it reads no file but the host's resolver configuration, writes none,
-/// starts nothing, and has no sockets but IPv4's.
+/// starts nothing, makes no sockets but IP's, and listens on none but those that it is given.
 pub fn confine_net() -> Result<(), SandboxError> {
     landlock::restrict_net()?;
     seccomp::apply_net()

@@ -50,8 +50,8 @@ const NET: &[libc::c_long] = &[
     libc::SYS_close, libc::SYS_fcntl, libc::SYS_fstat, libc::SYS_lseek, libc::SYS_newfstatat, libc::SYS_openat,
     libc::SYS_read, libc::SYS_statx, libc::SYS_write, libc::SYS_writev,
     // events and sockets
-    libc::SYS_connect, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait, libc::SYS_getpeername,
-    libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_poll, libc::SYS_recvfrom, libc::SYS_recvmsg,
+    libc::SYS_accept4, libc::SYS_connect, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait,
+    libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_poll, libc::SYS_recvfrom, libc::SYS_recvmsg,
     libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_setsockopt, libc::SYS_shutdown,
 ];
 
@@ -68,7 +68,8 @@ pub(super) fn apply_vmm() -> Result<(), SandboxError> {
 pub(super) fn apply_net() -> Result<(), SandboxError> {
     let mut rules = allow(NET);
     rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, FIONBIO)?]);
-    rules.insert(libc::SYS_socket, vec![argument(0, WHOLE, libc::AF_INET as u64)?]);
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| argument(0, WHOLE, family as u64));
+    rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
     Ok(seccompiler::apply_filter(&filter(rules)?)?)
 }
 

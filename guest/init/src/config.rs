@@ -67,6 +67,13 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     options.insert("exec-opts".to_owned(), json!(["native.cgroupdriver=cgroupfs"]));
     options.insert("live-restore".to_owned(), json!(false));
 
+    // Containers with IPv6 need address translation as those with IPv4 do; engines before 27 call it experimental.
+    if configuration.network.as_ref().is_some_and(|network| network.ipv6.is_some()) {
+        for key in ["experimental", "ip6tables"] {
+            options.entry(key).or_insert(json!(true));
+        }
+    }
+
     // dockerd takes registries on its own loopback without TLS; this address is the host's loopback.
     if let Some(network) = &configuration.network {
         let mut registries = match options.remove("insecure-registries") {

@@ -2,13 +2,27 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 const HEADER: usize = 16;
 /// Offset of the error number in an answer.
 const ERROR: usize = HEADER;
+
+/// No duplicate address detection (`linux/if_addr.h`); IPv4 does not look at it.
+const IFA_F_NODAD: u8 = 2;
+
+fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
 
 /// A netlink socket.
 #[derive(Debug)]
@@ -41,18 +55,19 @@ impl Netlink {
     }
 
     /// Adds an address.
-    pub(crate) fn add_address(&mut self, interface: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
-        let mut body = vec![libc::AF_INET as u8, prefix, 0, libc::RT_SCOPE_UNIVERSE];
+    pub(crate) fn add_address(&mut self, interface: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+        // There is nobody to have the same address: it can be used at once.
+        let mut body = vec![family(address), prefix, IFA_F_NODAD, libc::RT_SCOPE_UNIVERSE];
         body.extend(interface.to_ne_bytes());
-        attribute(&mut body, libc::IFA_LOCAL, &address.octets());
-        attribute(&mut body, libc::IFA_ADDRESS, &address.octets());
+        attribute(&mut body, libc::IFA_LOCAL, &octets(address));
+        attribute(&mut body, libc::IFA_ADDRESS, &octets(address));
         self.request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, body)
     }
 
     /// Adds the route to everywhere.
-    pub(crate) fn add_default_route(&mut self, interface: u32, gateway: Ipv4Addr) -> io::Result<()> {
+    pub(crate) fn add_default_route(&mut self, interface: u32, gateway: IpAddr) -> io::Result<()> {
         let mut body = vec![
-            libc::AF_INET as u8,
+            family(gateway),
             0,
             0,
             0,
@@ -62,7 +77,7 @@ impl Netlink {
             libc::RTN_UNICAST,
         ];
         body.extend([0; 4]);
-        attribute(&mut body, libc::RTA_GATEWAY, &gateway.octets());
+        attribute(&mut body, libc::RTA_GATEWAY, &octets(gateway));
         attribute(&mut body, libc::RTA_OIF, &interface.to_ne_bytes());
         self.request(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, body)
     }
@@ -116,6 +131,8 @@ fn acknowledged(answer: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     #[test]
@@ -137,7 +154,11 @@ mod tests {
     fn the_kernel_understands_the_requests() {
         // Without privileges it refuses them after it has read them; interface 0 exists nowhere.
         let mut netlink = Netlink::open().unwrap();
-        for result in [netlink.add_address(0, Ipv4Addr::LOCALHOST, 8), netlink.bring_up(u32::MAX >> 1, 1500)] {
+        for result in [
+            netlink.add_address(0, Ipv4Addr::LOCALHOST.into(), 8),
+            netlink.add_address(0, Ipv6Addr::LOCALHOST.into(), 64),
+            netlink.bring_up(u32::MAX >> 1, 1500),
+        ] {
             let error = result.unwrap_err().raw_os_error();
             assert!(matches!(error, Some(libc::EPERM | libc::ENODEV)), "{error:?}");
         }

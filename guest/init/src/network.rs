@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
@@ -17,10 +18,14 @@ pub(crate) fn configure(network: &Network) -> Result<(), Error> {
     let interface = nix::net::if_::if_nametoindex(INTERFACE).map_err(Error::system("find the network device"))?;
     let mut netlink = Netlink::open().map_err(system("open a netlink socket"))?;
     netlink.bring_up(interface, network.mtu.into()).map_err(system("bring the network device up"))?;
-    netlink
-        .add_address(interface, network.address, network.prefix)
-        .map_err(system("set the network device's address"))?;
-    netlink.add_default_route(interface, network.gateway).map_err(system("set the default route"))?;
+    let mut reach = |address: IpAddr, prefix, gateway: IpAddr| {
+        netlink.add_address(interface, address, prefix).map_err(system("set the network device's address"))?;
+        netlink.add_default_route(interface, gateway).map_err(system("set the default route"))
+    };
+    reach(network.address.into(), network.prefix, network.gateway.into())?;
+    if let Some(ipv6) = &network.ipv6 {
+        reach(ipv6.address.into(), ipv6.prefix, ipv6.gateway.into())?;
+    }
     let path = "/etc/resolv.conf";
     fs::write(path, format!("nameserver {}\n", network.nameserver)).map_err(Error::file("write", path))
 }
