@@ -207,6 +207,29 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// What the fuzz targets reach of this room.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use std::{fs::File, io::Write};
+
+    use super::{Manifest, format};
+
+    /// Reads a manifest.
+    pub fn manifest(text: &[u8]) {
+        let _ = serde_json::from_slice::<Manifest>(text);
+    }
+
+    /// Looks at a kernel and a root file system with these contents; `file` is for reading and writing.
+    pub fn formats(file: &mut File, contents: &[u8]) -> std::io::Result<()> {
+        file.set_len(0)?;
+        std::io::Seek::rewind(file)?;
+        file.write_all(contents)?;
+        let _ = format::kernel(file, contents.len() as u64)?;
+        let _ = format::erofs(file, contents.len() as u64)?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{format::samples, *};

@@ -210,6 +210,24 @@ fn reply_to(message: &[u8], end: usize, code: u8) -> Vec<u8> {
     reply
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing {
+    use super::{Addresses, answer_locally, failure, question};
+
+    /// Reads a question and makes the answers that are made here.
+    pub fn dns_question(message: &[u8], addresses: &Addresses) {
+        let known = question(message);
+        for answer in answer_locally(message, addresses).into_iter().chain([failure(message)]) {
+            // A response to this question (RFC 1035, 4.1.1).
+            assert!(answer.len() >= 12 && answer[2] & 0x80 != 0);
+            if known.is_some() {
+                assert_eq!(answer[..2], message[..2]);
+                assert_eq!(question(&[&message[..2], &[0, 0], &answer[4..]].concat()), known);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

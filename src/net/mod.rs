@@ -22,6 +22,8 @@ mod dns;
 mod echo;
 mod events;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod ip;
 mod offload;
 mod published;

@@ -74,6 +74,16 @@ fn parse(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing {
+    use super::{MOST, parse};
+
+    /// Reads a resolv.conf.
+    pub fn resolv_conf(text: &str) {
+        assert!(parse(text).len() <= MOST);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -22,6 +22,8 @@
 
 mod connection;
 mod credit;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod hybrid;
 mod muxer;
 mod packet;

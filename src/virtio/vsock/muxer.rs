@@ -112,7 +112,7 @@ impl Muxer {
     }
 
     /// Connections and handshakes.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

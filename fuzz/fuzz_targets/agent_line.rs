@@ -1,0 +1,17 @@
+//! Lines between the agent and the backend, both ways.
+#![no_main]
+
+use bulkhead_protocol::{GuestMessage, HostMessage, LineReader, encode};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let mut reader = LineReader::new(data);
+    while let Ok(Some(message)) = reader.read::<GuestMessage>() {
+        // What was understood can be said again and means the same.
+        if let Ok(line) = encode(&message) {
+            assert_eq!(LineReader::new(&line[..]).read::<GuestMessage>().unwrap(), Some(message));
+        }
+    }
+    let mut reader = LineReader::new(data);
+    while let Ok(Some(_)) = reader.read::<HostMessage>() {}
+});
