@@ -199,16 +199,8 @@ fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
         Contender::Microvm => "microvm,acpi=on,pcie=on,rtc=on,pic=off,pit=off,isa-serial=off",
         _ => "q35",
     };
-    let (cpus, memory) = (setup.cpus, setup.memory_mib);
-    let mut arguments: Vec<String> =
-        ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"].map(String::from).into();
+    let mut arguments = qemu_base(machine, &setup.kernel, CMDLINE, setup.cpus, setup.memory_mib);
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    option("-machine", format!("{machine},accel=kvm,memory-backend=ram"));
-    option("-smp", cpus.to_string());
-    option("-m", format!("{memory}M"));
-    option("-object", format!("memory-backend-memfd,id=ram,size={memory}M,share=on"));
-    option("-kernel", setup.kernel.display().to_string());
-    option("-append", CMDLINE.to_owned());
     for (id, path, flags) in [("rootfs", &setup.rootfs, ",readonly=on"), (DATA_SERIAL, &setup.data(), "")] {
         option("-drive", format!("if=none,id={id},file={},format=raw,discard=unmap{flags}", path.display()));
         option("-device", format!("virtio-blk-pci,drive={id},serial={id}"));
@@ -223,8 +215,22 @@ fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
     arguments
 }
 
+/// A machine without devices.
+pub fn qemu_base(machine: &str, kernel: &Path, cmdline: &str, cpus: u8, memory_mib: u64) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"].map(String::from).into();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("-machine", format!("{machine},accel=kvm,memory-backend=ram"));
+    option("-smp", cpus.to_string());
+    option("-m", format!("{memory_mib}M"));
+    option("-object", format!("memory-backend-memfd,id=ram,size={memory_mib}M,share=on"));
+    option("-kernel", kernel.display().to_string());
+    option("-append", cmdline.to_owned());
+    arguments
+}
+
 /// Starts a process that says nothing but errors and dies with this one.
-fn spawn(mut process: Process, socket: Option<&OwnedFd>) -> Result<Child> {
+pub fn spawn(mut process: Process, socket: Option<&OwnedFd>) -> Result<Child> {
     process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
     control::spawn(&mut process, socket)
         .map_err(|error| format!("cannot start {}: {error}", process.get_program().display()).into())

@@ -36,6 +36,45 @@ pub fn exits(pid: u32) -> Option<Exits> {
     Some(Exits { total, kinds })
 }
 
+/// CPU time of a process, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cpu {
+    /// All of it.
+    pub total: f64,
+    /// The part in which its vCPUs ran the guest.
+    pub guest: f64,
+}
+
+impl Cpu {
+    /// The process's time up to now (proc_pid_stat(5)).
+    pub fn read(pid: u32) -> Result<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?).ok_or_else(|| "no such process".into())
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // The name in parentheses may hold anything; field 3 follows it.
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        // Clock ticks of USER_HZ, which is 100 for every program.
+        let seconds = |field: usize| Some(fields.get(field - 3)?.parse::<f64>().ok()? / 100.0);
+        Some(Self { total: seconds(14)? + seconds(15)?, guest: seconds(43)? })
+    }
+}
+
+impl std::ops::AddAssign for Cpu {
+    fn add_assign(&mut self, other: Self) {
+        self.total += other.total;
+        self.guest += other.guest;
+    }
+}
+
+impl std::ops::Sub for Cpu {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { total: self.total - other.total, guest: self.guest - other.guest }
+    }
+}
+
 /// Memory of a process in KiB.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
@@ -87,6 +126,14 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        let numbers: Vec<_> = (4..=52).map(|field| (field * 100).to_string()).collect();
+        let stat = format!("7 (a) b (c)) S {}", numbers.join(" "));
+        assert_eq!(Cpu::parse(&stat), Some(Cpu { total: 14.0 + 15.0, guest: 43.0 }));
+        assert_eq!(Cpu::parse("7 (a) S 1 2"), None);
+    }
 
     #[test]
     fn guest_memory_and_files_are_told_from_the_rest() {

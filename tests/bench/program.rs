@@ -6,11 +6,12 @@ mod console;
 #[path = "../support/control.rs"]
 mod control;
 mod launch;
+mod network;
 mod process;
 mod report;
 mod round;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use launch::{Contender, Setup};
@@ -56,6 +57,12 @@ struct Arguments {
     /// End each run when init has started.
     #[arg(long)]
     init_only: bool,
+    /// Measure the network; the root file system is the endpoint's.
+    #[arg(long)]
+    network: bool,
+    /// How long each row of the network is measured, in milliseconds.
+    #[arg(long, default_value_t = 2000)]
+    milliseconds: u64,
     /// Say in the report that the machine is emulated.
     #[arg(long)]
     emulated: bool,
@@ -84,6 +91,9 @@ fn run(arguments: &Arguments) -> Result<String> {
         std::fs::copy(from, &to).map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
         Ok(to)
     };
+    if arguments.network {
+        return run_network(arguments, copy);
+    }
     let setup = Setup {
         bulkhead: copy(&arguments.bulkhead, "bulkhead")?,
         kernel: copy(&arguments.kernel, "vmlinux")?,
@@ -116,6 +126,24 @@ fn run(arguments: &Arguments) -> Result<String> {
         std::fs::remove_file(arguments.folder.join(name))?;
     }
     let report = Report::new(environment, &setup, samples, failures);
+    Ok(match arguments.format {
+        Format::Table => report.table(),
+        Format::Json => format!("{:#}", report.json()),
+    })
+}
+
+fn run_network(arguments: &Arguments, copy: impl Fn(&PathBuf, &str) -> Result<PathBuf>) -> Result<String> {
+    let setup = network::Setup {
+        bulkhead: copy(&arguments.bulkhead, "bulkhead")?,
+        kernel: copy(&arguments.kernel, "vmlinux")?,
+        rootfs: copy(&arguments.rootfs, "rootfs.erofs")?,
+        folder: arguments.folder.clone(),
+        cpus: arguments.cpus,
+        memory_mib: arguments.memory,
+        duration: Duration::from_millis(arguments.milliseconds),
+        rounds: arguments.rounds,
+    };
+    let report = network::run(&setup, Environment::read(arguments.emulated)?)?;
     Ok(match arguments.format {
         Format::Table => report.table(),
         Format::Json => format!("{:#}", report.json()),

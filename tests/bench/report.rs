@@ -42,6 +42,23 @@ impl Environment {
             load: load()?,
         })
     }
+
+    /// Two lines for people.
+    pub fn place(&self) -> String {
+        let Self { cpu, cpus, kernel, qemu, emulated, load } = self;
+        let kind = if *emulated { "emulated" } else { "real" };
+        let now = self::load().unwrap_or_default();
+        format!("host: {cpu}, {cpus} CPUs ({kind}); Linux {kernel}; QEMU {qemu}\nload before: {load}, after: {now}\n")
+    }
+
+    /// For programs, with what the guest was.
+    pub fn json(&self, guest: &str) -> Value {
+        let Self { cpu, cpus, kernel, qemu, emulated, load } = self;
+        json!({
+            "cpu": cpu, "cpus": cpus, "kernel": kernel, "qemu": qemu, "emulated": emulated,
+            "load_before": load, "load_after": self::load().unwrap_or_default(), "guest": guest,
+        })
+    }
 }
 
 fn load() -> Result<String> {
@@ -121,7 +138,7 @@ impl Report {
     pub fn table(&self) -> String {
         const PEERS: [Contender; 2] = [Contender::Microvm, Contender::Q35];
         let rounds = self.samples.iter().map(|(round, ..)| *round).max().unwrap_or(0);
-        let mut text = self.place();
+        let mut text = self.environment.place();
         let _ =
             writeln!(text, "guest: {}; rounds: {rounds}; median (least–most), ratios are ours to theirs", self.machine);
         let _ = write!(text, "\n{:<24}", "");
@@ -151,13 +168,6 @@ impl Report {
             let _ = write!(text, "\n{goal}: {}", if met { "yes" } else { "NO" });
         }
         text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
-    }
-
-    fn place(&self) -> String {
-        let Environment { cpu, cpus, kernel, qemu, emulated, load } = &self.environment;
-        let kind = if *emulated { "emulated" } else { "real" };
-        let now = self::load().unwrap_or_default();
-        format!("host: {cpu}, {cpus} CPUs ({kind}); Linux {kernel}; QEMU {qemu}\nload before: {load}, after: {now}\n")
     }
 
     /// The goals that all of this serves, and whether they are met.
@@ -196,7 +206,6 @@ impl Report {
 
     /// Every number, for programs.
     pub fn json(&self) -> Value {
-        let Environment { cpu, cpus, kernel, qemu, emulated, load } = &self.environment;
         let runs: Vec<_> =
             self.samples.iter().map(|(round, contender, sample)| run(*round, *contender, sample)).collect();
         let mut summary = Map::new();
@@ -217,10 +226,7 @@ impl Report {
             self.failures.iter().map(|(contender, count)| (contender.to_string(), (*count).into())).collect();
         let goals: Map<_, _> = self.goals().into_iter().map(|(goal, met)| (goal, met.into())).collect();
         json!({
-            "environment": {
-                "cpu": cpu, "cpus": cpus, "kernel": kernel, "qemu": qemu, "emulated": emulated,
-                "load_before": load, "load_after": self::load().unwrap_or_default(), "guest": self.machine,
-            },
+            "environment": self.environment.json(&self.machine),
             "summary": summary,
             "failed_runs": failures,
             "goals": goals,
@@ -253,7 +259,7 @@ impl Quantity {
 }
 
 /// The least, the median and the most of some values.
-fn spread(values: &[f64]) -> Option<[f64; 3]> {
+pub fn spread(values: &[f64]) -> Option<[f64; 3]> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (least, most) = (*sorted.first()?, *sorted.last()?);

@@ -39,12 +39,8 @@ pub struct World {
 impl World {
     /// A device whose hybrid socket is at `path`, where `listener` listens without blocking.
     pub fn new(path: &Path, listener: &Arc<UnixListener>) -> Self {
-        let endpoint = Endpoint {
-            guest_cid: CID,
-            path: path.to_owned(),
-            listener: Arc::clone(listener),
-            max_connections: MOST,
-        };
+        let endpoint =
+            Endpoint { guest_cid: CID, path: path.to_owned(), listener: Arc::clone(listener), max_connections: MOST };
         Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), now: Instant::now(), hosts: Vec::new() }
     }
 
