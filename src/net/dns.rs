@@ -210,7 +210,7 @@ fn reply_to(message: &[u8], end: usize, code: u8) -> Vec<u8> {
     reply
 }
 
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
     use super::{Addresses, answer_locally, failure, question};
 

@@ -145,6 +145,8 @@ impl Echo {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::net::{addresses::example, frame::ETHERNET_HEADER};
 
@@ -196,5 +198,29 @@ mod tests {
         assert_eq!((reply.source, &reply.payload()[4..]), (own.ip(), &[0xab, 0xcd, 0, 1, b'x'][..]));
         echo.sweep(Instant::now() + SILENCE * 2);
         assert!(echo.is_empty() && echo.by_key.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_makes_it_panic(message in prop::collection::vec(any::<u8>(), 0..80), v6: bool, echo: bool) {
+            let addresses = example();
+            let (guest, peer) = if v6 {
+                (IpAddr::from(addresses.guest6), IpAddr::from(addresses.host6))
+            } else {
+                (addresses.guest.into(), addresses.host.into())
+            };
+            let protocol = if v6 { IpProtocol::Icmpv6 } else { IpProtocol::Icmp };
+            let ping = ip::frame(guest, peer, protocol, message.len(), |space| {
+                space.copy_from_slice(&message);
+                if let Some(kind) = space.first_mut().filter(|_| echo) {
+                    *kind = types(guest).0;
+                }
+            });
+            let packet = Packet::parse(&ping.bytes[ETHERNET_HEADER..]).unwrap();
+            let reply = Echo::default().receive(&Epoll::new().unwrap(), &addresses, &packet);
+            if let Some(reply) = reply {
+                prop_assert_eq!(reply.bytes.len(), ping.bytes.len());
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the fuzz targets reach of this room. Only with the feature `fuzzing`.
+//! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
 #![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};

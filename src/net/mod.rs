@@ -22,7 +22,7 @@ mod dns;
 mod echo;
 mod events;
 mod frame;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod ip;
 mod offload;

@@ -74,7 +74,7 @@ fn parse(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
     use super::{MOST, parse};
 

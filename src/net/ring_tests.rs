@@ -1,5 +1,6 @@
 //! The queues as a driver sees them.
 
+use proptest::{collection::vec, prelude::*};
 use virtio_queue::{
     QueueT,
     desc::{RawDescriptor, split::Descriptor},
@@ -85,4 +86,13 @@ fn the_guests_frames_are_taken_without_their_header_and_broken_ones_are_passed_o
     assert_eq!(taken, [b"frame".to_vec(), b"fram".to_vec()]);
     assert_eq!(mock.used().idx().load(), 4);
     assert_eq!(ring.queue.next_used(), 4);
+}
+
+proptest! {
+    #[test]
+    fn no_queue_makes_the_device_panic_or_touch_what_is_not_guest_memory(
+        bytes in memory::testing::queue(), frames in vec(0_usize..70_000, 1..4), event_idx: bool, mergeable: bool
+    ) {
+        super::fuzzing::rings(&bytes, &frames, event_idx, mergeable);
+    }
 }

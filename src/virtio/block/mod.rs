@@ -1,7 +1,7 @@
 //! Block device (virtio 1.3, section 5.2) over a raw file; the format is never probed.
 
 mod disk;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod request;
 mod worker;

@@ -123,6 +123,13 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn no_queue_makes_the_device_panic_or_grows_the_disk(bytes in memory::testing::queue(), readonly: bool) {
+        super::fuzzing::requests(&file(), readonly, &bytes);
+    }
+}
+
 #[test]
 fn requests_past_the_end_or_of_half_sectors_are_errors() {
     let (memory, disk) = (memory::create(64).unwrap(), DiskFile::new(file(), false, "").unwrap());

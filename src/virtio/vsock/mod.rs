@@ -22,7 +22,7 @@
 
 mod connection;
 mod credit;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod hybrid;
 mod muxer;

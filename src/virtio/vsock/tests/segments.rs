@@ -78,6 +78,11 @@ fn an_indirect_table_longer_than_the_queue_is_malformed() {
 
 proptest! {
     #[test]
+    fn no_queue_makes_the_device_panic(bytes in crate::vmm::memory::testing::queue()) {
+        crate::virtio::vsock::fuzzing::chains(&bytes);
+    }
+
+    #[test]
     fn a_window_holds_exactly_the_bytes_asked_for(
         pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..8),
         skip in 0_usize..100,
