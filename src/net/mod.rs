@@ -23,6 +23,8 @@ mod echo;
 mod events;
 mod frame;
 mod ip;
+#[cfg(test)]
+mod kernel_tests;
 mod offload;
 mod published;
 mod resolver;

@@ -33,6 +33,8 @@ const MOST_FLOWS: usize = 8192;
 /// Bytes held in each direction of a connection, by how many connections there are: all together at most half a
 /// gigabyte, and only what was used is in memory.
 const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MOST_FLOWS, 16 * 1024)];
+/// Smallest port of a client that does not keep its own address.
+const FIRST_PORT: u16 = 1024;
 /// Frames that wait for the guest's buffers: TCP waits with them, everything else is dropped beyond.
 const MOST_WAITING: usize = 256;
 /// Pause between two looks for what is silent.
@@ -51,6 +53,8 @@ pub(super) struct Stack {
     /// Connections that had no room for their frames.
     waiting: BTreeSet<u64>,
     published: Published,
+    /// The last port of a client without an address of its own.
+    port: u16,
     udp: Udp,
     echo: Echo,
     swept: Clock,
@@ -74,6 +78,7 @@ impl Stack {
             timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
             published: Published::default(),
+            port: FIRST_PORT,
             udp: Udp::default(),
             echo: Echo::default(),
             swept: Clock::now(),
@@ -87,6 +92,12 @@ impl Stack {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.flows.is_empty() && self.by_key.is_empty() && self.timers.is_empty() && self.waiting.is_empty()
+    }
+
+    /// TCP connections at the moment.
+    #[cfg(test)]
+    pub(super) fn flows(&self) -> usize {
+        self.flows.len()
     }
 
     fn now(&self) -> Instant {
@@ -196,10 +207,18 @@ impl Stack {
         }
     }
 
+    /// A port for a client that does not keep its own address: the one that was not used for the longest time.
+    fn turn_port(&mut self) -> u16 {
+        self.port = self.port.checked_add(1).unwrap_or(FIRST_PORT);
+        self.port
+    }
+
     fn arrived(&mut self, published: u64) {
         let room = MOST_FLOWS.saturating_sub(self.flows.len());
         for Arrival { stream, client, target } in self.published.accept(&self.epoll, published, room) {
-            let shown = SocketAddr::new(self.addresses.as_client(client.ip(), target.ip()), client.port());
+            let shown = self.addresses.as_client(client.ip(), target.ip());
+            let port = if shown == client.ip().to_canonical() { client.port() } else { self.turn_port() };
+            let shown = SocketAddr::new(shown, port);
             let key = udp::free_key(target, shown, |key| self.by_key.contains_key(key));
             socket::tune(&stream);
             let (buffer, offload, now) = (self.buffer(), self.offload, self.now());
