@@ -32,7 +32,8 @@ use super::{
 const MOST_FLOWS: usize = 8192;
 /// Bytes held in each direction of a connection, by how many connections there are: all together at most half a
 /// gigabyte, and only what was used is in memory.
-const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MOST_FLOWS, 16 * 1024)];
+const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MOST_FLOWS, SMALL_BUFFER)];
+const SMALL_BUFFER: usize = 16 * 1024;
 /// Smallest port of a client that does not keep its own address.
 const FIRST_PORT: u16 = 1024;
 /// Frames that wait for the guest's buffers: TCP waits with them, everything else is dropped beyond.
@@ -166,11 +167,29 @@ impl Stack {
         if self.flows.len() >= MOST_FLOWS {
             return false;
         }
-        let dns = self.addresses.is_dns(key.peer);
-        let destination = if dns { Some(self.dns.server()) } else { self.addresses.on_host(key.peer) };
-        let Some(host) = destination.and_then(|address| socket::begin_tcp(address).ok()) else { return false };
+        if self.addresses.is_dns(key.peer) {
+            let flow = Flow::names(key, syn.to_vec(), SMALL_BUFFER, self.offload, now);
+            let id = self.insert(flow);
+            self.advance(id);
+            return true;
+        }
+        let Some(host) = self.addresses.on_host(key.peer).and_then(|address| socket::begin_tcp(address).ok()) else {
+            return false;
+        };
         let flow = Flow::outbound(key, syn.to_vec(), host, self.buffer(), self.offload, now);
-        self.insert(flow).is_some()
+        self.watch_and_insert(flow).is_some()
+    }
+
+    /// Connects to the host's name server for a connection whose question is not answered here.
+    fn ask_server(&mut self, id: u64) {
+        let server = socket::begin_tcp(self.dns.server()).ok();
+        let watched = server.filter(|server| events::watch_edges(&self.epoll, server, Token::Tcp(id)).is_ok());
+        if let Some((flow, _)) = self.flows.get_mut(&id) {
+            match watched {
+                Some(server) => flow.pass_on(server),
+                None => flow.abort(),
+            }
+        }
     }
 
     fn buffer(&self) -> usize {
@@ -178,13 +197,17 @@ impl Stack {
         BUFFERS.iter().find_map(fits).unwrap_or(BUFFERS[BUFFERS.len() - 1].1)
     }
 
-    fn insert(&mut self, flow: Flow) -> Option<u64> {
+    fn watch_and_insert(&mut self, flow: Flow) -> Option<u64> {
+        events::watch_edges(&self.epoll, flow.host()?, Token::Tcp(self.next)).ok()?;
+        Some(self.insert(flow))
+    }
+
+    fn insert(&mut self, flow: Flow) -> u64 {
         let id = self.next;
         self.next += 1;
-        events::watch_edges(&self.epoll, flow.host()?, Token::Tcp(id)).ok()?;
         self.by_key.insert(flow.key, id);
         self.flows.insert(id, (flow, None));
-        Some(id)
+        id
     }
 
     /// Publishes a socket: listening for TCP, bound for UDP.
@@ -227,7 +250,7 @@ impl Stack {
                 .ok()
                 .and(key)
                 .and_then(|key| Flow::inbound(key, stream, published, buffer, offload, now));
-            if let Some(id) = flow.and_then(|flow| self.insert(flow)) {
+            if let Some(id) = flow.and_then(|flow| self.watch_and_insert(flow)) {
                 self.advance(id);
             }
         }
@@ -258,6 +281,10 @@ impl Stack {
     fn advance(&mut self, id: u64) {
         let now = self.now();
         let room = MOST_WAITING.saturating_sub(self.out.len());
+        let Some((flow, _)) = self.flows.get_mut(&id) else { return };
+        if flow.answer(&self.addresses, now) {
+            self.ask_server(id);
+        }
         let Some((flow, timer)) = self.flows.get_mut(&id) else { return };
         let mut out = Vec::new();
         let outcome = flow.advance(now, room, &mut out);

@@ -2,7 +2,8 @@
 //!
 //! Of a connection that the guest begins, the host's part is made first: the guest's SYN waits for it, so that the guest
 //! sees a refusal as a refusal. Of one that comes in through a published port, the host's part is there; when the guest
-//! refuses its own, the client sees a reset.
+//! refuses its own, the client sees a reset. A connection to the name server gets a host's part when there is a question
+//! that cannot be answered here.
 
 use std::{
     io::{self, Read, Write},
@@ -18,6 +19,8 @@ use smoltcp::{
 };
 
 use super::{
+    addresses::Addresses,
+    dns::{Next, Questions},
     frame::{ETHERNET_HEADER, Frame},
     offload::{offload_tcp, raise_segment_size},
     socket,
@@ -110,6 +113,10 @@ impl Device for Wire {
 pub(super) struct Flow {
     pub(super) key: Key,
     host: Option<TcpStream>,
+    /// What the name server was asked and has not answered or passed on.
+    questions: Option<Questions>,
+    /// What was passed on and the host's socket has not taken.
+    backlog: Vec<u8>,
     /// The guest's SYN, until the host's connection is made.
     syn: Option<Vec<u8>>,
     /// The published port that it came through.
@@ -165,10 +172,65 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Self {
-        let mut flow = Self::new(key, host, buffer, offload, now);
+        let mut flow = Self::new(key, Some(host), buffer, offload, now);
         flow.learn_segment(&mut syn);
         flow.syn = Some(syn);
         flow
+    }
+
+    /// A connection to the name server that begins with this SYN.
+    pub(super) fn names(key: Key, mut syn: Vec<u8>, buffer: usize, offload: Offload, now: Instant) -> Self {
+        let mut flow = Self::new(key, None, buffer, offload, now);
+        flow.learn_segment(&mut syn);
+        flow.questions = Some(Questions::default());
+        let peer = flow.key.peer;
+        let _ = flow.socket().listen(peer);
+        flow.wire.incoming = Some(syn);
+        flow
+    }
+
+    /// Answers what can be answered here; true when the rest needs a connection to the host's name server, see
+    /// [`Self::pass_on`].
+    pub(super) fn answer(&mut self, addresses: &Addresses, now: Instant) -> bool {
+        if self.questions.is_none() {
+            return false;
+        }
+        // What has arrived may be a question.
+        self.poll(now, usize::MAX);
+        let (guest, Some(questions)) = (self.sockets.get_mut::<Socket<'_>>(self.handle), &mut self.questions) else {
+            return false;
+        };
+        loop {
+            if guest.can_recv() && questions.room() > 0 {
+                let room = questions.room();
+                let _ = guest.recv(|data| {
+                    let data = &data[..data.len().min(room)];
+                    questions.take(data);
+                    (data.len(), ())
+                });
+            }
+            // An answer is shorter than the buffer for it, so it needs only time.
+            if guest.send_queue() > 0 {
+                return false;
+            }
+            match questions.next(addresses) {
+                Next::Wait => break,
+                Next::Forward => return true,
+                Next::Answer(bytes) => {
+                    let _ = guest.send_slice(&bytes);
+                }
+            }
+        }
+        if guest.state() == State::CloseWait && guest.recv_queue() == 0 {
+            guest.close();
+        }
+        false
+    }
+
+    /// Lets the host's name server answer, to which a connection has begun.
+    pub(super) fn pass_on(&mut self, server: TcpStream) {
+        self.backlog = self.questions.take().map(Questions::into_bytes).unwrap_or_default();
+        self.host = Some(server);
     }
 
     /// A connection that came in through a published port.
@@ -180,13 +242,13 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Option<Self> {
-        let mut flow = Self::new(key, host, buffer, offload, now);
+        let mut flow = Self::new(key, Some(host), buffer, offload, now);
         flow.published = Some(published);
         flow.socket().set_timeout(Some(CONNECT));
         flow.knock().then_some(flow)
     }
 
-    fn new(key: Key, host: TcpStream, buffer: usize, offload: Offload, now: Instant) -> Self {
+    fn new(key: Key, host: Option<TcpStream>, buffer: usize, offload: Offload, now: Instant) -> Self {
         let mut wire = Wire { incoming: None, outgoing: Vec::new(), room: usize::MAX };
         let interface = interface(key, &mut wire, now);
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
@@ -198,7 +260,9 @@ impl Flow {
         let handle = sockets.add(socket);
         Self {
             key,
-            host: Some(host),
+            host,
+            questions: None,
+            backlog: Vec::new(),
             syn: None,
             published: None,
             interface,
@@ -358,7 +422,15 @@ impl Flow {
             return Ok(false);
         };
         let mut moved = false;
-        while self.writable && guest.can_recv() {
+        while self.writable && !self.backlog.is_empty() {
+            match host.write(&self.backlog) {
+                Ok(len) => drop(self.backlog.drain(..len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        while self.writable && self.backlog.is_empty() && guest.can_recv() {
             match guest.recv(|data| match host.write(data) {
                 Ok(len) => (len, Ok(len)),
                 Err(error) => (0, Err(error)),
@@ -388,7 +460,7 @@ impl Flow {
             }
         }
         self.guest_fin |= matches!(guest.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
-        if self.guest_fin && !self.guest_ended && guest.recv_queue() == 0 {
+        if self.guest_fin && !self.guest_ended && guest.recv_queue() == 0 && self.backlog.is_empty() {
             self.guest_ended = true;
             moved = true;
             host.shutdown(Shutdown::Write)?;

@@ -377,6 +377,24 @@ fn a_guest_reaches_the_hosts_loopback_over_ipv6() {
 }
 
 #[test]
+fn the_name_server_answers_over_tcp_too() {
+    let mut world = World::new(true);
+    let handle = world.connect(example().gateway, 53, 1000);
+    world.until("a connection", |world| world.socket(handle).may_send());
+    let mut question = vec![0, 38, 1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4];
+    question.extend(b"host\x06docker\x08internal\x00\x00\x01\x00\x01");
+    for _ in 0..2 {
+        world.socket(handle).send_slice(&question).unwrap();
+        world.until("an answer", |world| world.socket(handle).recv_queue() == question.len() + 16);
+        let mut answer = vec![0; question.len() + 16];
+        world.socket(handle).recv_slice(&mut answer).unwrap();
+        assert_eq!(answer[answer.len() - 4..], example().host.octets());
+    }
+    world.socket(handle).close();
+    world.until("the end", |world| world.stack.is_empty());
+}
+
+#[test]
 fn connections_in_sequence_leave_nothing_behind() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = port(&listener);
