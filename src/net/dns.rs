@@ -134,6 +134,53 @@ impl Dns {
     }
 }
 
+/// What is to be done about the first question of a TCP connection to the name server.
+pub(super) enum Next {
+    /// It has not arrived whole.
+    Wait,
+    /// Answer with these bytes.
+    Answer(Vec<u8>),
+    /// The host's server has to answer it, and all that follow.
+    Forward,
+}
+
+/// Questions that came over TCP, each behind its length (RFC 1035, 4.2.2), and were not answered.
+#[derive(Default)]
+pub(super) struct Questions(Vec<u8>);
+
+impl Questions {
+    /// Bytes that can be taken.
+    pub(super) fn room(&self) -> usize {
+        2 + LONGEST - self.0.len()
+    }
+
+    /// Takes bytes, at most as many as there is room for.
+    pub(super) fn take(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The first question is removed when it is answered.
+    pub(super) fn next(&mut self, addresses: &Addresses) -> Next {
+        let Some(len) = self.0.get(..2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]))) else {
+            return Next::Wait;
+        };
+        if len > LONGEST {
+            return Next::Forward;
+        }
+        let Some(message) = self.0.get(2..2 + len) else { return Next::Wait };
+        let Some(answer) = answer_locally(message, addresses) else { return Next::Forward };
+        let mut bytes = (answer.len() as u16).to_be_bytes().to_vec();
+        bytes.extend(answer);
+        self.0.drain(..2 + len);
+        Next::Answer(bytes)
+    }
+
+    /// Everything that was not answered.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
 /// Name, type and class of a message's only question, and where the question ends (RFC 1035, 4.1).
 fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
     let header = message.get(..12)?;
@@ -306,6 +353,31 @@ mod tests {
     }
 
     #[test]
+    fn questions_over_tcp_are_answered_in_turn_and_the_first_foreign_one_goes_on_with_all_others() {
+        let framed = |name| {
+            let message = query(name, TYPE_A);
+            [(message.len() as u16).to_be_bytes().to_vec(), message].concat()
+        };
+        let stream =
+            [framed("host.docker.internal"), framed("example.org"), framed("gateway.docker.internal")].concat();
+        let mut questions = Questions::default();
+        let mut answered = 0;
+        for byte in &stream[..stream.len() - 30] {
+            questions.take(&[*byte]);
+            match questions.next(&example()) {
+                Next::Answer(bytes) => {
+                    assert_eq!(usize::from(bytes[1]), bytes.len() - 2);
+                    assert_eq!(bytes[bytes.len() - 4..], example().host.octets());
+                    answered += 1;
+                }
+                Next::Wait => {}
+                Next::Forward => break,
+            }
+        }
+        assert_eq!((answered, questions.into_bytes()), (1, framed("example.org")));
+    }
+
+    #[test]
     fn the_hosts_names_do_not_exist_where_its_services_are_closed() {
         let closed = Addresses { host_loopback: false, ..example() };
         let answer = answer_locally(&query("host.docker.internal", TYPE_A), &closed).unwrap();
@@ -320,6 +392,10 @@ mod tests {
                 bytes[2..6].copy_from_slice(&[1, 0, 0, 1]);
             }
             let _ = answer_locally(&bytes, &example());
+            let mut questions = Questions::default();
+            questions.take(&bytes);
+            while let Next::Answer(_) = questions.next(&example()) {}
+            prop_assert!(questions.into_bytes().len() <= bytes.len());
             prop_assert!(failure(&bytes).len() >= 12);
         }
     }

@@ -25,7 +25,7 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// A frame for the guest.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     /// virtio's header; `num_buffers` is set when the buffers are known.
     pub(super) header: [u8; VIRTIO_HEADER],

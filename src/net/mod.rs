@@ -25,6 +25,8 @@ mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod ip;
+#[cfg(test)]
+mod kernel_tests;
 mod offload;
 mod published;
 mod resolver;

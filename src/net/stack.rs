@@ -32,7 +32,10 @@ use super::{
 const MOST_FLOWS: usize = 8192;
 /// Bytes held in each direction of a connection, by how many connections there are: all together at most half a
 /// gigabyte, and only what was used is in memory.
-const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MOST_FLOWS, 16 * 1024)];
+const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MOST_FLOWS, SMALL_BUFFER)];
+const SMALL_BUFFER: usize = 16 * 1024;
+/// Smallest port of a client that does not keep its own address.
+const FIRST_PORT: u16 = 1024;
 /// Frames that wait for the guest's buffers: TCP waits with them, everything else is dropped beyond.
 const MOST_WAITING: usize = 256;
 /// Pause between two looks for what is silent.
@@ -51,6 +54,8 @@ pub(super) struct Stack {
     /// Connections that had no room for their frames.
     waiting: BTreeSet<u64>,
     published: Published,
+    /// The last port of a client without an address of its own.
+    port: u16,
     udp: Udp,
     echo: Echo,
     swept: Clock,
@@ -74,6 +79,7 @@ impl Stack {
             timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
             published: Published::default(),
+            port: FIRST_PORT,
             udp: Udp::default(),
             echo: Echo::default(),
             swept: Clock::now(),
@@ -87,6 +93,12 @@ impl Stack {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.flows.is_empty() && self.by_key.is_empty() && self.timers.is_empty() && self.waiting.is_empty()
+    }
+
+    /// TCP connections at the moment.
+    #[cfg(test)]
+    pub(super) fn flows(&self) -> usize {
+        self.flows.len()
     }
 
     fn now(&self) -> Instant {
@@ -155,11 +167,29 @@ impl Stack {
         if self.flows.len() >= MOST_FLOWS {
             return false;
         }
-        let dns = self.addresses.is_dns(key.peer);
-        let destination = if dns { Some(self.dns.server()) } else { self.addresses.on_host(key.peer) };
-        let Some(host) = destination.and_then(|address| socket::begin_tcp(address).ok()) else { return false };
+        if self.addresses.is_dns(key.peer) {
+            let flow = Flow::names(key, syn.to_vec(), SMALL_BUFFER, self.offload, now);
+            let id = self.insert(flow);
+            self.advance(id);
+            return true;
+        }
+        let Some(host) = self.addresses.on_host(key.peer).and_then(|address| socket::begin_tcp(address).ok()) else {
+            return false;
+        };
         let flow = Flow::outbound(key, syn.to_vec(), host, self.buffer(), self.offload, now);
-        self.insert(flow).is_some()
+        self.watch_and_insert(flow).is_some()
+    }
+
+    /// Connects to the host's name server for a connection whose question is not answered here.
+    fn ask_server(&mut self, id: u64) {
+        let server = socket::begin_tcp(self.dns.server()).ok();
+        let watched = server.filter(|server| events::watch_edges(&self.epoll, server, Token::Tcp(id)).is_ok());
+        if let Some((flow, _)) = self.flows.get_mut(&id) {
+            match watched {
+                Some(server) => flow.pass_on(server),
+                None => flow.abort(),
+            }
+        }
     }
 
     fn buffer(&self) -> usize {
@@ -167,13 +197,17 @@ impl Stack {
         BUFFERS.iter().find_map(fits).unwrap_or(BUFFERS[BUFFERS.len() - 1].1)
     }
 
-    fn insert(&mut self, flow: Flow) -> Option<u64> {
+    fn watch_and_insert(&mut self, flow: Flow) -> Option<u64> {
+        events::watch_edges(&self.epoll, flow.host()?, Token::Tcp(self.next)).ok()?;
+        Some(self.insert(flow))
+    }
+
+    fn insert(&mut self, flow: Flow) -> u64 {
         let id = self.next;
         self.next += 1;
-        events::watch_edges(&self.epoll, flow.host()?, Token::Tcp(id)).ok()?;
         self.by_key.insert(flow.key, id);
         self.flows.insert(id, (flow, None));
-        Some(id)
+        id
     }
 
     /// Publishes a socket: listening for TCP, bound for UDP.
@@ -196,10 +230,18 @@ impl Stack {
         }
     }
 
+    /// A port for a client that does not keep its own address: the one that was not used for the longest time.
+    fn turn_port(&mut self) -> u16 {
+        self.port = self.port.checked_add(1).unwrap_or(FIRST_PORT);
+        self.port
+    }
+
     fn arrived(&mut self, published: u64) {
         let room = MOST_FLOWS.saturating_sub(self.flows.len());
         for Arrival { stream, client, target } in self.published.accept(&self.epoll, published, room) {
-            let shown = SocketAddr::new(self.addresses.as_client(client.ip(), target.ip()), client.port());
+            let shown = self.addresses.as_client(client.ip(), target.ip());
+            let port = if shown == client.ip().to_canonical() { client.port() } else { self.turn_port() };
+            let shown = SocketAddr::new(shown, port);
             let key = udp::free_key(target, shown, |key| self.by_key.contains_key(key));
             socket::tune(&stream);
             let (buffer, offload, now) = (self.buffer(), self.offload, self.now());
@@ -208,7 +250,7 @@ impl Stack {
                 .ok()
                 .and(key)
                 .and_then(|key| Flow::inbound(key, stream, published, buffer, offload, now));
-            if let Some(id) = flow.and_then(|flow| self.insert(flow)) {
+            if let Some(id) = flow.and_then(|flow| self.watch_and_insert(flow)) {
                 self.advance(id);
             }
         }
@@ -239,6 +281,10 @@ impl Stack {
     fn advance(&mut self, id: u64) {
         let now = self.now();
         let room = MOST_WAITING.saturating_sub(self.out.len());
+        let Some((flow, _)) = self.flows.get_mut(&id) else { return };
+        if flow.answer(&self.addresses, now) {
+            self.ask_server(id);
+        }
         let Some((flow, timer)) = self.flows.get_mut(&id) else { return };
         let mut out = Vec::new();
         let outcome = flow.advance(now, room, &mut out);

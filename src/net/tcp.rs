@@ -2,7 +2,8 @@
 //!
 //! Of a connection that the guest begins, the host's part is made first: the guest's SYN waits for it, so that the guest
 //! sees a refusal as a refusal. Of one that comes in through a published port, the host's part is there; when the guest
-//! refuses its own, the client sees a reset.
+//! refuses its own, the client sees a reset. A connection to the name server gets a host's part when there is a question
+//! that cannot be answered here.
 
 use std::{
     io::{self, Read, Write},
@@ -18,6 +19,8 @@ use smoltcp::{
 };
 
 use super::{
+    addresses::Addresses,
+    dns::{Next, Questions},
     frame::{ETHERNET_HEADER, Frame},
     offload::{offload_tcp, raise_segment_size},
     socket,
@@ -30,6 +33,10 @@ pub(super) const SEGMENT: u16 = 65_475;
 const SILENCE: Duration = Duration::from_secs(300);
 /// A container that does not answer for so long accepts no connection.
 const CONNECT: Duration = Duration::from_secs(60);
+/// First pause before a FIN is repeated.
+const FIN_PAUSE: Duration = Duration::from_millis(1500);
+/// New beginnings of a connection that a guest mistakes for an earlier one.
+const RETRIES: u8 = 4;
 /// A quiet connection is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
@@ -106,6 +113,10 @@ impl Device for Wire {
 pub(super) struct Flow {
     pub(super) key: Key,
     host: Option<TcpStream>,
+    /// What the name server was asked and has not answered or passed on.
+    questions: Option<Questions>,
+    /// What was passed on and the host's socket has not taken.
+    backlog: Vec<u8>,
     /// The guest's SYN, until the host's connection is made.
     syn: Option<Vec<u8>>,
     /// The published port that it came through.
@@ -127,6 +138,19 @@ pub(super) struct Flow {
     guest_ended: bool,
     /// The host's socket failed.
     broken: bool,
+    /// Further SYNs after answers that belong to an earlier connection.
+    retries: u8,
+    /// Our last segment with a FIN that the guest has not acknowledged.
+    fin: Option<Fin>,
+}
+
+/// What repeats a FIN.
+///
+/// The stack forgets to when the segment is lost whose acknowledgements make it believe in a fast retransmission.
+struct Fin {
+    frame: Frame,
+    again: Instant,
+    pause: Duration,
 }
 
 /// What became of a connection.
@@ -148,10 +172,65 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Self {
-        let mut flow = Self::new(key, host, buffer, offload, now);
+        let mut flow = Self::new(key, Some(host), buffer, offload, now);
         flow.learn_segment(&mut syn);
         flow.syn = Some(syn);
         flow
+    }
+
+    /// A connection to the name server that begins with this SYN.
+    pub(super) fn names(key: Key, mut syn: Vec<u8>, buffer: usize, offload: Offload, now: Instant) -> Self {
+        let mut flow = Self::new(key, None, buffer, offload, now);
+        flow.learn_segment(&mut syn);
+        flow.questions = Some(Questions::default());
+        let peer = flow.key.peer;
+        let _ = flow.socket().listen(peer);
+        flow.wire.incoming = Some(syn);
+        flow
+    }
+
+    /// Answers what can be answered here; true when the rest needs a connection to the host's name server, see
+    /// [`Self::pass_on`].
+    pub(super) fn answer(&mut self, addresses: &Addresses, now: Instant) -> bool {
+        if self.questions.is_none() {
+            return false;
+        }
+        // What has arrived may be a question.
+        self.poll(now, usize::MAX);
+        let (guest, Some(questions)) = (self.sockets.get_mut::<Socket<'_>>(self.handle), &mut self.questions) else {
+            return false;
+        };
+        loop {
+            if guest.can_recv() && questions.room() > 0 {
+                let room = questions.room();
+                let _ = guest.recv(|data| {
+                    let data = &data[..data.len().min(room)];
+                    questions.take(data);
+                    (data.len(), ())
+                });
+            }
+            // An answer is shorter than the buffer for it, so it needs only time.
+            if guest.send_queue() > 0 {
+                return false;
+            }
+            match questions.next(addresses) {
+                Next::Wait => break,
+                Next::Forward => return true,
+                Next::Answer(bytes) => {
+                    let _ = guest.send_slice(&bytes);
+                }
+            }
+        }
+        if guest.state() == State::CloseWait && guest.recv_queue() == 0 {
+            guest.close();
+        }
+        false
+    }
+
+    /// Lets the host's name server answer, to which a connection has begun.
+    pub(super) fn pass_on(&mut self, server: TcpStream) {
+        self.backlog = self.questions.take().map(Questions::into_bytes).unwrap_or_default();
+        self.host = Some(server);
     }
 
     /// A connection that came in through a published port.
@@ -163,16 +242,13 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Option<Self> {
-        let mut flow = Self::new(key, host, buffer, offload, now);
+        let mut flow = Self::new(key, Some(host), buffer, offload, now);
         flow.published = Some(published);
-        let Self { interface, sockets, handle, .. } = &mut flow;
-        let socket = sockets.get_mut::<Socket<'_>>(*handle);
-        socket.set_timeout(Some(CONNECT));
-        socket.connect(interface.context(), key.guest, key.peer).ok()?;
-        Some(flow)
+        flow.socket().set_timeout(Some(CONNECT));
+        flow.knock().then_some(flow)
     }
 
-    fn new(key: Key, host: TcpStream, buffer: usize, offload: Offload, now: Instant) -> Self {
+    fn new(key: Key, host: Option<TcpStream>, buffer: usize, offload: Offload, now: Instant) -> Self {
         let mut wire = Wire { incoming: None, outgoing: Vec::new(), room: usize::MAX };
         let interface = interface(key, &mut wire, now);
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
@@ -184,7 +260,9 @@ impl Flow {
         let handle = sockets.add(socket);
         Self {
             key,
-            host: Some(host),
+            host,
+            questions: None,
+            backlog: Vec::new(),
             syn: None,
             published: None,
             interface,
@@ -199,6 +277,8 @@ impl Flow {
             guest_fin: false,
             guest_ended: false,
             broken: false,
+            retries: 0,
+            fin: None,
         }
     }
 
@@ -232,12 +312,29 @@ impl Flow {
             return;
         }
         let mut packet = packet.to_vec();
-        if syn && self.published.is_some() {
+        let knocking = self.socket().state() == State::SynSent;
+        if syn && knocking {
             self.learn_segment(&mut packet);
             self.socket().set_timeout(Some(SILENCE));
         }
         self.wire.incoming = Some(packet);
         self.poll(now, usize::MAX);
+        if knocking && self.socket().state() == State::SynSent && self.retries < RETRIES {
+            self.retries += 1;
+            self.knock();
+        }
+    }
+
+    /// Begins the guest's part of an inbound connection, with a new sequence number each time.
+    ///
+    /// A guest that remembers an earlier connection of the same two ends answers a SYN that looks older with what it
+    /// remembers, and forgets it with our reset (RFC 9293, 3.10.7.3; RFC 1122, 4.2.2.13): the next SYN is welcome,
+    /// and need not wait for a time-out.
+    fn knock(&mut self) -> bool {
+        let (guest, peer) = (self.key.guest, self.key.peer);
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        socket.abort();
+        socket.connect(self.interface.context(), guest, peer).is_ok()
     }
 
     /// Ends it, for both sides.
@@ -255,7 +352,7 @@ impl Flow {
     /// Moves what can be moved; at most `room` frames go into `out`.
     pub(super) fn advance(&mut self, now: Instant, room: usize, out: &mut Vec<Frame>) -> Outcome {
         if self.syn.is_some() && !self.begin(now) {
-            self.hand_over(out);
+            self.hand_over(now, out);
             return Outcome::Over;
         }
         if self.syn.is_some() {
@@ -273,13 +370,15 @@ impl Flow {
             }
         }
         self.poll(now, room);
-        self.hand_over(out);
+        self.hand_over(now, out);
+        let again = self.repeat_fin(now, out);
         // Nothing is lost between here and the guest, so nobody has to wait in TIME-WAIT for repetitions.
         let closed = matches!(self.socket().state(), State::Closed | State::TimeWait | State::Listen);
         // The guest may be done while the host's end has yet to take what it sent.
         let draining = self.guest_fin && self.host_ended && !self.guest_ended && !self.broken;
         if !closed || draining {
-            return Outcome::Open(self.interface.poll_at(now, &self.sockets));
+            let next = self.interface.poll_at(now, &self.sockets);
+            return Outcome::Open(next.into_iter().chain(again).min());
         }
         self.close(self.host_ended && self.guest_ended);
         Outcome::Over
@@ -323,7 +422,15 @@ impl Flow {
             return Ok(false);
         };
         let mut moved = false;
-        while self.writable && guest.can_recv() {
+        while self.writable && !self.backlog.is_empty() {
+            match host.write(&self.backlog) {
+                Ok(len) => drop(self.backlog.drain(..len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        while self.writable && self.backlog.is_empty() && guest.can_recv() {
             match guest.recv(|data| match host.write(data) {
                 Ok(len) => (len, Ok(len)),
                 Err(error) => (0, Err(error)),
@@ -353,7 +460,7 @@ impl Flow {
             }
         }
         self.guest_fin |= matches!(guest.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
-        if self.guest_fin && !self.guest_ended && guest.recv_queue() == 0 {
+        if self.guest_fin && !self.guest_ended && guest.recv_queue() == 0 && self.backlog.is_empty() {
             self.guest_ended = true;
             moved = true;
             host.shutdown(Shutdown::Write)?;
@@ -361,11 +468,32 @@ impl Flow {
         Ok(moved)
     }
 
-    fn hand_over(&mut self, out: &mut Vec<Frame>) {
+    fn hand_over(&mut self, now: Instant, out: &mut Vec<Frame>) {
         for mut frame in self.wire.outgoing.drain(..) {
             offload_tcp(&mut frame, self.segment, self.offload.checksum);
+            if has_fin(&frame) {
+                let pause = self.fin.as_ref().map_or(FIN_PAUSE, |fin| fin.pause);
+                self.fin = Some(Fin { frame: frame.clone(), again: now + pause, pause });
+            }
             out.push(frame);
         }
+    }
+
+    /// Sends a FIN again whose acknowledgement is overdue; when to look next.
+    fn repeat_fin(&mut self, now: Instant, out: &mut Vec<Frame>) -> Option<Instant> {
+        let state = self.socket().state();
+        if !matches!(state, State::FinWait1 | State::Closing | State::LastAck) {
+            self.fin = None;
+        }
+        let data = self.socket().send_queue();
+        let fin = self.fin.as_mut()?;
+        // As long as there is data before it, the stack repeats both.
+        if data == 0 && fin.again <= now {
+            fin.pause = (fin.pause * 2).min(FIN_PAUSE * 32);
+            fin.again = now + fin.pause;
+            out.push(fin.frame.clone());
+        }
+        Some(fin.again)
     }
 
     /// Closes the host's socket, in order or with a reset.
@@ -376,6 +504,12 @@ impl Flow {
             socket::reset(host);
         }
     }
+}
+
+fn has_fin(frame: &Frame) -> bool {
+    const FIN: u8 = 1;
+    let flags = frame.bytes.get(ETHERNET_HEADER).map(|first| if first >> 4 == 4 { 20 } else { 40 } + 13);
+    flags.and_then(|at| frame.bytes.get(ETHERNET_HEADER + at)).is_some_and(|flags| flags & FIN != 0)
 }
 
 /// The interface of one connection: it has the far end's address, and everything else is behind it.

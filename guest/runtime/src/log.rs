@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn json_lines_carry_what_the_shim_looks_for() {
         let log = Log { file: Some("/x".into()), format: Format::Json };
-        let line = log.line("can't \"do\"\nit", UNIX_EPOCH + Duration::from_secs(951_782_400));
+        let line = log.line("can't \"do\"\nit", UNIX_EPOCH + Duration::from_hours(264_384));
         assert_eq!(line.last(), Some(&b'\n'));
         let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(value["level"], "error");

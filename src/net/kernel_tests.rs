@@ -1,0 +1,381 @@
+//! This machine's kernel as the guest: a network namespace whose only way out is a tap device with the stack behind it.
+//!
+//! It is the driver's side of virtio-net as Linux has it (the same headers, the same offloads), without a VM around it,
+//! so that numbers of connections can be had that would take hours in an emulated one.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::OpenOptionsExt,
+    },
+    process::Command,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use bulkhead_protocol::Transport;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns, unshare},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
+use vmm_sys_util::epoll::{Epoll, EpollEvent};
+
+use super::{
+    addresses::{MTU, PREFIX6, example},
+    events::Token,
+    frame::{MOST, VIRTIO_HEADER},
+    stack::Stack,
+    tcp::Offload,
+};
+
+const DEVICE: &str = "wire0";
+/// `linux/if_tun.h`.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+/// With the poll loop that drivers have: without it a burst overflows the queue in front of the kernel, unlike a virtqueue.
+const TAP_WITHOUT_INFO_WITH_HEADER: i16 = 0x0002 | 0x0010 | 0x1000 | 0x4000;
+const CSUM_TSO4_TSO6: libc::c_ulong = 1 | 2 | 4;
+
+/// A kernel behind the stack.
+struct Guest {
+    namespace: File,
+    end: Arc<AtomicBool>,
+    published: Arc<Mutex<Vec<(TcpListener, SocketAddr)>>>,
+    /// TCP connections that the stack has at the moment.
+    flows: Arc<AtomicU64>,
+    stack: Option<JoinHandle<()>>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes the namespace and its device; runs on a thread of its own, which stays in there.
+fn make() -> io::Result<(File, File)> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = TAP_WITHOUT_INFO_WITH_HEADER;
+    let header = VIRTIO_HEADER as libc::c_int;
+    // SAFETY: the first two requests read what the pointers lead to, the last takes an integer.
+    let failed = unsafe {
+        libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw const request) < 0
+            || libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) < 0
+            || libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, CSUM_TSO4_TSO6) < 0
+    };
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    let addresses = example();
+    let mac = super::addresses::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    run("ip", &["link", "set", "lo", "up"]);
+    run("ip", &["link", "set", DEVICE, "address", &mac, "mtu", &MTU.to_string(), "up"]);
+    run("ip", &["addr", "add", &format!("{}/{}", addresses.guest, addresses.prefix), "dev", DEVICE]);
+    run("ip", &["-6", "addr", "add", &format!("{}/{PREFIX6}", addresses.guest6), "dev", DEVICE, "nodad"]);
+    run("ip", &["route", "add", "default", "via", &addresses.gateway.to_string()]);
+    run("ip", &["-6", "route", "add", "default", "via", &addresses.gateway6.to_string()]);
+    Ok((File::open("/proc/thread-self/ns/net")?, tap))
+}
+
+impl Guest {
+    /// `None` where this user may make none, which the test says.
+    fn new() -> Option<Self> {
+        Self::with_loss(0)
+    }
+
+    /// A guest on whose wire so many of a hundred frames are lost.
+    fn with_loss(percent: u32) -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (namespace, tap) = match thread::spawn(make).join().unwrap() {
+            Ok(made) => made,
+            Err(error) => {
+                println!("left out: no network namespace or tap device can be had here ({error})");
+                return None;
+            }
+        };
+        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            setrlimit(Resource::RLIMIT_NOFILE, most.min(65_536), most).unwrap();
+        }
+        let end = Arc::new(AtomicBool::new(false));
+        let published = Arc::new(Mutex::new(Vec::new()));
+        let flows = Arc::new(AtomicU64::new(0));
+        let mine = (Arc::clone(&end), Arc::clone(&published), Arc::clone(&flows));
+        let stack = thread::spawn(move || serve(tap, percent, &mine.0, &mine.1, &mine.2));
+        Some(Self { namespace, end, published, flows, stack: Some(stack), _turn: turn })
+    }
+
+    /// Runs something in the guest.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let namespace = self.namespace.try_clone().unwrap();
+        thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+
+    /// Publishes a port of the guest; where the host listens for it.
+    fn publish(&self, port: u16) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = SocketAddr::new(example().guest.into(), port);
+        self.published.lock().unwrap().push((listener, target));
+        address
+    }
+
+    fn until_idle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while self.flows.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < deadline, "{} connections are left", self.flows.load(Ordering::Relaxed));
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let _ = self.stack.take().map(JoinHandle::join);
+    }
+}
+
+/// The loop of the network process, with the tap device in the place of the queues.
+fn serve(
+    mut tap: File,
+    percent: u32,
+    end: &AtomicBool,
+    published: &Mutex<Vec<(TcpListener, SocketAddr)>>,
+    flows: &AtomicU64,
+) {
+    let epoll = Arc::new(Epoll::new().unwrap());
+    let mut stack = Stack::new(Arc::clone(&epoll), example());
+    stack.offload = Offload { checksum: true, segmentation: true };
+    let mut events = vec![EpollEvent::default(); 256];
+    let mut buffer = vec![0; VIRTIO_HEADER + MOST];
+    let mut next = 0;
+    let mut state = 1_u32;
+    let mut is_lost = || {
+        // Numerical Recipes' generator: the same pattern in each run.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) % 100 < percent
+    };
+    while !end.load(Ordering::Relaxed) {
+        let watched = epoll.as_raw_fd();
+        // SAFETY: the epoll descriptor stays open as long as `epoll`, which outlives this round.
+        let watched = unsafe { std::os::fd::BorrowedFd::borrow_raw(watched) };
+        let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN), PollFd::new(watched, PollFlags::POLLIN)];
+        let timeout = u16::try_from(stack.timeout()).unwrap_or(20).min(20);
+        let _ = poll(&mut fds, PollTimeout::from(timeout));
+        for (listener, target) in published.lock().unwrap().drain(..) {
+            next += 1;
+            stack.publish(next, Transport::Tcp, listener.into(), target);
+        }
+        let ready = epoll.wait(0, &mut events).unwrap_or(0);
+        for event in &events[..ready] {
+            stack.host_ready(Token::unpack(event.data()));
+        }
+        for _ in 0..128 {
+            let Ok(len) = tap.read(&mut buffer) else { break };
+            if !is_lost() {
+                stack.receive(&buffer[VIRTIO_HEADER..len]);
+            }
+        }
+        stack.run_timers();
+        loop {
+            while let Some(frame) = stack.out.pop_front() {
+                // What the kernel does not take is lost, as on any wire.
+                let _ = is_lost() || tap.write(&[&frame.header[..], &frame.bytes].concat()).is_ok();
+            }
+            stack.resume();
+            if stack.out.is_empty() {
+                break;
+            }
+        }
+        flows.store(stack.flows() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Descriptors that other tests of this process may have opened meanwhile.
+const OTHERS: usize = 100;
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+fn resident_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn bulk_data_goes_both_ways_with_the_kernels_offloads_over_both_versions_of_ip() {
+    let Some(guest) = Guest::new() else { return };
+    for (bind, to) in [("127.0.0.1:0", IpAddr::from(example().host)), ("[::1]:0", example().host6.into())] {
+        let listener = TcpListener::bind(bind).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let echo = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut writer = stream.try_clone().unwrap();
+            io::copy(&mut stream, &mut writer).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let data: Vec<u8> = (0..20_000_000_u32).map(|index| (index ^ index >> 11) as u8).collect();
+        let same = guest.run(move || exchange(TcpStream::connect((to, port)).unwrap(), &data) == data);
+        assert!(same.join().unwrap(), "{to}");
+        echo.join().unwrap();
+        guest.until_idle();
+    }
+}
+
+/// Sends `data`, ends, and returns what comes back.
+fn exchange(mut stream: TcpStream, data: &[u8]) -> Vec<u8> {
+    let mut writer = stream.try_clone().unwrap();
+    let sent = data.to_vec();
+    let sender = thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    sender.join().unwrap();
+    back
+}
+
+/// Answers each connection with what it sent, after its end.
+fn answer(listener: TcpListener) {
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let mut data = Vec::new();
+                stream.read_to_end(&mut data).unwrap();
+                stream.write_all(&data).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn data_is_neither_lost_nor_reordered_nor_doubled_when_frames_are_lost() {
+    const EACH: usize = 30;
+    let Some(guest) = Guest::with_loss(8) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    answer(listener);
+    let inside = guest.run(move || TcpListener::bind((example().guest, 80)).unwrap()).join().unwrap();
+    guest.run(move || answer(inside)).join().unwrap();
+    let published = guest.publish(80);
+    let data = |number: usize| (0..number * 9_001).map(|index| (index ^ index >> 9 ^ number) as u8).collect::<Vec<_>>();
+    let clients: Vec<_> = (0..EACH)
+        .map(|number| (number, guest.run(move || TcpStream::connect((example().host, port)).unwrap())))
+        .map(|(number, stream)| (number, thread::spawn(move || exchange(stream.join().unwrap(), &data(number)))))
+        .chain((0..EACH).map(|number| {
+            (number, thread::spawn(move || exchange(TcpStream::connect(published).unwrap(), &data(number))))
+        }))
+        .collect();
+    for (number, client) in clients {
+        assert!(client.join().unwrap() == data(number), "{number}");
+    }
+    guest.until_idle();
+}
+
+#[test]
+fn five_thousand_connections_at_once_are_told_apart() {
+    const MANY: u32 = 5000;
+    let Some(guest) = Guest::new() else { return };
+    let before = descriptors();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = thread::spawn(move || {
+        let mut streams: Vec<_> = (0..MANY).map(|_| listener.accept().unwrap().0).collect();
+        for stream in &mut streams {
+            let mut number = [0; 4];
+            stream.read_exact(&mut number).unwrap();
+            stream.write_all(&(u32::from_le_bytes(number) + 1).to_le_bytes()).unwrap();
+        }
+    });
+    let client = guest.run(move || {
+        let mut streams: Vec<_> = (0..MANY).map(|_| TcpStream::connect((example().host, port)).unwrap()).collect();
+        for (number, stream) in (0_u32..).zip(&mut streams) {
+            stream.write_all(&number.to_le_bytes()).unwrap();
+        }
+        for (number, stream) in (0_u32..).zip(&mut streams) {
+            let mut answer = [0; 4];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(u32::from_le_bytes(answer), number + 1);
+        }
+    });
+    client.join().unwrap();
+    server.join().unwrap();
+    guest.until_idle();
+    assert!(descriptors() <= before + OTHERS, "{} descriptors, {before} before", descriptors());
+}
+
+/// Connections in sequence out of the guest and into it; memory and descriptors at the end are those of the beginning.
+fn short_connections(count: u32) {
+    let Some(guest) = Guest::new() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            // Who ends first waits in TIME-WAIT: here that is the host, which has the ports for it.
+            let _ = stream.write_all(b"x");
+        }
+    });
+    let inside = guest.run(move || TcpListener::bind((example().guest, 80)).unwrap()).join().unwrap();
+    guest.run(move || {
+        while let Ok((mut stream, _)) = inside.accept() {
+            let _ = stream.read(&mut [0; 8]).and_then(|_| stream.write_all(b"y"));
+        }
+    });
+    let published = guest.publish(80);
+    let out = move |count: u32| {
+        for _ in 0..count {
+            let mut byte = Vec::new();
+            TcpStream::connect((example().host, port)).unwrap().read_to_end(&mut byte).unwrap();
+            assert_eq!(byte, b"x");
+        }
+    };
+    let into = move |count: u32| {
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(published).unwrap();
+            stream.write_all(b"q").unwrap();
+            let mut byte = Vec::new();
+            stream.read_to_end(&mut byte).unwrap();
+            assert_eq!(byte, b"y");
+        }
+    };
+    guest.run(move || out(500)).join().unwrap();
+    into(500);
+    guest.until_idle();
+    let (before, memory) = (descriptors(), resident_kib());
+    let begun = Instant::now();
+    let outwards = guest.run(move || out(count / 2));
+    into(count / 2);
+    outwards.join().unwrap();
+    guest.until_idle();
+    println!("{count} connections in {:.1?}, {} KiB resident, {memory} before", begun.elapsed(), resident_kib());
+    // Other tests of this process may have begun meanwhile; a leak of a hundred bytes a connection is more.
+    assert!(descriptors() <= before + OTHERS, "{} descriptors, {before} before", descriptors());
+    assert!(resident_kib() < memory + 16 * 1024, "{} KiB resident, {memory} before", resident_kib());
+}
+
+#[test]
+fn two_hundred_thousand_short_connections_leave_no_memory_and_no_descriptors_behind() {
+    short_connections(200_000);
+}
