@@ -239,7 +239,7 @@ impl Starting<'_> {
                 let mut helper = Process::new("gvproxy");
                 helper.arg("-listen-qemu").arg(format!("unix://{}", frames.display()));
                 helper.arg("-listen").arg(format!("unix://{}", api.display()));
-                helper.args(["-mtu", "1500", "-ssh-port", "-1"]);
+                helper.args(["-mtu", "1500", "-ssh-port", "-1"]).arg("-log-file").arg("/dev/null");
                 self.help(helper, &api)?;
                 expose(&api, published, SocketAddr::from((guest, PUBLISHED)))?;
                 let path = frames.display();

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const BLOCK: usize = 256 * 1024;
 /// Traffic before the measured part.
 const WARM_UP: Duration = Duration::from_millis(300);
+/// The last byte of what the guest receives, and no other.
+const END: u8 = 0xff;
 /// Bytes of a request and of its answer.
 const MESSAGE: usize = 128;
 /// Bytes of a datagram, as much as fits into everybody's packets.
@@ -93,7 +95,8 @@ fn give(mut stream: TcpStream, duration: Duration, running: &Running) -> Result<
     while begun.elapsed() < duration {
         stream.write_all(&block)?;
     }
-    stream.shutdown(std::net::Shutdown::Write)?;
+    // Not by the end of the stream, which gvproxy does not pass on for one direction alone.
+    stream.write_all(&[END])?;
     let mut count = [0; 8];
     stream.read_exact(&mut count)?;
     let cpu = running.cpu()? - before;

@@ -3,7 +3,7 @@
 //! (`bench.control`) and makes the traffic that it asks for, a line each:
 //!
 //! - `send PORT`: connects there and sends until the other end leaves
-//! - `receive PORT`: connects there, takes everything and answers with how many bytes it was
+//! - `receive PORT`: connects there, takes everything up to a byte [`END`] and answers with how many bytes it was
 //! - `echo PORT`: connects there and sends back what comes
 //! - `datagrams-out PORT SIZE MS`: sends datagrams for so long
 //! - `datagrams-in PORT`: says hello and counts datagrams until there are none for a while
@@ -28,6 +28,8 @@ use std::{
 const PUBLISHED: u16 = 5001;
 /// Bytes of one write or read.
 const BLOCK: usize = 256 * 1024;
+/// Ends what is received.
+const END: u8 = 0xff;
 /// Silence after which no more datagrams come.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -136,9 +138,10 @@ fn receive(stream: &mut TcpStream) -> io::Result<u64> {
     let mut block = vec![0; BLOCK];
     let mut received = 0;
     loop {
-        match stream.read(&mut block)? {
-            0 => break,
-            len => received += len as u64,
+        let len = stream.read(&mut block)?;
+        received += len as u64;
+        if len == 0 || block[len - 1] == END {
+            break;
         }
     }
     stream.write_all(&received.to_be_bytes())?;
