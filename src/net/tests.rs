@@ -15,7 +15,7 @@ use smoltcp::{
     phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken},
     socket::tcp::{Socket, SocketBuffer, State},
     time::Instant,
-    wire::{HardwareAddress, IpAddress, IpCidr},
+    wire::{HardwareAddress, IpAddress, IpCidr, IpProtocol},
 };
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
@@ -415,6 +415,23 @@ fn connections_in_sequence_leave_nothing_behind() {
     }
     server.join().unwrap();
     assert!(descriptors() <= before + 50);
+}
+
+#[test]
+fn tcp_to_a_group_is_not_answered() {
+    for (version, group) in [(4, [224_u8; 16]), (4, [255; 16]), (4, [0; 16]), (6, [255; 16]), (6, [0; 16])] {
+        let mut world = World::new(true);
+        let (from, to): (IpAddr, IpAddr) = if version == 4 {
+            (example().guest.into(), <[u8; 4]>::try_from(&group[..4]).unwrap().into())
+        } else {
+            (example().guest6.into(), group.into())
+        };
+        let syn = ip::frame(from, to, IpProtocol::Tcp, 20, |tcp| {
+            tcp[..14].copy_from_slice(&[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 80, 2])
+        });
+        world.stack.receive(&syn.bytes);
+        assert!(world.stack.is_empty() && world.stack.out.is_empty(), "{to}");
+    }
 }
 
 #[test]
