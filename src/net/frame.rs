@@ -62,6 +62,8 @@ pub(super) enum Payload<'a> {
     Neighbour(Frame),
     /// An IP packet.
     Packet(Packet<'a>),
+    /// What may be a part of one.
+    Part(&'a [u8]),
 }
 
 /// Reads a frame; `None` for all that this network does not carry.
@@ -69,13 +71,16 @@ pub(super) fn parse<'a>(frame: &'a [u8], addresses: &Addresses) -> Option<Payloa
     let (header, rest) = frame.split_at_checked(ETHERNET_HEADER)?;
     match [header[12], header[13]] {
         ETHERTYPE_IPV4 => {
-            let packet = Packet::parse(rest)?;
+            let Some(packet) = Packet::parse(rest) else { return Some(Payload::Part(rest)) };
             packet.source.is_ipv4().then_some(Payload::Packet(packet))
         }
         ETHERTYPE_IPV6 => {
             let packet = Packet::parse(rest)?;
             if !packet.source.is_ipv6() {
                 return None;
+            }
+            if packet.protocol == IpProtocol::Ipv6Frag {
+                return Some(Payload::Part(rest));
             }
             match neighbour(&packet) {
                 Some(target) => addresses.is_ours(target.into()).then(|| advertise(&packet, target)).flatten(),

@@ -21,6 +21,7 @@ pub mod control;
 mod dns;
 mod echo;
 mod events;
+mod fragments;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

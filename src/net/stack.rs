@@ -20,6 +20,7 @@ use super::{
     dns::Dns,
     echo::Echo,
     events::{self, Token},
+    fragments::Fragments,
     frame::{self, Frame, Payload},
     ip::Packet,
     published::{Arrival, Published},
@@ -58,6 +59,7 @@ pub(super) struct Stack {
     port: u16,
     udp: Udp,
     echo: Echo,
+    fragments: Fragments,
     swept: Clock,
     dns: Dns,
     /// Where one datagram is read at a time.
@@ -82,6 +84,7 @@ impl Stack {
             port: FIRST_PORT,
             udp: Udp::default(),
             echo: Echo::default(),
+            fragments: Fragments::default(),
             swept: Clock::now(),
             dns: Dns::default(),
             scratch: vec![0; usize::from(MTU)],
@@ -110,6 +113,12 @@ impl Stack {
         match frame::parse(bytes, &self.addresses) {
             Some(Payload::Neighbour(reply)) => self.queue([reply]),
             Some(Payload::Packet(packet)) => self.receive_packet(&packet),
+            Some(Payload::Part(part)) => {
+                let whole = self.fragments.take(part, Clock::now());
+                if let Some(packet) = whole.as_deref().and_then(Packet::parse) {
+                    self.receive_packet(&packet);
+                }
+            }
             None => {}
         }
     }

@@ -427,7 +427,7 @@ fn tcp_to_a_group_is_not_answered() {
             (example().guest6.into(), group.into())
         };
         let syn = ip::frame(from, to, IpProtocol::Tcp, 20, |tcp| {
-            tcp[..14].copy_from_slice(&[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 80, 2])
+            tcp[..14].copy_from_slice(&[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 80, 2]);
         });
         world.stack.receive(&syn.bytes);
         assert!(world.stack.is_empty() && world.stack.out.is_empty(), "{to}");
