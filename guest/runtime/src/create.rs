@@ -20,7 +20,7 @@ use crate::{
     mountinfo::{self, Mount},
     paths::{Asker, Policy},
     ranges::{self, Claim, Process, Range, Record, Table},
-    refresh, root,
+    refresh, root, seccomp,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
@@ -93,6 +93,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     let config = stage.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
     crun::shield_null().map_err(Error::system("make a null device"))?;
+    seccomp::confine().map_err(Error::system("close vsock to the container"))?;
 
     let mut args: Vec<OsString> = globals.for_crun.clone();
     args.push(request.verb.into());

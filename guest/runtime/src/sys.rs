@@ -125,6 +125,19 @@ pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
     namespace.map(OwnedFd::from)
 }
 
+/// Adds a filter to those that judge the system calls of this process and of all that come from it.
+///
+/// # Errors
+/// `EACCES` without `CAP_SYS_ADMIN`, `EINVAL` for a filter that is not sound or a kernel without seccomp.
+pub(crate) fn add_system_call_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The kernel only reads it.
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: `program` names `len` instructions that live across the call, and the kernel copies them.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Lets the descriptor survive execve(2).
 pub(crate) fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into)
