@@ -88,6 +88,22 @@ impl Root {
         Ok(Self { fd, path: path.to_owned(), start, covered })
     }
 
+    /// Makes the mount at `top`, which the root is on, read-only before crun begins, so that it is locked as well.
+    ///
+    /// crun can't make the places for its own mounts then: the directories `destinations` are made here. One that
+    /// can't be made is left to crun, which says what is wrong.
+    pub(crate) fn freeze(&self, top: &Path, destinations: &[PathBuf]) -> io::Result<()> {
+        for destination in destinations {
+            // Below /dev and the like the place is in what crun mounts there.
+            let mut parents = destination.ancestors().skip(1);
+            if parents.all(|parent| destinations.iter().all(|other| other != parent)) {
+                let make = || destination::open(&self.fd, destination, Missing::Directory).map(drop);
+                let _ = sys::with_filesystem_id(self.start, make)?;
+            }
+        }
+        sys::make_read_only(stage::open_path(top)?.as_fd())
+    }
+
     fn is_covered(&self, place: &Path) -> bool {
         self.covered.iter().any(|covered| place.starts_with(covered))
     }

@@ -82,6 +82,9 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
         }
     }
     mounts::remove(&mut spec, &placed);
+    if spec["root"]["readonly"] == true {
+        place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
+    }
     drop(place);
     // The engine looked into its own mount of the root before; what it cached must not outlive what is written next.
     let _ = refresh::forget(&path);

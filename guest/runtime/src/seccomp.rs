@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_vsock_socket_is_refused_in_every_abi_and_with_any_upper_half() {
         for (architecture, number) in [(X86_64, SOCKET_64), (X86_64, SOCKET_64 | 0x4000_0000), (I386, SOCKET_32)] {
-            for first in [40, 40 | 1 << 32, 40 | 0xffff_ffff << 32] {
+            for first in [40, (1 << 32) + 40, (0xffff_ffff << 32) + 40] {
                 assert_eq!(evaluate(architecture, number, first), NO_FAMILY, "{architecture:#x} {number}");
             }
             assert_eq!(evaluate(architecture, number, 2), ALLOW);
@@ -146,7 +146,7 @@ mod tests {
             match *code {
                 RETURN => {}
                 JUMP_EQUAL => {
-                    [jt, jf].map(|jump| reached[at + 1 + usize::from(*jump)] = true).into_iter().for_each(drop)
+                    [jt, jf].into_iter().for_each(|jump| reached[at + 1 + usize::from(*jump)] = true);
                 }
                 _ => reached[at + 1] = true,
             }
@@ -167,7 +167,7 @@ mod tests {
             };
             let stream = libc::c_long::from(libc::SOCK_STREAM);
             assert_eq!(errno(libc::SYS_socket, 40, stream), Some(libc::EAFNOSUPPORT));
-            assert_eq!(errno(libc::SYS_socket, 40 | 1 << 32, stream), Some(libc::EAFNOSUPPORT));
+            assert_eq!(errno(libc::SYS_socket, (1 << 32) + 40, stream), Some(libc::EAFNOSUPPORT));
             assert_eq!(errno(libc::SYS_socket, 1, stream), None);
             assert_eq!(errno(libc::SYS_socketpair, 1, stream), Some(libc::EFAULT));
             assert_eq!(errno(libc::SYS_io_uring_setup, 1, 0), Some(libc::ENOSYS));

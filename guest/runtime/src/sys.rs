@@ -40,6 +40,11 @@ pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, 
     set_mount_attributes(mount, set, 0, recursive)
 }
 
+/// Makes a mount read-only and changes nothing else about it.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    set_mount_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0, false)
+}
+
 fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
