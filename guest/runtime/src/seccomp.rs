@@ -146,7 +146,9 @@ mod tests {
             match *code {
                 RETURN => {}
                 JUMP_EQUAL => {
-                    [jt, jf].into_iter().for_each(|jump| reached[at + 1 + usize::from(*jump)] = true);
+                    for jump in [jt, jf] {
+                        reached[at + 1 + usize::from(*jump)] = true;
+                    }
                 }
                 _ => reached[at + 1] = true,
             }
