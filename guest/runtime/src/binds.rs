@@ -6,14 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::FileType;
+use rustix::{
+    fs::FileType,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
+};
 
 use crate::{
     destination::{self, Missing},
     mountinfo::Mount,
     paths::{Asker, Policy, Source},
     root,
-    spec::mounts::{Bind, MountError},
+    spec::mounts::{Bind, Cover, MountError},
     stage::{self, Stage},
     sys,
 };
@@ -109,6 +112,35 @@ impl Root {
     }
 }
 
+/// Mounts a tmpfs of the container's where it goes in the root, so that the binds on it can be placed too.
+pub(crate) fn place_cover(cover: &Cover, root: &Root, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let make = || destination::open(&root.fd, &cover.destination, Missing::Directory);
+    let place = sys::with_filesystem_id(root.start, make)??;
+    let found = stage::path_of(&place)?;
+    if found == root.path || root.is_covered(&found) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // As crun does it: without a mode it has that of the directory below.
+    let mode = format!("{:o}", rustix::fs::fstat(&place)?.st_mode & 0o7777);
+    let mut attributes = MountAttrFlags::empty();
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, cover.no_devices);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, cover.restrict.no_exec);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, cover.restrict.no_suid);
+    let mount = sys::open_in_userns(userns, || {
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&context, "source", "tmpfs")?;
+        for (name, value) in [("uid", "0"), ("gid", "0"), ("mode", &mode)] {
+            rustix::mount::fsconfig_set_string(&context, name, value)?;
+        }
+        for (name, value) in &cover.options {
+            rustix::mount::fsconfig_set_string(&context, name.as_str(), value.as_str())?;
+        }
+        rustix::mount::fsconfig_create(&context)?;
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    })?;
+    stage::attach_on(&mount, &place)
+}
+
 impl Judged<'_> {
     /// Its place in the spec's list.
     pub(crate) fn index(&self) -> usize {
@@ -119,7 +151,7 @@ impl Judged<'_> {
     ///
     /// Mounts that are there before crun makes the container's mount namespace are locked in it
     /// (mount_namespaces(7)): no mount call of the container's root can make a read-only one writable. Below what crun
-    /// mounts itself (/dev, a tmpfs) that can't be; such a one goes onto the stage, and its path is returned for crun.
+    /// mounts itself that can't be; such a one goes onto the stage, and its path is returned for crun.
     pub(crate) fn place(
         &self,
         stage: &Stage,

@@ -72,10 +72,16 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     let root = root::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::clean(&mut spec);
-    let others = mounts::others(&spec, &binds);
+    let covers = mounts::covers(&spec, &binds);
+    let others = mounts::others(&spec, &binds, &covers);
     let place = Root::open(&root, identity.start, &others).map_err(Error::system("open the container's root"))?;
     let mut placed = Vec::new();
+    let mut covers = covers.iter().peekable();
     for bind in &judged {
+        while let Some(cover) = covers.next_if(|cover| cover.index < bind.index()) {
+            binds::place_cover(cover, &place, identity.userns.as_fd()).map_err(Error::system("mount a tmpfs"))?;
+            placed.push(cover.index);
+        }
         match bind.place(&stage, &place, identity.userns.as_fd()).map_err(SpecError::from)? {
             Some(source) => mounts::set_source(&mut spec, bind.index(), &source),
             None => placed.push(bind.index()),

@@ -143,6 +143,48 @@ pub(crate) fn add_system_call_filter(filter: &[libc::sock_filter]) -> io::Result
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Runs `action` in a child that is root of a user namespace and of a mount namespace of its own in it, and returns the
+/// descriptor that it makes.
+///
+/// What is mounted there belongs to the user namespace, as if a container had mounted it.
+pub(crate) fn open_in_userns(
+    userns: BorrowedFd<'_>,
+    action: impl FnOnce() -> rustix::io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let (reader, mut writer) = io::pipe()?;
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if child == 0 {
+        let made = (|| {
+            rustix::thread::move_into_link_name_space(userns, Some(rustix::thread::LinkNameSpaceType::User))?;
+            // SAFETY: NEWNS unshares no memory and no descriptor table; the child has a single thread.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+            action()
+        })();
+        // The table of descriptors is the parent's, who takes the new one over.
+        let number = made.map_or_else(|error| -error.raw_os_error(), std::os::fd::IntoRawFd::into_raw_fd);
+        let written = writer.write_all(&number.to_ne_bytes());
+        // SAFETY: ends the child at once, without running the parent's exit handlers.
+        unsafe { libc::_exit(i32::from(written.is_err())) };
+    }
+    // SAFETY: waits for the child made above; a null status pointer is allowed.
+    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
+    // A child that wrote nothing must not be waited for.
+    drop(writer);
+    let mut number = [0; size_of::<i32>()];
+    (&reader).read_exact(&mut number)?;
+    let number = i32::from_ne_bytes(number);
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(-number));
+    }
+    // SAFETY: the child made it in our table and is gone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Lets the descriptor survive execve(2).
 pub(crate) fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into)
