@@ -122,12 +122,12 @@ pub(crate) fn file_handles() -> Outcome {
     struct Handle {
         bytes: u32,
         kind: i32,
-        handle: [u32; 4],
+        id: [u32; 4],
     }
     any(["/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/vol", "/"].map(|path| {
         let at = File::options().read(true).open(path).at(path)?;
         // FILEID_INO32_GEN of inode 2, which is the root of an ext4 file system.
-        let handle = Handle { bytes: 8, kind: 1, handle: [2, 0, 0, 0] };
+        let handle = Handle { bytes: 8, kind: 1, id: [2, 0, 0, 0] };
         let fd = std::os::fd::AsRawFd::as_raw_fd(&at);
         let opened = sys::open_call(libc::SYS_open_by_handle_at, &[&fd, &&raw const handle, &libc::O_RDONLY]);
         let root = opened.at(&format!("open_by_handle_at from {path}"))?;

@@ -224,7 +224,7 @@ pub(crate) fn kernel_addresses() -> Outcome {
     let text = String::from_utf8_lossy(&text);
     let kernel = |line: &&str| line.starts_with("ffffffff");
     let shown = text.lines().find(kernel);
-    shown.map(|line| line.to_owned()).ok_or_else(|| Blocked::Refused("all addresses are 0".into()))
+    shown.map(str::to_owned).ok_or_else(|| Blocked::Refused("all addresses are 0".into()))
 }
 
 /// A limit of the container's own control group, set by whoever started it.

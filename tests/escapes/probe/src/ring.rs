@@ -51,7 +51,7 @@ pub(crate) fn socket(family: i32, kind: i32) -> io::Result<i32> {
         rw_flags: 0,
         rest: [0; 4],
     };
-    let word = |ring: *mut u8, offset: u32| ring.wrapping_add(offset as usize).cast::<u32>();
+    let word = |ring: *mut libc::c_void, offset: u32| ring.wrapping_byte_add(offset as usize).cast::<u32>();
     // The fields are head, tail, mask, entries, flags, dropped, array for one ring and head, tail, mask, entries,
     // overflow, cqes for the other.
     let (tail, array) = (word(submission, parameters[SUBMISSION + 1]), word(submission, parameters[SUBMISSION + 6]));

@@ -18,7 +18,13 @@ pub(crate) trait Argument {
 macro_rules! integers {
     ($($kind:ty),*) => { $(impl Argument for $kind { fn raw(&self) -> u64 { *self as u64 } })* };
 }
-integers!(i32, u32, i64, u64, usize);
+integers!(i32, i64, u64, usize);
+
+impl Argument for u32 {
+    fn raw(&self) -> u64 {
+        u64::from(*self)
+    }
+}
 
 impl Argument for &CStr {
     fn raw(&self) -> u64 {
@@ -88,11 +94,11 @@ pub(crate) fn call_32(number: u32, arguments: [u32; 3]) -> io::Result<u64> {
 }
 
 /// Memory of the kernel's choice, or a part of a file.
-pub(crate) fn map(fd: i32, length: usize, offset: i64, flags: i32) -> io::Result<*mut u8> {
+pub(crate) fn map(fd: i32, length: usize, offset: i64, flags: i32) -> io::Result<*mut libc::c_void> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: without MAP_FIXED no memory in use is touched.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, offset) };
-    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) }
 }
 
 /// A path for the kernel.
