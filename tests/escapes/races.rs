@@ -18,7 +18,7 @@ const MARKS: [(&str, &str); 3] = [
 ];
 
 /// Rounds of each race.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 
 /// Races with a container that turns a folder of a volume into a link to the VM's folder and back, all the time.
 pub fn try_all(engine: &Engine, table: &mut Table, column: Column) {

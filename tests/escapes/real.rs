@@ -94,12 +94,8 @@ pub const ATTEMPTS: &[(&str, Real)] = &[
 ];
 
 /// What is open with isolation on, and why that is no way out, or not closed yet.
-pub const KNOWN_OPEN: &[(&str, &str)] = &[
-    ("vsock socketcall, 32-bit", "the socket can be made and reaches neither the host nor the engine's port"),
-    ("read-only root", "not closed yet: a privileged container can make its own read-only root writable"),
-    ("read-only volume below /dev", "not closed yet: a privileged container can make it writable"),
-    ("read-only volume below a tmpfs", "not closed yet: a privileged container can make it writable"),
-];
+pub const KNOWN_OPEN: &[(&str, &str)] =
+    &[("vsock socketcall, 32-bit", "the socket can be made and reaches neither the host nor the engine's port")];
 
 pub fn of(name: &str) -> Option<Real> {
     ATTEMPTS.iter().find(|(attempt, _)| *attempt == name).map(|(_, real)| *real)
