@@ -30,10 +30,11 @@ const OPTIONS: &[(&str, &[&str], Sign)] = &[
     ("-v the engine's own socket", &["-v", "/run/bulkhead:/bulkhead"], Sign::Attempts(&["engine sockets"])),
     ("-v /run", &["-v", "/run:/run-of-vm"], Sign::Attempts(&["engine sockets"])),
     ("-v /", &["-v", "/:/host"], Sign::Attempts(&["engine sockets"])),
+    // Read-only in the VM: the engine empties a volume that it removes.
     (
-        "a volume of /",
-        &["--mount", "type=volume,dst=/host,volume-opt=type=none,volume-opt=o=rbind,volume-opt=device=/"],
-        Sign::Attempts(&["engine sockets"]),
+        "a volume of the VM's /usr",
+        &["--mount", "type=volume,dst=/host,volume-opt=type=none,volume-opt=o=bind,volume-opt=device=/usr"],
+        Sign::Shell("test -x /host/sbin/bulkhead-init"),
     ),
     ("--pid=host", &["--pid=host"], Sign::Attempts(&["foreign processes", "foreign roots", "foreign namespaces"])),
     ("--network=host", &["--network=host"], Sign::Attempts(&["abstract sockets", "listeners"])),
@@ -111,7 +112,8 @@ fn ran(ran: Ran, succeeded: impl FnOnce(Ran) -> Outcome) -> Outcome {
     Outcome::Refused(format!("{}: {short}", ran.status))
 }
 
-/// A managed plugin, which the engine gives whatever its own configuration asks for.
+/// A managed plugin, which the engine gives whatever its own configuration asks for: here the VM's network, a folder of
+/// the VM and all devices.
 fn plugin(engine: &Engine) -> Outcome {
     let folder = engine.home.path("plugin");
     let root = folder.join("rootfs");
@@ -122,10 +124,10 @@ fn plugin(engine: &Engine) -> Outcome {
         "description": "escape", "documentation": "", "workDir": "/", "user": {},
         "entrypoint": ["/probe", "victim"],
         "interface": { "types": ["docker.volumedriver/1.0"], "socket": "escape.sock" },
-        "network": { "type": "host" }, "pidHost": true, "ipcHost": true, "propagatedMount": "",
+        "network": { "type": "host" }, "propagatedMount": "",
         "mounts": [{
-            "name": "host", "description": "", "source": "/", "destination": "/host", "type": "bind",
-            "options": ["rbind"], "settable": null
+            "name": "host", "description": "", "source": "/etc", "destination": "/host", "type": "bind",
+            "options": ["bind"], "settable": null
         }],
         "env": [], "args": { "name": "", "description": "", "settable": null, "value": [] },
         "linux": { "capabilities": ["CAP_SYS_ADMIN"], "allowAllDevices": true, "devices": [] },

@@ -70,7 +70,7 @@ pub const ATTEMPTS: &[(&str, Real)] = &[
     ("-v the engine's own socket", Real::Privileged),
     ("-v /run", Real::Privileged),
     ("-v /", Real::Privileged),
-    ("a volume of /", Real::Privileged),
+    ("a volume of the VM's /usr", Real::Privileged),
     ("--pid=host", Real::Privileged),
     ("--network=host", Real::Never("nothing in the VM listens for TCP or has an abstract socket")),
     ("--ipc=host", Real::Privileged),

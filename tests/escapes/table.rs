@@ -90,6 +90,7 @@ pub struct Table {
     rows: Vec<(String, BTreeMap<Column, Outcome>)>,
     /// Other ways into a container with isolation on: the way, the attempt and how it ended.
     extra: Vec<(String, String, Outcome)>,
+    printed: bool,
 }
 
 impl Table {
@@ -98,6 +99,9 @@ impl Table {
             self.rows.push((name.to_owned(), BTreeMap::new()));
             self.rows.len() - 1
         });
+        if let (true, Outcome::Open(detail)) = (column.isolated(), &outcome) {
+            println!("open in {column:?}: {name}: {detail}");
+        }
         self.rows[index].1.insert(column, outcome);
     }
 
@@ -112,7 +116,10 @@ impl Table {
         self.extra.extend(lines.into_iter().map(|(name, outcome)| (way.to_owned(), name, outcome)));
     }
 
-    pub fn print(&self) {
+    pub fn print(&mut self) {
+        if std::mem::replace(&mut self.printed, true) {
+            return;
+        }
         println!("{:<36} {:<9} {:<9} {:<9} {:<9} detail", "attempt", "ECI on", "on, priv.", "ECI off", "off, priv.");
         for (name, cells) in &self.rows {
             print!("{name:<36}");
@@ -183,6 +190,15 @@ impl Table {
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}
+
+impl Drop for Table {
+    /// What was found until something went wrong is worth seeing.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print();
+        }
     }
 }
 
