@@ -1,6 +1,7 @@
 //! The agent in the guest, as the backend hears it. Nothing that it says is trusted.
 
 use std::{
+    convert::Infallible,
     io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -112,7 +113,8 @@ impl GuestPlan {
     }
 }
 
-/// Accepts the agent of the VM with process id `vmm`, one connection at a time, until the events have no reader.
+/// Accepts the agent of the VM with process id `vmm` until the events have no reader. While there is a connection it is
+/// the only one: others are closed at once, so that they neither wait nor hold memory.
 pub(super) async fn serve(
     listener: UnixListener,
     vmm: u32,
@@ -131,7 +133,10 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let ended = converse(stream, &plan, &ports, &events, &mut outbox).await;
+        let ended = tokio::select! {
+            ended = converse(stream, &plan, &ports, &events, &mut outbox) => ended,
+            never = refuse_others(&listener) => match never {},
+        };
         // Whose they are is gone or starts anew.
         ports.clear();
         let _ = events.send(VmEvent::AgentLost).await;
@@ -144,6 +149,23 @@ pub(super) async fn serve(
                 warn!("{}", crate::report::chain(&error));
                 tokio::time::sleep(PAUSE).await;
             }
+        }
+    }
+}
+
+/// Closes whatever else connects.
+async fn refuse_others(listener: &UnixListener) -> Infallible {
+    let mut refused = 0_u64;
+    loop {
+        if let Err(error) = listener.accept().await {
+            warn!("cannot refuse a connection to the agent's socket: {error}");
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        refused += 1;
+        // Often enough to be seen, too seldom to fill the log.
+        if refused.is_power_of_two() {
+            warn!(refused, "refused another connection to the agent's socket while the agent has one");
         }
     }
 }
@@ -276,6 +298,50 @@ mod tests {
         assert_eq!(received.recv().await, Some(VmEvent::Reached(Stage::Disk)));
     }
 
+    /// A listening backend and what it reports.
+    fn listening(path: &std::path::Path) -> (tokio::task::JoinHandle<()>, mpsc::Receiver<VmEvent>) {
+        let listener = UnixListener::bind(path).unwrap();
+        let (events, received) = mpsc::channel(64);
+        let (orders, outbox) = mpsc::channel(1);
+        let serving = async move {
+            serve(listener, std::process::id(), plan(), Arc::new(Ports::open()), events, outbox).await;
+            drop(orders);
+        };
+        (tokio::spawn(serving), received)
+    }
+
+    /// Connects, says Hello and is configured.
+    async fn connect_as_agent(path: &std::path::Path) -> BufReader<UnixStream> {
+        let mut agent = BufReader::new(UnixStream::connect(path).await.unwrap());
+        agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
+        let mut line = String::new();
+        agent.read_line(&mut line).await.unwrap();
+        assert!(matches!(serde_json::from_str(&line), Ok(HostMessage::Configure(_))), "{line}");
+        agent
+    }
+
+    /// Whether the other side has closed the stream: nothing to read, or an error because it was not read.
+    async fn is_closed(stream: &mut UnixStream) -> bool {
+        matches!(timeout(WRITE, stream.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
+    }
+
+    #[tokio::test]
+    async fn many_that_come_after_the_agent_are_closed_and_leave_it_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        let (serving, mut received) = listening(&path);
+        let mut agent = connect_as_agent(&path).await;
+        let connected = received.recv().await;
+        assert!(matches!(connected, Some(VmEvent::AgentConnected { .. })), "{connected:?}");
+        for _ in 0..300 {
+            let mut other = UnixStream::connect(&path).await.unwrap();
+            assert!(is_closed(&mut other).await);
+        }
+        agent.write_all(&encode(&GuestMessage::Reached { stage: Stage::Disk, uptime_us: 9 }).unwrap()).await.unwrap();
+        assert_eq!(received.recv().await, Some(VmEvent::Reached(Stage::Disk)));
+        serving.abort();
+    }
+
     #[tokio::test]
     async fn another_version_of_the_protocol_is_refused() {
         let (ours, mut theirs) = duplex(1 << 16);
@@ -298,6 +364,54 @@ mod tests {
         let failure = Failure { stage: Stage::Disk, reason: "a\u{1b}[31m\nb\u{7}".repeat(1000) };
         let Some(VmEvent::GuestFailed(reason)) = event(GuestMessage::Failed(failure)) else { panic!() };
         assert!(reason.starts_with("stage disk: a b") && reason.len() < 1100);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        /// 0: somebody else connects and says Hello; 1: the agent reports; 2: the agent goes and comes back.
+        #[test]
+        fn an_agents_connection_is_the_only_one_until_it_ends(steps in prop::collection::vec(0..3, 0..12)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("agent");
+                let (serving, mut received) = listening(&path);
+                let mut agent = connect_as_agent(&path).await;
+                let mut expected = vec!["connected"];
+                for step in steps {
+                    match step {
+                        0 => {
+                            let mut other = UnixStream::connect(&path).await.unwrap();
+                            let _ = other.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await;
+                            assert!(is_closed(&mut other).await);
+                        }
+                        1 => {
+                            let report = GuestMessage::Reached { stage: Stage::Disk, uptime_us: 9 };
+                            agent.write_all(&encode(&report).unwrap()).await.unwrap();
+                            expected.push("reached");
+                        }
+                        _ => {
+                            agent.shutdown().await.unwrap();
+                            assert!(is_closed(agent.get_mut()).await);
+                            // The end is told before the next is let in.
+                            expected.extend(["lost", "connected"]);
+                            agent = connect_as_agent(&path).await;
+                        }
+                    }
+                }
+                for event in expected {
+                    let is = match received.recv().await.unwrap() {
+                        VmEvent::AgentConnected { .. } => "connected",
+                        VmEvent::Reached(_) => "reached",
+                        VmEvent::AgentLost => "lost",
+                        other => panic!("{other:?}"),
+                    };
+                    assert_eq!(is, event);
+                }
+                serving.abort();
+            });
+        }
     }
 
     proptest! {

@@ -175,7 +175,7 @@ fn the_hybrid_vsock_socket_is_spoken_by_hand_with_socat() {
     let engine = engine(Isolation::On);
     let socket = engine.home.runtime("vsock.sock");
     let line = format!(
-        r"printf 'CONNECT 1024\nGET /_ping HTTP/1.0\r\n\r\n' | socat -t 30 - UNIX-CONNECT:{}",
+        r"printf 'CONNECT 1023\nGET /_ping HTTP/1.0\r\n\r\n' | socat -t 30 - UNIX-CONNECT:{}",
         socket.display()
     );
     let output = shell(engine.home, &line, COMMAND).ok();

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    AGENT_PORT, Configuration, Failure, GuestMessage, Hello, HostMessage, LineError, LineReader, PROTOCOL_VERSION,
-    Stage, encode,
+    AGENT_PORT, AGENT_SOURCE_PORT, Configuration, Failure, GuestMessage, Hello, HostMessage, LineError, LineReader,
+    PROTOCOL_VERSION, Stage, encode,
 };
 use nix::{
     sys::{
         socket::{
-            AddressFamily, SockFlag, SockType, VsockAddr, connect, setsockopt, socket,
+            AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, setsockopt, socket,
             sockopt::{ReceiveTimeout, SendTimeout},
         },
         time::{TimeSpec, TimeVal, TimeValLike},
@@ -66,6 +66,7 @@ fn connect_to_host() -> io::Result<OwnedFd> {
     }
     setsockopt(&stream, SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
     setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+    bind(stream.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_SOURCE_PORT))?;
     connect(stream.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, AGENT_PORT))?;
     Ok(stream)
 }

@@ -6,14 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::FileType;
+use rustix::{
+    fs::FileType,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
+};
 
 use crate::{
     destination::{self, Missing},
     mountinfo::Mount,
     paths::{Asker, Policy, Source},
     root,
-    spec::mounts::{Bind, MountError},
+    spec::mounts::{Bind, Cover, MountError},
     stage::{self, Stage},
     sys,
 };
@@ -88,9 +91,54 @@ impl Root {
         Ok(Self { fd, path: path.to_owned(), start, covered })
     }
 
+    /// Makes the mount at `top`, which the root is on, read-only before crun begins, so that it is locked as well.
+    ///
+    /// crun can't make the places for its own mounts then: the directories `destinations` are made here. One that
+    /// can't be made is left to crun, which says what is wrong.
+    pub(crate) fn freeze(&self, top: &Path, destinations: &[PathBuf]) -> io::Result<()> {
+        for destination in destinations {
+            // Below /dev and the like the place is in what crun mounts there.
+            let mut parents = destination.ancestors().skip(1);
+            if parents.all(|parent| destinations.iter().all(|other| other != parent)) {
+                let make = || destination::open(&self.fd, destination, Missing::Directory).map(drop);
+                let _ = sys::with_filesystem_id(self.start, make)?;
+            }
+        }
+        sys::make_read_only(stage::open_path(top)?.as_fd())
+    }
+
     fn is_covered(&self, place: &Path) -> bool {
         self.covered.iter().any(|covered| place.starts_with(covered))
     }
+}
+
+/// Mounts a tmpfs of the container's where it goes in the root, so that the binds on it can be placed too.
+pub(crate) fn place_cover(cover: &Cover, root: &Root, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let make = || destination::open(&root.fd, &cover.destination, Missing::Directory);
+    let place = sys::with_filesystem_id(root.start, make)??;
+    let found = stage::path_of(&place)?;
+    if found == root.path || root.is_covered(&found) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // As crun does it: without a mode it has that of the directory below.
+    let mode = format!("{:o}", rustix::fs::fstat(&place)?.st_mode & 0o7777);
+    let mut attributes = MountAttrFlags::empty();
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, cover.no_devices);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, cover.restrict.no_exec);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, cover.restrict.no_suid);
+    let mount = sys::open_in_userns(userns, || {
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&context, "source", "tmpfs")?;
+        for (name, value) in [("uid", "0"), ("gid", "0"), ("mode", &mode)] {
+            rustix::mount::fsconfig_set_string(&context, name, value)?;
+        }
+        for (name, value) in &cover.options {
+            rustix::mount::fsconfig_set_string(&context, name.as_str(), value.as_str())?;
+        }
+        rustix::mount::fsconfig_create(&context)?;
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    })?;
+    stage::attach_on(&mount, &place)
 }
 
 impl Judged<'_> {
@@ -103,7 +151,7 @@ impl Judged<'_> {
     ///
     /// Mounts that are there before crun makes the container's mount namespace are locked in it
     /// (mount_namespaces(7)): no mount call of the container's root can make a read-only one writable. Below what crun
-    /// mounts itself (/dev, a tmpfs) that can't be; such a one goes onto the stage, and its path is returned for crun.
+    /// mounts itself that can't be; such a one goes onto the stage, and its path is returned for crun.
     pub(crate) fn place(
         &self,
         stage: &Stage,

@@ -20,7 +20,7 @@ use crate::{
     mountinfo::{self, Mount},
     paths::{Asker, Policy},
     ranges::{self, Claim, Process, Range, Record, Table},
-    refresh, root,
+    refresh, root, seccomp,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
@@ -72,16 +72,25 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     let root = root::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::clean(&mut spec);
-    let others = mounts::others(&spec, &binds);
+    let covers = mounts::covers(&spec, &binds);
+    let others = mounts::others(&spec, &binds, &covers);
     let place = Root::open(&root, identity.start, &others).map_err(Error::system("open the container's root"))?;
     let mut placed = Vec::new();
+    let mut covers = covers.iter().peekable();
     for bind in &judged {
+        while let Some(cover) = covers.next_if(|cover| cover.index < bind.index()) {
+            binds::place_cover(cover, &place, identity.userns.as_fd()).map_err(Error::system("mount a tmpfs"))?;
+            placed.push(cover.index);
+        }
         match bind.place(&stage, &place, identity.userns.as_fd()).map_err(SpecError::from)? {
             Some(source) => mounts::set_source(&mut spec, bind.index(), &source),
             None => placed.push(bind.index()),
         }
     }
     mounts::remove(&mut spec, &placed);
+    if spec["root"]["readonly"] == true {
+        place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
+    }
     drop(place);
     // The engine looked into its own mount of the root before; what it cached must not outlive what is written next.
     let _ = refresh::forget(&path);
@@ -93,6 +102,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     let config = stage.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
     crun::shield_null().map_err(Error::system("make a null device"))?;
+    seccomp::confine().map_err(Error::system("close vsock to the container"))?;
 
     let mut args: Vec<OsString> = globals.for_crun.clone();
     args.push(request.verb.into());

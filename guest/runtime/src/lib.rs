@@ -18,6 +18,7 @@ mod paths;
 mod ranges;
 mod refresh;
 mod root;
+mod seccomp;
 mod spec;
 mod stage;
 mod sys;
@@ -77,6 +78,7 @@ fn run(globals: &Globals, command: Command) -> Result<(), Error> {
                 crun::own_pipes(start);
             }
             crun::shield_null().map_err(Error::system("make a null device"))?;
+            seccomp::confine().map_err(Error::system("close vsock to the container"))?;
             hand_over(globals, args)?
         }
         Command::Pass(args) => hand_over(globals, args)?,

@@ -27,6 +27,9 @@ use crate::{
 /// Name of our work directory, beside the writable layer; the engine removes it with the container's directory.
 const WORK: &str = "isolated-work";
 
+/// Name of the root's mount on the stage.
+const NAME: &str = "root";
+
 /// Longest value that fsconfig(2) takes, less the final zero.
 const MAX_VALUE: usize = 255;
 
@@ -78,6 +81,11 @@ pub(crate) fn mount_id(fd: impl AsFd) -> io::Result<u64> {
     Ok(stat.stx_mnt_id)
 }
 
+/// Where the root's mount is.
+pub(crate) fn top(stage: &Stage) -> PathBuf {
+    stage.path(NAME)
+}
+
 /// Puts an id-mapped view of `root` on the stage and returns its path.
 pub(crate) fn prepare(
     stage: &Stage,
@@ -89,7 +97,7 @@ pub(crate) fn prepare(
     let fd = stage::open_path(root).map_err(failed("open", root))?;
     let id = mount_id(&fd).map_err(failed("stat", root))?;
     let path = stage::path_of(&fd).map_err(failed("find", root))?;
-    let target = stage.directory("root").map_err(failed("make a stage for", root))?;
+    let target = stage.directory(NAME).map_err(failed("make a stage for", root))?;
     let overlay = table.iter().find(|mount| mount.id == id && mount.fs_type == b"overlay");
     let Some(mount) = overlay else {
         let tree = stage::clone_tree(&fd, true).map_err(failed("clone", &path))?;

@@ -40,6 +40,11 @@ pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, 
     set_mount_attributes(mount, set, 0, recursive)
 }
 
+/// Makes a mount read-only and changes nothing else about it.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    set_mount_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0, false)
+}
+
 fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -123,6 +128,61 @@ pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
     // SAFETY: waits for the child made above; a null status pointer is allowed.
     unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
     namespace.map(OwnedFd::from)
+}
+
+/// Adds a filter to those that judge the system calls of this process and of all that come from it.
+///
+/// # Errors
+/// `EACCES` without `CAP_SYS_ADMIN`, `EINVAL` for a filter that is not sound or a kernel without seccomp.
+pub(crate) fn add_system_call_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The kernel only reads it.
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: `program` names `len` instructions that live across the call, and the kernel copies them.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Runs `action` in a child that is root of a user namespace and of a mount namespace of its own in it, and returns the
+/// descriptor that it makes.
+///
+/// What is mounted there belongs to the user namespace, as if a container had mounted it.
+pub(crate) fn open_in_userns(
+    userns: BorrowedFd<'_>,
+    action: impl FnOnce() -> rustix::io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let (reader, mut writer) = io::pipe()?;
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if child == 0 {
+        let made = (|| {
+            rustix::thread::move_into_link_name_space(userns, Some(rustix::thread::LinkNameSpaceType::User))?;
+            // SAFETY: NEWNS unshares no memory and no descriptor table; the child has a single thread.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+            action()
+        })();
+        // The table of descriptors is the parent's, who takes the new one over.
+        let number = made.map_or_else(|error| -error.raw_os_error(), std::os::fd::IntoRawFd::into_raw_fd);
+        let written = writer.write_all(&number.to_ne_bytes());
+        // SAFETY: ends the child at once, without running the parent's exit handlers.
+        unsafe { libc::_exit(i32::from(written.is_err())) };
+    }
+    // SAFETY: waits for the child made above; a null status pointer is allowed.
+    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
+    // A child that wrote nothing must not be waited for.
+    drop(writer);
+    let mut number = [0; size_of::<i32>()];
+    (&reader).read_exact(&mut number)?;
+    let number = i32::from_ne_bytes(number);
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(-number));
+    }
+    // SAFETY: the child made it in our table and is gone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Lets the descriptor survive execve(2).

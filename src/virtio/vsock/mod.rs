@@ -2,7 +2,8 @@
 //!
 //! Host programs reach it in two ways. The *hybrid socket* is a unix socket on which a client writes `CONNECT <port>\n`
 //! and reads `OK <host port>\n` once the guest accepted; connections of the guest to port P of the host (context id 2)
-//! go to the unix socket `<path>_<P>`. A [`VsockHandle`] takes a stream that is open already, without any greeting.
+//! go to the unix socket `<path>_<P>`, if they come from a reserved port (below 1024). A [`VsockHandle`] takes a stream
+//! that is open already, without any greeting.
 //!
 //! # The data path
 //!

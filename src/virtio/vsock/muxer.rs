@@ -36,6 +36,9 @@ pub(super) const FIRST_TOKEN: u64 = 16;
 /// Host ports given to connections from the host: `FIRST_PORT..FIRST_PORT * 2`.
 const FIRST_PORT: u32 = 1 << 30;
 
+/// Connections of the guest come from ports up to this one, or are refused.
+const LAST_RESERVED_PORT: u32 = 1023;
+
 /// Pause after the host ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -212,7 +215,7 @@ impl Muxer {
                 _ => connection.abort(),
             }
             self.settle(token);
-        } else if op == Some(Op::Request) && payload.is_some() && !self.is_full() {
+        } else if op == Some(Op::Request) && payload.is_some() && !self.is_full() && is_reserved(key.guest_port) {
             self.connect_to_host(key, header);
         } else {
             self.refuse(header, op);
@@ -437,6 +440,13 @@ impl Slot {
             Self::Connection { connection, .. } => connection.stream().as_raw_fd(),
         }
     }
+}
+
+/// True for a port that takes a capability in the guest's first user namespace to bind (`LAST_RESERVED_PORT` of
+/// `linux/vm_sockets.h`). vsock knows no namespaces, so a process in a container may be able to make such sockets; it
+/// gets other ports, and no connection to the host.
+fn is_reserved(guest_port: u32) -> bool {
+    guest_port <= LAST_RESERVED_PORT
 }
 
 /// Connects without ever waiting: a full backlog counts as nobody there.

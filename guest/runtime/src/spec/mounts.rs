@@ -101,14 +101,98 @@ fn restrictions(options: &[&str]) -> Restrictions {
 }
 
 /// Where crun is going to mount something itself.
-pub(crate) fn others(spec: &Value, binds: &[Bind]) -> Vec<PathBuf> {
+pub(crate) fn others(spec: &Value, binds: &[Bind], covers: &[Cover]) -> Vec<PathBuf> {
     let mounts = spec["mounts"].as_array().into_iter().flatten().enumerate();
     mounts
         .filter(|(index, _)| binds.iter().all(|bind| bind.index != *index))
         .filter_map(|(_, mount)| mount["destination"].as_str().map(PathBuf::from))
         // crun mounts these even when the spec does not ask for it.
         .chain(["/dev", "/proc", "/sys"].map(PathBuf::from))
+        .filter(|destination| covers.iter().all(|cover| cover.destination != *destination))
         .collect()
+}
+
+/// A tmpfs that a restricted bind goes onto.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cover {
+    /// Its place in the list.
+    pub(crate) index: usize,
+    /// Where it goes in the container.
+    pub(crate) destination: PathBuf,
+    /// What it takes away.
+    pub(crate) restrict: Restrictions,
+    /// It has no devices.
+    pub(crate) no_devices: bool,
+    /// The file system's own options: name and value.
+    pub(crate) options: Vec<(String, String)>,
+}
+
+/// The options of a tmpfs that are handed on to it.
+const TMPFS_OPTIONS: &[&str] = &["gid", "mode", "nr_blocks", "nr_inodes", "size", "uid"];
+
+/// Words among a mount's options that change nothing about a tmpfs that is only just made.
+const IDLE: &[&str] = &[
+    "async",
+    "atime",
+    "defaults",
+    "dev",
+    "diratime",
+    "exec",
+    "noatime",
+    "private",
+    "relatime",
+    "rprivate",
+    "rw",
+    "strictatime",
+    "suid",
+];
+
+/// The tmpfs mounts below which there is a bind that takes something away.
+///
+/// Only where all that lies above the bind is such a tmpfs or itself a bind: the rest is crun's to mount, and so is what
+/// comes below it.
+pub(crate) fn covers(spec: &Value, binds: &[Bind]) -> Vec<Cover> {
+    let mounts: Vec<_> = spec["mounts"].as_array().into_iter().flatten().enumerate().collect();
+    let mut indices = Vec::new();
+    for bind in binds.iter().filter(|bind| bind.restrict != Restrictions::default()) {
+        let above: Vec<_> = mounts
+            .iter()
+            .filter(|(index, mount)| {
+                let destination = Path::new(mount["destination"].as_str().unwrap_or_default());
+                *index != bind.index && destination.is_absolute() && bind.destination.starts_with(destination)
+            })
+            .collect();
+        let is_bind = |index: usize| binds.iter().any(|bind| bind.index == index);
+        let tmpfs = above.iter().filter(|(index, _)| !is_bind(*index));
+        // A tmpfs that comes later hides the bind: crun keeps the order.
+        if tmpfs.clone().all(|(index, mount)| *index < bind.index && cover(*index, mount).is_some()) {
+            indices.extend(tmpfs.map(|(index, _)| *index));
+        }
+    }
+    indices.sort_unstable();
+    indices.dedup();
+    indices.into_iter().filter_map(|index| cover(index, mounts[index].1)).collect()
+}
+
+/// A tmpfs whose options are all understood.
+fn cover(index: usize, mount: &Value) -> Option<Cover> {
+    let destination = PathBuf::from(mount["destination"].as_str()?);
+    let options: Vec<_> =
+        mount["options"].as_array().into_iter().flatten().map(Value::as_str).collect::<Option<_>>()?;
+    let restrict = restrictions(&options);
+    if mount["type"] != "tmpfs" || restrict.read_only || destination == Path::new("/") {
+        return None;
+    }
+    let mut own = Vec::new();
+    for option in &options {
+        match option.split_once('=') {
+            Some((name, value)) if TMPFS_OPTIONS.contains(&name) => own.push((name.to_owned(), value.to_owned())),
+            None if IDLE.contains(option) || ["nodev", "noexec", "nosuid"].contains(option) => {}
+            _ => return None,
+        }
+    }
+    let no_devices = options.iter().rev().find(|option| ["dev", "nodev"].contains(option)) == Some(&"nodev");
+    Some(Cover { index, destination, restrict, no_devices, options: own })
 }
 
 /// Takes the entries out that are mounted already.
@@ -165,6 +249,64 @@ mod tests {
         assert_eq!(brief, [(1, "/x", true, true), (2, "y", false, false)]);
     }
 
+    fn tmpfs(destination: &str, options: &[&str]) -> Value {
+        json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options })
+    }
+
+    fn bind(destination: &str, options: &[&str]) -> Value {
+        json!({ "destination": destination, "type": "bind", "source": "/x", "options": options })
+    }
+
+    fn covered(mounts: Vec<Value>) -> Vec<(usize, String)> {
+        let spec = json!({ "mounts": mounts });
+        let covers = covers(&spec, &binds(&spec).unwrap());
+        covers.into_iter().map(|cover| (cover.index, cover.destination.display().to_string())).collect()
+    }
+
+    #[test]
+    fn a_tmpfs_below_a_read_only_bind_is_made_here_with_all_its_options() {
+        let options = ["noexec", "nosuid", "strictatime", "mode=755", "size=65536k"];
+        let spec = json!({ "mounts": [tmpfs("/dev", &options), bind("/dev/ro", &["rbind", "ro"])] });
+        let covers = covers(&spec, &binds(&spec).unwrap());
+        let expected = Cover {
+            index: 0,
+            destination: "/dev".into(),
+            restrict: Restrictions { read_only: false, no_exec: true, no_suid: true },
+            no_devices: false,
+            options: [("mode", "755"), ("size", "65536k")].map(|(a, b)| (a.to_owned(), b.to_owned())).into(),
+        };
+        assert_eq!(covers, [expected]);
+        assert!(!others(&spec, &binds(&spec).unwrap(), &covers).contains(&"/dev".into()));
+    }
+
+    #[test]
+    fn a_tmpfs_without_such_a_bind_is_cruns() {
+        assert_eq!(covered(vec![tmpfs("/t", &[]), bind("/t/rw", &["rbind"]), bind("/u/ro", &["ro", "rbind"])]), []);
+        assert_eq!(covered(vec![tmpfs("/t", &[]), bind("/tt", &["rbind", "ro"])]), []);
+    }
+
+    #[test]
+    fn what_is_not_understood_or_lies_below_other_mounts_is_cruns() {
+        let ro = |destination| bind(destination, &["rbind", "ro"]);
+        assert_eq!(covered(vec![tmpfs("/t", &["huge=always"]), ro("/t/a")]), []);
+        assert_eq!(covered(vec![tmpfs("/t", &["ro"]), ro("/t/a")]), []);
+        let proc = json!({ "destination": "/p", "type": "proc", "source": "proc" });
+        assert_eq!(covered(vec![proc, tmpfs("/p/t", &[]), ro("/p/t/a")]), []);
+        assert_eq!(covered(vec![ro("/t/a"), tmpfs("/t", &[])]), []);
+    }
+
+    #[test]
+    fn tmpfs_on_tmpfs_and_on_a_bind_are_found_in_order() {
+        let mounts = vec![
+            bind("/b", &["rbind"]),
+            tmpfs("/b/t", &[]),
+            tmpfs("/b/t/u", &[]),
+            tmpfs("/other", &[]),
+            bind("/b/t/u/ro", &["rbind", "ro"]),
+        ];
+        assert_eq!(covered(mounts), [(1, "/b/t".to_owned()), (2, "/b/t/u".to_owned())]);
+    }
+
     #[test]
     fn a_block_device_is_no_mount_for_a_container() {
         let spec = json!({ "mounts": [{ "destination": "/x", "type": "ext4", "source": "/dev/vda" }] });
@@ -195,7 +337,7 @@ mod tests {
             let _ = binds(&spec);
             clean(&mut spec);
             set_source(&mut spec, 0, Path::new("/x"));
-            let _ = others(&spec, &[]);
+            let _ = others(&spec, &[], &covers(&spec, &[]));
             remove(&mut spec, &[1]);
             for mount in spec.get("mounts").and_then(Value::as_array).into_iter().flatten() {
                 prop_assert!(mount.get("uidMappings").is_none());

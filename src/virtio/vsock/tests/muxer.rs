@@ -165,6 +165,20 @@ fn the_guest_reaches_the_program_that_listens_for_its_port() {
 }
 
 #[test]
+fn a_port_that_any_process_of_the_guest_can_have_reaches_nobody() {
+    let mut bench = Bench::new(4);
+    let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
+    server.set_nonblocking(true).unwrap();
+    for port in [1024, 1025, 1 << 30, u32::MAX] {
+        bench.send(header(port, 70, Op::Request), &mut []);
+        assert_eq!(bench.op(), Some(Op::Rst), "{port}");
+        assert!(server.accept().is_err(), "{port}");
+    }
+    bench.send(header(1023, 70, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Response));
+}
+
+#[test]
 fn a_second_request_for_a_connection_ends_it() {
     let mut bench = Bench::new(4);
     let server = UnixListener::bind(bench.path().join("v_70")).unwrap();

@@ -1,0 +1,198 @@
+//! A system-call filter of this program's own, which every process of a container inherits through crun.
+//!
+//! vsock knows no namespaces: whoever can make such a socket talks to the host and to the VM's own ports. The filter is
+//! no part of the container's seccomp profile, so it holds under `--privileged`, `seccomp=unconfined`, a profile of the
+//! person's own, in `docker exec` and in build steps; where there is a profile too, the stricter answer wins
+//! (seccomp(2)). What it refuses is refused as by a kernel that lacks it, which programs are prepared for.
+//!
+//! io_uring is refused because a ring makes sockets behind every filter's back (`IORING_OP_SOCKET`).
+//!
+//! A 32-bit program can still ask through `socketcall(2)`, whose arguments are in memory, where no filter can read
+//! them; refusing it would take the network from every 32-bit program with glibc. Such a socket reaches nothing of
+//! ours: the VM's ports and the ports that the host accepts are reserved ones, which take a capability in the VM.
+
+use std::io;
+
+use crate::sys;
+
+/// Accumulator := the 32-bit word of `struct seccomp_data` at an offset.
+const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+/// Accumulator := accumulator AND constant.
+const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+/// Skips instructions, one number of them if the accumulator equals the constant, another if not.
+const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+/// Ends with an answer.
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+/// Offsets in `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+/// The lower half of the first argument: the kernel takes a family from there and ignores the upper half.
+const FAMILY: u32 = 16;
+
+/// `linux/audit.h`.
+const X86_64: u32 = 0xc000_003e;
+const I386: u32 = 0x4000_0003;
+
+/// All but the bit that makes a number one of the x32 ABI, which has the same numbers for what is looked at here.
+const NOT_X32: u32 = !0x4000_0000;
+
+/// System call numbers: 64-bit, 32-bit, and one that is the same in both.
+const SOCKET_64: u32 = 41;
+const SOCKET_32: u32 = 359;
+const IO_URING_SETUP: u32 = 425;
+
+const VSOCK: u32 = libc::AF_VSOCK as u32;
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const NO_FAMILY: u32 = libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32;
+const NO_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+const fn step(code: u16, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt: 0, jf: 0, k }
+}
+
+const fn if_equal(k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: JUMP_EQUAL, jt, jf, k }
+}
+
+/// The numbers at the side count what a jump goes over.
+const FILTER: [libc::sock_filter; 14] = [
+    step(LOAD, ARCHITECTURE),       // 0
+    if_equal(X86_64, 3, 0),         // 1: to 5
+    if_equal(I386, 0, 10),          // 2: no other ABI can be in use, so to 13
+    step(LOAD, NUMBER),             // 3
+    if_equal(SOCKET_32, 4, 3),      // 4: to 9, or to 8
+    step(LOAD, NUMBER),             // 5
+    step(AND, NOT_X32),             // 6
+    if_equal(SOCKET_64, 1, 0),      // 7: to 9
+    if_equal(IO_URING_SETUP, 4, 3), // 8: to 13, or to 12
+    step(LOAD, FAMILY),             // 9
+    if_equal(VSOCK, 0, 1),          // 10: to 12
+    step(RETURN, NO_FAMILY),        // 11
+    step(RETURN, ALLOW),            // 12
+    step(RETURN, NO_CALL),          // 13
+];
+
+/// Puts the filter on this process and on all that it turns into or makes.
+///
+/// # Errors
+/// When the kernel has no seccomp, or this process may not do so; no container must run then.
+pub(crate) fn confine() -> io::Result<()> {
+    sys::add_system_call_filter(&FILTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the kernel would do with the filter, for the instructions that are in it.
+    fn evaluate(architecture: u32, number: u32, first: u64) -> u32 {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let libc::sock_filter { code, jt, jf, k } = FILTER[at];
+            at += 1;
+            match code {
+                LOAD => {
+                    accumulator = match k {
+                        NUMBER => number,
+                        ARCHITECTURE => architecture,
+                        FAMILY => first as u32,
+                        _ => panic!("nothing is known to be at {k}"),
+                    }
+                }
+                AND => accumulator &= k,
+                JUMP_EQUAL => at += usize::from(if accumulator == k { jt } else { jf }),
+                RETURN => return k,
+                _ => panic!("{code:#x} is not in the filter"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_vsock_socket_is_refused_in_every_abi_and_with_any_upper_half() {
+        for (architecture, number) in [(X86_64, SOCKET_64), (X86_64, SOCKET_64 | 0x4000_0000), (I386, SOCKET_32)] {
+            for first in [40, (1 << 32) + 40, (0xffff_ffff << 32) + 40] {
+                assert_eq!(evaluate(architecture, number, first), NO_FAMILY, "{architecture:#x} {number}");
+            }
+            assert_eq!(evaluate(architecture, number, 2), ALLOW);
+        }
+    }
+
+    #[test]
+    fn rings_are_refused_in_every_abi() {
+        for (architecture, number) in
+            [(X86_64, IO_URING_SETUP), (X86_64, IO_URING_SETUP | 0x4000_0000), (I386, IO_URING_SETUP)]
+        {
+            assert_eq!(evaluate(architecture, number, 8), NO_CALL);
+        }
+    }
+
+    #[test]
+    fn an_abi_that_is_not_known_can_do_nothing() {
+        for number in [0, 1, 59, SOCKET_64] {
+            assert_eq!(evaluate(0xc000_00b7, number, 2), NO_CALL);
+        }
+    }
+
+    #[test]
+    fn every_instruction_is_reached_and_no_jump_leaves_the_filter() {
+        let mut reached = [false; FILTER.len()];
+        reached[0] = true;
+        for (at, libc::sock_filter { code, jt, jf, .. }) in FILTER.iter().enumerate() {
+            assert!(reached[at], "{at} is dead");
+            match *code {
+                RETURN => {}
+                JUMP_EQUAL => {
+                    for jump in [jt, jf] {
+                        reached[at + 1 + usize::from(*jump)] = true;
+                    }
+                }
+                _ => reached[at + 1] = true,
+            }
+        }
+    }
+
+    /// The kernel's own view, on a thread that ends with the test.
+    #[test]
+    fn the_kernel_takes_the_filter_and_applies_it() {
+        std::thread::spawn(|| {
+            // SAFETY: the option takes plain integers and concerns this thread only.
+            assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+            confine().unwrap();
+            let errno = |number: libc::c_long, first: libc::c_long, second: libc::c_long| {
+                // SAFETY: only calls are made that take integers, or a null pointer that the kernel refuses.
+                let result = unsafe { libc::syscall(number, first, second, 0, 0) };
+                if result < 0 { io::Error::last_os_error().raw_os_error() } else { None }
+            };
+            let stream = libc::c_long::from(libc::SOCK_STREAM);
+            assert_eq!(errno(libc::SYS_socket, 40, stream), Some(libc::EAFNOSUPPORT));
+            assert_eq!(errno(libc::SYS_socket, (1 << 32) + 40, stream), Some(libc::EAFNOSUPPORT));
+            assert_eq!(errno(libc::SYS_socket, 1, stream), None);
+            assert_eq!(errno(libc::SYS_socketpair, 1, stream), Some(libc::EFAULT));
+            assert_eq!(errno(libc::SYS_io_uring_setup, 1, 0), Some(libc::ENOSYS));
+        })
+        .join()
+        .unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn everything_else_is_allowed(
+            architecture in prop_oneof![Just(X86_64), Just(I386)],
+            number in prop_oneof![any::<u32>(), 0_u32..500],
+            first in prop_oneof![any::<u64>(), 0_u64..64],
+        ) {
+            let plain = if architecture == X86_64 { number & NOT_X32 } else { number };
+            let makes_socket = plain == if architecture == X86_64 { SOCKET_64 } else { SOCKET_32 };
+            let wanted = match plain {
+                IO_URING_SETUP => NO_CALL,
+                _ if makes_socket && first as u32 == VSOCK => NO_FAMILY,
+                _ => ALLOW,
+            };
+            prop_assert_eq!(evaluate(architecture, number, first), wanted);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Attempts to get out of a container: none may succeed with Enhanced Container Isolation on, and with it off the same
+//! attempts show that they are real.
+//!
+//! Most of them are made by `probe`, a static program that runs in containers of different kinds and prints a line for
+//! each; the others are options of `docker run` and races between containers. One table is printed at the end.
+//!
+//! `scripts/test escapes` runs this suite where KVM runs Linux guests, or inside the emulated AMD-V machine, with
+//! `BULKHEAD_TEST_IMAGES` naming the folder of `tests/images/build` and `BULKHEAD_TEST_PROBE` the built program.
+
+// A helper of a test that cannot go on shall panic, as the test itself does.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../e2e/client.rs"]
+#[allow(dead_code, reason = "each suite uses a part")]
+mod client;
+#[path = "../e2e/engine.rs"]
+#[allow(dead_code, reason = "each suite uses a part")]
+mod engine;
+#[path = "../e2e/home.rs"]
+#[allow(dead_code, reason = "each suite uses a part")]
+mod home;
+mod options;
+#[path = "../e2e/process.rs"]
+#[allow(dead_code, reason = "each suite uses a part")]
+mod process;
+mod races;
+mod real;
+mod table;
+
+use std::{fs, path::PathBuf, time::Instant};
+
+use engine::{Engine, Isolation, engine};
+use process::{COMMAND, run};
+use table::{Column, Outcome, Table};
+
+/// The image that has the probe in it, as its entry point.
+const IMAGE: &str = "probe";
+
+/// A volume for those who need one.
+const VOLUME: &str = "escapes";
+
+/// Where read-only mounts are, and what they are called in the table.
+const MOUNTS: [(&str, &str); 4] = [
+    ("/", "read-only root"),
+    ("/ro", "read-only volume"),
+    ("/dev/ro", "read-only volume below /dev"),
+    ("/tmpfs/ro", "read-only volume below a tmpfs"),
+];
+
+fn probe() -> PathBuf {
+    std::env::var_os("BULKHEAD_TEST_PROBE").expect("BULKHEAD_TEST_PROBE names the built probe").into()
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn no_attempt_gets_out_of_an_isolated_container() {
+    let begun = Instant::now();
+    let mut table = Table::default();
+    {
+        let engine = engine(Isolation::On);
+        make_image(&engine);
+        let victim = start_victim(&engine);
+        attempts(&engine, &mut table, &victim, [Column::On, Column::OnPrivileged]);
+        in_other_ways(&engine, &mut table, &victim);
+        options::try_all(&engine, &mut table, &[Column::On, Column::OnPrivileged]);
+        races::try_all(&engine, &mut table, Column::On);
+        engine.docker(&["rm", "--force", "victim"]).ok();
+    }
+    {
+        let engine = engine(Isolation::Off);
+        let victim = start_victim(&engine);
+        attempts(&engine, &mut table, &victim, [Column::Off, Column::OffPrivileged]);
+        options::try_all(&engine, &mut table, &[Column::OffPrivileged]);
+        races::look_for_marks(&engine, &mut table);
+        engine.remove_containers();
+    }
+    table.print();
+    println!("the whole took {:.0?}", begun.elapsed());
+    table.judge();
+}
+
+fn make_image(engine: &Engine) {
+    engine.docker(&["rm", "--force", "made", "victim"]);
+    let make = ["run", "-i", "--name=made", "alpine", "sh", "-c", "cat >/probe && chmod 0755 /probe"];
+    engine.docker_with(&make, &fs::read(probe()).unwrap()).ok();
+    engine.docker(&["commit", "--change", r#"ENTRYPOINT ["/probe"]"#, "--change", "CMD []", "made", IMAGE]).ok();
+    engine.docker(&["rm", "made"]).ok();
+}
+
+/// A container with a key; returns what tells the others about it.
+fn start_victim(engine: &Engine) -> String {
+    engine.docker(&["rm", "--force", "victim"]);
+    engine.docker(&["run", "--detach", "--name=victim", "--privileged", IMAGE, "victim"]).ok();
+    let logs = process::poll("the victim has a key", COMMAND, || {
+        Some(engine.docker(&["logs", "victim"]).ok()).filter(|logs| logs.contains('\n'))
+    });
+    let key = logs.trim().strip_prefix("key ").unwrap_or_else(|| panic!("{logs}"));
+    format!("VICTIM_KEY={key}")
+}
+
+/// The attempts of the probe in a container of its own, as it is and privileged.
+fn attempts(engine: &Engine, table: &mut Table, victim: &str, columns: [Column; 2]) {
+    for (column, privileged) in columns.into_iter().zip([None, Some("--privileged")]) {
+        let volume = format!("{VOLUME}:/vol");
+        let mut arguments = vec!["run", "--rm", "-e", victim, "-v", &volume];
+        arguments.extend(privileged);
+        arguments.extend([IMAGE, "all"]);
+        let lines = table::lines(&engine.docker(&arguments).ok());
+        assert!(lines.len() > 40, "the probe ended early: {lines:?}");
+        table.extend(column, lines);
+
+        let mounts = MOUNTS[1..].iter().map(|(path, _)| format!("--volume={VOLUME}:{path}:ro"));
+        let mut arguments: Vec<String> = ["run", "--rm", "--read-only", "--tmpfs=/tmpfs"].map(Into::into).into();
+        arguments.extend(mounts.chain(privileged.map(Into::into)));
+        arguments.extend([IMAGE, "mounts"].map(Into::into));
+        arguments.extend(MOUNTS.iter().map(|(path, _)| (*path).to_owned()));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let lines = table::lines(&engine.docker(&arguments).ok());
+        for (path, name) in MOUNTS {
+            let of_path = lines.iter().filter(|(name, _)| name.split(", ").nth(1) == Some(path));
+            table.set(column, name, table::any(of_path.map(|(way, outcome)| (way.as_str(), outcome))));
+        }
+    }
+}
+
+/// The same attempts where a process comes into a container, or a container to be, in another way.
+fn in_other_ways(engine: &Engine, table: &mut Table, victim: &str) {
+    let profile = engine.home.path("profile.json");
+    fs::write(&profile, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+    let profile = format!("--security-opt=seccomp={}", profile.display());
+    let open = ["--cap-add=ALL", "--security-opt=systempaths=unconfined", "--security-opt=apparmor=unconfined"];
+    for (way, seccomp) in [("unconfined", "--security-opt=seccomp=unconfined"), ("a profile of one's own", &profile)] {
+        let mut arguments = vec!["run", "--rm", "-e", victim, seccomp];
+        arguments.extend(open);
+        arguments.extend([IMAGE, "all"]);
+        table.extra(way, table::lines(&engine.docker(&arguments).ok()));
+    }
+    engine.docker(&["rm", "--force", "host"]);
+    engine.docker(&["run", "--detach", "--name=host", "--entrypoint=sleep", IMAGE, "3600"]).ok();
+    for (way, privileged) in [("docker exec", None), ("docker exec --privileged", Some("--privileged"))] {
+        let mut arguments = vec!["exec", "-e", victim];
+        arguments.extend(privileged);
+        arguments.extend(["host", "/probe", "all"]);
+        table.extra(way, table::lines(&engine.docker(&arguments).ok()));
+    }
+    for fd in 3..13 {
+        let folder = format!("--workdir=/proc/self/fd/{fd}");
+        let ran = engine.docker(&["exec", &folder, "host", "/probe", "only", "working directory"]);
+        let way = format!("docker exec, working directory {fd}");
+        if ran.status.success() {
+            table.extra(&way, table::lines(&ran.stdout));
+        } else {
+            table.extra(&way, vec![("working directory".into(), Outcome::Refused(ran.stderr))]);
+        }
+    }
+    engine.docker(&["rm", "--force", "host"]).ok();
+    table.extra("a step of a build", table::lines(&build(engine, &[]).ok()));
+}
+
+/// A build whose step is the probe.
+fn build(engine: &Engine, options: &[&str]) -> process::Ran {
+    let folder = engine.home.path("escape-build");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("Dockerfile"), format!("FROM {IMAGE}\nRUN [\"/probe\", \"all\"]\n")).unwrap();
+    let mut arguments = vec!["build", "--no-cache", "--rm"];
+    arguments.extend(options);
+    let folder = folder.display().to_string();
+    arguments.push(&folder);
+    let mut command = engine.home.docker_command(&arguments);
+    command.env("DOCKER_BUILDKIT", "0");
+    run(command, COMMAND)
+}

@@ -1,0 +1,66 @@
+//! Links that are put in the way while the engine and the runtime follow a path.
+//!
+//! What got out is a file in the VM, which only a look at the VM shows: that is taken when isolation is off.
+
+use std::fs;
+
+use crate::{
+    IMAGE,
+    engine::Engine,
+    table::{Column, Outcome, Table},
+};
+
+/// What each race leaves in the VM's folder if it is lost, and its name in the table.
+const MARKS: [(&str, &str); 3] = [
+    ("escaped-bind", "race of a bind's target"),
+    ("escaped-copy", "race of docker cp"),
+    ("escaped-link", "link under docker cp"),
+];
+
+/// Rounds of each race.
+const ROUNDS: usize = 3;
+
+/// Races with a container that turns a folder of a volume into a link to the VM's folder and back, all the time.
+pub fn try_all(engine: &Engine, table: &mut Table, column: Column) {
+    engine.docker(&["rm", "--force", "flip", "link"]);
+    engine.docker(&["run", "--detach", "--name=flip", "--volume=race:/v", IMAGE, "flip", "/v", "60"]).ok();
+    let mut seen = Outcome::Refused(format!("{ROUNDS} rounds"));
+    let file = engine.home.path("copied");
+    fs::write(&file, "x").unwrap();
+    let file = file.to_str().unwrap();
+    for round in 0..ROUNDS {
+        let mark = format!("--volume=race2:/v/turn/escaped-bind-{round}");
+        engine.docker(&["run", "--rm", "--volume=race:/v", &mark, "alpine", "true"]);
+        let subpath = "--mount=type=volume,src=race,dst=/m,volume-subpath=turn";
+        let listed = engine.docker(&["run", "--rm", subpath, "alpine", "ls", "/m"]);
+        if listed.stdout.contains("overlay2") {
+            seen = Outcome::Open(listed.stdout);
+        }
+        engine.docker(&["cp", file, &format!("flip:/v/turn/escaped-copy-{round}")]);
+    }
+    table.set(column, "race of a volume's folder", seen);
+    engine.docker(&["rm", "--force", "flip"]).ok();
+
+    let line = "ln -s /var/lib/docker /x; ln -s ../../../../../../var/lib/docker /y";
+    engine.docker(&["run", "--name=link", "alpine", "sh", "-c", line]).ok();
+    for link in ["x", "y"] {
+        engine.docker(&["cp", file, &format!("link:/{link}/escaped-link-{link}")]);
+    }
+    engine.docker(&["rm", "--force", "link"]).ok();
+}
+
+/// Looks for what the races left; isolation has to be off for that.
+pub fn look_for_marks(engine: &Engine, table: &mut Table) {
+    let arguments = ["run", "--rm", "--volume=/var/lib/docker:/host", "alpine", "ls", "/host"];
+    let names = engine.docker(&arguments).ok();
+    assert!(names.contains("overlay2"), "that is not the engine's folder: {names}");
+    for (mark, row) in MARKS {
+        let found: Vec<_> = names.lines().filter(|name| name.starts_with(mark)).collect();
+        let outcome = if found.is_empty() {
+            Outcome::Refused("no file in the VM".into())
+        } else {
+            Outcome::Open(found.join(" "))
+        };
+        table.set(Column::On, row, outcome);
+    }
+}
