@@ -11,7 +11,7 @@ use std::{
 use bulkhead_protocol::Transport;
 use smoltcp::{
     time::Instant,
-    wire::{IpProtocol, TcpPacket},
+    wire::{IpAddress, IpProtocol, TcpPacket},
 };
 use vmm_sys_util::epoll::Epoll;
 
@@ -141,7 +141,9 @@ impl Stack {
 
     fn receive_tcp(&mut self, packet: &Packet<'_>) {
         let Ok(tcp) = TcpPacket::new_checked(packet.payload()) else { return };
-        if tcp.src_port() == 0 || tcp.dst_port() == 0 {
+        // No connection leads to a group, and the stack takes no such address.
+        let unicast = IpAddress::from(packet.destination).is_unicast();
+        if tcp.src_port() == 0 || tcp.dst_port() == 0 || !unicast {
             return;
         }
         let key = Key {
