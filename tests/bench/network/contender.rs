@@ -249,6 +249,7 @@ impl Starting<'_> {
                 let frames = self.socket("passt.sock");
                 let mut helper = Process::new("passt");
                 helper.args(["--foreground", "--quiet", "--one-off", "--vhost-user", "--ipv4-only"]);
+                helper.args(["--runas", "nobody"]);
                 helper.arg("--socket").arg(&frames);
                 helper.args(["--address", &guest.to_string(), "--netmask", "24"]);
                 helper.args(["--gateway", &way.plan().gateway.to_string(), "--udp-ports", "none"]);
