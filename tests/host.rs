@@ -310,9 +310,29 @@ fn a_docker_client_is_told_that_the_engine_is_not_running() {
 }
 
 #[test]
+fn without_a_vm_no_port_is_published_with_and_without_a_backend() {
+    let home = Home::new();
+    let ports = |arguments: &[&str]| {
+        let output = home.bulkhead(&[&["ports"], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let nothing = || {
+        assert_eq!(ports(&[]), "no port is published\n");
+        let answer: Value = serde_json::from_str(&ports(&["--format", "json"])).unwrap();
+        assert_eq!(answer, json!({"ports": []}));
+    };
+    nothing();
+    let _backend = home.backend();
+    nothing();
+    let answer = home.post("/v1/ports", "");
+    assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET"), "{answer}");
+}
+
+#[test]
 fn an_unknown_profile_is_refused_by_every_verb_that_needs_one() {
     let home = Home::new();
-    for verb in [&["stop"][..], &["status"], &["logs"], &["restart"], &["settings", "list"]] {
+    for verb in [&["stop"][..], &["status"], &["ports"], &["logs"], &["restart"], &["settings", "list"]] {
         let arguments = [&["--profile", "nowhere"], verb].concat();
         let message = refused(&home.bulkhead(&arguments), 1);
         assert!(message.contains("no profile `nowhere`"), "{message}");

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,9 +16,9 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::vm::VmEvent;
+use super::{ports::Ports, vm::VmEvent};
 
 /// How long a connection may stay silent before its first message.
 const HELLO: Duration = Duration::from_secs(60);
@@ -116,6 +117,7 @@ pub(super) async fn serve(
     listener: UnixListener,
     vmm: u32,
     plan: GuestPlan,
+    ports: Arc<Ports>,
     events: mpsc::Sender<VmEvent>,
     mut outbox: mpsc::Receiver<HostMessage>,
 ) {
@@ -129,7 +131,9 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let ended = converse(stream, &plan, &events, &mut outbox).await;
+        let ended = converse(stream, &plan, &ports, &events, &mut outbox).await;
+        // Whose they are is gone or starts anew.
+        ports.clear();
         let _ = events.send(VmEvent::AgentLost).await;
         match ended {
             Ok(()) => info!("the agent closed its connection"),
@@ -156,6 +160,7 @@ fn is_from(stream: &UnixStream, vmm: u32) -> bool {
 async fn converse<S: AsyncRead + AsyncWrite>(
     stream: S,
     plan: &GuestPlan,
+    ports: &Ports,
     events: &mpsc::Sender<VmEvent>,
     outbox: &mut mpsc::Receiver<HostMessage>,
 ) -> Result<(), AgentError> {
@@ -175,6 +180,13 @@ async fn converse<S: AsyncRead + AsyncWrite>(
     loop {
         tokio::select! {
             message = reader.next() => match message? {
+                Some(GuestMessage::Publish { id, port }) => {
+                    // One at a time, and none before the last answer was taken: the guest sets the pace, but only its own.
+                    let error = ports.publish(id, port).await.err().map(|error| error.to_string());
+                    debug!(?port, ?error, "the guest publishes a port");
+                    write(&mut writer, &HostMessage::Published { id, error }).await?;
+                }
+                Some(GuestMessage::Unpublish { id }) => ports.unpublish(id),
                 Some(message) => {
                     if let Some(event) = event(message) {
                         let _ = events.send(event).await;
@@ -201,10 +213,8 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
             info!("the guest says goodbye");
             None
         }
-        GuestMessage::Publish { id, .. } | GuestMessage::Unpublish { id } => {
-            warn!(id, "the guest wants to publish a port, which no network does yet");
-            None
-        }
+        // What the conversation itself answers.
+        GuestMessage::Publish { .. } | GuestMessage::Unpublish { .. } => None,
         GuestMessage::Hello(_) => {
             warn!("the agent introduced itself twice");
             None
@@ -246,7 +256,7 @@ mod tests {
         let (ours, theirs) = duplex(1 << 16);
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
-        let backend = tokio::spawn(async move { converse(ours, &plan(), &events, &mut outbox).await });
+        let backend = tokio::spawn(async move { converse(ours, &plan(), &Ports::open(), &events, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
         let mut line = String::new();
@@ -272,7 +282,7 @@ mod tests {
         let (events, _received) = mpsc::channel(8);
         let (_orders, mut outbox) = mpsc::channel(1);
         theirs.write_all(&encode(&hello(99)).unwrap()).await.unwrap();
-        let error = converse(ours, &plan(), &events, &mut outbox).await.unwrap_err();
+        let error = converse(ours, &plan(), &Ports::open(), &events, &mut outbox).await.unwrap_err();
         assert!(matches!(error, AgentError::Version(99)));
     }
 

@@ -123,10 +123,11 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
     match request.uri().path() {
         "/v1/status" if get => json(StatusCode::OK, &*api.status.borrow()),
         "/v1/events" if get => events(api.status),
+        "/v1/ports" if get => ports(&api).await,
         "/v1/start" if post => change::<StartOptions>(request, &api, Request::Start).await,
         "/v1/stop" if post => change::<StopOptions>(request, &api, Request::Stop).await,
         "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
-        "/v1/status" | "/v1/events" => wrong_method("GET"),
+        "/v1/status" | "/v1/events" | "/v1/ports" => wrong_method("GET"),
         "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
         _ => problem(StatusCode::NOT_FOUND, "there is no such resource"),
     }
@@ -156,6 +157,20 @@ async fn change<T: DeserializeOwned + Default>(
     {
         return json(StatusCode::OK, &answer);
     }
+    ending()
+}
+
+async fn ports(api: &Api) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    if api.requests.send(Request::Ports(reply)).await.is_ok()
+        && let Ok(ports) = answer.await
+    {
+        return json(StatusCode::OK, &ports);
+    }
+    ending()
+}
+
+fn ending() -> Reply {
     problem(StatusCode::SERVICE_UNAVAILABLE, "the backend is ending")
 }
 

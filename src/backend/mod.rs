@@ -13,6 +13,7 @@ pub mod lock;
 pub mod logs;
 mod network;
 pub mod plan;
+mod ports;
 pub mod state;
 mod supervisor;
 pub mod vm;

@@ -1,6 +1,8 @@
 //! The child `bulkhead net`: started before the VM, and again when it dies.
 
 use std::{
+    collections::BTreeSet,
+    convert::Infallible,
     fs::File,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::Arc,
@@ -13,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     child,
+    ports::{Change, Ports},
     vm::VmEvent,
     vmm::{Channel, VmmError},
 };
@@ -74,12 +77,21 @@ async fn spawn(setup: &Setup, log: &File) -> Result<(Child, Channel, UnixStream)
     Ok((child, control, frontend))
 }
 
-/// Starts the process again whenever it ends, until the VM has ended; drop the future then.
-pub(super) async fn keep(mut process: NetProcess, channel: Arc<Channel>, events: mpsc::Sender<VmEvent>) {
+/// Starts the process again whenever it ends, and hands the published ports over to it, until the VM has ended; drop the
+/// future then.
+pub(super) async fn keep(
+    mut process: NetProcess,
+    ports: Arc<Ports>,
+    channel: Arc<Channel>,
+    events: mpsc::Sender<VmEvent>,
+) {
     let mut bad = 0;
-    loop {
+    let warning = loop {
         let begun = Instant::now();
-        let status = process.child.wait().await;
+        let status = tokio::select! {
+            status = process.child.wait() => status,
+            never = hand_over(&process.control, &ports) => match never {},
+        };
         let how = match status {
             // The vmm closed the stream; usually because the VM ends.
             Ok(status) if status.success() => "the network process ended with the vmm's connection".to_owned(),
@@ -89,9 +101,7 @@ pub(super) async fn keep(mut process: NetProcess, channel: Arc<Channel>, events:
         info!("{how}");
         bad = if begun.elapsed() < STABLE { bad + 1 } else { 1 };
         if bad > BAD_STARTS {
-            let warning = format!("the network is down: {how}, {bad} times in a row");
-            let _ = events.send(VmEvent::NetworkDown(warning)).await;
-            return;
+            break format!("the network is down: {how}, {bad} times in a row");
         }
         tokio::time::sleep(PAUSE).await;
         match spawn(&process.setup, &process.log).await {
@@ -101,11 +111,91 @@ pub(super) async fn keep(mut process: NetProcess, channel: Arc<Channel>, events:
                     warn!("{}", chain(&error));
                 }
             }
-            Err(error) => {
-                let warning = format!("the network is down: its process cannot be started: {}", chain(&error));
-                let _ = events.send(VmEvent::NetworkDown(warning)).await;
-                return;
+            Err(error) => break format!("the network is down: its process cannot be started: {}", chain(&error)),
+        }
+    };
+    // Clients shall be refused instead of waiting for nobody.
+    ports.close(&warning);
+    let _ = events.send(VmEvent::NetworkDown(warning)).await;
+}
+
+/// Tells a process of all published ports, and from then on of each change.
+async fn hand_over(control: &Channel, ports: &Ports) -> Infallible {
+    let mut known = BTreeSet::new();
+    loop {
+        for change in ports.changes(&mut known) {
+            let sent = match change {
+                Change::Listen { id, transport, target, socket } => {
+                    let command = control::Command::Listen { id, transport, target };
+                    control.send(&command, Some(socket.as_fd())).await
+                }
+                Change::Forget { id } => control.send(&control::Command::Forget { id }, None).await,
+            };
+            if let Err(error) = sent {
+                // It is gone, and will be waited for; its successor is told everything.
+                warn!("{}", chain(&error));
+                std::future::pending::<()>().await;
             }
         }
+        ports.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{Ipv4Addr, TcpListener, TcpStream},
+        os::fd::OwnedFd,
+    };
+
+    use bulkhead_protocol::{PortMapping, Transport};
+    use tokio::task::spawn_blocking;
+
+    use super::*;
+
+    /// A mapping of a port that was free a moment ago.
+    fn mapping() -> PortMapping {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        PortMapping {
+            transport: Transport::Tcp,
+            host_ip: Ipv4Addr::LOCALHOST.into(),
+            host_port: free,
+            container_ip: [172, 17, 0, 2].into(),
+            container_port: 80,
+        }
+    }
+
+    async fn next(process: &Arc<OwnedFd>) -> (control::Command, Option<OwnedFd>) {
+        let process = Arc::clone(process);
+        spawn_blocking(move || control::receive(&process).unwrap().unwrap()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn each_process_is_handed_the_sockets_that_listen_and_told_of_those_that_end() {
+        let ports = Arc::new(Ports::open());
+        let port = mapping();
+        ports.publish(1, port).await.unwrap();
+        // Before any process is there, and through all of them, the clients are kept.
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port.host_port)).unwrap();
+        for _ in 0..3 {
+            let (channel, process) = Channel::pair().unwrap();
+            let (process, its) = (Arc::new(process), Arc::clone(&ports));
+            let task = tokio::spawn(async move { hand_over(&channel, &its).await });
+            let (command, socket) = next(&process).await;
+            let target = "172.17.0.2:80".parse().unwrap();
+            assert_eq!(command, control::Command::Listen { id: 1, transport: Transport::Tcp, target });
+            let listener = TcpListener::from(socket.unwrap());
+            assert_eq!(listener.local_addr().unwrap().port(), port.host_port);
+            task.abort();
+        }
+        let (channel, process) = Channel::pair().unwrap();
+        let (process, its) = (Arc::new(process), Arc::clone(&ports));
+        tokio::spawn(async move { hand_over(&channel, &its).await });
+        let listener = TcpListener::from(next(&process).await.1.unwrap());
+        assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+        ports.unpublish(1);
+        assert_eq!(next(&process).await.0, control::Command::Forget { id: 1 });
+        ports.publish(2, mapping()).await.unwrap();
+        assert!(matches!(next(&process).await.0, control::Command::Listen { id: 2, .. }));
     }
 }

@@ -17,7 +17,7 @@ use super::{
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm, VmEvent},
     vmm::Channel,
-    wire::{Answer, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    wire::{Answer, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
 };
 use crate::{report::chain, settings::Paths};
 
@@ -44,6 +44,8 @@ pub(super) enum Request {
     Restart(StopOptions, oneshot::Sender<Answer>),
     /// A signal arrived: the first stops in order, the second kills.
     Signal,
+    /// Which ports are published.
+    Ports(oneshot::Sender<Ports>),
 }
 
 /// Where descriptors of docker clients go while the engine answers.
@@ -117,7 +119,10 @@ impl Supervisor {
             let deadline = self.deadline;
             let input = tokio::select! {
                 request = requests.recv() => match request {
-                    Some(request) => self.request(request),
+                    Some(request) => match self.request(request) {
+                        Some(input) => input,
+                        None => continue,
+                    },
                     None => (Input::Stop { force: false }, None),
                 },
                 event = next(&mut self.vm) => {
@@ -194,8 +199,9 @@ impl Supervisor {
         Ok(())
     }
 
-    fn request(&mut self, request: Request) -> (Input, Option<oneshot::Sender<Answer>>) {
-        match request {
+    /// What a request is to the state machine; `None` when it is answered already.
+    fn request(&mut self, request: Request) -> Option<(Input, Option<oneshot::Sender<Answer>>)> {
+        Some(match request {
             Request::Start(options, reply) => {
                 // The options of a VM that runs stay those it was made with.
                 if matches!(self.machine.state(), State::Stopped | State::Failed(_)) {
@@ -218,7 +224,12 @@ impl Supervisor {
                 self.take_time(&StopOptions::default());
                 (Input::Stop { force: self.signals > 1 }, None)
             }
-        }
+            Request::Ports(reply) => {
+                let ports = self.vm.as_ref().map_or_else(Vec::new, Vm::ports);
+                let _ = reply.send(Ports { ports: ports.into_iter().map(Into::into).collect() });
+                return None;
+            }
+        })
     }
 
     /// Containers get two thirds of the time; the rest is for the daemons, the file system and the power-off.

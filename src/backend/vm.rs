@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use bulkhead_protocol::{HostMessage, ShutdownMode, Stage};
+use bulkhead_protocol::{HostMessage, PortMapping, ShutdownMode, Stage};
 use tokio::{
     net::UnixListener,
     process::Child,
@@ -16,6 +16,7 @@ use super::{
     disk::DiskError,
     logs, network,
     plan::{DATA_SERIAL, Plan, PlanError},
+    ports::Ports,
     state::End,
     vmm::{self, Channel, VmmError},
     wire::StartOptions,
@@ -86,6 +87,7 @@ pub struct Vm {
     events: mpsc::Receiver<VmEvent>,
     agent: AbortHandle,
     network: Option<AbortHandle>,
+    ports: Arc<Ports>,
 }
 
 impl Vm {
@@ -122,7 +124,13 @@ impl Vm {
             data_disk_serial: DATA_SERIAL.into(),
             network: plan.network.as_ref().and_then(Addresses::new).as_ref().map(network::guest),
         };
-        let agent = tokio::spawn(agent::serve(listener, pid, guest, sender.clone(), outbox)).abort_handle();
+        // The guest knows that it has no network, and says so itself.
+        let ports = Arc::new(match plan.network {
+            Some(_) => Ports::open(),
+            None => Ports::closed("this VM has no network, so no port can be published".into()),
+        });
+        let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
+        let agent = tokio::spawn(agent).abort_handle();
         let kill = Arc::new(Notify::new());
         tokio::spawn(watch(child, Arc::clone(&channel), Arc::clone(&kill), sender.clone()));
         let (process, stream) = network.unzip();
@@ -131,14 +139,19 @@ impl Vm {
             // The process is already gone; why is known once it has been waited for.
             warn!("{}", crate::report::chain(&error));
         }
-        let keep = |process| tokio::spawn(network::keep(process, Arc::clone(&channel), sender)).abort_handle();
-        let network = process.map(keep);
-        Ok(Self { plan, pid, channel, kill, orders, events, agent, network })
+        let keep = |process| network::keep(process, Arc::clone(&ports), Arc::clone(&channel), sender);
+        let network = process.map(|process| tokio::spawn(keep(process)).abort_handle());
+        Ok(Self { plan, pid, channel, kill, orders, events, agent, network, ports })
     }
 
     /// Where packets to the process go.
     pub fn channel(&self) -> Arc<Channel> {
         Arc::clone(&self.channel)
+    }
+
+    /// What listens on the host for containers.
+    pub fn ports(&self) -> Vec<PortMapping> {
+        self.ports.list()
     }
 
     /// The next event; pending for ever after [`VmEvent::Ended`].
@@ -168,6 +181,7 @@ impl Drop for Vm {
         if let Some(network) = &self.network {
             network.abort();
         }
+        self.ports.clear();
     }
 }
 

@@ -4,15 +4,16 @@
 //! |--------------------|------------------|-----------------------------------------------------------------|
 //! | `GET /v1/status`   |                  | [`Status`]                                                      |
 //! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
+//! | `GET /v1/ports`    |                  | [`Ports`]                                                       |
 //! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
 //! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
 //! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
 //!
 //! Everything else is answered with an HTTP error and a [`Problem`].
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
-use bulkhead_protocol::Stage;
+use bulkhead_protocol::{PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::state::Accepted;
@@ -23,6 +24,9 @@ pub const MAX_BODY: usize = 64 * 1024;
 
 /// Longest [`Status`] line in bytes that a client accepts.
 pub const MAX_STATUS: usize = 256 * 1024;
+
+/// Longest answer in bytes that a client accepts: that of some thousand ports.
+pub const MAX_ANSWER: usize = 1 << 20;
 
 /// Where the VM is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +129,36 @@ pub struct VmFacts {
     pub kernel: Option<String>,
     /// Seconds since the Unix epoch at which the VM was begun.
     pub started_unix: u64,
+}
+
+/// The published ports of a profile, by host port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// Those that listen now.
+    pub ports: Vec<PublishedPort>,
+}
+
+/// A port of the host that leads to a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishedPort {
+    /// TCP or UDP.
+    pub protocol: Transport,
+    /// The host's address.
+    pub host_ip: IpAddr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The container's address in the VM.
+    pub container_ip: IpAddr,
+    /// The container's port.
+    pub container_port: u16,
+}
+
+impl From<PortMapping> for PublishedPort {
+    fn from(port: PortMapping) -> Self {
+        let PortMapping { transport: protocol, host_ip, host_port, container_ip, container_port } = port;
+        Self { protocol, host_ip, host_port, container_ip, container_port }
+    }
 }
 
 /// What `start` may ask for; what is left out follows the settings.

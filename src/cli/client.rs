@@ -1,6 +1,6 @@
 //! Talks to a backend over its control socket.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, net::IpAddr, path::Path, time::Duration};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -16,7 +16,7 @@ use tokio::{net::UnixStream, time::timeout};
 use crate::{
     backend::{
         lock,
-        wire::{Answer, MAX_STATUS, Problem, StartOptions, Status, StopOptions},
+        wire::{Answer, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
     },
     settings::Paths,
 };
@@ -66,6 +66,10 @@ impl<'a> Client<'a> {
         self.ask::<(), _>(Method::GET, "/v1/status", None).await
     }
 
+    pub(super) async fn ports(&self) -> Result<Ports, ClientError> {
+        self.ask::<(), _>(Method::GET, "/v1/ports", None).await
+    }
+
     pub(super) async fn start(&self, options: &StartOptions) -> Result<Answer, ClientError> {
         self.ask(Method::POST, "/v1/start", Some(options)).await
     }
@@ -98,7 +102,7 @@ impl<'a> Client<'a> {
         self.bounded(async {
             let response = send(&self.paths.control_socket(), request(method, path, body)).await?;
             let code = response.status();
-            let body = Limited::new(response.into_body(), MAX_STATUS).collect().await.map_err(|_| ClientError::Body)?;
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|_| ClientError::Body)?;
             let body = body.to_bytes();
             if code == StatusCode::OK {
                 return Ok(serde_json::from_slice(&body)?);
@@ -145,6 +149,43 @@ pub(super) async fn ping(socket: &Path) -> Result<(), ClientError> {
     Err(ClientError::Refused(format!("{code} {text}")))
 }
 
+/// Longest list of containers in bytes.
+const MAX_LIST: usize = 16 << 20;
+
+/// A running container as the engine lists it.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) name: String,
+    /// In all its networks.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// The engine's running containers.
+pub(super) async fn containers(socket: &Path) -> Result<Vec<Container>, ClientError> {
+    let answer = async {
+        let response = send(socket, request(Method::GET, "/containers/json", Bytes::new())).await?;
+        let body = Limited::new(response.into_body(), MAX_LIST).collect().await.map_err(|_| ClientError::Body)?;
+        Ok(listed(&body.to_bytes())?)
+    };
+    timeout(ANSWER, answer).await.unwrap_or(Err(ClientError::Slow))
+}
+
+/// Reads `GET /containers/json` of the Docker Engine API.
+fn listed(body: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
+    let list: Vec<serde_json::Value> = serde_json::from_slice(body)?;
+    let container = |one: &serde_json::Value| {
+        let name = one["Names"][0].as_str()?.trim_start_matches('/');
+        let networks = one["NetworkSettings"]["Networks"].as_object()?.values();
+        let addresses = networks.flat_map(|network| [&network["IPAddress"], &network["GlobalIPv6Address"]]);
+        Some(Container {
+            // Nothing of the engine's shall act on a terminal.
+            name: name.chars().filter(|character| !character.is_control()).collect(),
+            addresses: addresses.filter_map(|address| address.as_str()?.parse().ok()).collect(),
+        })
+    };
+    Ok(list.iter().filter_map(container).collect())
+}
+
 /// The stream of `GET /v1/events`.
 #[derive(Debug)]
 pub(super) struct Events {
@@ -169,5 +210,22 @@ impl Events {
                 Some(Err(_)) | None => return Ok(None),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_has_its_name_and_the_addresses_of_all_its_networks() {
+        let body = br#"[{"Names": ["/web\u001b"], "NetworkSettings": {"Networks": {
+            "bridge": {"IPAddress": "172.17.0.2", "GlobalIPv6Address": ""},
+            "six": {"IPAddress": "", "GlobalIPv6Address": "fd00::2"}}}}, {"Names": []}]"#;
+        let containers = listed(body).unwrap();
+        assert_eq!(containers.len(), 1);
+        assert_eq!(containers[0].name, "web");
+        let expected: [IpAddr; 2] = ["172.17.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        assert_eq!(containers[0].addresses, expected);
     }
 }

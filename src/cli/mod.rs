@@ -6,6 +6,7 @@ mod doctor;
 mod env;
 mod follow;
 mod logs;
+mod ports;
 mod restart;
 mod run;
 mod settings;
@@ -65,6 +66,8 @@ enum Verb {
     Restart(restart::Arguments),
     /// Show what runs.
     Status(status::Arguments),
+    /// Show which ports of this machine lead to containers.
+    Ports(ports::Arguments),
     /// Show the guest's console and the backend's log.
     Logs(logs::Arguments),
     /// Run one command with a throw-away engine.
@@ -149,6 +152,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Stop(arguments) => wait(stop::run(&base.known_profile(name)?, arguments)),
         Verb::Restart(arguments) => wait(restart::run(&base.known_profile(name)?, arguments)),
         Verb::Status(arguments) => wait(status::run(&base.known_profile(name)?, arguments)),
+        Verb::Ports(arguments) => wait(ports::run(&base.known_profile(name)?, arguments)),
         Verb::Logs(arguments) => logs::run(&base.known_profile(name)?, arguments),
         Verb::Run(arguments) => run::run(&base, arguments),
         Verb::Env(arguments) => env::run(&base.profile(name)?, arguments),

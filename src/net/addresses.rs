@@ -20,6 +20,12 @@ pub(super) const GATEWAY_MAC: [u8; 6] = [0x52, 0x0b, 0xad, 0xc0, 0xff, 0x01];
 /// Port of the name server.
 pub(super) const DNS_PORT: u16 = 53;
 
+/// Whether the address can be that of one interface.
+pub(super) fn is_unicast(address: IpAddr) -> bool {
+    let everybody = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    !address.is_multicast() && !address.is_unspecified() && !everybody
+}
+
 /// The addresses of one VM's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {

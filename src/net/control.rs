@@ -73,7 +73,7 @@ pub enum ControlError {
 }
 
 /// The next packet with its descriptor; `None` when the other end is closed. Blocks until there is one.
-pub(super) fn receive(socket: &OwnedFd) -> Result<Option<(Command, Option<OwnedFd>)>, ControlError> {
+pub(crate) fn receive(socket: &OwnedFd) -> Result<Option<(Command, Option<OwnedFd>)>, ControlError> {
     let mut buffer = [0; MAX_PACKET];
     let mut control = nix::cmsg_space!([libc::c_int; 1]);
     let mut parts = [IoSliceMut::new(&mut buffer)];

@@ -16,7 +16,7 @@ use smoltcp::{
 use vmm_sys_util::epoll::Epoll;
 
 use super::{
-    addresses::{Addresses, MTU},
+    addresses::{Addresses, MTU, is_unicast},
     dns::Dns,
     echo::Echo,
     events::{self, Token},
@@ -140,6 +140,10 @@ impl Stack {
     }
 
     fn receive_tcp(&mut self, packet: &Packet<'_>) {
+        // Nobody connects to a group, to everybody or to nobody, and the stack takes that for granted.
+        if !is_unicast(packet.source) || !is_unicast(packet.destination) {
+            return;
+        }
         let Ok(tcp) = TcpPacket::new_checked(packet.payload()) else { return };
         // No connection leads to a group, and the stack takes no such address.
         let unicast = IpAddress::from(packet.destination).is_unicast();

@@ -500,18 +500,38 @@ proptest! {
     }
 
     #[test]
-    fn no_frames_make_the_stack_panic(frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..120), 0..20), protocol in 0_usize..3) {
+    fn no_frames_make_the_stack_panic(
+        frames in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..120), any::<bool>(), any::<u8>()), 0..20),
+        protocol in 0_usize..3,
+        v6 in any::<bool>(),
+    ) {
         let mut world = World::new(true);
-        for mut frame in frames {
-            if frame.len() > 40 {
-                // Mostly plausible: IPv4 of the guest to one of our addresses.
-                let total = (frame.len() - ETHERNET_HEADER) as u16;
-                frame[12..15].copy_from_slice(&[8, 0, 0x45]);
-                frame[16..18].copy_from_slice(&total.to_be_bytes());
-                frame[20..22].copy_from_slice(&[0, 0]);
-                frame[23] = [1, 6, 17][protocol];
-                frame[26..30].copy_from_slice(&example().guest.octets());
-                frame[30..34].copy_from_slice(&example().gateway.octets());
+        for (mut frame, near, group) in frames {
+            if frame.len() > 80 {
+                // Mostly plausible: a packet of the guest, often to one of our addresses, sometimes to a group.
+                let total = frame.len() - ETHERNET_HEADER;
+                if v6 {
+                    frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                    frame[18..20].copy_from_slice(&(total as u16 - 40).to_be_bytes());
+                    frame[20] = [58, 6, 17][protocol];
+                    frame[22..38].copy_from_slice(&example().guest6.octets());
+                    if near {
+                        frame[38..54].copy_from_slice(&example().host6.octets());
+                    } else if group & 1 == 0 {
+                        frame[38] = 0xff;
+                    }
+                } else {
+                    frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+                    frame[16..18].copy_from_slice(&(total as u16).to_be_bytes());
+                    frame[20..22].copy_from_slice(&[0, 0]);
+                    frame[23] = [1, 6, 17][protocol];
+                    frame[26..30].copy_from_slice(&example().guest.octets());
+                    if near {
+                        frame[30..34].copy_from_slice(&example().gateway.octets());
+                    } else if group & 1 == 0 {
+                        frame[30..34].copy_from_slice(&[[255; 4], [0; 4], [224, 0, 0, 1]][usize::from(group) % 3]);
+                    }
+                }
             }
             world.stack.receive(&frame);
             world.turn(9);

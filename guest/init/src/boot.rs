@@ -9,7 +9,9 @@ use crate::{
     cgroup,
     engine::{End, Engine},
     error::{Error, chain},
-    event, kmsg, mounts, network, notify, shutdown, tuning,
+    event, kmsg, mounts, network, notify,
+    ports::Ports,
+    shutdown, tuning,
 };
 
 /// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
@@ -45,7 +47,8 @@ pub(crate) fn run() -> Result<End, Error> {
     event::watch_signals(events.clone())?;
     inbox.watch(events.clone())?;
     notify::watch(events.clone())?;
-    let mut engine = Engine::new(agent, *configuration, events, received);
+    let ports = Ports::listen(events.clone())?;
+    let mut engine = Engine::new(agent, *configuration, ports, events, received);
     let end = engine.run()?;
     let (agent, received, running) = engine.into_parts();
     shutdown::stop_services(agent, &received, &running, end.grace);

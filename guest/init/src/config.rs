@@ -9,9 +9,12 @@ pub(crate) const ISOLATING: &str = "sysbox-runc";
 /// The isolating runtime's program.
 pub(crate) const ISOLATING_PATH: &str = "/usr/bin/sysbox-runc";
 
+/// What dockerd starts for each published port.
+const PROXY_PATH: &str = "/usr/sbin/bulkhead-proxy";
+
 /// Options that would open another way to the daemon, move its state off the data disk, or contradict the command
 /// line that init gives it; dockerd refuses to start when one is in both places.
-const RESERVED: [&str; 18] = [
+const RESERVED: [&str; 20] = [
     "hosts",
     "containerd",
     "containerd-namespace",
@@ -27,6 +30,8 @@ const RESERVED: [&str; 18] = [
     "tlskey",
     "tlsverify",
     "userns-remap",
+    "userland-proxy",
+    "userland-proxy-path",
     "live-restore",
     "storage-driver",
     "exec-opts",
@@ -66,6 +71,9 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     options.insert("storage-driver".to_owned(), json!("overlay2"));
     options.insert("exec-opts".to_owned(), json!(["native.cgroupdriver=cgroupfs"]));
     options.insert("live-restore".to_owned(), json!(false));
+    // One of these for each published port: it makes the host listen.
+    options.insert("userland-proxy".to_owned(), json!(true));
+    options.insert("userland-proxy-path".to_owned(), json!(PROXY_PATH));
 
     // Containers with IPv6 need address translation as those with IPv4 do; engines before 27 call it experimental.
     if configuration.network.as_ref().is_some_and(|network| network.ipv6.is_some()) {
@@ -82,6 +90,8 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
         };
         registries.push(json!(format!("{}/32", network.host)));
         options.insert("insecure-registries".to_owned(), Value::Array(registries));
+        // `--add-host NAME:host-gateway` shall mean the host and not docker0, where nothing listens.
+        options.entry("host-gateway-ip").or_insert(json!(network.host));
     }
 
     let mut features = object(options.remove("features"));
@@ -164,6 +174,13 @@ mod tests {
             mtu: 1500,
         });
         assert_eq!(daemon(&configuration)["insecure-registries"], json!(["registry.lan:5000", "10.0.0.9/32"]));
+    }
+
+    #[test]
+    fn ports_are_published_by_our_own_program_whatever_is_asked_for() {
+        let options = daemon(&configuration(true, json!({"userland-proxy": false, "userland-proxy-path": "/evil"})));
+        assert_eq!(options["userland-proxy"], json!(true));
+        assert_eq!(options["userland-proxy-path"], json!("/usr/sbin/bulkhead-proxy"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::{
     kmsg,
     output::{SETTLE, Tail},
     ping,
+    ports::{self, Ports},
     restart::{Backoff, Verdict},
     runtime,
     services::{self, Service},
@@ -72,6 +73,7 @@ struct Supervised {
 pub(crate) struct Engine {
     agent: Agent,
     configuration: Configuration,
+    ports: Ports,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     services: [Supervised; 3],
@@ -88,6 +90,7 @@ impl Engine {
     pub(crate) fn new(
         agent: Agent,
         configuration: Configuration,
+        ports: Ports,
         events: Sender<Event>,
         inbox: Receiver<Event>,
     ) -> Self {
@@ -100,6 +103,7 @@ impl Engine {
         Self {
             agent,
             configuration,
+            ports,
             events,
             inbox,
             services,
@@ -159,7 +163,12 @@ impl Engine {
                 return Some(End { mode, grace: Duration::from_millis(grace_ms).min(LONGEST_GRACE) });
             }
             Event::Host(HostMessage::Configure(_)) => kmsg::log("ignored a second configuration"),
-            Event::Host(HostMessage::Published { id, .. }) => kmsg::log(&format!("nobody asked for mapping {id}")),
+            Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
+            Event::Publish { id, .. } if self.configuration.network.is_none() => {
+                self.ports.answer(id, Some(ports::NO_NETWORK.to_owned()));
+            }
+            Event::Publish { id, port } => self.agent.send(&GuestMessage::Publish { id, port }),
+            Event::Unpublish(id) => self.agent.send(&GuestMessage::Unpublish { id }),
             Event::HostGone(reason) => {
                 kmsg::log(&format!("{reason}; powering off"));
                 return Some(End::ORDERLY);

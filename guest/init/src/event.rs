@@ -2,7 +2,7 @@
 
 use std::{sync::mpsc::Sender, thread};
 
-use bulkhead_protocol::HostMessage;
+use bulkhead_protocol::{HostMessage, PortMapping};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::error::Error;
@@ -24,6 +24,15 @@ pub(crate) enum Event {
     Ready(i32),
     /// Answer of `_ping` through the gate.
     Ping(Result<(), String>),
+    /// dockerd's proxy asks for a published port; [`crate::ports::Ports::answer`] answers.
+    Publish {
+        /// Names the mapping, never used again.
+        id: u64,
+        /// What it asks for.
+        port: PortMapping,
+    },
+    /// The mapping with this id is over.
+    Unpublish(u64),
 }
 
 /// Stack of the helper threads in bytes; they do little.

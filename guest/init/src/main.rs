@@ -20,6 +20,7 @@ mod network;
 mod notify;
 mod output;
 mod ping;
+mod ports;
 mod restart;
 mod runtime;
 mod services;

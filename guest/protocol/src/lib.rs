@@ -7,12 +7,14 @@
 
 mod line;
 mod message;
+mod ports;
 
 pub use line::{LineError, LineReader, encode};
 pub use message::{
     Configuration, Failure, GuestMessage, Hello, HostMessage, Network, Network6, PortMapping, ShutdownMode, Stage,
     Transport,
 };
+pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 
 /// vsock port on the *host* (CID 2) that the agent connects to.
 pub const AGENT_PORT: u32 = 1025;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
+mod ports;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -23,13 +25,12 @@ const PROFILE: &str = "network-test";
 const THROW_AWAY_MACHINE: &str = "/etc/kvm-host";
 
 fn bulkhead(arguments: &[&str]) -> Output {
+    let mut command = Command::new(BULKHEAD);
     // `scripts/test` names a kernel for the suite that boots one without a root file system.
-    let output = Command::new(BULKHEAD)
-        .env_remove("BULKHEAD_KERNEL")
-        .args(["--profile", PROFILE])
-        .args(arguments)
-        .output()
-        .unwrap();
+    if std::env::var_os("BULKHEAD_ROOTFS").is_none() {
+        command.env_remove("BULKHEAD_KERNEL");
+    }
+    let output = command.args(["--profile", PROFILE]).args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
@@ -338,9 +339,12 @@ fn without_a_network_the_engine_works_and_nothing_is_reachable() {
     let alone = network_process().is_none();
     let echo = shell("echo works");
     let fetched = shell(&format!("wget -T 5 -qO- http://192.168.65.254:{port}/"));
+    let published = docker(&["run", "--rm", "--publish", "8080:80", "alpine", "true"]);
     bulkhead(&["settings", "set", "network", "user"]);
     bulkhead(&["restart", "--timeout", "300"]);
     assert!(alone, "there is a network process");
     assert_eq!(echo, "works\n");
     assert!(fetched.starts_with("wget: "), "{fetched}");
+    let published = String::from_utf8(published.stderr).unwrap();
+    assert!(published.contains("no port can be published; `bulkhead settings set network user`"), "{published}");
 }
