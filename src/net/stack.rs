@@ -11,7 +11,7 @@ use std::{
 use bulkhead_protocol::Transport;
 use smoltcp::{
     time::Instant,
-    wire::{IpAddress, IpProtocol, TcpPacket},
+    wire::{IpProtocol, TcpPacket},
 };
 use vmm_sys_util::epoll::Epoll;
 
@@ -145,9 +145,7 @@ impl Stack {
             return;
         }
         let Ok(tcp) = TcpPacket::new_checked(packet.payload()) else { return };
-        // No connection leads to a group, and the stack takes no such address.
-        let unicast = IpAddress::from(packet.destination).is_unicast();
-        if tcp.src_port() == 0 || tcp.dst_port() == 0 || !unicast {
+        if tcp.src_port() == 0 || tcp.dst_port() == 0 {
             return;
         }
         let key = Key {
