@@ -417,6 +417,26 @@ fn connections_in_sequence_leave_nothing_behind() {
     assert!(descriptors() <= before + 50);
 }
 
+// RFC 9293, 3.9.2.3 (MUST-57): a segment to a broadcast or multicast address is silently discarded.
+#[test]
+fn a_segment_to_a_group_or_to_nobody_is_discarded() {
+    let mut world = World::new(true);
+    let guests: [IpAddr; 2] = [example().guest.into(), example().guest6.into()];
+    for destination in ["224.0.0.1", "255.255.255.255", "0.0.0.0", "ff02::1", "::"] {
+        let destination: IpAddr = destination.parse().unwrap();
+        let source = guests[usize::from(destination.is_ipv6())];
+        for flags in [2, 16] {
+            let frame = ip::frame(source, destination, IpProtocol::Tcp, 20, |tcp| {
+                tcp[1] = 9;
+                tcp[3] = 80;
+                tcp[12..14].copy_from_slice(&[5 << 4, flags]);
+            });
+            world.stack.receive(&frame.bytes);
+            assert!(world.stack.is_empty() && world.stack.out.is_empty(), "{destination}");
+        }
+    }
+}
+
 #[test]
 fn tcp_to_a_group_is_not_answered() {
     for (version, group) in [(4, [224_u8; 16]), (4, [255; 16]), (4, [0; 16]), (6, [255; 16]), (6, [0; 16])] {

@@ -12,6 +12,10 @@ use crate::vmm::memory::GuestRam;
 pub trait Interrupt: Send + Sync {
     /// Signals the driver. Never blocks; a masked vector stays pending (virtio 1.3, 4.1.4.5).
     fn trigger(&self);
+
+    /// An event that does the same when it is written to, for whoever is not in this process; `None` when nobody waits
+    /// for the interrupt.
+    fn event(&self) -> Option<EventFd>;
 }
 
 /// One enabled queue at `DRIVER_OK`. From then on its configuration is frozen: the transport keeps no way to change it.

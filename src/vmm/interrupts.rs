@@ -1,11 +1,15 @@
 //! Message-signalled interrupts: GSIs, their routes in KVM and the irqfds behind them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
 };
 use kvm_ioctls::VmFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
@@ -28,7 +32,8 @@ pub struct GsiRouter {
     messages: Mutex<Vec<Option<MsiMessage>>>,
 }
 
-/// One MSI-X vector: an eventfd that KVM turns into the routed message.
+/// One MSI-X vector: an eventfd that KVM turns into the routed message while it is connected. What is triggered before
+/// stays in the eventfd, and KVM looks there when it is connected.
 pub struct MsiVector {
     gsi: u32,
     event: EventFd,
@@ -41,13 +46,12 @@ impl GsiRouter {
         Arc::new(Self { vm, messages: Mutex::new(Vec::new()) })
     }
 
-    /// Takes the next free GSI. Its irqfd exists from now on, its route once [`MsiVector::route`] is called.
+    /// Takes the next free GSI. Its route exists once [`MsiVector::route`] is called, its irqfd while it is connected.
     pub fn vector(self: &Arc<Self>) -> Result<MsiVector, VmmError> {
         let event = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let gsi = layout::FIRST_MSI_GSI + messages.len() as u32;
         messages.push(None);
-        self.vm.register_irqfd(&event, gsi).map_err(kvm("attach an irqfd"))?;
         Ok(MsiVector { gsi, event, router: Arc::clone(self) })
     }
 
@@ -76,6 +80,35 @@ impl MsiVector {
     /// Makes KVM deliver `message` when the vector is triggered.
     pub fn route(&self, message: MsiMessage) -> Result<(), VmmError> {
         self.router.set(self.gsi, message)
+    }
+
+    /// From now on KVM delivers what is triggered, and what was triggered since the vector was last connected.
+    pub fn connect(&self) -> Result<(), VmmError> {
+        // KVM would find it by itself, but leave it there and deliver it again the next time.
+        let waited = self.event.read().is_ok();
+        self.router.vm.register_irqfd(&self.event, self.gsi).map_err(kvm("attach an irqfd"))?;
+        if waited {
+            self.trigger();
+        }
+        Ok(())
+    }
+
+    /// From now on what is triggered waits.
+    pub fn disconnect(&self) -> Result<(), VmmError> {
+        self.router.vm.unregister_irqfd(&self.event, self.gsi).map_err(kvm("detach an irqfd"))
+    }
+
+    /// What triggers the vector, also for other processes.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Whether something was triggered that KVM has not taken.
+    pub fn waits(&self) -> bool {
+        // SAFETY: the event keeps its descriptor open for as long as it is borrowed here.
+        let event = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
+        let mut fds = [PollFd::new(event, PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Triggers the interrupt. An eventfd write can only fail when 2^64-1 triggers are unread: then one is pending.

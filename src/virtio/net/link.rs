@@ -92,15 +92,11 @@ impl Rings {
                 driver: GuestAddress(active.queue.avail_ring()),
                 device: GuestAddress(active.queue.used_ring()),
                 kick: active.kick.try_clone()?,
-                call: EventFd::new(EFD_NONBLOCK)?,
+                // Nobody listens to what belongs to no vector.
+                call: active.interrupt.event().map_or_else(|| EventFd::new(EFD_NONBLOCK), Ok)?,
             })
         };
         Ok(Self { memory, features, each: queues.iter().map(ring).collect::<io::Result<_>>()? })
-    }
-
-    /// What the backend signals for each queue.
-    pub(super) fn calls(&self) -> io::Result<Vec<EventFd>> {
-        self.each.iter().map(|ring| ring.call.try_clone()).collect()
     }
 }
 

@@ -1,9 +1,8 @@
 //! Network device (virtio 1.3, section 5.1): a vhost-user frontend. Frames never pass through this process: a backend
 //! process maps guest memory and serves the queues itself.
 //!
-//! The guest kicks the backend directly (the ioeventfds are handed over). The other direction takes one hop: the
-//! backend signals an eventfd and the device's thread triggers the queue's interrupt, because only the transport knows
-//! whether the vector is masked and where it is routed (virtio 1.3, 4.1.4.5).
+//! The guest kicks the backend and the backend interrupts the guest directly: ioeventfds and the vectors' events are handed
+//! over. While a vector is masked, KVM is not connected to its event, which keeps what is pending (virtio 1.3, 4.1.4.5).
 //!
 //! A backend that dies leaves a link on which nothing moves; the next one takes the queues over where its predecessor
 //! left them ([`NetHandle::replace`]).
@@ -11,7 +10,6 @@
 mod link;
 #[cfg(test)]
 mod tests;
-mod worker;
 
 use std::{
     os::unix::net::UnixStream,
@@ -20,7 +18,7 @@ use std::{
 
 use link::{Link, LinkError, Rings};
 
-use super::{ActivateError, Activation, VirtioDevice, Worker};
+use super::{ActivateError, Activation, VirtioDevice};
 
 /// Receive queue and transmit queue.
 const QUEUES: usize = 2;
@@ -42,7 +40,6 @@ pub struct Net {
     shared: Arc<Mutex<Shared>>,
     features: u64,
     config: [u8; CONFIG_LEN],
-    worker: Option<Worker>,
 }
 
 /// Gives the device another backend.
@@ -60,7 +57,7 @@ impl Net {
         let features = link.features();
         let shared = Arc::new(Mutex::new(Shared { link: Some(link), rings: None }));
         let handle = NetHandle { shared: Arc::clone(&shared), features };
-        Ok((Self { shared, features, config, worker: None }, handle))
+        Ok((Self { shared, features, config }, handle))
     }
 }
 
@@ -111,9 +108,6 @@ impl VirtioDevice for Net {
             queues.push(queue.ok_or(ActivateError::MissingQueue(index))?);
         }
         let rings = Rings::new(activation.memory, activation.features, &queues)?;
-        let calls = rings.calls()?;
-        let interrupts = queues.into_iter().map(|queue| queue.interrupt).collect::<Vec<_>>();
-        self.worker = Some(Worker::spawn("net", move |stop| worker::run(&stop, &calls, &interrupts))?);
         let mut shared = lock(&self.shared);
         if let Some(link) = &mut shared.link
             && let Err(error) = link.start(&rings)
@@ -135,7 +129,6 @@ impl VirtioDevice for Net {
             tracing::warn!(error = %crate::report::chain(&error), "the network backend does not stop");
             shared.link = None;
         }
-        self.worker = None;
     }
 }
 

@@ -35,6 +35,10 @@ impl Interrupt for Line {
     fn trigger(&self) {
         self.0.write(1).unwrap();
     }
+
+    fn event(&self) -> Option<EventFd> {
+        Some(self.0.try_clone().unwrap())
+    }
 }
 
 fn activation(lines: &[Arc<Line>; 2]) -> Activation {

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::{
     virtio::Interrupt,
     vmm::interrupts::{MsiMessage, MsiVector},
@@ -16,7 +18,8 @@ const VECTOR_MASKED: u32 = 1;
 struct Entry {
     message: MsiMessage,
     masked: bool,
-    pending: bool,
+    /// KVM delivers the vector; while it is masked, what is pending waits in its eventfd.
+    connected: bool,
     vector: MsiVector,
 }
 
@@ -40,6 +43,10 @@ impl Interrupt for Vector {
     fn trigger(&self) {
         self.msix.trigger(self.index);
     }
+
+    fn event(&self) -> Option<EventFd> {
+        self.msix.state().entries.get(self.index)?.vector.event().try_clone().ok()
+    }
 }
 
 /// What a device gets when the driver assigned no vector (`VIRTIO_MSI_NO_VECTOR`).
@@ -47,11 +54,15 @@ struct NoVector;
 
 impl Interrupt for NoVector {
     fn trigger(&self) {}
+
+    fn event(&self) -> Option<EventFd> {
+        None
+    }
 }
 
 impl Msix {
     pub(super) fn new(vectors: Vec<MsiVector>) -> Self {
-        let entry = |vector| Entry { message: MsiMessage::default(), masked: true, pending: false, vector };
+        let entry = |vector| Entry { message: MsiMessage::default(), masked: true, connected: false, vector };
         let entries = vectors.into_iter().map(entry).collect();
         Self(Arc::new(Mutex::new(State { entries, enabled: false, function_masked: false })))
     }
@@ -85,19 +96,13 @@ impl Msix {
         state.enabled = value & CONTROL_ENABLE != 0;
         state.function_masked = value & CONTROL_FUNCTION_MASK != 0;
         for index in 0..state.entries.len() {
-            state.deliver(index);
+            state.connect(index);
         }
     }
 
     fn trigger(&self, index: usize) {
-        let mut state = self.state();
-        let open = state.open(index);
-        if let Some(entry) = state.entries.get_mut(index) {
-            if open {
-                entry.vector.trigger();
-            } else {
-                entry.pending = true;
-            }
+        if let Some(entry) = self.state().entries.get(index) {
+            entry.vector.trigger();
         }
     }
 
@@ -132,7 +137,7 @@ impl Msix {
         {
             tracing::warn!(%error, "an interrupt of the guest is lost");
         }
-        state.deliver(index);
+        state.connect(index);
     }
 
     /// Reads the pending bit array.
@@ -141,7 +146,9 @@ impl Msix {
         for (i, byte) in data.iter_mut().enumerate() {
             let first = (offset + i) * 8;
             *byte = (0..8)
-                .filter(|bit| state.entries.get(first + bit).is_some_and(|e| e.pending))
+                .filter(|bit| {
+                    state.entries.get(first + bit).is_some_and(|entry| !entry.connected && entry.vector.waits())
+                })
                 .fold(0, |b, bit| b | 1 << bit);
         }
     }
@@ -166,12 +173,14 @@ impl State {
         self.enabled && !self.function_masked && self.entries.get(index).is_some_and(|entry| !entry.masked)
     }
 
-    fn deliver(&mut self, index: usize) {
-        if self.open(index)
-            && let Some(entry) = self.entries.get_mut(index)
-            && std::mem::take(&mut entry.pending)
-        {
-            entry.vector.trigger();
+    /// Lets KVM deliver the vector, or not, as the masks say.
+    fn connect(&mut self, index: usize) {
+        let open = self.open(index);
+        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.connected != open) else { return };
+        let done = if open { entry.vector.connect() } else { entry.vector.disconnect() };
+        match done {
+            Ok(()) => entry.connected = open,
+            Err(error) => tracing::warn!(%error, "an interrupt of the guest is lost"),
         }
     }
 }

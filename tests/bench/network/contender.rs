@@ -120,6 +120,8 @@ pub struct Running {
     _controls: Vec<OwnedFd>,
     /// The host's address that leads to the guest's [`PUBLISHED`].
     pub published: SocketAddr,
+    /// What the guest wrote.
+    console: PathBuf,
     /// Files to be removed.
     sockets: Vec<PathBuf>,
 }
@@ -127,10 +129,11 @@ pub struct Running {
 impl Running {
     /// Starts it; the guest connects to the host's loopback at `control`.
     pub fn start(setup: &Setup, way: Way, control: u16) -> Result<Self> {
+        let console = setup.folder.join(format!("console-{way}").replace(' ', "-"));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let published = listener.local_addr()?;
         if way == Way::Bulkhead {
-            return start_bulkhead(setup, way.cmdline(control), listener);
+            return start_bulkhead(setup, console, way.cmdline(control), listener);
         }
         // The helper listens there itself.
         drop(listener);
@@ -141,12 +144,18 @@ impl Running {
         qemu.args(["-drive", &format!("if=none,id=root,file={},format=raw,readonly=on", setup.rootfs.display())]);
         qemu.args(["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]);
         qemu.args(["-device", "virtio-serial-pci,max_ports=2", "-device", "virtconsole,chardev=console"]);
-        qemu.args(["-chardev", &format!("file,id=console,path={}", setup.console().display())]);
+        qemu.args(["-chardev", &format!("file,id=console,path={}", console.display())]);
         qemu.args(network);
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=,mac=5a:94:ef:e4:0c:ee"]);
         let machine = launch::spawn(qemu, None)?;
         let (helper, sockets) = (running.helper.take(), std::mem::take(&mut running.sockets));
-        Ok(Self { machine, helper, _controls: Vec::new(), published, sockets })
+        Ok(Self { machine, helper, _controls: Vec::new(), published, console, sockets })
+    }
+
+    /// The end of its console.
+    pub fn last_words(&self) -> String {
+        let console = fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&console[console.len().saturating_sub(2000)..]).into_owned()
     }
 
     /// CPU time of all its processes up to now.
@@ -165,13 +174,13 @@ impl Drop for Running {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for socket in &self.sockets {
-            let _ = fs::remove_file(socket);
+        for file in self.sockets.iter().chain([&self.console]) {
+            let _ = fs::remove_file(file);
         }
     }
 }
 
-fn start_bulkhead(setup: &Setup, cmdline: String, published: TcpListener) -> Result<Running> {
+fn start_bulkhead(setup: &Setup, console: PathBuf, cmdline: String, published: TcpListener) -> Result<Running> {
     let address = published.local_addr()?;
     let (frontend, backend) = UnixStream::pair()?;
     let (net_ours, net_theirs) = control::pair()?;
@@ -193,15 +202,15 @@ fn start_bulkhead(setup: &Setup, cmdline: String, published: TcpListener) -> Res
         cmdline,
         disks: vec![Disk { path: setup.rootfs.clone(), readonly: true, serial: "root".to_owned() }],
         vsock: None,
-        console: Some(setup.console()),
+        console: Some(console.clone()),
         serial: None,
     };
     control::send(&ours, &serde_json::to_vec(&Command::Boot(Box::new(config)))?, Some(&frontend.into()))?;
     let mut vmm = Process::new(&setup.bulkhead);
     vmm.arg("vmm");
     let machine = launch::spawn(vmm, Some(&theirs))?;
-    let sockets = Vec::new();
-    Ok(Running { machine, helper: Some(helper), _controls: vec![ours, net_ours], published: address, sockets })
+    let (controls, sockets) = (vec![ours, net_ours], Vec::new());
+    Ok(Running { machine, helper: Some(helper), _controls: controls, published: address, console, sockets })
 }
 
 /// QEMU's network, before QEMU; a helper that nobody takes out is killed.
@@ -249,6 +258,7 @@ impl Starting<'_> {
                 let frames = self.socket("passt.sock");
                 let mut helper = Process::new("passt");
                 helper.args(["--foreground", "--quiet", "--one-off", "--vhost-user", "--ipv4-only"]);
+                helper.args(["--runas", "nobody"]);
                 helper.arg("--socket").arg(&frames);
                 helper.args(["--address", &guest.to_string(), "--netmask", "24"]);
                 helper.args(["--gateway", &way.plan().gateway.to_string(), "--udp-ports", "none"]);

@@ -37,13 +37,6 @@ pub struct Setup {
     pub rounds: u32,
 }
 
-impl Setup {
-    /// The file that a contender writes the guest's console to.
-    pub fn console(&self) -> PathBuf {
-        self.folder.join("console")
-    }
-}
-
 /// What one run of one contender showed.
 #[derive(Debug)]
 pub struct Sample {
@@ -69,45 +62,51 @@ pub fn run(setup: &Setup, environment: Environment) -> Result<Report> {
     }
     let mut samples = Vec::new();
     for round in 1..=setup.rounds {
-        for way in &ways {
-            let sample = persist(setup, *way, round).map_err(|error| format!("{way}, round {round}: {error}"))?;
+        let done = persist(setup, &ways, round).map_err(|error| format!("round {round}: {error}"))?;
+        for sample in &done {
             let values: Vec<_> = rows::ROWS
                 .iter()
                 .zip(&sample.values)
                 .map(|(row, value)| format!("{} {}", row.key, value.map_or("–".to_owned(), |value| row.show(value))))
                 .collect();
-            eprintln!("round {round}: {way}: {}", values.join(", "));
-            samples.push(sample);
+            eprintln!("round {round}: {}: {}", sample.way, values.join(", "));
+        }
+        samples.extend(done);
+    }
+    let machine = format!("{} vCPUs, {} MiB", setup.cpus, setup.memory_mib);
+    Ok(Report { environment, machine, ways, left_out, samples })
+}
+
+/// Runs a round, once more if that fails.
+fn persist(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
+    one(setup, ways, round).or_else(|error| {
+        eprintln!("a round failed and runs again: {error}");
+        one(setup, ways, round)
+    })
+}
+
+/// All guests are up at the same time and have their turns row by row: what a machine with other work makes of a row, it
+/// makes of it for all.
+fn one(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
+    let mut guests = Vec::new();
+    for way in ways {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let running = Running::start(setup, *way, listener.local_addr()?.port())?;
+        let guest = Guest::meet(&listener, running).map_err(|error| format!("{way}: {error}"))?;
+        guests.push((guest, Sample { round, way: *way, values: [None; rows::ROWS.len()] }));
+    }
+    // Nobody is always the first.
+    let first = round as usize % guests.len().max(1);
+    guests.rotate_left(first);
+    for step in rows::STEPS {
+        for (guest, sample) in &mut guests {
+            let measured = step(guest, setup.duration)
+                .map_err(|error| format!("{}: {error}\nthe guest's last words:\n{}", sample.way, guest.last_words()))?;
+            for (row, value) in measured {
+                sample.values[row] = Some(value);
+            }
         }
     }
-    Ok(Report {
-        environment,
-        machine: format!("{} vCPUs, {} MiB", setup.cpus, setup.memory_mib),
-        ways,
-        left_out,
-        samples,
-    })
-}
-
-/// Runs the contender, once more if that fails.
-fn persist(setup: &Setup, way: Way, round: u32) -> Result<Sample> {
-    one(setup, way, round).or_else(|error| {
-        eprintln!("{way} failed and runs again: {error}");
-        one(setup, way, round)
-    })
-}
-
-fn one(setup: &Setup, way: Way, round: u32) -> Result<Sample> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let running = Running::start(setup, way, listener.local_addr()?.port())?;
-    let measured: Result<_> = Guest::meet(&listener, &running)
-        .and_then(|mut guest| rows::measure(&mut guest, setup.duration))
-        .map_err(|error| {
-            let console = std::fs::read(setup.console()).unwrap_or_default();
-            let from = console.len().saturating_sub(2000);
-            format!("{error}\nthe guest's last words:\n{}", String::from_utf8_lossy(&console[from..])).into()
-        });
-    drop(running);
-    let _ = std::fs::remove_file(setup.console());
-    Ok(Sample { round, way, values: measured? })
+    guests.rotate_right(first);
+    Ok(guests.into_iter().map(|(_, sample)| sample).collect())
 }

@@ -28,7 +28,7 @@ const fn row(key: &'static str, label: &'static str, unit: &'static str, decimal
     Row { key, label, unit, decimals, more }
 }
 
-/// In the order of [`measure`]'s result.
+/// The rows; [`STEPS`] name them by their place.
 pub const ROWS: [Row; 12] = [
     row("to_host", "TCP, guest to host", "MiB/s", 1, true),
     row("to_guest", "TCP, host to guest", "MiB/s", 1, true),
@@ -44,28 +44,23 @@ pub const ROWS: [Row; 12] = [
     row("cpu_outside_to_guest", "outside of it, to guest", "s/GB", 2, false),
 ];
 
-/// Measures all rows, each for so long.
-pub fn measure(guest: &mut Guest, duration: Duration) -> Result<[Option<f64>; ROWS.len()]> {
-    let to_host = guest.bulk_to_host(duration)?;
-    let to_guest = guest.bulk_to_guest(duration)?;
-    let published_to_host = guest.published_to_host(duration)?;
-    let published_to_guest = guest.published_to_guest(duration)?;
-    let (median, p99) = guest.round_trip(duration)?;
-    let datagrams_to_host = guest.datagrams_to_host(duration)?;
-    let datagrams_to_guest = guest.datagrams_to_guest(duration)?;
-    Ok([
-        to_host.rate(),
-        to_guest.rate(),
-        published_to_host.rate(),
-        published_to_guest.rate(),
-        median,
-        p99,
-        datagrams_to_host,
-        datagrams_to_guest,
-        to_host.cpu(),
-        to_guest.cpu(),
-        to_host.cpu_outside(),
-        to_guest.cpu_outside(),
-    ]
-    .map(Some))
-}
+/// Values by row.
+type Values = Vec<(usize, f64)>;
+
+/// What is measured in one go, for so long.
+type Step = fn(&mut Guest, Duration) -> Result<Values>;
+
+/// Together they give all rows.
+pub const STEPS: [Step; 7] = [
+    |guest, duration| {
+        guest.bulk_to_host(duration).map(|bulk| vec![(0, bulk.rate()), (8, bulk.cpu()), (10, bulk.cpu_outside())])
+    },
+    |guest, duration| {
+        guest.bulk_to_guest(duration).map(|bulk| vec![(1, bulk.rate()), (9, bulk.cpu()), (11, bulk.cpu_outside())])
+    },
+    |guest, duration| guest.published_to_host(duration).map(|bulk| vec![(2, bulk.rate())]),
+    |guest, duration| guest.published_to_guest(duration).map(|bulk| vec![(3, bulk.rate())]),
+    |guest, duration| guest.round_trip(duration).map(|(median, p99)| vec![(4, median), (5, p99)]),
+    |guest, duration| guest.datagrams_to_host(duration).map(|rate| vec![(6, rate)]),
+    |guest, duration| guest.datagrams_to_guest(duration).map(|rate| vec![(7, rate)]),
+];

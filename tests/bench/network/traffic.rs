@@ -26,8 +26,8 @@ const MESSAGE: usize = 128;
 const DATAGRAM: usize = 1400;
 
 /// A guest that does what it is told.
-pub struct Guest<'r> {
-    running: &'r Running,
+pub struct Guest {
+    running: Running,
     commands: TcpStream,
     answers: BufReader<TcpStream>,
 }
@@ -103,12 +103,18 @@ fn give(mut stream: TcpStream, duration: Duration, running: &Running) -> Result<
     Ok(Bulk { bytes: u64::from_be_bytes(count), seconds: begun.elapsed().as_secs_f64(), cpu })
 }
 
-impl<'r> Guest<'r> {
+impl Guest {
     /// Waits for the guest.
-    pub fn meet(listener: &TcpListener, running: &'r Running) -> Result<Self> {
-        let commands = accept(listener)?;
+    pub fn meet(listener: &TcpListener, running: Running) -> Result<Self> {
+        let commands =
+            accept(listener).map_err(|error| format!("{error}\nthe guest's last words:\n{}", running.last_words()))?;
         let answers = BufReader::new(commands.try_clone()?);
         Ok(Self { running, commands, answers })
+    }
+
+    /// The end of its console.
+    pub fn last_words(&self) -> String {
+        self.running.last_words()
     }
 
     fn command(&mut self, line: &str) -> Result<()> {
@@ -135,7 +141,7 @@ impl<'r> Guest<'r> {
     /// The guest sends over a connection that it made.
     pub fn bulk_to_host(&mut self, duration: Duration) -> Result<Bulk> {
         let mut stream = self.connect("send")?;
-        let bulk = take(&mut stream, duration, self.running)?;
+        let bulk = take(&mut stream, duration, &self.running)?;
         drop(stream);
         self.done()?;
         Ok(bulk)
@@ -144,7 +150,7 @@ impl<'r> Guest<'r> {
     /// The guest receives over a connection that it made.
     pub fn bulk_to_guest(&mut self, duration: Duration) -> Result<Bulk> {
         let stream = self.connect("receive")?;
-        let bulk = give(stream, duration, self.running)?;
+        let bulk = give(stream, duration, &self.running)?;
         self.done()?;
         Ok(bulk)
     }
@@ -159,12 +165,12 @@ impl<'r> Guest<'r> {
 
     /// The guest sends over a connection to its published port.
     pub fn published_to_host(&mut self, duration: Duration) -> Result<Bulk> {
-        take(&mut self.published(b'r')?, duration, self.running)
+        take(&mut self.published(b'r')?, duration, &self.running)
     }
 
     /// The guest receives over a connection to its published port.
     pub fn published_to_guest(&mut self, duration: Duration) -> Result<Bulk> {
-        give(self.published(b's')?, duration, self.running)
+        give(self.published(b's')?, duration, &self.running)
     }
 
     /// Microseconds from a request to its answer: median and 99th percentile.

@@ -56,6 +56,10 @@ impl Interrupt for Counter {
     fn trigger(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
+
+    fn event(&self) -> Option<EventFd> {
+        None
+    }
 }
 
 /// One queue as the driver knows it.
