@@ -334,10 +334,15 @@ mod tests {
     async fn connect_as_agent(path: &std::path::Path) -> BufReader<UnixStream> {
         let mut agent = BufReader::new(UnixStream::connect(path).await.unwrap());
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
-        let mut line = String::new();
-        agent.read_line(&mut line).await.unwrap();
-        assert!(matches!(serde_json::from_str(&line), Ok(HostMessage::Configure(_))), "{line}");
-        agent
+        loop {
+            let mut line = String::new();
+            agent.read_line(&mut line).await.unwrap();
+            match serde_json::from_str(&line).unwrap() {
+                HostMessage::Certificates { .. } => {}
+                HostMessage::Configure(_) => return agent,
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     /// Whether the other side has closed the stream: nothing to read, or an error because it was not read.

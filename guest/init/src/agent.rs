@@ -9,8 +9,8 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    AGENT_PORT, AGENT_SOURCE_PORT, Configuration, Failure, GuestMessage, Hello, HostMessage, LineError, LineReader, MAX_CERTIFICATES,
-    PROTOCOL_VERSION, Stage, encode,
+    AGENT_PORT, AGENT_SOURCE_PORT, Configuration, Failure, GuestMessage, Hello, HostMessage, LineError, LineReader,
+    MAX_CERTIFICATES, PROTOCOL_VERSION, Stage, encode,
 };
 use nix::{
     sys::{

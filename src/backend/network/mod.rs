@@ -206,7 +206,7 @@ mod tests {
         for _ in 0..3 {
             let (channel, process) = Channel::pair().unwrap();
             let (process, its) = (Arc::new(process), Arc::clone(&ports));
-            let task = tokio::spawn(async move { hand_over(&channel, &its).await });
+            let task = tokio::spawn(async move { hand_over(Some(&channel), &its).await });
             let (command, socket) = next(&process).await;
             let target = "172.17.0.2:80".parse().unwrap();
             assert_eq!(command, control::Command::Listen { id: 1, transport: Transport::Tcp, target });
@@ -216,7 +216,7 @@ mod tests {
         }
         let (channel, process) = Channel::pair().unwrap();
         let (process, its) = (Arc::new(process), Arc::clone(&ports));
-        tokio::spawn(async move { hand_over(&channel, &its).await });
+        tokio::spawn(async move { hand_over(Some(&channel), &its).await });
         let listener = TcpListener::from(next(&process).await.1.unwrap());
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         ports.unpublish(1);
