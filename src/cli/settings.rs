@@ -75,10 +75,9 @@ fn list(settings: &Settings, format: Format) -> String {
             let header = ["SETTING", "VALUE", "SET", "MEANING"].map(ToOwned::to_owned).to_vec();
             let rows = DEFINITIONS.iter().map(|definition| {
                 let range = match definition.kind {
-                    Kind::Bool { .. } => String::new(),
                     Kind::Choice { values } => format!(" [{}]", values.join(", ")),
                     Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
-                    Kind::Text { .. } | Kind::List { .. } => String::new(),
+                    Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } => String::new(),
                 };
                 vec![
                     definition.key.to_owned(),

@@ -185,3 +185,60 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use virtio_queue::{
+        desc::{RawDescriptor, split::Descriptor},
+        mock::MockSplitQueue,
+    };
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::vmm::memory;
+
+    const WRITABLE: u16 = 2;
+    const DATA: u64 = 0x10_0000;
+    const BUFFERS: u64 = 0x20_0000;
+
+    #[test]
+    fn frames_pass_both_ways_with_their_headers_and_wait_while_the_guest_has_no_buffers() {
+        let memory = Arc::new(memory::create(64).unwrap());
+        let mut device = Device::new(Arc::new(Epoll::new().unwrap())).unwrap();
+        device.memory = Some(Arc::clone(&memory));
+        memory.write_slice(b"HEADERHEADERfrom the guest", GuestAddress(DATA)).unwrap();
+        let sent = MockSplitQueue::create(&*memory, GuestAddress(0), 16);
+        sent.build_multiple_desc_chains(&[RawDescriptor::from(Descriptor::new(DATA, 26, 0, 0))]).unwrap();
+        let offered = MockSplitQueue::create(&*memory, GuestAddress(0x8000), 16);
+        let buffers = [BUFFERS, BUFFERS + 0x1000].map(|at| RawDescriptor::from(Descriptor::new(at, 2000, WRITABLE, 0)));
+        offered.build_multiple_desc_chains(&buffers).unwrap();
+        for (index, queue) in [(TX, sent.create_queue().unwrap()), (RX, offered.create_queue().unwrap())] {
+            let ring = &mut device.rings[index];
+            ring.queue = queue;
+            ring.enabled = true;
+            ring.kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
+        }
+        // Datagrams come one by one, as a device's frames do.
+        let (tap, wire) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        let tap = File::from(OwnedFd::from(tap));
+        let mut moved = Wire { tap, offload: Some(0), readable: true, waiting: None, buffer: vec![0; MOST] };
+        for text in [&b"HEADERHEADERone"[..], b"HEADERHEADERtwo", b"HEADERHEADERthree", b"short"] {
+            wire.send(text).unwrap();
+        }
+        assert!(!moved.move_frames(&mut device));
+        let mut buffer = [0; 100];
+        let len = wire.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"HEADERHEADERfrom the guest");
+        let used: Vec<_> = (0..2).map(|index| offered.used().ring().ref_at(index).unwrap().load().len()).collect();
+        assert_eq!((offered.used().idx().load(), used), (2, vec![15, 15]));
+        let mut received = [0; 15];
+        memory.read_slice(&mut received, GuestAddress(BUFFERS + 0x1000)).unwrap();
+        // `num_buffers` is the device's to say.
+        assert_eq!(&received, b"HEADERHEAD\x01\x00two");
+        assert_eq!(moved.waiting.as_ref().map(|frame| frame.bytes.clone()), Some(b"three".to_vec()));
+    }
+}

@@ -79,7 +79,7 @@ pub(super) fn apply_tap() -> Result<(), SandboxError> {
         rules.remove(&call);
     }
     rules.insert(libc::SYS_readv, Vec::new());
-    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, libc::TUNSETOFFLOAD as u64)?]);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, libc::TUNSETOFFLOAD)?]);
     Ok(seccompiler::apply_filter(&filter(rules)?)?)
 }
 

@@ -73,8 +73,8 @@ fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_
         assert!(fetch("host.docker.internal").contains(&expected));
         assert!(fetch("10.77.15.254").contains(&expected));
         assert!(fetch("192.168.65.254").contains(&nothing));
-        let printed = done(&["run", "--rm", "--net", "host", "alpine", "ip", "-4", "addr", "show", "eth0"]);
-        assert!(printed.contains("inet 10.77.0.3/20"), "{printed}");
+        let printed = shell("ping -c 1 10.77.0.3");
+        assert!(printed.contains("1 packets received"), "{printed}");
     }
     let _other = other(&[("vpnkitCIDR", "10.78.0.0/24"), ("hostLoopback", "false")], &[], &[]);
     for name in ["host.docker.internal", "gateway.docker.internal", "10.78.0.254", "10.78.0.1"] {
@@ -331,6 +331,4 @@ fn passt_serves_the_device_with_the_same_addresses() {
     let (_other, _) = other(&[], &[], &["--net", "passt"]);
     assert!(network_process().is_none());
     data_moves("192.168.65.254", Ipv4Addr::LOCALHOST);
-    let printed = shell("ping -c 1 192.168.65.1 || true; ip -4 route");
-    println!("{printed}");
 }

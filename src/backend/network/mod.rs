@@ -112,9 +112,16 @@ pub(super) async fn keep(
     let mut bad = 0;
     let warning = loop {
         let begun = Instant::now();
+        let told = async {
+            match &process.control {
+                Some(control) => hand_over(control, &ports).await,
+                // passt is told of no ports, and none are published.
+                None => std::future::pending().await,
+            }
+        };
         let status = tokio::select! {
             status = process.child.wait() => status,
-            never = hand_over(process.control.as_ref(), &ports) => match never {},
+            never = told => match never {},
         };
         let how = match status {
             // The vmm closed the stream; usually because the VM ends.
@@ -144,9 +151,7 @@ pub(super) async fn keep(
 }
 
 /// Tells a process of all published ports, and from then on of each change.
-async fn hand_over(control: Option<&Channel>, ports: &Ports) -> Infallible {
-    // passt is told of no ports, and none are published.
-    let Some(control) = control else { std::future::pending().await };
+async fn hand_over(control: &Channel, ports: &Ports) -> Infallible {
     let mut known = BTreeSet::new();
     loop {
         for change in ports.changes(&mut known) {
@@ -206,7 +211,7 @@ mod tests {
         for _ in 0..3 {
             let (channel, process) = Channel::pair().unwrap();
             let (process, its) = (Arc::new(process), Arc::clone(&ports));
-            let task = tokio::spawn(async move { hand_over(Some(&channel), &its).await });
+            let task = tokio::spawn(async move { hand_over(&channel, &its).await });
             let (command, socket) = next(&process).await;
             let target = "172.17.0.2:80".parse().unwrap();
             assert_eq!(command, control::Command::Listen { id: 1, transport: Transport::Tcp, target });
@@ -216,7 +221,7 @@ mod tests {
         }
         let (channel, process) = Channel::pair().unwrap();
         let (process, its) = (Arc::new(process), Arc::clone(&ports));
-        tokio::spawn(async move { hand_over(Some(&channel), &its).await });
+        tokio::spawn(async move { hand_over(&channel, &its).await });
         let listener = TcpListener::from(next(&process).await.1.unwrap());
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         ports.unpublish(1);

@@ -137,7 +137,7 @@ impl NetworkPlan {
                 Backend::Passt(_) => addresses.host_loopback,
                 Backend::Tap(_) => true,
             },
-            ipv6: self.has_names().then(|| Network6 {
+            ipv6: self.has_names().then_some(Network6 {
                 address: addresses.guest6,
                 prefix: PREFIX6,
                 gateway: addresses.gateway6,
