@@ -2,7 +2,7 @@
 //!
 //! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`crate::inherited::FD`]. Each packet
 //! is one JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The first is
-//! [`Command::Setup`]. The child answers nothing; it ends when the vmm's stream or this socket closes.
+//! [`Command::Setup`] or [`Command::SetupTap`]. The child answers nothing; it ends when the vmm's stream or this socket closes.
 //!
 //! The backend opens the sockets that listen, because it outlives this process and because a confined process need not
 //! be able to.
@@ -41,6 +41,10 @@ impl Default for Setup {
 pub enum Command {
     /// Serve the vhost-user frontend behind the unix stream beside this packet.
     Setup(Setup),
+    /// Serve the vhost-user frontend behind the unix stream beside this packet, from a tap device.
+    SetupTap,
+    /// The tap device beside this packet; follows [`Command::SetupTap`].
+    Tap,
     /// The socket beside this packet (TCP: listening, UDP: bound) is published: what arrives goes to the target in the
     /// guest.
     Listen {

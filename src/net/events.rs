@@ -23,6 +23,8 @@ pub(super) enum Token {
     Echo(u64),
     /// A published port's socket.
     Published(u64),
+    /// The tap device.
+    Tap,
 }
 
 impl Token {
@@ -36,6 +38,7 @@ impl Token {
             Self::Echo(id) => (5, id),
             Self::Published(id) => (6, id),
             Self::Frontend => (7, 0),
+            Self::Tap => (8, 0),
         };
         kind << 56 | id & 0x00ff_ffff_ffff_ffff
     }
@@ -51,7 +54,8 @@ impl Token {
             4 => Self::Dns(id),
             5 => Self::Echo(id),
             6 => Self::Published(id),
-            _ => Self::Frontend,
+            7 => Self::Frontend,
+            _ => Self::Tap,
         }
     }
 }

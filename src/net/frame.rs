@@ -11,7 +11,7 @@ use super::{
 };
 
 /// `struct virtio_net_hdr` with `num_buffers` (virtio 1.3, 5.1.6).
-pub(super) const VIRTIO_HEADER: usize = 12;
+pub(crate) const VIRTIO_HEADER: usize = 12;
 /// Destination, source, type.
 pub(super) const ETHERNET_HEADER: usize = 14;
 /// Largest frame: an IP packet cannot be longer than its length field says.

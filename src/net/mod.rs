@@ -36,6 +36,7 @@ mod ring;
 mod ring_tests;
 mod socket;
 mod stack;
+mod tap;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,8 @@ use events::Token;
 use stack::Stack;
 use vhost::{RX, TX};
 
+pub(crate) use frame::VIRTIO_HEADER;
+pub(crate) use resolver::nameservers;
 #[cfg(test)]
 pub(crate) use ring::Ring;
 pub(crate) use vhost::Device;
@@ -115,10 +118,11 @@ pub fn run() -> ExitCode {
 
 fn serve() -> Result<(), NetError> {
     let control = inherited::socket(SockType::SeqPacket).ok_or(NetError::Descriptor)?;
-    let Some((Command::Setup(setup), Some(stream))) = control::receive(&control)? else {
-        return Err(NetError::NoSetup);
+    let (setup, stream) = match control::receive(&control)? {
+        Some((Command::Setup(setup), Some(stream))) => (setup, UnixStream::from(stream)),
+        Some((Command::SetupTap, Some(stream))) => return tap::serve(control, stream.into()),
+        _ => return Err(NetError::NoSetup),
     };
-    let stream = UnixStream::from(stream);
     let addresses = Addresses::new(&setup).ok_or(NetError::Subnet(setup.subnet.0, setup.subnet.1))?;
     // Each connection is a descriptor.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -131,6 +135,18 @@ fn serve() -> Result<(), NetError> {
     let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
     sandbox::confine_net()?;
     Loop { stack: Stack::new(Arc::clone(&epoll), addresses), epoll, device, handler, control }.run()
+}
+
+/// Does what the frontend says; false when it is gone.
+fn heard(handler: &mut BackendReqHandler<Mutex<Device>>) -> Result<bool, NetError> {
+    match handler.handle_request() {
+        // What the frontend asked and may not is answered; the conversation goes on.
+        Ok(()) | Err(VhostError::ReqHandlerError(_) | VhostError::InvalidParam | VhostError::InvalidOperation(_)) => {
+            Ok(true)
+        }
+        Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => Ok(false),
+        Err(error) => Err(NetError::Protocol(error)),
+    }
 }
 
 /// The one thread.
@@ -160,15 +176,11 @@ impl Loop {
                             return Ok(());
                         }
                     }
-                    Token::Frontend => match self.handler.handle_request() {
-                        // What the frontend asked and may not is answered; the conversation goes on.
-                        Ok(())
-                        | Err(
-                            VhostError::ReqHandlerError(_) | VhostError::InvalidParam | VhostError::InvalidOperation(_),
-                        ) => {}
-                        Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return Ok(()),
-                        Err(error) => return Err(NetError::Protocol(error)),
-                    },
+                    Token::Frontend => {
+                        if !heard(&mut self.handler)? {
+                            return Ok(());
+                        }
+                    }
                     Token::Kick(queue) => self.kicked(queue),
                     token => self.stack.host_ready(token),
                 }

@@ -53,8 +53,14 @@ impl Ring {
         self.enabled && self.queue.ready() && self.kick.is_some()
     }
 
-    /// Takes at most `most` frames of the guest; true when there may be more.
+    /// Takes at most `most` frames of the guest; true when there may be more. What virtio's header says of checksums and
+    /// segments concerns only wires, and is left out.
     pub(super) fn take(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
+        self.take_whole(memory, most, |frame| each(&frame[VIRTIO_HEADER..]))
+    }
+
+    /// The same, with virtio's header before each frame.
+    pub(super) fn take_whole(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
         let mut buffer = Vec::new();
         for _ in 0..most {
             let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
@@ -164,7 +170,7 @@ impl Ring {
     }
 }
 
-/// A frame of the guest, without virtio's header: what it says of checksums and segments concerns only wires.
+/// A frame of the guest, with virtio's header.
 fn read<'b>(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
     let mut reader = chain.reader(memory).ok()?;
     let len = reader.available_bytes();
@@ -175,5 +181,5 @@ fn read<'b>(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, buffer: &'b mu
         buffer.resize(len, 0);
     }
     reader.read_exact(&mut buffer[..len]).ok()?;
-    buffer.get(VIRTIO_HEADER..len)
+    buffer.get(..len)
 }

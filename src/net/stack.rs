@@ -286,7 +286,7 @@ impl Stack {
                 self.udp.arrived(id, &self.addresses, &mut self.scratch, &mut out);
                 self.arrived(id);
             }
-            Token::Control | Token::Frontend | Token::Kick(_) => {}
+            Token::Control | Token::Frontend | Token::Kick(_) | Token::Tap => {}
         }
         self.queue(out);
     }

@@ -32,6 +32,11 @@ pub(super) fn restrict_net() -> Result<(), SandboxError> {
     Ok(())
 }
 
+pub(super) fn restrict_tap() -> Result<(), SandboxError> {
+    ruleset()?.restrict_self()?;
+    Ok(())
+}
+
 pub(super) fn restrict_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
     let mut rules = ruleset()?.add_rule(PathBeneath::new(PathFd::new("/proc/self")?, AccessFs::ReadFile))?;
     if let Some(folder) = sockets {

@@ -37,3 +37,9 @@ pub fn confine_net() -> Result<(), SandboxError> {
     landlock::restrict_net()?;
     seccomp::apply_net()
 }
+
+/// Confines the network process of a tap device. From now on it opens nothing: no file and no socket.
+pub fn confine_tap() -> Result<(), SandboxError> {
+    landlock::restrict_tap()?;
+    seccomp::apply_tap()
+}
