@@ -8,7 +8,7 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, Network, PROTOCOL_VERSION, encode,
+    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{ports::Ports, vm::VmEvent};
+use super::{network::NetworkPlan, ports::Ports, proxy::ProxyPlan, vm::VmEvent};
 
 /// How long a connection may stay silent before its first message.
 const HELLO: Duration = Duration::from_secs(60);
@@ -96,20 +96,27 @@ pub(super) struct GuestPlan {
     /// virtio-blk serial of the data disk.
     pub data_disk_serial: String,
     /// The guest's network, if it has one.
-    pub network: Option<Network>,
+    pub network: Option<NetworkPlan>,
+    /// The engine's proxy.
+    pub proxy: ProxyPlan,
+    /// The certificates that the host trusts, as messages.
+    pub certificates: Vec<HostMessage>,
 }
 
 impl GuestPlan {
     fn configuration(&self) -> Configuration {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Configuration {
+        let mut configuration = Configuration {
             hostname: self.hostname.clone(),
             time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             isolation: self.isolation,
             data_disk_serial: self.data_disk_serial.clone(),
-            network: self.network.clone(),
+            network: self.network.as_ref().map(NetworkPlan::guest),
             daemon_options: serde_json::Map::new(),
-        }
+            container_environment: Vec::new(),
+        };
+        self.proxy.apply(self.network.as_ref(), &mut configuration);
+        configuration
     }
 }
 
@@ -198,6 +205,9 @@ async fn converse<S: AsyncRead + AsyncWrite>(
         return Err(AgentError::Version(protocol));
     }
     let _ = events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
+    for certificates in &plan.certificates {
+        write(&mut writer, certificates).await?;
+    }
     write(&mut writer, &HostMessage::Configure(plan.configuration())).await?;
     loop {
         tokio::select! {
@@ -266,7 +276,14 @@ mod tests {
     use super::*;
 
     fn plan() -> GuestPlan {
-        GuestPlan { hostname: "bulkhead".into(), isolation: true, data_disk_serial: "data".into(), network: None }
+        GuestPlan {
+            hostname: "bulkhead".into(),
+            isolation: true,
+            data_disk_serial: "data".into(),
+            network: None,
+            proxy: ProxyPlan::default(),
+            certificates: Vec::new(),
+        }
     }
 
     fn hello(protocol: u32) -> GuestMessage {
@@ -278,10 +295,15 @@ mod tests {
         let (ours, theirs) = duplex(1 << 16);
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
-        let backend = tokio::spawn(async move { converse(ours, &plan(), &Ports::open(), &events, &mut outbox).await });
+        let certificates = HostMessage::Certificates { pem: "one\n".into() };
+        let plan = GuestPlan { certificates: vec![certificates.clone()], ..plan() };
+        let backend = tokio::spawn(async move { converse(ours, &plan, &Ports::open(), &events, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
         let mut line = String::new();
+        agent.read_line(&mut line).await.unwrap();
+        assert_eq!(serde_json::from_str::<HostMessage>(&line).unwrap(), certificates);
+        line.clear();
         agent.read_line(&mut line).await.unwrap();
         let Ok(HostMessage::Configure(configuration)) = serde_json::from_str(&line) else { panic!("{line}") };
         assert!(configuration.isolation && configuration.time_unix_ns > 1 << 60);

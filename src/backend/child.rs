@@ -1,8 +1,10 @@
 //! Children that are handed one descriptor and nothing else.
 
 use std::{
+    ffi::OsStr,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    path::Path,
     process::Stdio,
 };
 
@@ -14,18 +16,28 @@ use tokio::process::{Child, Command};
 
 use crate::inherited::FD;
 
-/// Starts `bulkhead VERB` with `theirs` as its descriptor 3 and its output in `log`.
+/// Starts `bulkhead VERB` as [`spawn_program`] does.
+pub(super) fn spawn(verb: &str, theirs: BorrowedFd<'_>, log: std::fs::File) -> io::Result<Child> {
+    spawn_program(&super::launch::program()?, [verb], theirs, log)
+}
+
+/// Starts a program with `theirs` as its descriptor 3 and its output in `log`.
 ///
 /// The child dies with the *thread* that calls this (prctl(2), `PR_SET_PDEATHSIG`): call it on the main thread.
-pub(super) fn spawn(verb: &str, theirs: BorrowedFd<'_>, log: std::fs::File) -> io::Result<Child> {
+pub(super) fn spawn_program(
+    program: &Path,
+    arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    theirs: BorrowedFd<'_>,
+    log: std::fs::File,
+) -> io::Result<Child> {
     // The standard library reports a failed exec through a pipe of its own, whose number must not be FD: whatever
     // number is the lowest free one from there on is taken until the child exists.
     let reserved = fcntl(theirs, FcntlArg::F_DUPFD_CLOEXEC(FD))?;
     let parent = nix::unistd::getpid();
     let number = theirs.as_raw_fd();
-    let mut process = Command::new(super::launch::program()?);
+    let mut process = Command::new(program);
     process
-        .arg(verb)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -4,6 +4,7 @@
 //! the child process, the packets to it and the guest's voice; `plan`, `host` and `disk` say beforehand what cannot work.
 
 mod agent;
+mod certificates;
 mod child;
 mod control;
 pub mod disk;
@@ -14,6 +15,7 @@ pub mod logs;
 mod network;
 pub mod plan;
 mod ports;
+mod proxy;
 pub mod state;
 mod supervisor;
 pub mod vm;

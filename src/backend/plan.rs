@@ -1,8 +1,9 @@
 //! From settings, options and host to a machine; every check that needs no VM is made here.
 
+use std::path::PathBuf;
+
 use crate::{
     image::{Image, ImageError},
-    net::control::Setup,
     settings::{Paths, Settings, SettingsError},
     vmm::api::{Disk, VmConfig, Vsock},
 };
@@ -10,6 +11,8 @@ use crate::{
 use super::{
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
+    network::{NetworkError, NetworkPlan},
+    proxy::ProxyPlan,
     wire::StartOptions,
 };
 
@@ -44,6 +47,9 @@ pub enum PlanError {
     /// The settings.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// A machine that can be made.
@@ -60,9 +66,15 @@ pub struct Plan {
     /// Kernel and root file system.
     pub image: Image,
     /// The network of a VM that has one.
-    pub network: Option<Setup>,
+    pub network: Option<NetworkPlan>,
+    /// The engine's proxy.
+    pub proxy: ProxyPlan,
+    /// The file of certificates that a person named.
+    pub certificates: Option<PathBuf>,
     /// With a serial port.
     pub serial: bool,
+    /// What keeps no VM from being made but a person should know.
+    pub warning: Option<String>,
 }
 
 impl Plan {
@@ -71,15 +83,29 @@ impl Plan {
         host::check_kvm()?;
         host::check_virtualization()?;
         let settings = Settings::load(&paths.settings())?;
+        let kind = options.network.clone().unwrap_or_else(|| settings.network());
+        let network = NetworkPlan::new(&kind, &settings)?;
+        let (proxy, warning) = ProxyPlan::new(&settings, options, network.as_ref());
         Ok(Self {
             image: Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref())?,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),
-            network: settings.network().then(Setup::default),
+            network,
+            proxy,
+            warning,
+            certificates: options.certificates.clone(),
             serial: options.serial,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
         })
+    }
+
+    /// Adds what a person should know.
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warning = Some(match self.warning.take() {
+            Some(first) => format!("{first}; {warning}"),
+            None => warning,
+        });
     }
 
     /// The machine for the vmm process.

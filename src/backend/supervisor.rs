@@ -186,6 +186,8 @@ impl Supervisor {
             error!("{problem}");
             problem
         })?;
+        // A network that goes down later says more.
+        self.network_warning.clone_from(&vm.plan.warning);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.facts = Some(VmFacts {
             cpus: vm.plan.cpus,

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     agent::{self, GuestPlan},
+    certificates,
     disk::DiskError,
     logs, network,
     plan::{DATA_SERIAL, Plan, PlanError},
@@ -22,7 +23,6 @@ use super::{
     wire::StartOptions,
 };
 use crate::{
-    net::addresses::Addresses,
     settings::Paths,
     vmm::api::{Command, Event},
 };
@@ -39,6 +39,9 @@ pub enum BootError {
     /// The process.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// The network process.
+    #[error(transparent)]
+    Network(#[from] network::StartError),
     /// A file or socket beside it.
     #[error("cannot use {path}")]
     Io {
@@ -93,7 +96,7 @@ pub struct Vm {
 impl Vm {
     /// Makes the disk, the sockets and the process, and orders the boot.
     pub async fn boot(paths: &Paths, options: &StartOptions) -> Result<Self, BootError> {
-        let plan = Plan::new(paths, options)?;
+        let mut plan = Plan::new(paths, options)?;
         plan.disk.apply()?;
         let io_error = |path: PathBuf| move |source| BootError::Io { path, source };
         logs::rotate(&paths.console_log()).map_err(io_error(paths.console_log()))?;
@@ -105,9 +108,9 @@ impl Vm {
         let (channel, theirs) = Channel::pair()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
         let network = match &plan.network {
-            Some(setup) => {
+            Some(network) => {
                 let log = log.try_clone().map_err(io_error(paths.backend_log()))?;
-                Some(network::start(setup.clone(), log).await?)
+                Some(network::start(network.clone(), log).await?)
             }
             None => None,
         };
@@ -122,13 +125,19 @@ impl Vm {
             hostname: paths.name().hostname(),
             isolation: plan.isolation,
             data_disk_serial: DATA_SERIAL.into(),
-            network: plan.network.as_ref().and_then(Addresses::new).as_ref().map(network::guest),
+            network: plan.network.clone(),
+            proxy: plan.proxy.clone(),
+            certificates: certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
+                plan.warn(crate::report::chain(&error));
+                Vec::new()
+            }),
         };
         // The guest knows that it has no network, and says so itself.
-        let ports = Arc::new(match plan.network {
-            Some(_) => Ports::open(),
-            None => Ports::closed("this VM has no network, so no port can be published".into()),
-        });
+        let no_ports = match &plan.network {
+            Some(network) => network.no_ports(),
+            None => Some("this VM has no network, so no port can be published".to_owned()),
+        };
+        let ports = Arc::new(no_ports.map_or_else(Ports::open, Ports::closed));
         let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
         let agent = tokio::spawn(agent).abort_handle();
         let kill = Arc::new(Notify::new());

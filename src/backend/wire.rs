@@ -17,7 +17,7 @@ use bulkhead_protocol::{PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::state::Accepted;
-use crate::settings::ProfileName;
+use crate::settings::{NetworkKind, ProfileName, ProxyEnvironment};
 
 /// Longest request body in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -179,6 +179,12 @@ pub struct StartOptions {
     pub rootfs: Option<PathBuf>,
     /// With a serial port that logs the kernel's messages.
     pub serial: bool,
+    /// What the VM is connected to.
+    pub network: Option<NetworkKind>,
+    /// The proxy that the environment of the command names.
+    pub proxy: ProxyEnvironment,
+    /// The certificates that it trusts (`SSL_CERT_FILE`), absolute.
+    pub certificates: Option<PathBuf>,
 }
 
 /// How to stop.

@@ -16,7 +16,7 @@ pub(super) enum Verb {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Print one value.
+    /// Print one value, a proxy's with its password, which `list` does not show.
     Get {
         /// Name of the setting.
         key: String,
@@ -59,6 +59,7 @@ fn show(value: &Value) -> String {
     match value {
         Value::Null => "auto".into(),
         Value::String(word) => word.clone(),
+        Value::Array(words) => words.iter().map(show).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }
 }
@@ -66,20 +67,21 @@ fn show(value: &Value) -> String {
 fn list(settings: &Settings, format: Format) -> String {
     match format {
         Format::Json => {
-            let values = DEFINITIONS.iter().map(|definition| (definition.key.to_owned(), settings.get(definition)));
+            let value = |definition: &Definition| definition.concealed(&settings.get(definition));
+            let values = DEFINITIONS.iter().map(|definition| (definition.key.to_owned(), value(definition)));
             format!("{:#}", json!(values.collect::<Map<_, _>>()))
         }
         Format::Pretty => {
             let header = ["SETTING", "VALUE", "SET", "MEANING"].map(ToOwned::to_owned).to_vec();
             let rows = DEFINITIONS.iter().map(|definition| {
                 let range = match definition.kind {
-                    Kind::Bool { .. } => String::new(),
                     Kind::Choice { values } => format!(" [{}]", values.join(", ")),
                     Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
+                    Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } => String::new(),
                 };
                 vec![
                     definition.key.to_owned(),
-                    show(&settings.get(definition)),
+                    show(&definition.concealed(&settings.get(definition))),
                     if settings.is_set(definition) { "yes".into() } else { "no".into() },
                     format!("{}{range}", definition.description),
                 ]

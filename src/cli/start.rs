@@ -19,7 +19,7 @@ use crate::{
         state::Accepted,
         wire::{StartOptions, StateName},
     },
-    settings::{Paths, Size},
+    settings::{NetworkKind, Paths, ProxyEnvironment, Size},
 };
 
 /// Time for an ending backend to be gone.
@@ -59,6 +59,10 @@ pub(super) struct Machine {
     /// Largest size of the data disk, such as 100G; it takes only the room that is used [default: 64G].
     #[arg(long, value_name = "SIZE")]
     disk: Option<Size>,
+    /// What the VM is connected to: the host's network through a process of this user, nothing, the host's passt, or an
+    /// existing tap device [default: user].
+    #[arg(long, value_name = "user|none|passt|tap=NAME")]
+    net: Option<NetworkKind>,
     /// Another guest kernel (advanced).
     #[arg(long, value_name = "PATH", requires = "rootfs", hide_short_help = true)]
     kernel: Option<PathBuf>,
@@ -89,6 +93,9 @@ impl Machine {
             kernel: path(&self.kernel, "BULKHEAD_KERNEL")?,
             rootfs: path(&self.rootfs, "BULKHEAD_ROOTFS")?,
             serial: self.serial,
+            network: self.net.clone(),
+            proxy: ProxyEnvironment::read(|name| std::env::var(name).ok()),
+            certificates: path(&None, "SSL_CERT_FILE")?,
         })
     }
 }

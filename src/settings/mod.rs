@@ -1,23 +1,36 @@
 //! Settings of a profile: what a person may set, where it is kept, and the names and paths around it.
 
+mod definition;
+mod network;
 mod paths;
 mod profile;
+mod proxy;
 mod size;
+mod subnet;
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value};
 
+use self::definition::{
+    CONTAINERS_PROXY, CPUS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK, PROXY_EXCLUDE, PROXY_HTTP,
+    PROXY_HTTPS, PROXY_MODE, SUBNET,
+};
 pub use self::{
+    definition::{DEFINITIONS, Definition, Kind},
+    network::{InvalidNetwork, NetworkKind},
     paths::{Base, PathError, Paths},
     profile::{InvalidName, ProfileName},
+    proxy::{InvalidProxy, Proxy, ProxyEnvironment, ProxyUrl},
     size::{InvalidSize, Size},
+    subnet::{InvalidSubnet, Subnet},
 };
 
 /// Largest settings file that is read, in bytes.
@@ -62,121 +75,6 @@ pub enum SettingsError {
     Path(#[from] PathError),
 }
 
-/// What kind of value a setting takes.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind {
-    /// `true` or `false`.
-    Bool {
-        /// When it is not set.
-        default: bool,
-    },
-    /// A whole number.
-    Integer {
-        /// Smallest accepted value.
-        min: u64,
-        /// Largest accepted value.
-        max: u64,
-        /// When it is not set; `None` means that it follows the host.
-        default: Option<u64>,
-    },
-    /// One of some words.
-    Choice {
-        /// The words; the first is the default.
-        values: &'static [&'static str],
-    },
-}
-
-/// One setting.
-#[derive(Clone, Copy, Debug)]
-pub struct Definition {
-    /// Its name in `settings.json` and on the command line.
-    pub key: &'static str,
-    /// What it takes.
-    pub kind: Kind,
-    /// One line for a person.
-    pub description: &'static str,
-}
-
-/// Every setting there is.
-pub const DEFINITIONS: [Definition; 5] = [
-    Definition {
-        key: "enhancedContainerIsolation",
-        kind: Kind::Bool { default: true },
-        description: "run every container in a user namespace of its own",
-    },
-    Definition {
-        key: "cpus",
-        kind: Kind::Integer { min: 1, max: 32, default: None },
-        description: "virtual CPUs (default: half of the host's)",
-    },
-    Definition {
-        key: "memoryMiB",
-        kind: Kind::Integer { min: 256, max: 1 << 24, default: None },
-        description: "guest memory in MiB (default: a quarter of the host's)",
-    },
-    Definition {
-        key: "diskGiB",
-        kind: Kind::Integer { min: 1, max: 16_383, default: Some(64) },
-        description: "largest size of the data disk in GiB; it grows, never shrinks",
-    },
-    Definition {
-        key: "network",
-        kind: Kind::Choice { values: &["none", "user"] },
-        description: "what the VM is connected to: the host's network through a process of this user, or nothing",
-    },
-];
-
-impl Definition {
-    /// The setting of this name.
-    pub fn find(key: &str) -> Result<&'static Self, SettingsError> {
-        DEFINITIONS
-            .iter()
-            .find(|definition| definition.key == key)
-            .ok_or_else(|| SettingsError::UnknownKey(key.to_owned()))
-    }
-
-    /// Reads a value as it is written on the command line.
-    pub fn parse(&self, text: &str) -> Result<Value, SettingsError> {
-        let value = match text {
-            "on" => Value::Bool(true),
-            "off" => Value::Bool(false),
-            _ => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
-        };
-        self.check(&value)?;
-        Ok(value)
-    }
-
-    fn check(&self, value: &Value) -> Result<(), SettingsError> {
-        let (fits, expected) = match self.kind {
-            Kind::Bool { .. } => (value.is_boolean(), "write true or false".to_owned()),
-            Kind::Integer { min, max, .. } => (
-                value.as_u64().is_some_and(|number| (min..=max).contains(&number)),
-                format!("write a whole number from {min} to {max}"),
-            ),
-            Kind::Choice { values } => {
-                (value.as_str().is_some_and(|word| values.contains(&word)), format!("write {}", values.join(" or ")))
-            }
-        };
-        if fits {
-            return Ok(());
-        }
-        let value = match value {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        Err(SettingsError::InvalidValue { key: self.key, value, expected })
-    }
-
-    /// The value when nobody set one; `null` means that it follows the host.
-    pub fn default_value(&self) -> Value {
-        match self.kind {
-            Kind::Bool { default } => default.into(),
-            Kind::Integer { default, .. } => default.into(),
-            Kind::Choice { values } => values.first().copied().into(),
-        }
-    }
-}
-
 /// What a person set; keys that this version does not know are kept as they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
@@ -204,7 +102,7 @@ impl Settings {
             Ok(_) => return Err(SettingsError::Syntax { path: path.to_owned(), source: None }),
             Err(source) => return Err(SettingsError::Syntax { path: path.to_owned(), source: Some(source) }),
         };
-        for definition in &DEFINITIONS {
+        for definition in DEFINITIONS {
             if let Some(value) = values.get(definition.key) {
                 definition.check(value)?;
             }
@@ -222,29 +120,62 @@ impl Settings {
         self.values.contains_key(definition.key)
     }
 
+    fn flag(&self, definition: &Definition) -> bool {
+        self.get(definition).as_bool().unwrap_or_default()
+    }
+
+    fn text<T: FromStr>(&self, definition: &Definition) -> Option<T> {
+        self.get(definition).as_str()?.parse().ok()
+    }
+
     /// Enhanced Container Isolation.
     pub fn isolation(&self) -> bool {
-        self.get(&DEFINITIONS[0]).as_bool().unwrap_or(true)
+        self.flag(&ISOLATION)
     }
 
     /// vCPUs, if set.
     pub fn cpus(&self) -> Option<u8> {
-        self.get(&DEFINITIONS[1]).as_u64().and_then(|number| u8::try_from(number).ok())
+        self.get(&CPUS).as_u64().and_then(|number| u8::try_from(number).ok())
     }
 
     /// Guest memory in MiB, if set.
     pub fn memory_mib(&self) -> Option<u64> {
-        self.get(&DEFINITIONS[2]).as_u64()
+        self.get(&MEMORY_MIB).as_u64()
     }
 
     /// Size of the data disk in GiB, if set.
     pub fn disk_gib(&self) -> Option<u64> {
-        self.is_set(&DEFINITIONS[3]).then(|| self.get(&DEFINITIONS[3]).as_u64()).flatten()
+        self.is_set(&DISK_GIB).then(|| self.get(&DISK_GIB).as_u64()).flatten()
     }
 
-    /// Whether the VM has a network.
-    pub fn network(&self) -> bool {
-        self.get(&DEFINITIONS[4]) == "user"
+    /// What the VM is connected to.
+    pub fn network(&self) -> NetworkKind {
+        self.text(&NETWORK).unwrap_or_default()
+    }
+
+    /// The VM's IPv4 network.
+    pub fn subnet(&self) -> Subnet {
+        self.text(&SUBNET).unwrap_or_default()
+    }
+
+    /// Whether the guest's names for the host lead to the host's loopback.
+    pub fn host_loopback(&self) -> bool {
+        self.flag(&HOST_LOOPBACK)
+    }
+
+    /// The engine's proxy, if it is not that of the environment.
+    pub fn proxy(&self) -> Option<Proxy> {
+        if self.get(&PROXY_MODE) != "manual" {
+            return None;
+        }
+        let exclude = self.get(&PROXY_EXCLUDE);
+        let exclude = exclude.as_array().into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned);
+        Some(Proxy { http: self.text(&PROXY_HTTP), https: self.text(&PROXY_HTTPS), exclude: exclude.collect() })
+    }
+
+    /// Whether containers are told of the engine's proxy.
+    pub fn containers_proxy(&self) -> bool {
+        self.flag(&CONTAINERS_PROXY)
     }
 
     /// Sets (`Some`) or unsets (`None`) one value in the profile's file, atomically and alone.
@@ -329,15 +260,37 @@ mod tests {
             r#"{"diskGiB": 1.5}"#,
             r#"{"network": "bridge"}"#,
             r#"{"network": false}"#,
+            r#"{"vpnkitCIDR": "8.8.8.0/24"}"#,
+            r#"{"overrideProxyHttp": "http://a b"}"#,
+            r#"{"overrideProxyExclude": ".corp"}"#,
         ] {
             assert!(matches!(parse(text), Err(SettingsError::InvalidValue { .. })), "{text}");
         }
     }
 
     #[test]
-    fn definitions_are_in_the_order_that_the_getters_use() {
-        let keys: Vec<_> = DEFINITIONS.iter().map(|definition| definition.key).collect();
-        assert_eq!(keys, ["enhancedContainerIsolation", "cpus", "memoryMiB", "diskGiB", "network"]);
+    fn each_getter_reads_its_own_setting() {
+        let settings = parse(
+            r#"{"cpus": 3, "memoryMiB": 2048, "diskGiB": 5, "network": "tap=vm0", "vpnkitCIDR": "10.9.0.0/20",
+                "hostLoopback": false, "proxyHttpMode": "manual", "overrideProxyHttp": "http://p:1",
+                "overrideProxyHttps": "http://q:2", "overrideProxyExclude": [".corp"], "containersProxy": true}"#,
+        )
+        .unwrap();
+        assert_eq!((settings.cpus(), settings.memory_mib(), settings.disk_gib()), (Some(3), Some(2048), Some(5)));
+        assert_eq!((settings.network(), settings.isolation()), (NetworkKind::Tap("vm0".into()), true));
+        assert_eq!((settings.subnet().to_string(), settings.host_loopback()), ("10.9.0.0/20".into(), false));
+        let proxy = settings.proxy().unwrap();
+        assert_eq!(proxy.http.unwrap().to_string(), "http://p:1");
+        assert_eq!(proxy.https.unwrap().to_string(), "http://q:2");
+        assert_eq!((proxy.exclude, settings.containers_proxy()), (vec![".corp".to_owned()], true));
+    }
+
+    #[test]
+    fn nothing_set_means_the_users_network_and_the_environments_proxy() {
+        let settings = Settings::default();
+        assert_eq!((settings.network(), settings.subnet()), (NetworkKind::User, Subnet::default()));
+        assert!(settings.host_loopback() && settings.proxy().is_none() && !settings.containers_proxy());
+        assert_eq!((settings.cpus(), settings.memory_mib(), settings.disk_gib()), (None, None, None));
     }
 
     #[test]
@@ -359,7 +312,7 @@ mod tests {
 
         #[test]
         fn a_number_in_range_reads_back(cpus in 1_u8..=32) {
-            let value = DEFINITIONS[1].parse(&cpus.to_string()).unwrap();
+            let value = CPUS.parse(&cpus.to_string()).unwrap();
             let text = format!("{{\"cpus\": {value}}}");
             prop_assert_eq!(parse(&text).unwrap().cpus(), Some(cpus));
         }

@@ -198,5 +198,6 @@ fn configuration() -> Configuration {
         network: None,
         data_disk_serial: DATA_SERIAL.to_owned(),
         daemon_options: serde_json::Map::new(),
+        container_environment: Vec::new(),
     }
 }

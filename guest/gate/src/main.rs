@@ -42,6 +42,15 @@ impl Arguments {
     }
 }
 
+/// What new containers have in their environment: in a variable, because a command line is no place for passwords.
+fn container_environment() -> Vec<String> {
+    let Ok(text) = std::env::var(bulkhead_protocol::CONTAINER_ENVIRONMENT) else { return Vec::new() };
+    serde_json::from_str(&text).unwrap_or_else(|error| {
+        eprintln!("{} is no list: {error}", bulkhead_protocol::CONTAINER_ENVIRONMENT);
+        Vec::new()
+    })
+}
+
 /// Tells whoever started the gate that it serves (sd_notify(3)).
 fn notify_ready() {
     if let Some(path) = std::env::var_os("NOTIFY_SOCKET")
@@ -62,7 +71,8 @@ async fn admit(gate: &Arc<Gate>, slots: &Arc<Semaphore>, stream: UnixStream) {
 }
 
 async fn run(arguments: Arguments) -> Result<(), ListenError> {
-    let gate = Arc::new(Gate::new(arguments.upstream, arguments.isolation));
+    let gate = Gate::new(arguments.upstream, arguments.isolation).with_environment(container_environment());
+    let gate = Arc::new(gate);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let unix = UnixEntrance::bind(&arguments.listen)?;
     if let Some(port) = arguments.vsock_port {

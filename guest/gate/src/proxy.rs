@@ -36,12 +36,19 @@ const INSPECTED: usize = 4 * 1024 * 1024;
 pub struct Gate {
     upstream: PathBuf,
     isolation: Isolation,
+    environment: Arc<[String]>,
 }
 
 impl Gate {
     /// A gate in front of the engine that listens on the unix socket `upstream`.
     pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
-        Self { upstream, isolation }
+        Self { upstream, isolation, environment: Arc::new([]) }
+    }
+
+    /// The same, with `NAME=VALUE`s that every new container has unless it is created with others.
+    #[must_use]
+    pub fn with_environment(self, environment: Vec<String>) -> Self {
+        Self { environment: environment.into(), ..self }
     }
 }
 
@@ -134,14 +141,16 @@ async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body
         Some(touch) => touch.begin(&gate.upstream).await,
         None => None,
     };
-    let body = match Inspection::of(gate.isolation, &segments) {
-        Some(inspection) => {
-            let inspected = inspect(inspection, body).await?;
+    let environment = policy::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
+    let environment = environment.filter(|environment| !environment.is_empty());
+    let body = match (Inspection::of(gate.isolation, &segments), environment) {
+        (None, None) => answer::streamed(body),
+        (inspection, environment) => {
+            let inspected = inspect(inspection, environment, body).await?;
             parts.headers.remove(header::TRANSFER_ENCODING);
             parts.headers.insert(header::CONTENT_LENGTH, inspected.len().into());
             answer::full(inspected)
         }
-        None => answer::streamed(body),
     };
     // Only what was inspected goes on: path and query, whatever form the target had.
     parts.uri = parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into());
@@ -156,14 +165,28 @@ async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body
     Ok(response)
 }
 
-async fn inspect(inspection: Inspection, body: Incoming) -> Result<Bytes, ProxyError> {
+async fn inspect(
+    inspection: Option<Inspection>,
+    environment: Option<Arc<[String]>>,
+    body: Incoming,
+) -> Result<Bytes, ProxyError> {
     let collected = Limited::new(body, INSPECTED)
         .collect()
         .await
         .map_err(|error| if error.is::<LengthLimitError>() { ProxyError::TooLong } else { ProxyError::BrokenBody })?;
     let bytes = collected.to_bytes();
     // Resolving links may wait for a file share.
-    let judged = tokio::task::spawn_blocking(move || inspection.judge(bytes)).await;
+    let judged = tokio::task::spawn_blocking(move || {
+        let bytes = inspection.map_or(Ok(bytes.clone()), |inspection| inspection.judge(bytes))?;
+        match environment {
+            // Nothing to create; the engine says so better.
+            Some(environment) if !bytes.iter().all(u8::is_ascii_whitespace) => {
+                policy::environment::add(&bytes, &environment).map(Bytes::from)
+            }
+            _ => Ok(bytes),
+        }
+    })
+    .await;
     Ok(judged.map_err(ProxyError::Uninspected)??)
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use bulkhead_protocol::{
     AGENT_PORT, AGENT_SOURCE_PORT, Configuration, Failure, GuestMessage, Hello, HostMessage, LineError, LineReader,
-    PROTOCOL_VERSION, Stage, encode,
+    MAX_CERTIFICATES, PROTOCOL_VERSION, Stage, encode,
 };
 use nix::{
     sys::{
@@ -109,8 +109,8 @@ impl Agent {
 /// What the backend answered to Hello.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Start with this.
-    Configure(Box<Configuration>),
+    /// Start with this, and trust these certificates (PEM) if there are any.
+    Configure(Box<Configuration>, String),
     /// Another message came instead: end before the start.
     Other(HostMessage),
 }
@@ -118,13 +118,22 @@ pub(crate) enum Answer {
 impl Inbox {
     /// Waits for the answer to Hello and sets the clock from it.
     pub(crate) fn configuration(&mut self) -> Result<Answer, Error> {
-        match self.reader.read().map_err(Error::NoConfiguration)? {
-            None => Err(Error::BackendClosed),
-            Some(HostMessage::Configure(configuration)) => {
-                set_clock(configuration.time_unix_ns);
-                Ok(Answer::Configure(Box::new(configuration)))
+        let mut certificates = String::new();
+        loop {
+            match self.reader.read().map_err(Error::NoConfiguration)? {
+                None => return Err(Error::BackendClosed),
+                Some(HostMessage::Certificates { pem }) => {
+                    if certificates.len() + pem.len() > MAX_CERTIFICATES {
+                        return Err(Error::Certificates);
+                    }
+                    certificates.push_str(&pem);
+                }
+                Some(HostMessage::Configure(configuration)) => {
+                    set_clock(configuration.time_unix_ns);
+                    return Ok(Answer::Configure(Box::new(configuration), certificates));
+                }
+                Some(other) => return Ok(Answer::Other(other)),
             }
-            Some(other) => Ok(Answer::Other(other)),
         }
     }
 

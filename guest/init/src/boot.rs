@@ -6,7 +6,7 @@ use bulkhead_protocol::{GuestMessage, HostMessage, Stage};
 
 use crate::{
     agent::{self, Answer},
-    cgroup,
+    certificates, cgroup,
     engine::{End, Engine},
     error::{Error, chain},
     event, kmsg, mounts, network, notify,
@@ -26,13 +26,15 @@ pub(crate) fn run() -> Result<End, Error> {
     cgroup::set_up()?;
     tuning::apply()?;
     network::loopback_up()?;
-    let configuration = match inbox.configuration()? {
-        Answer::Configure(configuration) => configuration,
+    let (configuration, certificates) = match inbox.configuration()? {
+        Answer::Configure(configuration, certificates) => (configuration, certificates),
         Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
             agent.send(&GuestMessage::Goodbye);
             return Ok(End { mode, ..End::ORDERLY });
         }
-        Answer::Other(HostMessage::Configure(_) | HostMessage::Published { .. }) => return Err(Error::BackendClosed),
+        Answer::Other(HostMessage::Certificates { .. } | HostMessage::Configure(_) | HostMessage::Published { .. }) => {
+            return Err(Error::BackendClosed);
+        }
     };
     network::set_host_name(&configuration.hostname)?;
     if let Some(network) = &configuration.network
@@ -41,6 +43,7 @@ pub(crate) fn run() -> Result<End, Error> {
         // The engine is worth having without it.
         kmsg::log(&chain(&error));
     }
+    certificates::trust(&certificates)?;
     agent.reached(Stage::Agent);
 
     let (events, received) = mpsc::channel();

@@ -157,6 +157,7 @@ mod tests {
             data_disk_serial: "data".to_owned(),
             network: None,
             daemon_options: object(Some(options)),
+            container_environment: Vec::new(),
         }
     }
 
@@ -170,6 +171,7 @@ mod tests {
             gateway: [10, 0, 0, 1].into(),
             nameserver: [10, 0, 0, 1].into(),
             host: [10, 0, 0, 9].into(),
+            hosts_file: false,
             ipv6: None,
             mtu: 1500,
         });

@@ -162,7 +162,9 @@ impl Engine {
             Event::Host(HostMessage::Shutdown { mode, grace_ms }) => {
                 return Some(End { mode, grace: Duration::from_millis(grace_ms).min(LONGEST_GRACE) });
             }
-            Event::Host(HostMessage::Configure(_)) => kmsg::log("ignored a second configuration"),
+            Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. }) => {
+                kmsg::log("ignored a second configuration");
+            }
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
             Event::Publish { id, .. } if self.configuration.network.is_none() => {
                 self.ports.answer(id, Some(ports::NO_NETWORK.to_owned()));
@@ -207,10 +209,9 @@ impl Engine {
     }
 
     fn start(&mut self, service: Service) {
-        let isolation = self.configuration.isolation;
-        let one = self.supervised(service);
-        match services::start(service, isolation, one.tail.clone()) {
-            Ok(pid) => one.state = State::Running { pid, since: Instant::now(), ready: false },
+        let tail = self.supervised(service).tail.clone();
+        match services::start(service, &self.configuration, tail) {
+            Ok(pid) => self.supervised(service).state = State::Running { pid, since: Instant::now(), ready: false },
             Err(error) => {
                 let reason = chain(&error);
                 kmsg::log(&reason);

@@ -53,6 +53,9 @@ pub(crate) enum Error {
     /// The backend closed the agent connection before the configuration came.
     #[error("the backend closed the agent connection before it sent a configuration")]
     BackendClosed,
+    /// More certificates than the protocol allows.
+    #[error("the backend sent more certificates than {} MiB", bulkhead_protocol::MAX_CERTIFICATES >> 20)]
+    Certificates,
     /// No block device has the serial that the configuration names.
     #[error("no data disk: no virtio block device has the serial {serial:?} (there are: {seen})")]
     NoDisk {

@@ -6,6 +6,7 @@
 
 mod agent;
 mod boot;
+mod certificates;
 mod cgroup;
 mod config;
 mod disk;

@@ -1,7 +1,8 @@
 //! Host name, loopback interface and the way out.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     net::IpAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
@@ -27,7 +28,14 @@ pub(crate) fn configure(network: &Network) -> Result<(), Error> {
         reach(ipv6.address.into(), ipv6.prefix, ipv6.gateway.into())?;
     }
     let path = "/etc/resolv.conf";
-    fs::write(path, format!("nameserver {}\n", network.nameserver)).map_err(Error::file("write", path))
+    fs::write(path, format!("nameserver {}\n", network.nameserver)).map_err(Error::file("write", path))?;
+    if network.hosts_file {
+        let path = "/etc/hosts";
+        let line = format!("{}\thost.docker.internal gateway.docker.internal\n", network.host);
+        let file = fs::OpenOptions::new().append(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(Error::file("write", path))?;
+    }
+    Ok(())
 }
 
 fn system(action: &'static str) -> impl FnOnce(io::Error) -> Error {

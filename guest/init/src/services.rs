@@ -7,10 +7,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::{
-    cgroup, config,
+    certificates, cgroup, config,
     error::Error,
     mounts, notify,
     output::{self, Tail},
@@ -82,7 +83,7 @@ impl Service {
 }
 
 /// Writes the services' configuration files.
-pub(crate) fn write_configuration(configuration: &bulkhead_protocol::Configuration) -> Result<(), Error> {
+pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), Error> {
     let daemon = serde_json::Value::Object(config::daemon(configuration)).to_string();
     for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD)] {
         fs::write(path, text).map_err(Error::file("write", path))?;
@@ -103,11 +104,11 @@ fn remove_remains(service: Service) {
 }
 
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
-pub(crate) fn start(service: Service, isolation: bool, tail: Tail) -> Result<i32, Error> {
+pub(crate) fn start(service: Service, configuration: &Configuration, tail: Tail) -> Result<i32, Error> {
     remove_remains(service);
     let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
-    let words = service.command_line(isolation);
+    let words = service.command_line(configuration.isolation);
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
@@ -116,10 +117,16 @@ pub(crate) fn start(service: Service, isolation: bool, tail: Tail) -> Result<i32
         .env("HOME", "/root")
         .env("LANG", "C.UTF-8")
         .env("NOTIFY_SOCKET", notify::SOCKET)
+        .env("SSL_CERT_FILE", certificates::BUNDLE)
+        .env("SSL_CERT_DIR", certificates::NO_FOLDER)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(Error::system("share a pipe"))?)
         .stderr(writer);
+    if service == Service::Gate && !configuration.container_environment.is_empty() {
+        let environment = serde_json::Value::from(configuration.container_environment.clone());
+        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
+    }
     let mask = SigSet::empty();
     // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid and sigprocmask, and
     // touches no memory but its own captures.

@@ -29,7 +29,13 @@ pub const AGENT_SOURCE_PORT: u32 = 1022;
 pub const DOCKER_PORT: u32 = 1023;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Longest accepted line in bytes, terminator included.
 pub const MAX_LINE: usize = 64 * 1024;
+
+/// Most bytes of certificates in PEM.
+pub const MAX_CERTIFICATES: usize = 2 << 20;
+
+/// Variable in which init gives the gate [`Configuration::container_environment`], as a JSON array.
+pub const CONTAINER_ENVIRONMENT: &str = "BULKHEAD_CONTAINER_ENVIRONMENT";

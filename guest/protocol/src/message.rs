@@ -53,6 +53,9 @@ pub struct Network {
     pub nameserver: Ipv4Addr,
     /// The host's loopback services.
     pub host: Ipv4Addr,
+    /// Whether the guest has to know the host's names itself: its name server does not.
+    #[serde(default)]
+    pub hosts_file: bool,
     /// The same network in IPv6, if it has that.
     #[serde(default)]
     pub ipv6: Option<Network6>,
@@ -124,6 +127,9 @@ pub struct Configuration {
     /// Extra keys for dockerd's `daemon.json`; the agent's own keys win.
     #[serde(default)]
     pub daemon_options: serde_json::Map<String, serde_json::Value>,
+    /// Environment of new containers, `NAME=VALUE`, where they do not set the same name themselves.
+    #[serde(default)]
+    pub container_environment: Vec<String>,
 }
 
 /// How the guest shall end.
@@ -140,6 +146,12 @@ pub enum ShutdownMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum HostMessage {
+    /// Certificates that the host trusts, in PEM; any number of these come before [`HostMessage::Configure`], together
+    /// at most [`crate::MAX_CERTIFICATES`] bytes.
+    Certificates {
+        /// Whole certificates, one after the other.
+        pem: String,
+    },
     /// Answer to [`GuestMessage::Hello`].
     Configure(Configuration),
     /// Answer to [`GuestMessage::Publish`] with the same id.

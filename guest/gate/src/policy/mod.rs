@@ -5,6 +5,7 @@
 //! `encoding/json`): keys in any case, every one of several equal keys.
 
 mod create;
+pub(crate) mod environment;
 mod image;
 mod json;
 mod paths;
@@ -63,6 +64,11 @@ pub enum Inspection {
     Service,
 }
 
+/// Whether a request with this path creates a container.
+pub fn is_container_create(segments: &[String]) -> bool {
+    matches!(segments, [first, second] if first == "containers" && second == "create")
+}
+
 impl Inspection {
     /// What a request with this path, taken apart by [`segments`], is looked at for. The method does not matter: to
     /// look at too many is harmless.
@@ -71,7 +77,7 @@ impl Inspection {
             return None;
         }
         match segments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["containers", "create"] => Some(Self::Container),
+            _ if is_container_create(segments) => Some(Self::Container),
             ["volumes", "create"] => Some(Self::Volume),
             ["services", "create"] | ["services", _, "update"] => Some(Self::Service),
             _ => None,

@@ -1,4 +1,9 @@
-//! The child `bulkhead net`: started before the VM, and again when it dies.
+//! The process that serves the VM's network device, `bulkhead net` or passt(1): started before the VM, and again when it
+//! dies.
+
+mod passt;
+mod plan;
+mod tap;
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_protocol::{Network, Network6};
 use tokio::{process::Child, sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
@@ -19,14 +23,12 @@ use super::{
     vm::VmEvent,
     vmm::{Channel, VmmError},
 };
-use crate::{
-    net::{
-        addresses::{Addresses, MTU, PREFIX6},
-        control::{self, Setup},
-    },
-    report::chain,
-    vmm::api::Command,
-};
+use crate::{net::control, report::chain, vmm::api::Command};
+use passt::Passt;
+use plan::Backend;
+use tap::TapError;
+
+pub use plan::{NetworkError, NetworkPlan};
 
 /// Starts in a row, each shorter than [`STABLE`], after which the network is given up.
 const BAD_STARTS: u32 = 5;
@@ -39,42 +41,64 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct NetProcess {
     child: Child,
-    control: Channel,
-    setup: Setup,
+    control: Option<Channel>,
+    plan: NetworkPlan,
     log: File,
 }
 
-/// What the guest is told of its network.
-pub(super) fn guest(addresses: &Addresses) -> Network {
-    Network {
-        address: addresses.guest,
-        prefix: addresses.prefix,
-        gateway: addresses.gateway,
-        nameserver: addresses.gateway,
-        host: addresses.host,
-        ipv6: Some(Network6 {
-            address: addresses.guest6,
-            prefix: PREFIX6,
-            gateway: addresses.gateway6,
-            host: addresses.host6,
-        }),
-        mtu: MTU,
+/// Why the process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The process or its socket.
+    #[error("the network process cannot be started")]
+    Process(#[source] VmmError),
+    /// The tap device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+}
+
+impl From<VmmError> for StartError {
+    fn from(error: VmmError) -> Self {
+        Self::Process(error)
     }
 }
 
 /// Starts the process; the stream is the vmm's end.
-pub(super) async fn start(setup: Setup, log: File) -> Result<(NetProcess, UnixStream), VmmError> {
-    let (child, control, stream) = spawn(&setup, &log).await?;
-    Ok((NetProcess { child, control, setup, log }, stream))
+pub(super) async fn start(plan: NetworkPlan, log: File) -> Result<(NetProcess, UnixStream), StartError> {
+    let (child, control, stream) = spawn(&plan, &log).await?;
+    Ok((NetProcess { child, control, plan, log }, stream))
 }
 
-async fn spawn(setup: &Setup, log: &File) -> Result<(Child, Channel, UnixStream), VmmError> {
-    let (control, theirs) = Channel::pair()?;
-    let child = log.try_clone().and_then(|log| child::spawn("net", theirs.as_fd(), log)).map_err(VmmError::Spawn)?;
-    info!(pid = child.id().unwrap_or_default(), "began a network process");
+/// A process, our end of its control socket if it has one, and the vmm's end of its stream.
+async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<Channel>, UnixStream), StartError> {
     let (frontend, backend) = UnixStream::pair().map_err(VmmError::Spawn)?;
-    control.send(&control::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
+    let output = log.try_clone().map_err(VmmError::Spawn)?;
+    let (child, control) = match &plan.backend {
+        Backend::Own(setup) => {
+            let (child, control) = own(output)?;
+            control.send(&control::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
+            (child, Some(control))
+        }
+        Backend::Tap(tap) => {
+            let device = tap.open().await?;
+            let (child, control) = own(output)?;
+            control.send(&control::Command::SetupTap, Some(backend.as_fd())).await?;
+            control.send(&control::Command::Tap, Some(device.as_fd())).await?;
+            (child, Some(control))
+        }
+        Backend::Passt(passt) => {
+            let arguments = Passt::arguments(plan.addresses());
+            let child = child::spawn_program(passt.program(), arguments, backend.as_fd(), output);
+            (child.map_err(VmmError::Spawn)?, None)
+        }
+    };
+    info!(pid = child.id().unwrap_or_default(), "began a network process");
     Ok((child, control, frontend))
+}
+
+fn own(log: File) -> Result<(Child, Channel), VmmError> {
+    let (control, theirs) = Channel::pair()?;
+    Ok((child::spawn("net", theirs.as_fd(), log).map_err(VmmError::Spawn)?, control))
 }
 
 /// Starts the process again whenever it ends, and hands the published ports over to it, until the VM has ended; drop the
@@ -88,9 +112,16 @@ pub(super) async fn keep(
     let mut bad = 0;
     let warning = loop {
         let begun = Instant::now();
+        let told = async {
+            match &process.control {
+                Some(control) => hand_over(control, &ports).await,
+                // passt is told of no ports, and none are published.
+                None => std::future::pending().await,
+            }
+        };
         let status = tokio::select! {
             status = process.child.wait() => status,
-            never = hand_over(&process.control, &ports) => match never {},
+            never = told => match never {},
         };
         let how = match status {
             // The vmm closed the stream; usually because the VM ends.
@@ -104,7 +135,7 @@ pub(super) async fn keep(
             break format!("the network is down: {how}, {bad} times in a row");
         }
         tokio::time::sleep(PAUSE).await;
-        match spawn(&process.setup, &process.log).await {
+        match spawn(&process.plan, &process.log).await {
             Ok((child, control, stream)) => {
                 (process.child, process.control) = (child, control);
                 if let Err(error) = channel.send(&Command::Network, Some(stream.as_fd())).await {

@@ -1,0 +1,183 @@
+//! From settings and host to a network device's backend; every check that needs no VM is made here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bulkhead_protocol::{Network, Network6};
+
+use super::{
+    passt::{Passt, PasstError},
+    tap::{Tap, TapError},
+};
+use crate::{
+    net::{
+        addresses::{Addresses, MTU, PREFIX6},
+        control::Setup,
+        nameservers,
+    },
+    settings::{NetworkKind, Settings, Subnet},
+};
+
+/// Why a VM cannot have its network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// passt.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
+    /// The tap device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The network.
+    #[error("the network {0} has not room for the guest, its router and the host; set another vpnkitCIDR")]
+    Room(Subnet),
+}
+
+/// Who serves the network device.
+#[derive(Clone, Debug)]
+pub(in crate::backend) enum Backend {
+    /// Our own process with its TCP/IP stack.
+    Own(Setup),
+    /// passt(1).
+    Passt(Passt),
+    /// Our own process, between the device and a tap device.
+    Tap(Tap),
+}
+
+/// The network of a VM that has one.
+#[derive(Clone, Debug)]
+pub struct NetworkPlan {
+    pub(in crate::backend) backend: Backend,
+    addresses: Addresses,
+    nameserver: Ipv4Addr,
+}
+
+impl NetworkPlan {
+    /// The network of this kind, or none; looks at what of it must be there before the VM.
+    pub(in crate::backend) fn new(kind: &NetworkKind, settings: &Settings) -> Result<Option<Self>, NetworkError> {
+        let subnet = settings.subnet();
+        let setup = Setup { subnet: (subnet.first(), subnet.prefix()), host_loopback: settings.host_loopback() };
+        let addresses = Addresses::new(&setup).ok_or(NetworkError::Room(subnet))?;
+        let (backend, nameserver) = match kind {
+            NetworkKind::None => return Ok(None),
+            NetworkKind::User => (Backend::Own(setup), addresses.gateway),
+            NetworkKind::Passt => (Backend::Passt(Passt::find()?), addresses.gateway),
+            NetworkKind::Tap(name) => (Backend::Tap(Tap::find(name)?), nameserver().unwrap_or(addresses.gateway)),
+        };
+        Ok(Some(Self { backend, addresses, nameserver }))
+    }
+
+    /// The addresses of guest, router and host.
+    pub(super) fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// What the guest calls the host when it cannot ask our name server: an address. With a tap device the router is
+    /// this machine itself.
+    fn host(&self) -> Ipv4Addr {
+        match self.backend {
+            Backend::Own(_) | Backend::Passt(_) => self.addresses.host,
+            Backend::Tap(_) => self.addresses.gateway,
+        }
+    }
+
+    /// Whether our own name server, which knows the host's names, answers the guest.
+    fn has_names(&self) -> bool {
+        matches!(self.backend, Backend::Own(_))
+    }
+
+    /// What is put in the place of this machine's loopback in what the guest is told; `None` when nothing leads there.
+    pub(in crate::backend) fn host_for_guest(&self) -> Option<String> {
+        if !self.addresses.host_loopback {
+            return None;
+        }
+        match self.backend {
+            Backend::Own(_) => Some("host.docker.internal".to_owned()),
+            Backend::Passt(_) => Some(self.addresses.host.to_string()),
+            Backend::Tap(_) => None,
+        }
+    }
+
+    /// Names and networks that the guest reaches without a proxy.
+    pub(in crate::backend) fn own_networks(&self) -> Vec<String> {
+        let mut networks = vec![format!("{}/{}", self.addresses.network, self.addresses.prefix)];
+        if self.has_names() {
+            let first = self.addresses.host6.to_bits() >> (128 - PREFIX6) << (128 - PREFIX6);
+            networks.push(format!("{}/{PREFIX6}", Ipv6Addr::from_bits(first)));
+        }
+        networks
+    }
+
+    /// Why no port can be published; `None` when it can.
+    pub(in crate::backend) fn no_ports(&self) -> Option<String> {
+        let guest = self.addresses.guest;
+        match &self.backend {
+            Backend::Own(_) => None,
+            Backend::Passt(_) => Some(
+                "with the network `passt` no port can be published; `bulkhead settings set network user` lets it"
+                    .to_owned(),
+            ),
+            Backend::Tap(tap) => Some(format!(
+                "with a tap device no port can be published on the host; route the container's network through {guest} \
+                 on {}, or `bulkhead settings set network user`",
+                tap.name()
+            )),
+        }
+    }
+
+    /// What the guest is told of its network.
+    pub(in crate::backend) fn guest(&self) -> Network {
+        let addresses = &self.addresses;
+        Network {
+            address: addresses.guest,
+            prefix: addresses.prefix,
+            gateway: addresses.gateway,
+            nameserver: self.nameserver,
+            host: self.host(),
+            hosts_file: match self.backend {
+                Backend::Own(_) => false,
+                Backend::Passt(_) => addresses.host_loopback,
+                Backend::Tap(_) => true,
+            },
+            ipv6: self.has_names().then_some(Network6 {
+                address: addresses.guest6,
+                prefix: PREFIX6,
+                gateway: addresses.gateway6,
+                host: addresses.host6,
+            }),
+            mtu: match &self.backend {
+                Backend::Own(_) | Backend::Passt(_) => MTU,
+                Backend::Tap(tap) => tap.mtu(),
+            },
+        }
+    }
+}
+
+/// The first name server of this machine that the guest can reach, too.
+fn nameserver() -> Option<Ipv4Addr> {
+    nameservers().into_iter().find_map(|server| match server.ip() {
+        IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_addresses_follow_the_setting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settings.json");
+        std::fs::write(&path, r#"{"vpnkitCIDR": "10.9.0.0/20", "hostLoopback": false}"#).unwrap();
+        let settings = Settings::load(&path).unwrap();
+        let plan = NetworkPlan::new(&NetworkKind::User, &settings).unwrap().unwrap();
+        let guest = plan.guest();
+        assert_eq!((guest.address.to_string(), guest.prefix), ("10.9.0.3".into(), 20));
+        assert_eq!((guest.gateway.to_string(), guest.host.to_string()), ("10.9.0.1".into(), "10.9.15.254".into()));
+        assert_eq!((guest.nameserver, guest.hosts_file), (guest.gateway, false));
+        assert_eq!(plan.host_for_guest(), None);
+        assert!(plan.no_ports().is_none());
+        let Backend::Own(setup) = plan.backend else { panic!() };
+        assert_eq!((setup.subnet, setup.host_loopback), (([10, 9, 0, 0].into(), 20), false));
+        assert!(NetworkPlan::new(&NetworkKind::None, &settings).unwrap().is_none());
+    }
+}

@@ -1,0 +1,126 @@
+//! The engine's HTTP proxy, as the guest is told of it.
+
+use bulkhead_protocol::Configuration;
+use serde_json::{Map, Value, json};
+
+use super::{network::NetworkPlan, wire::StartOptions};
+use crate::settings::{Proxy, ProxyUrl, Settings};
+
+/// What a VM's proxy is, whoever set it.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyPlan {
+    proxy: Proxy,
+    containers: bool,
+}
+
+impl ProxyPlan {
+    /// From settings and options; and what a person should know.
+    pub(super) fn new(
+        settings: &Settings,
+        options: &StartOptions,
+        network: Option<&NetworkPlan>,
+    ) -> (Self, Option<String>) {
+        let (proxy, wrong) = match settings.proxy() {
+            Some(proxy) => (proxy, Vec::new()),
+            None => Proxy::from_environment(&options.proxy),
+        };
+        let warning = if !wrong.is_empty() {
+            Some(format!("{} in the environment names no proxy and is left out", wrong.join(" and ")))
+        } else if proxy.is_on_loopback() && network.is_some_and(|network| network.host_for_guest().is_none()) {
+            Some("the proxy is on this machine's loopback, which this VM's network does not reach".to_owned())
+        } else {
+            None
+        };
+        (Self { proxy, containers: settings.containers_proxy() }, warning)
+    }
+
+    /// Puts it where the guest looks for it; `hostname` is the guest's.
+    pub(super) fn apply(&self, network: Option<&NetworkPlan>, configuration: &mut Configuration) {
+        let Some(network) = network.filter(|_| self.proxy.is_some()) else { return };
+        let host = network.host_for_guest();
+        let url = |url: &Option<ProxyUrl>| url.as_ref().map(|url| url.for_guest(host.as_deref()));
+        let (http, https) = (url(&self.proxy.http), url(&self.proxy.https));
+        let mut own = network.own_networks();
+        own.push(configuration.hostname.clone());
+        let exclude = self.proxy.no_proxy(&own);
+        let mut proxies = Map::new();
+        for (key, value) in [("http-proxy", &http), ("https-proxy", &https), ("no-proxy", &Some(exclude.clone()))] {
+            if let Some(value) = value {
+                proxies.insert(key.to_owned(), json!(value));
+            }
+        }
+        configuration.daemon_options.insert("proxies".to_owned(), Value::Object(proxies));
+        if self.containers {
+            let pairs = [("HTTP_PROXY", http), ("HTTPS_PROXY", https), ("NO_PROXY", Some(exclude))];
+            let pairs = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
+            // Programs differ in which case they read, and the docker command sets both, too.
+            configuration.container_environment = pairs
+                .flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_lowercase())])
+                .collect();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{NetworkKind, ProxyEnvironment};
+
+    fn settings(text: &str) -> Settings {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settings.json");
+        std::fs::write(&path, text).unwrap();
+        Settings::load(&path).unwrap()
+    }
+
+    fn applied(text: &str, environment: ProxyEnvironment) -> (Value, Vec<String>, Option<String>) {
+        let settings = settings(text);
+        let network = NetworkPlan::new(&NetworkKind::User, &settings).unwrap();
+        let options = StartOptions { proxy: environment, ..StartOptions::default() };
+        let (plan, warning) = ProxyPlan::new(&settings, &options, network.as_ref());
+        let mut configuration: Configuration = serde_json::from_value(json!({
+            "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
+        }))
+        .unwrap();
+        plan.apply(network.as_ref(), &mut configuration);
+        (Value::Object(configuration.daemon_options), configuration.container_environment, warning)
+    }
+
+    #[test]
+    fn the_environments_proxy_on_the_loopback_is_the_hosts_for_the_engine() {
+        let environment = ProxyEnvironment {
+            http: Some("http://me:pw@127.0.0.1:3128".into()),
+            https: None,
+            exclude: Some(".corp".into()),
+        };
+        let (options, containers, warning) = applied("{}", environment);
+        let exclude = "localhost,127.0.0.0/8,::1,host.docker.internal,gateway.docker.internal,192.168.65.0/24,\
+                       fd0b:ad:c0ff::/64,bulkhead,.corp";
+        let expected = json!({"proxies": {
+            "http-proxy": "http://me:pw@host.docker.internal:3128", "no-proxy": exclude
+        }});
+        assert_eq!((options, containers, warning), (expected, vec![], None));
+    }
+
+    #[test]
+    fn manual_settings_replace_the_environment_and_containers_have_them_when_asked() {
+        let text = r#"{"proxyHttpMode": "manual", "overrideProxyHttps": "http://proxy:1", "containersProxy": true,
+                       "overrideProxyExclude": ["*"]}"#;
+        let environment = ProxyEnvironment { http: Some("http://other:2".into()), ..ProxyEnvironment::default() };
+        let (options, containers, warning) = applied(text, environment);
+        assert_eq!(options["proxies"]["https-proxy"], "http://proxy:1");
+        assert!(options["proxies"].get("http-proxy").is_none() && warning.is_none());
+        assert_eq!(containers[..2], ["HTTPS_PROXY=http://proxy:1", "https_proxy=http://proxy:1"]);
+        assert!(containers[2].starts_with("NO_PROXY=localhost,") && containers[3].ends_with(",*"));
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_reached_or_read_is_warned_of() {
+        let loopback = ProxyEnvironment { http: Some("localhost:3128".into()), ..ProxyEnvironment::default() };
+        assert!(applied(r#"{"hostLoopback": false}"#, loopback).2.unwrap().contains("loopback"));
+        let wrong = ProxyEnvironment { https: Some("ftp://me:s3cret@x".into()), ..ProxyEnvironment::default() };
+        let (options, _, warning) = applied("{}", wrong);
+        assert_eq!(options, json!({}));
+        assert!(warning.as_deref().is_some_and(|text| text.contains("HTTPS_PROXY") && !text.contains("s3cret")));
+    }
+}
