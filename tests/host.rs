@@ -431,11 +431,69 @@ fn start_with_a_smaller_disk_than_exists_is_refused() {
 }
 
 #[test]
+fn network_settings_that_cannot_be_are_refused_with_what_can_be_and_without_passwords() {
+    let home = Home::new();
+    for (key, value, expected) in [
+        ("network", "bridge", "user, none, passt or tap=NAME"),
+        ("network", "tap=", "tap=NAME"),
+        ("network", "tap=a/../b", "tap=NAME"),
+        ("vpnkitCIDR", "8.8.8.0/24", "a private IPv4 network of 16 to 28 bits"),
+        ("vpnkitCIDR", "172.17.0.0/16", "172.17.0.0/16, which is the engine's"),
+        ("vpnkitCIDR", "192.168.65.7/24", "by its first address"),
+        ("hostLoopback", "maybe", "true or false"),
+        ("proxyHttpMode", "pac", "system or manual"),
+        ("overrideProxyHttp", "http://me:s3cret@proxy:99999", "http://proxy.example.org:3128"),
+        ("overrideProxyHttps", "gopher://me:s3cret@proxy", "http://proxy.example.org:3128"),
+        ("overrideProxyExclude", "a b", "with commas between"),
+    ] {
+        let message = refused(&home.bulkhead(&["settings", "set", key, value]), 1);
+        assert!(message.contains(key) && message.contains(expected), "{message}");
+        assert!(!message.contains("s3cret"), "{message}");
+    }
+    assert!(!home.path("config/bulkhead/default/settings.json").exists());
+}
+
+#[test]
+fn a_proxys_password_is_printed_only_when_it_is_asked_for_by_name() {
+    let home = Home::new();
+    let proxy = "http://me:s3cret@proxy.example.org:3128";
+    assert!(home.bulkhead(&["settings", "set", "overrideProxyHttp", proxy]).status.success());
+    for arguments in [&["settings", "list"][..], &["settings", "list", "--format", "json"]] {
+        let text = String::from_utf8(home.bulkhead(arguments).stdout).unwrap();
+        assert!(text.contains("http://***@proxy.example.org:3128") && !text.contains("s3cret"), "{text}");
+    }
+    let one = home.bulkhead(&["settings", "get", "overrideProxyHttp"]).stdout;
+    assert_eq!(String::from_utf8(one).unwrap().trim_end(), proxy);
+    let file = home.path("config/bulkhead/default/settings.json");
+    assert_eq!(fs::metadata(file).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn start_with_a_network_that_is_not_there_says_how_to_get_it() {
+    let home = Home::new();
+    put_image(&home);
+    let Some(output) = with_any_kvm(&home, &["start", "--net", "tap=bh-missing"]) else { return };
+    let message = refused(&output, 1);
+    assert!(message.contains("ip tuntap add bh-missing mode tap user $USER"), "{message}");
+    let Some(output) = with_any_kvm(&home, &["start", "--net", "tap=lo"]) else { return };
+    assert!(refused(&output, 1).contains("`lo` is no tap device"));
+    let mut command = home.command(program());
+    command.env("PATH", home.path("bin")).env("BULKHEAD_TRY_ANY_KVM", "1").args(["start", "--net", "passt"]);
+    let message = refused(&command.output().unwrap(), 1);
+    assert!(message.contains("no `passt` in PATH"), "{message}");
+}
+
+#[test]
 fn a_wrong_command_line_is_status_2() {
     let home = Home::new();
-    for arguments in
-        [&["start", "--cpus", "0"][..], &["start", "--memory", "8"], &["start", "--kernel", "/x"], &["frob"]]
-    {
+    for arguments in [
+        &["start", "--cpus", "0"][..],
+        &["start", "--memory", "8"],
+        &["start", "--kernel", "/x"],
+        &["frob"],
+        &["start", "--net", "bridge"],
+        &["run", "--net", "tap=a b", "--", "true"],
+    ] {
         assert_eq!(home.bulkhead(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

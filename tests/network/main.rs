@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod ports;
+mod settings;
 
 use std::{
     fs,
@@ -56,6 +57,14 @@ extern "C" fn stop() {
 
 /// One engine for all tests, one test at a time.
 fn engine() -> MutexGuard<'static, ()> {
+    let turn = turn();
+    // A test with another engine leaves none.
+    bulkhead(&["start", "--timeout", "300"]);
+    turn
+}
+
+/// The turn of one test; there is an engine or not.
+fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     static ONCE: Once = Once::new();
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

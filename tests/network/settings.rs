@@ -1,0 +1,334 @@
+//! Settings of the network, proxies, certificates and other backends of the network device.
+
+use std::{ffi::OsStr, io::Read, net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use super::*;
+
+/// The engine with other settings; it is stopped and the settings are the usual ones afterwards.
+struct Other {
+    keys: Vec<String>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = bulkhead(&["logs"]).stdout;
+            eprintln!("{}", String::from_utf8_lossy(&log));
+        }
+        bulkhead(&["stop"]);
+        for key in &self.keys {
+            bulkhead(&["settings", "unset", key]);
+        }
+    }
+}
+
+/// Starts the engine anew; what `start` wrote to its standard error.
+fn other(settings: &[(&str, &str)], environment: &[(&str, &OsStr)], options: &[&str]) -> (Other, String) {
+    let turn = turn();
+    bulkhead(&["stop"]);
+    for (key, value) in settings {
+        bulkhead(&["settings", "set", key, value]);
+    }
+    let other = Other { keys: settings.iter().map(|(key, _)| (*key).to_owned()).collect(), _turn: turn };
+    let mut command = Command::new(BULKHEAD);
+    if std::env::var_os("BULKHEAD_ROOTFS").is_none() {
+        command.env_remove("BULKHEAD_KERNEL");
+    }
+    let output = command
+        .envs(environment.iter().copied())
+        .args(["--profile", PROFILE, "start", "--timeout", "300"])
+        .args(options)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    (other, said)
+}
+
+fn done(arguments: &[&str]) -> String {
+    let output = docker(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// This machine's address on the way out, if it has one.
+fn own_address() -> Option<Ipv4Addr> {
+    let outside = UdpSocket::bind("0.0.0.0:0").unwrap();
+    match outside.connect("192.0.2.1:9").and_then(|()| outside.local_addr()).ok()?.ip() {
+        IpAddr::V4(address) if !address.is_loopback() => Some(address),
+        _ => None,
+    }
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_shall_be() {
+    let body = pattern(1 << 20);
+    let (expected, port) = (digest(&body), http(body));
+    let fetch = |name: &str| shell(&format!("wget -T 5 -qO- http://{name}:{port}/ | sha256sum"));
+    let nothing = digest(b"");
+    {
+        let _other = other(&[("vpnkitCIDR", "10.77.0.0/20")], &[], &[]);
+        assert!(fetch("host.docker.internal").contains(&expected));
+        assert!(fetch("10.77.15.254").contains(&expected));
+        assert!(fetch("192.168.65.254").contains(&nothing));
+        let printed = shell("ping -c 1 10.77.0.3");
+        assert!(printed.contains("1 packets received"), "{printed}");
+    }
+    let _other = other(&[("vpnkitCIDR", "10.78.0.0/24"), ("hostLoopback", "false")], &[], &[]);
+    for name in ["host.docker.internal", "gateway.docker.internal", "10.78.0.254", "10.78.0.1"] {
+        let printed = fetch(name);
+        assert!(printed.contains(&nothing) && printed.contains("wget: "), "{name}: {printed}");
+    }
+    // The name server is no service of the loopback.
+    let printed = shell("nslookup -type=a localhost 10.78.0.1 || true");
+    assert!(printed.contains("10.78.0.1"), "{printed}");
+}
+
+/// An HTTP proxy that asks for a name and a password and notes what it is asked for.
+fn proxy(credentials: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&asked);
+    let port = serve(move |mut client| {
+        let noted = Arc::clone(&noted);
+        thread::spawn(move || {
+            let mut reader = BufReader::new(client.try_clone().unwrap());
+            let (mut request, mut line, mut allowed) = (String::new(), String::new(), false);
+            reader.read_line(&mut request).unwrap();
+            while reader.read_line(&mut line).is_ok_and(|len| len > 2) {
+                allowed |= line.trim_end().eq_ignore_ascii_case(&format!("proxy-authorization: basic {credentials}"));
+                line.clear();
+            }
+            noted.lock().unwrap().push(request.trim_end().to_owned());
+            let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
+            if !allowed || !request.starts_with("CONNECT ") {
+                let _ = write!(client, "HTTP/1.1 407 no\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n");
+                return;
+            }
+            let Ok(mut server) = TcpStream::connect(target) else { return };
+            write!(client, "HTTP/1.1 200 connected\r\n\r\n").unwrap();
+            let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(std::net::Shutdown::Write);
+            });
+            let _ = std::io::copy(&mut reader, &mut server);
+            let _ = server.shutdown(std::net::Shutdown::Write);
+        });
+    });
+    (port, asked)
+}
+
+/// A registry with a certificate of a private authority, on this machine's own address.
+struct PrivateRegistry {
+    _registry: Registry,
+    folder: tempfile::TempDir,
+    place: String,
+}
+
+impl PrivateRegistry {
+    fn start(address: Ipv4Addr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+        let make = |arguments: &[&str]| {
+            let output = Command::new("openssl").args(arguments).current_dir(folder.path()).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        let root = ["req", "-x509", "-subj", "/CN=Private Root", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt"];
+        make(&[&root[..], &curve].concat());
+        let san = format!("subjectAltName=IP:{address}");
+        let server = [
+            "req",
+            "-x509",
+            "-subj",
+            "/CN=registry",
+            "-days",
+            "2",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-addext",
+            &san,
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            "server.key",
+            "-out",
+            "server.crt",
+        ];
+        make(&[&server[..], &curve].concat());
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let text = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}:{port}\n  tls:\n    \
+             certificate: {}\n    key: {}\n",
+            path("storage"),
+            path("server.crt"),
+            path("server.key")
+        );
+        fs::write(path("config.yml"), text).unwrap();
+        let registry = Command::new("docker-registry")
+            .arg("serve")
+            .arg(path("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the Debian package docker-registry is needed");
+        let registry = Registry(registry);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect((address, port)).is_err() {
+            assert!(Instant::now() < deadline, "the registry does not listen");
+            thread::sleep(Duration::from_millis(100));
+        }
+        Self { _registry: registry, folder, place: format!("{address}:{port}") }
+    }
+
+    /// What this machine trusts, and this registry's authority.
+    fn bundle(&self) -> PathBuf {
+        let mut all = fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
+        all.extend(fs::read(self.folder.path().join("ca.crt")).unwrap());
+        let path = self.folder.path().join("bundle.crt");
+        fs::write(&path, all).unwrap();
+        path
+    }
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn the_engine_trusts_what_the_host_trusts_and_goes_through_its_proxy_at_each_start() {
+    let Some(address) = own_address() else {
+        println!("left out: this machine has no address but its loopback's");
+        return;
+    };
+    let registry = PrivateRegistry::start(address);
+    let name = format!("{}/alpine", registry.place);
+    {
+        let _engine = engine();
+        done(&["tag", "alpine", &name]);
+        let refused = docker(&["push", &name]);
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(message.contains("x509") || message.contains("unknown authority"), "{message}");
+    }
+    // "me:s3cret"
+    let (port, asked) = proxy("bWU6czNjcmV0");
+    let url = format!("http://me:s3cret@127.0.0.1:{port}");
+    let bundle = registry.bundle();
+    let environment =
+        [("SSL_CERT_FILE", bundle.as_os_str()), ("HTTPS_PROXY", url.as_ref()), ("no_proxy", "example.org".as_ref())];
+    let (_other, said) = other(&[("containersProxy", "true")], &environment, &[]);
+    assert!(!said.contains("warning"), "{said}");
+    done(&["push", &name]);
+    done(&["rmi", &name]);
+    done(&["pull", &name]);
+    let asked = asked.lock().unwrap().clone();
+    assert!(asked.iter().any(|line| *line == format!("CONNECT {} HTTP/1.1", registry.place)), "{asked:?}");
+    let info = done(&["info", "--format", "{{.HTTPSProxy}} {{.NoProxy}}"]);
+    assert!(info.contains(&format!("host.docker.internal:{port}")) && !info.contains("s3cret"), "{info}");
+    assert!(info.contains("localhost") && info.contains("example.org"), "{info}");
+    let printed = shell("env | sort | grep -i proxy");
+    let line = format!("HTTPS_PROXY=http://me:s3cret@host.docker.internal:{port}\n");
+    assert!(printed.contains(&line) && printed.contains("\nno_proxy=localhost,"), "{printed}");
+    let printed = done(&["run", "--rm", "-e", "https_proxy=own", "alpine", "sh", "-c", "env | grep -i https_proxy"]);
+    assert_eq!(printed, "https_proxy=own\n");
+    let log = String::from_utf8_lossy(&bulkhead(&["logs"]).stdout).into_owned();
+    assert!(!log.contains("s3cret"), "the log has the proxy's password");
+}
+
+/// A tap device of this test.
+struct Device(&'static str);
+
+impl Device {
+    fn make(name: &'static str, address: &str) -> Self {
+        let device = Self(name);
+        for arguments in [
+            &["tuntap", "add", name, "mode", "tap"][..],
+            &["addr", "add", address, "dev", name],
+            &["link", "set", name, "up"],
+        ] {
+            let output = Command::new("ip").args(arguments).output().unwrap();
+            assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        device
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["tuntap", "del", self.0, "mode", "tap"]).output();
+    }
+}
+
+/// A server on one address with one file, for one kind of network.
+fn serve_file(address: Ipv4Addr, body: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(&body);
+        }
+    });
+    port
+}
+
+/// Data both ways between a container and this machine, and no port that anybody would wait for in vain.
+fn data_moves(name: &str, address: Ipv4Addr) {
+    let body = pattern(16 << 20);
+    let (expected, port) = (digest(&body), serve_file(address, body));
+    let begun = Instant::now();
+    assert_eq!(shell(&format!("wget -qO- http://{name}:{port}/ | sha256sum")), format!("{expected}  -\n"));
+    println!("16 MiB to a container in {:.1?}", begun.elapsed());
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let receiver = thread::spawn(move || {
+        let mut data = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut data).unwrap();
+        data
+    });
+    let begun = Instant::now();
+    shell(&format!("dd if=/dev/zero bs=65536 count=256 2>/dev/null | nc {name} {port}"));
+    assert!(receiver.join().unwrap() == vec![0; 16 << 20]);
+    println!("16 MiB from a container in {:.1?}", begun.elapsed());
+    let refused = docker(&["run", "--rm", "-p", "8080:80", "alpine", "true"]);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && message.contains("no port can be published"), "{message}");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_tap_device_carries_frames_both_ways_and_survives_its_process() {
+    if !Path::new(THROW_AWAY_MACHINE).is_dir() || !nix::unistd::geteuid().is_root() {
+        println!("left out: this machine is not to be given network devices");
+        return;
+    }
+    let router = Ipv4Addr::new(10, 79, 0, 1);
+    let _device = Device::make("bulkhead-test", "10.79.0.1/24");
+    let (_other, _) = other(&[("vpnkitCIDR", "10.79.0.0/24")], &[], &["--net", "tap=bulkhead-test"]);
+    let pinged = Command::new("busybox").args(["ping", "-c", "2", "10.79.0.3"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&pinged.stdout).contains("2 packets received"));
+    data_moves("10.79.0.1", router);
+    let killed = network_process().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while network_process().is_none_or(|pid| pid == killed) {
+        assert!(Instant::now() < deadline, "no new network process");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let port = serve_file(router, b"again".to_vec());
+    assert_eq!(shell(&format!("wget -T 20 -qO- http://10.79.0.1:{port}/")), "again");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn passt_serves_the_device_with_the_same_addresses() {
+    if Command::new("passt").arg("--version").output().is_err() {
+        println!("left out: there is no passt");
+        return;
+    }
+    let (_other, _) = other(&[], &[], &["--net", "passt"]);
+    assert!(network_process().is_none());
+    data_moves("192.168.65.254", Ipv4Addr::LOCALHOST);
+}
