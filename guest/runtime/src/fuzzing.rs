@@ -24,8 +24,10 @@ pub fn config(text: &[u8]) {
     }
     let Ok(binds) = mounts::binds(&spec) else { return };
     mounts::clean(&mut spec);
-    let _ = mounts::others(&spec, &binds);
-    mounts::remove(&mut spec, &[]);
+    let covers = mounts::covers(&spec, &binds);
+    let _ = mounts::others(&spec, &binds, &covers);
+    let placed: Vec<_> = covers.iter().map(|cover| cover.index).collect();
+    mounts::remove(&mut spec, &placed);
     namespaces::rewrite(&mut spec, &[("user", "/proc/self/fd/9".to_owned())]);
     ids::map(&mut spec, START);
     process::adapt(&mut spec, Facts { apparmor: true, selinux: false });
