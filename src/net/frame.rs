@@ -1,7 +1,10 @@
 //! Frames on the wire to the guest: Ethernet, the questions for its neighbours' hardware addresses (ARP, RFC 826;
 //! neighbour discovery, RFC 4861), and the header that virtio puts before each frame.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use smoltcp::wire::{Icmpv6Packet, IpProtocol};
 
@@ -33,16 +36,44 @@ pub(super) struct Frame {
     pub(super) bytes: Vec<u8>,
 }
 
+/// Buffers of at least so many bytes are used again: to clear 64 KiB costs as much as to fill them.
+const LARGE: usize = 16 * 1024;
+/// Most buffers that are kept.
+const KEPT: usize = 32;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer of this length, with zeros or with what was in it before.
+pub(super) fn buffer(len: usize) -> Vec<u8> {
+    let used = if len < LARGE { None } else { BUFFERS.with_borrow_mut(Vec::pop) };
+    let mut buffer = used.unwrap_or_default();
+    buffer.resize(len, 0);
+    buffer
+}
+
+/// Gives a buffer back.
+pub(super) fn recycle(buffer: Vec<u8>) {
+    if buffer.len() >= LARGE {
+        BUFFERS.with_borrow_mut(|buffers| {
+            if buffers.len() < KEPT {
+                buffers.push(buffer);
+            }
+        });
+    }
+}
+
 impl Frame {
     fn ethernet(len: usize, ethertype: [u8; 2]) -> Self {
-        let mut bytes = vec![0; ETHERNET_HEADER + len];
+        let mut bytes = buffer(ETHERNET_HEADER + len);
         bytes[..6].copy_from_slice(&GUEST_MAC);
         bytes[6..12].copy_from_slice(&GATEWAY_MAC);
         bytes[12..14].copy_from_slice(&ethertype);
         Self { header: [0; VIRTIO_HEADER], bytes }
     }
 
-    /// A frame for an IP packet of this length, to be filled from [`ETHERNET_HEADER`] on and then sealed.
+    /// A frame for an IP packet of this length, to be filled whole from [`ETHERNET_HEADER`] on and then sealed.
     pub(super) fn ip(len: usize) -> Self {
         Self::ethernet(len, ETHERTYPE_IPV4)
     }

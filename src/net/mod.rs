@@ -229,7 +229,9 @@ impl Loop {
         loop {
             while let Some(frame) = self.stack.out.front() {
                 if ring.give(&memory, frame, mergeable) {
-                    self.stack.out.pop_front();
+                    if let Some(given) = self.stack.out.pop_front() {
+                        frame::recycle(given.bytes);
+                    }
                 } else if !ring.await_buffers(&memory) {
                     break;
                 }

@@ -3,10 +3,10 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use super::frame::{Frame, MOST, VIRTIO_HEADER};
 use crate::vmm::memory::GuestRam;
@@ -23,6 +23,25 @@ pub(crate) struct Ring {
     event_idx: bool,
     /// `used.idx` when the driver was last signalled.
     signalled: u16,
+    /// Chains under way: the head, and where its descriptors end among the places.
+    chains: Vec<(u16, usize)>,
+    /// Buffers of the chains under way.
+    places: Vec<(GuestAddress, u32)>,
+}
+
+/// Moves as much of `rest` as there is room for into a buffer; how much that was.
+fn fill(memory: &GuestRam, (address, len): (GuestAddress, u32), rest: &mut [&[u8]; 2]) -> u32 {
+    let mut written = 0;
+    for part in rest {
+        let fits = part.len().min((len - written) as usize);
+        let Some(to) = address.checked_add(written.into()).filter(|_| fits > 0) else { continue };
+        // A place outside of memory is the driver's loss.
+        if memory.write_slice(&part[..fits], to).is_ok() {
+            written += fits as u32;
+        }
+        *part = &part[fits..];
+    }
+    written
 }
 
 impl Ring {
@@ -34,6 +53,8 @@ impl Ring {
             enabled: false,
             event_idx: false,
             signalled: 0,
+            chains: Vec::new(),
+            places: Vec::new(),
         })
     }
 
@@ -82,46 +103,33 @@ impl Ring {
     /// All buffers of a frame appear in the used ring at once (5.1.6.4.1).
     pub(super) fn give(&mut self, memory: &GuestRam, frame: &Frame, mergeable: bool) -> bool {
         let start = self.queue.next_avail();
-        let mut missing = VIRTIO_HEADER + frame.bytes.len();
-        let mut buffers = Vec::new();
-        while missing > 0 && (mergeable || buffers.is_empty()) {
+        let mut missing = (VIRTIO_HEADER + frame.bytes.len()) as u64;
+        self.chains.clear();
+        self.places.clear();
+        while missing > 0 && (mergeable || self.chains.is_empty()) && self.chains.len() < MOST_DESCRIPTORS.into() {
             let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
                 self.queue.set_next_avail(start);
                 return false;
             };
-            let head = chain.head_index();
-            let Ok(writer) = chain.writer(memory) else {
-                let _ = self.queue.add_used(memory, head, 0);
-                return true;
-            };
-            missing = missing.saturating_sub(writer.available_bytes());
-            buffers.push((head, writer));
-            if buffers.len() >= usize::from(MOST_DESCRIPTORS) {
-                break;
-            }
+            let (head, first) = (chain.head_index(), self.places.len());
+            self.places.extend(chain.writable().map(|descriptor| (descriptor.addr(), descriptor.len())));
+            let room = self.places[first..].iter().map(|(_, len)| u64::from(*len)).sum();
+            missing = missing.saturating_sub(room);
+            self.chains.push((head, self.places.len()));
         }
         let mut header = frame.header;
-        header[10..12].copy_from_slice(&(buffers.len() as u16).to_le_bytes());
-        let whole = missing == 0;
-        let mut rest = [&header[..], &frame.bytes[..]];
-        let last = buffers.len().saturating_sub(1);
-        for (index, (head, mut writer)) in buffers.into_iter().enumerate() {
-            let mut written = 0;
-            // A frame that does not fit into the driver's buffers is lost, the buffers are not.
-            while whole && writer.available_bytes() > 0 && !rest[1].is_empty() {
-                let part = if rest[0].is_empty() { &mut rest[1] } else { &mut rest[0] };
-                match writer.write(part) {
-                    Ok(len) if len > 0 => {
-                        *part = &part[len..];
-                        written += len;
-                    }
-                    _ => break,
-                }
-            }
-            if index == last {
-                let _ = self.queue.add_used(memory, head, written as u32);
+        header[10..12].copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
+        // A frame that does not fit into the driver's buffers is lost, the buffers are not.
+        let mut rest = if missing == 0 { [&header[..], &frame.bytes[..]] } else { [&[][..], &[][..]] };
+        let mut at = 0;
+        for index in 0..self.chains.len() {
+            let (head, end) = self.chains[index];
+            let written = self.places[at..end].iter().map(|place| fill(memory, *place, &mut rest)).sum();
+            at = end;
+            if index + 1 == self.chains.len() {
+                let _ = self.queue.add_used(memory, head, written);
             } else {
-                self.prepare_used(memory, head, written as u32);
+                self.prepare_used(memory, head, written);
             }
         }
         true

@@ -21,7 +21,7 @@ use smoltcp::{
 use super::{
     addresses::Addresses,
     dns::{Next, Questions},
-    frame::{ETHERNET_HEADER, Frame},
+    frame::{self, ETHERNET_HEADER, Frame},
     offload::{offload_tcp, raise_segment_size},
     socket,
 };
@@ -70,7 +70,9 @@ struct Incoming(Vec<u8>);
 
 impl RxToken for Incoming {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
+        let result = f(&self.0);
+        frame::recycle(self.0);
+        result
     }
 }
 
@@ -311,7 +313,9 @@ impl Flow {
         if self.syn.is_some() {
             return;
         }
-        let mut packet = packet.to_vec();
+        let mut buffer = frame::buffer(packet.len());
+        buffer.copy_from_slice(packet);
+        let mut packet = buffer;
         let knocking = self.socket().state() == State::SynSent;
         if syn && knocking {
             self.learn_segment(&mut packet);
