@@ -7,14 +7,14 @@ use std::{
 
 use super::*;
 
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HERE6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// How long a port may go on after the engine said that its container is gone: a few messages.
 const END: Duration = Duration::from_secs(5);
 
 /// A container, removed at the end.
-struct Container(String);
+pub(crate) struct Container(String);
 
 impl Drop for Container {
     fn drop(&mut self) {
@@ -24,7 +24,7 @@ impl Drop for Container {
 
 impl Container {
     /// `docker run --detach`, which succeeds.
-    fn run(arguments: &[&str]) -> Self {
+    pub(crate) fn run(arguments: &[&str]) -> Self {
         Self(done(&[&["run", "--detach"], arguments].concat()).trim().to_owned())
     }
 
@@ -34,16 +34,21 @@ impl Container {
         Self::run(&[&["--hostname", name], arguments, &server].concat())
     }
 
+    /// What it has printed.
+    pub(crate) fn output(&self) -> String {
+        done(&["logs", &self.0])
+    }
+
     fn address(&self) -> String {
         done(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", &self.0]).trim().to_owned()
     }
 
-    fn tell(&self, verb: &[&str]) {
+    pub(crate) fn tell(&self, verb: &[&str]) {
         done(&[verb, &[&self.0]].concat());
     }
 }
 
-fn done(arguments: &[&str]) -> String {
+pub(crate) fn done(arguments: &[&str]) -> String {
     let output = docker(arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -56,17 +61,22 @@ fn refused(arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn connect(ip: IpAddr, port: u16) -> io::Result<TcpStream> {
+pub(crate) fn connect(ip: IpAddr, port: u16) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&SocketAddr::new(ip, port), Duration::from_secs(10))
 }
 
-/// The web server's name, over one connection that must be accepted at once. httpd itself may need a moment more.
+/// The web server's name.
 fn fetch(ip: IpAddr, port: u16) -> String {
+    get(ip, port, "/hostname")
+}
+
+/// A small file, over one connection that must be accepted at once. httpd itself may need a moment more.
+pub(crate) fn get(ip: IpAddr, port: u16, path: &str) -> String {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let mut stream = connect(ip, port).unwrap_or_else(|error| panic!("{ip} {port}: {error}"));
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let _ = stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n");
+        let _ = write!(stream, "GET {path} HTTP/1.0\r\n\r\n");
         let mut answer = String::new();
         let result = stream.read_to_string(&mut answer);
         if let Some((_, body)) = answer.split_once("\r\n\r\n") {
@@ -96,7 +106,7 @@ fn published(port: u16) -> Vec<serde_json::Value> {
 }
 
 /// `count` ports in a row that are free now, below those that clients get.
-fn free(count: u16) -> u16 {
+pub(crate) fn free(count: u16) -> u16 {
     let is_free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
     (20_000..32_000).step_by(16).find(|first| (*first..first + count).all(is_free)).unwrap()
 }
