@@ -15,7 +15,8 @@ use super::{
     agent::{self, GuestPlan},
     certificates,
     disk::DiskError,
-    logs, network,
+    logs,
+    network::{self, Keeper},
     plan::{DATA_SERIAL, Plan, PlanError},
     ports::Ports,
     state::End,
@@ -89,7 +90,6 @@ pub struct Vm {
     orders: mpsc::Sender<HostMessage>,
     events: mpsc::Receiver<VmEvent>,
     agent: AbortHandle,
-    network: Option<AbortHandle>,
     ports: Arc<Ports>,
 }
 
@@ -141,16 +141,16 @@ impl Vm {
         let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
         let agent = tokio::spawn(agent).abort_handle();
         let kill = Arc::new(Notify::new());
-        tokio::spawn(watch(child, Arc::clone(&channel), Arc::clone(&kill), sender.clone()));
         let (process, stream) = network.unzip();
+        let keeper =
+            process.map(|process| Keeper::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
+        tokio::spawn(watch(child, keeper, Arc::clone(&channel), Arc::clone(&kill), sender));
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
             // The process is already gone; why is known once it has been waited for.
             warn!("{}", crate::report::chain(&error));
         }
-        let keep = |process| network::keep(process, Arc::clone(&ports), Arc::clone(&channel), sender);
-        let network = process.map(|process| tokio::spawn(keep(process)).abort_handle());
-        Ok(Self { plan, pid, channel, kill, orders, events, agent, network, ports })
+        Ok(Self { plan, pid, channel, kill, orders, events, agent, ports })
     }
 
     /// Where packets to the process go.
@@ -187,9 +187,6 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.agent.abort();
-        if let Some(network) = &self.network {
-            network.abort();
-        }
         self.ports.clear();
     }
 }
@@ -201,8 +198,14 @@ pub fn remove_sockets(paths: &Paths) {
     }
 }
 
-/// Reads the child's packets until it is gone, then says how it ended.
-async fn watch(mut child: Child, channel: Arc<Channel>, kill: Arc<Notify>, events: mpsc::Sender<VmEvent>) {
+/// Reads the child's packets until it is gone, then says how it ended; nothing of the VM is left then.
+async fn watch(
+    mut child: Child,
+    network: Option<Keeper>,
+    channel: Arc<Channel>,
+    kill: Arc<Notify>,
+    events: mpsc::Sender<VmEvent>,
+) {
     let mut said = None;
     loop {
         let packet = tokio::select! {
@@ -229,6 +232,9 @@ async fn watch(mut child: Child, channel: Arc<Channel>, kill: Arc<Notify>, event
         }
     }
     let end = vmm::reap(&mut child, said).await;
+    if let Some(network) = network {
+        network.end().await;
+    }
     info!(?end, "the VM ended");
     let _ = events.send(VmEvent::Ended(end)).await;
 }

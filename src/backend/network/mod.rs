@@ -14,7 +14,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{process::Child, sync::mpsc, time::Instant};
+use tokio::{
+    process::Child,
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -101,20 +106,49 @@ fn own(log: File) -> Result<(Child, Channel), VmmError> {
     Ok((child::spawn("net", theirs.as_fd(), log).map_err(VmmError::Spawn)?, control))
 }
 
-/// Starts the process again whenever it ends, and hands the published ports over to it, until the VM has ended; drop the
-/// future then.
-pub(super) async fn keep(
-    mut process: NetProcess,
-    ports: Arc<Ports>,
-    channel: Arc<Channel>,
-    events: mpsc::Sender<VmEvent>,
-) {
+/// What serves a VM's network, until it is told that the VM has ended.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    task: JoinHandle<()>,
+    end: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Keeps the process running, beside everything else.
+    pub(super) fn new(
+        mut process: NetProcess,
+        ports: Arc<Ports>,
+        channel: Arc<Channel>,
+        events: mpsc::Sender<VmEvent>,
+    ) -> Self {
+        let end = Arc::new(Notify::new());
+        let its = Arc::clone(&end);
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = keep(&mut process, &ports, &channel, &events) => {}
+                () = its.notified() => {}
+            }
+            // It may be gone already.
+            let _ = process.child.kill().await;
+        });
+        Self { task, end }
+    }
+
+    /// Ends the process; it is gone when this returns.
+    pub(super) async fn end(self) {
+        self.end.notify_one();
+        let _ = self.task.await;
+    }
+}
+
+/// Starts the process again whenever it ends, and hands the published ports over to it, until that is hopeless.
+async fn keep(process: &mut NetProcess, ports: &Ports, channel: &Channel, events: &mpsc::Sender<VmEvent>) {
     let mut bad = 0;
     let warning = loop {
         let begun = Instant::now();
         let told = async {
             match &process.control {
-                Some(control) => hand_over(control, &ports).await,
+                Some(control) => hand_over(control, ports).await,
                 // passt is told of no ports, and none are published.
                 None => std::future::pending().await,
             }
