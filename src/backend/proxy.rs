@@ -11,6 +11,8 @@ use crate::settings::{Proxy, ProxyUrl, Settings};
 pub struct ProxyPlan {
     proxy: Proxy,
     containers: bool,
+    /// What the options of dockerd say of a proxy stays.
+    yields: bool,
 }
 
 impl ProxyPlan {
@@ -31,12 +33,15 @@ impl ProxyPlan {
         } else {
             None
         };
-        (Self { proxy, containers: settings.containers_proxy() }, warning)
+        (Self { proxy, containers: settings.containers_proxy(), yields: settings.daemon_options_win() }, warning)
     }
 
     /// Puts it where the guest looks for it; `hostname` is the guest's.
     pub(super) fn apply(&self, network: Option<&NetworkPlan>, configuration: &mut Configuration) {
         let Some(network) = network.filter(|_| self.proxy.is_some()) else { return };
+        if self.yields && configuration.daemon_options.contains_key("proxies") {
+            return;
+        }
         let host = network.host_for_guest();
         let url = |url: &Option<ProxyUrl>| url.as_ref().map(|url| url.for_guest(host.as_deref()));
         let (http, https) = (url(&self.proxy.http), url(&self.proxy.https));
