@@ -299,13 +299,13 @@ pub mod fuzzing {
             assert_eq!(policy::parse(&text).map(|again| again.document), Ok(parsed.document));
         }
         if let Ok(settings) = Settings::parse(text, Path::new("settings.json")) {
-            for definition in &DEFINITIONS {
+            for definition in DEFINITIONS {
                 // What was accepted holds when it is looked at again.
                 assert!(!settings.is_set(definition) || definition.check(&settings.get(definition)).is_ok());
             }
         }
         if let Ok(text) = std::str::from_utf8(text) {
-            for definition in &DEFINITIONS {
+            for definition in DEFINITIONS {
                 if let Ok(value) = definition.parse(text) {
                     assert!(definition.check(&value).is_ok(), "{} = {text}", definition.key);
                 }
