@@ -97,6 +97,8 @@ pub(super) struct GuestPlan {
     pub data_disk_serial: String,
     /// The guest's network, if it has one.
     pub network: Option<NetworkPlan>,
+    /// Options of dockerd.
+    pub daemon_options: serde_json::Map<String, serde_json::Value>,
     /// The engine's proxy.
     pub proxy: ProxyPlan,
     /// The certificates that the host trusts, as messages.
@@ -112,7 +114,7 @@ impl GuestPlan {
             isolation: self.isolation,
             data_disk_serial: self.data_disk_serial.clone(),
             network: self.network.as_ref().map(NetworkPlan::guest),
-            daemon_options: serde_json::Map::new(),
+            daemon_options: self.daemon_options.clone(),
             container_environment: Vec::new(),
         };
         self.proxy.apply(self.network.as_ref(), &mut configuration);
@@ -281,6 +283,7 @@ mod tests {
             isolation: true,
             data_disk_serial: "data".into(),
             network: None,
+            daemon_options: serde_json::Map::new(),
             proxy: ProxyPlan::default(),
             certificates: vec![HostMessage::Certificates { pem: "one\n".into() }],
         }

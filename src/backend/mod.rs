@@ -38,7 +38,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
 use self::{
@@ -50,7 +50,7 @@ use self::{
 use crate::{
     engine::{self, context::DockerContext},
     report::chain,
-    settings::{PathError, Paths},
+    settings::{PathError, Paths, Policy},
 };
 
 /// Size in bytes from which the backend's log is begun anew when a backend starts.
@@ -160,7 +160,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     // A throw-away engine is reached through DOCKER_HOST only.
     let context = if options.throw_away { Ok(None) } else { create_context(paths).map(Some) };
     let name = context.as_ref().map(|context| context.as_ref().map(|context| context.name().to_owned()));
-    let supervisor = Supervisor::new(paths.clone(), name.map_err(Clone::clone));
+    let supervisor = Supervisor::new(paths.clone(), policy(), name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
     let clients = tokio::spawn(engine::socket::serve(docker, supervisor.link(), supervisor.status()));
@@ -181,6 +181,22 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let _ = end.send(());
     let _ = control.await;
     Ok(())
+}
+
+/// The administrator's policy, which is read once: it holds until this backend ends.
+fn policy() -> Policy {
+    let policy = Policy::system();
+    if let Some(facts) = policy.facts() {
+        if let Some(warning) = facts.warning() {
+            error!("{warning}");
+        } else {
+            info!(file = %facts.file.display(), "a policy holds");
+        }
+    }
+    for key in policy.unknown() {
+        warn!("the policy's key {key} is not known and is ignored");
+    }
+    policy
 }
 
 /// Only the holder of the profile's lock comes here: a socket that exists is a dead backend's.

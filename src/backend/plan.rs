@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     image::{Image, ImageError},
-    settings::{Paths, Settings, SettingsError},
+    settings::{Paths, Policy, Settings, SettingsError},
     vmm::api::{Disk, VmConfig, Vsock},
 };
 
@@ -69,6 +69,8 @@ pub struct Plan {
     pub network: Option<NetworkPlan>,
     /// The engine's proxy.
     pub proxy: ProxyPlan,
+    /// Options of dockerd.
+    pub daemon_options: serde_json::Map<String, serde_json::Value>,
     /// The file of certificates that a person named.
     pub certificates: Option<PathBuf>,
     /// With a serial port.
@@ -78,11 +80,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the settings anew and checks everything; changes nothing.
-    pub fn new(paths: &Paths, options: &StartOptions) -> Result<Self, PlanError> {
+    /// Reads the settings anew and checks everything under `policy`; changes nothing.
+    pub fn new(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, PlanError> {
         host::check_kvm()?;
         host::check_virtualization()?;
-        let settings = Settings::load(&paths.settings())?;
+        let settings = Settings::load(&paths.settings())?.under(policy.clone());
+        settings.permit_options(options.cpus, options.memory_mib, options.disk_gib, options.network.as_ref())?;
         let kind = options.network.clone().unwrap_or_else(|| settings.network());
         let network = NetworkPlan::new(&kind, &settings)?;
         let (proxy, warning) = ProxyPlan::new(&settings, options, network.as_ref());
@@ -91,6 +94,7 @@ impl Plan {
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),
+            daemon_options: settings.daemon_options(),
             network,
             proxy,
             warning,

@@ -11,6 +11,8 @@ use crate::settings::{Proxy, ProxyUrl, Settings};
 pub struct ProxyPlan {
     proxy: Proxy,
     containers: bool,
+    /// What the options of dockerd say of a proxy stays.
+    yields: bool,
 }
 
 impl ProxyPlan {
@@ -31,12 +33,15 @@ impl ProxyPlan {
         } else {
             None
         };
-        (Self { proxy, containers: settings.containers_proxy() }, warning)
+        (Self { proxy, containers: settings.containers_proxy(), yields: settings.daemon_options_win() }, warning)
     }
 
     /// Puts it where the guest looks for it; `hostname` is the guest's.
     pub(super) fn apply(&self, network: Option<&NetworkPlan>, configuration: &mut Configuration) {
         let Some(network) = network.filter(|_| self.proxy.is_some()) else { return };
+        if self.yields && configuration.daemon_options.contains_key("proxies") {
+            return;
+        }
         let host = network.host_for_guest();
         let url = |url: &Option<ProxyUrl>| url.as_ref().map(|url| url.for_guest(host.as_deref()));
         let (http, https) = (url(&self.proxy.http), url(&self.proxy.https));
@@ -64,7 +69,7 @@ impl ProxyPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{NetworkKind, ProxyEnvironment};
+    use crate::settings::{NetworkKind, Policy, PolicySource, ProxyEnvironment};
 
     fn settings(text: &str) -> Settings {
         let folder = tempfile::tempdir().unwrap();
@@ -74,7 +79,10 @@ mod tests {
     }
 
     fn applied(text: &str, environment: ProxyEnvironment) -> (Value, Vec<String>, Option<String>) {
-        let settings = settings(text);
+        applied_under(settings(text), environment)
+    }
+
+    fn applied_under(settings: Settings, environment: ProxyEnvironment) -> (Value, Vec<String>, Option<String>) {
         let network = NetworkPlan::new(&NetworkKind::User, &settings).unwrap();
         let options = StartOptions { proxy: environment, ..StartOptions::default() };
         let (plan, warning) = ProxyPlan::new(&settings, &options, network.as_ref());
@@ -82,6 +90,7 @@ mod tests {
             "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
         }))
         .unwrap();
+        configuration.daemon_options = settings.daemon_options();
         plan.apply(network.as_ref(), &mut configuration);
         (Value::Object(configuration.daemon_options), configuration.container_environment, warning)
     }
@@ -112,6 +121,30 @@ mod tests {
         assert!(options["proxies"].get("http-proxy").is_none() && warning.is_none());
         assert_eq!(containers[..2], ["HTTPS_PROXY=http://proxy:1", "https_proxy=http://proxy:1"]);
         assert!(containers[2].starts_with("NO_PROXY=localhost,") && containers[3].ends_with(",*"));
+    }
+
+    #[test]
+    fn the_lock_of_a_policy_decides_between_the_proxy_and_the_daemons_options() {
+        let mine = r#"{"proxyHttpMode": "manual", "overrideProxyHttp": "http://mine:1", "dockerDaemonOptions":
+                       "{\"debug\": true, \"proxies\": {\"http-proxy\": \"http://options:1\"}}"}"#;
+        let proxy = |policy: Option<&str>| {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("admin-settings.json");
+            if let Some(policy) = policy {
+                std::fs::write(&file, policy).unwrap();
+            }
+            let source = PolicySource::new(vec![file], nix::unistd::geteuid().as_raw());
+            let environment = ProxyEnvironment { http: Some("http://environment:1".into()), ..Default::default() };
+            applied_under(settings(mine).under(Policy::read(&source)), environment).0["proxies"]["http-proxy"].clone()
+        };
+        assert_eq!(proxy(None), "http://mine:1");
+        let theirs = r#"{"proxy": {"locked": true, "mode": "manual", "http": "http://theirs:1"}}"#;
+        assert_eq!(proxy(Some(theirs)), "http://theirs:1");
+        assert_eq!(proxy(Some(r#"{"proxy": {"locked": true, "mode": "manual"}}"#)), Value::Null);
+        assert_eq!(proxy(Some(r#"{"proxy": {"locked": true, "mode": "system"}}"#)), "http://environment:1");
+        let options = r#"{"linuxVM": {"dockerDaemonOptions": {"locked": true, "value":
+                          "{\"proxies\": {\"http-proxy\": \"http://theirs:2\"}}"}}}"#;
+        assert_eq!(proxy(Some(options)), "http://theirs:2");
     }
 
     #[test]

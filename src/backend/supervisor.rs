@@ -19,7 +19,10 @@ use super::{
     vmm::Channel,
     wire::{Answer, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
 };
-use crate::{report::chain, settings::Paths};
+use crate::{
+    report::chain,
+    settings::{Paths, Policy},
+};
 
 /// Seconds after which a VM that was asked to shut down is killed, when nobody says otherwise.
 const STOP_SECONDS: u64 = 60;
@@ -55,6 +58,7 @@ pub type Link = Option<Arc<Channel>>;
 #[derive(Debug)]
 pub(super) struct Supervisor {
     paths: Paths,
+    policy: Policy,
     context: Option<String>,
     warning: Option<String>,
     network_warning: Option<String>,
@@ -73,8 +77,9 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor without a VM; `context` is the docker context that exists for the profile, or why there is none.
-    pub(super) fn new(paths: Paths, context: Result<Option<String>, String>) -> Self {
+    /// A supervisor without a VM; `policy` holds for all that it will have, and `context` is the docker context that
+    /// exists for the profile, or why there is none.
+    pub(super) fn new(paths: Paths, policy: Policy, context: Result<Option<String>, String>) -> Self {
         let (context, warning) = match context {
             Ok(context) => (context, None),
             Err(warning) => (None, Some(warning)),
@@ -83,8 +88,10 @@ impl Supervisor {
         status.backend_pid = Some(std::process::id());
         status.context.clone_from(&context);
         status.warning.clone_from(&warning);
+        status.policy = policy.facts().cloned();
         Self {
             paths,
+            policy,
             context,
             warning,
             network_warning: None,
@@ -181,7 +188,7 @@ impl Supervisor {
         self.console.clear();
         self.network_warning = None;
         self.facts = None;
-        let vm = Vm::boot(&self.paths, &self.options).await.map_err(|problem| {
+        let vm = Vm::boot(&self.paths, &self.options, &self.policy).await.map_err(|problem| {
             let problem = chain(&problem);
             error!("{problem}");
             problem
@@ -308,6 +315,7 @@ impl Supervisor {
         status.state = self.machine.name();
         status.boot = self.machine.boots();
         status.context.clone_from(&self.context);
+        status.policy = self.policy.facts().cloned();
         let warnings = [self.warning.as_deref(), self.network_warning.as_deref()];
         status.warning =
             warnings.into_iter().flatten().map(ToOwned::to_owned).reduce(|all, one| format!("{all}; {one}"));
@@ -346,6 +354,7 @@ pub fn stopped(paths: &Paths) -> Status {
         docker_host: paths.docker_host(),
         context: None,
         warning: None,
+        policy: None,
         backend_pid: None,
         vmm_pid: None,
         vm: None,

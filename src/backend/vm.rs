@@ -24,7 +24,7 @@ use super::{
     wire::StartOptions,
 };
 use crate::{
-    settings::Paths,
+    settings::{Paths, Policy},
     vmm::api::{Command, Event},
 };
 
@@ -95,8 +95,8 @@ pub struct Vm {
 
 impl Vm {
     /// Makes the disk, the sockets and the process, and orders the boot.
-    pub async fn boot(paths: &Paths, options: &StartOptions) -> Result<Self, BootError> {
-        let mut plan = Plan::new(paths, options)?;
+    pub async fn boot(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, BootError> {
+        let mut plan = Plan::new(paths, options, policy)?;
         plan.disk.apply()?;
         let io_error = |path: PathBuf| move |source| BootError::Io { path, source };
         logs::rotate(&paths.console_log()).map_err(io_error(paths.console_log()))?;
@@ -126,6 +126,7 @@ impl Vm {
             isolation: plan.isolation,
             data_disk_serial: DATA_SERIAL.into(),
             network: plan.network.clone(),
+            daemon_options: plan.daemon_options.clone(),
             proxy: plan.proxy.clone(),
             certificates: certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
                 plan.warn(crate::report::chain(&error));

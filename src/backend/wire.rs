@@ -17,7 +17,7 @@ use bulkhead_protocol::{PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::state::Accepted;
-use crate::settings::{NetworkKind, ProfileName, ProxyEnvironment};
+use crate::settings::{NetworkKind, PolicyFacts, ProfileName, ProxyEnvironment};
 
 /// Longest request body in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -99,6 +99,9 @@ pub struct Status {
     /// What does not keep the engine from running but a person should know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+    /// The administrator's policy that this backend began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyFacts>,
     /// Process id of the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_pid: Option<u32>,

@@ -9,7 +9,7 @@ use crate::{
     backend::{disk::DiskPlan, host},
     image::Image,
     report::chain,
-    settings::{Paths, Settings, Size},
+    settings::{Paths, Policy, Settings, Size},
 };
 
 /// Check whether this machine can run the engine; says what is wrong and what to do.
@@ -67,6 +67,7 @@ fn checks(paths: &Paths) -> Vec<Check> {
         check("/dev/kvm", host::check_kvm().map(|()| "can be opened".into())),
         check("virtualization", host::check_virtualization().map(|()| "this KVM can run the guest kernel".into())),
         check("settings", settings.map(|_| paths.settings().display().to_string())),
+        Check { name: "policy", result: policy(&Policy::system()) },
         check("image", image(paths)),
         check(
             "cpus",
@@ -86,6 +87,13 @@ fn checks(paths: &Paths) -> Vec<Check> {
         ),
         check("folders", paths.create().map(|()| paths.docker_host())),
     ]
+}
+
+fn policy(policy: &Policy) -> Result<String, String> {
+    match policy.facts() {
+        None => Ok("none".into()),
+        Some(facts) => facts.warning().map_or_else(|| Ok(facts.file.display().to_string()), Err),
+    }
 }
 
 fn image(paths: &Paths) -> Result<String, crate::image::ImageError> {

@@ -6,6 +6,7 @@ mod doctor;
 mod env;
 mod follow;
 mod logs;
+mod policy;
 mod ports;
 mod restart;
 mod run;
@@ -23,7 +24,7 @@ use self::client::ClientError;
 use crate::{
     backend::{BackendError, launch::LaunchError, plan::PlanError},
     report::chain,
-    settings::{Base, PathError, Paths, ProfileName, SettingsError},
+    settings::{Base, PathError, Paths, Policy, ProfileName, SettingsError},
 };
 
 /// Exit status of every verb but `run`.
@@ -77,6 +78,9 @@ enum Verb {
     /// Show and change settings.
     #[command(subcommand)]
     Settings(settings::Verb),
+    /// Show what the administrator of this machine decides, and check a policy file.
+    #[command(subcommand)]
+    Policy(policy::Verb),
     /// Check whether this machine can run the engine.
     Doctor(doctor::Arguments),
     /// Show versions.
@@ -156,7 +160,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Logs(arguments) => logs::run(&base.known_profile(name)?, arguments),
         Verb::Run(arguments) => run::run(&base, arguments),
         Verb::Env(arguments) => env::run(&base.profile(name)?, arguments),
-        Verb::Settings(verb) => settings::run(&base, name, verb),
+        Verb::Settings(verb) => settings::run(&base, name, Policy::system(), verb),
+        Verb::Policy(verb) => policy::run(&base.known_profile(name)?, verb),
         Verb::Doctor(arguments) => doctor::run(&base.profile(name)?, arguments),
         Verb::Version(arguments) => version::run(&base, arguments),
         Verb::Backend(arguments) => backend::run(&base.profile(name)?, arguments),

@@ -13,7 +13,8 @@ use crate::{
 
 /// Boot the VM afresh inside the running backend; settings such as enhancedContainerIsolation are read again.
 ///
-/// An engine that does not run is started.
+/// An engine that does not run is started. A changed policy of this machine's administrator takes effect after `stop`
+/// and `start` only.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Fail when the engine does not answer within this many seconds; 0 waits for ever.
@@ -27,6 +28,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
         let answer = client.restart(&StopOptions::default()).await?;
         if answer.outcome != Accepted::Ending {
             let limit = follow::limit(arguments.timeout);
+            start::tell_policy(paths, &client).await;
             follow::until_ready(paths, &mut events, answer.boot, limit, Output::Stdout).await?;
             return print("the engine is ready again");
         }

@@ -168,6 +168,7 @@ async fn start_engine(
     let client = Client::connect(paths).await?.ok_or_else(ended)?;
     let mut events = client.events().await?;
     let answer = client.start(&options).await?;
+    start::tell_policy(paths, &client).await;
     let output = if arguments.quiet { Output::Nowhere } else { Output::Stderr };
     follow::until_ready(paths, &mut events, answer.boot, follow::limit(arguments.timeout), output).await
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Map, Value, json};
 
 use super::{CliError, Format, print, table};
-use crate::settings::{Base, DEFINITIONS, Definition, Kind, ProfileName, Settings};
+use crate::settings::{Base, DEFINITIONS, Definition, Kind, Policy, ProfileName, Settings};
 
 /// Show and change settings; a change takes effect at the next `start` or `restart`.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -35,27 +35,39 @@ pub(super) enum Verb {
     },
 }
 
-pub(super) fn run(base: &Base, name: &ProfileName, verb: Verb) -> Result<ExitCode, CliError> {
+/// Under `policy`, this machine's.
+pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -> Result<ExitCode, CliError> {
+    let load = || Ok::<_, CliError>(Settings::load(&base.known_profile(name)?.settings())?.under(policy.clone()));
     match verb {
         Verb::List { format } => {
-            let settings = Settings::load(&base.known_profile(name)?.settings())?;
-            print(&list(&settings, format))?;
+            print(&list(&load()?, format))?;
         }
         Verb::Get { key } => {
             let definition = Definition::find(&key)?;
-            let settings = Settings::load(&base.known_profile(name)?.settings())?;
-            print(&show(&settings.get(definition)))?;
+            print(&show(&load()?.get(definition)))?;
         }
         Verb::Set { key, value } => {
             let definition = Definition::find(&key)?;
-            Settings::update(&base.profile(name)?, definition, Some(definition.parse(&value)?))?;
+            Settings::update(&base.profile(name)?, &policy, definition, Some(definition.parse(&value)?))?;
         }
-        Verb::Unset { key } => Settings::update(&base.known_profile(name)?, Definition::find(&key)?, None)?,
+        Verb::Unset { key } => {
+            Settings::update(&base.known_profile(name)?, &policy, Definition::find(&key)?, None)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(value: &Value) -> String {
+/// Who set it.
+fn origin(settings: &Settings, definition: &Definition) -> &'static str {
+    match settings.policy().rule(definition) {
+        Some(rule) if rule.locked => "locked",
+        _ if settings.is_set(definition) => "yes",
+        Some(_) => "policy",
+        None => "no",
+    }
+}
+
+pub(super) fn show(value: &Value) -> String {
     match value {
         Value::Null => "auto".into(),
         Value::String(word) => word.clone(),
@@ -82,11 +94,52 @@ fn list(settings: &Settings, format: Format) -> String {
                 vec![
                     definition.key.to_owned(),
                     show(&definition.concealed(&settings.get(definition))),
-                    if settings.is_set(definition) { "yes".into() } else { "no".into() },
+                    origin(settings, definition).into(),
                     format!("{}{range}", definition.description),
                 ]
             });
-            table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+            let text = table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
+            let Some(facts) = settings.policy().facts() else { return text };
+            let warning = facts.warning().map(|warning| format!("\n{warning}")).unwrap_or_default();
+            format!("{text}\n\nlocked, policy: decided by {}{warning}", facts.file.display())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::PolicySource;
+
+    fn under(text: &str) -> (tempfile::TempDir, Settings) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("admin-settings.json");
+        std::fs::write(&file, text).unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        (folder, Settings::default().under(Policy::read(&PolicySource::new(vec![file], owner))))
+    }
+
+    #[test]
+    fn the_list_says_what_is_locked_and_by_which_file() {
+        let (_folder, settings) = under(
+            r#"{"enhancedContainerIsolation": {"locked": true, "value": true},
+                "linuxVM": {"vpnkitCIDR": {"locked": false, "value": "10.1.0.0/24"}}}"#,
+        );
+        let text = list(&settings, Format::Pretty);
+        let words = |key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+            line.split_whitespace().take(3).map(ToOwned::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(words("enhancedContainerIsolation"), ["enhancedContainerIsolation", "true", "locked"]);
+        assert_eq!(words("vpnkitCIDR"), ["vpnkitCIDR", "10.1.0.0/24", "policy"]);
+        assert_eq!(words("hostLoopback"), ["hostLoopback", "true", "no"]);
+        assert!(text.lines().last().unwrap().ends_with("admin-settings.json"), "{text}");
+    }
+
+    #[test]
+    fn the_list_says_that_a_policy_cannot_be_used() {
+        let (_folder, settings) = under("{");
+        let text = list(&settings, Format::Pretty);
+        assert!(text.contains("cannot be used") && text.contains("line 1 column 1"), "{text}");
     }
 }

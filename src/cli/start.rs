@@ -17,9 +17,9 @@ use crate::{
         lock,
         plan::Plan,
         state::Accepted,
-        wire::{StartOptions, StateName},
+        wire::{StartOptions, StateName, Status},
     },
-    settings::{NetworkKind, Paths, ProxyEnvironment, Size},
+    settings::{NetworkKind, Paths, Policy, PolicyFacts, ProxyEnvironment, Size},
 };
 
 /// Time for an ending backend to be gone.
@@ -106,6 +106,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     let client = Client::connect(paths).await?.ok_or_else(|| gone(paths))?;
     let mut events = client.events().await?;
     let answer = client.start(&options).await?;
+    tell_policy(paths, &client).await;
     match answer.outcome {
         Accepted::Begun => {}
         Accepted::Already => {
@@ -139,6 +140,27 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     })
 }
 
+/// Says what a person has to know of the policy that the backend has; one that is ending does not say it any more.
+pub(super) async fn tell_policy(paths: &Paths, client: &Client<'_>) {
+    let Ok(Status { policy, .. }) = client.status().await else { return };
+    let running = policy.as_ref();
+    for line in running.and_then(PolicyFacts::warning).into_iter().chain(changed(paths, running)) {
+        eprintln!("warning: {line}");
+    }
+}
+
+/// That the policy is not what the backend began with, if it is not.
+pub(super) fn changed(paths: &Paths, running: Option<&PolicyFacts>) -> Option<String> {
+    let policy = Policy::system();
+    let now = policy.facts();
+    let file = now.or(running).filter(|_| now != running)?.file.display();
+    Some(format!(
+        "the policy {file} changed since the backend began; it takes effect after `{}` and `{}`, not after a restart",
+        command(paths, "stop"),
+        command(paths, "start")
+    ))
+}
+
 fn gone(paths: &Paths) -> CliError {
     CliError::Failed(format!("the engine is being stopped by somebody else; run `{}` again", command(paths, "start")))
 }
@@ -153,7 +175,7 @@ pub(super) async fn ensure_backend(
         return Ok(None);
     }
     // What cannot work is said before anything is begun.
-    Plan::new(paths, options)?;
+    Plan::new(paths, options, &Policy::system())?;
     paths.create()?;
     let mine = paths.clone();
     let turn = blocking(move || launch::turn(&mine)).await??;

@@ -1,12 +1,12 @@
 //! `bulkhead status`.
 
-use super::{CliError, Format, client::Client, command, print, seconds, table};
+use super::{CliError, Format, client::Client, command, print, seconds, start, table};
 use crate::{
     backend::{
         lock, stopped,
         wire::{StateName, Status},
     },
-    settings::Paths,
+    settings::{Paths, Policy},
 };
 
 /// Show what runs: stopped, starting, running, stopping or failed.
@@ -36,11 +36,19 @@ async fn read(paths: &Paths) -> Result<Status, CliError> {
         return Ok(client.status().await?);
     }
     let mut status = stopped(paths);
+    // The one that a backend would begin with.
+    status.policy = Policy::system().facts().cloned();
     // A backend that does not listen any more but lives is on its way out.
     if let Some(pid) = lock::holder(paths) {
         (status.state, status.ending, status.backend_pid) = (StateName::Stopping, true, Some(pid));
     }
     Ok(status)
+}
+
+/// That a backend lives with an older policy.
+fn policy_changed(paths: &Paths, status: &Status) -> Option<String> {
+    status.backend_pid?;
+    start::changed(paths, status.policy.as_ref())
 }
 
 fn pretty(paths: &Paths, status: &Status) -> String {
@@ -70,6 +78,12 @@ fn pretty(paths: &Paths, status: &Status) -> String {
     }
     if let Some(context) = &status.context {
         row("context", context.clone());
+    }
+    if let Some(facts) = &status.policy {
+        row("policy", facts.warning().unwrap_or_else(|| facts.file.display().to_string()));
+    }
+    if let Some(changed) = policy_changed(paths, status) {
+        row("policy", changed);
     }
     if let Some(warning) = &status.warning {
         row("warning", warning.clone());

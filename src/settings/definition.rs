@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    SettingsError,
+    SettingsError, daemon,
     network::NetworkKind,
     proxy::{self, ProxyUrl},
     subnet::Subnet,
@@ -124,6 +124,14 @@ definitions! {
         "what is reached without the proxy, with proxyHttpMode manual";
     CONTAINERS_PROXY: "containersProxy", Kind::Bool { default: false },
         "set HTTP_PROXY, HTTPS_PROXY and NO_PROXY in new containers to the engine's proxy";
+    DAEMON_OPTIONS: "dockerDaemonOptions",
+        Kind::Text {
+            default: "",
+            fits: |text| daemon::parse(text).is_some(),
+            expected: "a JSON object of dockerd's options by their names in daemon.json, such as {\"debug\": true}",
+            conceal: Some(daemon::conceal),
+        },
+        "options of dockerd as in daemon.json; those that the VM or isolation needs otherwise are ignored";
 }
 
 impl Definition {

@@ -1,8 +1,10 @@
 //! Settings of a profile: what a person may set, where it is kept, and the names and paths around it.
 
+mod daemon;
 mod definition;
 mod network;
 mod paths;
+pub mod policy;
 mod profile;
 mod proxy;
 mod size;
@@ -14,19 +16,21 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value};
 
 use self::definition::{
-    CONTAINERS_PROXY, CPUS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK, PROXY_EXCLUDE, PROXY_HTTP,
-    PROXY_HTTPS, PROXY_MODE, SUBNET,
+    CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK, PROXY_EXCLUDE,
+    PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
     network::{InvalidNetwork, NetworkKind},
     paths::{Base, PathError, Paths},
+    policy::{Policy, PolicyFacts, PolicySource},
     profile::{InvalidName, ProfileName},
     proxy::{InvalidProxy, Proxy, ProxyEnvironment, ProxyUrl},
     size::{InvalidSize, Size},
@@ -52,6 +56,14 @@ pub enum SettingsError {
         /// What would be accepted.
         expected: String,
     },
+    /// The administrator decided it.
+    #[error("{key} is locked by {file}; only the administrator of this machine can change it")]
+    Locked {
+        /// The setting.
+        key: &'static str,
+        /// The policy.
+        file: PathBuf,
+    },
     /// The file is not a JSON object.
     #[error("{path} is not a JSON object; correct or remove it")]
     Syntax {
@@ -75,10 +87,11 @@ pub enum SettingsError {
     Path(#[from] PathError),
 }
 
-/// What a person set; keys that this version does not know are kept as they are.
+/// What a person set, under what the administrator decides; keys that this version does not know are kept as they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     values: Map<String, Value>,
+    policy: Arc<Policy>,
 }
 
 impl Settings {
@@ -107,12 +120,53 @@ impl Settings {
                 definition.check(value)?;
             }
         }
-        Ok(Self { values })
+        Ok(Self { values, policy: Arc::default() })
     }
 
-    /// The value that holds: the one set, else the default.
+    /// The same settings where `policy` holds.
+    #[must_use]
+    pub fn under(self, policy: Policy) -> Self {
+        Self { policy: Arc::new(policy), ..self }
+    }
+
+    /// The value that holds: the one that is locked, else the one set, else the policy's, else the default.
     pub fn get(&self, definition: &Definition) -> Value {
-        self.values.get(definition.key).cloned().unwrap_or_else(|| definition.default_value())
+        let rule = self.policy.rule(definition);
+        let locked = rule.filter(|rule| rule.locked).map(|rule| &rule.value);
+        locked
+            .or_else(|| self.values.get(definition.key))
+            .or_else(|| rule.map(|rule| &rule.value))
+            .cloned()
+            .unwrap_or_else(|| definition.default_value())
+    }
+
+    /// What the administrator decides.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Refuses a value of an option that is not the one which is locked.
+    fn permit(&self, definition: &Definition, option: Option<Value>) -> Result<(), SettingsError> {
+        match (self.policy.lock(definition), option) {
+            (Some(file), Some(value)) if value != self.get(definition) => {
+                Err(SettingsError::Locked { key: definition.key, file: file.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses options of `start` that contradict what is locked.
+    pub fn permit_options(
+        &self,
+        cpus: Option<u8>,
+        memory_mib: Option<u64>,
+        disk_gib: Option<u64>,
+        network: Option<&NetworkKind>,
+    ) -> Result<(), SettingsError> {
+        self.permit(&CPUS, cpus.map(Into::into))?;
+        self.permit(&MEMORY_MIB, memory_mib.map(Into::into))?;
+        self.permit(&DISK_GIB, disk_gib.map(Into::into))?;
+        self.permit(&NETWORK, network.map(|kind| kind.to_string().into()))
     }
 
     /// Whether a person set it.
@@ -178,8 +232,30 @@ impl Settings {
         self.flag(&CONTAINERS_PROXY)
     }
 
-    /// Sets (`Some`) or unsets (`None`) one value in the profile's file, atomically and alone.
-    pub fn update(paths: &Paths, definition: &Definition, value: Option<Value>) -> Result<(), SettingsError> {
+    /// Options of dockerd. A proxy that is locked cannot be had by another name.
+    pub fn daemon_options(&self) -> Map<String, Value> {
+        let mut options = daemon::parse(self.get(&DAEMON_OPTIONS).as_str().unwrap_or_default()).unwrap_or_default();
+        if self.policy.lock(&PROXY_MODE).is_some() {
+            options.remove("proxies");
+        }
+        options
+    }
+
+    /// Whether what these options say of a proxy wins over the settings of it and the environment.
+    pub fn daemon_options_win(&self) -> bool {
+        self.policy.lock(&DAEMON_OPTIONS).is_some()
+    }
+
+    /// Sets (`Some`) or unsets (`None`) one value in the profile's file, atomically and alone, if `policy` allows it.
+    pub fn update(
+        paths: &Paths,
+        policy: &Policy,
+        definition: &Definition,
+        value: Option<Value>,
+    ) -> Result<(), SettingsError> {
+        if let Some(file) = policy.lock(definition) {
+            return Err(SettingsError::Locked { key: definition.key, file: file.to_owned() });
+        }
         let folder = paths.create_config()?;
         let path = paths.settings();
         let io_error = |source| SettingsError::Io { path: path.clone(), source };
@@ -213,10 +289,15 @@ fn replace(folder: &Path, path: &Path, value: &Value) -> io::Result<()> {
 /// What the fuzz targets reach of this room.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
-    use super::{DEFINITIONS, Path, Settings};
+    use super::{DEFINITIONS, Path, Settings, policy};
 
-    /// Reads a settings file, and a value as the command line gives it.
+    /// Reads a settings file, a policy, and a value as the command line gives it.
     pub fn settings(text: &[u8]) {
+        if let Ok(parsed) = policy::parse(text) {
+            // What was accepted reads back as the same.
+            let text = serde_json::to_vec(&parsed.document).unwrap_or_default();
+            assert_eq!(policy::parse(&text).map(|again| again.document), Ok(parsed.document));
+        }
         if let Ok(settings) = Settings::parse(text, Path::new("settings.json")) {
             for definition in DEFINITIONS {
                 // What was accepted holds when it is looked at again.

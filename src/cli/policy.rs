@@ -1,0 +1,152 @@
+//! `bulkhead policy`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use serde_json::json;
+
+use super::{CliError, Format, client::Client, print, settings::show, start, table};
+use crate::settings::{
+    Paths, Policy,
+    policy::{Line, schema, validate},
+};
+
+/// The policy of this machine's administrator.
+///
+/// It is /etc/bulkhead/admin-settings.json, else /usr/share/docker-desktop/admin-settings.json, has to belong to root and
+/// to be writable by nobody else, and is read when a backend begins: a change takes effect after `stop` and `start`. A
+/// file that cannot be used means that Enhanced Container Isolation is on and locked.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(super) enum Verb {
+    /// Show what the policy says, and what of it has an effect.
+    Show {
+        /// Text for people or JSON for programs.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Check a file, anybody's; exit status 1 when it is no policy.
+    Validate {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of the file.
+    Schema,
+}
+
+pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
+    match verb {
+        Verb::Show { format } => {
+            let policy = Policy::system();
+            match format {
+                Format::Json => print(&as_json(&policy))?,
+                Format::Pretty => print(&pretty(&policy))?,
+            }
+            return super::wait(tell_running(paths));
+        }
+        Verb::Validate { file } => {
+            let unknown = validate(&file)
+                .map_err(|problem| CliError::Failed(format!("{} is no policy: {problem}", file.display())))?;
+            for key in unknown {
+                eprintln!("warning: the key {key} is not known and is ignored");
+            }
+            print(&format!("{} is a policy", file.display()))?;
+        }
+        Verb::Schema => print(schema().trim_end())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says that a backend lives with another policy.
+async fn tell_running(paths: &Paths) -> Result<(), CliError> {
+    if let Some(client) = Client::connect(paths).await?
+        && let Some(changed) = start::changed(paths, client.status().await?.policy.as_ref())
+    {
+        eprintln!("warning: {changed}");
+    }
+    Ok(())
+}
+
+fn state(line: &Line) -> String {
+    line.missing.map_or_else(|| "in force".to_owned(), |missing| format!("not enforced yet: {missing}"))
+}
+
+fn pretty(policy: &Policy) -> String {
+    let Some(facts) = policy.facts() else { return "there is no policy; everybody decides for themselves".to_owned() };
+    let mut text = match facts.warning() {
+        Some(warning) => format!("{warning}\n\n"),
+        None => format!("policy {}\n\n", facts.file.display()),
+    };
+    let header = ["KEY", "VALUE", "LOCKED", "STATE"].map(ToOwned::to_owned).to_vec();
+    let rows = policy.lines().into_iter().map(|line| {
+        let locked = line.locked.map_or("-", |locked| if locked { "yes" } else { "no" });
+        let value =
+            if line.value.is_object() || line.value.is_array() { line.value.to_string() } else { show(&line.value) };
+        vec![line.key.to_owned(), value, locked.to_owned(), state(&line)]
+    });
+    text.push_str(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+    for key in policy.unknown() {
+        text.push_str("\nnot known and ignored: ");
+        text.push_str(key);
+    }
+    text
+}
+
+fn as_json(policy: &Policy) -> String {
+    format!("{:#}", json!({"policy": policy.facts(), "keys": policy.lines(), "unknown": policy.unknown()}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::PolicySource;
+
+    fn policy(text: &str) -> Policy {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("admin-settings.json");
+        std::fs::write(&file, text).unwrap();
+        Policy::read(&PolicySource::new(vec![file], nix::unistd::geteuid().as_raw()))
+    }
+
+    #[test]
+    fn what_has_no_effect_yet_is_said_to_have_none() {
+        let text = pretty(&policy(
+            r#"{"enhancedContainerIsolation": {"locked": true, "value": true,
+                 "dockerSocketMount": {"imageList": {"images": ["docker:cli"]}}},
+                "containersProxy": {"locked": true, "mode": "manual", "http": "http://me:s3cret@proxy:1"},
+                "proxy": {"locked": true, "mode": "manual", "http": "http://me:s3cret@proxy:1", "pac": "http://x"},
+                "filesharingAllowedDirectories": [{"path": "$HOME"}],
+                "blockDockerLoad": {"locked": true, "value": true},
+                "exposeDockerAPIOnTCP2375": {"locked": true, "value": false},
+                "portBindingBehavior": {"locked": true, "value": "local-only-port-binding"},
+                "linuxVM": {"vpnkitCIDR": {"locked": true, "value": "10.1.0.0/24"},
+                            "dockerDaemonOptions": {"locked": true, "value": "{\"debug\": true}"}},
+                "analyticsEnabled": {"locked": true, "value": false}}"#,
+        ));
+        assert!(!text.contains("s3cret"), "{text}");
+        for (key, expected) in [
+            ("enhancedContainerIsolation ", "in force"),
+            ("enhancedContainerIsolation.dockerSocketMount", "not enforced yet: "),
+            ("linuxVM.dockerDaemonOptions", "in force"),
+            ("linuxVM.vpnkitCIDR", "in force"),
+            ("proxy.mode", "in force"),
+            ("proxy.http ", "in force"),
+            ("proxy.pac", "not enforced yet: "),
+            ("containersProxy", "not enforced yet: "),
+            ("filesharingAllowedDirectories", "not enforced yet: "),
+            ("blockDockerLoad", "not enforced yet: "),
+            ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
+            ("portBindingBehavior", "not enforced yet: "),
+        ] {
+            let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}"));
+            assert!(line.contains(expected), "{line}");
+        }
+        assert!(text.ends_with("\nnot known and ignored: analyticsEnabled"), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_shown_with_its_problem_and_isolation_locked() {
+        let text = pretty(&policy("[]"));
+        assert!(text.contains("cannot be used: the file: write an object;"), "{text}");
+        let line = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(line, ["enhancedContainerIsolation", "true", "yes", "in", "force"]);
+    }
+}

@@ -1,0 +1,285 @@
+//! The keys of `admin-settings.json`, as Docker Desktop's *Settings Management* documents them.
+//!
+//! A key that is there must have a value of its kind: `null` is none. Keys that are not listed are ignored.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A key that may be left out, but not be `null`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Maybe<T>(Option<T>);
+
+impl<T> Maybe<T> {
+    /// What the file says, if it has the key.
+    pub fn get(&self) -> Option<&T> {
+        self.0.as_ref()
+    }
+
+    fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl<T> Default for Maybe<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Maybe<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(|value| Self(Some(value)))
+    }
+}
+
+impl<T: Serialize> Serialize for Maybe<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Maybe<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// A setting that an administrator decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}Setting")]
+pub struct Setting<T> {
+    /// Whether nobody else can change it; otherwise the value is what holds while nobody does.
+    pub locked: bool,
+    /// The value.
+    pub value: T,
+}
+
+/// Settings that an administrator of this machine decides for everybody on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(title = "admin-settings.json of Bulkhead")]
+pub struct AdminSettings {
+    /// Version of the format: 2.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    #[schemars(range(min = 2, max = 2))]
+    pub configuration_file_version: Maybe<u32>,
+    /// Run every container in a user namespace of its own.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub enhanced_container_isolation: Maybe<Isolation>,
+    /// The VM.
+    #[serde(default, skip_serializing_if = "Maybe::is_none", rename = "linuxVM")]
+    pub linux_vm: Maybe<LinuxVm>,
+    /// The engine's HTTP proxy.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub proxy: Maybe<EngineProxy>,
+    /// The containers' HTTP proxy.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub containers_proxy: Maybe<ContainersProxy>,
+    /// Folders of the host that containers may be given.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub filesharing_allowed_directories: Maybe<Vec<AllowedDirectory>>,
+    /// Refuse `docker load`.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub block_docker_load: Maybe<Setting<bool>>,
+    /// The engine on TCP port 2375 of the host, without TLS.
+    #[serde(default, skip_serializing_if = "Maybe::is_none", rename = "exposeDockerAPIOnTCP2375")]
+    pub expose_docker_api: Maybe<Setting<bool>>,
+    /// On which of the host's addresses a published port listens.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub port_binding_behavior: Maybe<Setting<PortBinding>>,
+}
+
+/// Enhanced Container Isolation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Isolation {
+    /// Whether nobody else can change it; it locks the exceptions, too.
+    pub locked: bool,
+    /// Whether it is on.
+    pub value: bool,
+    /// Which containers may have the engine's socket; without it, none.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub docker_socket_mount: Maybe<SocketMount>,
+}
+
+/// Exceptions for the engine's socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SocketMount {
+    /// Whose containers may have it.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub image_list: Maybe<ImageList>,
+    /// What may be asked through it.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub command_list: Maybe<CommandList>,
+}
+
+/// Images whose containers may have the engine's socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageList {
+    /// `name[:tag]`, with `*` for any tag, `name@digest`, or `*` for all.
+    #[serde(default)]
+    pub images: Vec<String>,
+    /// Whether local images built from these may have it, too.
+    #[serde(default = "allowed")]
+    pub allow_derived_images: bool,
+}
+
+fn allowed() -> bool {
+    true
+}
+
+/// Commands that are refused, or the only ones that are not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CommandList {
+    /// What becomes of the commands.
+    #[serde(default, rename = "type")]
+    pub kind: ListKind,
+    /// Names as in `docker --help`, or groups such as `image*`.
+    pub commands: Vec<String>,
+}
+
+/// What becomes of the commands of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ListKind {
+    /// They are refused.
+    #[default]
+    Deny,
+    /// All others are refused.
+    Allow,
+}
+
+/// The VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LinuxVm {
+    /// Options of dockerd (`daemon.json`): a text that is a JSON object.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub docker_daemon_options: Maybe<Setting<String>>,
+    /// The VM's IPv4 network, such as 192.168.65.0/24.
+    #[serde(default, skip_serializing_if = "Maybe::is_none", rename = "vpnkitCIDR")]
+    pub vpnkit_cidr: Maybe<Setting<String>>,
+}
+
+/// Whose proxy is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    /// That of the environment.
+    #[default]
+    System,
+    /// The one given here.
+    Manual,
+}
+
+impl ProxyMode {
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// The engine's HTTP proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineProxy {
+    /// Whether nobody else can change it.
+    pub locked: bool,
+    /// Whose proxy is taken.
+    #[serde(default)]
+    pub mode: ProxyMode,
+    /// For http, with mode manual.
+    #[serde(default)]
+    pub http: String,
+    /// For https, with mode manual.
+    #[serde(default)]
+    pub https: String,
+    /// What is reached without it, with mode manual.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// URL of a proxy auto-configuration file.
+    #[serde(default)]
+    pub pac: String,
+    /// A proxy auto-configuration file.
+    #[serde(default)]
+    pub embedded_pac: String,
+}
+
+/// The containers' HTTP proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainersProxy {
+    /// Whether nobody else can change it.
+    pub locked: bool,
+    /// Whose proxy is taken.
+    #[serde(default)]
+    pub mode: ProxyMode,
+    /// For http, with mode manual.
+    #[serde(default)]
+    pub http: String,
+    /// For https, with mode manual.
+    #[serde(default)]
+    pub https: String,
+    /// What is reached without it, with mode manual.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// URL of a proxy auto-configuration file.
+    #[serde(default)]
+    pub pac: String,
+    /// A proxy auto-configuration file.
+    #[serde(default)]
+    pub embedded_pac: String,
+    /// Ports whose traffic is led to the proxy: `*`, or numbers with commas between.
+    #[serde(default)]
+    pub transparent_ports: String,
+}
+
+/// A folder of the host that containers may be given, with all below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AllowedDirectory {
+    /// Absolute, or beginning with `$HOME`, `$TMP` or `$TEMP`.
+    pub path: String,
+    /// Whether it is shared without being asked for.
+    #[serde(default)]
+    pub shared_by_default: bool,
+}
+
+/// On which of the host's addresses a published port listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PortBinding {
+    /// On all, unless one is named.
+    #[serde(rename = "default-port-binding")]
+    All,
+    /// On the loopback, unless one is named.
+    #[serde(rename = "default-local-port-binding")]
+    Loopback,
+    /// On the loopback, whatever is named.
+    #[serde(rename = "local-only-port-binding")]
+    OnlyLoopback,
+}
+
+/// The JSON Schema of the file (draft 2020-12), with a line feed at its end.
+pub fn schema() -> String {
+    let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<AdminSettings>();
+    format!("{:#}\n", schema.to_value())
+}

@@ -1,0 +1,253 @@
+//! What the administrator of this machine decides for everybody on it: `admin-settings.json`.
+//!
+//! A file that is there but cannot be read or understood means the strictest: isolation on and locked.
+
+mod document;
+mod file;
+mod parse;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+pub use self::{
+    document::{AdminSettings, schema},
+    file::{PolicySource, Untrusted},
+    parse::{Invalid, Parsed, parse},
+};
+use super::{DAEMON_OPTIONS, Definition, ISOLATION, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SUBNET};
+use crate::report::chain;
+
+/// What a policy says of one setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The value.
+    pub value: Value,
+    /// Whether nobody can set another.
+    pub locked: bool,
+}
+
+/// Which policy a backend has, as `status` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyFacts {
+    /// The file.
+    pub file: PathBuf,
+    /// SHA-256 of its contents, when they could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Why it counts as the strictest there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl PolicyFacts {
+    /// What a person has to know of a file that cannot be used.
+    pub fn warning(&self) -> Option<String> {
+        let problem = self.problem.as_ref()?;
+        Some(format!(
+            "the policy {} cannot be used: {problem}; until it is corrected Enhanced Container Isolation is on and \
+             locked",
+            self.file.display()
+        ))
+    }
+}
+
+/// A line of `policy show`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Line {
+    /// Path of the key.
+    pub key: &'static str,
+    /// The value, without passwords.
+    pub value: Value,
+    /// Whether it is locked; `None` where a key has no such thing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked: Option<bool>,
+    /// Whether it has an effect.
+    pub enforced: bool,
+    /// What it has to wait for, without an effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<&'static str>,
+}
+
+/// What holds for everybody on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    facts: Option<PolicyFacts>,
+    parsed: Parsed,
+    rules: BTreeMap<&'static str, Rule>,
+}
+
+impl Policy {
+    /// The policy of `source`; no policy when there is no file.
+    pub fn read(source: &PolicySource) -> Self {
+        let Some((file, text)) = source.find() else { return Self::default() };
+        let digest = text.as_ref().ok().map(|text| digest(text));
+        let parsed = text.map_err(|error| chain(&error)).and_then(|text| parse(&text).map_err(|error| chain(&error)));
+        let (parsed, problem) = match parsed {
+            Ok(parsed) => (parsed, None),
+            Err(problem) => (Parsed::default(), Some(problem)),
+        };
+        let rules = if problem.is_some() { strictest() } else { rules(&parsed.document) };
+        Self { facts: Some(PolicyFacts { file: file.to_owned(), digest, problem }), parsed, rules }
+    }
+
+    /// This machine's policy.
+    pub fn system() -> Self {
+        Self::read(&PolicySource::system())
+    }
+
+    /// Which it is, if there is one.
+    pub fn facts(&self) -> Option<&PolicyFacts> {
+        self.facts.as_ref()
+    }
+
+    /// What it says of a setting.
+    pub fn rule(&self, definition: &Definition) -> Option<&Rule> {
+        self.rules.get(definition.key)
+    }
+
+    /// The file that locks a setting, if one does.
+    pub fn lock(&self, definition: &Definition) -> Option<&Path> {
+        let facts = self.facts.as_ref()?;
+        self.rule(definition).filter(|rule| rule.locked).map(|_| facts.file.as_path())
+    }
+
+    /// Paths of keys that are ignored.
+    pub fn unknown(&self) -> &[String] {
+        &self.parsed.unknown
+    }
+
+    /// Every key that the file has, and whether it has an effect.
+    pub fn lines(&self) -> Vec<Line> {
+        if self.facts.as_ref().is_some_and(|facts| facts.problem.is_some()) {
+            let line = Line {
+                key: "enhancedContainerIsolation",
+                value: true.into(),
+                locked: Some(true),
+                enforced: true,
+                missing: None,
+            };
+            return vec![line];
+        }
+        lines(&self.parsed.document)
+    }
+}
+
+/// Reads any file as a policy: paths of its unknown keys, or why it is none.
+pub fn validate(path: &Path) -> Result<Vec<String>, String> {
+    let text = file::read_any(path).map_err(|error| chain(&error))?;
+    parse(&text).map(|parsed| parsed.unknown).map_err(|error| chain(&error))
+}
+
+fn digest(text: &[u8]) -> String {
+    use std::fmt::Write;
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// What a file that nobody can read means.
+fn strictest() -> BTreeMap<&'static str, Rule> {
+    BTreeMap::from([(ISOLATION.key, Rule { value: true.into(), locked: true })])
+}
+
+fn rules(document: &AdminSettings) -> BTreeMap<&'static str, Rule> {
+    let mut rules = BTreeMap::new();
+    let mut rule = |definition: &Definition, value: Value, locked| {
+        rules.insert(definition.key, Rule { value, locked });
+    };
+    if let Some(isolation) = document.enhanced_container_isolation.get() {
+        rule(&ISOLATION, isolation.value.into(), isolation.locked);
+    }
+    if let Some(vm) = document.linux_vm.get() {
+        if let Some(options) = vm.docker_daemon_options.get() {
+            rule(&DAEMON_OPTIONS, options.value.clone().into(), options.locked);
+        }
+        if let Some(network) = vm.vpnkit_cidr.get() {
+            rule(&SUBNET, network.value.clone().into(), network.locked);
+        }
+    }
+    // One lock for the whole: otherwise half of a proxy could be another's.
+    if let Some(proxy) = document.proxy.get() {
+        rule(&PROXY_MODE, proxy.mode.as_str().into(), proxy.locked);
+        rule(&PROXY_HTTP, proxy.http.clone().into(), proxy.locked);
+        rule(&PROXY_HTTPS, proxy.https.clone().into(), proxy.locked);
+        rule(&PROXY_EXCLUDE, proxy.exclude.clone().into(), proxy.locked);
+    }
+    rules
+}
+
+fn lines(document: &AdminSettings) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let mut line = |key, value: Value, locked, missing: Option<&'static str>| {
+        lines.push(Line { key, value, locked, enforced: missing.is_none(), missing });
+    };
+    if let Some(isolation) = document.enhanced_container_isolation.get() {
+        line("enhancedContainerIsolation", isolation.value.into(), Some(isolation.locked), None);
+        if let Some(exceptions) = isolation.docker_socket_mount.get() {
+            let missing = "no container is given the engine's socket, whatever is listed";
+            let locked = Some(isolation.locked);
+            line("enhancedContainerIsolation.dockerSocketMount", value(exceptions), locked, Some(missing));
+        }
+    }
+    if let Some(vm) = document.linux_vm.get() {
+        if let Some(options) = vm.docker_daemon_options.get() {
+            let shown = DAEMON_OPTIONS.concealed(&options.value.clone().into());
+            line("linuxVM.dockerDaemonOptions", shown, Some(options.locked), None);
+        }
+        if let Some(network) = vm.vpnkit_cidr.get() {
+            line("linuxVM.vpnkitCIDR", network.value.clone().into(), Some(network.locked), None);
+        }
+    }
+    if let Some(proxy) = document.proxy.get() {
+        let locked = Some(proxy.locked);
+        line("proxy.mode", proxy.mode.as_str().into(), locked, None);
+        line("proxy.http", PROXY_HTTP.concealed(&proxy.http.clone().into()), locked, None);
+        line("proxy.https", PROXY_HTTPS.concealed(&proxy.https.clone().into()), locked, None);
+        line("proxy.exclude", proxy.exclude.clone().into(), locked, None);
+        let missing = Some("no proxy auto-configuration is read");
+        for (key, script) in [("proxy.pac", &proxy.pac), ("proxy.embeddedPac", &proxy.embedded_pac)] {
+            if !script.is_empty() {
+                line(key, "(set)".into(), locked, missing);
+            }
+        }
+    }
+    if let Some(proxy) = document.containers_proxy.get() {
+        let missing = "containers have no proxy of their own";
+        let mut shown = proxy.clone();
+        for url in [&mut shown.http, &mut shown.https] {
+            *url = super::proxy::conceal(url);
+        }
+        line("containersProxy", value(&shown), Some(proxy.locked), Some(missing));
+    }
+    if let Some(folders) = document.filesharing_allowed_directories.get() {
+        line("filesharingAllowedDirectories", value(folders), None, Some("no folder of the host is shared"));
+    }
+    if let Some(setting) = document.block_docker_load.get() {
+        line("blockDockerLoad", setting.value.into(), Some(setting.locked), Some("`docker load` is not blocked"));
+    }
+    if let Some(setting) = document.expose_docker_api.get() {
+        let missing = "the engine never listens on TCP, whatever is set";
+        line("exposeDockerAPIOnTCP2375", setting.value.into(), Some(setting.locked), Some(missing));
+    }
+    if let Some(setting) = document.port_binding_behavior.get() {
+        let missing = "ports are published on the address that the engine says";
+        line("portBindingBehavior", value(&setting.value), Some(setting.locked), Some(missing));
+    }
+    lines
+}
+
+fn value(of: &impl Serialize) -> Value {
+    serde_json::to_value(of).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;
