@@ -236,7 +236,7 @@ impl Stack {
         self.udp.forget(&self.epoll, id);
         if self.published.remove(&self.epoll, id) {
             let flows = self.flows.iter_mut().filter(|(_, (flow, _))| flow.published == Some(id));
-            let ended: Vec<_> = flows.map(|(id, (flow, _))| (flow.abort(), *id).1).collect();
+            let ended: Vec<_> = flows.map(|(id, (flow, _))| (flow.orphan(), *id).1).collect();
             for id in ended {
                 self.advance(id);
             }

@@ -140,6 +140,8 @@ pub(super) struct Flow {
     guest_ended: bool,
     /// The host's socket failed.
     broken: bool,
+    /// The guest's end is gone; only what it sent is left to be handed on.
+    orphaned: bool,
     /// Further SYNs after answers that belong to an earlier connection.
     retries: u8,
     /// Our last segment with a FIN that the guest has not acknowledged.
@@ -279,6 +281,7 @@ impl Flow {
             guest_fin: false,
             guest_ended: false,
             broken: false,
+            orphaned: false,
             retries: 0,
             fin: None,
         }
@@ -341,6 +344,11 @@ impl Flow {
         socket.connect(self.interface.context(), guest, peer).is_ok()
     }
 
+    /// Its published port is gone, and the container with it: what the container has sent still reaches the client.
+    pub(super) fn orphan(&mut self) {
+        self.orphaned = true;
+    }
+
     /// Ends it, for both sides.
     pub(super) fn abort(&mut self) {
         self.broken = true;
@@ -373,8 +381,17 @@ impl Flow {
                 }
             }
         }
+        let orphan_done = self.orphaned && self.socket().recv_queue() == 0 && (self.guest_ended || !self.guest_fin);
+        if orphan_done {
+            self.socket().abort();
+        }
         self.poll(now, room);
         self.hand_over(now, out);
+        if orphan_done {
+            // A reset would take back what the client has yet to read.
+            self.close(true);
+            return Outcome::Over;
+        }
         let again = self.repeat_fin(now, out);
         // Nothing is lost between here and the guest, so nobody has to wait in TIME-WAIT for repetitions.
         let closed = matches!(self.socket().state(), State::Closed | State::TimeWait | State::Listen);

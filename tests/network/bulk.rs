@@ -14,7 +14,8 @@ const LINE: &[u8] = b"0123456789abcde\n";
 fn a_gigabyte_passes_a_published_port_byte_exact() {
     let _engine = engine();
     let port = free(2);
-    let source = format!("yes 0123456789abcde | head -c {} | nc -l -p 80", GIGABYTE / 2);
+    // A container that ends takes along what its kernel has not sent yet.
+    let source = format!("yes 0123456789abcde | head -c {} | nc -l -p 80; sleep 600", GIGABYTE / 2);
     let (first, second) = (format!("127.0.0.1:{port}:80"), format!("127.0.0.1:{}:80", port + 1));
     let _source = Container::run(&["--publish", &first, "alpine", "sh", "-c", &source]);
     let sink = Container::run(&["--publish", &second, "alpine", "sh", "-c", "sleep 1000 | nc -l -p 80 | sha256sum"]);
