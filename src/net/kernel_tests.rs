@@ -326,6 +326,37 @@ fn five_thousand_connections_at_once_are_told_apart() {
     assert!(descriptors() <= before + OTHERS, "{} descriptors, {before} before", descriptors());
 }
 
+#[test]
+fn much_data_comes_out_of_a_published_port() {
+    const MUCH: usize = 60_000_000;
+    let Some(guest) = Guest::new() else { return };
+    let inside = guest.run(move || TcpListener::bind((example().guest, 80)).unwrap()).join().unwrap();
+    guest.run(move || {
+        let (mut stream, _) = inside.accept().unwrap();
+        let block: Vec<u8> = (0..1_000_000_u32).map(|index| (index ^ index >> 8) as u8).collect();
+        for _ in 0..MUCH / block.len() {
+            stream.write_all(&block).unwrap();
+        }
+    });
+    let mut client = TcpStream::connect(guest.publish(80)).unwrap();
+    let (mut buffer, mut received) = (vec![0; 1 << 17], 0);
+    loop {
+        match client.read(&mut buffer).unwrap() {
+            0 => break,
+            len => {
+                let right = |(at, byte): (usize, &u8)| {
+                    let index = ((received + at) % 1_000_000) as u32;
+                    *byte == (index ^ index >> 8) as u8
+                };
+                assert!(buffer[..len].iter().enumerate().all(right), "wrong data after {received} bytes");
+                received += len;
+            }
+        }
+    }
+    assert_eq!(received, MUCH);
+    guest.until_idle();
+}
+
 /// Connections in sequence out of the guest and into it; memory and descriptors at the end are those of the beginning.
 fn short_connections(count: u32) {
     let Some(guest) = Guest::new() else { return };
