@@ -7,6 +7,7 @@ pub mod engine;
 pub mod image;
 pub mod inherited;
 pub mod net;
+mod packets;
 pub mod report;
 pub mod sandbox;
 pub mod settings;

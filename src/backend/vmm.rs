@@ -156,33 +156,17 @@ fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> End {
     }
 }
 
-/// Reads one packet without a runtime; for tests that play the child.
-#[cfg(test)]
-fn receive_blocking(socket: &OwnedFd) -> (crate::vmm::api::Command, Option<OwnedFd>) {
-    use std::{io::IoSliceMut, os::fd::FromRawFd};
-
-    use nix::sys::socket::{ControlMessageOwned, recvmsg};
-
-    let mut buffer = vec![0; MAX_PACKET];
-    let mut slices = [IoSliceMut::new(&mut buffer)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message =
-        recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
-    let length = message.bytes;
-    let descriptor = message.cmsgs().unwrap().find_map(|message| match message {
-        // SAFETY: the kernel has just made this descriptor for this process.
-        ControlMessageOwned::ScmRights(numbers) => Some(unsafe { OwnedFd::from_raw_fd(numbers[0]) }),
-        _ => None,
-    });
-    (serde_json::from_slice(&buffer[..length]).unwrap(), descriptor)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-    use crate::vmm::api::Command;
+    use crate::{packets, vmm::api::Command};
+
+    /// Reads one packet as the child does.
+    fn receive_blocking(socket: &OwnedFd) -> (Command, Option<OwnedFd>) {
+        packets::receive(socket, MAX_PACKET).unwrap().unwrap()
+    }
 
     #[tokio::test]
     async fn a_descriptor_arrives_beside_its_packet_and_the_sender_can_close_its_copy() {

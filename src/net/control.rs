@@ -8,14 +8,14 @@
 //! be able to.
 
 use std::{
-    io::{self, IoSliceMut},
     net::{Ipv4Addr, SocketAddr},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::OwnedFd,
 };
 
 use bulkhead_protocol::Transport;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use serde::{Deserialize, Serialize};
+
+use crate::packets::{self, PacketError};
 
 /// Longest packet in bytes.
 pub const MAX_PACKET: usize = 4096;
@@ -62,41 +62,7 @@ pub enum Command {
     },
 }
 
-/// Why a packet could not be received.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The socket failed.
-    #[error("a packet cannot be received")]
-    Socket(#[source] io::Error),
-    /// It is too long.
-    #[error("a packet has more than {MAX_PACKET} bytes")]
-    TooLong,
-    /// It is not the expected JSON.
-    #[error("a packet is no command")]
-    Syntax(#[from] serde_json::Error),
-}
-
-/// The next packet with its descriptor; `None` when the other end is closed. Blocks until there is one.
-pub(crate) fn receive(socket: &OwnedFd) -> Result<Option<(Command, Option<OwnedFd>)>, ControlError> {
-    let mut buffer = [0; MAX_PACKET];
-    let mut control = nix::cmsg_space!([libc::c_int; 1]);
-    let mut parts = [IoSliceMut::new(&mut buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)
-        .map_err(|errno| ControlError::Socket(errno.into()))?;
-    let mut descriptor = None;
-    for one in message.cmsgs().into_iter().flatten() {
-        if let ControlMessageOwned::ScmRights(numbers) = one {
-            for number in numbers {
-                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-                descriptor = Some(unsafe { OwnedFd::from_raw_fd(number) });
-            }
-        }
-    }
-    let (len, cut) = (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
-    match len {
-        _ if cut => Err(ControlError::TooLong),
-        0 => Ok(None),
-        len => Ok(Some((serde_json::from_slice(&buffer[..len])?, descriptor))),
-    }
+/// The next command with the descriptor beside it; `None` when the backend is gone. Blocks until there is one.
+pub(crate) fn receive(socket: &OwnedFd) -> Result<Option<(Command, Option<OwnedFd>)>, PacketError> {
+    packets::receive(socket, MAX_PACKET)
 }

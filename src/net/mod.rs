@@ -60,9 +60,9 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
-use crate::{inherited, report::chain, sandbox};
+use crate::{inherited, packets::PacketError, report::chain, sandbox};
 use addresses::Addresses;
-use control::{Command, ControlError};
+use control::Command;
 use events::Token;
 use stack::Stack;
 use vhost::{RX, TX};
@@ -84,7 +84,7 @@ enum NetError {
     #[error("descriptor {} is no control socket; `bulkhead net` is started by the backend", inherited::FD)]
     Descriptor,
     #[error("the backend's control socket failed")]
-    Control(#[from] ControlError),
+    Control(#[from] PacketError),
     #[error("the backend's first packet sets up no network")]
     NoSetup,
     #[error("the guest's network {0}/{1} has not room for its addresses")]

@@ -1,17 +1,17 @@
 //! The vmm's end of the control socket.
 
 use std::{
-    io::{IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    io::IoSlice,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockType, recvmsg};
+use nix::sys::socket::{MsgFlags, SockType};
 
 use super::{
     api::{Command, Event, MAX_PACKET},
     error::VmmError,
 };
-use crate::inherited;
+use crate::{inherited, packets, report::chain};
 
 /// The socket.
 pub(super) struct Control(OwnedFd);
@@ -29,22 +29,7 @@ impl Control {
 
     /// The next command with the descriptor beside it; `None` when the backend is gone.
     pub(super) fn receive(&self) -> Result<Option<(Command, Option<OwnedFd>)>, VmmError> {
-        let mut packet = vec![0; MAX_PACKET];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let (len, fd) = loop {
-            let mut iov = [IoSliceMut::new(&mut packet)];
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-                Ok(message) => break (message.bytes, descriptor(message.cmsgs())),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
-                Err(error) => return Err(VmmError::Control(error.to_string())),
-            }
-        };
-        if len == 0 {
-            return Ok(None);
-        }
-        let command = serde_json::from_slice(&packet[..len]).map_err(|error| VmmError::Control(error.to_string()))?;
-        Ok(Some((command, fd)))
+        packets::receive(&self.0, MAX_PACKET).map_err(|error| VmmError::Control(chain(&error)))
     }
 
     /// Sends an event; a backend that is gone is noticed by [`Self::receive`].
@@ -65,18 +50,4 @@ impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-fn descriptor(messages: nix::Result<nix::sys::socket::CmsgIterator<'_>>) -> Option<OwnedFd> {
-    let mut taken = None;
-    for message in messages.ok()? {
-        if let ControlMessageOwned::ScmRights(fds) = message {
-            for fd in fds {
-                // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it. A surplus one
-                // is closed by the assignment that replaces it.
-                taken = Some(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
-    }
-    taken
 }
