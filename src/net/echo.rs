@@ -2,7 +2,6 @@
 //! (icmp(7)), where the host lets this user have them.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     time::{Duration, Instant},
@@ -15,6 +14,7 @@ use vmm_sys_util::epoll::Epoll;
 
 use super::{
     addresses::Addresses,
+    associations::Associations,
     events::{self, Token},
     frame::Frame,
     ip::{self, Packet},
@@ -38,18 +38,13 @@ struct Key {
     identifier: [u8; 2],
 }
 
-struct Association {
-    key: Key,
-    socket: OwnedFd,
-    used: Instant,
-}
-
 /// All pings under way.
-#[derive(Default)]
-pub(super) struct Echo {
-    next: u64,
-    associations: HashMap<u64, Association>,
-    by_key: HashMap<Key, u64>,
+pub(super) struct Echo(Associations<Key, OwnedFd>);
+
+impl Default for Echo {
+    fn default() -> Self {
+        Self(Associations::new(MOST, SILENCE))
+    }
 }
 
 /// Request and reply of this version's protocol.
@@ -83,11 +78,10 @@ impl Echo {
             return Some(reply(packet.destination, packet.source, identifier, message));
         }
         let key = Key { guest: packet.source, peer: packet.destination, identifier };
-        let id = self.by_key.get(&key).copied().or_else(|| self.associate(epoll, addresses, key))?;
-        let association = self.associations.get_mut(&id)?;
-        association.used = Instant::now();
+        let id = self.0.find(&key).or_else(|| self.associate(epoll, addresses, key))?;
+        let (_, socket) = self.0.touch(id)?;
         // What the host does not take is lost, as pings may be.
-        let _ = send(association.socket.as_raw_fd(), message, MsgFlags::empty());
+        let _ = send(socket.as_raw_fd(), message, MsgFlags::empty());
         None
     }
 
@@ -95,26 +89,20 @@ impl Echo {
         // Ports do not matter here, but zero is no destination.
         let peer = addresses.on_host(SocketAddr::new(key.peer, 1))?.ip();
         let socket = socket::ping(peer).ok()?;
-        if self.associations.len() >= MOST {
-            let oldest = self.associations.iter().min_by_key(|(_, association)| association.used).map(|(id, _)| *id)?;
-            self.remove(oldest);
-        }
-        let id = self.next;
+        let id = self.0.next();
         events::watch(epoll, &socket, Token::Echo(id)).ok()?;
-        self.next += 1;
-        self.associations.insert(id, Association { key, socket, used: Instant::now() });
-        self.by_key.insert(key, id);
+        // What gives way is closed, and that is all.
+        self.0.insert(key, socket);
         Some(id)
     }
 
     /// Takes what arrived for an identity.
     pub(super) fn answered(&mut self, id: u64, scratch: &mut [u8], mtu: u16, out: &mut Vec<Frame>) {
-        let Some(association) = self.associations.get_mut(&id) else { return };
-        let key = association.key;
         for _ in 0..BURST {
+            let Some((key, socket)) = self.0.get(id) else { return };
             // An error is the answer to something that was sent; it is consumed with this.
-            let Ok(len) = recv(association.socket.as_raw_fd(), scratch, MsgFlags::MSG_DONTWAIT) else { return };
-            association.used = Instant::now();
+            let Ok(len) = recv(socket.as_raw_fd(), scratch, MsgFlags::MSG_DONTWAIT) else { return };
+            self.0.touch(id);
             let message = &scratch[..len];
             if len >= HEADER && message[0] == types(key.peer).1 && ip::header_len(key.peer) + len <= usize::from(mtu) {
                 out.push(reply(key.peer, key.guest, key.identifier, message));
@@ -124,22 +112,12 @@ impl Echo {
 
     /// Ends what is silent.
     pub(super) fn sweep(&mut self, now: Instant) {
-        let silent = |association: &Association| now.duration_since(association.used) > SILENCE;
-        let old: Vec<_> = self.associations.iter().filter(|(_, one)| silent(one)).map(|(id, _)| *id).collect();
-        for id in old {
-            self.remove(id);
-        }
+        self.0.sweep(now);
     }
 
     /// Whether anything could become silent.
     pub(super) fn is_empty(&self) -> bool {
-        self.associations.is_empty()
-    }
-
-    fn remove(&mut self, id: u64) {
-        if let Some(association) = self.associations.remove(&id) {
-            self.by_key.remove(&association.key);
-        }
+        self.0.is_empty()
     }
 }
 
@@ -197,7 +175,7 @@ mod tests {
         let reply = Packet::parse(&out[0].bytes[ETHERNET_HEADER..]).unwrap();
         assert_eq!((reply.source, &reply.payload()[4..]), (own.ip(), &[0xab, 0xcd, 0, 1, b'x'][..]));
         echo.sweep(Instant::now() + SILENCE * 2);
-        assert!(echo.is_empty() && echo.by_key.is_empty());
+        assert!(echo.0.lens() == [0, 0]);
     }
 
     proptest! {

@@ -17,6 +17,7 @@
 //! read.
 
 pub mod addresses;
+mod associations;
 pub mod control;
 mod dns;
 mod echo;

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::Epoll;
 
 use super::{
     addresses::{Addresses, MTU},
+    associations::Associations,
     events::{self, Token},
     frame::Frame,
     ip::{self, Packet},
@@ -37,12 +38,6 @@ enum Far {
     Client { published: u64, address: SocketAddr, local: Option<Local> },
 }
 
-struct Association {
-    key: Key,
-    far: Far,
-    used: Instant,
-}
-
 /// A published port.
 struct Published {
     socket: UdpSocket,
@@ -51,23 +46,25 @@ struct Published {
 }
 
 /// All associations.
-#[derive(Default)]
 pub(super) struct Udp {
-    next: u64,
-    associations: HashMap<u64, Association>,
-    by_key: HashMap<Key, u64>,
+    associations: Associations<Key, Far>,
     published: HashMap<u64, Published>,
+}
+
+impl Default for Udp {
+    fn default() -> Self {
+        Self { associations: Associations::new(MOST, SILENCE), published: HashMap::new() }
+    }
 }
 
 impl Udp {
     /// A datagram of the guest, which may begin an association if `new`.
     pub(super) fn send(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key, data: &[u8], new: bool) {
-        let known = self.by_key.get(&key).copied();
+        let known = self.associations.find(&key);
         let Some(id) = known.or_else(|| new.then(|| self.associate(epoll, addresses, key)).flatten()) else { return };
-        let Some(association) = self.associations.get_mut(&id) else { return };
-        association.used = Instant::now();
+        let Some((_, far)) = self.associations.touch(id) else { return };
         // What the host does not take is lost, as datagrams may be.
-        match &association.far {
+        match far {
             Far::Own(socket) => {
                 let _ = socket.send(data);
             }
@@ -81,32 +78,25 @@ impl Udp {
 
     fn associate(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key) -> Option<u64> {
         let socket = socket::udp(addresses.on_host(key.peer)?).ok()?;
-        events::watch(epoll, &socket, Token::Udp(self.next)).ok()?;
+        events::watch(epoll, &socket, Token::Udp(self.associations.next())).ok()?;
         Some(self.insert(key, Far::Own(socket)))
     }
 
     fn insert(&mut self, key: Key, far: Far) -> u64 {
-        if self.associations.len() >= MOST
-            && let Some(oldest) = self.associations.iter().min_by_key(|(_, one)| one.used).map(|(id, _)| *id)
-        {
-            self.remove(oldest);
+        let id = self.associations.next();
+        if let Some(gone) = self.associations.insert(key, far) {
+            self.ended(gone);
         }
-        let id = self.next;
-        self.next += 1;
-        self.associations.insert(id, Association { key, far, used: Instant::now() });
-        self.by_key.insert(key, id);
         id
     }
 
     /// Takes what arrived for an association.
     pub(super) fn receive(&mut self, id: u64, scratch: &mut [u8], out: &mut Vec<Frame>) {
-        let Some(association) = self.associations.get_mut(&id) else { return };
-        let Far::Own(socket) = &association.far else { return };
-        let key = association.key;
         for _ in 0..BURST {
+            let Some((key, Far::Own(socket))) = self.associations.get(id) else { return };
             // An error is the answer to something that was sent; it is consumed with this.
             let Ok(len) = socket.recv(scratch) else { return };
-            association.used = Instant::now();
+            self.associations.touch(id);
             if len <= ip::most_data(key.peer.ip(), MTU) {
                 out.push(ip::udp(key.peer, key.guest, &scratch[..len]));
             }
@@ -128,7 +118,7 @@ impl Udp {
             // The backend has the same socket open: closing our descriptor alone would leave it registered.
             events::forget(epoll, &published.socket);
             for id in published.clients.into_values() {
-                self.remove(id);
+                self.associations.remove(id);
             }
         }
     }
@@ -142,17 +132,16 @@ impl Udp {
             let Some(client) = client.filter(|_| len <= ip::most_data(target.ip(), MTU)) else { continue };
             let known = published.clients.get(&client).copied();
             let Some(known) = known.or_else(|| self.admit(id, client, target, addresses)) else { continue };
-            let Some(association) = self.associations.get_mut(&known) else { continue };
-            association.used = Instant::now();
-            association.far = Far::Client { published: id, address: client, local };
-            out.push(ip::udp(association.key.peer, association.key.guest, &scratch[..len]));
+            let Some((key, far)) = self.associations.touch(known) else { continue };
+            *far = Far::Client { published: id, address: client, local };
+            out.push(ip::udp(key.peer, key.guest, &scratch[..len]));
         }
     }
 
     /// A new client of a published port.
     fn admit(&mut self, published: u64, client: SocketAddr, target: SocketAddr, addresses: &Addresses) -> Option<u64> {
         let shown = addresses.as_client(client.ip(), target.ip());
-        let key = free_key(target, SocketAddr::new(shown, client.port()), |key| self.by_key.contains_key(key))?;
+        let key = free_key(target, SocketAddr::new(shown, client.port()), |key| self.associations.find(key).is_some())?;
         let id = self.insert(key, Far::Client { published, address: client, local: None });
         self.published.get_mut(&published)?.clients.insert(client, id);
         Some(id)
@@ -160,10 +149,8 @@ impl Udp {
 
     /// Ends what is silent.
     pub(super) fn sweep(&mut self, now: Instant) {
-        let silent = |association: &Association| now.duration_since(association.used) > SILENCE;
-        let old: Vec<_> = self.associations.iter().filter(|(_, one)| silent(one)).map(|(id, _)| *id).collect();
-        for id in old {
-            self.remove(id);
+        for gone in self.associations.sweep(now) {
+            self.ended(gone);
         }
     }
 
@@ -172,10 +159,9 @@ impl Udp {
         self.associations.is_empty()
     }
 
-    fn remove(&mut self, id: u64) {
-        let Some(association) = self.associations.remove(&id) else { return };
-        self.by_key.remove(&association.key);
-        if let Far::Client { published, address, .. } = association.far
+    /// Lets a published port forget a client that is gone.
+    fn ended(&mut self, far: Far) {
+        if let Far::Client { published, address, .. } = far
             && let Some(published) = self.published.get_mut(&published)
         {
             published.clients.remove(&address);
@@ -220,10 +206,11 @@ mod tests {
         let peer = SocketAddr::new(example().host.into(), server.local_addr().unwrap().port());
         for port in 1..=200 + MOST as u16 {
             udp.send(&epoll, &example(), Key { guest: guest(port), peer }, b"x", true);
-            assert!(udp.associations.len() <= MOST && udp.by_key.len() == udp.associations.len());
+            let [associations, keys] = udp.associations.lens();
+            assert!(associations <= MOST && keys == associations);
         }
         udp.sweep(Instant::now() + SILENCE * 2);
-        assert!(udp.is_empty() && udp.by_key.is_empty());
+        assert!(udp.associations.lens() == [0, 0]);
     }
 
     #[test]
@@ -264,7 +251,7 @@ mod tests {
             assert_eq!((&answer[..len], from.port()), (&[index as u8 + 100][..], port));
         }
         udp.forget(&epoll, 7);
-        assert!(udp.is_empty() && udp.by_key.is_empty() && udp.published.is_empty());
+        assert!(udp.associations.lens() == [0, 0] && udp.published.is_empty());
     }
 
     #[test]
