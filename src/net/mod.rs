@@ -24,6 +24,7 @@ mod echo;
 mod events;
 mod fragments;
 mod frame;
+mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod ip;
@@ -48,10 +49,10 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream},
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
-use ::vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use ::vhost::vhost_user::Error as VhostError;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::SockType,
@@ -59,12 +60,12 @@ use nix::sys::{
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };
-use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use crate::{inherited, packets::PacketError, report::chain, sandbox};
 use addresses::Addresses;
 use control::Command;
 use events::Token;
+use front::Front;
 use stack::Stack;
 use vhost::{RX, TX};
 
@@ -76,8 +77,6 @@ pub(crate) use vhost::Device;
 
 /// Frames taken from the guest before the host's sockets have their turn.
 const BURST: usize = 128;
-/// Events taken at once.
-const EVENTS: usize = 256;
 
 /// Why the network process ends in failure.
 #[derive(Debug, thiserror::Error)]
@@ -129,60 +128,34 @@ fn serve() -> Result<(), NetError> {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(16_384), most);
     }
-    let epoll = Arc::new(Epoll::new().map_err(host("an epoll descriptor"))?);
-    events::watch(&epoll, &control, Token::Control).map_err(host("an epoll event"))?;
-    events::watch(&epoll, &stream, Token::Frontend).map_err(host("an epoll event"))?;
-    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&epoll)).map_err(host("memory for the queues"))?));
-    let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+    let front = Front::new(control, stream)?;
     sandbox::confine_net()?;
-    Loop { stack: Stack::new(Arc::clone(&epoll), addresses), epoll, device, handler, control }.run()
-}
-
-/// Does what the frontend says; false when it is gone.
-fn heard(handler: &mut BackendReqHandler<Mutex<Device>>) -> Result<bool, NetError> {
-    match handler.handle_request() {
-        // What the frontend asked and may not is answered; the conversation goes on.
-        Ok(()) | Err(VhostError::ReqHandlerError(_) | VhostError::InvalidParam | VhostError::InvalidOperation(_)) => {
-            Ok(true)
-        }
-        Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => Ok(false),
-        Err(error) => Err(NetError::Protocol(error)),
-    }
+    Loop { stack: Stack::new(Arc::clone(&front.epoll), addresses), front }.run()
 }
 
 /// The one thread.
 struct Loop {
-    epoll: Arc<Epoll>,
-    device: Arc<Mutex<Device>>,
-    handler: BackendReqHandler<Mutex<Device>>,
-    control: OwnedFd,
+    front: Front,
     stack: Stack,
 }
 
 impl Loop {
     fn run(mut self) -> Result<(), NetError> {
-        let mut events = vec![EpollEvent::default(); EVENTS];
         let mut more = false;
         loop {
             let timeout = if more { 0 } else { self.stack.timeout() };
-            let ready = match self.epoll.wait(timeout, &mut events) {
-                Ok(ready) => ready,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(source) => return Err(NetError::Host { what: "to wait for events", source }),
-            };
-            for event in &events[..ready] {
-                match Token::unpack(event.data()) {
-                    Token::Control => {
-                        if !self.commanded()? {
-                            return Ok(());
-                        }
-                    }
+            for index in 0..self.front.wait(timeout)? {
+                match self.front.token(index) {
+                    Token::Control => match self.front.command()? {
+                        Some((command, descriptor)) => self.obey(command, descriptor),
+                        None => return Ok(()),
+                    },
                     Token::Frontend => {
-                        if !heard(&mut self.handler)? {
+                        if !self.front.heard()? {
                             return Ok(());
                         }
                     }
-                    Token::Kick(queue) => self.kicked(queue),
+                    Token::Kick(queue) => self.front.kicked(queue),
                     token => self.stack.host_ready(token),
                 }
             }
@@ -190,30 +163,20 @@ impl Loop {
         }
     }
 
-    /// Does what the backend says; false when it is gone.
-    fn commanded(&mut self) -> Result<bool, NetError> {
-        match control::receive(&self.control)? {
-            None => return Ok(false),
-            Some((Command::Listen { id, transport, target }, Some(socket))) => {
+    fn obey(&mut self, command: Command, descriptor: Option<OwnedFd>) {
+        match (command, descriptor) {
+            (Command::Listen { id, transport, target }, Some(socket)) => {
                 self.stack.publish(id, transport, socket, target);
             }
-            Some((Command::Forget { id }, _)) => self.stack.forget(id),
+            (Command::Forget { id }, _) => self.stack.forget(id),
             // A second setup, or a port without its socket: nothing that the backend does.
-            Some(_) => {}
-        }
-        Ok(true)
-    }
-
-    fn kicked(&self, queue: usize) {
-        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kick) = device.rings.get(queue).and_then(|ring| ring.kick.as_ref()) {
-            let _ = kick.read();
+            _ => {}
         }
     }
 
     /// Moves frames both ways; true when there may be more to do at once.
     fn move_frames(&mut self) -> bool {
-        let device = &mut *self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = &mut *self.front.device();
         let Some(memory) = device.memory.clone() else { return false };
         self.stack.offload.checksum = device.has(VIRTIO_NET_F_GUEST_CSUM);
         self.stack.offload.segmentation = device.has(VIRTIO_NET_F_GUEST_TSO4) && device.has(VIRTIO_NET_F_GUEST_TSO6);

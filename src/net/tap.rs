@@ -10,87 +10,56 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::{Arc, Mutex, PoisonError},
 };
 
-use ::vhost::vhost_user::BackendReqHandler;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };
-use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     BURST, Device, NetError,
     control::{self, Command},
     events::{self, Token},
     frame::{Frame, MOST, VIRTIO_HEADER},
-    heard, host,
+    front::Front,
+    host,
     vhost::{RX, TX},
 };
 use crate::sandbox;
-
-/// Events taken at once.
-const EVENTS: usize = 8;
 
 /// Serves the frontend behind `stream` from the device that the next packet brings.
 pub(super) fn serve(control: OwnedFd, stream: UnixStream) -> Result<(), NetError> {
     let Some((Command::Tap, Some(tap))) = control::receive(&control)? else {
         return Err(NetError::NoSetup);
     };
-    let epoll = Arc::new(Epoll::new().map_err(host("an epoll descriptor"))?);
-    events::watch(&epoll, &control, Token::Control).map_err(host("an epoll event"))?;
-    events::watch(&epoll, &stream, Token::Frontend).map_err(host("an epoll event"))?;
-    events::watch_edges(&epoll, &tap, Token::Tap).map_err(host("an epoll event"))?;
-    let device = Arc::new(Mutex::new(Device::new(Arc::clone(&epoll)).map_err(host("memory for the queues"))?));
-    let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+    let front = Front::new(control, stream)?;
+    events::watch_edges(&front.epoll, &tap, Token::Tap).map_err(host("an epoll event"))?;
     sandbox::confine_tap()?;
-    let wire = Wire { tap: tap.into(), offload: None, readable: true, waiting: None, buffer: vec![0; MOST] };
-    Loop { epoll, device, handler, control, wire }.run()
+    let mut wire = Wire { tap: tap.into(), offload: None, readable: true, waiting: None, buffer: vec![0; MOST] };
+    run(front, &mut wire)
 }
 
-struct Loop {
-    epoll: Arc<Epoll>,
-    device: Arc<Mutex<Device>>,
-    handler: BackendReqHandler<Mutex<Device>>,
-    control: OwnedFd,
-    wire: Wire,
-}
-
-impl Loop {
-    fn run(mut self) -> Result<(), NetError> {
-        let mut events = vec![EpollEvent::default(); EVENTS];
-        let mut more = false;
-        loop {
-            let ready = match self.epoll.wait(if more { 0 } else { -1 }, &mut events) {
-                Ok(ready) => ready,
-                Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-                Err(source) => return Err(NetError::Host { what: "to wait for events", source }),
-            };
-            for event in &events[..ready] {
-                match Token::unpack(event.data()) {
-                    // No port is published here.
-                    Token::Control => {
-                        if control::receive(&self.control)?.is_none() {
-                            return Ok(());
-                        }
+fn run(mut front: Front, wire: &mut Wire) -> Result<(), NetError> {
+    let mut more = false;
+    loop {
+        for index in 0..front.wait(if more { 0 } else { -1 })? {
+            match front.token(index) {
+                // No port is published here.
+                Token::Control => {
+                    if front.command()?.is_none() {
+                        return Ok(());
                     }
-                    Token::Frontend => {
-                        if !heard(&mut self.handler)? {
-                            return Ok(());
-                        }
-                    }
-                    Token::Kick(queue) => {
-                        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
-                        if let Some(kick) = device.rings.get(queue).and_then(|ring| ring.kick.as_ref()) {
-                            let _ = kick.read();
-                        }
-                    }
-                    _ => self.wire.readable = true,
                 }
+                Token::Frontend => {
+                    if !front.heard()? {
+                        return Ok(());
+                    }
+                }
+                Token::Kick(queue) => front.kicked(queue),
+                _ => wire.readable = true,
             }
-            let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
-            more = self.wire.move_frames(&mut device);
         }
+        more = wire.move_frames(&mut front.device());
     }
 }
 
@@ -188,14 +157,17 @@ impl Wire {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
+    use std::{os::unix::net::UnixDatagram, sync::Arc};
 
     use virtio_queue::{
         desc::{RawDescriptor, split::Descriptor},
         mock::MockSplitQueue,
     };
     use vm_memory::{Bytes, GuestAddress};
-    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    use vmm_sys_util::{
+        epoll::Epoll,
+        eventfd::{EFD_NONBLOCK, EventFd},
+    };
 
     use super::*;
     use crate::vmm::memory;
