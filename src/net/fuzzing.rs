@@ -5,7 +5,6 @@ use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use bulkhead_protocol::Transport;
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
     stack::Stack,
     tcp::Offload,
 };
-use crate::vmm::memory::GuestRam;
+use crate::virtio::fuzzing;
 
 pub use super::{dns::fuzzing::*, resolver::fuzzing::*};
 
@@ -78,25 +77,16 @@ impl World {
     }
 }
 
-/// Bytes of the little guest memory in which the rings of [`rings`] lie.
-pub const MEMORY: usize = 0x1_0000;
-
-/// The device side of both queues over any guest memory: `bytes` are its beginning. The descriptor table is at 0, the
-/// available ring at 0x100, the used ring at 0x200 and everything a chain can name between 0 and [`MEMORY`].
+/// The device side of both queues over any guest memory: `bytes` are its beginning. Each is laid out as
+/// [`fuzzing`] says.
 pub fn rings(bytes: &[u8], frames: &[usize], event_idx: bool, mergeable: bool) {
-    const SIZE: u16 = 16;
-    let memory = GuestRam::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-    memory.write_slice(&bytes[..bytes.len().min(MEMORY)], GuestAddress(0)).unwrap();
+    let memory = fuzzing::memory(bytes);
     let mut ring = Ring::new().unwrap();
     ring.set_event_idx(event_idx);
-    ring.queue.set_size(SIZE);
-    ring.queue.try_set_desc_table_address(GuestAddress(0)).unwrap();
-    ring.queue.try_set_avail_ring_address(GuestAddress(0x100)).unwrap();
-    ring.queue.try_set_used_ring_address(GuestAddress(0x200)).unwrap();
-    ring.queue.set_ready(true);
+    fuzzing::lay_out(&mut ring.queue);
     for len in frames {
         if ring.queue.is_valid(&memory) {
-            ring.take(&memory, usize::from(SIZE), |frame| assert!(frame.len() <= super::frame::MOST));
+            ring.take(&memory, usize::from(fuzzing::SIZE), |frame| assert!(frame.len() <= super::frame::MOST));
             let frame = Frame { header: [1; VIRTIO_HEADER], bytes: vec![2; *len] };
             if !ring.give(&memory, &frame, mergeable) {
                 let _ = ring.await_buffers(&memory);

@@ -37,13 +37,10 @@ use super::{
 };
 
 const DEVICE: &str = "wire0";
-/// `linux/if_tun.h`.
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// With the poll loop that drivers have: without it a burst overflows the queue in front of the kernel, unlike a virtqueue.
-const TAP_WITHOUT_INFO_WITH_HEADER: i16 = 0x0002 | 0x0010 | 0x1000 | 0x4000;
-const CSUM_TSO4_TSO6: libc::c_ulong = 1 | 2 | 4;
+const TAP_WITHOUT_INFO_WITH_HEADER: i16 =
+    (libc::IFF_TAP | libc::IFF_NAPI | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+const CSUM_TSO4_TSO6: libc::c_ulong = (libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6) as libc::c_ulong;
 
 /// A kernel behind the stack.
 struct Guest {
@@ -74,9 +71,9 @@ fn make() -> io::Result<(File, File)> {
     let header = VIRTIO_HEADER as libc::c_int;
     // SAFETY: the first two requests read what the pointers lead to, the last takes an integer.
     let failed = unsafe {
-        libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw const request) < 0
-            || libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) < 0
-            || libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, CSUM_TSO4_TSO6) < 0
+        libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request) < 0
+            || libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) < 0
+            || libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, CSUM_TSO4_TSO6) < 0
     };
     if failed {
         return Err(io::Error::last_os_error());

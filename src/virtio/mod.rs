@@ -6,6 +6,8 @@
 pub mod block;
 pub mod console;
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod net;
 pub mod pci;
 pub mod rng;

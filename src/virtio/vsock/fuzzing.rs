@@ -9,8 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::QueueT;
 use vmm_sys_util::epoll::EpollEvent;
 
 use super::{
@@ -20,7 +19,7 @@ use super::{
     segments::{self, Access},
     stream::SocketStream,
 };
-use crate::vmm::memory::GuestRam;
+use crate::virtio::fuzzing;
 
 /// The guest's context id in [`World`].
 pub const CID: u64 = 3;
@@ -114,21 +113,12 @@ pub fn hybrid_line(line: &[u8], piece: usize) {
     assert!(taken <= MAX_LINE);
 }
 
-/// Bytes of the little guest memory in which the queue of [`chains`] lies.
-pub const MEMORY: usize = 0x1_0000;
-
-/// Packets' memory from chains in any guest memory: `bytes` are its beginning, with the descriptor table at 0, the
-/// available ring at 0x100 and the used ring at 0x200.
+/// Packets' memory from chains in any guest memory: `bytes` are its beginning, laid out as
+/// [`fuzzing`] says.
 pub fn chains(bytes: &[u8]) {
-    let memory = GuestRam::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-    memory.write_slice(&bytes[..bytes.len().min(MEMORY)], GuestAddress(0)).unwrap();
-    let mut queue = Queue::new(16).unwrap();
-    queue.try_set_desc_table_address(GuestAddress(0)).unwrap();
-    queue.try_set_avail_ring_address(GuestAddress(0x100)).unwrap();
-    queue.try_set_used_ring_address(GuestAddress(0x200)).unwrap();
-    queue.set_ready(true);
+    let (memory, mut queue) = (fuzzing::memory(bytes), fuzzing::queue());
     let (mut chain, mut payload) = (Vec::new(), Vec::new());
-    for turn in 0..16 {
+    for turn in 0..fuzzing::SIZE {
         let access = if turn % 2 == 0 { Access::Readable } else { Access::Writable };
         let Some(descriptors) = queue.pop_descriptor_chain(&memory) else { break };
         let head = descriptors.head_index();
