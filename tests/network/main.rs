@@ -11,7 +11,7 @@ mod settings;
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Output, Stdio},
     sync::{Mutex, MutexGuard, Once, PoisonError},
@@ -27,13 +27,19 @@ const PROFILE: &str = "network-test";
 /// The emulated machine, which nobody minds being changed.
 const THROW_AWAY_MACHINE: &str = "/etc/kvm-host";
 
-fn bulkhead(arguments: &[&str]) -> Output {
+/// The program on the suite's profile.
+fn program() -> Command {
     let mut command = Command::new(BULKHEAD);
     // `scripts/test` names a kernel for the suite that boots one without a root file system.
     if std::env::var_os("BULKHEAD_ROOTFS").is_none() {
         command.env_remove("BULKHEAD_KERNEL");
     }
-    let output = command.args(["--profile", PROFILE]).args(arguments).output().unwrap();
+    command.args(["--profile", PROFILE]);
+    command
+}
+
+fn bulkhead(arguments: &[&str]) -> Output {
+    let output = program().args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
@@ -47,6 +53,14 @@ fn docker(arguments: &[&str]) -> Output {
     Command::new("docker").env("DOCKER_HOST", host).args(arguments).output().unwrap()
 }
 
+/// What a command prints that must succeed.
+#[track_caller]
+fn done(arguments: &[&str]) -> String {
+    let output = docker(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// What a shell in a fresh container prints.
 fn shell(script: &str) -> String {
     let output = docker(&["run", "--rm", "alpine", "sh", "-c", script]);
@@ -54,7 +68,7 @@ fn shell(script: &str) -> String {
 }
 
 extern "C" fn stop() {
-    let _ = Command::new(BULKHEAD).args(["--profile", PROFILE, "stop", "--force"]).output();
+    let _ = program().args(["stop", "--force"]).output();
 }
 
 /// One engine for all tests, one test at a time.
@@ -239,8 +253,36 @@ fn names_are_those_that_the_host_resolves_at_that_moment() {
     assert!(printed.contains("Address: 10.11.12.13"), "{printed}");
 }
 
-/// A registry on the host's loopback.
+/// A registry on the host.
 struct Registry(Child);
+
+impl Registry {
+    /// Serves what is pushed from `folder`, where `http` is the indented rest of its configuration; returns when it
+    /// listens.
+    fn serve(folder: &Path, address: SocketAddr, http: &str) -> Self {
+        let configuration = folder.join("config.yml");
+        let storage = folder.join("storage");
+        let text = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{http}",
+            storage.display()
+        );
+        fs::write(&configuration, text).unwrap();
+        let registry = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&configuration)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the Debian package docker-registry is needed");
+        let registry = Self(registry);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < deadline, "the registry does not listen");
+            thread::sleep(Duration::from_millis(100));
+        }
+        registry
+    }
+}
 
 impl Drop for Registry {
     fn drop(&mut self) {
@@ -255,32 +297,8 @@ fn an_image_is_pushed_to_and_pulled_from_a_registry_on_the_hosts_loopback() {
     let _engine = engine();
     let folder = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let configuration = folder.path().join("config.yml");
-    let storage = folder.path().join("storage");
-    let text = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-        storage.display()
-    );
-    fs::write(&configuration, text).unwrap();
-    let registry = Command::new("docker-registry")
-        .arg("serve")
-        .arg(&configuration)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the Debian package docker-registry is needed");
-    let _registry = Registry(registry);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline, "the registry does not listen");
-        thread::sleep(Duration::from_millis(100));
-    }
+    let _registry = Registry::serve(folder.path(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "");
     let name = format!("host.docker.internal:{port}/alpine");
-    let done = |arguments: &[&str]| {
-        let output = docker(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
     let image = done(&["image", "inspect", "--format", "{{.Id}}", "alpine"]);
     done(&["tag", "alpine", &name]);
     done(&["push", &name]);

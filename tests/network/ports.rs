@@ -48,12 +48,6 @@ impl Container {
     }
 }
 
-pub(crate) fn done(arguments: &[&str]) -> String {
-    let output = docker(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// What a command that cannot work says.
 fn refused(arguments: &[&str]) -> String {
     let output = docker(arguments);

@@ -31,25 +31,11 @@ fn other(settings: &[(&str, &str)], environment: &[(&str, &OsStr)], options: &[&
         bulkhead(&["settings", "set", key, value]);
     }
     let other = Other { keys: settings.iter().map(|(key, _)| (*key).to_owned()).collect(), _turn: turn };
-    let mut command = Command::new(BULKHEAD);
-    if std::env::var_os("BULKHEAD_ROOTFS").is_none() {
-        command.env_remove("BULKHEAD_KERNEL");
-    }
-    let output = command
-        .envs(environment.iter().copied())
-        .args(["--profile", PROFILE, "start", "--timeout", "300"])
-        .args(options)
-        .output()
-        .unwrap();
+    let output =
+        program().envs(environment.iter().copied()).args(["start", "--timeout", "300"]).args(options).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     (other, said)
-}
-
-fn done(arguments: &[&str]) -> String {
-    let output = docker(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// This machine's address on the way out, if it has one.
@@ -161,27 +147,8 @@ impl PrivateRegistry {
         ];
         make(&[&server[..], &curve].concat());
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}:{port}\n  tls:\n    \
-             certificate: {}\n    key: {}\n",
-            path("storage"),
-            path("server.crt"),
-            path("server.key")
-        );
-        fs::write(path("config.yml"), text).unwrap();
-        let registry = Command::new("docker-registry")
-            .arg("serve")
-            .arg(path("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the Debian package docker-registry is needed");
-        let registry = Registry(registry);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect((address, port)).is_err() {
-            assert!(Instant::now() < deadline, "the registry does not listen");
-            thread::sleep(Duration::from_millis(100));
-        }
+        let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", path("server.crt"), path("server.key"));
+        let registry = Registry::serve(folder.path(), SocketAddr::from((address, port)), &tls);
         Self { _registry: registry, folder, place: format!("{address}:{port}") }
     }
 
