@@ -62,14 +62,14 @@ impl std::fmt::Display for Contender {
     }
 }
 
-/// What all runs have in common.
+/// The guest that all contenders run, and with what.
 #[derive(Debug)]
-pub struct Setup {
+pub struct Machine {
     /// Our program.
     pub bulkhead: PathBuf,
     /// vmlinux.
     pub kernel: PathBuf,
-    /// The root file system.
+    /// The root file system; in the network's part one that holds nothing but the endpoint.
     pub rootfs: PathBuf,
     /// Where sockets and disks are made.
     pub folder: PathBuf,
@@ -77,6 +77,13 @@ pub struct Setup {
     pub cpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+}
+
+/// What all runs have in common.
+#[derive(Debug)]
+pub struct Setup {
+    /// The guest.
+    pub machine: Machine,
     /// Whether QEMU can have a vsock device.
     pub vhost_vsock: bool,
 }
@@ -84,17 +91,17 @@ pub struct Setup {
 impl Setup {
     /// The FIFO that a contender writes the guest's console to.
     pub fn console(&self) -> PathBuf {
-        self.folder.join("console")
+        self.machine.folder.join("console")
     }
 
     /// Our vsock device's socket.
     pub fn vsock(&self) -> PathBuf {
-        self.folder.join("vsock.sock")
+        self.machine.folder.join("vsock.sock")
     }
 
     /// The data disk.
     pub fn data(&self) -> PathBuf {
-        self.folder.join("data.img")
+        self.machine.folder.join("data.img")
     }
 
     /// Makes an empty data disk.
@@ -176,18 +183,18 @@ fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
     let disk =
         |path: &Path, readonly, serial: &str| Disk { path: path.to_owned(), readonly, serial: serial.to_owned() };
     let config = VmConfig {
-        cpus: setup.cpus,
-        memory_mib: setup.memory_mib,
-        kernel: setup.kernel.clone(),
+        cpus: setup.machine.cpus,
+        memory_mib: setup.machine.memory_mib,
+        kernel: setup.machine.kernel.clone(),
         cmdline: CMDLINE.to_owned(),
-        disks: vec![disk(&setup.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)],
+        disks: vec![disk(&setup.machine.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)],
         vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
         console: Some(setup.console()),
         serial: None,
     };
     // The packet waits in the socket: the process finds its machine as soon as it looks.
     send(&ours, &Command::Boot(Box::new(config)))?;
-    let mut process = Process::new(&setup.bulkhead);
+    let mut process = Process::new(&setup.machine.bulkhead);
     process.arg("vmm");
     Ok(Running { child: spawn(process, Some(&theirs))?, control: Some(ours) })
 }
@@ -199,9 +206,10 @@ fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
         Contender::Microvm => "microvm,acpi=on,pcie=on,rtc=on,pic=off,pit=off,isa-serial=off",
         _ => "q35",
     };
-    let mut arguments = qemu_base(machine, &setup.kernel, CMDLINE, setup.cpus, setup.memory_mib);
+    let mut arguments =
+        qemu_base(machine, &setup.machine.kernel, CMDLINE, setup.machine.cpus, setup.machine.memory_mib);
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    for (id, path, flags) in [("rootfs", &setup.rootfs, ",readonly=on"), (DATA_SERIAL, &setup.data(), "")] {
+    for (id, path, flags) in [("rootfs", &setup.machine.rootfs, ",readonly=on"), (DATA_SERIAL, &setup.data(), "")] {
         option("-drive", format!("if=none,id={id},file={},format=raw,discard=unmap{flags}", path.display()));
         option("-device", format!("virtio-blk-pci,drive={id},serial={id}"));
     }

@@ -14,7 +14,7 @@ mod round;
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use launch::{Contender, Setup};
+use launch::{Contender, Machine, Setup};
 use report::{Environment, Report};
 use round::Sample;
 
@@ -91,18 +91,18 @@ fn run(arguments: &Arguments) -> Result<String> {
         std::fs::copy(from, &to).map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
         Ok(to)
     };
-    if arguments.network {
-        return run_network(arguments, copy);
-    }
-    let setup = Setup {
+    let machine = Machine {
         bulkhead: copy(&arguments.bulkhead, "bulkhead")?,
         kernel: copy(&arguments.kernel, "vmlinux")?,
         rootfs: copy(&arguments.rootfs, "rootfs.erofs")?,
         folder: arguments.folder.clone(),
         cpus: arguments.cpus,
         memory_mib: arguments.memory,
-        vhost_vsock: launch::vhost_vsock(),
     };
+    if arguments.network {
+        return run_network(arguments, machine);
+    }
+    let setup = Setup { machine, vhost_vsock: launch::vhost_vsock() };
     let environment = Environment::read(arguments.emulated)?;
     if !setup.vhost_vsock {
         eprintln!("/dev/vhost-vsock cannot be used: QEMU's engine cannot be reached and its `_ping` is left out");
@@ -132,17 +132,9 @@ fn run(arguments: &Arguments) -> Result<String> {
     })
 }
 
-fn run_network(arguments: &Arguments, copy: impl Fn(&PathBuf, &str) -> Result<PathBuf>) -> Result<String> {
-    let setup = network::Setup {
-        bulkhead: copy(&arguments.bulkhead, "bulkhead")?,
-        kernel: copy(&arguments.kernel, "vmlinux")?,
-        rootfs: copy(&arguments.rootfs, "rootfs.erofs")?,
-        folder: arguments.folder.clone(),
-        cpus: arguments.cpus,
-        memory_mib: arguments.memory,
-        duration: Duration::from_millis(arguments.milliseconds),
-        rounds: arguments.rounds,
-    };
+fn run_network(arguments: &Arguments, machine: Machine) -> Result<String> {
+    let setup =
+        network::Setup { machine, duration: Duration::from_millis(arguments.milliseconds), rounds: arguments.rounds };
     let report = network::run(&setup, Environment::read(arguments.emulated)?)?;
     Ok(match arguments.format {
         Format::Table => report.table(),

@@ -109,7 +109,7 @@ impl Report {
         samples: Vec<(u32, Contender, Sample)>,
         failures: BTreeMap<Contender, u32>,
     ) -> Self {
-        let machine = format!("{} vCPUs, {} MiB", setup.cpus, setup.memory_mib);
+        let machine = format!("{} vCPUs, {} MiB", setup.machine.cpus, setup.machine.memory_mib);
         Self { environment, machine, samples, failures }
     }
 

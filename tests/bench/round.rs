@@ -123,7 +123,7 @@ fn next(running: &mut Running, happened: &Receiver<Happening>) -> Result<Happeni
 }
 
 fn clean(setup: &Setup) {
-    for path in [setup.console(), setup.vsock(), setup.data(), setup.folder.join("vsock.sock_1025")] {
+    for path in [setup.console(), setup.vsock(), setup.data(), setup.machine.folder.join("vsock.sock_1025")] {
         let _ = fs::remove_file(path);
     }
 }

@@ -129,7 +129,7 @@ pub struct Running {
 impl Running {
     /// Starts it; the guest connects to the host's loopback at `control`.
     pub fn start(setup: &Setup, way: Way, control: u16) -> Result<Self> {
-        let console = setup.folder.join(format!("console-{way}").replace(' ', "-"));
+        let console = setup.machine.folder.join(format!("console-{way}").replace(' ', "-"));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let published = listener.local_addr()?;
         if way == Way::Bulkhead {
@@ -140,8 +140,17 @@ impl Running {
         let mut running = Starting { setup, published, helper: None, sockets: Vec::new() };
         let network = running.network(way)?;
         let mut qemu = Process::new("qemu-system-x86_64");
-        qemu.args(launch::qemu_base("q35", &setup.kernel, &way.cmdline(control), setup.cpus, setup.memory_mib));
-        qemu.args(["-drive", &format!("if=none,id=root,file={},format=raw,readonly=on", setup.rootfs.display())]);
+        qemu.args(launch::qemu_base(
+            "q35",
+            &setup.machine.kernel,
+            &way.cmdline(control),
+            setup.machine.cpus,
+            setup.machine.memory_mib,
+        ));
+        qemu.args([
+            "-drive",
+            &format!("if=none,id=root,file={},format=raw,readonly=on", setup.machine.rootfs.display()),
+        ]);
         qemu.args(["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]);
         qemu.args(["-device", "virtio-serial-pci,max_ports=2", "-device", "virtconsole,chardev=console"]);
         qemu.args(["-chardev", &format!("file,id=console,path={}", console.display())]);
@@ -190,23 +199,23 @@ fn start_bulkhead(setup: &Setup, console: PathBuf, cmdline: String, published: T
     say(&NetCommand::Setup(NetSetup::default()), backend.into())?;
     let target = SocketAddr::from((Way::Bulkhead.plan().guest, PUBLISHED));
     say(&NetCommand::Listen { id: 1, transport: Transport::Tcp, target }, published.into())?;
-    let mut net = Process::new(&setup.bulkhead);
+    let mut net = Process::new(&setup.machine.bulkhead);
     net.arg("net");
     let helper = launch::spawn(net, Some(&net_theirs))?;
 
     let (ours, theirs) = control::pair()?;
     let config = VmConfig {
-        cpus: setup.cpus,
-        memory_mib: setup.memory_mib,
-        kernel: setup.kernel.clone(),
+        cpus: setup.machine.cpus,
+        memory_mib: setup.machine.memory_mib,
+        kernel: setup.machine.kernel.clone(),
         cmdline,
-        disks: vec![Disk { path: setup.rootfs.clone(), readonly: true, serial: "root".to_owned() }],
+        disks: vec![Disk { path: setup.machine.rootfs.clone(), readonly: true, serial: "root".to_owned() }],
         vsock: None,
         console: Some(console.clone()),
         serial: None,
     };
     control::send(&ours, &serde_json::to_vec(&Command::Boot(Box::new(config)))?, Some(&frontend.into()))?;
-    let mut vmm = Process::new(&setup.bulkhead);
+    let mut vmm = Process::new(&setup.machine.bulkhead);
     vmm.arg("vmm");
     let machine = launch::spawn(vmm, Some(&theirs))?;
     let (controls, sockets) = (vec![ours, net_ours], Vec::new());
@@ -271,7 +280,7 @@ impl Starting<'_> {
     }
 
     fn socket(&mut self, name: &str) -> PathBuf {
-        let path = self.setup.folder.join(name);
+        let path = self.setup.machine.folder.join(name);
         self.sockets.push(path.clone());
         path
     }

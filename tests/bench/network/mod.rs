@@ -7,11 +7,10 @@ mod traffic;
 
 use std::{
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
     time::Duration,
 };
 
-use crate::{Environment, Result};
+use crate::{Environment, Result, launch::Machine};
 use contender::{Running, Way};
 pub use report::Report;
 use traffic::Guest;
@@ -19,18 +18,8 @@ use traffic::Guest;
 /// What all runs have in common.
 #[derive(Debug)]
 pub struct Setup {
-    /// Our program.
-    pub bulkhead: PathBuf,
-    /// vmlinux.
-    pub kernel: PathBuf,
-    /// The root file system that holds nothing but the endpoint.
-    pub rootfs: PathBuf,
-    /// Where sockets are made.
-    pub folder: PathBuf,
-    /// vCPUs.
-    pub cpus: u8,
-    /// Guest memory in MiB.
-    pub memory_mib: u64,
+    /// The guest.
+    pub machine: Machine,
     /// How long each row is measured.
     pub duration: Duration,
     /// Rounds.
@@ -73,7 +62,7 @@ pub fn run(setup: &Setup, environment: Environment) -> Result<Report> {
         }
         samples.extend(done);
     }
-    let machine = format!("{} vCPUs, {} MiB", setup.cpus, setup.memory_mib);
+    let machine = format!("{} vCPUs, {} MiB", setup.machine.cpus, setup.machine.memory_mib);
     Ok(Report { environment, machine, ways, left_out, samples })
 }
 
