@@ -28,6 +28,7 @@ mod services;
 mod shutdown;
 mod superblock;
 mod tuning;
+mod warden;
 
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::fd::{AsRawFd, BorrowedFd},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
 };
@@ -34,11 +35,13 @@ pub(crate) enum Service {
     Containerd,
     /// dockerd.
     Dockerd,
+    /// Serves the files of `/proc` and `/sys` that containers have of their own; only with isolation.
+    Warden,
 }
 
 impl Service {
     /// All of them, in the order of starting.
-    pub(crate) const ALL: [Self; 3] = [Self::Gate, Self::Containerd, Self::Dockerd];
+    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Warden];
 
     /// Its name, also of its cgroup.
     pub(crate) fn name(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Service {
             Self::Gate => "gate",
             Self::Containerd => "containerd",
             Self::Dockerd => "dockerd",
+            Self::Warden => "warden",
         }
     }
 
@@ -69,6 +73,7 @@ impl Service {
                 "--group=root".to_owned(),
                 "--pidfile=".to_owned(),
             ],
+            Self::Warden => vec!["/usr/sbin/bulkhead-warden".to_owned()],
         };
         words
     }
@@ -76,7 +81,7 @@ impl Service {
     /// `oom_score_adj`: the engine goes last, containers (0) first.
     fn oom_score(self) -> &'static str {
         match self {
-            Self::Gate | Self::Containerd => "-999",
+            Self::Gate | Self::Containerd | Self::Warden => "-999",
             Self::Dockerd => "-500",
         }
     }
@@ -95,7 +100,7 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
 fn remove_remains(service: Service) {
     let stale: &[&str] = match service {
         Service::Gate => &[ping::GATE],
-        Service::Containerd => &[],
+        Service::Containerd | Service::Warden => &[],
         Service::Dockerd => &[DOCKERD_SOCKET, "/run/docker.pid"],
     };
     for path in stale {
@@ -104,11 +109,20 @@ fn remove_remains(service: Service) {
 }
 
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
-pub(crate) fn start(service: Service, configuration: &Configuration, tail: Tail) -> Result<i32, Error> {
+///
+/// A `device` is handed on to it.
+pub(crate) fn start(
+    service: Service,
+    configuration: &Configuration,
+    device: Option<BorrowedFd<'_>>,
+    tail: Tail,
+) -> Result<i32, Error> {
     remove_remains(service);
     let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
-    let words = service.command_line(configuration.isolation);
+    let mut words = service.command_line(configuration.isolation);
+    let device = device.map(|device| device.as_raw_fd());
+    words.extend(device.map(|device| format!("--device={device}")));
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
@@ -128,13 +142,18 @@ pub(crate) fn start(service: Service, configuration: &Configuration, tail: Tail)
         command.env(CONTAINER_ENVIRONMENT, environment.to_string());
     }
     let mask = SigSet::empty();
-    // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid and sigprocmask, and
-    // touches no memory but its own captures.
+    // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid, sigprocmask and
+    // fcntl, and touches no memory but its own captures.
     unsafe {
         command.pre_exec(move || {
             (&entrance).write_all(b"0")?;
             nix::unistd::setsid()?;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+            if let Some(device) = device
+                && libc::fcntl(device, libc::F_SETFD, 0) < 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
             Ok(())
         });
     }

@@ -22,6 +22,7 @@ mod seccomp;
 mod spec;
 mod stage;
 mod sys;
+mod warden;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 
