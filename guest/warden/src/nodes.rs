@@ -68,7 +68,6 @@ const fn own(low: i64, high: i64) -> Rule {
 }
 
 const ANY_INT: Rule = own(i32::MIN as i64, i32::MAX as i64);
-const NOT_NEGATIVE: Rule = own(0, i32::MAX as i64);
 
 const fn raise(ceiling: i64) -> Rule {
     Rule::Raise { low: 0, ceiling }
@@ -100,10 +99,7 @@ pub const NODES: &[Node] = &[
     value("/proc/sys/fs/protected_symlinks", 0o600, own(0, 1)),
     value("/proc/sys/vm/mmap_min_addr", 0o644, own(0, i64::MAX)),
     value("/proc/sys/vm/overcommit_memory", 0o644, own(0, 2)),
-    value("/proc/sys/net/core/default_qdisc", 0o644, Rule::Word),
-    value("/proc/sys/net/ipv4/neigh/default/gc_thresh1", 0o644, NOT_NEGATIVE),
-    value("/proc/sys/net/ipv4/neigh/default/gc_thresh2", 0o644, NOT_NEGATIVE),
-    value("/proc/sys/net/ipv4/neigh/default/gc_thresh3", 0o644, NOT_NEGATIVE),
+    // What else the network has is per namespace in this kernel, and the container's root may write it.
     value("/proc/sys/net/netfilter/nf_conntrack_max", 0o644, raise(1 << 22)),
 ];
 

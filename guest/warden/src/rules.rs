@@ -26,8 +26,6 @@ pub(crate) enum Rule {
         /// The highest that reaches the VM.
         ceiling: i64,
     },
-    /// A name, the container's own.
-    Word,
 }
 
 /// A write that is accepted.
@@ -55,10 +53,6 @@ impl Rule {
             Self::Raise { low, ceiling } => {
                 let number = numbers(text, Lines { numbers: 1, low, high: i64::MAX })?[0];
                 Some(Written { text: number.to_string(), raise: Some(number.min(ceiling)) })
-            }
-            Self::Word => {
-                let plain = text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-                plain.then(|| Written { text: text.to_owned(), raise: None })
             }
         }
     }
@@ -140,21 +134,13 @@ mod tests {
         assert_eq!(rule.judge(b"5000", "10"), Some(Written { text: "5000".into(), raise: Some(1000) }));
     }
 
-    #[test]
-    fn words_are_plain_and_short() {
-        assert_eq!(text(Rule::Word, "fq_codel\n").unwrap(), "fq_codel");
-        for wrong in ["a b", "a/b", "../x", "sixteen_letters_", ""] {
-            assert_eq!(text(Rule::Word, wrong), None, "{wrong:?}");
-        }
-    }
-
     proptest! {
         #[test]
         fn no_write_panics_and_what_is_accepted_is_short_and_accepted_again(data in prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..400),
             "[0-9 \\t\\n-]{0,30}".prop_map(String::into_bytes),
         ], current in "[0-9\\t]{0,20}") {
-            for rule in [FLAG, FOUR, Rule::Word, Rule::Raise { low: 0, ceiling: 9 }] {
+            for rule in [FLAG, FOUR, Rule::Raise { low: 0, ceiling: 9 }] {
                 if let Some(written) = rule.judge(&data, &current) {
                     prop_assert!(written.text.len() <= 2 * MAX_TEXT && !written.text.contains('\n'));
                     prop_assert!(written.raise.is_none_or(|raise| (0..=9).contains(&raise)));

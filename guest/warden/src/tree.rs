@@ -18,7 +18,12 @@ pub(crate) struct Attributes {
     pub(crate) mode: u32,
     /// User and group, in the VM's ids.
     pub(crate) owner: u32,
+    /// In bytes.
+    pub(crate) size: u64,
 }
+
+/// What files say to be long, as those of sysfs do: a program that has the kernel copy takes 0 for the end.
+const SIZE: u64 = 4096;
 
 /// What an inode number means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +60,22 @@ impl Inode {
         }
     }
 
+    /// Whether its attributes stay as they are. Opening a file to write it makes the kernel believe that it is empty.
+    pub(crate) fn is_lasting(self) -> bool {
+        match self {
+            Self::Root => false,
+            Self::Container(_) => true,
+            Self::Node(_, node) => node.mode & 0o222 == 0,
+        }
+    }
+
     /// Its attributes; `owner` is the id of the container's root.
     pub(crate) fn attributes(self, owner: u32) -> Attributes {
         match self {
             // Only those who know a number come in, and only crun has a path to here.
-            Self::Root => Attributes { mode: libc::S_IFDIR | 0o711, owner: 0 },
-            Self::Container(_) => Attributes { mode: libc::S_IFDIR | 0o555, owner },
-            Self::Node(_, node) => Attributes { mode: libc::S_IFREG | node.mode, owner },
+            Self::Root => Attributes { mode: libc::S_IFDIR | 0o711, owner: 0, size: 0 },
+            Self::Container(_) => Attributes { mode: libc::S_IFDIR | 0o555, owner, size: 0 },
+            Self::Node(_, node) => Attributes { mode: libc::S_IFREG | node.mode, owner, size: SIZE },
         }
     }
 }

@@ -37,8 +37,8 @@ impl Body {
 
     /// `struct fuse_attr`.
     fn attributes(self, node: u64, attributes: Attributes) -> Self {
-        let Attributes { mode, owner } = attributes;
-        let body = self.u64(node).u64(0).u64(0).u64(0).u64(0).u64(0);
+        let Attributes { mode, owner, size } = attributes;
+        let body = self.u64(node).u64(size).u64(0).u64(0).u64(0).u64(0);
         body.u32(0).u32(0).u32(0).u32(mode).u32(1).u32(owner).u32(owner).u32(0).u32(4096).u32(0)
     }
 
@@ -49,9 +49,10 @@ impl Body {
         body.u32(0).u32(0).u64(0).u64(0).u64(0)
     }
 
-    /// `struct fuse_entry_out`.
-    pub(crate) fn entry(node: u64, attributes: Attributes) -> Self {
-        Self::default().u64(node).u64(0).u64(VALID).u64(VALID).u32(0).u32(0).attributes(node, attributes)
+    /// `struct fuse_entry_out`; `lasting` when nothing about the attributes can change.
+    pub(crate) fn entry(node: u64, attributes: Attributes, lasting: bool) -> Self {
+        let valid = if lasting { VALID } else { 0 };
+        Self::default().u64(node).u64(0).u64(VALID).u64(valid).u32(0).u32(0).attributes(node, attributes)
     }
 
     /// `struct fuse_attr_out`; `lasting` when nothing about it can change.
@@ -126,13 +127,13 @@ mod tests {
 
     use super::*;
 
-    const ANY: Attributes = Attributes { mode: 0o100_644, owner: 100_000 };
+    const ANY: Attributes = Attributes { mode: 0o100_644, owner: 100_000, size: 0 };
 
     #[test]
     fn bodies_have_the_lengths_of_the_kernels_structures() {
         let lengths = [
             Body::init(40, 0),
-            Body::entry(2, ANY),
+            Body::entry(2, ANY, true),
             Body::attribute(2, ANY, true),
             Body::open(1),
             Body::written(1),

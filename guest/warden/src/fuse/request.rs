@@ -12,6 +12,9 @@ pub(crate) const BUFFER: usize = 16 * 1024;
 /// `FATTR_*` of `struct fuse_setattr_in`: mode, owner and group.
 const OWNERSHIP: u32 = 0b111;
 
+/// `FUSE_READ_LOCKOWNER`: set when a program reads, not when the kernel fills its cache.
+const BY_PROGRAM: u32 = 1 << 1;
+
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation<'a> {
@@ -75,6 +78,8 @@ pub(crate) struct Read {
     pub(crate) offset: u64,
     /// At most this much.
     pub(crate) size: u32,
+    /// A program reads, past the cache.
+    pub(crate) direct: bool,
 }
 
 /// A request.
@@ -119,7 +124,8 @@ impl<'a> Fields<'a> {
     }
 
     fn read(&mut self) -> Option<Read> {
-        Some(Read { handle: self.u64()?, offset: self.u64()?, size: self.u32()? })
+        let (handle, offset, size) = (self.u64()?, self.u64()?, self.u32()?);
+        Some(Read { handle, offset, size, direct: self.u32()? & BY_PROGRAM != 0 })
     }
 }
 
@@ -148,7 +154,7 @@ fn operation<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
         15 => Operation::Read(body.read()?),
         16 => {
             let Read { offset, size, .. } = body.read()?;
-            body.skip(20)?;
+            body.skip(16)?;
             Operation::Write { offset, data: body.0.get(..size as usize)? }
         }
         17 => Operation::Statistics,

@@ -134,7 +134,7 @@ impl Server {
             Some(Inode::Node(..)) => return Err(libc::ENOTDIR),
             None => return Err(libc::ENOENT),
         };
-        Ok(Body::entry(found.number(), found.attributes(owner)))
+        Ok(Body::entry(found.number(), found.attributes(owner), found.is_lasting()))
     }
 
     fn attributes(&self, inode: Option<Inode>) -> Answer {
@@ -143,7 +143,7 @@ impl Server {
             Inode::Root => 0,
             Inode::Container(slot) | Inode::Node(slot, _) => self.container(slot)?.owner,
         };
-        Ok(Body::attribute(inode.number(), inode.attributes(owner), inode != Inode::Root))
+        Ok(Body::attribute(inode.number(), inode.attributes(owner), inode.is_lasting()))
     }
 
     fn open(&self, inode: Option<Inode>, flags: u32) -> Answer {
@@ -158,6 +158,10 @@ impl Server {
 
     fn read(&self, inode: Option<Inode>, read: Read) -> Answer {
         let (container, node) = self.node(inode)?;
+        // sendfile(2) and mmap(2) would show what was once in the cache; programs read instead when told so.
+        if !read.direct {
+            return Err(libc::EINVAL);
+        }
         let known = if read.offset == 0 { None } else { self.kept().get(&read.handle).cloned() };
         let contents = match known {
             Some(contents) => contents,
@@ -254,7 +258,7 @@ mod tests {
         }
 
         fn read(&self, node: u64, offset: u64, size: u32) -> String {
-            let read = Operation::Read(Read { handle: 5, offset, size });
+            let read = Operation::Read(Read { handle: 5, offset, size, direct: true });
             String::from_utf8(self.ask(node, read).unwrap().0).unwrap()
         }
     }
@@ -295,6 +299,13 @@ mod tests {
     }
 
     #[test]
+    fn nothing_comes_out_of_the_kernels_cache() {
+        let fixture = fixture();
+        let read = Operation::Read(Read { handle: 5, offset: 0, size: 4096, direct: false });
+        assert_eq!(fixture.ask(fixture.node("/proc/uptime"), read), Err(libc::EINVAL));
+    }
+
+    #[test]
     fn nothing_is_there_for_a_container_that_is_gone() {
         let fixture = fixture();
         let node = fixture.node("/proc/uptime");
@@ -310,7 +321,7 @@ mod tests {
         let directory = Inode::Container(fixture.slot).number();
         let (mut offset, mut seen) = (0, 0);
         loop {
-            let read = Operation::ReadDirectory(Read { handle: 0, offset, size: 100 });
+            let read = Operation::ReadDirectory(Read { handle: 0, offset, size: 100, direct: false });
             let body = fixture.ask(directory, read).unwrap().0;
             let mut rest = &body[..];
             if rest.is_empty() {
