@@ -18,11 +18,20 @@ use crate::{error::Error, spec};
 pub(crate) fn attach(spec: &mut Value, id: &str, state_root: &Path, owner: u32) -> Result<(), Error> {
     let nodes: Vec<_> = NODES.iter().filter(|node| node.exists()).collect();
     let failed = Error::system("enter the container into the warden's list");
+    let read_only = is_read_only(spec, Path::new("/proc/sys"));
     let enter = || {
         let creator = Process::find(std::process::id()).ok_or(std::io::ErrorKind::NotFound)?;
         let cgroup = spec["linux"]["cgroupsPath"].as_str().and_then(cgroup_path);
         let (id, state_root) = (id.to_owned(), state_root.to_owned());
-        Registry::open(Path::new(STATE))?.enter(Container { slot: 0, id, state_root, owner, cgroup, creator })
+        Registry::open(Path::new(STATE))?.enter(Container {
+            slot: 0,
+            id,
+            state_root,
+            owner,
+            cgroup,
+            read_only,
+            creator,
+        })
     };
     let slot = enter().map_err(failed)?;
     let added = mounts(spec, &nodes, &Path::new(TREE).join(slot.to_string()));
@@ -30,6 +39,12 @@ pub(crate) fn attach(spec: &mut Value, id: &str, state_root: &Path, owner: u32) 
         list.extend(added);
     }
     Ok(())
+}
+
+/// Whether crun is going to make a path read-only.
+fn is_read_only(spec: &Value, path: &Path) -> bool {
+    let paths = spec["linux"]["readonlyPaths"].as_array().into_iter().flatten();
+    paths.filter_map(Value::as_str).any(|read_only| path.starts_with(read_only))
 }
 
 /// The mounts of those nodes whose places are in file systems of the container's own.
@@ -46,8 +61,6 @@ fn mounts(spec: &Value, nodes: &[&Node], directory: &Path) -> Vec<Value> {
     let has_option =
         |mount: &Value, option: &str| mount["options"].as_array().into_iter().flatten().any(|one| one == option);
     let sysfs_is_read_only = mounted("/sys", "sysfs").is_some_and(|mount| has_option(mount, "ro"));
-    let read_only_paths: Vec<_> =
-        spec["linux"]["readonlyPaths"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let is_wanted = |node: &&&Node| {
         let in_place =
             if node.path.starts_with("/proc/") { mounted("/proc", "proc") } else { mounted("/sys", "sysfs") };
@@ -55,8 +68,8 @@ fn mounts(spec: &Value, nodes: &[&Node], directory: &Path) -> Vec<Value> {
     };
     let entry = |node: &&Node| {
         let path = Path::new(node.path);
-        let read_only = path.starts_with("/sys") && sysfs_is_read_only
-            || read_only_paths.iter().any(|read_only| path.starts_with(read_only));
+        // Below /proc/sys crun's own binding would lose it; the warden refuses to write there.
+        let read_only = path.starts_with("/sys") && sysfs_is_read_only;
         let source = directory.join(node.file_name());
         let options = ["bind", "rprivate", "nosuid", "nodev", "noexec", if read_only { "ro" } else { "rw" }];
         json!({ "destination": node.path, "type": "bind", "source": source.to_string_lossy(), "options": options })
@@ -101,14 +114,13 @@ mod tests {
     #[test]
     fn what_docker_makes_read_only_is_and_a_privileged_container_may_write() {
         let mut spec = docker();
-        for path in ["/proc/sys/kernel/panic", "/sys/module/nf_conntrack/parameters/hashsize"] {
-            assert_eq!(options(&spec, path), Some("ro".into()));
-        }
+        let hashsize = "/sys/module/nf_conntrack/parameters/hashsize";
+        assert_eq!(options(&spec, hashsize), Some("ro".into()));
+        assert!(is_read_only(&spec, Path::new("/proc/sys")));
         spec["linux"]["readonlyPaths"] = Value::Null;
         spec["mounts"][1]["options"] = json!(["rw"]);
-        for path in ["/proc/sys/kernel/panic", "/sys/module/nf_conntrack/parameters/hashsize"] {
-            assert_eq!(options(&spec, path), Some("rw".into()));
-        }
+        assert_eq!(options(&spec, hashsize), Some("rw".into()));
+        assert!(!is_read_only(&spec, Path::new("/proc/sys")));
     }
 
     #[test]

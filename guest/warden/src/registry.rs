@@ -63,6 +63,8 @@ pub struct Container {
     pub owner: u32,
     /// Its cgroup, relative to the mount of the cgroup file system.
     pub cgroup: Option<PathBuf>,
+    /// Its sysctls can't be written, which is what engines choose for containers without privilege.
+    pub read_only: bool,
     /// The process that makes it, whose start is the container's.
     pub creator: Process,
 }
@@ -188,7 +190,7 @@ pub(crate) mod testing {
     pub(crate) fn container(id: &str) -> Container {
         let creator = Process::find(std::process::id()).unwrap();
         let state_root = "/nowhere".into();
-        Container { slot: 0, id: id.to_owned(), state_root, owner: 100_000, cgroup: None, creator }
+        Container { slot: 0, id: id.to_owned(), state_root, owner: 100_000, cgroup: None, read_only: false, creator }
     }
 }
 

@@ -59,7 +59,7 @@ pub(crate) enum Operation<'a> {
     OpenDirectory,
     /// Lists a directory.
     ReadDirectory(Read),
-    /// Closes a directory, flushes a file: nothing to do, but to answer.
+    /// Closes a directory, syncs a file: nothing to do, but to answer.
     Acknowledge,
     /// Numbers of the file system.
     Statistics,
@@ -159,8 +159,8 @@ fn operation<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
         }
         17 => Operation::Statistics,
         18 => Operation::Release { handle: body.u64()? },
-        // FSYNC, FLUSH, RELEASEDIR, DESTROY.
-        20 | 25 | 29 | 38 => Operation::Acknowledge,
+        // FSYNC, RELEASEDIR, DESTROY. FLUSH is unknown: told so once, the kernel never asks again, and no close(2) waits.
+        20 | 29 | 38 => Operation::Acknowledge,
         26 => {
             Operation::Init { major: body.u32()?, minor: body.u32()?, flags: body.skip(4).and_then(|()| body.u32())? }
         }

@@ -147,11 +147,14 @@ impl Server {
     }
 
     fn open(&self, inode: Option<Inode>, flags: u32) -> Answer {
-        let (_, node) = self.node(inode)?;
+        let (container, node) = self.node(inode)?;
         let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
         // The container's root may do so whatever the mode says, and shall be told here already.
         if !reads && matches!(node.source, Source::View(_)) {
             return Err(libc::EACCES);
+        }
+        if !reads && container.read_only {
+            return Err(libc::EROFS);
         }
         Ok(Body::open(self.handles.fetch_add(1, Ordering::Relaxed)))
     }
@@ -282,6 +285,18 @@ mod tests {
         assert_eq!(fixture.ask(node, Operation::Open { flags: libc::O_RDWR.cast_unsigned() }), Err(libc::EACCES));
         assert!(fixture.ask(node, Operation::Open { flags: 0 }).is_ok());
         assert_eq!(fixture.ask(node, Operation::Write { offset: 0, data: b"1" }), Err(libc::EACCES));
+    }
+
+    #[test]
+    fn a_container_whose_sysctls_are_read_only_can_not_open_them_for_writing() {
+        let fixture = fixture();
+        let slot = fixture.server.registry.enter(Container { read_only: true, ..container("b") }).unwrap();
+        let node = Inode::Node(slot, tree::node(b"proc+sys+kernel+panic").unwrap()).number();
+        for flags in [libc::O_WRONLY, libc::O_RDWR | libc::O_TRUNC] {
+            let flags = flags.cast_unsigned();
+            assert_eq!(fixture.ask(node, Operation::Open { flags }), Err(libc::EROFS));
+        }
+        assert!(fixture.ask(node, Operation::Open { flags: 0 }).is_ok());
     }
 
     #[test]
