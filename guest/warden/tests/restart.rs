@@ -1,5 +1,7 @@
 //! A warden that dies or hangs under load, seen by those who read its files. Needs root and `/dev/fuse`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     os::fd::{AsRawFd, OwnedFd},
