@@ -23,6 +23,7 @@ use crate::{
     restart::{Backoff, Verdict},
     runtime,
     services::{self, Service},
+    store::Store,
 };
 
 /// How the guest shall end.
@@ -74,6 +75,7 @@ pub(crate) struct Engine {
     agent: Agent,
     configuration: Configuration,
     ports: Ports,
+    store: Store,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     services: [Supervised; 3],
@@ -91,6 +93,7 @@ impl Engine {
         agent: Agent,
         configuration: Configuration,
         ports: Ports,
+        store: Store,
         events: Sender<Event>,
         inbox: Receiver<Event>,
     ) -> Self {
@@ -104,6 +107,7 @@ impl Engine {
             agent,
             configuration,
             ports,
+            store,
             events,
             inbox,
             services,
@@ -210,7 +214,7 @@ impl Engine {
 
     fn start(&mut self, service: Service) {
         let tail = self.supervised(service).tail.clone();
-        match services::start(service, &self.configuration, tail) {
+        match services::start(service, &self.configuration, &self.store, tail) {
             Ok(pid) => self.supervised(service).state = State::Running { pid, since: Instant::now(), ready: false },
             Err(error) => {
                 let reason = chain(&error);
