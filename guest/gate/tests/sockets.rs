@@ -108,8 +108,8 @@ fn exceptions(images: &[&str]) -> SocketExceptions {
     SocketExceptions { images: images.iter().map(|image| (*image).to_owned()).collect(), derived: true, commands: None }
 }
 
-fn list(allow: bool, words: &str) -> Option<SocketCommands> {
-    Some(SocketCommands { allow, commands: words.split(' ').map(ToOwned::to_owned).collect() })
+fn list(allow: bool, words: &str) -> SocketCommands {
+    SocketCommands { allow, commands: words.split(' ').map(ToOwned::to_owned).collect() }
 }
 
 impl Fixture {
@@ -440,7 +440,7 @@ async fn a_socket_that_was_kept_goes_on_with_a_new_gate() {
     std::fs::remove_dir_all(fixture.path("data/containers").join(&id)).unwrap();
     let gone = async {
         while UnixStream::connect(&path).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(10)).await
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     timeout(SOON, gone).await.expect("it outlives its container");
@@ -448,7 +448,8 @@ async fn a_socket_that_was_kept_goes_on_with_a_new_gate() {
 
 #[tokio::test]
 async fn a_blocked_command_has_the_documented_text_and_never_reaches_the_engine() {
-    let fixture = Fixture::new(SocketExceptions { commands: list(false, "push build"), ..exceptions(&["docker:*"]) });
+    let fixture =
+        Fixture::new(SocketExceptions { commands: Some(list(false, "push build")), ..exceptions(&["docker:*"]) });
     fixture.world().image(1, "docker:cli", &[CLI], &["a"]);
     let socket = fixture.socket("docker:cli").await;
     fixture.world().seen.clear();
@@ -483,7 +484,7 @@ async fn a_blocked_command_has_the_documented_text_and_never_reaches_the_engine(
 
 #[tokio::test]
 async fn a_request_behind_another_on_the_same_connection_is_judged_as_well() {
-    let fixture = Fixture::new(SocketExceptions { commands: list(true, "ps"), ..exceptions(&["docker:*"]) });
+    let fixture = Fixture::new(SocketExceptions { commands: Some(list(true, "ps")), ..exceptions(&["docker:*"]) });
     fixture.world().image(1, "docker:cli", &[CLI], &["a"]);
     let socket = fixture.socket("docker:cli").await;
     fixture.world().seen.clear();
@@ -539,7 +540,7 @@ async fn what_a_container_makes_is_held_to_isolation_too() {
 
 #[tokio::test]
 async fn input_ends_on_its_own_over_a_containers_socket() {
-    let fixture = Fixture::new(SocketExceptions { commands: list(true, "run"), ..exceptions(&["docker:*"]) });
+    let fixture = Fixture::new(SocketExceptions { commands: Some(list(true, "run")), ..exceptions(&["docker:*"]) });
     fixture.world().image(1, "docker:cli", &[CLI], &["a"]);
     let socket = fixture.socket("docker:cli").await;
     for path in ["/containers/x/attach?stdin=1", "/v1.43/containers/x/attach"] {
