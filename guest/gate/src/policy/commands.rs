@@ -309,6 +309,26 @@ mod tests {
 
     proptest! {
         #[test]
+        fn no_spelling_of_a_refused_request_passes(
+            detours in proptest::collection::vec("(|/|/\\.|/x/\\.\\.)", 4),
+            mask in any::<u64>(),
+            version in "(|/v1\\.[0-9]{2})",
+            method in "[pP][oO][sS][tT]",
+            query in "[a-z=&%]{0,12}",
+        ) {
+            let [a, b, c, d] = &detours[..] else { unreachable!() };
+            let path: String = format!("{version}{a}/images{b}/reg.io/name{c}/push{d}")
+                .bytes()
+                .enumerate()
+                .map(|(at, byte)| {
+                    if mask >> (at % 64) & 1 == 1 { format!("%{byte:02x}") } else { char::from(byte).to_string() }
+                })
+                .collect();
+            let asked = Asked { method: &method, segments: &segments(&path), query: &query, form: false };
+            prop_assert!(!permits(&list(false, "push"), asked), "{path}");
+        }
+
+        #[test]
         fn no_request_makes_it_panic_and_a_denied_group_owns_its_paths(
             method in "[A-Za-z]{1,7}", rest in proptest::collection::vec("[a-z]{1,8}", 0..4), query in ".{0,30}",
         ) {
