@@ -540,10 +540,11 @@ async fn what_a_container_makes_is_held_to_isolation_too() {
 
 #[tokio::test]
 async fn input_ends_on_its_own_over_a_containers_socket() {
-    let fixture = Fixture::new(SocketExceptions { commands: Some(list(true, "run")), ..exceptions(&["docker:*"]) });
+    let fixture =
+        Fixture::new(SocketExceptions { commands: Some(list(true, "run build")), ..exceptions(&["docker:*"]) });
     fixture.world().image(1, "docker:cli", &[CLI], &["a"]);
     let socket = fixture.socket("docker:cli").await;
-    for path in ["/containers/x/attach?stdin=1", "/v1.43/containers/x/attach"] {
+    for path in ["/containers/x/attach?stdin=1", "/v1.43/containers/x/attach", "/session", "/v1.45/grpc"] {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         let head = format!("POST {path} HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();

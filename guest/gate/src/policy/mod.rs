@@ -71,7 +71,8 @@ pub enum Refusal {
 impl Refusal {
     /// No socket for a container of this image.
     pub fn socket(image: &str) -> Self {
-        Self::SocketMount { image: normalise_image(image) }
+        let image = if image.is_empty() { String::new() } else { normalise_image(image) };
+        Self::SocketMount { image }
     }
 }
 
