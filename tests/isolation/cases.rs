@@ -8,8 +8,8 @@ pub const CASES: &[Case] = &[
         "commit",
         "docker run --name=commit alpine sh -c 'echo data >/f; chown 1000:100 /f; chmod 4755 /f; mkdir /home/user/d; rm -r /opt'
          docker commit commit committed >/dev/null
-         docker run --rm committed sh -c 'stat -c \"%u:%g %a %s\" /f; ls -d /home/user/d /opt'; docker rm commit",
-        "1000:100 4755 5\nls: /opt: No such file or directory\n/home/user/d\ncommit\n",
+         docker run --rm committed sh -c 'exec 2>&1; stat -c \"%u:%g %a %s\" /f; ls -d /home/user/d; ls /opt'; docker rm commit",
+        "1000:100 4755 5\n/home/user/d\nls: /opt: No such file or directory\ncommit\n",
     ),
     Case(
         "cp out, ownership kept",
@@ -46,7 +46,7 @@ pub const CASES: &[Case] = &[
          'RUN stat -c %u:%g /x && mkdir /y && chown 5:6 /y' 'USER 1000' 'RUN id -u && touch /tmp/mine' >classic/Dockerfile
          DOCKER_BUILDKIT=0 docker build --no-cache -t classic classic 2>/dev/null | grep -xE '[0-9]+(:[0-9]+)?'
          docker run --rm classic stat -c %u:%g /x /y /tmp/mine; docker rmi --force classic >/dev/null",
-        "1000:100\n1000\n1000:100\n5:6\n1000:0\n",
+        "1000:100\n1000\n1000:100\n5:6\n1000:1000\n",
     ),
     Case(
         "build, BuildKit",
@@ -66,7 +66,7 @@ pub const CASES: &[Case] = &[
          docker run --rm --user=1000 -v both:/v alpine sh -c 'stat -c %u:%g /v/f; cat /v/f; echo two >>/v/f; touch /v/g'
          docker run --rm --user=1001 -v both:/v alpine cat /v/f
          docker exec one sh -c 'cat /v/f; stat -c %u:%g /v/g'; docker rm -f one; docker volume rm both",
-        "1000:100\none\ncat: can't open '/v/f': Permission denied\none\ntwo\n1000:0\none\nboth\n",
+        "1000:100\none\ncat: can't open '/v/f': Permission denied\none\ntwo\n1000:1000\none\nboth\n",
     ),
     Case(
         "anonymous volume, --volumes-from, copy-up",
@@ -77,13 +77,13 @@ pub const CASES: &[Case] = &[
     ),
     Case(
         "a volume in a volume, read-only beside writable",
-        "docker run --rm -v outer:/a -v inner:/a/b -v outer:/r:ro alpine sh -c 'touch /a/x /a/b/y; ls /r; touch /r/z'
+        "docker run --rm -v outer:/a -v inner:/a/b -v outer:/r:ro alpine sh -c 'exec 2>&1; touch /a/x /a/b/y; ls /r; touch /r/z'
          docker run --rm -v outer:/a alpine ls -R /a; docker volume rm outer inner",
         "b\nx\ntouch: /r/z: Read-only file system\n/a:\nb\nx\n\n/a/b:\nouter\ninner\n",
     ),
     Case(
         "--read-only",
-        "docker run --rm --read-only --tmpfs=/run --tmpfs=/t:size=1m,mode=1777,uid=5 -v scratch:/v alpine sh -c '
+        "docker run --rm --read-only --tmpfs=/run --tmpfs=/t:size=1m,mode=1777,uid=5 -v scratch:/v alpine sh -c 'exec 2>&1
          touch /x; touch /run/x /t/y /v/z /dev/shm/s && stat -c \"%a %u\" /t; df -k /t | awk \"NR == 2 { print \\$2 }\"
          head -c 2000000 /dev/zero >/t/big 2>/dev/null || echo full'; docker volume rm scratch",
         "touch: /x: Read-only file system\n1777 5\n1024\nfull\nscratch\n",
@@ -95,7 +95,7 @@ pub const CASES: &[Case] = &[
     ),
     Case(
         "--user, groups, new files",
-        "docker run --rm --user=1000:100 --group-add=5 -v users:/v alpine sh -c 'id -u; id -g; grep Groups /proc/self/status; touch /tmp/f; stat -c %u:%g /tmp/f; touch /etc/x'
+        "docker run --rm --user=1000:100 --group-add=5 -v users:/v alpine sh -c 'exec 2>&1; id -u; id -g; grep Groups /proc/self/status; touch /tmp/f; stat -c %u:%g /tmp/f; touch /etc/x'
          docker run --rm --user=user alpine sh -c 'id -un; touch /home/user/f && stat -c %u:%g /home/user/f'
          docker volume rm users",
         "1000\n100\nGroups:\t5 100 \n1000:100\ntouch: /etc/x: Permission denied\nuser\n1000:1000\nusers\n",
@@ -110,7 +110,7 @@ pub const CASES: &[Case] = &[
     Case(
         "--security-opt",
         "echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir.json
-         docker run --rm --security-opt=no-new-privileges --security-opt=seccomp=no-mkdir.json alpine sh -c 'grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; mkdir /x'
+         docker run --rm --security-opt=no-new-privileges --security-opt=seccomp=no-mkdir.json alpine sh -c 'exec 2>&1; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; mkdir /x'
          docker run --rm alpine grep Seccomp: /proc/self/status
          docker run --rm --security-opt=systempaths=unconfined alpine sh -c 'mount | grep -c \"on /proc/\"'",
         "NoNewPrivs:\t1\nSeccomp:\t2\nmkdir: can't create directory '/x': Operation not permitted\nSeccomp:\t2\n0\n",
@@ -129,8 +129,8 @@ pub const CASES: &[Case] = &[
     ),
     Case(
         "-m, --cpus, --pids-limit, --cpuset-cpus",
-        "docker run --rm -m 64m --cpus=0.5 --pids-limit=50 --cpuset-cpus=0 alpine sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpuset.cpus; : >cgroup.procs'
-         docker run --name=oom -m 32m --memory-swap=32m alpine sh -c 'head -c 200000000 /dev/zero | tail' >/dev/null; docker inspect --format '{{.State.OOMKilled}}' oom; docker rm oom",
+        "docker run --rm -m 64m --cpus=0.5 --pids-limit=50 --cpuset-cpus=0 alpine sh -c 'exec 2>&1; cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpuset.cpus; : >cgroup.procs'
+         docker run --name=oom -m 32m --memory-swap=32m alpine sh -c 'head -c 200000000 /dev/zero | tail' >/dev/null 2>&1; docker inspect --format '{{.State.OOMKilled}}' oom; docker rm oom",
         "67108864\n50000 100000\n50\n0\nsh: can't create cgroup.procs: Read-only file system\ntrue\noom\n",
     ),
     Case(
@@ -151,19 +151,19 @@ pub const CASES: &[Case] = &[
         "exec, top, stats, pause, update, wait, stop",
         "docker run -d --init --name=life alpine sleep 3600 >started
          docker exec --user=1000 --workdir=/tmp --env=WORD=said life sh -c 'id -u; pwd; echo $WORD'; docker exec life sh -c 'exit 5'; echo $?
-         docker exec --privileged life sh -c 'mount -t tmpfs none /mnt && echo mounted'
+         docker exec --privileged life grep -c 'CapEff:.*1ffffffffff' /proc/self/status
          echo piped | docker exec -i life sh -c 'cat >/dev/stderr; cat </dev/stdin; echo out >/dev/stdout'
          docker top life -eo comm | sort | uniq -c | awk '{ print $2 }'
          docker stats --no-stream --format '{{.Name}} {{.PIDs}} {{.MemUsage}}' life | sed 's/[0-9.]*[KM]iB .*/some/'
          docker pause life; docker inspect --format '{{.State.Status}}' life; docker unpause life
          docker update -m 48m --memory-swap=48m --pids-limit=30 life; docker exec life cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max
          docker stop life; docker wait life; docker start life; docker kill -s KILL life; docker wait life; docker rm life",
-        "1000\n/tmp\nsaid\n5\nmounted\npiped\nout\nCOMMAND\ndocker-init\nsleep\nlife 2 some\nlife\npaused\nlife\nlife\n50331648\n30\n\
+        "1000\n/tmp\nsaid\n5\n1\npiped\nout\nCOMMAND\ndocker-init\nsleep\nlife 2 some\nlife\npaused\nlife\nlife\n50331648\n30\n\
          life\n143\nlife\nlife\n137\nlife\n",
     ),
     Case(
         "attach, logs, exit codes, terminal",
-        "echo word | docker run --rm -i alpine sh -c 'cat; echo fault >&2; exit 42'; echo $?
+        "echo word | docker run --rm -i alpine sh -c 'cat; sleep 1; echo fault >&2; exit 42'; echo $?
          docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?
          docker run --name=logs -t alpine sh -c 'tty; stat -c %u /dev/pts/0; echo x >/dev/tty' | tr -d '\\r'; docker logs logs | tr -d '\\r' | tail -n 1; docker rm logs",
         "word\nfault\n42\n127\n126\n/dev/pts/0\n0\nx\nx\nlogs\n",

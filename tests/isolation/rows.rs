@@ -161,9 +161,11 @@ const ATTEMPTS: &[Row] = &[
         "attempts",
         "a volume that leads to the engine's socket",
         Lines(
-            "docker volume create -o type=none -o o=bind -o device=/run socket >created 2>&1; cat created
-             docker run --rm -v socket:/x alpine ls /x; code=$?; docker volume rm socket >/dev/null; exit $code",
-            Fails(125, "docker socket mount denied for volume \"socket\""),
+            "docker volume create -o type=none -o o=bind -o device=/run socket",
+            Fails(
+                1,
+                "enhanced container isolation: docker socket mount denied for volume \"socket\"; a volume can't lead to an engine socket",
+            ),
         ),
     ),
     Row("attempts", "the socket by parent, link, odd spelling", In(SOCKET)),
@@ -198,9 +200,9 @@ const ATTEMPTS: &[Row] = &[
         "attempts",
         "--net=container:C shares C's range",
         Lines(
-            "docker run -d --name=c --init alpine sleep 3600 >started && \
-             docker run --rm --net=container:c alpine cat /proc/self/uid_map; docker run --rm alpine cat /proc/self/uid_map; docker rm -f c",
-            Says("         0     100000      65536\n         0     165536      65536\nc\n"),
+            "docker run -d --name=net --init alpine sleep 3600 >started && \
+             docker run --rm --net=container:net alpine cat /proc/self/uid_map; docker run --rm alpine cat /proc/self/uid_map; docker rm -f net",
+            Says("         0     100000      65536\n         0     165536      65536\nnet\n"),
         ),
     ),
     Row("attempts", "an inner engine with --privileged", In("containers 22")),
