@@ -153,7 +153,7 @@ pub const CASES: &[Case] = &[
          docker exec --user=1000 --workdir=/tmp --env=WORD=said life sh -c 'id -u; pwd; echo $WORD'; docker exec life sh -c 'exit 5'; echo $?
          docker exec --privileged life grep -c 'CapEff:.*1ffffffffff' /proc/self/status
          echo piped | docker exec -i life sh -c 'cat >/dev/stderr; cat </dev/stdin; echo out >/dev/stdout'
-         docker top life -eo comm | sort | uniq -c | awk '{ print $2 }'
+         docker top life -eo pid,comm | awk '{ print $2 }' | sort -u
          docker stats --no-stream --format '{{.Name}} {{.PIDs}} {{.MemUsage}}' life | sed 's/[0-9.]*[KM]iB .*/some/'
          docker pause life; docker inspect --format '{{.State.Status}}' life; docker unpause life
          docker update -m 48m --memory-swap=48m --pids-limit=30 life; docker exec life cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max

@@ -94,8 +94,12 @@ pub fn systemd_is_process_1(engine: &Engine) -> Result<(), String> {
     }
     // Units that Sysbox's documentation names as ones that don't work, one for modules, which the kernel has none of, and
     // no others.
-    let known =
-        ["systemd-journald-audit.socket", "systemd-udev-trigger.service", "systemd-networkd-wait-online.service"];
+    let known = [
+        "systemd-journald-audit.socket",
+        "systemd-udev-trigger.service",
+        "systemd-networkd-wait-online.service",
+        "systemd-modules-load.service",
+    ];
     let others: Vec<_> =
         failed.lines().filter(|line| !known.iter().any(|known| line.contains(known)) && !line.is_empty()).collect();
     if !others.is_empty() {
