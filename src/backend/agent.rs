@@ -8,7 +8,7 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
+    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, SocketExceptions, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -93,6 +93,10 @@ pub(super) struct GuestPlan {
     pub hostname: String,
     /// Enhanced Container Isolation.
     pub isolation: bool,
+    /// Which containers may have the engine's socket.
+    pub socket_exceptions: SocketExceptions,
+    /// Refuse `docker load`.
+    pub block_load: bool,
     /// virtio-blk serial of the data disk.
     pub data_disk_serial: String,
     /// The guest's network, if it has one.
@@ -116,6 +120,8 @@ impl GuestPlan {
             network: self.network.as_ref().map(NetworkPlan::guest),
             daemon_options: self.daemon_options.clone(),
             container_environment: Vec::new(),
+            socket_exceptions: Box::new(self.socket_exceptions.clone()),
+            block_load: self.block_load,
         };
         self.proxy.apply(self.network.as_ref(), &mut configuration);
         configuration
@@ -281,6 +287,8 @@ mod tests {
         GuestPlan {
             hostname: "bulkhead".into(),
             isolation: true,
+            socket_exceptions: SocketExceptions::default(),
+            block_load: false,
             data_disk_serial: "data".into(),
             network: None,
             daemon_options: serde_json::Map::new(),

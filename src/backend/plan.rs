@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bulkhead_protocol::SocketExceptions;
+
 use crate::{
     image::{Image, ImageError},
     settings::{Paths, Policy, Settings, SettingsError},
@@ -61,6 +63,10 @@ pub struct Plan {
     pub memory_mib: u64,
     /// Enhanced Container Isolation.
     pub isolation: bool,
+    /// Which containers may have the engine's socket.
+    pub socket_exceptions: SocketExceptions,
+    /// Refuse `docker load`.
+    pub block_load: bool,
     /// The data disk.
     pub disk: DiskPlan,
     /// Kernel and root file system.
@@ -94,6 +100,8 @@ impl Plan {
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),
+            socket_exceptions: settings.socket_exceptions(),
+            block_load: settings.block_load(),
             daemon_options: settings.daemon_options(),
             network,
             proxy,

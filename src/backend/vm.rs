@@ -124,6 +124,8 @@ impl Vm {
         let guest = GuestPlan {
             hostname: paths.name().hostname(),
             isolation: plan.isolation,
+            socket_exceptions: plan.socket_exceptions.clone(),
+            block_load: plan.block_load,
             data_disk_serial: DATA_SERIAL.into(),
             network: plan.network.clone(),
             daemon_options: plan.daemon_options.clone(),

@@ -122,9 +122,13 @@ impl<'a> Client<'a> {
 }
 
 fn request(method: Method, path: &'static str, body: Bytes) -> Request<Full<Bytes>> {
+    request_to(hyper::Uri::from_static(path), method, body)
+}
+
+fn request_to(uri: hyper::Uri, method: Method, body: Bytes) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method;
-    *request.uri_mut() = hyper::Uri::from_static(path);
+    *request.uri_mut() = uri;
     request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("bulkhead"));
     request
 }
@@ -186,6 +190,35 @@ fn listed(body: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
     Ok(list.iter().filter_map(container).collect())
 }
 
+/// Most containers that are asked for their runtime.
+const MAX_ASKED: usize = 500;
+
+/// Names of the containers that were made with `runc`, which is while isolation was off.
+pub(super) async fn made_without_isolation(socket: &Path) -> Result<Vec<String>, ClientError> {
+    let read = async |uri: hyper::Uri| {
+        let response = send(socket, request_to(uri, Method::GET, Bytes::new())).await?;
+        let body = Limited::new(response.into_body(), MAX_LIST).collect().await.map_err(|_| ClientError::Body)?;
+        Ok::<serde_json::Value, ClientError>(serde_json::from_slice(&body.to_bytes())?)
+    };
+    let answer = async {
+        let list = read(hyper::Uri::from_static("/containers/json?all=1")).await?;
+        let ids = list.as_array().into_iter().flatten().filter_map(|one| one["Id"].as_str()).take(MAX_ASKED);
+        let mut names = Vec::new();
+        for id in ids.filter(|id| id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+            let Ok(uri) = format!("/containers/{id}/json").parse() else { continue };
+            names.extend(name_without_isolation(&read(uri).await?));
+        }
+        Ok(names)
+    };
+    timeout(ANSWER, answer).await.unwrap_or(Err(ClientError::Slow))
+}
+
+/// Reads `GET /containers/ID/json`; one that is gone has neither.
+fn name_without_isolation(container: &serde_json::Value) -> Option<String> {
+    let name = container["Name"].as_str().filter(|_| container["HostConfig"]["Runtime"] == "runc")?;
+    Some(name.trim_start_matches('/').chars().filter(|character| !character.is_control()).collect())
+}
+
 /// The stream of `GET /v1/events`.
 #[derive(Debug)]
 pub(super) struct Events {
@@ -227,5 +260,14 @@ mod tests {
         assert_eq!(containers[0].name, "web");
         let expected: [IpAddr; 2] = ["172.17.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
         assert_eq!(containers[0].addresses, expected);
+    }
+
+    #[test]
+    fn a_container_made_with_runc_is_one_from_before_isolation() {
+        let container =
+            |runtime: &str| serde_json::json!({ "Name": "/old\u{1b}", "HostConfig": { "Runtime": runtime } });
+        assert_eq!(name_without_isolation(&container("runc")).as_deref(), Some("old"));
+        assert_eq!(name_without_isolation(&container("sysbox-runc")), None);
+        assert_eq!(name_without_isolation(&serde_json::json!({ "message": "No such container" })), None);
     }
 }

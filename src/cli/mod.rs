@@ -6,6 +6,7 @@ mod doctor;
 mod env;
 mod follow;
 mod logs;
+mod older;
 mod policy;
 mod ports;
 mod restart;

@@ -124,7 +124,7 @@ mod tests {
         assert!(!text.contains("s3cret"), "{text}");
         for (key, expected) in [
             ("enhancedContainerIsolation ", "in force"),
-            ("enhancedContainerIsolation.dockerSocketMount", "not enforced yet: "),
+            ("enhancedContainerIsolation.dockerSocketMount", "in force"),
             ("linuxVM.dockerDaemonOptions", "in force"),
             ("linuxVM.vpnkitCIDR", "in force"),
             ("proxy.mode", "in force"),
@@ -132,7 +132,7 @@ mod tests {
             ("proxy.pac", "not enforced yet: "),
             ("containersProxy", "not enforced yet: "),
             ("filesharingAllowedDirectories", "not enforced yet: "),
-            ("blockDockerLoad", "not enforced yet: "),
+            ("blockDockerLoad", "in force"),
             ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
             ("portBindingBehavior", "not enforced yet: "),
         ] {

@@ -30,6 +30,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
             let limit = follow::limit(arguments.timeout);
             start::tell_policy(paths, &client).await;
             follow::until_ready(paths, &mut events, answer.boot, limit, Output::Stdout).await?;
+            start::tell_older(paths, &client).await;
             return print("the engine is ready again");
         }
     }

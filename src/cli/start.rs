@@ -9,7 +9,7 @@ use super::{
     client::{Client, ClientError},
     command,
     follow::{self, Output},
-    print,
+    older, print,
 };
 use crate::{
     backend::{
@@ -132,6 +132,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     if let Some(warning) = status.warning {
         eprintln!("warning: {warning}");
     }
+    tell_older(paths, &client).await;
     print(&match status.context {
         Some(context) => {
             format!("the engine is ready; docker context `{context}`, DOCKER_HOST={}", paths.docker_host())
@@ -146,6 +147,16 @@ pub(super) async fn tell_policy(paths: &Paths, client: &Client<'_>) {
     let running = policy.as_ref();
     for line in running.and_then(PolicyFacts::warning).into_iter().chain(changed(paths, running)) {
         eprintln!("warning: {line}");
+    }
+}
+
+/// Names the containers that were made while isolation was off, when it is on.
+pub(super) async fn tell_older(paths: &Paths, client: &Client<'_>) {
+    let isolated = client.status().await.ok().and_then(|status| status.vm);
+    if isolated.is_some_and(|vm| vm.enhanced_container_isolation)
+        && let Some(line) = older::of(paths, client).await
+    {
+        eprintln!("note: {line}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! `bulkhead status`.
 
-use super::{CliError, Format, client::Client, command, print, seconds, start, table};
+use super::{CliError, Format, client::Client, command, older, print, seconds, start, table};
 use crate::{
     backend::{
         lock, stopped,
@@ -26,7 +26,16 @@ pub(super) struct Arguments {
 pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliError> {
     let status = read(paths).await?;
     match arguments.format {
-        Format::Pretty => print(&pretty(paths, &status)),
+        Format::Pretty => {
+            let running = status.state == StateName::Running;
+            let isolated = status.vm.as_ref().is_some_and(|vm| vm.enhanced_container_isolation);
+            let client = if running && isolated { Client::connect(paths).await? } else { None };
+            let older = match &client {
+                Some(client) => older::of(paths, client).await,
+                None => None,
+            };
+            print(&pretty(paths, &status, older))
+        }
         Format::Json => print(&format!("{:#}", serde_json::json!(status))),
     }
 }
@@ -51,7 +60,7 @@ fn policy_changed(paths: &Paths, status: &Status) -> Option<String> {
     start::changed(paths, status.policy.as_ref())
 }
 
-fn pretty(paths: &Paths, status: &Status) -> String {
+fn pretty(paths: &Paths, status: &Status, older: Option<String>) -> String {
     let mut rows = Vec::new();
     let mut row = |name: &str, text: String| rows.push(vec![name.to_owned(), text]);
     row("profile", status.profile.to_string());
@@ -75,6 +84,9 @@ fn pretty(paths: &Paths, status: &Status) -> String {
         if let Some(kernel) = &vm.kernel {
             row("kernel", kernel.clone());
         }
+    }
+    if let Some(older) = older {
+        row("containers", older);
     }
     if let Some(context) = &status.context {
         row("context", context.clone());

@@ -6,6 +6,7 @@ use super::{
     SettingsError, daemon,
     network::NetworkKind,
     proxy::{self, ProxyUrl},
+    sockets,
     subnet::Subnet,
 };
 
@@ -85,6 +86,17 @@ const PROXY_URL: Kind = Kind::Text {
 definitions! {
     ISOLATION: "enhancedContainerIsolation", Kind::Bool { default: true },
         "run every container in a user namespace of its own";
+    SOCKET_MOUNT: "dockerSocketMount",
+        Kind::Text {
+            default: "",
+            fits: |text| sockets::parse(text).is_some(),
+            expected: "a JSON object as dockerSocketMount of a policy has it, such as \
+                       {\"imageList\": {\"images\": [\"docker:cli\"]}, \"commandList\": {\"commands\": [\"push\"]}}",
+            conceal: None,
+        },
+        "images whose containers may have the engine's socket, and what may be asked over it; locked with isolation";
+    BLOCK_LOAD: "blockDockerLoad", Kind::Bool { default: false },
+        "refuse docker load";
     CPUS: "cpus", Kind::Integer { min: 1, max: 32, default: None },
         "virtual CPUs (default: half of the host's)";
     MEMORY_MIB: "memoryMiB", Kind::Integer { min: 256, max: 1 << 24, default: None },

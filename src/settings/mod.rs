@@ -8,6 +8,7 @@ pub mod policy;
 mod profile;
 mod proxy;
 mod size;
+mod sockets;
 mod subnet;
 
 use std::{
@@ -19,12 +20,13 @@ use std::{
     sync::Arc,
 };
 
+use bulkhead_protocol::SocketExceptions;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value};
 
 use self::definition::{
-    CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK, PROXY_EXCLUDE,
-    PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SUBNET,
+    BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK,
+    PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SOCKET_MOUNT, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
@@ -185,6 +187,17 @@ impl Settings {
     /// Enhanced Container Isolation.
     pub fn isolation(&self) -> bool {
         self.flag(&ISOLATION)
+    }
+
+    /// Which containers may have the engine's socket while isolation is on.
+    pub fn socket_exceptions(&self) -> SocketExceptions {
+        let mount = sockets::parse(self.get(&SOCKET_MOUNT).as_str().unwrap_or_default());
+        mount.as_ref().map(sockets::exceptions).unwrap_or_default()
+    }
+
+    /// Whether `docker load` is refused.
+    pub fn block_load(&self) -> bool {
+        self.flag(&BLOCK_LOAD)
     }
 
     /// vCPUs, if set.

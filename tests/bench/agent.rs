@@ -199,5 +199,7 @@ fn configuration() -> Configuration {
         data_disk_serial: DATA_SERIAL.to_owned(),
         daemon_options: serde_json::Map::new(),
         container_environment: Vec::new(),
+        socket_exceptions: Box::default(),
+        block_load: false,
     }
 }

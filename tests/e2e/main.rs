@@ -16,3 +16,4 @@ mod isolation;
 mod lifecycle;
 mod process;
 mod shutdown;
+mod sockets;

@@ -5,13 +5,21 @@
 //! unchanged, hijacked connections included.
 
 mod answer;
+mod create;
+mod engine;
 mod hijack;
+mod images;
 mod linger;
 mod listener;
 pub mod policy;
 mod proxy;
 mod refresh;
+mod sockets;
+mod store;
+mod watch;
 
 pub use listener::{ListenError, UnixEntrance, VsockEntrance};
 pub use policy::Isolation;
-pub use proxy::{Gate, serve_connection};
+pub use proxy::{Caller, Gate, serve_connection};
+pub use sockets::{Places, Sockets, adopt, answer_runtime, mark_place};
+pub use store::inherited;

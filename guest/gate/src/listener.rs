@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::{fs::PermissionsExt, net},
     },
     path::{Path, PathBuf},
@@ -14,6 +14,8 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     net::{UnixListener, UnixStream},
 };
+
+use crate::store;
 
 /// Receive buffer of a vsock stream in bytes. The kernel charges every queued packet for more than its payload and
 /// resets a stream that overflows, so small packets need a large buffer.
@@ -68,6 +70,25 @@ impl UnixEntrance {
             Ok(Self(listener))
         };
         bind().map_err(|source| ListenError::Unix { path: path.to_owned(), source })
+    }
+
+    /// Listens on `path` for all of its group, with a socket that outlives this process (see [`crate::store`]).
+    pub fn bind_kept(path: &Path, name: &str) -> Result<Self, ListenError> {
+        let entrance = Self::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+            .map_err(|source| ListenError::Unix { path: path.to_owned(), source })?;
+        store::keep(name, entrance.0.as_fd());
+        Ok(entrance)
+    }
+
+    /// Goes on with such a socket.
+    pub fn adopt(socket: OwnedFd) -> Result<Self, ListenError> {
+        let adopt = || {
+            let listener = net::UnixListener::from(socket);
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener).map(Self)
+        };
+        adopt().map_err(|source| ListenError::Unix { path: PathBuf::from("a kept socket"), source })
     }
 
     /// The next connection.

@@ -9,23 +9,30 @@ use std::{
     task::{Context, Poll},
 };
 
+use bulkhead_protocol::SocketExceptions;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
-    client, header, server,
+    client,
+    header::{self, HeaderValue},
+    http::request,
+    server,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::watch};
 
 use crate::{
     answer::{self, Body},
+    create,
+    engine::{AskError, Engine},
     hijack,
     linger::{Flight, InFlight, Linger},
-    policy::{self, Inspection, Isolation, Refusal},
+    policy::{self, Inspection, Isolation, Judged, Refusal},
     refresh::Touch,
+    sockets::{Places, Sockets},
 };
 
 /// Longest body that is inspected, in bytes; a create request is a few KiB.
@@ -34,21 +41,56 @@ const INSPECTED: usize = 4 * 1024 * 1024;
 /// What stands between clients and the engine.
 #[derive(Debug)]
 pub struct Gate {
-    upstream: PathBuf,
+    pub(crate) upstream: PathBuf,
     isolation: Isolation,
     environment: Arc<[String]>,
+    pub(crate) sockets: Sockets,
+    block_load: bool,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// The host, or the guest itself.
+    Host,
+    /// A container, over a socket of its own; its connections end when the sender is dropped.
+    Container(watch::Receiver<()>),
 }
 
 impl Gate {
     /// A gate in front of the engine that listens on the unix socket `upstream`.
     pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
-        Self { upstream, isolation, environment: Arc::new([]) }
+        let sockets = Sockets::new(SocketExceptions::default(), Places::default());
+        Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
+    }
+
+    /// The same, where some containers may have the engine's socket.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Sockets) -> Self {
+        Self { sockets, ..self }
+    }
+
+    /// The same, perhaps without `docker load`.
+    #[must_use]
+    pub fn with_load_blocked(self, block_load: bool) -> Self {
+        Self { block_load, ..self }
     }
 
     /// The same, with `NAME=VALUE`s that every new container has unless it is created with others.
     #[must_use]
     pub fn with_environment(self, environment: Vec<String>) -> Self {
         Self { environment: environment.into(), ..self }
+    }
+}
+
+impl Caller {
+    /// Returns when the caller's socket is closed; never for the host.
+    async fn gone(self) {
+        match self {
+            Self::Host => std::future::pending().await,
+            // The sender never sends: this is its end.
+            Self::Container(mut closed) => drop(closed.changed().await),
+        }
     }
 }
 
@@ -77,12 +119,12 @@ impl HttpBody for Tracked {
 }
 
 /// Serves one client until it closes.
-pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream) {
+pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream, caller: Caller) {
     let in_flight = InFlight::default();
     let service = service_fn(|request| {
-        let (gate, flight) = (Arc::clone(&gate), in_flight.enter());
+        let (gate, caller, flight) = (Arc::clone(&gate), caller.clone(), in_flight.enter());
         async move {
-            let response = handle(&gate, request).await.unwrap_or_else(|error| error.answer());
+            let response = handle(&gate, &caller, request).await.unwrap_or_else(|error| error.answer());
             Ok::<_, Infallible>(response.map(|body| Tracked { body, _flight: flight }))
         }
     });
@@ -93,7 +135,7 @@ pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream) {
 
 /// Why the gate answers instead of the engine.
 #[derive(Debug, thiserror::Error)]
-enum ProxyError {
+pub(crate) enum ProxyError {
     #[error("the Docker API has no CONNECT")]
     Connect,
     #[error("the request's JSON is longer than 4 MiB")]
@@ -108,6 +150,12 @@ enum ProxyError {
     NotReachable(#[source] std::io::Error),
     #[error("the Docker engine ended the connection without an answer")]
     BrokeOff(#[source] hyper::Error),
+    #[error("the Docker engine's answer could not be read")]
+    BrokenAnswer,
+    #[error("whether the container may have the docker socket could not be found out")]
+    Unjudged(#[source] AskError),
+    #[error("that the container may have the docker socket could not be written down")]
+    Unkept(#[source] std::io::Error),
 }
 
 impl ProxyError {
@@ -116,10 +164,10 @@ impl ProxyError {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BrokenBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
-            Self::Refused(Refusal::SocketMount { .. } | Refusal::SocketVolume { .. }) => StatusCode::FORBIDDEN,
-            Self::Uninspected(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReachable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BrokeOff(_) => StatusCode::BAD_GATEWAY,
+            Self::Refused(_) => StatusCode::FORBIDDEN,
+            Self::Uninspected(_) | Self::Unkept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotReachable(_) | Self::Unjudged(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BrokeOff(_) | Self::BrokenAnswer => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -131,45 +179,110 @@ impl ProxyError {
     }
 }
 
-async fn handle(gate: &Gate, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {
-    let (mut parts, body) = request.into_parts();
+/// Refuses what is never passed on, whatever its body.
+fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[String]) -> Result<(), ProxyError> {
     if parts.method == Method::CONNECT {
         return Err(ProxyError::Connect);
     }
+    if gate.block_load && matches!(segments, [images, load] if images == "images" && load == "load") {
+        return Err(Refusal::Load.into());
+    }
+    if let (Caller::Container(_), Some(list)) = (caller, &gate.sockets.commands) {
+        let form = |kind: &HeaderValue| kind.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"form");
+        let asked = policy::Asked {
+            method: parts.method.as_str(),
+            segments,
+            query: parts.uri.query().unwrap_or_default(),
+            form: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
+        };
+        if !policy::permits(list, asked) {
+            let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+            return Err(Refusal::Command(target.to_owned()).into());
+        }
+    }
+    Ok(())
+}
+
+/// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
+/// where the Docker API has one.
+fn straighten(parts: &mut request::Parts, segments: &[String]) {
+    let path = policy::canonical(parts.uri.path());
+    let target = parts.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    parts.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
+    let hijacks = match segments {
+        [only] => matches!(only.as_str(), "session" | "grpc"),
+        [containers, _, attach, ..] if containers == "containers" => attach == "attach",
+        [exec, _, start] => exec == "exec" && start == "start",
+        _ => false,
+    };
+    if !hijacks {
+        parts.headers.remove(header::UPGRADE);
+        parts.headers.remove(header::CONNECTION);
+    }
+}
+
+async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {
+    let (mut parts, body) = request.into_parts();
     let segments = policy::segments(parts.uri.path());
+    admit(gate, caller, &parts, &segments)?;
     let files = match Touch::of(gate.isolation, &parts.method, &segments) {
         Some(touch) => touch.begin(&gate.upstream).await,
         None => None,
     };
     let environment = policy::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
     let environment = environment.filter(|environment| !environment.is_empty());
+    let mut socket = None;
     let body = match (Inspection::of(gate.isolation, &segments), environment) {
         (None, None) => answer::streamed(body),
         (inspection, environment) => {
-            let inspected = inspect(inspection, environment, body).await?;
+            let judged = inspect(inspection, environment, body).await?;
+            socket = judged.socket;
             parts.headers.remove(header::TRANSFER_ENCODING);
-            parts.headers.insert(header::CONTENT_LENGTH, inspected.len().into());
-            answer::full(inspected)
+            parts.headers.insert(header::CONTENT_LENGTH, judged.body.len().into());
+            answer::full(judged.body)
         }
     };
     // Only what was inspected goes on: path and query, whatever form the target had.
     parts.uri = parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into());
+    if matches!(caller, Caller::Container(_)) {
+        straighten(&mut parts, &segments);
+    }
     parts.version = Version::HTTP_11;
     // The server side of this gate has answered it.
     parts.headers.remove(header::EXPECT);
     parts.headers.entry(header::HOST).or_insert(header::HeaderValue::from_static("docker"));
-    let response = forward(gate, Request::from_parts(parts, body)).await?;
+    let pulled = pulled(gate, &parts, &segments);
+    let request = Request::from_parts(parts, body);
+    let response = match socket {
+        Some(wanted) => create::create(gate, wanted, request).await?,
+        None => forward(gate, caller, request).await?,
+    };
+    if let Some(pulled) = pulled.filter(|_| response.status().is_success()) {
+        tokio::spawn(pulled);
+    }
     if let Some(files) = files.filter(|files| files.change) {
         files.refresh().await;
     }
     Ok(response)
 }
 
+/// The question to a registry that a pull raises.
+fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Option<impl Future<Output = ()> + use<>> {
+    let reference = policy::pulls(segments, parts.uri.query().unwrap_or_default())?;
+    let listed = gate.sockets.images.pulled(&reference)?;
+    let mut credentials = HeaderMap::new();
+    if let Some(value) = parts.headers.get("x-registry-auth") {
+        credentials.insert("x-registry-auth", value.clone());
+    }
+    let gate = Arc::clone(gate);
+    Some(async move { gate.sockets.images.look_up(&Engine::new(&gate.upstream), listed, credentials).await })
+}
+
 async fn inspect(
     inspection: Option<Inspection>,
     environment: Option<Arc<[String]>>,
     body: Incoming,
-) -> Result<Bytes, ProxyError> {
+) -> Result<Judged, ProxyError> {
     let collected = Limited::new(body, INSPECTED)
         .collect()
         .await
@@ -177,20 +290,27 @@ async fn inspect(
     let bytes = collected.to_bytes();
     // Resolving links may wait for a file share.
     let judged = tokio::task::spawn_blocking(move || {
-        let bytes = inspection.map_or(Ok(bytes.clone()), |inspection| inspection.judge(bytes))?;
+        let passed = Judged { body: bytes.clone(), socket: None };
+        let judged = inspection.map_or(Ok(passed), |inspection| inspection.judge(bytes))?;
         match environment {
             // Nothing to create; the engine says so better.
-            Some(environment) if !bytes.iter().all(u8::is_ascii_whitespace) => {
-                policy::environment::add(&bytes, &environment).map(Bytes::from)
+            Some(environment) if !judged.body.iter().all(u8::is_ascii_whitespace) => {
+                let body = Bytes::from(policy::environment::add(&judged.body, &environment)?);
+                Ok::<_, Refusal>(Judged { body, ..judged })
             }
-            _ => Ok(bytes),
+            _ => Ok(judged),
         }
     })
     .await;
     Ok(judged.map_err(ProxyError::Uninspected)??)
 }
 
-async fn forward(gate: &Gate, mut request: Request<Body>) -> Result<Response<Body>, ProxyError> {
+/// Passes a request on and its answer back.
+pub(crate) async fn forward(
+    gate: &Gate,
+    caller: &Caller,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, ProxyError> {
     let stream = UnixStream::connect(&gate.upstream).await.map_err(ProxyError::NotReachable)?;
     let handshake = client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(ProxyError::BrokeOff)?;
@@ -199,9 +319,13 @@ async fn forward(gate: &Gate, mut request: Request<Body>) -> Result<Response<Bod
     let mut response = sender.send_request(request).await.map_err(ProxyError::BrokeOff)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let engine_side = hyper::upgrade::on(&mut response);
+        let caller = caller.clone();
         tokio::spawn(async move {
             // A broken stream is the normal end of many an attach.
-            let _ = hijack::tunnel(client_side, engine_side).await;
+            tokio::select! {
+                _ = hijack::tunnel(client_side, engine_side) => {}
+                () = caller.gone() => {}
+            }
         });
     } else if is_raw_stream(response.headers()) {
         // Without an upgrade dockerd answers attach and exec with bytes up to the end of the connection; the answer

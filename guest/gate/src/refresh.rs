@@ -4,23 +4,21 @@
 //! well, and each overlay remembers names. Before dockerd is asked to look into a container's files, and after it
 //! changed them, the runtime is asked to make both forget (`sysbox-runc refresh ID`).
 
-use std::{fmt::Write, path::Path, process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, client};
-use hyper_util::rt::TokioIo;
+use bulkhead_protocol::is_container_id;
+use hyper::Method;
 use tokio::{
-    net::UnixStream,
     process::Command,
     time::{Instant, timeout_at},
 };
 
-use crate::policy::Isolation;
+use crate::{
+    engine::{Engine, segment},
+    policy::Isolation,
+};
 
 const RUNTIME: &str = "/usr/bin/sysbox-runc";
-/// Longest description of a container that is read, in bytes.
-const DESCRIPTION: usize = 4 * 1024 * 1024;
 /// The request goes on without a refresh after this long: stale names are better than a client that hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -86,38 +84,12 @@ impl Files {
 
 /// Asks the engine what a name or prefix stands for.
 async fn full_id(upstream: &Path, container: &str) -> Option<String> {
-    if is_full_id(container) {
+    if is_container_id(container) {
         return Some(container.to_owned());
     }
-    let stream = UnixStream::connect(upstream).await.ok()?;
-    let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-    tokio::spawn(connection);
-    let request = Request::get(format!("/containers/{}/json", encode(container)))
-        .header("host", "docker")
-        .body(Empty::<Bytes>::new())
-        .ok()?;
-    let response = sender.send_request(request).await.ok()?;
-    let body = Limited::new(response.into_body(), DESCRIPTION).collect().await.ok()?.to_bytes();
-    let description: serde_json::Value = serde_json::from_slice(&body).ok()?;
-    description["Id"].as_str().filter(|id| is_full_id(id)).map(str::to_owned)
-}
-
-fn is_full_id(id: &str) -> bool {
-    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
-
-/// Percent-encodes everything that is not allowed in a container's name.
-fn encode(name: &str) -> String {
-    let mut encoded = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-') {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
+    let path = format!("/containers/{}/json", segment(container));
+    let description: serde_json::Value = Engine::new(upstream).get(&path).await.ok()?;
+    description["Id"].as_str().filter(|id| is_container_id(id)).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -154,10 +126,5 @@ mod tests {
         ] {
             assert_eq!(touch(method, path), None, "{path}");
         }
-    }
-
-    #[test]
-    fn a_name_cannot_break_out_of_its_path_segment() {
-        assert_eq!(encode("a/../b?c"), "a%2F..%2Fb%3Fc");
     }
 }

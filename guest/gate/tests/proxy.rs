@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_gate::{Gate, Isolation, UnixEntrance, serve_connection};
+use bulkhead_gate::{Caller, Gate, Isolation, UnixEntrance, serve_connection};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,7 +43,7 @@ impl Fixture {
         let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
         tokio::spawn(async move {
             loop {
-                tokio::spawn(serve_connection(Arc::clone(&gate), entrance.accept().await));
+                tokio::spawn(serve_connection(Arc::clone(&gate), entrance.accept().await, Caller::Host));
             }
         });
         Self { folder, requests: Arc::default() }

@@ -11,7 +11,9 @@ use crate::{
     error::{Error, chain},
     event, kmsg, mounts, network, notify,
     ports::Ports,
-    shutdown, tuning,
+    shutdown,
+    store::Store,
+    tuning,
 };
 
 /// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
@@ -49,9 +51,10 @@ pub(crate) fn run() -> Result<End, Error> {
     let (events, received) = mpsc::channel();
     event::watch_signals(events.clone())?;
     inbox.watch(events.clone())?;
-    notify::watch(events.clone())?;
+    let store = Store::default();
+    notify::watch(events.clone(), store.clone())?;
     let ports = Ports::listen(events.clone())?;
-    let mut engine = Engine::new(agent, *configuration, ports, events, received);
+    let mut engine = Engine::new(agent, *configuration, ports, store, events, received);
     let end = engine.run()?;
     let (agent, received, running) = engine.into_parts();
     shutdown::stop_services(agent, &received, &running, end.grace);

@@ -158,6 +158,8 @@ mod tests {
             network: None,
             daemon_options: object(Some(options)),
             container_environment: Vec::new(),
+            socket_exceptions: Box::default(),
+            block_load: false,
         }
     }
 

@@ -26,7 +26,8 @@ use crate::{
     ports::{self, Ports},
     restart::{Backoff, Verdict},
     runtime,
-    services::{self, Service},
+    services::{self, Handed, Service},
+    store::Store,
     warden,
 };
 
@@ -79,6 +80,7 @@ pub(crate) struct Engine {
     agent: Agent,
     configuration: Configuration,
     ports: Ports,
+    store: Store,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     services: Vec<Supervised>,
@@ -100,6 +102,7 @@ impl Engine {
         agent: Agent,
         configuration: Configuration,
         ports: Ports,
+        store: Store,
         events: Sender<Event>,
         inbox: Receiver<Event>,
     ) -> Self {
@@ -111,6 +114,7 @@ impl Engine {
             agent,
             configuration,
             ports,
+            store,
             events,
             inbox,
             services,
@@ -253,8 +257,8 @@ impl Engine {
 
     fn start(&mut self, service: Service) {
         let tail = self.supervised(service).tail.clone();
-        let device = self.device.as_ref().filter(|_| service == Service::Warden).map(AsFd::as_fd);
-        match services::start(service, &self.configuration, device, tail) {
+        let handed = Handed { store: &self.store, device: self.device.as_ref().map(AsFd::as_fd) };
+        match services::start(service, &self.configuration, &handed, tail) {
             Ok(pid) => {
                 let since = Instant::now();
                 self.supervised(service).state = State::Running { pid, since, ready: false };

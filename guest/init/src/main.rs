@@ -26,6 +26,7 @@ mod restart;
 mod runtime;
 mod services;
 mod shutdown;
+mod store;
 mod superblock;
 mod tuning;
 mod warden;

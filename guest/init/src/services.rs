@@ -3,13 +3,18 @@
 use std::{
     fs,
     io::Write,
-    os::fd::{AsRawFd, BorrowedFd},
-    os::unix::process::CommandExt,
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     process::{Command, Stdio},
 };
 
-use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::signal::{SigSet, SigmaskHow, sigprocmask},
+};
 
 use crate::{
     certificates, cgroup, config,
@@ -17,6 +22,7 @@ use crate::{
     mounts, notify,
     output::{self, Tail},
     ping,
+    store::Store,
 };
 
 /// dockerd's own socket; in a directory that only root can enter, and the gate is its only user.
@@ -53,15 +59,19 @@ impl Service {
         }
     }
 
-    fn command_line(self, isolation: bool) -> Vec<String> {
+    fn command_line(self, configuration: &Configuration) -> Vec<String> {
         let words: Vec<String> = match self {
-            Self::Gate => vec![
-                "/usr/sbin/bulkhead-gate".to_owned(),
-                format!("--isolation={}", if isolation { "on" } else { "off" }),
-                format!("--upstream={DOCKERD_SOCKET}"),
-                format!("--listen={}", ping::GATE),
-                format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
-            ],
+            Self::Gate => {
+                let mut words = vec![
+                    "/usr/sbin/bulkhead-gate".to_owned(),
+                    format!("--isolation={}", if configuration.isolation { "on" } else { "off" }),
+                    format!("--upstream={DOCKERD_SOCKET}"),
+                    format!("--listen={}", ping::GATE),
+                    format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
+                ];
+                words.extend(configuration.block_load.then(|| "--block-load".to_owned()));
+                words
+            }
             Self::Containerd => vec!["/usr/bin/containerd".to_owned(), format!("--config={CONTAINERD_CONFIG}")],
             Self::Dockerd => vec![
                 "/usr/sbin/dockerd".to_owned(),
@@ -108,21 +118,29 @@ fn remove_remains(service: Service) {
     }
 }
 
+/// Descriptors that init holds for its services.
+pub(crate) struct Handed<'a> {
+    /// The gate's sockets.
+    pub(crate) store: &'a Store,
+    /// The warden's connection.
+    pub(crate) device: Option<BorrowedFd<'a>>,
+}
+
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
-///
-/// A `device` is handed on to it.
 pub(crate) fn start(
     service: Service,
     configuration: &Configuration,
-    device: Option<BorrowedFd<'_>>,
+    handed: &Handed<'_>,
     tail: Tail,
 ) -> Result<i32, Error> {
     remove_remains(service);
     let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
-    let mut words = service.command_line(configuration.isolation);
-    let device = device.map(|device| device.as_raw_fd());
-    words.extend(device.map(|device| format!("--device={device}")));
+    let mut words = service.command_line(configuration);
+    // A copy of its own: what runs after the fork borrows nothing.
+    let device = handed.device.filter(|_| service == Service::Warden).map(|device| device.try_clone_to_owned());
+    let device = device.transpose().map_err(Error::system("share a descriptor"))?;
+    words.extend(device.as_ref().map(|device| format!("--device={}", device.as_raw_fd())));
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
@@ -137,9 +155,9 @@ pub(crate) fn start(
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(Error::system("share a pipe"))?)
         .stderr(writer);
-    if service == Service::Gate && !configuration.container_environment.is_empty() {
-        let environment = serde_json::Value::from(configuration.container_environment.clone());
-        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
+    let mut kept = Vec::new();
+    if service == Service::Gate {
+        kept = give_gate(&mut command, configuration, handed.store)?;
     }
     let mask = SigSet::empty();
     // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid, sigprocmask and
@@ -149,10 +167,11 @@ pub(crate) fn start(
             (&entrance).write_all(b"0")?;
             nix::unistd::setsid()?;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
-            if let Some(device) = device
-                && libc::fcntl(device, libc::F_SETFD, 0) < 0
-            {
-                return Err(std::io::Error::last_os_error());
+            for (_, socket) in &kept {
+                fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
+            if let Some(device) = &device {
+                fcntl(device, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
             Ok(())
         });
@@ -169,6 +188,25 @@ pub(crate) fn start(
     Ok(pid)
 }
 
+/// What the gate needs besides its command line; the sockets are to be open in it under the same numbers.
+fn give_gate(
+    command: &mut Command,
+    configuration: &Configuration,
+    store: &Store,
+) -> Result<Vec<(String, OwnedFd)>, Error> {
+    if !configuration.container_environment.is_empty() {
+        let environment = serde_json::Value::from(configuration.container_environment.clone());
+        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
+    }
+    if let Ok(exceptions) = serde_json::to_string(&configuration.socket_exceptions) {
+        command.env(SOCKET_EXCEPTIONS, exceptions);
+    }
+    let kept = store.copies().map_err(Error::system("copy the gate's sockets"))?;
+    let numbers: Vec<String> = kept.iter().map(|(name, socket)| format!("{name}={}", socket.as_raw_fd())).collect();
+    command.env(KEPT_SOCKETS, numbers.join(","));
+    Ok(kept)
+}
+
 /// Narrows dockerd's socket, which it makes with group access, to its owner.
 pub(crate) fn narrow_dockerd_socket() {
     use std::os::unix::fs::PermissionsExt;
@@ -182,8 +220,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_is_told_whether_to_enforce() {
-        assert!(Service::Gate.command_line(true).contains(&"--isolation=on".to_owned()));
-        assert!(Service::Gate.command_line(false).contains(&"--isolation=off".to_owned()));
+    fn the_gate_is_told_what_to_enforce() {
+        let line = |isolation: bool, block_load: bool| {
+            let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
+                "data_disk_serial": "", "block_load": block_load});
+            Service::Gate.command_line(&serde_json::from_value(text).unwrap()).join(" ")
+        };
+        assert!(line(true, false).contains("--isolation=on") && !line(true, false).contains("--block-load"));
+        assert!(line(false, true).contains("--isolation=off") && line(false, true).ends_with(" --block-load"));
     }
 }

@@ -10,6 +10,7 @@
 mod line;
 mod message;
 mod ports;
+mod sockets;
 
 pub use line::{LineError, LineReader, encode};
 pub use message::{
@@ -17,6 +18,10 @@ pub use message::{
     Transport,
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
+pub use sockets::{
+    ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, SocketCommands, SocketExceptions, container_socket,
+    is_container_id,
+};
 
 /// vsock port on the *host* (CID 2) that the agent connects to.
 pub const AGENT_PORT: u32 = 1025;
@@ -29,7 +34,7 @@ pub const AGENT_SOURCE_PORT: u32 = 1022;
 pub const DOCKER_PORT: u32 = 1023;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Longest accepted line in bytes, terminator included.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -39,3 +44,9 @@ pub const MAX_CERTIFICATES: usize = 2 << 20;
 
 /// Variable in which init gives the gate [`Configuration::container_environment`], as a JSON array.
 pub const CONTAINER_ENVIRONMENT: &str = "BULKHEAD_CONTAINER_ENVIRONMENT";
+
+/// Variable in which init gives the gate [`Configuration::socket_exceptions`], as JSON.
+pub const SOCKET_EXCEPTIONS: &str = "BULKHEAD_SOCKET_EXCEPTIONS";
+
+/// Variable in which init tells the gate the sockets that it has kept for it: `NAME=DESCRIPTOR`, with commas between.
+pub const KEPT_SOCKETS: &str = "BULKHEAD_KEPT_SOCKETS";

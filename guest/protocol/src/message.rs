@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::SocketExceptions;
+
 /// A step of the start that the guest can report; the order is the order in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -130,6 +132,12 @@ pub struct Configuration {
     /// Environment of new containers, `NAME=VALUE`, where they do not set the same name themselves.
     #[serde(default)]
     pub container_environment: Vec<String>,
+    /// Which containers may have the engine's socket while isolation is on.
+    #[serde(default)]
+    pub socket_exceptions: Box<SocketExceptions>,
+    /// Refuse `docker load`.
+    #[serde(default)]
+    pub block_load: bool,
 }
 
 /// How the guest shall end.

@@ -19,6 +19,7 @@ mod ranges;
 mod refresh;
 mod root;
 mod seccomp;
+mod socket;
 mod spec;
 mod stage;
 mod sys;

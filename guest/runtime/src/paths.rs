@@ -38,7 +38,7 @@ impl Default for Policy {
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker<'a> {
-    /// Containers whose own files it may have: itself and those whose user namespace it shares.
+    /// Containers whose own files it may have: those whose user namespace it shares, and last itself.
     pub(crate) containers: &'a [String],
     /// The step of an image build rather than a container.
     pub(crate) build: bool,

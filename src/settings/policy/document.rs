@@ -132,7 +132,7 @@ pub struct SocketMount {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageList {
-    /// `name[:tag]`, with `*` for any tag, `name@digest`, or `*` for all.
+    /// `name[:tag]`, with `*` for any tag, `name@digest`, `sha256:…` for the image of this id, or `*` for all.
     #[serde(default)]
     pub images: Vec<String>,
     /// Whether local images built from these may have it, too.

@@ -15,12 +15,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub(super) use self::parse::check_exceptions;
 pub use self::{
-    document::{AdminSettings, schema},
+    document::{AdminSettings, ListKind, SocketMount, schema},
     file::{PolicySource, Untrusted},
     parse::{Invalid, Parsed, parse},
 };
-use super::{DAEMON_OPTIONS, Definition, ISOLATION, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SUBNET};
+use super::{
+    BLOCK_LOAD, DAEMON_OPTIONS, Definition, ISOLATION, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE,
+    SOCKET_MOUNT, SUBNET,
+};
 use crate::report::chain;
 
 /// What a policy says of one setting.
@@ -156,7 +160,8 @@ fn digest(text: &[u8]) -> String {
 
 /// What a file that nobody can read means.
 fn strictest() -> BTreeMap<&'static str, Rule> {
-    BTreeMap::from([(ISOLATION.key, Rule { value: true.into(), locked: true })])
+    let locked = |value: Value| Rule { value, locked: true };
+    BTreeMap::from([(ISOLATION.key, locked(true.into())), (SOCKET_MOUNT.key, locked("".into()))])
 }
 
 fn rules(document: &AdminSettings) -> BTreeMap<&'static str, Rule> {
@@ -166,6 +171,12 @@ fn rules(document: &AdminSettings) -> BTreeMap<&'static str, Rule> {
     };
     if let Some(isolation) = document.enhanced_container_isolation.get() {
         rule(&ISOLATION, isolation.value.into(), isolation.locked);
+        // One lock for both: isolation with anybody's exceptions would be another one.
+        let exceptions = isolation.docker_socket_mount.get();
+        if isolation.locked || exceptions.is_some() {
+            let text = exceptions.map(|exceptions| value(exceptions).to_string()).unwrap_or_default();
+            rule(&SOCKET_MOUNT, text.into(), isolation.locked);
+        }
     }
     if let Some(vm) = document.linux_vm.get() {
         if let Some(options) = vm.docker_daemon_options.get() {
@@ -174,6 +185,9 @@ fn rules(document: &AdminSettings) -> BTreeMap<&'static str, Rule> {
         if let Some(network) = vm.vpnkit_cidr.get() {
             rule(&SUBNET, network.value.clone().into(), network.locked);
         }
+    }
+    if let Some(load) = document.block_docker_load.get() {
+        rule(&BLOCK_LOAD, load.value.into(), load.locked);
     }
     // One lock for the whole: otherwise half of a proxy could be another's.
     if let Some(proxy) = document.proxy.get() {
@@ -193,9 +207,8 @@ fn lines(document: &AdminSettings) -> Vec<Line> {
     if let Some(isolation) = document.enhanced_container_isolation.get() {
         line("enhancedContainerIsolation", isolation.value.into(), Some(isolation.locked), None);
         if let Some(exceptions) = isolation.docker_socket_mount.get() {
-            let missing = "no container is given the engine's socket, whatever is listed";
             let locked = Some(isolation.locked);
-            line("enhancedContainerIsolation.dockerSocketMount", value(exceptions), locked, Some(missing));
+            line("enhancedContainerIsolation.dockerSocketMount", value(exceptions), locked, None);
         }
     }
     if let Some(vm) = document.linux_vm.get() {
@@ -232,7 +245,7 @@ fn lines(document: &AdminSettings) -> Vec<Line> {
         line("filesharingAllowedDirectories", value(folders), None, Some("no folder of the host is shared"));
     }
     if let Some(setting) = document.block_docker_load.get() {
-        line("blockDockerLoad", setting.value.into(), Some(setting.locked), Some("`docker load` is not blocked"));
+        line("blockDockerLoad", setting.value.into(), Some(setting.locked), None);
     }
     if let Some(setting) = document.expose_docker_api.get() {
         let missing = "the engine never listens on TCP, whatever is set";

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{AdminSettings, ContainersProxy, EngineProxy, SocketMount};
-use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET};
+use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET, sockets};
 
 /// The version of the format that this program knows.
 const VERSION: u32 = 2;
@@ -174,12 +174,16 @@ fn check_proxy(path: &str, http: &str, https: &str, exclude: &[String]) -> Resul
     fits(&PROXY_EXCLUDE, &format!("{path}.exclude"), exclude.to_vec())
 }
 
-fn check_exceptions(exceptions: &SocketMount) -> Result<(), Invalid> {
+/// Whether exceptions can hold, for a policy or a setting.
+pub(in crate::settings) fn check_exceptions(exceptions: &SocketMount) -> Result<(), Invalid> {
     const PATH: &str = "enhancedContainerIsolation.dockerSocketMount";
     let word = |text: &str| (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
     let images = exceptions.image_list.get().map(|list| list.images.as_slice()).unwrap_or_default();
     if let Some(at) = images.iter().position(|image| !word(image)) {
         return Err(key(&format!("{PATH}.imageList.images[{at}]"), "write name[:tag], name@digest or *"));
+    }
+    if serde_json::to_string(exceptions).map_or(true, |text| text.len() > sockets::LONGEST) {
+        return Err(key(PATH, "it is longer than 16 KiB"));
     }
     let commands = exceptions.command_list.get().map(|list| list.commands.as_slice()).unwrap_or_default();
     let command = |text: &String| {

@@ -49,6 +49,26 @@ fn lax(policy: Policy) -> Settings {
     Settings::parse(text.as_bytes(), Path::new("settings.json")).unwrap().under(policy)
 }
 
+#[test]
+fn exceptions_for_the_socket_are_locked_with_isolation() {
+    let mine = r#"{"dockerSocketMount": "{\"imageList\": {\"images\": [\"mine\"]}}", "blockDockerLoad": false}"#;
+    let images = |text: &str| {
+        let settings = Settings::parse(mine.as_bytes(), Path::new("settings.json")).unwrap();
+        settings.under(policy(text)).socket_exceptions().images
+    };
+    let theirs = r#""dockerSocketMount": {"imageList": {"images": ["theirs:*"]}}"#;
+    assert_eq!(images("{}"), ["mine"]);
+    assert_eq!(images(r#"{"enhancedContainerIsolation": {"locked": false, "value": true}}"#), ["mine"]);
+    assert!(images(r#"{"enhancedContainerIsolation": {"locked": true, "value": true}}"#).is_empty());
+    assert!(images("{").is_empty(), "a broken policy allows nobody");
+    let with = |locked| format!(r#"{{"enhancedContainerIsolation": {{"locked": {locked}, "value": true, {theirs}}}}}"#);
+    assert_eq!((images(&with(true)), images(&with(false))), (vec!["theirs:*".to_owned()], vec!["mine".to_owned()]));
+    assert_eq!(Settings::default().under(policy(with(false))).socket_exceptions().images, ["theirs:*"]);
+    let load = policy(r#"{"blockDockerLoad": {"locked": true, "value": true}}"#);
+    assert!(Settings::parse(mine.as_bytes(), Path::new("s")).unwrap().under(load).block_load());
+    assert!(!Settings::default().block_load());
+}
+
 fn problem(policy: &Policy) -> &str {
     policy.facts().unwrap().problem.as_deref().unwrap()
 }

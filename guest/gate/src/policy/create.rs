@@ -3,25 +3,52 @@
 use serde_json::value::RawValue;
 
 use super::{
-    Refusal, image,
+    Refusal,
     json::{Object, array, is_field, object, parse, string, write},
-    paths::reaches_engine_socket,
+    paths::{is_engine_socket, reaches_engine_socket},
 };
 
 /// The runtime of every container while isolation is on, as a JSON string.
 const RUNTIME: &str = "\"sysbox-runc\"";
 
-/// A mount that shows an engine socket was found.
-#[derive(Debug)]
-struct Denied;
+/// What mounts show of the engine's sockets; the worst counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Shown {
+    Nothing,
+    /// The socket that containers can be allowed, and no more.
+    Socket,
+    /// Folders or sockets that nobody can be allowed.
+    More,
+}
 
-type Found = Result<Result<(), Denied>, Refusal>;
+type Found = Result<Shown, Refusal>;
+
+/// A container that would have the engine's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The image, as it was asked for.
+    pub image: String,
+    /// It asks for the socket; otherwise it could get it from another container (`VolumesFrom`).
+    pub certain: bool,
+}
 
 fn text(body: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(body).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
-/// Options of the `local` driver: `device` and every path in `o` (`lowerdir=…:…`).
+fn shown_by_path(path: &str) -> Shown {
+    if !path.starts_with('/') || !reaches_engine_socket(path) {
+        // A source that is no path is the name of a volume.
+        Shown::Nothing
+    } else if is_engine_socket(path) {
+        Shown::Socket
+    } else {
+        Shown::More
+    }
+}
+
+/// Options of the `local` driver: `device` and every path in `o` (`lowerdir=…:…`). A volume is for everybody, so that
+/// it can show no socket at all.
 fn check_volume_options(options: &RawValue) -> Found {
     for (key, value) in &object(options)?.0 {
         let Some(value) = string(value)? else { continue };
@@ -30,64 +57,67 @@ fn check_volume_options(options: &RawValue) -> Found {
             _ => value.split([',', '=', ':']).any(|word| word.starts_with('/') && reaches_engine_socket(word)),
         };
         if denied {
-            return Ok(Err(Denied));
+            return Ok(Shown::More);
         }
     }
-    Ok(Ok(()))
+    Ok(Shown::Nothing)
 }
 
 /// One element of `Mounts`.
 fn check_mount(mount: &RawValue) -> Found {
     let mount = object(mount)?;
+    let mut shown = Shown::Nothing;
     for source in mount.all("Source") {
-        // A source that is no path is the name of a volume.
-        if string(source)?.is_some_and(|source| source.starts_with('/') && reaches_engine_socket(&source)) {
-            return Ok(Err(Denied));
-        }
+        shown = shown.max(string(source)?.map_or(Shown::Nothing, |source| shown_by_path(&source)));
     }
     for volume in mount.all("VolumeOptions") {
         for driver in object(volume)?.all("DriverConfig") {
             for options in object(driver)?.all("Options") {
-                if let Err(denied) = check_volume_options(options)? {
-                    return Ok(Err(denied));
-                }
+                shown = shown.max(check_volume_options(options)?);
             }
         }
     }
-    Ok(Ok(()))
+    Ok(shown)
 }
 
 /// `Mounts` and `Binds` of a host configuration or of anything that has members of these names.
 fn check_mounts(config: &Object<'_>) -> Found {
+    let mut shown = Shown::Nothing;
     for binds in config.all("Binds") {
         for bind in array(binds)? {
             let Some(bind) = string(bind)? else { continue };
-            let source = bind.split(':').next().unwrap_or_default();
-            if source.starts_with('/') && reaches_engine_socket(source) {
-                return Ok(Err(Denied));
-            }
+            shown = shown.max(shown_by_path(bind.split(':').next().unwrap_or_default()));
         }
     }
     for mounts in config.all("Mounts") {
         for mount in array(mounts)? {
-            if let Err(denied) = check_mount(mount)? {
-                return Ok(Err(denied));
-            }
+            shown = shown.max(check_mount(mount)?);
         }
     }
-    Ok(Ok(()))
+    Ok(shown)
+}
+
+/// Whether other containers' mounts are asked for.
+fn takes_mounts(config: &Object<'_>) -> Result<bool, Refusal> {
+    for from in config.all("VolumesFrom") {
+        if !array(from)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn image_of(config: &Object<'_>) -> Result<String, Refusal> {
     let mut name = String::new();
     for value in config.all("Image") {
-        name = string(value)?.unwrap_or_default();
+        // As in Go, what is no string changes nothing.
+        name = string(value)?.unwrap_or(name);
     }
-    Ok(image::normalise(&name))
+    Ok(name)
 }
 
 fn refuse_for(config: &Object<'_>) -> Result<Refusal, Refusal> {
-    Ok(Refusal::SocketMount { image: image_of(config)? })
+    Ok(Refusal::socket(&image_of(config)?))
 }
 
 /// A host configuration whose only runtime is the isolating one.
@@ -96,13 +126,13 @@ fn with_runtime(host: &Object<'_>) -> String {
     write(kept.map(|(key, value)| (key.as_str(), value.get())).chain([("Runtime", RUNTIME)]))
 }
 
-/// `POST /containers/create`: refuses engine sockets and sets the runtime; the rest stays byte for byte.
-pub(super) fn container(body: &[u8]) -> Result<String, Refusal> {
+/// `POST /containers/create`: refuses what nobody is allowed, says whether the engine's socket is asked for, and sets
+/// the runtime; the rest stays byte for byte.
+pub(super) fn container(body: &[u8]) -> Result<(String, Option<Wanted>), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
     // Old engines also read the host configuration's members from the top.
-    if check_mounts(&config)?.is_err() {
-        return Err(refuse_for(&config)?);
-    }
+    let mut shown = check_mounts(&config)?;
+    let mut takes = takes_mounts(&config)?;
     let mut members: Vec<(&str, String)> = Vec::with_capacity(config.0.len());
     for (key, value) in &config.0 {
         if is_field(key, "Runtime") {
@@ -111,21 +141,25 @@ pub(super) fn container(body: &[u8]) -> Result<String, Refusal> {
         let mut kept = value.get().to_owned();
         if is_field(key, "HostConfig") && kept.starts_with('{') {
             let host = object(value)?;
-            if check_mounts(&host)?.is_err() {
-                return Err(refuse_for(&config)?);
-            }
+            shown = shown.max(check_mounts(&host)?);
+            takes |= takes_mounts(&host)?;
             kept = with_runtime(&host);
         }
         members.push((key, kept));
     }
-    Ok(write(members.iter().map(|(key, value)| (*key, value.as_str()))))
+    if shown == Shown::More {
+        return Err(refuse_for(&config)?);
+    }
+    let certain = shown == Shown::Socket;
+    let wanted = if certain || takes { Some(Wanted { image: image_of(&config)?, certain }) } else { None };
+    Ok((write(members.iter().map(|(key, value)| (*key, value.as_str()))), wanted))
 }
 
 /// `POST /volumes/create`: refuses a volume that is a path to an engine socket.
 pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
     for options in config.all("DriverOpts") {
-        if check_volume_options(options)?.is_err() {
+        if check_volume_options(options)? != Shown::Nothing {
             let name = config.all("Name").last().map(string).transpose()?.flatten().unwrap_or_default();
             return Err(Refusal::SocketVolume { name });
         }
@@ -133,13 +167,14 @@ pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// `POST /services/create` and `update`: the same for the containers of a service.
+/// `POST /services/create` and `update`: refuses engine sockets for the containers of a service, whose images are
+/// chosen later and elsewhere.
 pub(super) fn service(body: &[u8]) -> Result<(), Refusal> {
     let service: Object<'_> = parse(text(body)?)?;
     for task in service.all("TaskTemplate") {
         for container in object(task)?.all("ContainerSpec") {
             let container = object(container)?;
-            if check_mounts(&container)?.is_err() {
+            if check_mounts(&container)? != Shown::Nothing {
                 return Err(refuse_for(&container)?);
             }
         }
@@ -159,9 +194,40 @@ mod tests {
                           configure the docker socket image list in the Docker Desktop settings.";
 
     fn create(body: &str) -> Result<Value, String> {
-        container(body.as_bytes())
-            .map(|text| serde_json::from_str(&text).unwrap())
-            .map_err(|refusal| refusal.to_string())
+        match container(body.as_bytes()) {
+            Ok((_, Some(Wanted { image, certain: true }))) => Err(Refusal::socket(&image).to_string()),
+            Ok((text, _)) => Ok(serde_json::from_str(&text).unwrap()),
+            Err(refusal) => Err(refusal.to_string()),
+        }
+    }
+
+    fn wanted(host: Value) -> Result<Option<Wanted>, Refusal> {
+        container(json!({"Image": "docker:cli", "HostConfig": host}).to_string().as_bytes()).map(|(_, wanted)| wanted)
+    }
+
+    #[test]
+    fn the_socket_itself_can_be_allowed_and_what_shows_more_can_not() {
+        let asked = |certain| Ok(Some(Wanted { image: "docker:cli".to_owned(), certain }));
+        for host in [
+            json!({"Binds": ["/var/run/docker.sock:/var/run/docker.sock"]}),
+            json!({"Binds": ["/run//docker.sock:/x:ro", "v:/y"]}),
+            json!({"Mounts": [{"Type": "bind", "Source": "/run/docker.sock", "Target": "/x"}]}),
+        ] {
+            assert_eq!(wanted(host.clone()), asked(true), "{host}");
+        }
+        assert_eq!(wanted(json!({"VolumesFrom": ["other:ro"]})), asked(false));
+        assert_eq!(wanted(json!({"VolumesFrom": [], "Binds": ["v:/y"]})), Ok(None));
+        for host in [
+            json!({"Binds": ["/var/run/docker.sock:/s", "/var/run:/x"]}),
+            json!({"Binds": ["/run/bulkhead/dockerd.sock:/s"]}),
+            json!({"Binds": ["/run/bulkhead/containers/x:/s"]}),
+            json!({"Binds": ["/tmp/../run/docker.sock:/s"]}),
+            json!({"Binds": ["/run/docker.sock/..:/s"]}),
+            json!({"Mounts": [{"Source": "/run/docker.sock"}, {"VolumeOptions": {"DriverConfig": {"Options":
+                {"o": "bind", "device": "/run/docker.sock"}}}}]}),
+        ] {
+            assert!(wanted(host.clone()).is_err(), "{host}");
+        }
     }
 
     #[test]
@@ -179,7 +245,8 @@ mod tests {
 
     #[test]
     fn every_one_of_several_host_configurations_is_rewritten_and_checked() {
-        let text = container(br#"{"HostConfig":{"Runtime":"runc"},"ho\u017ftconfig":{"Runtime":"runc"}}"#).unwrap();
+        let (text, _) =
+            container(br#"{"HostConfig":{"Runtime":"runc"},"ho\u017ftconfig":{"Runtime":"runc"}}"#).unwrap();
         assert!(!text.contains("\"runc\""), "{text}");
         let refused =
             create(r#"{"Image":"alpine","HostConfig":{"Binds":["/run/docker.sock:/x"]},"hostconfig":{"Binds":[]}}"#);
@@ -234,7 +301,7 @@ mod tests {
     #[test]
     fn values_that_are_not_inspected_stay_byte_for_byte() {
         let body = r#"{"Cmd":["a", "b"],"Unknown":{"x":1.50,"x":12345678901234567890123},"HostConfig":{"Memory":9223372036854775807,"Odd":[ ]}}"#;
-        let text = container(body.as_bytes()).unwrap();
+        let (text, _) = container(body.as_bytes()).unwrap();
         assert_eq!(text, body.replace("[ ]}", r#"[ ],"Runtime":"sysbox-runc"}"#));
     }
 
@@ -278,13 +345,14 @@ mod tests {
         }
 
         #[test]
-        fn whatever_passes_has_one_runtime_and_no_socket(value in any_json()) {
-            if let Ok(text) = container(value.to_string().as_bytes()) {
+        fn whatever_passes_has_one_runtime_and_no_socket_that_nobody_asks_about(value in any_json()) {
+            if let Ok((text, wanted)) = container(value.to_string().as_bytes()) {
+                let known = wanted.is_some_and(|wanted| wanted.certain);
                 let passed: Value = serde_json::from_str(&text).unwrap();
                 if let Some(Value::Object(host)) = passed.get("HostConfig") {
                     prop_assert_eq!(&host["Runtime"], "sysbox-runc");
                     for bind in host.get("Binds").and_then(Value::as_array).into_iter().flatten() {
-                        prop_assert_ne!(bind, "/run/docker.sock:/x");
+                        prop_assert!(known || bind != "/run/docker.sock:/x");
                     }
                 }
             }

@@ -4,7 +4,7 @@ const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL: &str = "library/";
 
 /// Whether the text names an image by its id.
-fn is_id(name: &str) -> bool {
+pub(super) fn is_id(name: &str) -> bool {
     let digits = name.strip_prefix("sha256:").unwrap_or(name);
     digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -30,6 +30,15 @@ pub fn normalise(reference: &str) -> String {
     let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
     let official = if domain == DEFAULT_DOMAIN && !path.contains('/') { OFFICIAL } else { "" };
     format!("{domain}/{official}{path}")
+}
+
+/// The full name and the tag, `latest` where none is given; `None` for ids and digests.
+pub(crate) fn normalise_with_tag(reference: &str) -> Option<(String, String)> {
+    if is_id(reference) || reference.contains('@') {
+        return None;
+    }
+    let (name, tag) = super::reference::split_tag(reference);
+    Some((normalise(name), tag.unwrap_or("latest").to_owned()))
 }
 
 #[cfg(test)]

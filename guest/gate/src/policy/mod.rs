@@ -4,18 +4,24 @@
 //! options of the `local` driver, and a swarm service. Their JSON is read as the engine reads it (Go's
 //! `encoding/json`): keys in any case, every one of several equal keys.
 
+mod commands;
 mod create;
 pub(crate) mod environment;
 mod image;
 mod json;
 mod paths;
+mod reference;
 mod target;
 
 use bytes::Bytes;
 
+pub use commands::{Asked, permits, pulls};
+pub use create::Wanted;
 pub use image::normalise as normalise_image;
+pub(crate) use image::normalise_with_tag;
 pub use paths::reaches_engine_socket;
-pub use target::segments;
+pub use reference::Entry;
+pub use target::{canonical, segments};
 
 /// Whether Enhanced Container Isolation is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +54,35 @@ pub enum Refusal {
         /// The volume's name; empty when the engine would choose it.
         name: String,
     },
+    /// The socket of the container that asks lets other commands pass.
+    #[error(
+        "enhanced container isolation: docker command \"{0}\" is blocked; if you wish to allow it, configure the docker \
+         socket command list in the Docker Desktop settings."
+    )]
+    Command(String),
+    /// `docker load`.
+    #[error("docker load is blocked by the administrator (blockDockerLoad)")]
+    Load,
     /// The body can't be read with certainty.
     #[error("the request's JSON is not valid: {0}")]
     Malformed(String),
+}
+
+impl Refusal {
+    /// No socket for a container of this image.
+    pub fn socket(image: &str) -> Self {
+        let image = if image.is_empty() { String::new() } else { normalise_image(image) };
+        Self::SocketMount { image }
+    }
+}
+
+/// A request that may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The body to pass on.
+    pub body: Bytes,
+    /// The container that would have the engine's socket.
+    pub socket: Option<Wanted>,
 }
 
 /// A kind of request that is looked at.
@@ -84,16 +116,18 @@ impl Inspection {
         }
     }
 
-    /// The body to pass on instead.
-    pub fn judge(self, body: Bytes) -> Result<Bytes, Refusal> {
+    /// What becomes of a request with this body.
+    pub fn judge(self, body: Bytes) -> Result<Judged, Refusal> {
         if body.iter().all(u8::is_ascii_whitespace) {
             // Nothing to create; the engine says so better.
-            return Ok(body);
+            return Ok(Judged { body, socket: None });
         }
         match self {
-            Self::Container => create::container(&body).map(Bytes::from),
-            Self::Volume => create::volume(&body).map(|()| body),
-            Self::Service => create::service(&body).map(|()| body),
+            Self::Container => {
+                create::container(&body).map(|(text, socket)| Judged { body: Bytes::from(text), socket })
+            }
+            Self::Volume => create::volume(&body).map(|()| Judged { body, socket: None }),
+            Self::Service => create::service(&body).map(|()| Judged { body, socket: None }),
         }
     }
 }

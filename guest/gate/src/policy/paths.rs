@@ -54,6 +54,14 @@ pub fn reaches_engine_socket(path: &str) -> bool {
     is_protected(&clean) || is_protected(&resolved(&clean)) || is_protected(&resolved(&asked))
 }
 
+/// Whether the path is that of the socket which containers can be allowed, by one of its two names. Which socket is
+/// really mounted is the runtime's to decide; it follows no name.
+pub(super) fn is_engine_socket(path: &str) -> bool {
+    let plain = Path::new(path).components().all(|part| !matches!(part, Component::ParentDir)) && !path.contains('\0');
+    let clean = lexical(path);
+    plain && (clean == Path::new(bulkhead_protocol::ENGINE_SOCKET) || clean == Path::new("/var/run/docker.sock"))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -1,7 +1,7 @@
 //! Request paths as dockerd's router sees them: decoded, with an optional `/v1.NN` in front.
 
 /// Decodes percent escapes once; an escape that is none stays as it is.
-fn decode(path: &str) -> Vec<u8> {
+pub(super) fn decode(path: &str) -> Vec<u8> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -24,9 +24,29 @@ fn is_version(segment: &str) -> bool {
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
 }
 
-/// The path's segments, cleaned of empty and dot segments and of the version.
-pub fn segments(path: &str) -> Vec<String> {
+/// The path that stands for exactly these [`segments`] and this version, so that the engine can't see another one.
+pub fn canonical(path: &str) -> String {
+    use std::fmt::Write;
+
     let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
+    let segments = clean(&decoded);
+    let mut text = String::new();
+    for segment in &segments {
+        text.push('/');
+        for byte in segment.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'~' | b':' | b'@') {
+                text.push(char::from(byte));
+            } else {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    if text.is_empty() { "/".to_owned() } else { text }
+}
+
+/// The segments without those that are empty or dots.
+fn clean(decoded: &str) -> Vec<String> {
     let mut segments: Vec<String> = Vec::new();
     for segment in decoded.split('/') {
         match segment {
@@ -37,6 +57,13 @@ pub fn segments(path: &str) -> Vec<String> {
             name => segments.push(name.to_owned()),
         }
     }
+    segments
+}
+
+/// The path's segments, cleaned of empty and dot segments and of the version.
+pub fn segments(path: &str) -> Vec<String> {
+    let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
+    let mut segments = clean(&decoded);
     if segments.first().is_some_and(|first| is_version(first)) {
         segments.remove(0);
     }
@@ -62,7 +89,24 @@ mod tests {
         assert_eq!(segments("/a%zz%4"), ["a%zz%4"]);
     }
 
+    #[test]
+    fn a_canonical_path_has_one_spelling() {
+        for path in ["/v1.43/images/a/push", "//v1.43/./images//a%2Fpush/", "/v1.43/%69mages/x/../a/push"] {
+            assert_eq!(canonical(path), "/v1.43/images/a/push");
+        }
+        assert_eq!(canonical("/%2563"), "/%2563");
+        assert_eq!((canonical("*"), canonical("")), ("/%2A".to_owned(), "/".to_owned()));
+    }
+
     proptest! {
+        #[test]
+        fn a_canonical_path_means_the_same_and_is_stable(path in "[a-zA-Z0-9/.%?#*\u{e9} -]{0,60}|.{0,60}") {
+            let once = canonical(&path);
+            prop_assert_eq!(segments(&once), segments(&path));
+            prop_assert_eq!(canonical(&once), once.clone());
+            prop_assert!(once.parse::<hyper::Uri>().is_ok_and(|uri| uri.path() == once));
+        }
+
         #[test]
         fn no_target_makes_the_parser_panic_or_leaves_dots(path in ".{0,200}") {
             for segment in segments(&path) {

@@ -15,6 +15,9 @@ pub(crate) enum MountError {
     /// The source is a directory or file of the VM.
     #[error("can't mount {0} because it's configured as a restricted host mount")]
     Restricted(String),
+    /// The gate refuses the engine's socket, in its words.
+    #[error("{0}")]
+    Socket(String),
     /// The file system type is none that a container needs from its runtime.
     #[error("invalid mount config: file system type {kind:?} for {destination:?} is not allowed")]
     Type {

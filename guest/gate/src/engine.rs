@@ -1,0 +1,118 @@
+//! Questions that the gate itself has for the engine.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{HeaderMap, Method, Request, StatusCode, client};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::{net::UnixStream, time::timeout};
+
+/// Longest answer that is read, in bytes; a list of images is the longest.
+const ANSWER: usize = 32 * 1024 * 1024;
+/// What the engine knows itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a registry has to be asked for.
+pub(crate) const REGISTRY_PATIENCE: Duration = Duration::from_secs(15);
+
+/// A question stayed without an answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The engine is not there.
+    #[error("the Docker engine is not reachable")]
+    Connect(#[from] std::io::Error),
+    /// The exchange broke.
+    #[error("the Docker engine broke off its answer")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It took too long.
+    #[error("the Docker engine takes too long to answer")]
+    Late,
+    /// Another status than success.
+    #[error("the Docker engine answers {0}")]
+    Status(StatusCode),
+}
+
+/// Asks the engine behind a unix socket.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    socket: PathBuf,
+}
+
+impl Engine {
+    /// The engine that listens on `socket`.
+    pub(crate) fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// `GET` of a JSON answer.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        self.get_with(path, HeaderMap::new(), PATIENCE).await
+    }
+
+    /// The same, with headers and a patience of one's own.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        patience: Duration,
+    ) -> Result<T, AskError> {
+        let body = timeout(patience, self.ask(Method::GET, path, headers)).await.map_err(|_| AskError::Late)??;
+        serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.into()))
+    }
+
+    /// `DELETE`.
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), AskError> {
+        let asked = self.ask(Method::DELETE, path, HeaderMap::new());
+        timeout(PATIENCE, asked).await.map_err(|_| AskError::Late)?.map(drop)
+    }
+
+    async fn ask(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Bytes, AskError> {
+        let broken = |error: hyper::Error| AskError::Broken(error.into());
+        let stream = UnixStream::connect(&self.socket).await?;
+        let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "docker")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| AskError::Broken(error.into()))?;
+        request.headers_mut().extend(headers);
+        let response = sender.send_request(request).await.map_err(broken)?;
+        if !response.status().is_success() {
+            return Err(AskError::Status(response.status()));
+        }
+        let body = Limited::new(response.into_body(), ANSWER).collect().await.map_err(AskError::Broken)?;
+        Ok(body.to_bytes())
+    }
+}
+
+/// Percent-encodes everything that does not belong into one segment of a path.
+pub(crate) fn segment(name: &str) -> String {
+    use std::fmt::Write;
+
+    let mut encoded = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-') {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn a_name_cannot_break_out_of_its_path_segment() {
+        assert_eq!(segment("a/../b?c"), "a%2F..%2Fb%3Fc");
+    }
+}

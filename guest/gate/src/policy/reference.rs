@@ -1,0 +1,193 @@
+//! The entries of the list of images that may have the engine's socket, and the names that they are compared with.
+
+use super::image::{is_id, normalise};
+
+/// One entry of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// `*`: every image.
+    Any,
+    /// `sha256:…`: the image of this id, wherever it came from.
+    Id(String),
+    /// `name@sha256:…`: what a registry gave as this digest of this repository.
+    Digest {
+        /// Full name, perhaps with `*`.
+        name: String,
+        /// `sha256:…`.
+        digest: String,
+    },
+    /// `name[:tag]`: what a registry gives by this name.
+    Name {
+        /// Full name, perhaps with `*`.
+        name: String,
+        /// `None` for any tag.
+        tag: Option<String>,
+    },
+}
+
+/// Splits `name[:tag]`.
+pub(super) fn split_tag(reference: &str) -> (&str, Option<&str>) {
+    let last = reference.rfind('/').map_or(0, |slash| slash + 1);
+    match reference[last..].find(':') {
+        Some(colon) => (&reference[..last + colon], Some(&reference[last + colon + 1..])),
+        None => (reference, None),
+    }
+}
+
+fn is_digest(text: &str) -> bool {
+    text.starts_with("sha256:") && is_id(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+impl Entry {
+    /// Reads an entry; `None` when it is none, which allows nothing.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "*" {
+            return Some(Self::Any);
+        }
+        if is_digest(text) {
+            return Some(Self::Id(text.to_owned()));
+        }
+        if let Some((name, digest)) = text.split_once('@') {
+            let name = normalise(split_tag(name).0);
+            return (is_digest(digest) && is_name(&name)).then(|| Self::Digest { name, digest: digest.to_owned() });
+        }
+        let (name, tag) = split_tag(text);
+        let tag = match tag {
+            Some("*") => None,
+            // An empty tag is in Docker's own examples.
+            None | Some("") => Some("latest".to_owned()),
+            Some(tag) if is_tag(tag) => Some(tag.to_owned()),
+            Some(_) => return None,
+        };
+        let name = normalise(name);
+        is_name(&name).then_some(Self::Name { name, tag })
+    }
+
+    /// Whether the entry can speak of an image of the repository `name`.
+    pub fn names(&self, repository: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Id(_) => false,
+            Self::Digest { name, .. } | Self::Name { name, .. } => matches(name, repository),
+        }
+    }
+}
+
+fn is_tag(tag: &str) -> bool {
+    (1..=128).contains(&tag.len())
+        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+}
+
+fn is_name(name: &str) -> bool {
+    name.split('/').all(|part| !part.is_empty())
+        && name.bytes().all(|byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'/' | b':' | b'*' | b'[' | b']')
+        })
+}
+
+/// Whether `text` fits `pattern`, whose `*` stand for any characters but a slash. Takes time in proportion to both.
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
+    let (mut pattern_parts, mut text_parts) = (pattern.split('/'), text.split('/'));
+    loop {
+        match (pattern_parts.next(), text_parts.next()) {
+            (None, None) => return true,
+            (Some(pattern), Some(text)) if matches_part(pattern, text) => {}
+            _ => return false,
+        }
+    }
+}
+
+fn matches_part(pattern: &str, text: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(last) = pieces.next_back() else { return rest.is_empty() };
+    for piece in pieces {
+        match rest.find(piece) {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(name: &str, tag: Option<&str>) -> Entry {
+        Entry::Name { name: name.to_owned(), tag: tag.map(ToOwned::to_owned) }
+    }
+
+    #[test]
+    fn entries_are_read_as_docker_documents_them() {
+        for (text, expected) in [
+            ("docker:cli", name("docker.io/library/docker", Some("cli"))),
+            ("docker", name("docker.io/library/docker", Some("latest"))),
+            ("docker.io/localstack/localstack:*", name("docker.io/localstack/localstack", None)),
+            ("testcontainers/*:*", name("docker.io/testcontainers/*", None)),
+            ("your-registry.com/ci-tools/*:*", name("your-registry.com/ci-tools/*", None)),
+            ("localhost:5000/a", name("localhost:5000/a", Some("latest"))),
+            ("kind/desktop-cloud-provider-kind:", name("docker.io/kind/desktop-cloud-provider-kind", Some("latest"))),
+            ("*", Entry::Any),
+        ] {
+            assert_eq!(Entry::parse(text), Some(expected), "{text}");
+        }
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        assert_eq!(Entry::parse(&digest), Some(Entry::Id(digest.clone())));
+        let pinned = Entry::Digest { name: "docker.io/library/docker".to_owned(), digest: digest.clone() };
+        assert_eq!(Entry::parse(&format!("docker@{digest}")), Some(pinned.clone()));
+        assert_eq!(Entry::parse(&format!("docker:cli@{digest}")), Some(pinned));
+    }
+
+    #[test]
+    fn what_is_no_entry_allows_nothing() {
+        for text in
+            ["", "docker@", "docker@sha256:12", "docker:3.*", "a//b", "/a", "a/", "docker:t a", "d\u{f6}cker", "@", ":"]
+        {
+            assert_eq!(Entry::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_stays_within_its_part_of_the_name() {
+        let entry = Entry::parse("testcontainers/*:*").unwrap();
+        assert!(entry.names("docker.io/testcontainers/ryuk"));
+        for other in [
+            "docker.io/testcontainers",
+            "docker.io/testcontainers/a/b",
+            "evil.io/testcontainers/ryuk",
+            "docker.io/library/testcontainers",
+        ] {
+            assert!(!entry.names(other), "{other}");
+        }
+        assert!(Entry::parse("ghcr.io/a*c/x-*-y:*").unwrap().names("ghcr.io/abc/x-1-2-y"));
+        assert!(!Entry::parse("ghcr.io/a*c/x-*-y:*").unwrap().names("ghcr.io/abc/x-y"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic_and_an_entry_names_itself(text in "[a-z0-9./:@*_-]{0,60}|.{0,60}") {
+            if let Some(Entry::Name { name, tag }) = Entry::parse(&text) {
+                prop_assert!(matches(&name, &name));
+                prop_assert!(!tag.is_some_and(|tag| tag.contains(['*', ':', '/'])));
+            }
+        }
+
+        #[test]
+        fn wildcards_match_as_a_simple_matcher_does(pattern in "[ab*]{0,8}", text in "[ab]{0,10}") {
+            fn simple(pattern: &[u8], text: &[u8]) -> bool {
+                match (pattern.split_first(), text.split_first()) {
+                    (None, None) => true,
+                    (Some((b'*', rest)), _) => {
+                        simple(rest, text) || text.split_first().is_some_and(|(_, text)| simple(pattern, text))
+                    }
+                    (Some((a, pattern)), Some((b, text))) => a == b && simple(pattern, text),
+                    _ => false,
+                }
+            }
+            prop_assert_eq!(matches(&pattern, &text), simple(pattern.as_bytes(), text.as_bytes()));
+        }
+    }
+}

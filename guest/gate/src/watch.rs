@@ -1,0 +1,98 @@
+//! Notices containers that are removed: the engine removes their folders.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Watches a folder for entries that are removed.
+#[derive(Debug)]
+pub(crate) struct Removals(AsyncFd<OwnedFd>);
+
+/// Bytes of the fixed part of `struct inotify_event`.
+const HEAD: usize = size_of::<libc::inotify_event>();
+
+impl Removals {
+    /// Removals from `folder`, from now on.
+    pub(crate) fn of(folder: &Path) -> io::Result<Self> {
+        // SAFETY: inotify_init1(2) takes no pointers.
+        let raw = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `raw` was just returned and has no other owner.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let path = CString::new(folder.as_os_str().as_bytes())?;
+        let mask = libc::IN_DELETE | libc::IN_MOVED_FROM | libc::IN_ONLYDIR;
+        // SAFETY: the path is a string with a NUL at its end that outlives the call.
+        if unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: an `OwnedFd` is open and returns the same descriptor for as long as the `AsyncFd` owns it.
+        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map(Self).map_err(io::Error::from)
+    }
+
+    /// Names of removed entries; `None` when some were lost and everything has to be looked at.
+    pub(crate) async fn next(&self) -> io::Result<Option<Vec<String>>> {
+        let mut buffer = vec![0; 16 * 1024];
+        let length = self
+            .0
+            .async_io(Interest::READABLE, |fd| {
+                // SAFETY: the buffer is valid for writes of its length.
+                let read = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+                usize::try_from(read).map_err(|_| io::Error::last_os_error())
+            })
+            .await?;
+        Ok(names(&buffer[..length]))
+    }
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
+/// The names in a buffer of events (inotify(7)); `None` when it says that the queue ran over.
+fn names(mut events: &[u8]) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    while let Some((head, rest)) = events.split_at_checked(HEAD) {
+        let (mask, length) = (number(&head[4..8]), number(&head[12..16]) as usize);
+        if mask & (libc::IN_Q_OVERFLOW | libc::IN_IGNORED) != 0 {
+            return None;
+        }
+        let (name, rest) = rest.split_at_checked(length)?;
+        let end = name.iter().position(|byte| *byte == 0).unwrap_or(length);
+        names.push(String::from_utf8_lossy(&name[..end]).into_owned());
+        events = rest;
+    }
+    Some(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_removed_folder_is_told_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("one")).unwrap();
+        std::fs::create_dir(folder.path().join("two")).unwrap();
+        let removals = Removals::of(folder.path()).unwrap();
+        std::fs::remove_dir(folder.path().join("two")).unwrap();
+        assert_eq!(removals.next().await.unwrap(), Some(vec!["two".to_owned()]));
+    }
+
+    #[test]
+    fn lost_events_are_told() {
+        let mut event = [0; HEAD];
+        event[4..8].copy_from_slice(&libc::IN_Q_OVERFLOW.to_le_bytes());
+        assert_eq!(names(&event), None);
+        assert_eq!(names(&event[..5]), Some(Vec::new()));
+    }
+}

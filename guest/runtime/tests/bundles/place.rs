@@ -1,0 +1,327 @@
+//! A root file system like the guest's, seen by the test's thread only, and bundles in it.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
+};
+use serde_json::{Value, json};
+
+/// The isolating runtime, where the guest has it.
+pub const RUNTIME: &str = "sysbox-runc";
+
+/// What it drives.
+pub const CRUN: &str = "crun";
+
+/// Where the runtime keeps its table.
+const TABLE: &str = "run/sysbox-runc/ranges";
+
+/// Where crun's state is.
+const STATE: &str = "/run/crun-test";
+
+/// Time for a container to say its first word.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// The root; gone with the thread that made it.
+pub struct Place {
+    root: PathBuf,
+}
+
+impl Place {
+    /// Runs a test in a thread of its own, which has the place as its root.
+    pub fn with(test: impl FnOnce(Self) + Send + 'static) {
+        let result = std::thread::spawn(|| test(Self::new())).join();
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// A mount namespace for the calling thread, with the user land of the guest and the image `alpine`.
+    fn new() -> Self {
+        let from = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set")));
+        let userland = from("BULKHEAD_TEST_USERLAND");
+        // SAFETY: the call takes no pointers; only this thread's view of the mounts changes.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).unwrap();
+        // Nobody else sees it.
+        let root = PathBuf::from("/mnt");
+        mount("root", &root, "tmpfs", MountFlags::empty(), c"mode=0755").unwrap();
+        done(Command::new("tar").args(["-xpf", path(&userland), "-C", path(&root), "--exclude=./dev/*"]));
+        let place = Self { root };
+        let at = |name: &str| place.root.join(name);
+        mount("proc", at("proc"), "proc", MountFlags::empty(), None).unwrap();
+        mount_bind_recursive("/dev", at("dev")).unwrap();
+        mount("sysfs", at("sys"), "sysfs", MountFlags::empty(), None).unwrap();
+        mount("cgroup2", at("sys/fs/cgroup"), "cgroup2", MountFlags::empty(), None).unwrap();
+        mount("run", at("run"), "tmpfs", MountFlags::empty(), c"mode=0755").unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_sysbox-runc"), at("usr/bin/sysbox-runc")).unwrap();
+        for name in ["lower", "bundles"] {
+            fs::create_dir_all(at("var/lib/docker").join(name)).unwrap();
+        }
+        unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &place.lower());
+        place.enter()
+    }
+
+    /// Makes the place this thread's root: in a mere chroot the kernel makes no user namespaces.
+    fn enter(self) -> Self {
+        std::env::set_current_dir(&self.root).unwrap();
+        rustix::process::pivot_root(".", ".").unwrap();
+        unmount(".", UnmountFlags::DETACH).unwrap();
+        std::env::set_current_dir("/").unwrap();
+        // The runtime puts its stage into a slave of this, as it does in the VM.
+        mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
+        Self { root: "/".into() }
+    }
+
+    /// The image's files.
+    pub fn lower(&self) -> PathBuf {
+        self.root.join("var/lib/docker/lower")
+    }
+
+    fn bundles(&self, name: &str) -> PathBuf {
+        self.root.join("var/lib/docker/bundles").join(name)
+    }
+
+    /// What a container wrote.
+    pub fn upper(&self, name: &str) -> PathBuf {
+        self.bundles(name).join("upper")
+    }
+
+    /// A new bundle.
+    pub fn bundle(&self, name: &str, args: &[&str]) {
+        let config = config(args);
+        self.make(name, &config);
+    }
+
+    fn make(&self, name: &str, config: &Value) {
+        let bundle = self.bundles(name);
+        for part in ["upper", "work", "rootfs"] {
+            fs::create_dir_all(bundle.join(part)).unwrap();
+        }
+        let mut config = config.clone();
+        config["linux"]["cgroupsPath"] = format!("/bundles/{name}").into();
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}\0",
+            path(&self.lower()),
+            path(&bundle.join("upper")),
+            path(&bundle.join("work"))
+        );
+        let options = std::ffi::CString::from_vec_with_nul(options.into()).unwrap();
+        mount("overlay", bundle.join("rootfs"), "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+    }
+
+    /// A bundle with the same command and files of its own.
+    pub fn copy_bundle(&self, from: &str, to: &str) {
+        let config = fs::read(self.bundles(from).join("config.json")).unwrap();
+        self.make(to, &serde_json::from_slice(&config).unwrap());
+    }
+
+    /// Unmounts and removes a bundle, as an engine does.
+    pub fn remove(&self, name: &str) {
+        let bundle = self.bundles(name);
+        unmount(bundle.join("rootfs"), UnmountFlags::empty()).unwrap();
+        fs::remove_dir_all(bundle).unwrap();
+    }
+
+    /// A runtime's command in the guest's root.
+    fn command(program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(format!("/usr/bin/{program}"));
+        command.args(["--root", STATE]).args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin").current_dir("/");
+        command
+    }
+
+    /// Runs a container to its end; returns what it said.
+    pub fn run(&self, program: &str, name: &str) -> String {
+        let bundle = self.bundles(name);
+        done(&mut Self::command(program, &["run", "--bundle", path(&bundle), name]))
+    }
+
+    /// `create` and `start`, as the engine's shim calls them.
+    pub fn start(&self, program: &str, name: &str) {
+        let bundle = self.bundles(name);
+        let log = File::create(self.bundles(name).join("log")).unwrap();
+        let mut create = Self::command(program, &["create", "--bundle", path(&bundle), name]);
+        // What the container says goes to the same place as create's own words; a pipe would stay open.
+        let status = create.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).status().unwrap();
+        assert!(status.success(), "create {name}: {}", self.said(name));
+        done(&mut Self::command(program, &["start", name]));
+    }
+
+    fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.bundles(name).join("log")).unwrap()
+    }
+
+    /// The first id of a started container's range, as it sees it.
+    pub fn range(&self, name: &str) -> u32 {
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            let said = self.said(name);
+            if let Some(line) = said.strip_suffix('\n') {
+                let ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+                assert!(ids.len() == 3 && ids[0] == 0 && ids[2] == 65_536, "{line}");
+                return ids[1];
+            }
+            assert!(Instant::now() < deadline, "{name} said: {said}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// `kill` and `delete`, and the bundle is removed.
+    pub fn end(&self, program: &str, name: &str) {
+        done(&mut Self::command(program, &["delete", "--force", name]));
+        let deadline = Instant::now() + WITHIN;
+        while unmount(self.bundles(name).join("rootfs"), UnmountFlags::empty()).is_err() {
+            assert!(Instant::now() < deadline, "{name}: its root is still in use");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        fs::remove_dir_all(self.bundles(name)).unwrap();
+    }
+
+    /// Entries in the table of ranges.
+    pub fn records(&self) -> usize {
+        let files = fs::read_dir(self.root.join(TABLE)).into_iter().flatten().flatten();
+        files.filter(|file| file.path().extension().is_some_and(|it| it == "json")).count()
+    }
+}
+
+/// What could be left behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// Mounts that the engine sees.
+    pub mounts: usize,
+    /// Processes in the test's control groups, the containers'.
+    pub processes: usize,
+    cgroups: usize,
+    /// Files and folders below `/run`, where table, stage and crun's state are.
+    run: usize,
+    /// Mounts in all namespaces and in none; `None` without /proc/slabinfo.
+    all_mounts: Option<usize>,
+    user_namespaces: Option<usize>,
+}
+
+impl Kernel {
+    pub fn now(place: &Place) -> Self {
+        // The last process' namespaces and cgroups go a moment after it.
+        std::thread::sleep(Duration::from_millis(300));
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let cgroup = place.root.join("sys/fs/cgroup/bundles");
+        let entries = fs::read_dir(&cgroup).into_iter().flatten().flatten();
+        let cgroups: Vec<_> = entries.filter(|entry| entry.path().is_dir()).collect();
+        let processes = cgroups
+            .iter()
+            .map(|entry| fs::read_to_string(entry.path().join("cgroup.procs")).map_or(0, |text| text.lines().count()));
+        Self {
+            mounts: table.lines().count(),
+            processes: processes.sum(),
+            cgroups: cgroups.len(),
+            run: count(&place.root.join("run")),
+            all_mounts: slab("mnt_cache"),
+            user_namespaces: slab("user_namespace"),
+        }
+    }
+
+    /// Nothing is left.
+    pub fn assert_no_more_than(self, before: Self) {
+        assert_eq!((self.mounts, self.processes, self.cgroups), (before.mounts, before.processes, before.cgroups));
+        assert!(self.run <= before.run, "{} files below /run, {} before", self.run, before.run);
+        // The kernel counts a slab's objects by batches, and other programs have mounts too.
+        let more = |now: Option<usize>, then: Option<usize>| now.zip(then).is_some_and(|(now, then)| now > then + 150);
+        assert!(!more(self.all_mounts, before.all_mounts), "mounts of no namespace are left");
+        assert!(!more(self.user_namespaces, before.user_namespaces), "user namespaces are left");
+    }
+}
+
+fn count(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| 1 + if entry.file_type().is_ok_and(|it| it.is_dir()) { count(&entry.path()) } else { 0 }).sum()
+}
+
+/// Objects in use of a kind that the kernel counts.
+fn slab(name: &str) -> Option<usize> {
+    let table = fs::read_to_string("/proc/slabinfo").ok()?;
+    let line = table.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// As an engine writes it, in short.
+fn config(args: &[&str]) -> Value {
+    let capabilities = json!([
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE"
+    ]);
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": false, "user": { "uid": 0, "gid": 0 }, "args": args, "cwd": "/",
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities }
+        },
+        "root": { "path": "rootfs" },
+        "hostname": "bundle",
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec", "nodev"] },
+            { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"] }
+        ],
+        "linux": {
+            "namespaces": [
+                { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" },
+                { "type": "cgroup" }
+            ],
+            // An engine's profile makes the kernel ask a filter at each call, with isolation or without.
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+                "syscalls": [{ "names": ["kexec_load"], "action": "SCMP_ACT_ERRNO" }]
+            },
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+        }
+    })
+}
+
+/// The one layer of an image as `tests/images/build` makes it.
+fn unpack(image: &Path, into: &Path) {
+    let folder = tempfile::tempdir_in(into.parent().unwrap()).unwrap();
+    done(Command::new("tar").args(["-xf", path(image), "-C", path(folder.path())]));
+    let mut text = String::new();
+    File::open(folder.path().join("manifest.json")).unwrap().read_to_string(&mut text).unwrap();
+    let manifest: Value = serde_json::from_str(&text).unwrap();
+    let layer = folder.path().join(manifest[0]["Layers"][0].as_str().unwrap());
+    done(Command::new("tar").args(["-xpf", path(&layer), "-C", path(into)]));
+}
+
+/// Runs a command that must succeed; returns its standard output.
+fn done(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{command:?}: {status}: {text}{}", String::from_utf8_lossy(&stderr));
+    text
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}

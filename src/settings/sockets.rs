@@ -1,0 +1,93 @@
+//! Which containers may have the engine's socket: the policy's `dockerSocketMount`, and a setting of the same form.
+
+use bulkhead_protocol::{SocketCommands, SocketExceptions};
+
+use super::policy::{ListKind, SocketMount, check_exceptions};
+
+/// Longest text, in bytes: with all else that the guest is told it fits into one message.
+pub(super) const LONGEST: usize = 16 * 1024;
+
+/// What a text says; `None` when it says nothing that holds. No text is no exception.
+pub(super) fn parse(text: &str) -> Option<SocketMount> {
+    if text.trim().is_empty() {
+        return Some(SocketMount::default());
+    }
+    if text.len() > LONGEST || !text.trim_start().starts_with('{') {
+        return None;
+    }
+    let mut unknown = false;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let mount: SocketMount = serde_ignored::deserialize(&mut deserializer, |_| unknown = true).ok()?;
+    deserializer.end().ok()?;
+    (!unknown && check_exceptions(&mount).is_ok()).then_some(mount)
+}
+
+/// The same for the guest.
+pub(super) fn exceptions(mount: &SocketMount) -> SocketExceptions {
+    let images = mount.image_list.get();
+    SocketExceptions {
+        images: images.map(|list| list.images.clone()).unwrap_or_default(),
+        derived: images.is_some_and(|list| list.allow_derived_images),
+        commands: mount
+            .command_list
+            .get()
+            .map(|list| SocketCommands { allow: list.kind == ListKind::Allow, commands: list.commands.clone() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_docker_documents_is_taken_with_its_defaults() {
+        let text = r#"{"imageList": {"images": ["docker:cli", "testcontainers/*:*"]},
+                       "commandList": {"commands": ["push", "image*"]}}"#;
+        let read = exceptions(&parse(text).unwrap());
+        assert_eq!(read.images, ["docker:cli", "testcontainers/*:*"]);
+        assert!(read.derived, "images that are built from these are allowed unless it says otherwise");
+        assert_eq!(
+            read.commands,
+            Some(SocketCommands { allow: false, commands: vec!["push".into(), "image*".into()] })
+        );
+        let text = r#"{"imageList": {"images": ["*"], "allowDerivedImages": false}, "commandList": {"type": "allow", "commands": ["ps"]}}"#;
+        let read = exceptions(&parse(text).unwrap());
+        assert!(!read.derived && read.commands.is_some_and(|list| list.allow));
+    }
+
+    #[test]
+    fn nothing_allows_nobody() {
+        for text in ["", " \n", "{}"] {
+            assert_eq!(exceptions(&parse(text).unwrap()), SocketExceptions::default(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_in_full_is_not_taken() {
+        for text in [
+            "[]",
+            "null",
+            r#"[{"images": ["*"]}]"#,
+            "{} {}",
+            r#"{"imagelist": {"images": ["*"]}}"#,
+            r#"{"imageList": {"images": ["a b"]}}"#,
+            r#"{"imageList": {"images": ["*"], "allowDerived": false}}"#,
+            r#"{"imageList": null}"#,
+            r#"{"commandList": {"type": "maybe", "commands": []}}"#,
+            r#"{"commandList": {"commands": ["--push"]}}"#,
+        ] {
+            assert!(parse(text).is_none(), "{text}");
+        }
+        let long = format!(r#"{{"imageList": {{"images": [{}"a"]}}}}"#, "\"aaaaaaaa\",".repeat(LONGEST / 10));
+        assert!(parse(&long).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,80}") {
+            let _ = parse(&text);
+        }
+    }
+}

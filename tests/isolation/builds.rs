@@ -1,0 +1,58 @@
+//! Both builders.
+
+use std::fs;
+
+use crate::{
+    engine::Engine,
+    folder, shell,
+    table::{Expect, check},
+};
+
+/// A build's step says a range of 65536 ids that is none of the VM's own.
+fn is_a_range(said: &str) -> bool {
+    said.lines().any(|line| {
+        // BuildKit puts its own words before a step's.
+        let ids: Vec<u32> = line.split_whitespace().rev().map_while(|word| word.parse().ok()).collect();
+        matches!(ids[..], [65536, first, 0, ..] if first >= 100_000)
+            || matches!(ids[..], [65536, first] if first >= 100_000)
+    })
+}
+
+pub fn steps_are_isolated(engine: &Engine) -> Result<(), String> {
+    let context = folder(engine).join("steps");
+    fs::create_dir_all(&context).unwrap();
+    fs::write(context.join("Dockerfile"), "FROM alpine\nRUN cat /proc/self/uid_map\n").unwrap();
+    check(engine, "DOCKER_BUILDKIT=0 docker build --no-cache --rm steps", Expect::Holds(is_a_range))?;
+    if !has_buildx(engine) {
+        return Err("this machine has no docker-buildx".into());
+    }
+    check(engine, "DOCKER_BUILDKIT=1 docker build --no-cache --progress=plain steps", Expect::Holds(is_a_range))
+}
+
+pub fn has_buildx(engine: &Engine) -> bool {
+    shell(engine, "docker buildx version").status.success()
+}
+
+pub fn entitlements_are_refused(engine: &Engine) -> Result<(), String> {
+    let context = folder(engine).join("entitled");
+    fs::create_dir_all(&context).unwrap();
+    fs::write(context.join("Dockerfile"), "FROM alpine\nRUN ip address\n").unwrap();
+    let insecure = "# syntax=docker/dockerfile:1-labs\nFROM alpine\nRUN --security=insecure id\n";
+    fs::write(context.join("Insecure"), insecure.split_once('\n').unwrap().1).unwrap();
+    let refused = "sysbox containers can't share a network namespace with the host";
+    check(engine, "DOCKER_BUILDKIT=0 docker build --rm --no-cache --network=host entitled", Expect::Fails(1, refused))?;
+    if !has_buildx(engine) {
+        return Err("this machine has no docker-buildx".into());
+    }
+    let refused = "granting entitlement network.host is not allowed by build daemon configuration";
+    for options in ["--network=host", "--network=host --allow=network.host"] {
+        let line = format!("docker buildx build --no-cache {options} entitled");
+        check(engine, &line, Expect::Fails(1, refused))?;
+    }
+    let refused = "granting entitlement security.insecure is not allowed by build daemon configuration";
+    check(
+        engine,
+        "docker buildx build --no-cache --allow=security.insecure -f entitled/Insecure entitled",
+        Expect::Fails(1, refused),
+    )
+}

@@ -1,0 +1,196 @@
+//! What docker can do with containers, each with the words that it comes to, isolation on or off.
+
+/// A name, lines of a shell, what they say. Names of containers, volumes and files are a case's own: several run at once.
+pub struct Case(pub &'static str, pub &'static str, pub &'static str);
+
+pub const CASES: &[Case] = &[
+    Case(
+        "commit",
+        "docker run --name=commit alpine sh -c 'echo data >/f; chown 1000:100 /f; chmod 4755 /f; mkdir /home/user/d; rm -r /opt'
+         docker commit commit committed >/dev/null
+         docker run --rm committed sh -c 'exec 2>&1; stat -c \"%u:%g %a %s\" /f; ls -d /home/user/d; ls /opt'; docker rm commit",
+        "1000:100 4755 5\n/home/user/d\nls: /opt: No such file or directory\ncommit\n",
+    ),
+    Case(
+        "cp out, ownership kept",
+        "docker run --name=out alpine sh -c 'echo out >/tmp/f; chown 1000:1000 /tmp/f; chmod 640 /tmp/f'
+         docker cp out:/tmp/f - | tar --numeric-owner -tvf - | awk '{ print $1, $2, $3 }'
+         docker cp out:/tmp/f copied && cat copied; docker rm out",
+        "-rw-r----- 1000/1000 4\nout\nout\n",
+    ),
+    Case(
+        "cp in, ownership kept, while it runs",
+        "docker run -d --init --name=in alpine sleep 3600 >started; mkdir -p pack; echo in >pack/f
+         tar --owner=1000 --group=100 --mode=604 -C pack -cf - f | docker cp --archive - in:/tmp
+         docker exec in stat -c '%u:%g %a %s' /tmp/f
+         docker exec in sh -c 'echo more >>/tmp/f'; docker cp in:/tmp/f - | tar -xOf -
+         docker exec --user=1000 in sh -c 'echo mine >>/tmp/f && tail -n 1 /tmp/f'; docker rm -f in",
+        "1000:100 604 3\nin\nmore\nmine\nin\n",
+    ),
+    Case(
+        "diff",
+        "docker run --name=diff alpine sh -c 'echo new >/new; mkdir /srv/d; rm /etc/os-release; chown 1000 /opt'
+         docker diff diff | sort; docker rm diff",
+        "A /new\nA /srv/d\nC /etc\nC /opt\nC /srv\nD /etc/os-release\ndiff\n",
+    ),
+    Case(
+        "export and import",
+        "docker run --name=export alpine chown 1000:100 /opt
+         docker export export | tar --numeric-owner -tvf - opt home/user etc/shadow | awk '{ print $1, $2, $6 }' | sort -k3
+         docker export export | docker import - imported >imported; docker run --rm imported stat -c %u:%g /opt; docker rm export",
+        "-rw-r----- 0/0 etc/shadow\ndrwxr-xr-x 1000/1000 home/user/\ndrwxr-xr-x 1000/100 opt/\n1000:100\nexport\n",
+    ),
+    Case(
+        "build, classic",
+        "mkdir -p classic; echo x >classic/x; printf '%s\\n' 'FROM alpine' 'COPY --chown=1000:100 x /x' \
+         'RUN stat -c %u:%g /x && mkdir /y && chown 5:6 /y' 'USER 1000' 'RUN id -u && touch /tmp/mine' >classic/Dockerfile
+         DOCKER_BUILDKIT=0 docker build --no-cache -t classic classic 2>/dev/null | grep -xE '[0-9]+(:[0-9]+)?'
+         docker run --rm classic stat -c %u:%g /x /y /tmp/mine; docker rmi --force classic >/dev/null",
+        "1000:100\n1000\n1000:100\n5:6\n1000:1000\n",
+    ),
+    Case(
+        "build, BuildKit",
+        "mkdir -p kit; echo x >kit/x; printf '%s\\n' 'FROM alpine AS a' 'COPY --chown=1000:100 x /x' \
+         'RUN --mount=type=cache,target=/c stat -c %u:%g /x && touch /c/file && mkdir /y && chown 5:6 /y' \
+         'USER 1000' 'RUN id -u && touch /tmp/mine' 'FROM alpine' 'COPY --from=a /x /y /tmp/mine /to/' \
+         'COPY --from=a --chown=7:8 /x /z' >kit/Dockerfile
+         DOCKER_BUILDKIT=1 docker build --no-cache --progress=plain -t kit kit >kit/log 2>&1 || tail -n 5 kit/log
+         grep -oE ' [0-9.]+ (1000:100|1000)$' kit/log | awk '{ print $2 }'
+         docker run --rm kit stat -c %u:%g /z /to/x; docker rmi --force kit >/dev/null",
+        "1000:100\n1000\n7:8\n1000:100\n",
+    ),
+    Case(
+        "named volume of two containers, right owners",
+        "docker run -d --init --name=one -v both:/v alpine sleep 3600 >started
+         docker exec one sh -c 'echo one >/v/f; chown 1000:100 /v/f; chmod 600 /v/f; chown 1000 /v'
+         docker run --rm --user=1000 -v both:/v alpine sh -c 'stat -c %u:%g /v/f; cat /v/f; echo two >>/v/f; touch /v/g'
+         docker run --rm --user=1001 -v both:/v alpine cat /v/f
+         docker exec one sh -c 'cat /v/f; stat -c %u:%g /v/g'; docker rm -f one; docker volume rm both",
+        "1000:100\none\ncat: can't open '/v/f': Permission denied\none\ntwo\n1000:1000\none\nboth\n",
+    ),
+    Case(
+        "anonymous volume, --volumes-from, copy-up",
+        "docker run --name=from -v /home/user -v /data alpine sh -c 'touch /data/x; chown 7:8 /data/x; stat -c %u:%g /home/user'
+         docker run --rm --volumes-from=from alpine stat -c %u:%g /home/user /data/x
+         docker run --rm --volumes-from=from:ro alpine touch /data/y; docker rm -v from",
+        "1000:1000\n1000:1000\n7:8\ntouch: /data/y: Read-only file system\nfrom\n",
+    ),
+    Case(
+        "a volume in a volume, read-only beside writable",
+        "docker run --rm -v outer:/a -v inner:/a/b -v outer:/r:ro alpine sh -c 'exec 2>&1; touch /a/x /a/b/y; ls /r; touch /r/z'
+         docker run --rm -v outer:/a alpine ls -R /a; docker volume rm outer inner",
+        "b\nx\ntouch: /r/z: Read-only file system\n/a:\nb\nx\n\n/a/b:\nouter\ninner\n",
+    ),
+    Case(
+        "--read-only",
+        "docker run --rm --read-only --tmpfs=/run --tmpfs=/t:size=1m,mode=1777,uid=5 -v scratch:/v alpine sh -c 'exec 2>&1
+         touch /x; touch /run/x /t/y /v/z /dev/shm/s && stat -c \"%a %u\" /t; df -k /t | awk \"NR == 2 { print \\$2 }\"
+         head -c 2000000 /dev/zero >/t/big 2>/dev/null || echo full'; docker volume rm scratch",
+        "touch: /x: Read-only file system\n1777 5\n1024\nfull\nscratch\n",
+    ),
+    Case(
+        "--init",
+        "docker run --rm --init alpine sh -c 'cat /proc/1/comm; (sleep 0.1 &) ; sleep 1; ps -o comm | grep -c sleep'",
+        "docker-init\n0\n",
+    ),
+    Case(
+        "--user, groups, new files",
+        "docker run --rm --user=1000:100 --group-add=5 -v users:/v alpine sh -c 'exec 2>&1; id -u; id -g; grep Groups /proc/self/status; touch /tmp/f; stat -c %u:%g /tmp/f; touch /etc/x'
+         docker run --rm --user=user alpine sh -c 'id -un; touch /home/user/f && stat -c %u:%g /home/user/f'
+         docker volume rm users",
+        "1000\n100\nGroups:\t5 100 \n1000:100\ntouch: /etc/x: Permission denied\nuser\n1000:1000\nusers\n",
+    ),
+    Case(
+        "--cap-add, --cap-drop",
+        "docker run --rm alpine grep CapEff /proc/self/status; docker run --rm --cap-add=NET_ADMIN alpine sh -c 'grep CapEff /proc/self/status; ip link set lo mtu 1000 && cat /sys/class/net/lo/mtu'
+         docker run --rm --cap-drop=ALL alpine sh -c 'grep -E \"Cap(Eff|Bnd)\" /proc/self/status'
+         docker run --rm --user=1000 alpine grep CapEff /proc/self/status",
+        "CapEff:\t00000000a80425fb\nCapEff:\t00000000a80435fb\n1000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapEff:\t0000000000000000\n",
+    ),
+    Case(
+        "--security-opt",
+        "echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir.json
+         docker run --rm --security-opt=no-new-privileges --security-opt=seccomp=no-mkdir.json alpine sh -c 'exec 2>&1; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; mkdir /x'
+         docker run --rm alpine grep Seccomp: /proc/self/status
+         docker run --rm --security-opt=systempaths=unconfined alpine sh -c 'mount | grep -c \"on /proc/\"'",
+        "NoNewPrivs:\t1\nSeccomp:\t2\nmkdir: can't create directory '/x': Operation not permitted\nSeccomp:\t2\n0\n",
+    ),
+    Case(
+        "--ulimit, --shm-size, --hostname, --sysctl, --workdir",
+        "docker run --rm --ulimit=nofile=123:456 --ulimit=core=0 --shm-size=32m --hostname=name --sysctl=net.ipv4.ip_unprivileged_port_start=80 --workdir=/made/here alpine sh -c '
+         ulimit -n; ulimit -Hn; ulimit -c; df -m /dev/shm | awk \"NR == 2 { print \\$2 }\"; hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; pwd; stat -c %u:%g .'",
+        "123\n456\n0\n32\nname\n80\n/made/here\n0:0\n",
+    ),
+    Case(
+        "--device of what is safe in everybody's hands",
+        "docker run --rm --device=/dev/zero:/dev/nought alpine sh -c 'head -c 3 /dev/nought | wc -c'
+         docker run --rm --device=/dev/fuse alpine sh -c 'test -c /dev/fuse && : <>/dev/fuse && echo opened'",
+        "3\nopened\n",
+    ),
+    Case(
+        "-m, --cpus, --pids-limit, --cpuset-cpus",
+        "docker run --rm -m 64m --cpus=0.5 --pids-limit=50 --cpuset-cpus=0 alpine sh -c 'exec 2>&1; cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpuset.cpus; : >cgroup.procs'
+         docker run --name=oom -m 32m --memory-swap=32m alpine sh -c 'head -c 200000000 /dev/zero | tail' >/dev/null 2>&1; docker inspect --format '{{.State.OOMKilled}}' oom; docker rm oom",
+        "67108864\n50000 100000\n50\n0\nsh: can't create cgroup.procs: Read-only file system\ntrue\noom\n",
+    ),
+    Case(
+        "restart policies",
+        "docker run -d --restart=on-failure:2 --name=again alpine sh -c 'echo begun; exit 3' >started
+         for i in $(seq 60); do [ \"$(docker inspect --format '{{.RestartCount}} {{.State.Status}}' again)\" = '2 exited' ] && break; sleep 1; done
+         docker logs again; docker inspect --format '{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}' again; docker rm again",
+        "begun\nbegun\nbegun\n2 exited 3\nagain\n",
+    ),
+    Case(
+        "healthchecks",
+        "docker run -d --init --name=healthy --health-cmd='test -f /tmp/ok' --health-interval=2s --health-retries=1 --health-timeout=60s alpine sleep 3600 >started
+         state() { for i in $(seq 60); do s=$(docker inspect --format '{{.State.Health.Status}}' healthy); [ $s = $1 ] && break; sleep 1; done; echo $s; }
+         state unhealthy; docker exec healthy touch /tmp/ok; state healthy; docker rm -f healthy",
+        "unhealthy\nhealthy\nhealthy\n",
+    ),
+    Case(
+        "exec, top, stats, pause, update, wait, stop",
+        "docker run -d --init --name=life alpine sleep 3600 >started
+         docker exec --user=1000 --workdir=/tmp --env=WORD=said life sh -c 'id -u; pwd; echo $WORD'; docker exec life sh -c 'exit 5'; echo $?
+         docker exec --privileged life grep -c 'CapEff:.*1ffffffffff' /proc/self/status
+         echo piped | docker exec -i life sh -c 'cat >/dev/stderr; cat </dev/stdin; echo out >/dev/stdout'
+         docker top life -eo pid,comm | awk '{ print $2 }' | sort -u
+         docker stats --no-stream --format '{{.Name}} {{.PIDs}} {{.MemUsage}}' life | sed 's/[0-9.]*[KM]iB .*/some/'
+         docker pause life; docker inspect --format '{{.State.Status}}' life; docker unpause life
+         docker update -m 48m --memory-swap=48m --pids-limit=30 life; docker exec life cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max
+         docker stop life; docker wait life; docker start life; docker kill -s KILL life; docker wait life; docker rm life",
+        "1000\n/tmp\nsaid\n5\n1\npiped\nout\nCOMMAND\ndocker-init\nsleep\nlife 2 some\nlife\npaused\nlife\nlife\n50331648\n30\n\
+         life\n143\nlife\nlife\n137\nlife\n",
+    ),
+    Case(
+        "attach, logs, terminal",
+        "echo word | docker run --rm -i alpine sh -c 'cat; sleep 1; echo fault >&2; exit 42'; echo $?
+         docker run --name=logs -t alpine sh -c 'tty; stat -c %u /dev/pts/0; echo x >/dev/tty' | tr -d '\\r'; docker logs logs | tr -d '\\r' | tail -n 1; docker rm logs",
+        "word\nfault\n42\n/dev/pts/0\n0\nx\nx\nlogs\n",
+    ),
+    Case(
+        "exit codes of commands that are not there",
+        "docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?",
+        "127\n126\n",
+    ),
+    Case(
+        "--pid, --ipc, --network of another container",
+        "docker run -d --init --name=owner --ipc=shareable alpine sh -c 'echo shared >/dev/shm/f; exec sleep 3600' >started; sleep 1
+         docker run --rm --pid=container:owner --ipc=container:owner --network=container:owner alpine sh -c 'cat /dev/shm/f; cat /proc/1/comm; kill -0 1 && echo may; ls /proc/1/root/etc/passwd'
+         docker rm -f owner",
+        "shared\ndocker-init\nmay\n/proc/1/root/etc/passwd\nowner\n",
+    ),
+    Case(
+        "set-user-id programs, hard links, xattrs, fifos",
+        "docker run --rm debian bash -ec '
+         cp /usr/bin/id /tmp/id; chmod 4755 /tmp/id; setpriv --reuid=1000 --clear-groups /tmp/id -u; setpriv --reuid=1000 --clear-groups /tmp/id -ru
+         ln /tmp/id /tmp/id2; stat -c %h /tmp/id; mkfifo /tmp/p; (echo fifo >/tmp/p &); cat /tmp/p; chown -h 5:6 /var/run; stat -c %u:%g /var/run
+         mkdir /tmp/r; mv /usr/share/common-licenses /tmp/r/; ls -d /tmp/r/*'",
+        "0\n1000\n2\nfifo\n5:6\n/tmp/r/common-licenses\n",
+    ),
+];
+
+/// Cases that are not as with runc yet with isolation on, and why.
+pub const LATER: &[(&str, &str)] = &[(
+    "exit codes of commands that are not there",
+    "125: crun says `No such file or directory`, and docker's command looks for runc's `no such file or directory`",
+)];

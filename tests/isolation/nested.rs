@@ -1,0 +1,146 @@
+//! Whole systems in a container: an engine, a service manager, compose; and many containers.
+
+use std::{collections::BTreeSet, thread, time::Duration};
+
+use crate::{
+    FIRST,
+    engine::Engine,
+    need_image,
+    process::{poll, run},
+    shell,
+    table::{
+        Expect::{Holds, Says},
+        check,
+    },
+};
+
+/// Time for an inner system; the emulated machine is slow.
+const UP: Duration = Duration::from_secs(240);
+
+/// Containers at once in the VM; `guest/runtime/tests/bundles` makes more of them without one.
+const AT_ONCE: usize = 8;
+
+/// Starts and stops in the VM.
+const CYCLES: usize = 20;
+
+/// Starts an inner engine that has the image `alpine`; it goes with `remove_containers`.
+fn inner_engine(engine: &Engine) -> Result<(), String> {
+    need_image(engine, "docker:dind", "dind.tar");
+    if shell(engine, "docker exec inner docker image inspect alpine").status.success() {
+        return Ok(());
+    }
+    engine.docker(&["rm", "--force", "--volumes", "inner"]);
+    engine.docker(&["run", "--detach", "--privileged", "--name=inner", "docker:dind"]).ok();
+    let mut waited = Vec::new();
+    let up = poll("the inner engine answers or ends", UP, || {
+        let ran = shell(engine, "docker exec inner docker version --format '{{.Server.Version}}'");
+        let ended = shell(engine, "docker inspect --format '{{.State.Running}}' inner").stdout.trim() != "true";
+        waited.push(ran.stdout);
+        thread::sleep(Duration::from_secs(2));
+        (ran.status.success() || ended).then_some(!ended)
+    });
+    if !up {
+        return Err(shell(engine, "docker logs --tail 20 inner").stdout);
+    }
+    check(
+        engine,
+        "docker exec -i inner docker load --quiet <\"$IMAGES/alpine.tar\"",
+        Says("Loaded image: alpine:latest\n"),
+    )
+}
+
+pub fn an_inner_engine_works(engine: &Engine) -> Result<(), String> {
+    inner_engine(engine)?;
+    // What is inside has the ids of the container that it is in.
+    let line = "docker exec inner docker run --rm alpine sh -c 'echo inner; cat /proc/self/uid_map'";
+    let expected = "inner\n         0     100000      65536\n";
+    check(engine, line, Says(expected))?;
+    check(
+        engine,
+        "docker exec inner sh -c 'printf \"FROM alpine\\nRUN echo built >/built\\n\" | DOCKER_BUILDKIT=0 docker build -t made - >/dev/null 2>&1; \
+         docker run --rm made cat /built'",
+        Says("built\n"),
+    )
+}
+
+pub fn compose_works_inside(engine: &Engine) -> Result<(), String> {
+    const PROJECT: &str = "services:\n  store:\n    image: alpine\n    command: httpd -f -p 80 -h /etc\n    hostname: the-store\n  \
+                           client:\n    image: alpine\n    depends_on: [store]\n    \
+                           command: sh -c 'until wget -qO- http://store/hostname; do sleep 1; done'\n";
+    inner_engine(engine)?;
+    let write = ["exec", "-i", "inner", "sh", "-c", "mkdir -p /project && cat >/project/compose.yaml"];
+    engine.docker_with(&write, PROJECT.as_bytes()).ok();
+    let line = "docker exec -w /project inner docker compose up --detach 2>&1 | tail -n 3 >up || cat up
+                for i in $(seq 60); do
+                    docker exec -w /project inner docker compose logs --no-log-prefix client >log
+                    grep -q the-store log && break; sleep 1
+                done; cat log; grep -q the-store log || cat up";
+    check(engine, line, Holds(|said| said.trim_end().ends_with("the-store")))
+}
+
+pub fn systemd_is_process_1(engine: &Engine) -> Result<(), String> {
+    need_image(engine, "systemd:latest", "systemd.tar");
+    engine.docker(&["run", "--detach", "--privileged", "--name=services", "systemd"]).ok();
+    let said = poll("systemd is up or has ended", UP, || {
+        let ran = run(engine.home.docker_command(&["exec", "services", "systemctl", "is-system-running"]), UP);
+        let state = format!("{}{}", ran.stdout, ran.stderr);
+        thread::sleep(Duration::from_secs(2));
+        let done = ["running", "degraded", "maintenance", "is not running"];
+        done.iter().any(|word| state.contains(word)).then_some(state)
+    });
+    let failed = shell(engine, "docker exec services systemctl list-units --failed --plain --no-legend").stdout;
+    if !matches!(said.trim(), "running" | "degraded") {
+        return Err(format!("{said}{failed}{}", shell(engine, "docker logs --tail 20 services").stdout));
+    }
+    // Units that Sysbox's documentation names as ones that don't work, one for modules, which the kernel has none of, and
+    // no others.
+    let known = [
+        "systemd-journald-audit.socket",
+        "systemd-udev-trigger.service",
+        "systemd-networkd-wait-online.service",
+        "systemd-modules-load.service",
+    ];
+    let others: Vec<_> =
+        failed.lines().filter(|line| !known.iter().any(|known| line.contains(known)) && !line.is_empty()).collect();
+    if !others.is_empty() {
+        return Err(format!("{} units failed: {others:?}", others.len()));
+    }
+    check(
+        engine,
+        "docker exec services sh -c 'cat /proc/1/comm /proc/1/uid_map'",
+        Says("systemd\n         0     100000      65536\n"),
+    )?;
+    check(
+        engine,
+        "docker stop --time 60 services && docker inspect --format '{{.State.ExitCode}}' services",
+        Holds(|said| {
+            // systemd ends a halt by a signal to itself or returns 0.
+            said == "services\n0\n" || said == "services\n130\n"
+        }),
+    )
+}
+
+pub fn no_range_is_lost(engine: &Engine) -> Result<(), String> {
+    let runs: Vec<_> = (0..AT_ONCE)
+        .map(|number| {
+            let name = format!("--name=many-{number}");
+            let line = "cat /proc/self/uid_map; exec sleep 3600";
+            let command = engine.home.docker_command(&["run", "--detach", "--init", &name, "alpine", "sh", "-c", line]);
+            thread::spawn(move || run(command, UP))
+        })
+        .collect();
+    for run in runs {
+        run.join().unwrap().ok();
+    }
+    let said = shell(engine, &format!("for i in $(seq 0 {}); do docker logs many-$i; done", AT_ONCE - 1)).stdout;
+    let first = |line: &str| line.split_whitespace().nth(1).and_then(|id| id.parse::<usize>().ok());
+    let given: BTreeSet<usize> = said.lines().filter_map(first).collect();
+    let expected: BTreeSet<usize> = (0..AT_ONCE).map(|number| 100_000 + number * 65_536).collect();
+    if given != expected {
+        return Err(format!("{given:?}"));
+    }
+    engine.remove_containers();
+    let line = format!("for i in $(seq {CYCLES}); do docker run --rm alpine cat /proc/self/uid_map; done");
+    let said = shell(engine, &line).stdout;
+    if said == FIRST.repeat(CYCLES) { Ok(()) } else { Err(said) }
+}

@@ -1,0 +1,249 @@
+//! A row for each line of the tables in docs/isolation.md.
+
+use crate::{
+    builds,
+    engine::{Engine, Isolation, engine},
+    need_image, nested, policy,
+    table::{
+        Expect::{Fails, Holds, Says},
+        Proof::{Code, In, Later, Lines, Other, Untried},
+        Row, Table,
+    },
+    wanted,
+};
+
+const NODES: &str = "nodes of /proc and /sys are the VM's";
+const LIST: &str = "nobody gets the socket, whatever a list says";
+const SOCKET: &str = "e2e isolation::mounts_of_the_engines_socket_are_refused";
+const ESCAPES: &str = "escapes, its table";
+const HOST_NAMESPACES: &str = "e2e isolation::the_hosts_namespaces_are_refused_with_the_documented_texts";
+const OTHER_RUNTIME: &str = "e2e isolation::another_runtime_and_the_hosts_user_namespace_are_ignored";
+const TWO: &str = "e2e isolation::each_of_two_containers_has_a_range_of_ids_of_its_own";
+const POLICY: &str = "src/settings/policy, its tests";
+
+/// The numbered rows: behaviours of containers.
+const CONTAINERS: &[Row] = &[
+    Row("containers 1", "the first container has 65536 ids from 100000 on", In(TWO)),
+    Row("containers 2", "containers that run at once have different ranges", In(TWO)),
+    Row("containers 3", "with isolation off there is no user namespace", In("e2e isolation::without_isolation_…")),
+    Row("containers 4", "the runtime is visible in inspect", In(TWO)),
+    Row("containers 5", "--runtime is ignored, not refused", In(OTHER_RUNTIME)),
+    Row("containers 6", "the VM's pid namespace cannot be shared", In(HOST_NAMESPACES)),
+    Row("containers 7", "nor its network", In(HOST_NAMESPACES)),
+    Row("containers 8", "--userns=host is ignored", In(OTHER_RUNTIME)),
+    Row(
+        "containers 9",
+        "--privileged works and is contained",
+        Lines(
+            "docker run --rm --privileged alpine sh -c 'cat /proc/self/uid_map; echo 1 >/proc/sys/vm/panic_on_oom'",
+            Fails(1, "Permission denied"),
+        ),
+    ),
+    Row("containers 10", "paths of the VM cannot be mounted", In("e2e isolation::mounts_of_the_vms_own_files_are_refused")),
+    Row(
+        "containers 11",
+        "folders of the host can be mounted, with right owners",
+        Later(
+            "no host shares",
+            "mkdir -p share && touch share/file && docker run --rm -v \"$PWD/share:/mnt\" alpine ls /mnt",
+            Says("file\n"),
+        ),
+    ),
+    Row("containers 12", "the engine's socket cannot be mounted", In(SOCKET)),
+    Row(
+        "containers 13",
+        "initial mounts cannot be changed",
+        Lines(
+            "docker run --rm --cap-add SYS_ADMIN -v ro:/mnt:ro alpine mount -o remount,rw /mnt /mnt",
+            Fails(1, "mount: permission denied (are you root?)\n"),
+        ),
+    ),
+    Row(
+        "containers 14",
+        "a container's own mounts are its own",
+        Lines(
+            "docker run --rm --cap-add SYS_ADMIN debian sh -ec '
+             mkdir /root/tmpfs; mount -t tmpfs tmpfs /root/tmpfs; mount -o remount,ro /root/tmpfs /root/tmpfs
+             findmnt -rno OPTIONS /root/tmpfs; mount -o remount,rw /root/tmpfs /root/tmpfs; touch /root/tmpfs/file'",
+            Holds(|said| said.starts_with("ro,relatime,uid=100000,gid=100000")),
+        ),
+    ),
+    Row(
+        "containers 15",
+        "/proc/uptime is the container's",
+        Later(
+            NODES,
+            "docker run --rm alpine cat /proc/uptime",
+            Holds(|said| {
+                let fields: Vec<f64> = said.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+                fields.len() == 2 && (fields[0] - fields[1]).abs() < 0.001 && fields[0] < 20.0
+            }),
+        ),
+    ),
+    Row(
+        "containers 16",
+        "other nodes of /proc/sys are per container",
+        Later(
+            NODES,
+            "docker run --rm --privileged alpine sh -c 'echo 7 >/proc/sys/kernel/panic && cat /proc/sys/kernel/panic'
+             docker run --rm alpine cat /proc/sys/kernel/panic",
+            Holds(|said| said.starts_with("7\n") && said != "7\n7\n"),
+        ),
+    ),
+    Row("containers 17", "builds get no host network and no insecure steps", Code(builds::entitlements_are_refused)),
+    Row("containers 18", "build steps are isolated (both builders)", Code(builds::steps_are_isolated)),
+    Row("containers 19", "kind's nodes and docker-container builders are isolated", Untried("Debian has no image of either")),
+    Row("containers 20", "containers from before isolation are isolated, too", In("isolation as_with_runc, its end")),
+    Row("containers 21", "no console into the VM", In(ESCAPES)),
+    Row("containers 22", "Docker in Docker works with --privileged", Code(nested::an_inner_engine_works)),
+    Row(
+        "containers 23",
+        "works beside capabilities and seccomp",
+        Lines(
+            "docker run --rm --cap-drop=CHOWN alpine chown 1 /tmp
+             echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir
+             docker run --rm --security-opt seccomp=no-mkdir alpine sh -c 'mkdir /x || cat /proc/self/uid_map'",
+            Says(
+                "chown: /tmp: Operation not permitted\nmkdir: can't create directory '/x': Operation not permitted\n         0     100000      65536\n",
+            ),
+        ),
+    ),
+    Row("containers 24", "userns-remap and rootless mode", Other("dockerDaemonOptions takes them, init drops them (unit test)")),
+    Row("containers 25", "only much mounting is slower", In("isolation cost; sysbox-runc's bundles")),
+];
+
+/// The Docker socket in containers.
+const SOCKETS: &[Row] = &[
+    Row("socket", "imageList empty: no container may mount it", In(SOCKET)),
+    Row("socket", "imageList names, tags, `:*`", Untried(LIST)),
+    Row("socket", "`*`: any container may", Untried(LIST)),
+    Row("socket", "wildcards in names", Untried(LIST)),
+    Row("socket", "digest check; another image under an allowed name", Untried(LIST)),
+    Row("socket", "stale digest", Untried(LIST)),
+    Row("socket", "allowDerivedImages", Untried(LIST)),
+    Row("socket", "local-only images", Untried(LIST)),
+    Row("socket", "commandList deny", Untried(LIST)),
+    Row("socket", "commandList allow", Untried(LIST)),
+    Row("socket", "commandList groups", Untried(LIST)),
+    Row("socket", "commands that cannot be listed", Untried(LIST)),
+    Row("socket", "no commandList", Untried(LIST)),
+    Row("socket", "containers started over an allowed socket are isolated", Untried(LIST)),
+    Row("socket", "true Docker in Docker is not concerned", In("containers 22")),
+    Row("socket", "Kubernetes' images", Other("there is no cluster")),
+];
+
+/// The checklist of attempts.
+const ATTEMPTS: &[Row] = &[
+    Row("attempts", "uid_map of two containers", In(TWO)),
+    Row("attempts", "runtime in inspect, --runtime=runc, --userns=host", In(OTHER_RUNTIME)),
+    Row("attempts", "--pid, --network, --ipc, --uts =host", In(HOST_NAMESPACES)),
+    Row("attempts", "--privileged: bpf, modules, sysctls", In(ESCAPES)),
+    Row(
+        "attempts",
+        "a VM's path by --mount and its parent",
+        Lines(
+            "docker run --rm --mount type=bind,source=/etc,target=/mnt alpine true; \
+             docker run --rm -v /etc/../etc/docker:/mnt alpine true; \
+             docker run --rm -v /bin:/mnt alpine true",
+            Fails(125, "can't mount /etc because it's configured as a restricted host mount"),
+        ),
+    ),
+    Row(
+        "attempts",
+        "a volume whose driver options name a VM path",
+        Lines(
+            "docker volume create -o type=none -o o=bind -o device=/etc/docker leads >created && cat created
+             docker run --rm -v leads:/x alpine ls /x; code=$?; docker volume rm leads >/dev/null; exit $code",
+            Fails(125, "because it's configured as a restricted host mount"),
+        ),
+    ),
+    Row(
+        "attempts",
+        "a volume that leads to the engine's socket",
+        Lines(
+            "docker volume create -o type=none -o o=bind -o device=/run socket",
+            Fails(
+                1,
+                "enhanced container isolation: docker socket mount denied for volume \"socket\"; a volume can't lead to an engine socket",
+            ),
+        ),
+    ),
+    Row("attempts", "the socket by parent, link, odd spelling", In(SOCKET)),
+    Row("attempts", "the engine's own socket or TCP from a container", In(ESCAPES)),
+    Row(
+        "attempts",
+        "the engine's socket by another user of the host",
+        Code(another_user_cannot_reach_the_engine),
+    ),
+    Row("attempts", "another image under an allowed name", Untried(LIST)),
+    Row("attempts", "a derived image, allowed and denied", Untried(LIST)),
+    Row("attempts", "wildcard, digest, `*`", Untried(LIST)),
+    Row("attempts", "commandList, un-versioned paths, /session and /grpc", Untried(LIST)),
+    Row(
+        "attempts",
+        "a container made by hand with curl, without a version",
+        Lines(
+            "post() { curl -sS --unix-socket \"$SOCKET\" -H 'Content-Type: application/json' -X POST \"http://localhost$1\" -d \"$2\"; }
+             post '/containers/create?name=curl' '{\"Image\":\"alpine\",\"Cmd\":[\"cat\",\"/proc/self/uid_map\"],\"hostConfig\":{\"runtime\":\"runc\",\"UsernsMode\":\"host\"}}' >created
+             post /containers/curl/start ''; docker wait curl; docker logs curl
+             docker inspect --format '{{.HostConfig.Runtime}}' curl; docker rm curl",
+            Says("0\n         0     100000      65536\nsysbox-runc\ncurl\n"),
+        ),
+    ),
+    Row("attempts", "a container made from inside, with binds", Untried(LIST)),
+    Row("attempts", "remount,rw by mount(2), the new calls, unshare -m, chroot", In(ESCAPES)),
+    Row("attempts", "tmpfs mounted inside works", In("containers 14")),
+    Row("attempts", "/proc/uptime", In("containers 15")),
+    Row("attempts", "--init, --read-only", In("isolation as_with_runc")),
+    Row("attempts", "working directory /proc/self/fd/N (CVE-2024-21626)", In(ESCAPES)),
+    Row(
+        "attempts",
+        "--net=container:C shares C's range",
+        Lines(
+            "docker run -d --name=net --init alpine sleep 3600 >started && \
+             docker run --rm --net=container:net alpine cat /proc/self/uid_map; docker run --rm alpine cat /proc/self/uid_map; docker rm -f net",
+            Says("         0     100000      65536\n         0     165536      65536\nnet\n"),
+        ),
+    ),
+    Row("attempts", "an inner engine with --privileged", In("containers 22")),
+    Row("attempts", "a build's RUN cat /proc/self/uid_map", In("containers 18")),
+    Row("attempts", "build --network=host", In("containers 17")),
+    Row("attempts", "admin-settings.json: invalid, absent, unknown keys", In(POLICY)),
+];
+
+/// What concerns several rows.
+const MORE: &[Row] = &[
+    Row("more", "eight at once and twenty cycles: no range is lost", Code(nested::no_range_is_lost)),
+    Row("more", "systemd is process 1", Code(nested::systemd_is_process_1)),
+    Row("more", "compose in an inner engine", Code(nested::compose_works_inside)),
+    Row("more", "compose outside", In("network compose::three_services_…")),
+    Row("policy", "a locked policy, end to end", Code(policy::a_locked_policy_holds)),
+    Row("policy", "a broken policy is the strictest", Code(policy::a_broken_policy_is_the_strictest)),
+];
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn rows_of_the_documentation() {
+    let mut table = Table::default();
+    let engine = engine(Isolation::On);
+    need_image(&engine, "debian:latest", "debian.tar");
+    for row in [CONTAINERS, SOCKETS, ATTEMPTS, MORE].into_iter().flatten() {
+        if wanted(&format!("{} {}", row.0, row.1)) {
+            if !matches!(row.2, In(_) | Untried(_) | Other(_)) {
+                engine.remove_containers();
+            }
+            table.add(row.0, row.1, row.attempt(&engine));
+        }
+    }
+    engine.remove_containers();
+    table.finish();
+}
+
+fn another_user_cannot_reach_the_engine(engine: &Engine) -> Result<(), String> {
+    // SAFETY: the call has no arguments and no effects.
+    if unsafe { libc::geteuid() } != 0 {
+        return crate::table::check(engine, "stat -c %a \"$SOCKET\"", Says("600\n"));
+    }
+    let line = "setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/ docker -H \"unix://$SOCKET\" ps";
+    crate::table::check(engine, line, Fails(1, "permission denied"))
+}

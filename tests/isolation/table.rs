@@ -1,0 +1,122 @@
+//! Rows, how they are tried and the table of how they ended.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::{engine::Engine, shell};
+
+/// Longest part of a message in the table.
+const SHORT: usize = 110;
+
+/// What a command must come to.
+#[derive(Clone, Copy)]
+pub enum Expect {
+    /// It succeeds and says this.
+    Says(&'static str),
+    /// It succeeds and says something of which this is true.
+    Holds(fn(&str) -> bool),
+    /// It fails with the code and says this among other things.
+    Fails(i32, &'static str),
+}
+
+/// How a row is known to hold.
+#[derive(Clone, Copy)]
+pub enum Proof {
+    /// The lines that a person types.
+    Lines(&'static str, Expect),
+    /// More than a line.
+    Code(fn(&Engine) -> Result<(), String>),
+    /// As `Lines`, of something that is not there yet, for the reason given.
+    Later(&'static str, &'static str, Expect),
+    /// Another test, by suite and name.
+    In(&'static str),
+    /// Nothing tries it, for the reason given.
+    Untried(&'static str),
+    /// Does not apply, for the reason given.
+    Other(&'static str),
+}
+
+/// A row of docs/isolation.md: its table and number or name, what it says, how that is known.
+pub struct Row(pub &'static str, pub &'static str, pub Proof);
+
+/// How a row ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Passed,
+    Failed(String),
+    /// Not there, as the suite says; with what was said when it was tried.
+    NotBuilt(String),
+    Elsewhere(&'static str),
+    Other(&'static str),
+}
+
+/// Tries a line.
+pub fn check(engine: &Engine, lines: &str, expect: Expect) -> Result<(), String> {
+    let ran = shell(engine, lines);
+    let (code, said) = (ran.status.code(), ran.stdout);
+    let holds = match expect {
+        Expect::Says(text) => code == Some(0) && said == text,
+        Expect::Holds(holds) => code == Some(0) && holds(&said),
+        Expect::Fails(expected, text) => code == Some(expected) && said.contains(text),
+    };
+    if holds { Ok(()) } else { Err(format!("status {code:?}: {}", said.trim_end())) }
+}
+
+/// Whatever a test panics with is its row's message.
+pub fn guarded(test: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(test)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default())
+    })
+}
+
+impl Row {
+    pub fn attempt(&self, engine: &Engine) -> State {
+        let state = |result: Result<(), String>| result.map_or_else(State::Failed, |()| State::Passed);
+        match self.2 {
+            Proof::Lines(lines, expect) => state(guarded(|| check(engine, lines, expect))),
+            Proof::Code(test) => state(guarded(|| test(engine))),
+            Proof::Later(why, lines, expect) => match guarded(|| check(engine, lines, expect)) {
+                Ok(()) => State::Passed,
+                Err(said) => State::NotBuilt(format!("{why}; said: {said}")),
+            },
+            Proof::In(test) => State::Elsewhere(test),
+            Proof::Untried(why) => State::NotBuilt(why.to_owned()),
+            Proof::Other(why) => State::Other(why),
+        }
+    }
+}
+
+/// What was tried and how it ended.
+#[derive(Default)]
+pub struct Table(Vec<(String, String, State)>);
+
+impl Table {
+    pub fn add(&mut self, row: &str, what: &str, state: State) {
+        println!("== {row}: {what}: {state:?}");
+        self.0.push((row.to_owned(), what.to_owned(), state));
+    }
+
+    /// Prints all rows and panics if one failed.
+    pub fn finish(self) {
+        let mut counts = [0; 5];
+        for (row, what, state) in &self.0 {
+            let (index, word, detail) = match state {
+                State::Passed => (0, "passed", ""),
+                State::Failed(why) => (1, "FAILED", why.as_str()),
+                State::NotBuilt(why) => (2, "not built yet", why.as_str()),
+                State::Elsewhere(test) => (3, "in another test", *test),
+                State::Other(why) => (4, "does not apply", *why),
+            };
+            counts[index] += 1;
+            let detail: String = detail.replace('\n', " | ").chars().take(SHORT).collect();
+            println!("{row:<14} {what:<62} {word:<16} {detail}");
+        }
+        let [passed, failed, later, elsewhere, other] = counts;
+        println!(
+            "{passed} passed, {failed} failed, {later} not built yet, {elsewhere} in other tests, {other} do not apply"
+        );
+        let wrong = |state: &State| matches!(state, State::Failed(_));
+        let failed: Vec<_> = self.0.iter().filter(|(.., state)| wrong(state)).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
+}
