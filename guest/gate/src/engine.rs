@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
+use crate::policy;
+
 /// Longest answer that is read, in bytes; a list of images is the longest.
 const ANSWER: usize = 32 * 1024 * 1024;
 /// What the engine knows itself.
@@ -93,18 +95,7 @@ impl Engine {
 
 /// Percent-encodes everything that does not belong into one segment of a path.
 pub(crate) fn segment(name: &str) -> String {
-    use std::fmt::Write;
-
-    let mut encoded = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-') {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
+    policy::encode(name, b"_.-")
 }
 
 #[cfg(test)]

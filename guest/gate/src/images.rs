@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{AskError, Engine, REGISTRY_PATIENCE, segment},
-    policy::{Entry, normalise_image, normalise_with_tag},
+    policy::{Entry, encode, normalise_image, normalise_with_tag},
 };
 
 /// How long an answer of a registry holds.
@@ -183,7 +183,10 @@ impl Images {
         {
             return Some(digest.clone());
         }
-        let path = format!("/distribution/{}/json", reference.split('/').map(encode).collect::<Vec<_>>().join("/"));
+        let path = format!(
+            "/distribution/{}/json",
+            reference.split('/').map(|part| encode(part, b"_.-:")).collect::<Vec<_>>().join("/")
+        );
         match engine.get_with::<Distribution>(&path, credentials, REGISTRY_PATIENCE).await {
             Ok(Distribution { descriptor }) => {
                 self.remember(reference, descriptor.digest.clone());
@@ -250,10 +253,6 @@ struct Distribution {
 #[derive(Debug, Deserialize)]
 struct Descriptor {
     digest: String,
-}
-
-fn encode(part: &str) -> String {
-    segment(part).replace("%3A", ":")
 }
 
 /// The image of this name or id, if the engine has one.

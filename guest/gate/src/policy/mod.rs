@@ -21,7 +21,7 @@ pub use image::normalise as normalise_image;
 pub(crate) use image::normalise_with_tag;
 pub use paths::reaches_engine_socket;
 pub use reference::Entry;
-pub use target::{canonical, segments};
+pub use target::{canonical, encode, segments};
 
 /// Whether Enhanced Container Isolation is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,29 +24,32 @@ fn is_version(segment: &str) -> bool {
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
 }
 
-/// The path that stands for exactly these [`segments`] and this version, so that the engine can't see another one.
-pub fn canonical(path: &str) -> String {
+/// Percent-encodes a segment of a path: all but ASCII letters, digits and what is `kept`.
+pub fn encode(segment: &str, kept: &[u8]) -> String {
     use std::fmt::Write;
 
-    let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
-    let segments = clean(&decoded);
-    let mut text = String::new();
-    for segment in &segments {
-        text.push('/');
-        for byte in segment.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'~' | b':' | b'@') {
-                text.push(char::from(byte));
-            } else {
-                // Writing to a string cannot fail.
-                let _ = write!(text, "%{byte:02X}");
-            }
+    let mut encoded = String::with_capacity(segment.len());
+    for byte in segment.bytes() {
+        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
+    encoded
+}
+
+/// The path that stands for exactly these [`segments`] and this version, so that the engine can't see another one.
+pub fn canonical(path: &str) -> String {
+    let add = |text: String, segment: &String| text + "/" + &encode(segment, b"_.-~:@");
+    let text = clean(path).iter().fold(String::new(), add);
     if text.is_empty() { "/".to_owned() } else { text }
 }
 
-/// The segments without those that are empty or dots.
-fn clean(decoded: &str) -> Vec<String> {
+/// The decoded segments without those that are empty or dots.
+fn clean(path: &str) -> Vec<String> {
+    let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
     let mut segments: Vec<String> = Vec::new();
     for segment in decoded.split('/') {
         match segment {
@@ -62,8 +65,7 @@ fn clean(decoded: &str) -> Vec<String> {
 
 /// The path's segments, cleaned of empty and dot segments and of the version.
 pub fn segments(path: &str) -> Vec<String> {
-    let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
-    let mut segments = clean(&decoded);
+    let mut segments = clean(path);
     if segments.first().is_some_and(|first| is_version(first)) {
         segments.remove(0);
     }
