@@ -9,10 +9,14 @@ use std::path::Path;
 use bulkhead_warden::{
     NODES, Node,
     registry::{Container, Process, Registry, STATE, TREE, cgroup_path},
+    traps::SOCKET,
 };
 use serde_json::{Value, json};
 
-use crate::{error::Error, spec};
+use crate::{
+    error::Error,
+    spec::{self, traps},
+};
 
 /// Tells the warden of the container and has its files mounted.
 pub(crate) fn attach(spec: &mut Value, id: &str, state_root: &Path, owner: u32) -> Result<(), Error> {
@@ -37,6 +41,11 @@ pub(crate) fn attach(spec: &mut Value, id: &str, state_root: &Path, owner: u32) 
     let added = mounts(spec, &nodes, &Path::new(TREE).join(slot.to_string()));
     if let Some(list) = spec::array(spec, "mounts") {
         list.extend(added);
+    }
+    // In a procfs or sysfs that the container mounts itself, too.
+    traps::forget_others(spec);
+    if Path::new(SOCKET).exists() {
+        traps::hold(spec, Path::new(SOCKET), slot);
     }
     Ok(())
 }

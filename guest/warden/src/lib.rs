@@ -3,7 +3,8 @@
 //! They are a FUSE tree with a directory for each container, which the runtime enters into the [`registry`] and whose
 //! files it mounts over the kernel's. init mounts the tree and keeps the connection: a warden that ends is started anew
 //! on the same one, asks the kernel for what was left unanswered, and no container notices but by a short wait. One that
-//! hangs is killed by init ([`watchdog`]).
+//! hangs is killed by init ([`watchdog`]). A procfs or sysfs that a container mounts itself gets the files as well
+//! ([`traps`]).
 
 mod cgroup;
 mod fuse;
@@ -11,6 +12,7 @@ mod load;
 mod nodes;
 pub mod registry;
 mod rules;
+pub mod traps;
 mod tree;
 mod values;
 mod views;
@@ -29,6 +31,7 @@ use std::{
 pub use fuse::mount;
 pub use nodes::{NODES, Node};
 use registry::Registry;
+use traps::Traps;
 use watchdog::{Notifier, Work};
 
 /// Requests that are answered at once.
@@ -40,38 +43,63 @@ const ROUND: Duration = Duration::from_secs(5);
 const HELP: &str = "\
 bulkhead-warden serves the files of /proc and /sys that each container has of its own
 
-Usage: bulkhead-warden --device=FD [--state=DIR]
+Usage: bulkhead-warden --device=FD [--listener=FD] [--state=DIR]
 
-init starts it with an open /dev/fuse, which is mounted already.";
+init starts it with an open /dev/fuse, which is mounted already, and a socket that listens for crun.";
 
 /// What the command line says.
-struct Arguments {
-    device: i32,
-    state: PathBuf,
+#[derive(Debug, PartialEq, Eq)]
+enum Arguments {
+    Serve {
+        device: i32,
+        /// Where crun brings what the kernel holds for the warden.
+        listener: Option<i32>,
+        state: PathBuf,
+    },
+    /// The warden's own child, for one order.
+    Help { caller: i32, slot: u64, state: PathBuf },
 }
 
 fn arguments(args: impl Iterator<Item = String>) -> Option<Arguments> {
-    let (mut device, mut state) = (None, PathBuf::from(registry::STATE));
+    let (mut device, mut listener, mut helper, mut slot) = (None, None, None, None);
+    let mut state = PathBuf::from(registry::STATE);
+    let descriptor = |number: &str| number.parse().ok().filter(|number: &i32| *number > 2);
     for arg in args {
         match arg.split_once('=')? {
-            ("--device", number) => device = number.parse().ok().filter(|number| *number > 2),
+            ("--device", number) => device = Some(descriptor(number)?),
+            ("--listener", number) => listener = Some(descriptor(number)?),
+            ("--helper", number) => helper = Some(descriptor(number)?),
+            ("--slot", number) => slot = Some(number.parse().ok()?),
             ("--state", path) => state = path.into(),
             _ => return None,
         }
     }
-    Some(Arguments { device: device?, state })
+    match (device, helper) {
+        (Some(device), None) => Some(Arguments::Serve { device, listener, state }),
+        (None, Some(caller)) => Some(Arguments::Help { caller, slot: slot?, state }),
+        _ => None,
+    }
 }
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let Some(arguments) = arguments(std::env::args().skip(1)) else {
-        eprintln!("{HELP}");
-        return ExitCode::from(2);
+    let ended = match arguments(std::env::args().skip(1)) {
+        Some(Arguments::Help { caller, slot, state }) => {
+            // The warden takes no answer for one, and has the kernel do it.
+            return if traps::helper(caller, slot, &state).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        Some(Arguments::Serve { device, listener, state }) => {
+            // SAFETY: nothing in this program has opened or closed anything yet, so the numbers are what init put
+            // there, or are not open, and then the first use says so.
+            let own = |number| unsafe { OwnedFd::from_raw_fd(number) };
+            run(own(device), listener.map(own), &state)
+        }
+        None => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
     };
-    // SAFETY: nothing in this program has opened or closed anything yet, so the number is what init put there, or is
-    // not open, and then the first use says so.
-    let device = unsafe { OwnedFd::from_raw_fd(arguments.device) };
-    match run(device, &arguments.state) {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bulkhead-warden: {error}");
@@ -81,7 +109,17 @@ pub fn main() -> ExitCode {
 }
 
 /// Serves until the connection is gone.
-fn run(device: OwnedFd, state: &Path) -> io::Result<()> {
+fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<()> {
+    raise_open_files();
+    let notifier = Arc::new(Notifier::from_environment());
+    // None of the helpers shall have them.
+    for descriptor in [Some(&device), listener.as_ref()].into_iter().flatten() {
+        rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
+    }
+    // First: what an earlier one took waits for an answer.
+    if let Some(listener) = listener {
+        Traps::start(listener.into(), state, Arc::clone(&notifier))?;
+    }
     let device = Arc::new(device);
     let registry = Registry::open(state)?;
     let epoch = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -108,7 +146,6 @@ fn run(device: OwnedFd, state: &Path) -> io::Result<()> {
             thread::sleep(ROUND);
         }
     })?;
-    let notifier = Notifier::from_environment();
     notifier.tell("READY=1");
     loop {
         if !works.iter().any(|work| work.is_stuck()) {
@@ -116,6 +153,13 @@ fn run(device: OwnedFd, state: &Path) -> io::Result<()> {
         }
         thread::sleep(watchdog::BEAT);
     }
+}
+
+/// Each container that may mount has a descriptor here.
+fn raise_open_files() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
 }
 
 /// Counts tasks and lets go of the dead.
@@ -131,15 +175,27 @@ fn keep(server: &fuse::server::Server, registry: &Registry, device: &OwnedFd) {
 mod tests {
     use super::*;
 
-    fn parse(words: &[&str]) -> Option<(i32, PathBuf)> {
-        arguments(words.iter().map(ToString::to_string)).map(|one| (one.device, one.state))
+    fn parse(words: &[&str]) -> Option<Arguments> {
+        arguments(words.iter().map(ToString::to_string))
     }
 
     #[test]
     fn a_connection_is_needed_and_nothing_unknown_is_taken() {
-        assert_eq!(parse(&["--device=5"]), Some((5, registry::STATE.into())));
-        assert_eq!(parse(&["--device=5", "--state=/x"]), Some((5, "/x".into())));
-        for wrong in [&["--state=/x"][..], &["--device=x"], &["--device=2"], &["--device=5", "--other=1"], &["x"]] {
+        let serve = |listener, state: &str| Some(Arguments::Serve { device: 5, listener, state: state.into() });
+        assert_eq!(parse(&["--device=5"]), serve(None, registry::STATE));
+        assert_eq!(parse(&["--device=5", "--listener=6", "--state=/x"]), serve(Some(6), "/x"));
+        let help = Arguments::Help { caller: 7, slot: 9, state: registry::STATE.into() };
+        assert_eq!(parse(&["--helper=7", "--slot=9"]), Some(help));
+        for wrong in [
+            &["--state=/x"][..],
+            &["--device=x"],
+            &["--device=2"],
+            &["--device=5", "--listener=2"],
+            &["--device=5", "--helper=6", "--slot=1"],
+            &["--helper=6"],
+            &["--device=5", "--other=1"],
+            &["x"],
+        ] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }
     }

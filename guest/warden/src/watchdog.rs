@@ -1,10 +1,15 @@
 //! Tells init that requests are being answered. A warden that says nothing for a while is killed and started anew.
 
 use std::{
-    os::unix::net::UnixDatagram,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixDatagram,
+    },
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
+
+use crate::traps::send_descriptor;
 
 /// How often init is told.
 pub(crate) const BEAT: Duration = Duration::from_secs(2);
@@ -63,6 +68,15 @@ impl Notifier {
             // Init reads them all; without it there is nobody to tell.
             let _ = socket.send_to(assignment.as_bytes(), path);
         }
+    }
+
+    /// Sends assignments with a descriptor.
+    ///
+    /// # Errors
+    /// When it can't be sent; without init nobody keeps it, which is none.
+    pub(crate) fn give(&self, assignments: &str, descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
+        let Some((socket, path)) = &self.0 else { return Ok(()) };
+        send_descriptor(socket.as_fd(), path, assignments.as_bytes(), descriptor)
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod ids;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod process;
+pub(crate) mod traps;
 
 use std::{
     fs::File,

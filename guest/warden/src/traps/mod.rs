@@ -1,0 +1,223 @@
+//! procfs and sysfs that a container mounts itself get the container's own files, too.
+//!
+//! The runtime has the kernel hold `mount(2)`, `umount2(2)` and `fsopen(2)` in a container that may use them
+//! (seccomp_unotify(2)), and crun sends the descriptor where that is reported to [`SOCKET`], once for each container and
+//! each `exec`. Each has a thread here, so that no container waits for another. What is no new procfs or sysfs goes on
+//! in the kernel at once.
+//!
+//! init keeps the descriptors, so that a warden that is started anew goes on with them, and answers what the last one
+//! took: the numbers of calls count up, and the last one is kept in a file.
+//!
+//! Nothing here protects anything. The container can change what its calls point to while they are judged, and then gets
+//! the kernel's own files, which it may read.
+
+mod call;
+mod helper;
+mod kept;
+mod place;
+mod status;
+mod sys;
+mod table;
+mod target;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags},
+    fs::{Mode, OFlags},
+};
+use serde::Deserialize;
+
+use self::{
+    call::{Order, Verdict, judge},
+    kept::Name,
+    status::Status,
+    sys::{Answer, Notification, ProcessMemory},
+};
+pub(crate) use self::{place::main as helper, sys::send_descriptor};
+use crate::watchdog::Notifier;
+
+/// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
+pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
+
+/// The environment variable in which init names the descriptors that it kept: `NAME=FD,…`
+pub const KEPT_LISTENERS: &str = "BULKHEAD_KEPT_LISTENERS";
+
+/// What the names begin with.
+pub const KEPT_PREFIX: &str = "mounts";
+
+/// Containers and `exec` sessions at once; over that many, new ones see the kernel's own files.
+const MOST: usize = 2048;
+
+/// Time for crun to say what it has to say.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Enough for a thread that reads a table of mounts and makes a process.
+const STACK: usize = 256 * 1024;
+
+/// Longest table of mounts that is looked at, in bytes.
+const MAX_TABLE: u64 = 4 << 20;
+
+/// Takes descriptors on behalf of all containers.
+pub(crate) struct Traps {
+    state: PathBuf,
+    notifier: Arc<Notifier>,
+    running: AtomicUsize,
+}
+
+/// What crun says with a descriptor (`containerProcessState` of the OCI runtime specification).
+#[derive(Debug, Deserialize)]
+struct Message {
+    /// The container's number, which the runtime put there.
+    metadata: String,
+}
+
+impl Traps {
+    /// Goes on with what an earlier warden had and takes new ones on `socket`.
+    ///
+    /// # Errors
+    /// Without threads.
+    pub(crate) fn start(socket: UnixListener, state: &Path, notifier: Arc<Notifier>) -> io::Result<()> {
+        let traps = Arc::new(Self { state: state.to_owned(), notifier, running: AtomicUsize::new(0) });
+        for (name, listener) in kept::inherited() {
+            kept::answer_last(listener.as_fd(), &name, state);
+            traps.watch(name, listener);
+        }
+        thread::Builder::new().name("traps".into()).spawn(move || {
+            for stream in socket.incoming() {
+                match stream {
+                    Ok(stream) => traps.take(&stream),
+                    // Out of descriptors, most likely.
+                    Err(_) => thread::sleep(Duration::from_millis(100)),
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn take(self: &Arc<Self>, stream: &UnixStream) {
+        let _ = stream.set_read_timeout(Some(PATIENCE));
+        let parse = |message: &[u8]| serde_json::from_slice::<Message>(message).ok();
+        let Ok((message, Some(listener))) = sys::receive_descriptor(stream, |text| parse(text).is_some()) else {
+            return;
+        };
+        // Without a number its calls are answered all the same.
+        let slot = parse(&message).and_then(|message| message.metadata.parse().ok()).unwrap_or_default();
+        let name = Name::new(slot);
+        if let Err(error) = self.notifier.give(&format!("FDSTORE=1\nFDNAME={name}"), listener.as_fd()) {
+            eprintln!("bulkhead-warden: init can't keep a descriptor: {error}");
+        }
+        self.watch(name, listener);
+    }
+
+    fn watch(self: &Arc<Self>, name: Name, listener: OwnedFd) {
+        let traps = Arc::clone(self);
+        if self.running.fetch_add(1, Ordering::Relaxed) >= MOST {
+            eprintln!("bulkhead-warden: more than {MOST} containers that may mount");
+        }
+        let run = move || {
+            let serves = traps.running.load(Ordering::Relaxed) <= MOST;
+            serve(listener.as_fd(), &name, &traps.state, serves);
+            traps.running.fetch_sub(1, Ordering::Relaxed);
+            kept::forget(&name, &traps.state);
+            traps.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        };
+        if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
+            self.running.fetch_sub(1, Ordering::Relaxed);
+            eprintln!("bulkhead-warden: can't serve a container's mounts: {error}");
+        }
+    }
+}
+
+/// Answers the calls of one filter until nothing uses it any more.
+fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
+    let record = kept::Record::open(name, state);
+    while waits(listener) {
+        let notification = match sys::receive(listener) {
+            Ok(notification) => notification,
+            // Its caller was killed meanwhile, or all of them.
+            Err(error) if [Some(libc::ENOENT), Some(libc::EINTR)].contains(&error.raw_os_error()) => continue,
+            Err(error) => {
+                eprintln!("bulkhead-warden: can't receive a container's calls: {error}");
+                return;
+            }
+        };
+        record.write(notification.id);
+        let answer = if serves { decide(listener, &notification, name.slot(), state) } else { Answer::Continue };
+        // One that is gone needs none.
+        let _ = sys::answer(listener, notification.id, answer);
+    }
+}
+
+/// Waits for a call; `false` when there will be none any more.
+fn waits(listener: BorrowedFd<'_>) -> bool {
+    loop {
+        let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return ended.is_ok() && polled[0].revents().contains(PollFlags::IN),
+        }
+    }
+}
+
+/// What a call is to be answered.
+fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, state: &Path) -> Answer {
+    let thread = format!("/proc/{}", notification.thread);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(thread) = rustix::fs::open(thread, flags, Mode::empty()) else { return Answer::Continue };
+    let open = |name: &str| {
+        let file = rustix::fs::openat(&thread, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        file.map(File::from).map_err(io::Error::from)
+    };
+    let Ok(memory) = open("mem") else { return Answer::Continue };
+    let verdict = judge(&notification.call, &ProcessMemory(memory));
+    // From here on the directory is that of the thread that waits, and of no later one with its number.
+    if !sys::still_waits(listener, notification.id) {
+        return Answer::Continue;
+    }
+    let text = |name: &str| -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        open(name)?.take(MAX_TABLE).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    let may_mount =
+        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.may_mount());
+    let concerns = match &verdict {
+        Verdict::Continue => false,
+        // A container that has mounted neither has nothing to unmount together with them.
+        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| table::has_ours(&text)),
+        Verdict::Refuse(_) | Verdict::Do(Order::Mount { .. }) => true,
+    };
+    match verdict {
+        Verdict::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
+        Verdict::Do(order) if concerns && may_mount() => helper::carry_out(&order, &thread, slot, state),
+        // Also what the kernel is going to refuse.
+        _ => Answer::Continue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_is_found_in_what_crun_says() {
+        let text = br#"{"ociVersion":"0.2.0","fds":["seccompFd"],"pid":9,"metadata":"17","state":{"id":"x","pid":9}}"#;
+        assert_eq!(serde_json::from_slice::<Message>(text).unwrap().metadata, "17");
+        assert!(serde_json::from_slice::<Message>(&text[..text.len() - 1]).is_err());
+    }
+}

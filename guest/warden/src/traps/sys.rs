@@ -1,0 +1,199 @@
+//! The system calls that no safe wrapper offers.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice, IoSliceMut, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::{fs::FileExt, net::UnixStream},
+    },
+    path::Path,
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix,
+};
+
+use super::call::{Memory, RawCall};
+
+/// A system call that waits for an answer, as seccomp_unotify(2) reports it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notification {
+    /// Its number among those of the filter, which counts up.
+    pub(super) id: u64,
+    /// The thread that made it, as this process numbers it; 0 for one that it can't see.
+    pub(super) thread: u32,
+    /// The call.
+    pub(super) call: RawCall,
+}
+
+/// The next call that waits; waits for one.
+///
+/// # Errors
+/// `ENOENT` for one that is gone again, `EINTR`.
+pub(super) fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: the structure is made of integers, for which zero is a value; the kernel wants it to be zero.
+    let mut raw: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills the structure, which lives across it.
+    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut raw) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let libc::seccomp_data { nr, arch, args, .. } = raw.data;
+    let call = RawCall { architecture: arch, number: nr.cast_unsigned(), arguments: args };
+    Ok(Notification { id: raw.id, thread: raw.pid, call })
+}
+
+/// Whether a call still waits, so that its thread is the one it was.
+pub(super) fn still_waits(listener: BorrowedFd<'_>, id: u64) -> bool {
+    // SAFETY: the call reads one integer, which lives across it.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) == 0 }
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The kernel goes on with the call.
+    Continue,
+    /// The call returns 0.
+    Done,
+    /// The call fails.
+    Failed(i32),
+}
+
+/// Answers a call. One that does not wait any more needs no answer, and what was never received takes none.
+pub(super) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+    let (error, flags) = match answer {
+        Answer::Continue => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+        Answer::Done => (0, 0),
+        Answer::Failed(errno) => (-errno, 0),
+    };
+    let mut raw = libc::seccomp_notif_resp { id, val: 0, error, flags };
+    // SAFETY: the call reads the structure, which lives across it.
+    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut raw) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The memory of another process, by its open `mem`.
+pub(super) struct ProcessMemory(pub(super) File);
+
+impl Memory for ProcessMemory {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        self.0.read_at(buffer, address).unwrap_or_default()
+    }
+}
+
+/// Adds attributes (`MOUNT_ATTR_…`) to a mount.
+pub(super) fn add_mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is a valid empty C string, the structure lives across the call and its true size is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes a child as fork(2) does, in another cgroup where one is given, and returns its number; 0 in the child.
+///
+/// Only for a process with a single thread.
+pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
+    // SAFETY: the structure is made of integers, for which zero is a value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without a stack the child runs on a copy of ours, as after fork(2); there is no other thread that could
+    // have held a lock.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    if child < 0 { Err(io::Error::last_os_error()) } else { Ok(child as i32) }
+}
+
+/// `linux/sched.h`; libc's is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// Most that a message of a runtime is long, in bytes: annotations of the person's are part of it.
+const MAX_MESSAGE: usize = 1 << 20;
+
+/// Receives a descriptor and what comes with it, until `is_whole` or the sender's end.
+pub(super) fn receive_descriptor(
+    stream: &UnixStream,
+    is_whole: impl Fn(&[u8]) -> bool,
+) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let (mut message, mut descriptor) = (Vec::new(), None);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC);
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = part {
+                descriptor = descriptor.or(descriptors.into_iter().next());
+            }
+        }
+        // A sender that is slow has said all that is waited for.
+        let length = received.map_or(0, |received| received.bytes);
+        message.extend_from_slice(&buffer[..length]);
+        if length == 0 || message.len() > MAX_MESSAGE || is_whole(&message) {
+            return Ok((message, descriptor));
+        }
+    }
+}
+
+/// Sends a datagram with a descriptor.
+pub(crate) fn send_descriptor(
+    socket: BorrowedFd<'_>,
+    to: &Path,
+    text: &[u8],
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let to = SocketAddrUnix::new(to)?;
+    rustix::net::sendmsg_addr(socket, &to, &[IoSlice::new(text)], &mut control, SendFlags::empty())?;
+    Ok(())
+}
+
+/// Lets a descriptor through execve(2) in a child that is about to make it; for `pre_exec`.
+pub(super) fn inherit(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: the call takes plain integers.
+    match unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends this process at once, without running anything of its parent's.
+pub(super) fn leave(code: i32) -> ! {
+    let _ = io::stdout().flush();
+    // SAFETY: the call does not return and touches nothing.
+    unsafe { libc::_exit(code) }
+}
+
+/// Kills a process group.
+pub(super) fn kill_group(leader: u32) {
+    // SAFETY: the call takes plain integers; the leader has not been waited for, so the number is its own.
+    unsafe { libc::kill(-leader.cast_signed(), libc::SIGKILL) };
+}
+
+/// A second descriptor for a thing by number, if it is open.
+pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the descriptor is only borrowed for the call, which refuses a number that is not open.
+    let borrowed = (number > 2).then(|| unsafe { BorrowedFd::borrow_raw(number) })?;
+    let copy = rustix::io::fcntl_dupfd_cloexec(borrowed.as_fd(), 3).ok()?;
+    // SAFETY: what was handed down under this number is used under the new one only.
+    unsafe { libc::close(number) };
+    Some(copy)
+}
