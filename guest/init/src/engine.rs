@@ -1,7 +1,6 @@
 //! The main loop: brings the engine up, keeps it up, and ends when the guest shall end.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
@@ -27,7 +26,7 @@ use crate::{
     restart::{Backoff, Verdict},
     runtime,
     services::{self, Handed, Service},
-    store::Store,
+    store::{Owner, Store},
     warden,
 };
 
@@ -84,8 +83,8 @@ pub(crate) struct Engine {
     events: Sender<Event>,
     inbox: Receiver<Event>,
     services: Vec<Supervised>,
-    /// The warden's connection, with isolation.
-    device: Option<OwnedFd>,
+    /// The warden's connections, with isolation.
+    held: Option<warden::Held>,
     /// When the warden last said that it serves; `None` while none runs.
     warden_heard: Option<Instant>,
     /// The disk's tools run and are waited for by their own thread.
@@ -118,7 +117,7 @@ impl Engine {
             events,
             inbox,
             services,
-            device: None,
+            held: None,
             warden_heard: None,
             disk_busy: false,
             failed: false,
@@ -141,7 +140,7 @@ impl Engine {
             self.fail(Stage::Engine, chain(&error));
         }
         self.start(Service::Gate);
-        if self.device.is_some() {
+        if self.held.is_some() {
             self.start(Service::Warden);
         }
         loop {
@@ -157,7 +156,7 @@ impl Engine {
 
     fn isolate(&mut self) -> Result<(), Error> {
         runtime::isolate()?;
-        self.device = Some(warden::connect()?);
+        self.held = Some(warden::connect()?);
         Ok(())
     }
 
@@ -257,7 +256,7 @@ impl Engine {
 
     fn start(&mut self, service: Service) {
         let tail = self.supervised(service).tail.clone();
-        let handed = Handed { store: &self.store, device: self.device.as_ref().map(AsFd::as_fd) };
+        let handed = Handed { store: &self.store, held: self.held.as_ref() };
         match services::start(service, &self.configuration, &handed, tail) {
             Ok(pid) => {
                 let since = Instant::now();
@@ -347,7 +346,8 @@ impl Engine {
             Verdict::GiveUp => {
                 one.state = State::Idle;
                 if service == Service::Warden {
-                    self.device = None;
+                    self.held = None;
+                    self.store.release(Owner::Warden);
                     warden::abort();
                 }
                 self.fail(Stage::Engine, format!("{reason}, {} times in a row", crate::restart::BAD_STARTS));

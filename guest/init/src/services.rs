@@ -4,13 +4,14 @@ use std::{
     fs,
     io::Write,
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
     process::{Command, Stdio},
 };
 
 use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
+use bulkhead_warden::traps::KEPT_LISTENERS;
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -22,7 +23,8 @@ use crate::{
     mounts, notify,
     output::{self, Tail},
     ping,
-    store::Store,
+    store::{Owner, Store},
+    warden::Held,
 };
 
 /// dockerd's own socket; in a directory that only root can enter, and the gate is its only user.
@@ -120,10 +122,10 @@ fn remove_remains(service: Service) {
 
 /// Descriptors that init holds for its services.
 pub(crate) struct Handed<'a> {
-    /// The gate's sockets.
+    /// What the gate and the warden have kept.
     pub(crate) store: &'a Store,
-    /// The warden's connection.
-    pub(crate) device: Option<BorrowedFd<'a>>,
+    /// The warden's connections.
+    pub(crate) held: Option<&'a Held>,
 }
 
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
@@ -137,10 +139,12 @@ pub(crate) fn start(
     let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
     let mut words = service.command_line(configuration);
-    // A copy of its own: what runs after the fork borrows nothing.
-    let device = handed.device.filter(|_| service == Service::Warden).map(|device| device.try_clone_to_owned());
-    let device = device.transpose().map_err(Error::system("share a descriptor"))?;
-    words.extend(device.as_ref().map(|device| format!("--device={}", device.as_raw_fd())));
+    // Copies: what runs after the fork borrows nothing.
+    let mut given = Vec::new();
+    if let Some(held) = handed.held.filter(|_| service == Service::Warden) {
+        given = held.copies().map_err(Error::system("share a descriptor"))?.into();
+        words.extend(given.iter().map(|(name, fd): &(String, OwnedFd)| format!("--{name}={}", fd.as_raw_fd())));
+    }
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
@@ -155,9 +159,13 @@ pub(crate) fn start(
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(Error::system("share a pipe"))?)
         .stderr(writer);
-    let mut kept = Vec::new();
-    if service == Service::Gate {
-        kept = give_gate(&mut command, configuration, handed.store)?;
+    match service {
+        Service::Gate => {
+            set_gate_rules(&mut command, configuration);
+            given.extend(hand_down(&mut command, KEPT_SOCKETS, handed.store, Owner::Gate)?);
+        }
+        Service::Warden => given.extend(hand_down(&mut command, KEPT_LISTENERS, handed.store, Owner::Warden)?),
+        Service::Containerd | Service::Dockerd => {}
     }
     let mask = SigSet::empty();
     // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid, sigprocmask and
@@ -167,11 +175,8 @@ pub(crate) fn start(
             (&entrance).write_all(b"0")?;
             nix::unistd::setsid()?;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
-            for (_, socket) in &kept {
-                fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
-            }
-            if let Some(device) = &device {
-                fcntl(device, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            for (_, descriptor) in &given {
+                fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
             Ok(())
         });
@@ -188,12 +193,8 @@ pub(crate) fn start(
     Ok(pid)
 }
 
-/// What the gate needs besides its command line; the sockets are to be open in it under the same numbers.
-fn give_gate(
-    command: &mut Command,
-    configuration: &Configuration,
-    store: &Store,
-) -> Result<Vec<(String, OwnedFd)>, Error> {
+/// What the gate needs besides its command line.
+fn set_gate_rules(command: &mut Command, configuration: &Configuration) {
     if !configuration.container_environment.is_empty() {
         let environment = serde_json::Value::from(configuration.container_environment.clone());
         command.env(CONTAINER_ENVIRONMENT, environment.to_string());
@@ -201,9 +202,18 @@ fn give_gate(
     if let Ok(exceptions) = serde_json::to_string(&configuration.socket_exceptions) {
         command.env(SOCKET_EXCEPTIONS, exceptions);
     }
-    let kept = store.copies().map_err(Error::system("copy the gate's sockets"))?;
-    let numbers: Vec<String> = kept.iter().map(|(name, socket)| format!("{name}={}", socket.as_raw_fd())).collect();
-    command.env(KEPT_SOCKETS, numbers.join(","));
+}
+
+/// Names kept descriptors in an environment variable; they are to be open in the service under the same numbers.
+fn hand_down(
+    command: &mut Command,
+    variable: &str,
+    store: &Store,
+    owner: Owner,
+) -> Result<Vec<(String, OwnedFd)>, Error> {
+    let kept = store.copies(owner).map_err(Error::system("copy kept descriptors"))?;
+    let numbers: Vec<String> = kept.iter().map(|(name, fd)| format!("{name}={}", fd.as_raw_fd())).collect();
+    command.env(variable, numbers.join(","));
     Ok(kept)
 }
 

@@ -1,4 +1,4 @@
-//! Sockets that the gate has kept here while it is started anew (`FDSTORE` of sd_notify(3)).
+//! Descriptors that the gate and the warden have kept here while they are started anew (`FDSTORE` of sd_notify(3)).
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +6,25 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Sockets that are kept; one for each container that has one.
-const MOST: usize = 4096;
+use bulkhead_warden::traps::KEPT_PREFIX;
+
+/// Descriptors that are kept for each of the two; one for each container that has one.
+const MOST: usize = 2048;
+
+/// Whose a descriptor is, by the beginning of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A container's socket.
+    Gate,
+    /// Where a container's mounts are reported.
+    Warden,
+}
+
+impl Owner {
+    fn of(name: &str) -> Self {
+        if name.starts_with(KEPT_PREFIX) { Self::Warden } else { Self::Gate }
+    }
+}
 
 /// The sockets by name. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -55,15 +72,23 @@ impl Store {
             sockets.remove(name);
         } else if keep
             && let Some(socket) = descriptors.into_iter().next()
-            && (sockets.len() < MOST || sockets.contains_key(name))
+            && (sockets.keys().filter(|other| Owner::of(other) == Owner::of(name)).count() < MOST
+                || sockets.contains_key(name))
         {
             sockets.insert(name.to_owned(), socket);
         }
     }
 
-    /// Copies for a new gate.
-    pub(crate) fn copies(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
-        self.sockets().iter().map(|(name, socket)| Ok((name.clone(), socket.try_clone()?))).collect()
+    /// Copies for a new gate or warden.
+    pub(crate) fn copies(&self, owner: Owner) -> std::io::Result<Vec<(String, OwnedFd)>> {
+        let sockets = self.sockets();
+        let theirs = sockets.iter().filter(|(name, _)| Owner::of(name) == owner);
+        theirs.map(|(name, socket)| Ok((name.clone(), socket.try_clone()?))).collect()
+    }
+
+    /// Lets go of all.
+    pub(crate) fn release(&self, owner: Owner) {
+        self.sockets().retain(|name, _| Owner::of(name) != owner);
     }
 }
 
@@ -78,7 +103,7 @@ mod tests {
     }
 
     fn names(store: &Store) -> String {
-        store.copies().unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(",")
+        store.copies(Owner::Gate).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(",")
     }
 
     #[test]
@@ -90,6 +115,18 @@ mod tests {
         assert_eq!(names(&store), "a,b");
         store.handle(b"FDSTOREREMOVE=1\nFDNAME=b", Vec::new());
         assert_eq!(names(&store), "a");
+    }
+
+    #[test]
+    fn each_gets_back_what_is_its_own() {
+        let store = Store::default();
+        store.handle(b"FDSTORE=1\nFDNAME=a1", socket());
+        store.handle(b"FDSTORE=1\nFDNAME=mounts1x2", socket());
+        assert_eq!(names(&store), "a1");
+        let of_warden = || store.copies(Owner::Warden).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(of_warden(), ["mounts1x2"]);
+        store.release(Owner::Warden);
+        assert_eq!((names(&store).as_str(), of_warden().len()), ("a1", 0));
     }
 
     #[test]
