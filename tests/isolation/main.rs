@@ -24,6 +24,7 @@ mod engine;
 #[allow(dead_code, reason = "each suite uses a part")]
 mod home;
 mod nested;
+mod nodes;
 mod policy;
 #[path = "../e2e/process.rs"]
 #[allow(dead_code, reason = "each suite uses a part")]

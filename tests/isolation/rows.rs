@@ -3,7 +3,7 @@
 use crate::{
     builds,
     engine::{Engine, Isolation, engine},
-    need_image, nested, policy,
+    need_image, nested, nodes, policy,
     table::{
         Expect::{Fails, Holds, Says},
         Proof::{Code, In, Later, Lines, Other, Untried},
@@ -12,7 +12,6 @@ use crate::{
     wanted,
 };
 
-const NODES: &str = "nodes of /proc and /sys are the VM's";
 const LIST: &str = "bulkhead-gate, its tests; e2e sockets";
 const SOCKET: &str = "e2e isolation::mounts_of_the_engines_socket_are_refused";
 const ESCAPES: &str = "escapes, its table";
@@ -71,25 +70,9 @@ const CONTAINERS: &[Row] = &[
     Row(
         "containers 15",
         "/proc/uptime is the container's",
-        Later(
-            NODES,
-            "docker run --rm alpine cat /proc/uptime",
-            Holds(|said| {
-                let fields: Vec<f64> = said.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-                fields.len() == 2 && (fields[0] - fields[1]).abs() < 0.001 && fields[0] < 20.0
-            }),
-        ),
+        Lines("docker run --rm alpine cat /proc/uptime", Holds(|said| nodes::are_young(said, 1))),
     ),
-    Row(
-        "containers 16",
-        "other nodes of /proc/sys are per container",
-        Later(
-            NODES,
-            "docker run --rm --privileged alpine sh -c 'echo 7 >/proc/sys/kernel/panic && cat /proc/sys/kernel/panic'
-             docker run --rm alpine cat /proc/sys/kernel/panic",
-            Holds(|said| said.starts_with("7\n") && said != "7\n7\n"),
-        ),
-    ),
+    Row("containers 16", "other nodes of /proc/sys are per container", Code(nodes::sysctls_are_per_container)),
     Row("containers 17", "builds get no host network and no insecure steps", Code(builds::entitlements_are_refused)),
     Row("containers 18", "build steps are isolated (both builders)", Code(builds::steps_are_isolated)),
     Row("containers 19", "kind's nodes and docker-container builders are isolated", Untried("Debian has no image of either")),
@@ -211,6 +194,83 @@ const ATTEMPTS: &[Row] = &[
     Row("attempts", "admin-settings.json: invalid, absent, unknown keys", In(POLICY)),
 ];
 
+/// Files of /proc and /sys.
+const NODES: &[Row] = &[
+    Row(
+        "nodes",
+        "/proc/meminfo shows the container's memory",
+        Lines(
+            "docker run --rm -m 256m alpine head -n 1 /proc/meminfo",
+            Says("MemTotal:         262144 kB\n"),
+        ),
+    ),
+    Row(
+        "nodes",
+        "cpuinfo, stat, online show the container's CPUs",
+        Lines(
+            "docker run --rm --cpus 1 alpine sh -c 'grep -c ^processor /proc/cpuinfo; grep -c ^cpu[0-9] /proc/stat; \
+             cat /sys/devices/system/cpu/online'",
+            Says("1\n1\n0\n"),
+        ),
+    ),
+    Row(
+        "nodes",
+        "/proc/swaps is empty, /proc/loadavg is the container's",
+        Lines(
+            "docker run --rm alpine sh -c 'wc -l </proc/swaps; cat /proc/loadavg'",
+            Holds(|said| {
+                let tasks = said.split_whitespace().nth(4).and_then(|tasks| tasks.split_once('/'));
+                said.starts_with("1\n") && tasks.is_some_and(|(_, all)| all.parse::<u32>().is_ok_and(|all| all < 10))
+            }),
+        ),
+    ),
+    Row(
+        "nodes",
+        "what is out of range is refused, and without privilege every write",
+        Lines(
+            "docker run --rm --privileged alpine sh -c 'echo 9 >/proc/sys/kernel/dmesg_restrict'
+             docker run --rm alpine sh -c 'echo 1 >/proc/sys/kernel/dmesg_restrict'",
+            Fails(1, "Invalid argument\nsh: can't create /proc/sys/kernel/dmesg_restrict: Read-only file system\n"),
+        ),
+    ),
+    Row("nodes", "in a procfs of one's own, with --privileged", Code(|engine| nodes::fresh_procfs(engine, "--privileged"))),
+    Row(
+        "nodes",
+        "in a procfs of one's own, with CAP_SYS_ADMIN",
+        Code(|engine| nodes::fresh_procfs(engine, "--cap-add SYS_ADMIN")),
+    ),
+    Row(
+        "nodes",
+        "under unshare --mount-proc, also with the new mount calls",
+        Lines(
+            "docker run --rm --privileged debian unshare -pf --mount-proc cat /proc/uptime
+             docker run --rm --privileged alpine unshare -pf --mount-proc cat /proc/uptime",
+            Holds(|said| nodes::are_young(said, 2)),
+        ),
+    ),
+    Row(
+        "nodes",
+        "in a sysfs of one's own",
+        Lines(
+            "docker run --rm --privileged alpine sh -ec '
+             hash=module/nf_conntrack/parameters/hashsize; echo 4321 >/sys/$hash
+             mkdir /s; mount -t sysfs sysfs /s; cat /s/$hash; cat /s/devices/system/cpu/online /sys/devices/system/cpu/online | uniq | wc -l
+             umount /s; ls /s | wc -l'",
+            Says("4321\n1\n0\n"),
+        ),
+    ),
+    Row(
+        "nodes",
+        "mounting stays refused without the capability, and the first /proc stays",
+        Lines(
+            "docker run --rm alpine mount -t proc proc /mnt; docker run --rm --privileged alpine umount /proc",
+            Fails(1, "mount: permission denied (are you root?)\numount: can't unmount /proc: Device or resource busy\n"),
+        ),
+    ),
+    Row("nodes", "docker exec mounts as well", Code(nodes::exec_mounts_too)),
+    Row("nodes", "in a container of an inner engine", Code(nested::an_inner_container_has_the_outer_ones_files)),
+];
+
 /// What concerns several rows.
 const MORE: &[Row] = &[
     Row("more", "eight at once and twenty cycles: no range is lost", Code(nested::no_range_is_lost)),
@@ -227,7 +287,7 @@ fn rows_of_the_documentation() {
     let mut table = Table::default();
     let engine = engine(Isolation::On);
     need_image(&engine, "debian:latest", "debian.tar");
-    for row in [CONTAINERS, SOCKETS, ATTEMPTS, MORE].into_iter().flatten() {
+    for row in [CONTAINERS, SOCKETS, ATTEMPTS, NODES, MORE].into_iter().flatten() {
         if wanted(&format!("{} {}", row.0, row.1)) {
             if !matches!(row.2, In(_) | Untried(_) | Other(_)) {
                 engine.remove_containers();
