@@ -276,6 +276,7 @@ fn contained() {
                 unmounts(&place, libc::MNT_DETACH).unwrap();
             }
         }
+        "hostile" => hostile(&place),
         "latency" => latency(&place),
         other => panic!("{other}"),
     }
@@ -386,6 +387,85 @@ fn errors(place: &str) {
     drop_administration();
     assert_eq!(errno(mounts("proc", place, 0, None)), Some(libc::EPERM));
     assert_eq!(own_mounts(), 0);
+}
+
+/// Numbers that are the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
+        of[(self.next() % of.len() as u64) as usize]
+    }
+}
+
+/// Calls with what comes: pointers, texts, flags; none may hang, and all are bounded by the test's patience.
+fn hostile(place: &str) {
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+    mounts("tmpfs", "/tmp", 0, None).unwrap();
+    std::os::unix::fs::symlink("loop", "/tmp/loop").unwrap();
+    fs::create_dir_all("/tmp/d").unwrap();
+    let long = "d/../".repeat(1200);
+    let texts: Vec<_> = [
+        place,
+        "/tmp/d",
+        "",
+        "/",
+        "/tmp/loop",
+        "/proc/self/fd/0",
+        "/proc/self/fd/4294967295",
+        "/dev/fd/1",
+        "/proc/self/mem",
+        "/proc/1/root",
+        "/proc/self/root/tmp/d",
+        &long,
+        "proc",
+        "sysfs",
+        "tmpfs",
+        "a=b,,=,hidepid=2,subset=pid",
+        "..",
+    ]
+    .iter()
+    .map(|text| CString::new(*text).unwrap())
+    .collect();
+    // A text that runs into memory that is not there.
+    // SAFETY: new memory, of which the second page is given back.
+    let edge = unsafe {
+        let map = libc::mmap(std::ptr::null_mut(), 8192, 3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+        libc::munmap(map.byte_add(4096), 4096);
+        std::ptr::write_bytes(map.cast::<u8>(), b'p', 4096);
+        map as u64 + 4090
+    };
+    let flags: Vec<u64> = (0..32).map(|bit| 1 << bit).chain([0, 0, 0, 0, 0xc0ed_0000]).collect();
+    let pointers: Vec<u64> =
+        texts.iter().map(|text| text.as_ptr() as u64).chain([0, 8, u64::MAX, edge, 1 << 47, 1 << 63]).collect();
+    for _ in 0..1500 {
+        let kind = if numbers.next().is_multiple_of(2) { c"proc".as_ptr() as u64 } else { numbers.one_of(&pointers) };
+        let number = numbers.one_of(&[libc::SYS_mount, libc::SYS_mount, libc::SYS_umount2, libc::SYS_fsopen]);
+        let mut arguments = [numbers.one_of(&pointers), numbers.one_of(&pointers), kind, 0, numbers.one_of(&pointers)];
+        arguments[3] = numbers.one_of(&flags) | numbers.one_of(&flags);
+        if number != libc::SYS_mount {
+            arguments[1] = numbers.one_of(&flags);
+        }
+        // Else this process has no root any more before long.
+        let moves = libc::MS_MOVE | libc::MS_REMOUNT | libc::MS_BIND;
+        if number == libc::SYS_mount && arguments[3] & moves != 0 {
+            arguments[1] = texts[1].as_ptr() as u64;
+        }
+        let [first, second, third, fourth, fifth] = arguments;
+        // SAFETY: the kernel reads the texts and refuses what is no memory.
+        let result = unsafe { libc::syscall(number, first, second, third, fourth, fifth) };
+        if number == libc::SYS_fsopen && result >= 0 {
+            // SAFETY: the call has made it for this process.
+            unsafe { libc::close(result as i32) };
+        }
+    }
 }
 
 fn drop_administration() {
@@ -504,6 +584,15 @@ fn no_mount_fails_or_hangs_while_the_warden_is_killed_again_and_again() {
     assert!(ended(&mut child));
     println!("{wardens} wardens were killed");
     assert!(wardens > 5);
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
+fn whatever_a_container_asks_is_answered_and_the_next_one_is_served() {
+    let mut init = Init::new();
+    init.run("hostile");
+    init.run("one and own");
+    assert!(init.warden.try_wait().unwrap().is_none(), "the warden ended");
 }
 
 #[test]

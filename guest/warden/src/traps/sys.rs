@@ -197,3 +197,69 @@ pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
     unsafe { libc::close(number) };
     Some(copy)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use super::*;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (one, other) = UnixStream::pair().unwrap();
+        other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        (one, other)
+    }
+
+    #[test]
+    fn a_message_in_pieces_is_put_together_and_its_end_is_not_waited_for() {
+        let (one, other) = pair();
+        let sender = thread::spawn(move || {
+            for piece in ["{\"a\"", ":1", "}"] {
+                (&one).write_all(piece.as_bytes()).unwrap();
+                thread::sleep(Duration::from_millis(10));
+            }
+            one
+        });
+        let (message, descriptor) = receive_descriptor(&other, |text| text.ends_with(b"}")).unwrap();
+        assert_eq!(message, b"{\"a\":1}");
+        assert!(descriptor.is_none());
+        drop(sender.join());
+    }
+
+    #[test]
+    fn a_message_without_end_is_read_up_to_a_bound_and_a_silent_sender_not_waited_for() {
+        let (one, other) = pair();
+        let sender = thread::spawn(move || while (&one).write_all(&vec![b' '; 65_536]).is_ok() {});
+        let (message, _) = receive_descriptor(&other, |_| false).unwrap();
+        assert!((MAX_MESSAGE..MAX_MESSAGE + 2 * 65_536).contains(&message.len()));
+        drop(other);
+        sender.join().unwrap();
+        let (_one, other) = pair();
+        assert_eq!(receive_descriptor(&other, |_| false).unwrap().0, b"");
+    }
+
+    #[test]
+    fn a_descriptor_comes_with_its_message() {
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let receiver = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        send_descriptor(socket.as_fd(), &path, b"text", io::stdin().as_fd()).unwrap();
+        let stream = UnixStream::from(OwnedFd::from(receiver));
+        let (message, descriptor) = receive_descriptor(&stream, |_| true).unwrap();
+        assert_eq!(message, b"text");
+        assert!(descriptor.is_some());
+    }
+
+    #[test]
+    fn this_processs_memory_is_read_as_far_as_it_goes() {
+        let memory = ProcessMemory(File::open("/proc/self/mem").unwrap());
+        let text = *b"some text";
+        let mut buffer = [0; 9];
+        assert_eq!(memory.read(text.as_ptr() as u64, &mut buffer), 9);
+        assert_eq!(buffer, text);
+        for address in [0, 8, u64::MAX, i64::MAX as u64 + 1] {
+            assert_eq!(memory.read(address, &mut buffer), 0, "{address:#x}");
+        }
+    }
+}
