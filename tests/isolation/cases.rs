@@ -169,8 +169,9 @@ pub const CASES: &[Case] = &[
     ),
     Case(
         "exit codes of commands that are not there",
-        "docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?",
-        "127\n126\n",
+        "docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?
+         docker run --rm -v /folder alpine nosuch 2>&1 | grep -o 'exec: .*'; docker run --rm alpine nosuch >/dev/null 2>&1; echo $?",
+        "127\n126\nexec: \"nosuch\": executable file not found in $PATH: unknown.\n127\n",
     ),
     Case(
         "--pid, --ipc, --network of another container",
