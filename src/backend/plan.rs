@@ -130,6 +130,7 @@ impl Plan {
         VmConfig {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
+            uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
             cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],

@@ -1,7 +1,8 @@
 //! crun's reasons in runc's words, where the engine's callers go by the words.
 //!
 //! The docker CLI exits 127 and 126 when the error of `docker run` has "no such file or directory" or "permission denied"
-//! in it, as Go writes them; C's library begins both with a capital letter, and 125 would be the result.
+//! in it, as Go writes them. C's library begins both with a capital letter, and crun has words of its own; 125 would be
+//! the result.
 
 use std::{
     fs::File,
@@ -32,19 +33,24 @@ pub(crate) fn of_log(path: &Path) -> Option<String> {
 
 /// `None` when the message has none of the reasons.
 fn translate(message: &str) -> Option<String> {
-    let (reason, word) = REASONS.into_iter().find(|(reason, _)| message.contains(reason))?;
-    Some(missing(message).unwrap_or_else(|| message.replace(reason, word)))
+    let known = |(reason, word): (&str, &str)| message.contains(reason).then(|| message.replace(reason, word));
+    command(message).or_else(|| REASONS.into_iter().find_map(known))
 }
 
-/// The message of a command that is not there.
-fn missing(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("executable file `")?;
-    let (command, rest) = rest.split_once("` not found")?;
-    Some(if rest.starts_with(" in $PATH") {
-        format!("unable to start container process: exec: {command:?}: executable file not found in $PATH")
-    } else {
-        format!("unable to start container process: exec: {command:?}: stat {command}: no such file or directory")
-    })
+/// The message of a command that is not there or may not be run.
+fn command(message: &str) -> Option<String> {
+    let cut = |before, after| message.split_once(before).and_then(|(_, rest): (_, &str)| rest.split_once(after));
+    let reason =
+        |command: &str, reason: &str| format!("unable to start container process: exec: {command:?}: {reason}");
+    if let Some((name, rest)) = cut("executable file `", "` not found") {
+        return Some(if rest.starts_with(" in $PATH") {
+            reason(name, "executable file not found in $PATH")
+        } else {
+            reason(name, &format!("stat {name}: no such file or directory"))
+        });
+    }
+    let (name, _) = cut("the path `", "` exists but it is not executable")?;
+    Some(reason(name, "permission denied"))
 }
 
 #[cfg(test)]
@@ -69,6 +75,10 @@ mod tests {
     fn a_command_that_may_not_be_run_is_told_with_gos_reason() {
         let message = "open executable: Permission denied";
         assert_eq!(translate(message).unwrap(), "open executable: permission denied");
+        assert_eq!(
+            translate("the path `/etc/passwd` exists but it is not executable: Operation not permitted").unwrap(),
+            "unable to start container process: exec: \"/etc/passwd\": permission denied"
+        );
         assert_eq!(translate("unknown version specified"), None);
     }
 
