@@ -29,7 +29,7 @@ use crate::{
         process::{self, Facts},
     },
     stage::Stage,
-    sys, wording,
+    sys, warden, wording,
 };
 
 /// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
@@ -88,6 +88,8 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
         }
     }
     mounts::remove(&mut spec, &placed);
+    let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
+    warden::attach(&mut spec, &request.id, &state_root, identity.start)?;
     if spec["root"]["readonly"] == true {
         place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
     }

@@ -23,6 +23,7 @@ mod socket;
 mod spec;
 mod stage;
 mod sys;
+mod warden;
 mod wording;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
