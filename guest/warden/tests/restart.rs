@@ -68,9 +68,15 @@ impl Init {
         self.warden = start(&self.dir, &self.device);
     }
 
-    fn signal(&self, signal: i32) {
-        // SAFETY: takes plain integers; the child has not been waited for, so the number is its own.
-        assert_eq!(unsafe { libc::kill(self.warden.id().cast_signed(), signal) }, 0);
+    /// Stops every thread of the warden and returns when all of them have stopped.
+    fn hang(&self) {
+        let (warden, mut status) = (self.warden.id().cast_signed(), 0);
+        // SAFETY: takes plain integers and a place for one; the child has not ended, so the number is its own.
+        unsafe {
+            assert_eq!(libc::kill(warden, libc::SIGSTOP), 0);
+            assert_eq!(libc::waitpid(warden, &raw mut status, libc::WUNTRACED), warden);
+        }
+        assert!(libc::WIFSTOPPED(status));
     }
 }
 
@@ -153,7 +159,7 @@ fn what_a_warden_that_hangs_took_is_answered_by_the_next_one() {
     let mut init = Init::new();
     let directory = init.enter("a");
     fs::read_to_string(directory.join("proc+uptime")).unwrap();
-    init.signal(libc::SIGSTOP);
+    init.hang();
     let readers: Vec<_> = (0..8)
         .map(|_| {
             let path = directory.join("proc+uptime");
@@ -175,7 +181,7 @@ fn once_the_connection_is_let_go_everything_fails_and_nothing_waits() {
     let directory = init.enter("a");
     let uptime = directory.join("proc+uptime");
     let mut open = fs::File::open(&uptime).unwrap();
-    init.signal(libc::SIGSTOP);
+    init.hang();
     let waiting = thread::spawn(move || std::io::read_to_string(&mut open).unwrap_err());
     thread::sleep(Duration::from_millis(300));
     assert!(!waiting.is_finished());

@@ -1,13 +1,14 @@
 //! The runtime with the crun that it drives, on this kernel and without a VM or an engine: many bundles at once, many
 //! one after the other, and what it costs.
 //!
-//! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land and
-//! `BULKHEAD_TEST_IMAGES` the folder of `tests/images/build`.
+//! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land,
+//! `BULKHEAD_TEST_IMAGES` the folder of `tests/images/build` and `BULKHEAD_TEST_WARDEN` the warden's program.
 
 // A helper of a test that cannot go on shall panic, as the test itself does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod place;
+mod warden;
 
 use std::{
     collections::BTreeSet,
@@ -36,7 +37,7 @@ fn containers_at_once_have_ranges_of_their_own_and_500_cycles_leave_nothing() {
 }
 
 fn many(place: &Place) {
-    let script = "cat /proc/self/uid_map; exec sleep 1000";
+    let script = "cat /proc/self/uid_map; cat /proc/uptime >/dev/null; exec sleep 1000";
     place.bundle("b", &["sh", "-c", script]);
     // What the first run makes for good: the table's folder and lock, the stage.
     cycle(place, "warm-up");
@@ -74,6 +75,34 @@ fn many(place: &Place) {
     println!("after  {after:?}");
     after.assert_no_more_than(before);
     assert!(place.records() <= 1, "records of the dead are removed by the next create");
+}
+
+#[test]
+#[ignore = "needs root and the guest's user land; scripts/test bundles"]
+fn a_procfs_that_the_container_mounts_has_its_own_files() {
+    Place::with(|place| own_procfs(&place));
+}
+
+fn own_procfs(place: &Place) {
+    let script = "mount -t proc proc /mnt && cat /mnt/uptime && umount /mnt && ls /mnt | wc -l && \
+                  unshare -pf --mount-proc cat /proc/uptime && cat /proc/self/status | grep Seccomp_filters";
+    place.privileged_bundle("p", &["sh", "-c", script]);
+    let said = place.run(RUNTIME, "p");
+    place.remove("p");
+    let lines: Vec<_> = said.lines().collect();
+    let [fresh, left, unshared, filters] = lines[..] else { panic!("{said}") };
+    for line in [fresh, unshared] {
+        // The container's file has the same number twice.
+        let fields: Vec<_> = line.split_whitespace().collect();
+        assert!(fields.len() == 2 && fields[0] == fields[1], "{said}");
+    }
+    assert_eq!(left, "0");
+    assert!(filters.ends_with('2'), "the runtime's own and the one that reports: {filters}");
+    // Without the capability the kernel refuses.
+    place.bundle("q", &["sh", "-c", "mount -t proc proc /mnt 2>&1; sleep 1; true"]);
+    assert!(place.run(RUNTIME, "q").contains("permission denied"));
+    place.remove("q");
+    assert_eq!(place.warden().listeners(), 0, "those of the containers that ended are gone");
 }
 
 /// Creates, starts and removes a container, which has the first range as all others are gone.
