@@ -217,6 +217,12 @@ fn install(filter: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<i32
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
+/// mount(2) of something that is there.
+fn mounts_from(source: &str, target: &str, flags: u64) -> io::Result<()> {
+    rustix::mount::mount(source, target, "none", rustix::mount::MountFlags::from_bits_retain(flags as u32), None)
+        .map_err(Into::into)
+}
+
 /// mount(2), as programs call it.
 fn mounts(kind: &str, target: &str, flags: u64, options: Option<&str>) -> io::Result<()> {
     let text = |text: &str| CString::new(text).unwrap();
@@ -262,6 +268,7 @@ fn contained() {
         "proc" => procfs(&place),
         "sys" => sysfs(&place),
         "paths" => paths(&place),
+        "binds" => binds(&place),
         "errors" => errors(&place),
         "refused" => assert_eq!(errno(mounts("proc", &place, 0, None)), Some(libc::EPERM)),
         "one" => mounts("proc", &place, 0, None).unwrap(),
@@ -361,6 +368,32 @@ fn paths(place: &str) {
     mounts("proc", "/proc", 0, None).unwrap();
     assert_own("/proc");
     unmounts("/proc", 0).unwrap();
+}
+
+fn binds(place: &str) {
+    // The first procfs has its files from crun; here it has none, and a bind of it has.
+    mounts("proc", "/proc", libc::MS_RDONLY, None).unwrap();
+    mounts_from("/proc", place, libc::MS_BIND).unwrap();
+    assert_own(place);
+    let written = fs::write(format!("{place}/sys/kernel/panic"), "78").map_err(|error| error.raw_os_error());
+    assert_eq!(written, Err(Some(libc::EROFS)), "as its source");
+    unmounts(place, 0).unwrap();
+    std::env::set_current_dir("/").unwrap();
+    mounts_from("proc", place, libc::MS_BIND).unwrap();
+    assert_own(place);
+    unmounts(place, 0).unwrap();
+    // With all that is mounted on it, and a part of it.
+    mounts_from("/proc", place, libc::MS_BIND | libc::MS_REC).unwrap();
+    assert_own(place);
+    unmounts(place, libc::MNT_DETACH).unwrap();
+    mounts_from("/proc/sys", place, libc::MS_BIND).unwrap();
+    assert!(Path::new(place).join("kernel/panic").exists());
+    unmounts(place, 0).unwrap();
+    assert_eq!(errno(mounts_from("/proc/version", place, libc::MS_BIND)), Some(libc::ENOTDIR));
+    assert_eq!(errno(mounts_from("/proc", "/proc/version", libc::MS_BIND)), Some(libc::ENOTDIR));
+    // Anything else.
+    mounts_from("/etc", place, libc::MS_BIND).unwrap();
+    assert!(Path::new(place).join("passwd").exists());
 }
 
 fn errors(place: &str) {
@@ -491,6 +524,11 @@ fn latency(place: &str) {
         unmounts(place, libc::MNT_DETACH).unwrap();
     };
     println!("mount and lazy unmount of a tmpfs: {:?}", median(&|| cycle("tmpfs")));
+    let bind = || {
+        mounts_from("/etc", place, libc::MS_BIND).unwrap();
+        unmounts(place, libc::MNT_DETACH).unwrap();
+    };
+    println!("bind and lazy unmount of a folder: {:?}", median(&bind));
     println!("mount and lazy unmount of a procfs: {:?}", median(&|| cycle("proc")));
     println!(
         "mount and unmount of a procfs: {:?}",
@@ -520,6 +558,12 @@ fn a_sysfs_of_ones_own_shows_the_containers_files() {
 #[ignore = "needs root, /dev/fuse and user namespaces"]
 fn the_callers_own_descriptors_and_root_are_meant() {
     Init::new().run("paths");
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
+fn a_bind_of_a_procfs_has_the_containers_files() {
+    Init::new().run("binds");
 }
 
 #[test]

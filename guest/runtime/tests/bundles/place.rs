@@ -341,7 +341,9 @@ fn config(args: &[&str]) -> Value {
             // An engine's profile makes the kernel ask a filter at each call, with isolation or without.
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
-                "syscalls": [{ "names": ["kexec_load"], "action": "SCMP_ACT_ERRNO" }]
+                "syscalls": [{
+                    "names": ["kexec_load", "mount", "umount", "umount2", "fsopen"], "action": "SCMP_ACT_ERRNO"
+                }]
             },
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]

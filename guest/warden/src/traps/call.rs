@@ -108,6 +108,13 @@ pub(crate) enum Order {
         /// Separated by commas.
         options: Vec<u8>,
     },
+    /// mount(2) of a part of the tree of files at a second place, without what is mounted on it.
+    Bind {
+        /// What.
+        source: Vec<u8>,
+        /// Where.
+        target: Vec<u8>,
+    },
     /// umount2(2) of something that is mounted over nothing that would stay.
     Unmount {
         /// What.
@@ -173,6 +180,9 @@ pub(crate) fn judge(call: &RawCall, memory: &impl Memory) -> Verdict {
 
 fn mount([source, target, kind, flags, options]: [u64; 5], memory: &impl Memory) -> Option<Order> {
     let flags = if flags & MAGIC_MASK == MAGIC { flags & !MAGIC_MASK } else { flags };
+    if flags & NOT_PLAIN == libc::MS_BIND && flags & libc::MS_REC == 0 {
+        return Some(Order::Bind { source: path(memory, source)?, target: path(memory, target)? });
+    }
     if flags & NOT_PLAIN != 0 {
         return None;
     }
@@ -300,10 +310,18 @@ mod tests {
     }
 
     #[test]
-    fn binds_moves_remounts_and_propagation_are_the_kernels() {
-        for flag in [libc::MS_BIND, libc::MS_MOVE, libc::MS_REMOUNT, libc::MS_PRIVATE, libc::MS_SHARED, libc::MS_SLAVE]
-        {
-            assert_eq!(mounting(b"proc", flag), Verdict::Continue);
+    fn moves_remounts_propagation_and_binds_of_all_that_is_mounted_are_the_kernels() {
+        use libc::{MS_BIND, MS_MOVE, MS_PRIVATE, MS_REC, MS_REMOUNT, MS_SHARED, MS_SLAVE};
+        for flags in [MS_MOVE, MS_REMOUNT, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_BIND | MS_REC, MS_BIND | MS_REMOUNT] {
+            assert_eq!(mounting(b"proc", flags), Verdict::Continue);
+        }
+    }
+
+    #[test]
+    fn a_bind_without_what_is_mounted_on_its_source_is_looked_at() {
+        let expected = Order::Bind { source: b"source".to_vec(), target: b"/p".to_vec() };
+        for kind in [&b"none"[..], b"proc"] {
+            assert_eq!(mounting(kind, libc::MS_BIND | libc::MS_RDONLY), Verdict::Do(expected.clone()));
         }
     }
 
@@ -378,6 +396,9 @@ mod tests {
                     prop_assert!(!target.is_empty() && target.len() < MAX_PATH && options.len() <= MAX_OPTIONS);
                     let all = [target, options, source.unwrap_or_default()].concat();
                     prop_assert!(!all.contains(&0));
+                }
+                Verdict::Do(Order::Bind { source, target }) => {
+                    prop_assert!(!source.is_empty() && !target.is_empty() && ![source, target].concat().contains(&0));
                 }
                 Verdict::Do(Order::Unmount { target, flags }) => {
                     prop_assert!(!target.is_empty() && !target.contains(&0) && flags & !0x9 == 0);

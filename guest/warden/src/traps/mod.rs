@@ -200,6 +200,7 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
         Verdict::Continue => false,
         // A container that has mounted neither has nothing to unmount together with them.
         Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| table::has_ours(&text)),
+        Verdict::Do(Order::Bind { source, .. }) => place::may_be_whole(&thread, source),
         Verdict::Refuse(_) | Verdict::Do(Order::Mount { .. }) => true,
     };
     match verdict {

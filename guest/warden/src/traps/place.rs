@@ -56,7 +56,7 @@ impl Caller {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from)
         };
-        let (Order::Mount { target, .. } | Order::Unmount { target, .. }) = order;
+        let (Order::Mount { target, .. } | Order::Bind { target, .. } | Order::Unmount { target, .. }) = order;
         let start = match Start::of(target) {
             Start::Link(name, rest) => Some((open(&name, OFlags::PATH)?, rest)),
             Start::Path => None,
@@ -169,6 +169,21 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether what a caller binds may be the whole of a procfs or sysfs. A guess, which saves a process for all others.
+pub(super) fn may_be_whole(directory: &OwnedFd, source: &[u8]) -> bool {
+    let (from, resolve) = if source.starts_with(b"/") {
+        ("root", ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    } else {
+        ("cwd", ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let look = || {
+        let from = rustix::fs::openat(directory, from, flags, Mode::empty())?;
+        rustix::fs::fstatfs(rustix::fs::openat2(from, source, flags, Mode::empty(), resolve)?)
+    };
+    look().is_ok_and(|stat| stat.f_type == libc::PROC_SUPER_MAGIC || stat.f_type == libc::SYSFS_MAGIC)
+}
+
 /// Carries it out; returns what the call is to return, or an error when the kernel shall do it.
 fn carry_out(order: &Order, caller: &Caller, slot: &Path) -> io::Result<i32> {
     match order {
@@ -186,6 +201,12 @@ fn carry_out(order: &Order, caller: &Caller, slot: &Path) -> io::Result<i32> {
             refuse_same(&target, &mount)?;
             attach(mount.as_fd(), "", target.as_fd(), "")?;
             put(files, mount.as_fd());
+            Ok(0)
+        }
+        Order::Bind { source, target } => {
+            let all = [Kind::Proc, Kind::Sys].map(|kind| files(kind, slot, false));
+            caller.enter()?;
+            bind(caller, source, target, all)?;
             Ok(0)
         }
         Order::Unmount { target, flags } => {
@@ -272,6 +293,30 @@ fn put(files: Vec<Own>, mount: BorrowedFd<'_>) {
     for (name, file) in files {
         let _ = attach(file.as_fd(), "", mount, name);
     }
+}
+
+/// Binds the whole of a procfs or sysfs, and its files once more.
+fn bind(caller: &Caller, source: &[u8], target: &[u8], [of_proc, of_sys]: [Vec<Own>; 2]) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let source = rustix::fs::openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    let stat = rustix::fs::statx(&source, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let whole = table::whole(&caller.text("mountinfo")?, stat.stx_mnt_id);
+    let kind = whole.filter(|_| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    let files = match kind.ok_or(io::ErrorKind::InvalidInput)? {
+        Kind::Proc => of_proc,
+        Kind::Sys => of_sys,
+    };
+    let target = caller.find(target, OFlags::DIRECTORY)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = open_tree(&source, "", flags)?;
+    if rustix::fs::fstatvfs(&source)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        for (_, file) in &files {
+            sys::add_mount_attributes(file.as_fd(), libc::MOUNT_ATTR_RDONLY)?;
+        }
+    }
+    attach(mount.as_fd(), "", target.as_fd(), "")?;
+    put(files, mount.as_fd());
+    Ok(())
 }
 
 /// Unmounts something together with the warden's files, if these are all that is on it.

@@ -1,4 +1,6 @@
-//! The table of mounts of a process (proc_pid_mountinfo(5)), as far as unmounting needs it.
+//! The table of mounts of a process (proc_pid_mountinfo(5)), as far as unmounts and binds need it.
+
+use super::call::Kind;
 
 /// The type of the warden's own file system in the table.
 const OURS: &[u8] = b"fuse.bulkhead";
@@ -12,6 +14,7 @@ const MARK: &[u8] = b"nodiratime";
 struct Line<'a> {
     id: u64,
     parent: u64,
+    root: &'a [u8],
     options: &'a [u8],
     kind: &'a [u8],
 }
@@ -21,9 +24,10 @@ impl<'a> Line<'a> {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = number(fields.next()?)?;
         let parent = number(fields.next()?)?;
-        let options = fields.nth(3)?;
+        let root = fields.nth(1)?;
+        let options = fields.nth(1)?;
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        Some(Self { id, parent, options, kind })
+        Some(Self { id, parent, root, options, kind })
     }
 
     fn is_ours(&self) -> bool {
@@ -64,6 +68,12 @@ pub(crate) fn has_only_ours(table: &[u8], id: u64) -> bool {
     is_right_kind && !on_it.is_empty() && !lines(table).any(|line| carries(&line))
 }
 
+/// What a mount is, if it is the whole of a procfs or sysfs.
+pub(crate) fn whole(table: &[u8], id: u64) -> Option<Kind> {
+    let line = lines(table).find(|line| line.id == id && line.root == b"/")?;
+    [Kind::Proc, Kind::Sys].into_iter().find(|kind| kind.name().as_bytes() == line.kind)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -97,6 +107,13 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_procfs_is_not_the_whole() {
+        let table = b"9 1 0:1 / /proc rw - proc proc rw\n10 1 0:1 /sys /proc/sys ro - proc proc rw\n11 1 0:2 / /s rw - sysfs s rw\n";
+        assert_eq!([9, 10, 11, 12].map(|id| whole(table, id)), [Some(Kind::Proc), None, Some(Kind::Sys), None]);
+        assert_eq!(whole(TABLE, 22), None);
+    }
+
+    #[test]
     fn a_container_that_mounted_none_has_none() {
         assert!(has_ours(TABLE));
         let first = TABLE.split_inclusive(|byte| *byte == b'\n').take(3).collect::<Vec<_>>().concat();
@@ -109,7 +126,7 @@ mod tests {
             proptest::collection::vec(any::<u8>(), 0..300),
             "(1|2| |-|\n|proc|fuse.bulkhead|nodiratime|,){0,60}".prop_map(String::into_bytes),
         ]) {
-            let _ = (has_ours(&table), has_only_ours(&table, 1));
+            let _ = (has_ours(&table), has_only_ours(&table, 1), whole(&table, 1));
         }
     }
 }
