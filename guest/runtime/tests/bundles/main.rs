@@ -122,16 +122,19 @@ fn what_isolation_costs_beside_plain_crun() {
 
 fn cost(place: &Place) {
     place.bundle("b", &["true"]);
-    let mut times = Times::default();
-    for round in 0..ROUNDS {
-        for program in [CRUN, RUNTIME] {
-            let name = format!("{round}-{program}");
-            place.copy_bundle("b", &name);
-            times.add(program, time(|| drop(place.run(program, &name))));
-            place.remove(&name);
+    place.privileged_bundle("p", &["true"]);
+    for (bundle, what) in [("b", "run of `true`"), ("p", "run of `true` with privilege")] {
+        let mut times = Times::default();
+        for round in 0..ROUNDS {
+            for program in [CRUN, RUNTIME] {
+                let name = format!("{bundle}{round}-{program}");
+                place.copy_bundle(bundle, &name);
+                times.add(program, time(|| drop(place.run(program, &name))));
+                place.remove(&name);
+            }
         }
+        times.print(what);
     }
-    times.print("run of `true`");
 
     let script = format!(
         "mkdir /s /d && cd /s && i=0; while [ $i -lt {FILES} ]; do echo $i >f$i; i=$((i+1)); done; \

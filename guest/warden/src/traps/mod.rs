@@ -27,6 +27,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -138,6 +139,8 @@ impl Traps {
         };
         if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
             self.running.fetch_sub(1, Ordering::Relaxed);
+            // Calls that nobody answers would wait for ever; without the descriptor they fail.
+            self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
             eprintln!("bulkhead-warden: can't serve a container's mounts: {error}");
         }
     }
@@ -146,6 +149,7 @@ impl Traps {
 /// Answers the calls of one filter until nothing uses it any more.
 fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
     let record = kept::Record::open(name, state);
+    let mut is_first = true;
     while waits(listener) {
         let notification = match sys::receive(listener) {
             Ok(notification) => notification,
@@ -157,7 +161,13 @@ fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
             }
         };
         record.write(notification.id);
-        let answer = if serves { decide(listener, &notification, name.slot(), state) } else { Answer::Continue };
+        if is_first {
+            kept::answer_before(listener, notification.id);
+            is_first = false;
+        }
+        // A fault here must not leave the caller waiting.
+        let judge = AssertUnwindSafe(|| decide(listener, &notification, name.slot(), state));
+        let answer = if serves { catch_unwind(judge).unwrap_or(Answer::Continue) } else { Answer::Continue };
         // One that is gone needs none.
         let _ = sys::answer(listener, notification.id, answer);
     }
