@@ -39,7 +39,7 @@ fn containers_at_once_have_ranges_of_their_own_and_500_cycles_leave_nothing() {
 fn many(place: &Place) {
     let script = "cat /proc/self/uid_map; cat /proc/uptime >/dev/null; exec sleep 1000";
     // Their mounts are reported to the warden, which must keep nothing either.
-    place.privileged_bundle("b", &["sh", "-c", script]);
+    place.privileged_bundle("b", &["sh", "-c", script], false);
     // What the first run makes for good: the table's folder and lock, the stage.
     cycle(place, "warm-up");
     let before = Kernel::now(place);
@@ -81,13 +81,16 @@ fn many(place: &Place) {
 #[test]
 #[ignore = "needs root and the guest's user land; scripts/test bundles"]
 fn a_procfs_that_the_container_mounts_has_its_own_files() {
-    Place::with(|place| own_procfs(&place));
+    Place::with(|place| {
+        own_procfs(&place, false);
+        own_procfs(&place, true);
+    });
 }
 
-fn own_procfs(place: &Place) {
+fn own_procfs(place: &Place, no_new_privileges: bool) {
     let script = "mount -t proc proc /mnt && cat /mnt/uptime && umount /mnt && ls /mnt | wc -l && \
                   unshare -pf --mount-proc cat /proc/uptime && cat /proc/self/status | grep Seccomp_filters";
-    place.privileged_bundle("p", &["sh", "-c", script]);
+    place.privileged_bundle("p", &["sh", "-c", script], no_new_privileges);
     let said = place.run(RUNTIME, "p");
     place.remove("p");
     let lines: Vec<_> = said.lines().collect();
@@ -122,7 +125,7 @@ fn what_isolation_costs_beside_plain_crun() {
 
 fn cost(place: &Place) {
     place.bundle("b", &["true"]);
-    place.privileged_bundle("p", &["true"]);
+    place.privileged_bundle("p", &["true"], false);
     for (bundle, what) in [("b", "run of `true`"), ("p", "run of `true` with privilege")] {
         let mut times = Times::default();
         for round in 0..ROUNDS {

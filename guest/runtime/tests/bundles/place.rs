@@ -115,7 +115,8 @@ impl Place {
     }
 
     /// A new bundle that may do all that isolation lets it, as one of a privileged container.
-    pub fn privileged_bundle(&self, name: &str, args: &[&str]) {
+    /// With `no_new_privileges` crun sets the filter at another moment.
+    pub fn privileged_bundle(&self, name: &str, args: &[&str], no_new_privileges: bool) {
         let mut config = config(args);
         let all = [
             "CAP_CHOWN",
@@ -127,6 +128,7 @@ impl Place {
             "CAP_SYS_ADMIN",
         ];
         config["process"]["capabilities"] = json!({ "bounding": all, "effective": all, "permitted": all });
+        config["process"]["noNewPrivileges"] = no_new_privileges.into();
         for left_out in ["seccomp", "maskedPaths", "readonlyPaths"] {
             config["linux"][left_out] = Value::Null;
         }
