@@ -283,6 +283,7 @@ fn contained() {
                 unmounts(&place, libc::MNT_DETACH).unwrap();
             }
         }
+        "nested" => nested(),
         "hostile" => hostile(&place),
         "latency" => latency(&place),
         other => panic!("{other}"),
@@ -368,6 +369,24 @@ fn paths(place: &str) {
     mounts("proc", "/proc", 0, None).unwrap();
     assert_own("/proc");
     unmounts("/proc", 0).unwrap();
+}
+
+/// A user namespace in the container may mount a procfs when nothing but the warden's files is on the one it has.
+fn nested() {
+    let inner = |scenario: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--"]);
+        command.arg(std::env::current_exe().unwrap()).args(["--ignored", "--exact", "contained", "--nocapture"]);
+        assert!(command.env(SCENARIO, scenario).status().unwrap().success(), "{scenario}");
+    };
+    mounts("proc", "/proc", 0, None).unwrap();
+    assert_own("/proc");
+    inner("one and own");
+    // What somebody else hides stays hidden.
+    mounts("tmpfs", "/proc/fs", 0, None).unwrap();
+    inner("refused");
+    unmounts("/proc/fs", 0).unwrap();
+    inner("one and own");
 }
 
 fn binds(place: &str) {
@@ -564,6 +583,12 @@ fn the_callers_own_descriptors_and_root_are_meant() {
 #[ignore = "needs root, /dev/fuse and user namespaces"]
 fn a_bind_of_a_procfs_has_the_containers_files() {
     Init::new().run("binds");
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
+fn a_user_namespace_inside_mounts_a_procfs_unless_something_else_is_hidden() {
+    Init::new().run("nested");
 }
 
 #[test]

@@ -77,6 +77,13 @@ impl Caller {
         read(&self.directory, name)
     }
 
+    /// Whether a namespace belongs to the caller's user namespace.
+    fn owns(&self, namespace: &OwnedFd) -> io::Result<bool> {
+        let owner = rustix::fs::fstat(sys::owner(namespace.as_fd())?)?;
+        let own = rustix::fs::fstat(&self.user)?;
+        Ok((owner.st_dev, owner.st_ino) == (own.st_dev, own.st_ino))
+    }
+
     /// Goes where the caller is.
     fn enter(&self) -> io::Result<()> {
         let (own, other) = (fs::metadata("/proc/self/ns/user")?, File::from(self.user.try_clone()?).metadata()?);
@@ -150,6 +157,35 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
     // A procfs shows the processes of the namespace that its maker is in, which only a child is.
     rustix::thread::move_into_link_name_space(processes.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
+    if attempt(&order, &caller, &slot, Maker::Caller)? == TOO_REVEALING
+        && let Order::Mount { kind, .. } = order
+    {
+        let shown = match kind {
+            Kind::Proc => &processes,
+            Kind::Sys => &network,
+        };
+        if caller.owns(shown)? && caller.owns(&caller.mounts)? && table::shows_all(&caller.text("mountinfo")?, kind) {
+            attempt(&order, &caller, &slot, Maker::Warden)?;
+        }
+    }
+    Ok(())
+}
+
+/// The status of a child to which the kernel refused a mount.
+const TOO_REVEALING: i32 = 2;
+
+/// Who makes the file system, as the kernel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Maker {
+    /// The caller, which the kernel judges.
+    Caller,
+    /// The warden, in the place of a caller that is refused because of the warden's own files: it may see all that the
+    /// file system shows, but the kernel takes what is mounted on the one that it has for a mask.
+    Warden,
+}
+
+/// Carries the order out in a child, and returns its status.
+fn attempt(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Result<i32> {
     let child = match sys::fork(caller.cgroup.as_ref().map(AsFd::as_fd)) {
         Ok(child) => child,
         // A threaded cgroup takes no processes of others.
@@ -158,15 +194,16 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     };
     if child == 0 {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-        let done = carry_out(&order, &caller, &slot);
+        let done = carry_out(order, caller, slot, maker);
         if let Ok(errno) = &done {
             helper::tell(*errno);
         }
-        sys::leave(i32::from(done.is_err()));
+        let refused = done.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
+        sys::leave(if refused { TOO_REVEALING } else { i32::from(done.is_err()) });
     }
     let child = rustix::process::Pid::from_raw(child).ok_or(io::ErrorKind::InvalidData)?;
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
-    Ok(())
+    let ended = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
+    Ok(ended.and_then(|(_, status)| status.exit_status()).unwrap_or(1))
 }
 
 /// Whether what a caller binds may be the whole of a procfs or sysfs. A guess, which saves a process for all others.
@@ -185,7 +222,7 @@ pub(super) fn may_be_whole(directory: &OwnedFd, source: &[u8]) -> bool {
 }
 
 /// Carries it out; returns what the call is to return, or an error when the kernel shall do it.
-fn carry_out(order: &Order, caller: &Caller, slot: &Path) -> io::Result<i32> {
+fn carry_out(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Result<i32> {
     match order {
         Order::Mount { kind, source, target, flags, options } => {
             let attributes = attributes(*flags);
@@ -193,11 +230,15 @@ fn carry_out(order: &Order, caller: &Caller, slot: &Path) -> io::Result<i32> {
             if files.is_empty() {
                 return Err(io::ErrorKind::NotFound.into());
             }
+            let is_read_only = attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY);
+            let make = || -> io::Result<OwnedFd> {
+                let context = configure(*kind, source.as_deref(), options, is_read_only)?;
+                Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+            };
+            let made = if maker == Maker::Warden { Some(make()?) } else { None };
             caller.enter()?;
             let target = caller.find(target, OFlags::empty())?;
-            let is_read_only = attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY);
-            let context = configure(*kind, source.as_deref(), options, is_read_only)?;
-            let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+            let mount = made.map_or_else(make, Ok)?;
             refuse_same(&target, &mount)?;
             attach(mount.as_fd(), "", target.as_fd(), "")?;
             put(files, mount.as_fd());

@@ -68,6 +68,34 @@ pub(crate) fn has_only_ours(table: &[u8], id: u64) -> bool {
     is_right_kind && !on_it.is_empty() && !lines(table).any(|line| carries(&line))
 }
 
+/// File systems whose places in procfs and sysfs are folders that the kernel keeps empty for them.
+const ON_EMPTY_FOLDERS: &[&[u8]] = &[
+    b"binfmt_misc",
+    b"bpf",
+    b"cgroup",
+    b"cgroup2",
+    b"configfs",
+    b"debugfs",
+    b"fusectl",
+    b"pstore",
+    b"securityfs",
+    b"tracefs",
+];
+
+/// Whether there is a procfs or sysfs of which files of the warden, at most, are hidden.
+///
+/// The kernel lets a new user namespace mount one only if it sees a whole one already, and the warden's files hide
+/// something.
+pub(crate) fn shows_all(table: &[u8], kind: Kind) -> bool {
+    let hides = |line: &Line<'_>| line.kind != OURS && !ON_EMPTY_FOLDERS.contains(&line.kind);
+    let is_whole = |line: &Line<'_>| {
+        line.kind == kind.name().as_bytes()
+            && line.root == b"/"
+            && line.options.split(|byte| *byte == b',').next() == Some(b"rw")
+    };
+    lines(table).filter(is_whole).any(|whole| !lines(table).any(|line| line.parent == whole.id && hides(&line)))
+}
+
 /// What a mount is, if it is the whole of a procfs or sysfs.
 pub(crate) fn whole(table: &[u8], id: u64) -> Option<Kind> {
     let line = lines(table).find(|line| line.id == id && line.root == b"/")?;
@@ -107,6 +135,23 @@ mod tests {
     }
 
     #[test]
+    fn a_procfs_that_something_else_is_mounted_on_hides_it() {
+        let proc = "9 1 0:1 / /proc rw,nosuid - proc proc rw\n11 9 0:3 /1/proc+uptime /proc/uptime rw - fuse.bulkhead warden rw\n\
+                    12 9 0:4 / /proc/sys/fs/binfmt_misc rw - binfmt_misc b rw\n";
+        assert!(shows_all(proc.as_bytes(), Kind::Proc));
+        assert!(!shows_all(proc.as_bytes(), Kind::Sys));
+        for hiding in [
+            "13 9 0:5 / /proc/acpi ro - tmpfs tmpfs ro",
+            "13 9 0:1 /sys /proc/sys ro - proc proc rw",
+            "13 9 0:1 / /proc rw - fuse.x x rw",
+        ] {
+            assert!(!shows_all(format!("{proc}{hiding}\n").as_bytes(), Kind::Proc), "{hiding}");
+        }
+        assert!(!shows_all(proc.replace("/proc rw,", "/proc ro,").as_bytes(), Kind::Proc));
+        assert!(!shows_all(proc.replace("0:1 /", "0:1 /sys").as_bytes(), Kind::Proc));
+    }
+
+    #[test]
     fn a_part_of_a_procfs_is_not_the_whole() {
         let table = b"9 1 0:1 / /proc rw - proc proc rw\n10 1 0:1 /sys /proc/sys ro - proc proc rw\n11 1 0:2 / /s rw - sysfs s rw\n";
         assert_eq!([9, 10, 11, 12].map(|id| whole(table, id)), [Some(Kind::Proc), None, Some(Kind::Sys), None]);
@@ -126,7 +171,7 @@ mod tests {
             proptest::collection::vec(any::<u8>(), 0..300),
             "(1|2| |-|\n|proc|fuse.bulkhead|nodiratime|,){0,60}".prop_map(String::into_bytes),
         ]) {
-            let _ = (has_ours(&table), has_only_ours(&table, 1), whole(&table, 1));
+            let _ = (has_ours(&table), has_only_ours(&table, 1), whole(&table, 1), shows_all(&table, Kind::Proc));
         }
     }
 }
