@@ -371,18 +371,15 @@ fn undo(caller: &Caller, target: &[u8], flags: u64, [of_proc, of_sys]: [Vec<Own>
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     fchdir(&found)?;
-    for (name, _) in of_proc.iter().chain(&of_sys) {
-        // Most are of the other file system, and some are not there.
-        let _ = unmount(*name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-    }
+    // Some are of the other file system, are not there, or may not be taken away by a user namespace inside.
+    let taken = |(name, _): &Own| unmount(*name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok();
+    let taken: Vec<Own> = of_proc.into_iter().chain(of_sys).filter(taken).collect();
     // This process must not be who keeps it busy.
     fchdir(&caller.working_directory)?;
     drop(found);
     let flags = UnmountFlags::from_bits_retain(flags as u32);
     let Err(error) = unmount(target, flags) else { return Ok(0) };
     // Still in use: it stays as it was.
-    let found = look()?;
-    let is_proc = rustix::fs::fstatfs(&found)?.f_type == libc::PROC_SUPER_MAGIC;
-    put(if is_proc { of_proc } else { of_sys }, found.as_fd());
+    put(taken, look()?.as_fd());
     Ok(error.raw_os_error())
 }

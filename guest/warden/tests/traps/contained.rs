@@ -26,6 +26,11 @@ pub fn play(scenario: &str, place: &str) {
             }
         }
         "nested" => nested(),
+        "locked" => {
+            let before = own_mounts();
+            assert_eq!(errno(unmounts("/proc", 0)), Some(libc::EINVAL), "it came from outside");
+            assert_eq!(own_mounts(), before);
+        }
         "hostile" => hostile(place),
         "latency" => latency(place),
         other => panic!("{other}"),
@@ -165,6 +170,7 @@ fn nested() {
     mounts("proc", "/proc", 0, None).unwrap();
     assert_own("/proc");
     inner("one and own");
+    inner("locked");
     // What somebody else hides stays hidden.
     mounts("tmpfs", "/proc/fs", 0, None).unwrap();
     inner("refused");
