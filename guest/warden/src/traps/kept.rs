@@ -8,6 +8,7 @@ use std::{
         unix::fs::FileExt,
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::time::ClockId;
@@ -24,16 +25,19 @@ const AFTER: u64 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Name {
     slot: u64,
-    /// Nanoseconds since boot when it came; one thread takes them all.
+    /// When it came: nanoseconds since boot, or the next that none has had.
     time: u64,
 }
 
 impl Name {
     /// A new one.
     pub(super) fn new(slot: u64) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         let now = rustix::time::clock_gettime(ClockId::Boottime);
-        let time = now.tv_sec.unsigned_abs().wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec.unsigned_abs());
-        Self { slot, time }
+        let now = now.tv_sec.unsigned_abs().wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec.unsigned_abs());
+        let time = |last: u64| now.max(last + 1);
+        let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(time(last)));
+        Self { slot, time: time(last.unwrap_or_default()) }
     }
 
     /// The container's number; 0 is no container's.
@@ -122,6 +126,7 @@ mod tests {
         let name = Name::new(17);
         let text = name.to_string();
         assert_eq!(Name::read(&text), Some(name));
+        assert_ne!(Name::new(17), Name::new(17));
         assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         for other in ["", "mounts", "mounts1", "gate1x2", "mountsx", "mounts1x2x3"] {
             assert_eq!(Name::read(other), None, "{other}");

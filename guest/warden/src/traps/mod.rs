@@ -64,9 +64,6 @@ pub const KEPT_PREFIX: &str = "mounts";
 /// Containers and `exec` sessions at once; over that many, new ones see the kernel's own files.
 const MOST: usize = 2048;
 
-/// Time for crun to say what it has to say.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// Enough for a thread that reads a table of mounts and makes a process.
 const STACK: usize = 256 * 1024;
 
@@ -96,12 +93,12 @@ impl Traps {
         let traps = Arc::new(Self { state: state.to_owned(), notifier, running: AtomicUsize::new(0) });
         for (name, listener) in kept::inherited() {
             kept::answer_last(listener.as_fd(), &name, state);
-            traps.watch(name, listener);
+            traps.spawn(Some(name), move |traps| traps.watch(&name, &listener));
         }
         thread::Builder::new().name("traps".into()).spawn(move || {
             for stream in socket.incoming() {
                 match stream {
-                    Ok(stream) => traps.take(&stream),
+                    Ok(stream) => traps.spawn(None, move |traps| traps.take(&stream)),
                     // Out of descriptors, most likely.
                     Err(_) => thread::sleep(Duration::from_millis(100)),
                 }
@@ -110,8 +107,27 @@ impl Traps {
         Ok(())
     }
 
-    fn take(self: &Arc<Self>, stream: &UnixStream) {
-        let _ = stream.set_read_timeout(Some(PATIENCE));
+    /// Runs something in a thread of its own.
+    fn spawn(self: &Arc<Self>, name: Option<Name>, run: impl FnOnce(&Self) + Send + 'static) {
+        let traps = Arc::clone(self);
+        let run = move || {
+            if traps.running.fetch_add(1, Ordering::Relaxed) == MOST {
+                eprintln!("bulkhead-warden: more than {MOST} containers that may mount");
+            }
+            run(&traps);
+            traps.running.fetch_sub(1, Ordering::Relaxed);
+        };
+        if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
+            eprintln!("bulkhead-warden: can't serve a container's mounts: {error}");
+            // Calls that nobody answers would wait for ever; without the descriptor they fail.
+            if let Some(name) = name {
+                self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+            }
+        }
+    }
+
+    /// Waits for a container's descriptor and serves it.
+    fn take(&self, stream: &UnixStream) {
         let parse = |message: &[u8]| serde_json::from_slice::<Message>(message).ok();
         let Ok((message, Some(listener))) = sys::receive_descriptor(stream, |text| parse(text).is_some()) else {
             return;
@@ -122,27 +138,15 @@ impl Traps {
         if let Err(error) = self.notifier.give(&format!("FDSTORE=1\nFDNAME={name}"), listener.as_fd()) {
             eprintln!("bulkhead-warden: init can't keep a descriptor: {error}");
         }
-        self.watch(name, listener);
+        self.watch(&name, &listener);
     }
 
-    fn watch(self: &Arc<Self>, name: Name, listener: OwnedFd) {
-        let traps = Arc::clone(self);
-        if self.running.fetch_add(1, Ordering::Relaxed) >= MOST {
-            eprintln!("bulkhead-warden: more than {MOST} containers that may mount");
-        }
-        let run = move || {
-            let serves = traps.running.load(Ordering::Relaxed) <= MOST;
-            serve(listener.as_fd(), &name, &traps.state, serves);
-            traps.running.fetch_sub(1, Ordering::Relaxed);
-            kept::forget(&name, &traps.state);
-            traps.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
-        };
-        if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
-            self.running.fetch_sub(1, Ordering::Relaxed);
-            // Calls that nobody answers would wait for ever; without the descriptor they fail.
-            self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
-            eprintln!("bulkhead-warden: can't serve a container's mounts: {error}");
-        }
+    /// Serves a descriptor until nothing uses it any more.
+    fn watch(&self, name: &Name, listener: &OwnedFd) {
+        let serves = self.running.load(Ordering::Relaxed) <= MOST;
+        serve(listener.as_fd(), name, &self.state, serves);
+        kept::forget(name, &self.state);
+        self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
         unix::{fs::FileExt, net::UnixStream},
     },
     path::Path,
+    time::Duration,
 };
 
 use rustix::net::{
@@ -138,7 +139,13 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 /// Most that a message of a runtime is long, in bytes: annotations of the person's are part of it.
 const MAX_MESSAGE: usize = 1 << 20;
 
+/// Time for the rest of a message of which the first part has come.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Receives a descriptor and what comes with it, until `is_whole` or the sender's end.
+///
+/// The first part is waited for as long as the sender lives: crun connects before it sets a container up, and for one
+/// without new privileges sends when it is started.
 pub(super) fn receive_descriptor(
     stream: &UnixStream,
     is_whole: impl Fn(&[u8]) -> bool,
@@ -161,6 +168,7 @@ pub(super) fn receive_descriptor(
         if length == 0 || message.len() > MAX_MESSAGE || is_whole(&message) {
             return Ok((message, descriptor));
         }
+        stream.set_read_timeout(Some(PATIENCE))?;
     }
 }
 
@@ -214,7 +222,7 @@ pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::{thread, time::Duration};
+    use std::thread;
 
     use super::*;
 

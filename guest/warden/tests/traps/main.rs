@@ -323,6 +323,28 @@ fn no_mount_fails_or_hangs_while_the_warden_is_killed_again_and_again() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
+fn a_runtime_that_takes_its_time_keeps_nobody_waiting_and_is_served_in_the_end() {
+    let init = Init::new();
+    let slow: Vec<_> = (0..4).map(|_| std::os::unix::net::UnixStream::connect(init.socket()).unwrap()).collect();
+    init.run("one and own");
+    // Longer than the rest of a message is waited for.
+    let own = init.dir.path().join("own");
+    let socket = UnixListener::bind(&own).unwrap();
+    let mut child = init.container("one and own", &own);
+    let listener = receive(&socket);
+    thread::sleep(Duration::from_millis(2500));
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [std::os::fd::AsFd::as_fd(&listener)];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let message = format!("{{\"metadata\":\"{}\"}}", init.slot);
+    let parts = [io::IoSlice::new(message.as_bytes())];
+    rustix::net::sendmsg(&slow[2], &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
+    assert!(ended(&mut child));
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
 fn whatever_a_container_asks_is_answered_and_the_next_one_is_served() {
     let mut init = Init::new();
     init.run("hostile");

@@ -36,6 +36,9 @@ const NAMESPACED: &[&str] = &[
 /// `f_type` of a FUSE file system (statfs(2)).
 const FUSE: i64 = 0x6573_5546;
 
+/// Entries of the table of connections, as the kernel has it.
+const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
+
 /// Longest value that is read.
 const MAX_VALUE: u64 = 4096;
 
@@ -138,8 +141,10 @@ fn passes_to_the_kernel(path: &Path) -> bool {
     if own.write_at(format!("{other} {rest}").trim_end().as_bytes(), 0).is_err() {
         return false;
     }
-    let kernel =
-        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).map_err(Into::into).and_then(|()| read(path));
+    let detached = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).map_err(io::Error::from);
+    // The size of this table can be read by all under another name only.
+    let below = if path.ends_with("nf_conntrack/parameters/hashsize") { Path::new(BUCKETS) } else { path };
+    let kernel = detached.and_then(|()| read(below));
     // A procfs of one's own has the container's value as well, and is tried next.
     let _ = own.write_at(&before, 0);
     // What can't be looked at counts as passed on.
