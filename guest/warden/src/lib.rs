@@ -111,6 +111,7 @@ pub fn main() -> ExitCode {
 /// Serves until the connection is gone.
 fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<()> {
     raise_open_files();
+    traps::share_heaps();
     let notifier = Arc::new(Notifier::from_environment());
     // None of the helpers shall have them.
     for descriptor in [Some(&device), listener.as_ref()].into_iter().flatten() {

@@ -49,7 +49,10 @@ use self::{
     status::Status,
     sys::{Answer, Notification, ProcessMemory},
 };
-pub(crate) use self::{place::main as helper, sys::send_descriptor};
+pub(crate) use self::{
+    place::main as helper,
+    sys::{send_descriptor, share_heaps},
+};
 use crate::watchdog::Notifier;
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.

@@ -151,7 +151,7 @@ pub(super) fn receive_descriptor(
     is_whole: impl Fn(&[u8]) -> bool,
 ) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let (mut message, mut descriptor) = (Vec::new(), None);
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = vec![0; 4096];
     loop {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -195,6 +195,12 @@ pub(super) fn inherit(descriptor: RawFd) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has all threads take memory from the same two heaps: hundreds that wait would each keep one.
+pub(crate) fn share_heaps() {
+    // SAFETY: the call takes plain integers, and at worst changes nothing.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
 }
 
 /// Ends this process at once, without running anything of its parent's.
