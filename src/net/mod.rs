@@ -44,6 +44,9 @@ mod tcp;
 mod tests;
 mod udp;
 mod vhost;
+mod window;
+#[cfg(test)]
+mod window_tests;
 
 use std::{
     io,

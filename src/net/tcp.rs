@@ -24,6 +24,7 @@ use super::{
     frame::{self, ETHERNET_HEADER, Frame},
     offload::{offload_tcp, raise_segment_size},
     socket,
+    window::Sent,
 };
 
 /// Data in one segment between the stack and the guest, at most: what is left of a packet by the longest headers.
@@ -146,6 +147,8 @@ pub(super) struct Flow {
     retries: u8,
     /// Our last segment with a FIN that the guest has not acknowledged.
     fin: Option<Fin>,
+    /// How far we have sent.
+    sent: Sent,
 }
 
 /// What repeats a FIN.
@@ -284,6 +287,7 @@ impl Flow {
             orphaned: false,
             retries: 0,
             fin: None,
+            sent: Sent::default(),
         }
     }
 
@@ -323,6 +327,9 @@ impl Flow {
         if syn && knocking {
             self.learn_segment(&mut packet);
             self.socket().set_timeout(Some(SILENCE));
+        }
+        if let Some(segment) = segment_of(&mut packet) {
+            self.sent.keep_open(segment);
         }
         self.wire.incoming = Some(packet);
         self.poll(now, usize::MAX);
@@ -491,6 +498,9 @@ impl Flow {
 
     fn hand_over(&mut self, now: Instant, out: &mut Vec<Frame>) {
         for mut frame in self.wire.outgoing.drain(..) {
+            if let Some(segment) = segment_of(&mut frame.bytes[ETHERNET_HEADER..]) {
+                self.sent.note(segment);
+            }
             offload_tcp(&mut frame, self.segment, self.offload.checksum);
             if has_fin(&frame) {
                 let pause = self.fin.as_ref().map_or(FIN_PAUSE, |fin| fin.pause);
@@ -525,6 +535,15 @@ impl Flow {
             socket::reset(host);
         }
     }
+}
+
+/// The TCP segment of an IP packet.
+fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let header = match packet.first()? {
+        first if first >> 4 == 4 => usize::from(first & 15) * 4,
+        _ => 40,
+    };
+    packet.get_mut(header..)
 }
 
 fn has_fin(frame: &Frame) -> bool {
