@@ -306,7 +306,8 @@ mod tests {
         let (ours, theirs) = duplex(1 << 16);
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
-        let backend = tokio::spawn(async move { converse(ours, &plan(), &Ports::open(), &events, &mut outbox).await });
+        let backend =
+            tokio::spawn(async move { converse(ours, &plan(), &Ports::open(false), &events, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
         let mut line = String::new();
@@ -335,7 +336,7 @@ mod tests {
         let (events, received) = mpsc::channel(64);
         let (orders, outbox) = mpsc::channel(1);
         let serving = async move {
-            serve(listener, std::process::id(), plan(), Arc::new(Ports::open()), events, outbox).await;
+            serve(listener, std::process::id(), plan(), Arc::new(Ports::open(false)), events, outbox).await;
             drop(orders);
         };
         (tokio::spawn(serving), received)
@@ -384,7 +385,7 @@ mod tests {
         let (events, _received) = mpsc::channel(8);
         let (_orders, mut outbox) = mpsc::channel(1);
         theirs.write_all(&encode(&hello(99)).unwrap()).await.unwrap();
-        let error = converse(ours, &plan(), &Ports::open(), &events, &mut outbox).await.unwrap_err();
+        let error = converse(ours, &plan(), &Ports::open(false), &events, &mut outbox).await.unwrap_err();
         assert!(matches!(error, AgentError::Version(99)));
     }
 

@@ -3,9 +3,15 @@
 use std::{
     fs::{self, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
+    },
     path::Path,
 };
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 const KVM: &str = "/dev/kvm";
 
@@ -55,6 +61,22 @@ pub enum HostError {
     /// The kernel's own files.
     #[error("cannot read {0}")]
     Proc(&'static str, #[source] io::Error),
+}
+
+/// The id of the VM with this data disk: the same at each start, another for each host and profile.
+///
+/// It tells nothing of the host's own id, which is to be kept from others (machine-id(5)).
+pub fn machine_uuid(data_disk: &Path) -> Uuid {
+    let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let digest = Sha256::new()
+        .chain_update("bulkhead machine\0")
+        .chain_update(host.trim())
+        .chain_update("\0")
+        .chain_update(data_disk.as_os_str().as_bytes())
+        .finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Uuid::new_v8(bytes)
 }
 
 /// Opens /dev/kvm the way the VM will.
@@ -153,6 +175,14 @@ mod tests {
         assert!(has_virtualization("processor : 0\nflags\t\t: fpu svm lm\n"));
         assert!(has_virtualization("flags\t\t: vmx\n"));
         assert!(!has_virtualization("flags\t\t: fpu svm_lock lm\nvmx flags : x\nmodel name: vmx\n"));
+    }
+
+    #[test]
+    fn a_profiles_machine_keeps_its_id_and_another_has_another() {
+        let id = machine_uuid(Path::new("/a/data.img"));
+        assert_eq!(machine_uuid(Path::new("/a/data.img")), id);
+        assert_ne!(machine_uuid(Path::new("/b/data.img")), id);
+        assert_eq!((id.get_version_num(), id.get_variant()), (8, uuid::Variant::RFC4122));
     }
 
     #[test]

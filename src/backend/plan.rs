@@ -6,7 +6,7 @@ use bulkhead_protocol::SocketExceptions;
 
 use crate::{
     image::{Image, ImageError},
-    settings::{Paths, Policy, Settings, SettingsError},
+    settings::{Paths, Policy, PortBinding, Settings, SettingsError},
     vmm::api::{Disk, VmConfig, Vsock},
 };
 
@@ -71,6 +71,8 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
+    /// Published ports are on the host's loopback, whatever address is asked for.
+    pub ports_on_loopback: bool,
     /// The network of a VM that has one.
     pub network: Option<NetworkPlan>,
     /// The engine's proxy.
@@ -103,6 +105,7 @@ impl Plan {
             socket_exceptions: settings.socket_exceptions(),
             block_load: settings.block_load(),
             daemon_options: settings.daemon_options(),
+            ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
             network,
             proxy,
             warning,
@@ -130,6 +133,7 @@ impl Plan {
         VmConfig {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
+            uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
             cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],

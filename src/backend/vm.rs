@@ -140,7 +140,7 @@ impl Vm {
             Some(network) => network.no_ports(),
             None => Some("this VM has no network, so no port can be published".to_owned()),
         };
-        let ports = Arc::new(no_ports.map_or_else(Ports::open, Ports::closed));
+        let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
         let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
         let agent = tokio::spawn(agent).abort_handle();
         let kill = Arc::new(Notify::new());

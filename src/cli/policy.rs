@@ -134,7 +134,7 @@ mod tests {
             ("filesharingAllowedDirectories", "not enforced yet: "),
             ("blockDockerLoad", "in force"),
             ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
-            ("portBindingBehavior", "not enforced yet: "),
+            ("portBindingBehavior", "in force"),
         ] {
             let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}"));
             assert!(line.contains(expected), "{line}");

@@ -50,6 +50,9 @@ mod tcp;
 mod tests;
 mod udp;
 mod vhost;
+mod window;
+#[cfg(test)]
+mod window_tests;
 mod wire;
 
 use std::{

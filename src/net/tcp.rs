@@ -23,6 +23,7 @@ use super::{
     offload::{offload_tcp, raise_segment_size},
     sender::{Receiver, Sender, Sent},
     socket,
+    window::Sent as Window,
     wire::{Wire, interface},
 };
 
@@ -105,6 +106,8 @@ pub(super) struct Flow {
     retries: u8,
     /// Our last segment with a FIN that the guest has not acknowledged.
     fin: Option<Fin>,
+    /// How far we have sent.
+    sent: Window,
 }
 
 /// What repeats a FIN.
@@ -251,6 +254,7 @@ impl Flow {
             orphaned: false,
             retries: 0,
             fin: None,
+            sent: Window::default(),
         }
     }
 
@@ -279,9 +283,7 @@ impl Flow {
 
     /// Whether a packet of the guest says nothing but what the sender has taken from it.
     fn hear(&mut self, packet: &mut [u8], now: Instant) -> bool {
-        let header =
-            if packet.first().is_some_and(|first| first >> 4 == 4) { usize::from(packet[0] & 15) * 4 } else { 40 };
-        let (Some(sender), Some(tcp)) = (&mut self.sender, packet.get_mut(header..)) else { return false };
+        let (Some(sender), Some(tcp)) = (&mut self.sender, segment_of(packet)) else { return false };
         sender.hear(tcp, now)
     }
 
@@ -304,6 +306,11 @@ impl Flow {
             return true;
         }
         self.heard = now;
+        if self.sender.is_none()
+            && let Some(segment) = segment_of(&mut packet)
+        {
+            self.sent.keep_open(segment);
+        }
         self.wire.incoming = Some(packet);
         self.poll(now, usize::MAX);
         if knocking && self.socket().state() == State::SynSent && self.retries < RETRIES {
@@ -512,10 +519,11 @@ impl Flow {
 
     fn hand_over(&mut self, now: Instant, out: &mut Vec<Frame>) {
         for mut frame in self.wire.outgoing.drain(..) {
-            if let Some(sender) = &mut self.sender
-                && let Some(tcp) = tcp_of(&mut frame)
-            {
-                sender.speak(tcp);
+            if let Some(segment) = segment_of(&mut frame.bytes[ETHERNET_HEADER..]) {
+                match &mut self.sender {
+                    Some(sender) => sender.speak(segment),
+                    None => self.sent.note(segment),
+                }
             }
             offload_tcp(&mut frame, self.segment, self.offload.checksum);
             if has_fin(&frame) {
@@ -555,10 +563,13 @@ impl Flow {
     }
 }
 
-/// The TCP segment in a frame of the stack, which writes no options into IP headers.
-fn tcp_of(frame: &mut Frame) -> Option<&mut [u8]> {
-    let header = if frame.bytes.get(ETHERNET_HEADER)? >> 4 == 4 { 20 } else { 40 };
-    frame.bytes.get_mut(ETHERNET_HEADER + header..)
+/// The TCP segment of an IP packet.
+fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let header = match packet.first()? {
+        first if first >> 4 == 4 => usize::from(first & 15) * 4,
+        _ => 40,
+    };
+    packet.get_mut(header..)
 }
 
 fn has_fin(frame: &Frame) -> bool {

@@ -1,6 +1,6 @@
 //! Options of dockerd, as a text that holds what `daemon.json` would.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Longest text, in bytes: with all else that the guest is told it fits into one message.
 const LONGEST: usize = 16 * 1024;
@@ -20,6 +20,27 @@ pub(super) fn parse(text: &str) -> Option<Map<String, Value>> {
         !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
     };
     options.keys().all(name).then_some(options)
+}
+
+/// Has dockerd publish ports on the loopback when no address is named.
+pub(super) fn publish_on_loopback(options: &mut Map<String, Value>) {
+    const LOOPBACK: &str = "127.0.0.1";
+    options.insert("ip".to_owned(), LOOPBACK.into());
+    // The option above is for the default network; networks that are made have options of their own.
+    let networks = object(options.entry("default-network-opts").or_insert_with(|| json!({})));
+    let bridge = object(networks.entry("bridge").or_insert_with(|| json!({})));
+    bridge.insert("com.docker.network.bridge.host_binding_ipv4".to_owned(), LOOPBACK.into());
+}
+
+/// The object that a value is; it becomes an empty one when it is anything else.
+fn object(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("it was made one"),
+    }
 }
 
 /// The text in one line. Names and passwords are in URLs, before an @.
@@ -48,6 +69,16 @@ mod tests {
     fn a_password_is_not_shown_and_the_text_has_one_line() {
         assert_eq!(conceal("{\"registry-mirrors\": [\"https://me:s3cret@m\"]}"), "***");
         assert_eq!(conceal("{\n\"debug\": true}"), "{ \"debug\": true}");
+    }
+
+    #[test]
+    fn ports_on_the_loopback_are_an_option_of_the_default_network_and_of_new_ones() {
+        let mut options =
+            parse(r#"{"ip": "0.0.0.0", "default-network-opts": {"macvlan": {"a": "b"}, "bridge": 1}}"#).unwrap();
+        publish_on_loopback(&mut options);
+        let bridge = json!({"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"});
+        let networks = json!({"macvlan": {"a": "b"}, "bridge": bridge});
+        assert_eq!(Value::Object(options), json!({"ip": "127.0.0.1", "default-network-opts": networks}));
     }
 
     proptest! {

@@ -120,6 +120,10 @@ definitions! {
             conceal: None,
         },
         "the VM's IPv4 network; change it when the host has another use for these addresses";
+    PORT_BINDING: "portBindingBehavior",
+        Kind::Choice { values: &["default-port-binding", "default-local-port-binding", "local-only-port-binding"] },
+        "where published ports listen: on all addresses of the host unless one is named, on its loopback unless one is \
+         named, or on its loopback only";
     HOST_LOOPBACK: "hostLoopback", Kind::Bool { default: true },
         "let host.docker.internal and gateway.docker.internal lead to services on the host's loopback";
     PROXY_MODE: "proxyHttpMode", Kind::Choice { values: &["system", "manual"] },

@@ -26,13 +26,13 @@ use serde_json::{Map, Value};
 
 use self::definition::{
     BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK,
-    PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SOCKET_MOUNT, SUBNET,
+    PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SOCKET_MOUNT, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
     network::{InvalidNetwork, NetworkKind},
     paths::{Base, PathError, Paths},
-    policy::{Policy, PolicyFacts, PolicySource},
+    policy::{Policy, PolicyFacts, PolicySource, PortBinding},
     profile::{InvalidName, ProfileName},
     proxy::{InvalidProxy, Proxy, ProxyEnvironment, ProxyUrl},
     size::{InvalidSize, Size},
@@ -230,6 +230,11 @@ impl Settings {
         self.flag(&HOST_LOOPBACK)
     }
 
+    /// Where published ports listen.
+    pub fn port_binding(&self) -> PortBinding {
+        serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
+    }
+
     /// The engine's proxy, if it is not that of the environment.
     pub fn proxy(&self) -> Option<Proxy> {
         if self.get(&PROXY_MODE) != "manual" {
@@ -245,11 +250,14 @@ impl Settings {
         self.flag(&CONTAINERS_PROXY)
     }
 
-    /// Options of dockerd. A proxy that is locked cannot be had by another name.
+    /// Options of dockerd. A proxy or an address for ports that is locked cannot be had by another name.
     pub fn daemon_options(&self) -> Map<String, Value> {
         let mut options = daemon::parse(self.get(&DAEMON_OPTIONS).as_str().unwrap_or_default()).unwrap_or_default();
         if self.policy.lock(&PROXY_MODE).is_some() {
             options.remove("proxies");
+        }
+        if self.port_binding() != PortBinding::All {
+            daemon::publish_on_loopback(&mut options);
         }
         options
     }

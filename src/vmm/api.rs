@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Longest packet in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
@@ -40,6 +41,8 @@ pub struct VmConfig {
     pub memory_mib: u64,
     /// ELF vmlinux with a PVH note, or a bzImage.
     pub kernel: PathBuf,
+    /// The machine's id, which SMBIOS tells the guest.
+    pub uuid: Uuid,
     /// Kernel command line, complete but for what the devices add themselves.
     pub cmdline: String,
     /// Disks in PCI order: the first is `/dev/vda`.

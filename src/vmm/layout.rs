@@ -29,7 +29,9 @@ pub const CMDLINE_MAX: usize = 0x1_0000;
 /// ACPI tables, in the BIOS area that is reserved in the memory map.
 pub const ACPI_START: u64 = 0xE_0000;
 /// First byte after the area for ACPI tables.
-pub const ACPI_END: u64 = ONE_MIB;
+pub const ACPI_END: u64 = SMBIOS_START;
+/// SMBIOS entry point and structures: the first of the paragraphs that are searched for it (DSP0134, 5.2).
+pub const SMBIOS_START: u64 = 0xF_0000;
 /// Where a bzImage's protected-mode part is loaded.
 pub const BZIMAGE_START: u64 = ONE_MIB;
 

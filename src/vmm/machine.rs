@@ -88,7 +88,6 @@ impl Machine {
         let exit = ExitSignal::new().map_err(host("an eventfd"))?;
         let console = Arc::new(Mutex::new(ConsoleLog::new(files.console)));
         let mut board = Board::new(vm, memory);
-        let serial = files.serial.is_some();
         board.plug_platform(files.serial, &exit)?;
         for (file, readonly, name) in files.disks {
             let block = Block::new(file, readonly, &name).map_err(host("the size of a disk"))?;
@@ -107,7 +106,7 @@ impl Machine {
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
         let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
         let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
-        let entry = boot::load(&board.memory, &config.kernel, &config.cmdline, config.cpus, serial)?;
+        let entry = boot::load(&board.memory, config)?;
         // Everything is open; the threads that the guest can reach start confined.
         sandbox::confine_vmm(sockets)?;
         let (counters, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;

@@ -185,6 +185,7 @@ fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
     let config = VmConfig {
         cpus: setup.machine.cpus,
         memory_mib: setup.machine.memory_mib,
+        uuid: uuid::Uuid::nil(),
         kernel: setup.machine.kernel.clone(),
         cmdline: CMDLINE.to_owned(),
         disks: vec![disk(&setup.machine.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)],

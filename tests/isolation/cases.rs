@@ -112,7 +112,7 @@ pub const CASES: &[Case] = &[
         "echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir.json
          docker run --rm --security-opt=no-new-privileges --security-opt=seccomp=no-mkdir.json alpine sh -c 'exec 2>&1; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; mkdir /x'
          docker run --rm alpine grep Seccomp: /proc/self/status
-         docker run --rm --security-opt=systempaths=unconfined alpine sh -c 'mount | grep -c \"on /proc/\"'",
+         docker run --rm --security-opt=systempaths=unconfined alpine sh -c 'mount | grep -v fuse.bulkhead | grep -c \"on /proc/\"'",
         "NoNewPrivs:\t1\nSeccomp:\t2\nmkdir: can't create directory '/x': Operation not permitted\nSeccomp:\t2\n0\n",
     ),
     Case(
@@ -169,8 +169,9 @@ pub const CASES: &[Case] = &[
     ),
     Case(
         "exit codes of commands that are not there",
-        "docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?",
-        "127\n126\n",
+        "docker run --rm alpine /no-such-program >/dev/null 2>&1; echo $?; docker run --rm alpine /etc/passwd >/dev/null 2>&1; echo $?
+         docker run --rm -v /folder alpine nosuch 2>&1 | grep -o 'exec: .*'; docker run --rm alpine nosuch >/dev/null 2>&1; echo $?",
+        "127\n126\nexec: \"nosuch\": executable file not found in $PATH: unknown.\n127\n",
     ),
     Case(
         "--pid, --ipc, --network of another container",

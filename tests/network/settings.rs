@@ -72,6 +72,34 @@ fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_
     assert!(printed.contains("10.78.0.1"), "{printed}");
 }
 
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn ports_are_published_on_the_hosts_loopback_only_when_the_settings_say_so() {
+    let _other = other(&[("portBindingBehavior", "local-only-port-binding")], &[], &[]);
+    done(&["network", "create", "loopback-only"]);
+    let port = ports::free(4);
+    let publish = [format!("{port}:80"), format!("0.0.0.0:{}:80", port + 1), format!("[::]:{}:80", port + 2)];
+    let mut run = vec!["run", "-d", "--name=loopback-default"];
+    run.extend(publish.iter().flat_map(|publish| ["--publish", publish]));
+    run.extend(["alpine", "sleep", "600"]);
+    done(&run);
+    let own = format!("{}:80", port + 3);
+    let run = ["run", "-d", "--name=loopback-own", "--network=loopback-only", "--publish", &own];
+    done(&[&run[..], &["alpine", "sleep", "600"]].concat());
+    let listens = String::from_utf8(bulkhead(&["ports"]).stdout).unwrap();
+    for (at, address) in ["127.0.0.1", "127.0.0.1", "[::1]", "127.0.0.1"].iter().enumerate() {
+        let line = format!("{address}:{} ", usize::from(port) + at);
+        assert!(listens.lines().any(|row| row.starts_with(&line)), "{line}: {listens}");
+    }
+    assert_eq!(listens.lines().filter(|row| row.contains("loopback-")).count(), 4, "{listens}");
+    // Without an address the engine knows where it is; one that is named is what the engine shows.
+    for (name, shown) in [("loopback-default", port), ("loopback-own", port + 3)] {
+        assert!(done(&["port", name]).lines().any(|line| line.ends_with(&format!(" 127.0.0.1:{shown}"))), "{name}");
+    }
+    done(&["rm", "--force", "loopback-default", "loopback-own"]);
+    done(&["network", "rm", "loopback-only"]);
+}
+
 /// An HTTP proxy that asks for a name and a password and notes what it is asked for.
 fn proxy(credentials: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));

@@ -65,6 +65,7 @@ pub fn machine(kernel: PathBuf) -> VmConfig {
     VmConfig {
         cpus: 1,
         memory_mib: 64,
+        uuid: uuid::Uuid::nil(),
         kernel,
         cmdline: String::new(),
         disks: Vec::new(),

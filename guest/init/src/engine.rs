@@ -1,13 +1,17 @@
 //! The main loop: brings the engine up, keeps it up, and ends when the guest shall end.
 
 use std::{
+    os::fd::{AsFd, OwnedFd},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
 
 use bulkhead_protocol::{Configuration, GuestMessage, HostMessage, ShutdownMode, Stage};
 use nix::{
-    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -22,8 +26,9 @@ use crate::{
     ports::{self, Ports},
     restart::{Backoff, Verdict},
     runtime,
-    services::{self, Service},
+    services::{self, Handed, Service},
     store::Store,
+    warden,
 };
 
 /// How the guest shall end.
@@ -78,7 +83,11 @@ pub(crate) struct Engine {
     store: Store,
     events: Sender<Event>,
     inbox: Receiver<Event>,
-    services: [Supervised; 3],
+    services: Vec<Supervised>,
+    /// The warden's connection, with isolation.
+    device: Option<OwnedFd>,
+    /// When the warden last said that it serves; `None` while none runs.
+    warden_heard: Option<Instant>,
     /// The disk's tools run and are waited for by their own thread.
     disk_busy: bool,
     failed: bool,
@@ -97,12 +106,10 @@ impl Engine {
         events: Sender<Event>,
         inbox: Receiver<Event>,
     ) -> Self {
-        let services = Service::ALL.map(|service| Supervised {
-            service,
-            state: State::Idle,
-            backoff: Backoff::default(),
-            tail: Tail::default(),
-        });
+        let wanted = Service::ALL.into_iter().filter(|one| configuration.isolation || *one != Service::Warden);
+        let supervised =
+            |service| Supervised { service, state: State::Idle, backoff: Backoff::default(), tail: Tail::default() };
+        let services = wanted.map(supervised).collect();
         Self {
             agent,
             configuration,
@@ -111,6 +118,8 @@ impl Engine {
             events,
             inbox,
             services,
+            device: None,
+            warden_heard: None,
             disk_busy: false,
             failed: false,
             pinging: false,
@@ -127,11 +136,14 @@ impl Engine {
             let _ = events.send(Event::Disk(disk::prepare(&serial)));
         })?;
         let prepared = services::write_configuration(&self.configuration)
-            .and_then(|()| if self.configuration.isolation { runtime::isolate() } else { Ok(()) });
+            .and_then(|()| if self.configuration.isolation { self.isolate() } else { Ok(()) });
         if let Err(error) = prepared {
             self.fail(Stage::Engine, chain(&error));
         }
         self.start(Service::Gate);
+        if self.device.is_some() {
+            self.start(Service::Warden);
+        }
         loop {
             let event = self.next_event();
             if let Some(event) = event
@@ -143,12 +155,19 @@ impl Engine {
         }
     }
 
+    fn isolate(&mut self) -> Result<(), Error> {
+        runtime::isolate()?;
+        self.device = Some(warden::connect()?);
+        Ok(())
+    }
+
     fn next_event(&self) -> Option<Event> {
         let waiting = self.services.iter().filter_map(|one| match one.state {
             State::Waiting { until } => Some(until),
             _ => None,
         });
-        let received = match waiting.chain(self.ping_at).min() {
+        let silence = self.warden_heard.map(|heard| heard + warden::PATIENCE);
+        let received = match waiting.chain(self.ping_at).chain(silence).min() {
             Some(deadline) => self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             None => self.inbox.recv().map_err(RecvTimeoutError::from),
         };
@@ -181,6 +200,11 @@ impl Engine {
             }
             Event::Disk(result) => self.disk_done(result),
             Event::Ready(pid) => self.ready(pid),
+            Event::Alive(pid) => {
+                if self.pid_of(Service::Warden) == Some(pid) {
+                    self.warden_heard = Some(Instant::now());
+                }
+            }
             Event::Ping(result) => self.pinged(result),
         }
         None
@@ -209,13 +233,39 @@ impl Engine {
     }
 
     fn supervised(&mut self, service: Service) -> &mut Supervised {
+        // They are in the order of their numbers, and what is not there is never asked for.
         &mut self.services[service as usize]
+    }
+
+    fn pid_of(&self, service: Service) -> Option<i32> {
+        self.services.iter().find(|one| one.service == service).and_then(|one| match one.state {
+            State::Running { pid, .. } => Some(pid),
+            _ => None,
+        })
+    }
+
+    /// Kills a warden that has been silent for too long; its end is an event like any other.
+    fn kill_silent_warden(&mut self) {
+        if self.warden_heard.is_some_and(|heard| heard.elapsed() >= warden::PATIENCE) {
+            self.warden_heard = None;
+            if let Some(pid) = self.pid_of(Service::Warden) {
+                kmsg::log("the warden does not answer; it is killed");
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
     }
 
     fn start(&mut self, service: Service) {
         let tail = self.supervised(service).tail.clone();
-        match services::start(service, &self.configuration, &self.store, tail) {
-            Ok(pid) => self.supervised(service).state = State::Running { pid, since: Instant::now(), ready: false },
+        let handed = Handed { store: &self.store, device: self.device.as_ref().map(AsFd::as_fd) };
+        match services::start(service, &self.configuration, &handed, tail) {
+            Ok(pid) => {
+                let since = Instant::now();
+                self.supervised(service).state = State::Running { pid, since, ready: false };
+                if service == Service::Warden {
+                    self.warden_heard = Some(since);
+                }
+            }
             Err(error) => {
                 let reason = chain(&error);
                 kmsg::log(&reason);
@@ -226,11 +276,12 @@ impl Engine {
 
     fn start_what_is_due(&mut self) {
         let now = Instant::now();
-        for service in Service::ALL {
-            if matches!(self.supervised(service).state, State::Waiting { until } if until <= now) {
-                self.start(service);
-            }
+        let is_due = |one: &&Supervised| matches!(one.state, State::Waiting { until } if until <= now);
+        let due: Vec<_> = self.services.iter().filter(is_due).map(|one| one.service).collect();
+        for service in due {
+            self.start(service);
         }
+        self.kill_silent_warden();
         if self.ping_at.is_some_and(|at| at <= now) {
             self.ping_at = None;
             self.ping_when_all_serve();
@@ -280,7 +331,12 @@ impl Engine {
             }
         }
         kmsg::log(&reason);
-        self.agent.send(&GuestMessage::EngineDown { reason: reason.clone() });
+        if service == Service::Warden {
+            // The engine goes on meanwhile.
+            self.warden_heard = None;
+        } else {
+            self.agent.send(&GuestMessage::EngineDown { reason: reason.clone() });
+        }
         self.again(service, ran, ready, &reason);
     }
 
@@ -290,6 +346,10 @@ impl Engine {
             Verdict::After(delay) => one.state = State::Waiting { until: Instant::now() + delay },
             Verdict::GiveUp => {
                 one.state = State::Idle;
+                if service == Service::Warden {
+                    self.device = None;
+                    warden::abort();
+                }
                 self.fail(Stage::Engine, format!("{reason}, {} times in a row", crate::restart::BAD_STARTS));
             }
         }

@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Disk(Result<(), Error>),
     /// The process with this id says that it serves.
     Ready(i32),
+    /// The process with this id says that it still does.
+    Alive(i32),
     /// Answer of `_ping` through the gate.
     Ping(Result<(), String>),
     /// dockerd's proxy asks for a published port; [`crate::ports::Ports::answer`] answers.

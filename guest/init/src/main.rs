@@ -29,6 +29,7 @@ mod shutdown;
 mod store;
 mod superblock;
 mod tuning;
+mod warden;
 
 use std::process::ExitCode;
 

@@ -24,15 +24,26 @@ use crate::{
 /// The socket's path, for `NOTIFY_SOCKET`; only root can reach it.
 pub(crate) const SOCKET: &str = "/run/bulkhead/notify";
 
-/// Whether a datagram says `READY=1` (one assignment a line).
-fn says_ready(datagram: &[u8]) -> bool {
-    datagram.split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
+/// Whether a datagram has this assignment (one a line).
+fn says(datagram: &[u8], assignment: &[u8]) -> bool {
+    datagram.split(|byte| *byte == b'\n').any(|line| line == assignment)
 }
 
 /// Descriptors that one datagram can bring.
 const DESCRIPTORS: usize = 4;
 
-fn receive(socket: &OwnedFd, store: &Store) -> nix::Result<Option<i32>> {
+/// What a datagram says, if it is of interest.
+fn event(datagram: &[u8], sender: i32) -> Option<Event> {
+    if says(datagram, b"READY=1") {
+        Some(Event::Ready(sender))
+    } else if says(datagram, b"WATCHDOG=1") {
+        Some(Event::Alive(sender))
+    } else {
+        None
+    }
+}
+
+fn receive(socket: &OwnedFd, store: &Store) -> nix::Result<Option<Event>> {
     let mut buffer = [0; 4096];
     let mut control = cmsg_space!(libc::ucred, [RawFd; DESCRIPTORS]);
     let mut parts = [IoSliceMut::new(&mut buffer)];
@@ -54,10 +65,11 @@ fn receive(socket: &OwnedFd, store: &Store) -> nix::Result<Option<i32>> {
     }
     let datagram = &buffer[..length.min(buffer.len())];
     store.handle(datagram, descriptors);
-    Ok(sender.filter(|_| says_ready(datagram)))
+    Ok(sender.and_then(|sender| event(datagram, sender)))
 }
 
-/// Opens the socket, turns each `READY=1` into an event with its sender's process id, and keeps sockets in `store`.
+/// Opens the socket, turns each `READY=1` and `WATCHDOG=1` into an event with its sender's process id, and keeps
+/// sockets in `store`.
 pub(crate) fn watch(events: Sender<Event>, store: Store) -> Result<(), Error> {
     mounts::make_directory(mounts::PRIVATE, 0o700)?;
     let socket = UnixDatagram::bind(SOCKET).map_err(Error::file("listen on", SOCKET))?;
@@ -66,7 +78,7 @@ pub(crate) fn watch(events: Sender<Event>, store: Store) -> Result<(), Error> {
     spawn("notify", move || {
         loop {
             let event = match receive(&socket, &store) {
-                Ok(Some(pid)) => Event::Ready(pid),
+                Ok(Some(event)) => event,
                 Ok(None) | Err(nix::Error::EINTR) => continue,
                 Err(_) => return,
             };
@@ -79,13 +91,16 @@ pub(crate) fn watch(events: Sender<Event>, store: Store) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::says_ready;
+    use super::*;
 
     #[test]
     fn readiness_is_a_line_of_its_own() {
-        assert!(says_ready(b"READY=1"));
-        assert!(says_ready(b"STATUS=up\nREADY=1\n"));
-        assert!(!says_ready(b"STOPPING=1"));
-        assert!(!says_ready(b"STATUS=READY=1"));
+        for datagram in [&b"READY=1"[..], b"STATUS=up\nREADY=1\n"] {
+            assert!(matches!(event(datagram, 5), Some(Event::Ready(5))));
+        }
+        for datagram in [&b"STOPPING=1"[..], b"STATUS=READY=1", b"WATCHDOG=trigger"] {
+            assert!(event(datagram, 5).is_none());
+        }
+        assert!(matches!(event(b"WATCHDOG=1", 5), Some(Event::Alive(5))));
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     process::{Command, Stdio},
@@ -41,11 +41,13 @@ pub(crate) enum Service {
     Containerd,
     /// dockerd.
     Dockerd,
+    /// Serves the files of `/proc` and `/sys` that containers have of their own; only with isolation.
+    Warden,
 }
 
 impl Service {
     /// All of them, in the order of starting.
-    pub(crate) const ALL: [Self; 3] = [Self::Gate, Self::Containerd, Self::Dockerd];
+    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Warden];
 
     /// Its name, also of its cgroup.
     pub(crate) fn name(self) -> &'static str {
@@ -53,6 +55,7 @@ impl Service {
             Self::Gate => "gate",
             Self::Containerd => "containerd",
             Self::Dockerd => "dockerd",
+            Self::Warden => "warden",
         }
     }
 
@@ -80,6 +83,7 @@ impl Service {
                 "--group=root".to_owned(),
                 "--pidfile=".to_owned(),
             ],
+            Self::Warden => vec!["/usr/sbin/bulkhead-warden".to_owned()],
         };
         words
     }
@@ -87,7 +91,7 @@ impl Service {
     /// `oom_score_adj`: the engine goes last, containers (0) first.
     fn oom_score(self) -> &'static str {
         match self {
-            Self::Gate | Self::Containerd => "-999",
+            Self::Gate | Self::Containerd | Self::Warden => "-999",
             Self::Dockerd => "-500",
         }
     }
@@ -106,7 +110,7 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
 fn remove_remains(service: Service) {
     let stale: &[&str] = match service {
         Service::Gate => &[ping::GATE],
-        Service::Containerd => &[],
+        Service::Containerd | Service::Warden => &[],
         Service::Dockerd => &[DOCKERD_SOCKET, "/run/docker.pid"],
     };
     for path in stale {
@@ -114,12 +118,29 @@ fn remove_remains(service: Service) {
     }
 }
 
+/// Descriptors that init holds for its services.
+pub(crate) struct Handed<'a> {
+    /// The gate's sockets.
+    pub(crate) store: &'a Store,
+    /// The warden's connection.
+    pub(crate) device: Option<BorrowedFd<'a>>,
+}
+
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
-pub(crate) fn start(service: Service, configuration: &Configuration, store: &Store, tail: Tail) -> Result<i32, Error> {
+pub(crate) fn start(
+    service: Service,
+    configuration: &Configuration,
+    handed: &Handed<'_>,
+    tail: Tail,
+) -> Result<i32, Error> {
     remove_remains(service);
     let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
-    let words = service.command_line(configuration);
+    let mut words = service.command_line(configuration);
+    // A copy of its own: what runs after the fork borrows nothing.
+    let device = handed.device.filter(|_| service == Service::Warden).map(|device| device.try_clone_to_owned());
+    let device = device.transpose().map_err(Error::system("share a descriptor"))?;
+    words.extend(device.as_ref().map(|device| format!("--device={}", device.as_raw_fd())));
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
@@ -136,7 +157,7 @@ pub(crate) fn start(service: Service, configuration: &Configuration, store: &Sto
         .stderr(writer);
     let mut kept = Vec::new();
     if service == Service::Gate {
-        kept = give_gate(&mut command, configuration, store)?;
+        kept = give_gate(&mut command, configuration, handed.store)?;
     }
     let mask = SigSet::empty();
     // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid, sigprocmask and
@@ -148,6 +169,9 @@ pub(crate) fn start(service: Service, configuration: &Configuration, store: &Sto
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
             for (_, socket) in &kept {
                 fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
+            if let Some(device) = &device {
+                fcntl(device, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
             Ok(())
         });

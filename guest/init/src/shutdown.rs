@@ -27,6 +27,7 @@ use crate::{
     event::Event,
     fatal, kmsg,
     services::Service,
+    warden,
 };
 
 /// What a daemon gets to end after its containers are gone.
@@ -88,6 +89,8 @@ pub(crate) fn stop_services(mut agent: Agent, events: &Receiver<Event>, running:
 
 /// Kills what is left, so that nothing holds a file system, and waits until it is gone.
 fn kill_the_rest() {
+    // What waits for the warden could not be killed.
+    warden::abort();
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     // Every process but this one is now a child or becomes one; ECHILD says that none is left.
     loop {

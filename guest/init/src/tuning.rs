@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use crate::{error::Error, kmsg};
 
 /// `/proc/sys` path and value.
-const SYSCTLS: [(&str, &str); 14] = [
+const SYSCTLS: [(&str, &str); 15] = [
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "1048576"),
     ("fs/protected_hardlinks", "1"),
@@ -19,6 +19,8 @@ const SYSCTLS: [(&str, &str); 14] = [
     ("kernel/kptr_restrict", "1"),
     ("kernel/pid_max", "4194304"),
     ("kernel/unprivileged_bpf_disabled", "1"),
+    // As without that module: debuggers attach as they do under Docker elsewhere.
+    ("kernel/yama/ptrace_scope", "0"),
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/ipv6/conf/all/forwarding", "1"),

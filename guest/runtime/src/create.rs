@@ -1,13 +1,13 @@
 //! `create` and `run`: decide, prepare, rewrite, hand over.
 
 use std::{
-    convert::Infallible,
     ffi::OsString,
     fs::{self, File},
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use serde_json::Value;
@@ -29,7 +29,7 @@ use crate::{
         process::{self, Facts},
     },
     stage::Stage,
-    sys,
+    sys, warden, wording,
 };
 
 /// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
@@ -46,8 +46,8 @@ struct Identity {
     containers: Vec<String>,
 }
 
-/// Turns this process into crun creating the container; returns only on failure.
-pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, Error> {
+/// Has crun create the container, and returns how that ended; for `run` this process becomes crun.
+pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Error> {
     let bundle =
         fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
     let mut spec = spec::load(&bundle)?;
@@ -88,6 +88,8 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
         }
     }
     mounts::remove(&mut spec, &placed);
+    let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
+    warden::attach(&mut spec, &request.id, &state_root, identity.start)?;
     if spec["root"]["readonly"] == true {
         place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
     }
@@ -109,7 +111,15 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<Infallible, 
     args.extend(request.options.iter().cloned());
     args.extend(["--bundle".into(), bundle.into(), "--config".into(), config.into(), "--".into()]);
     args.push(request.id.clone().into());
-    crun::exec(&args)
+    if request.verb == "run" {
+        let never = crun::exec(&args)?;
+        match never {}
+    }
+    let status = crun::run(&args)?;
+    if let Some(message) = globals.log.json().filter(|_| status != ExitCode::SUCCESS).and_then(wording::of_log) {
+        return Err(Error::Told(message));
+    }
+    Ok(status)
 }
 
 /// Finds the container's range: its own, or that of the container whose namespaces it joins.

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use rustix::{
@@ -15,7 +15,7 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
-use crate::error::Error;
+use crate::{error::Error, sys};
 
 /// Where the guest image keeps it, out of every PATH.
 const PRIVATE: &str = "/usr/libexec/bulkhead/crun";
@@ -34,9 +34,26 @@ fn path() -> PathBuf {
 /// Turns this process into crun; returns only on failure.
 pub(crate) fn exec(args: &[OsString]) -> Result<Infallible, Error> {
     let path = path();
-    // The readiness socket of containerd is no container's: crun would offer it to the container's first process.
-    let source = Command::new(&path).args(args).env_remove("NOTIFY_SOCKET").exec();
+    let source = command(&path, args).exec();
     Err(Error::Crun { path, source })
+}
+
+/// Runs crun to its end, which comes before this process's own.
+pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Error> {
+    let path = path();
+    let mut command = command(&path, args);
+    sys::end_with_parent(&mut command);
+    let status = command.status().map_err(|source| Error::Crun { path, source })?;
+    // A signal ended it when there is no code.
+    let code = status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1));
+    Ok(code.into())
+}
+
+fn command(path: &Path, args: &[OsString]) -> Command {
+    let mut command = Command::new(path);
+    // The readiness socket of containerd is no container's: crun would offer it to the container's first process.
+    command.args(args).env_remove("NOTIFY_SOCKET");
+    command
 }
 
 /// Gives the standard streams, where they are pipes, to the container's root, so that `/dev/stdout` can be opened anew.

@@ -28,6 +28,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// What crun has failed with already, in the words that callers know.
+    #[error("{0}")]
+    Told(String),
     /// The program that does the container set-up could not be started.
     #[error("can't run {}; install crun", path.display())]
     Crun {

@@ -1,8 +1,8 @@
 //! The isolating OCI runtime: a policy layer over crun, named `sysbox-runc` after what it behaves like.
 //!
 //! The engine calls it in the place of runc. For `create` and `run` it checks the bundle, gives the container a user
-//! namespace with ids that no other container has, id-maps its root and its binds, and becomes crun. Everything else
-//! is crun's straight away.
+//! namespace with ids that no other container has, id-maps its root and its binds, and leaves the rest to crun.
+//! Everything else is crun's straight away.
 
 mod binds;
 mod cli;
@@ -23,6 +23,8 @@ mod socket;
 mod spec;
 mod stage;
 mod sys;
+mod warden;
+mod wording;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 
@@ -47,7 +49,7 @@ pub fn main() -> ExitCode {
     // A builder shows a step's output and not the log, so that is where the person looks.
     let is_run = matches!(&command, Ok(Command::Create(create)) if create.verb == "run");
     match command.map_err(Error::from).and_then(|command| run(&globals, command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             globals.log.error(&error);
             if is_run && globals.log.file.is_some() {
@@ -58,21 +60,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(globals: &Globals, command: Command) -> Result<(), Error> {
+fn run(globals: &Globals, command: Command) -> Result<ExitCode, Error> {
     let never: Infallible = match command {
         Command::Version => {
             // dockerd reads the first line and those that begin with "spec".
             println!("sysbox-runc version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
         Command::Help => {
             println!("{HELP}");
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
-        Command::Create(request) => create::create(globals, &request)?,
+        Command::Create(request) => return create::create(globals, &request),
         Command::Refresh(id) => {
             refresh::container(&ranges::Table::open(Path::new(create::STATE))?, &id);
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
         Command::Exec(id, args) => {
             if let Some(start) = id.and_then(|id| range_of(globals, &id)) {

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::OpenOptions,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -28,6 +28,11 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// The file, when its lines are JSON.
+    pub(crate) fn json(&self) -> Option<&Path> {
+        self.file.as_deref().filter(|_| matches!(self.format, Format::Json))
+    }
+
     /// Reports an error with the chain of its causes.
     ///
     /// stderr is the container's own when a log file is given, so nothing goes there then.

@@ -4,9 +4,14 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::unix::process::CommandExt,
+    process::Command,
 };
 
-use rustix::thread::{CapabilitySets, UnshareFlags};
+use rustix::{
+    process::Signal,
+    thread::{CapabilitySets, UnshareFlags},
+};
 
 /// `NS_GET_USERNS` of ioctl_ns(2).
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
@@ -80,6 +85,13 @@ pub(crate) fn owning_userns(ns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: NEWNS unshares no memory and no descriptor table; the process has a single thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
+}
+
+/// Has the kernel kill the command when this process is killed.
+pub(crate) fn end_with_parent(command: &mut Command) {
+    let signal = || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into);
+    // SAFETY: between fork and exec there is one system call, no allocation and no lock.
+    unsafe { command.pre_exec(signal) };
 }
 
 /// Runs `action` with fsuid and fsgid `id` and every capability kept, then goes back to id 0.

@@ -237,7 +237,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_process_is_handed_the_sockets_that_listen_and_told_of_those_that_end() {
-        let ports = Arc::new(Ports::open());
+        let ports = Arc::new(Ports::open(false));
         let port = mapping();
         ports.publish(1, port).await.unwrap();
         // Before any process is there, and through all of them, the clients are kept.

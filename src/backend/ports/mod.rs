@@ -81,6 +81,8 @@ pub(super) enum Change {
 pub(super) struct Ports {
     table: Mutex<Table>,
     changed: Notify,
+    /// Whatever address is asked for, the host's loopback is listened on.
+    only_loopback: bool,
 }
 
 #[derive(Debug)]
@@ -101,16 +103,17 @@ struct Entry {
     id: u64,
     port: PortMapping,
     target: SocketAddr,
-    /// None when the host has no IPv6 and every IPv6 address: there are none.
+    /// None when every IPv6 address was asked for and the host has none.
     socket: Option<Arc<OwnedFd>>,
 }
 
 impl Ports {
-    /// Ports that can be published.
-    pub(super) fn open() -> Self {
+    /// Ports that can be published; with `only_loopback`, on no address that others reach.
+    pub(super) fn open(only_loopback: bool) -> Self {
         // The other half is for docker's clients.
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        Self::new(usize::try_from(limit / 2).unwrap_or(MOST).min(MOST), None)
+        let most = usize::try_from(limit / 2).unwrap_or(MOST).min(MOST);
+        Self { only_loopback, ..Self::new(most, None) }
     }
 
     /// None can be, for this reason.
@@ -120,7 +123,7 @@ impl Ports {
 
     fn new(most: usize, closed: Option<String>) -> Self {
         let table = Table { entries: BTreeMap::new(), most, closed, last: 0, freed: None };
-        Self { table: Mutex::new(table), changed: Notify::new() }
+        Self { table: Mutex::new(table), changed: Notify::new(), only_loopback: false }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -129,7 +132,7 @@ impl Ports {
 
     /// Listens for the guest, which calls the mapping `id`.
     pub(super) async fn publish(&self, id: u64, port: PortMapping) -> Result<(), PublishError> {
-        let binding = policy::decide(port)?;
+        let binding = policy::decide(port, self.only_loopback)?;
         loop {
             // Not in the match, which would keep the table locked.
             let published = self.table().publish(id, port, &binding);
@@ -219,10 +222,12 @@ impl Table {
         }
         let socket = match socket::open(port.transport, binding.listen) {
             Ok(socket) => Some(Arc::new(socket)),
-            Err(error) if error.is_no_family() && binding.listen.ip().is_unspecified() => None,
+            Err(error) if error.is_no_family() && port.host_ip.is_unspecified() => None,
             Err(error) => return Err(error.into()),
         };
         self.last += 1;
+        // As it is, not as it was asked for.
+        let port = PortMapping { host_ip: binding.listen.ip(), ..port };
         self.entries.insert(id, Entry { id: self.last, port, target: binding.target, socket });
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What the guest may ask for: the one place for such decisions.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bulkhead_protocol::PortMapping;
 
@@ -16,9 +16,15 @@ pub(super) struct Binding {
     pub(super) target: SocketAddr,
 }
 
-/// Judges a mapping.
-pub(super) fn decide(port: PortMapping) -> Result<Binding, PublishError> {
-    let listen = SocketAddr::new(port.host_ip.to_canonical(), port.host_port);
+/// Judges a mapping; with `only_loopback` the host's loopback takes the place of any other address.
+pub(super) fn decide(port: PortMapping, only_loopback: bool) -> Result<Binding, PublishError> {
+    let mut listen = SocketAddr::new(port.host_ip.to_canonical(), port.host_port);
+    if only_loopback && !listen.ip().is_loopback() {
+        listen.set_ip(match listen {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
     let target = SocketAddr::new(port.container_ip.to_canonical(), port.container_port);
     if listen.port() == 0 || target.port() == 0 {
         return Err(PublishError::Refused(listen, "a port is from 1 to 65535"));

@@ -35,9 +35,9 @@ impl ListenError {
         self.errno == Errno::EADDRINUSE
     }
 
-    /// The host does not speak this version of IP.
+    /// The host does not speak this version of IP, or not even with itself.
     pub(super) fn is_no_family(&self) -> bool {
-        self.errno == Errno::EAFNOSUPPORT
+        self.errno == Errno::EAFNOSUPPORT || self.errno == Errno::EADDRNOTAVAIL
     }
 }
 

@@ -41,7 +41,7 @@ fn numbers(changes: &[Change]) -> (Vec<u64>, Vec<u64>) {
 
 #[tokio::test]
 async fn a_port_listens_from_the_answer_on_until_the_guest_gives_it_up() {
-    let ports = Ports::open();
+    let ports = Ports::open(false);
     let port = free();
     ports.publish(7, mapping(Transport::Tcp, port)).await.unwrap();
     // Nobody accepts yet: the client waits in the backlog.
@@ -55,7 +55,7 @@ async fn a_port_listens_from_the_answer_on_until_the_guest_gives_it_up() {
 
 #[tokio::test]
 async fn a_network_process_is_told_each_change_once_and_its_successor_everything() {
-    let ports = Ports::open();
+    let ports = Ports::open(false);
     let mut known = BTreeSet::new();
     ports.publish(1, mapping(Transport::Tcp, free())).await.unwrap();
     ports.publish(2, mapping(Transport::Tcp, free())).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_network_process_is_told_each_change_once_and_its_successor_everything
 
 #[tokio::test]
 async fn an_id_that_the_guest_uses_again_is_another_mapping_for_the_network_process() {
-    let ports = Ports::open();
+    let ports = Ports::open(false);
     let mut known = BTreeSet::new();
     ports.publish(1, mapping(Transport::Tcp, free())).await.unwrap();
     ports.changes(&mut known);
@@ -90,7 +90,7 @@ async fn an_id_that_the_guest_uses_again_is_another_mapping_for_the_network_proc
 
 #[tokio::test]
 async fn a_port_that_the_network_process_still_holds_is_waited_for() {
-    let ports = Arc::new(Ports::open());
+    let ports = Arc::new(Ports::open(false));
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     ports.publish(1, mapping(Transport::Udp, port)).await.unwrap();
     let mut changes = ports.changes(&mut BTreeSet::new());
@@ -107,7 +107,7 @@ async fn a_port_that_the_network_process_still_holds_is_waited_for() {
 
 #[tokio::test]
 async fn a_port_of_another_program_is_refused_at_once() {
-    let ports = Ports::open();
+    let ports = Ports::open(false);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let error = ports.publish(1, mapping(Transport::Tcp, port)).await.unwrap_err();
@@ -131,7 +131,7 @@ async fn the_guest_gets_no_more_ports_than_the_bound() {
 async fn without_a_network_the_reason_is_told() {
     let ports = Ports::closed("no network".to_owned());
     assert_eq!(ports.publish(1, mapping(Transport::Tcp, free())).await.unwrap_err().to_string(), "no network");
-    let ports = Ports::open();
+    let ports = Ports::open(false);
     let port = free();
     ports.publish(1, mapping(Transport::Tcp, port)).await.unwrap();
     ports.close("it is down");
@@ -141,7 +141,7 @@ async fn without_a_network_the_reason_is_told() {
 
 #[tokio::test]
 async fn a_change_is_noticed_whether_it_comes_before_or_after_the_wait() {
-    let ports = Arc::new(Ports::open());
+    let ports = Arc::new(Ports::open(false));
     ports.publish(1, mapping(Transport::Tcp, free())).await.unwrap();
     ports.changed().await;
     let waiter = tokio::spawn({
@@ -160,19 +160,43 @@ fn the_way_into_the_guest_leads_to_a_containers_address_only() {
     for address in ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "::", "ff02::1", "::ffff:127.0.0.1"]
     {
         port.container_ip = address.parse().unwrap();
-        assert!(matches!(policy::decide(port), Err(PublishError::Refused(..))), "{address}");
+        assert!(matches!(policy::decide(port, false), Err(PublishError::Refused(..))), "{address}");
     }
     for address in ["172.17.0.2", "10.1.2.3", "fd00::2"] {
         port.container_ip = address.parse().unwrap();
-        assert_eq!(policy::decide(port).unwrap().target, SocketAddr::new(port.container_ip, 80));
+        assert_eq!(policy::decide(port, false).unwrap().target, SocketAddr::new(port.container_ip, 80));
     }
+}
+
+#[tokio::test]
+async fn on_the_loopback_only_every_address_is_the_loopback_of_its_family() {
+    for (address, listens) in [
+        ("0.0.0.0", "127.0.0.1"),
+        ("203.0.113.1", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::", "::1"),
+        ("2001:db8::1", "::1"),
+        ("::ffff:203.0.113.1", "127.0.0.1"),
+    ] {
+        let port = PortMapping { host_ip: address.parse().unwrap(), ..mapping(Transport::Tcp, 8080) };
+        let expected: IpAddr = listens.parse().unwrap();
+        assert_eq!(policy::decide(port, true).unwrap().listen.ip(), expected, "{address}");
+    }
+    let ports = Ports::open(true);
+    let port = free();
+    ports
+        .publish(1, PortMapping { host_ip: Ipv4Addr::UNSPECIFIED.into(), ..mapping(Transport::Tcp, port) })
+        .await
+        .unwrap();
+    assert!(connects(port) && TcpStream::connect(("127.0.0.2", port)).is_err());
+    assert_eq!(ports.list(), [mapping(Transport::Tcp, port)]);
 }
 
 #[test]
 fn no_group_and_no_port_0_is_listened_on() {
     for (address, number) in [("224.0.0.1", 80), ("255.255.255.255", 80), ("ff02::1", 80), ("0.0.0.0", 0)] {
         let port = PortMapping { host_ip: address.parse().unwrap(), ..mapping(Transport::Udp, number) };
-        assert!(matches!(policy::decide(port), Err(PublishError::Refused(..))), "{address}:{number}");
+        assert!(matches!(policy::decide(port, false), Err(PublishError::Refused(..))), "{address}:{number}");
     }
 }
 

@@ -265,9 +265,10 @@ pub struct AllowedDirectory {
 }
 
 /// On which of the host's addresses a published port listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PortBinding {
     /// On all, unless one is named.
+    #[default]
     #[serde(rename = "default-port-binding")]
     All,
     /// On the loopback, unless one is named.

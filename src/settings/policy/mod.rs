@@ -17,13 +17,13 @@ use sha2::{Digest, Sha256};
 
 pub(super) use self::parse::check_exceptions;
 pub use self::{
-    document::{AdminSettings, ListKind, SocketMount, schema},
+    document::{AdminSettings, ListKind, PortBinding, SocketMount, schema},
     file::{PolicySource, Untrusted},
     parse::{Invalid, Parsed, parse},
 };
 use super::{
-    BLOCK_LOAD, DAEMON_OPTIONS, Definition, ISOLATION, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE,
-    SOCKET_MOUNT, SUBNET,
+    BLOCK_LOAD, DAEMON_OPTIONS, Definition, ISOLATION, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS,
+    PROXY_MODE, SOCKET_MOUNT, SUBNET,
 };
 use crate::report::chain;
 
@@ -189,6 +189,9 @@ fn rules(document: &AdminSettings) -> BTreeMap<&'static str, Rule> {
     if let Some(load) = document.block_docker_load.get() {
         rule(&BLOCK_LOAD, load.value.into(), load.locked);
     }
+    if let Some(binding) = document.port_binding_behavior.get() {
+        rule(&PORT_BINDING, value(&binding.value), binding.locked);
+    }
     // One lock for the whole: otherwise half of a proxy could be another's.
     if let Some(proxy) = document.proxy.get() {
         rule(&PROXY_MODE, proxy.mode.as_str().into(), proxy.locked);
@@ -252,8 +255,7 @@ fn lines(document: &AdminSettings) -> Vec<Line> {
         line("exposeDockerAPIOnTCP2375", setting.value.into(), Some(setting.locked), Some(missing));
     }
     if let Some(setting) = document.port_binding_behavior.get() {
-        let missing = "ports are published on the address that the engine says";
-        line("portBindingBehavior", value(&setting.value), Some(setting.locked), Some(missing));
+        line("portBindingBehavior", value(&setting.value), Some(setting.locked), None);
     }
     lines
 }

@@ -5,6 +5,7 @@ mod bzimage;
 mod memory_map;
 mod pvh;
 mod registers;
+mod smbios;
 
 use std::{
     fs::File,
@@ -16,7 +17,7 @@ use kvm_ioctls::VcpuFd;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability, bootparam::setup_header};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{error::VmmError, layout, memory::GuestRam};
+use super::{api::VmConfig, error::VmmError, layout, memory::GuestRam};
 
 pub(crate) use registers::set_msrs;
 
@@ -36,15 +37,17 @@ pub(crate) enum Entry {
 }
 
 /// Loads the kernel, the command line and the tables into guest memory.
-pub(crate) fn load(memory: &GuestRam, kernel: &Path, cmdline: &str, cpus: u8, serial: bool) -> Result<Entry, VmmError> {
-    write_cmdline(memory, cmdline)?;
-    let rsdp = acpi::write(memory, cpus, serial)?;
-    let mut image = File::open(kernel).map_err(|source| VmmError::OpenKernel { path: kernel.to_path_buf(), source })?;
+pub(crate) fn load(memory: &GuestRam, config: &VmConfig) -> Result<Entry, VmmError> {
+    let kernel = &config.kernel;
+    write_cmdline(memory, &config.cmdline)?;
+    smbios::write(memory, config.uuid)?;
+    let rsdp = acpi::write(memory, config.cpus, config.serial.is_some())?;
+    let mut image = File::open(kernel).map_err(|source| VmmError::OpenKernel { path: kernel.clone(), source })?;
     let mut magic = [0; 4];
     image
         .read_exact(&mut magic)
         .and_then(|()| image.seek(SeekFrom::Start(0)))
-        .map_err(|source| VmmError::OpenKernel { path: kernel.to_path_buf(), source })?;
+        .map_err(|source| VmmError::OpenKernel { path: kernel.clone(), source })?;
     if magic == *b"\x7fELF" {
         let address = load_elf(memory, kernel, &mut image)?;
         pvh::write(memory, rsdp)?;
@@ -97,6 +100,20 @@ mod tests {
     use super::*;
     use crate::vmm::memory;
 
+    fn config(kernel: &Path, cmdline: &str) -> VmConfig {
+        VmConfig {
+            cpus: 1,
+            memory_mib: 64,
+            uuid: uuid::Uuid::nil(),
+            kernel: kernel.to_owned(),
+            cmdline: cmdline.to_owned(),
+            disks: Vec::new(),
+            vsock: None,
+            console: None,
+            serial: None,
+        }
+    }
+
     #[test]
     fn a_file_that_is_no_kernel_is_refused_by_name() {
         let memory = memory::create(64).unwrap();
@@ -104,7 +121,7 @@ mod tests {
         let path = dir.path().join("vmlinux");
         for content in [&b""[..], b"\x7f", b"\x7fELF", b"MZ not a kernel", &[0; 4096]] {
             std::fs::write(&path, content).unwrap();
-            let error = load(&memory, &path, "", 1, false).err().unwrap();
+            let error = load(&memory, &config(&path, "")).err().unwrap();
             assert!(error.to_string().contains("vmlinux"), "{error}");
         }
     }

@@ -207,6 +207,7 @@ fn start_bulkhead(setup: &Setup, console: PathBuf, cmdline: String, published: T
     let config = VmConfig {
         cpus: setup.machine.cpus,
         memory_mib: setup.machine.memory_mib,
+        uuid: uuid::Uuid::nil(),
         kernel: setup.machine.kernel.clone(),
         cmdline,
         disks: vec![Disk { path: setup.machine.rootfs.clone(), readonly: true, serial: "root".to_owned() }],

@@ -75,6 +75,11 @@ pub(crate) fn object<'a>(parent: &'a mut Value, key: &str) -> &'a mut Map<String
     object_of(child)
 }
 
+/// The array at `key`; `None` when it is missing or something else.
+pub(crate) fn array<'a>(parent: &'a mut Value, key: &str) -> Option<&'a mut Vec<Value>> {
+    parent.get_mut(key).and_then(Value::as_array_mut)
+}
+
 fn object_of(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());

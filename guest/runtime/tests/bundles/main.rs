@@ -1,13 +1,14 @@
 //! The runtime with the crun that it drives, on this kernel and without a VM or an engine: many bundles at once, many
 //! one after the other, and what it costs.
 //!
-//! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land and
-//! `BULKHEAD_TEST_IMAGES` the folder of `tests/images/build`.
+//! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land,
+//! `BULKHEAD_TEST_IMAGES` the folder of `tests/images/build` and `BULKHEAD_TEST_WARDEN` the warden's program.
 
 // A helper of a test that cannot go on shall panic, as the test itself does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod place;
+mod warden;
 
 use std::{
     collections::BTreeSet,
@@ -36,7 +37,7 @@ fn containers_at_once_have_ranges_of_their_own_and_500_cycles_leave_nothing() {
 }
 
 fn many(place: &Place) {
-    let script = "cat /proc/self/uid_map; exec sleep 1000";
+    let script = "cat /proc/self/uid_map; cat /proc/uptime >/dev/null; exec sleep 1000";
     place.bundle("b", &["sh", "-c", script]);
     // What the first run makes for good: the table's folder and lock, the stage.
     cycle(place, "warm-up");

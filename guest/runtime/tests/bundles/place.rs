@@ -13,6 +13,8 @@ use rustix::mount::{
 };
 use serde_json::{Value, json};
 
+use crate::warden::Warden;
+
 /// The isolating runtime, where the guest has it.
 pub const RUNTIME: &str = "sysbox-runc";
 
@@ -21,6 +23,9 @@ pub const CRUN: &str = "crun";
 
 /// Where the runtime keeps its table.
 const TABLE: &str = "run/sysbox-runc/ranges";
+
+/// The warden's program.
+const PROGRAM: &str = "usr/sbin/bulkhead-warden";
 
 /// Where crun's state is.
 const STATE: &str = "/run/crun-test";
@@ -31,6 +36,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// The root; gone with the thread that made it.
 pub struct Place {
     root: PathBuf,
+    warden: Option<Warden>,
 }
 
 impl Place {
@@ -54,7 +60,7 @@ impl Place {
         let root = PathBuf::from("/mnt");
         mount("root", &root, "tmpfs", MountFlags::empty(), c"mode=0755").unwrap();
         done(Command::new("tar").args(["-xpf", path(&userland), "-C", path(&root), "--exclude=./dev/*"]));
-        let place = Self { root };
+        let place = Self { root, warden: None };
         let at = |name: &str| place.root.join(name);
         mount("proc", at("proc"), "proc", MountFlags::empty(), None).unwrap();
         mount_bind_recursive("/dev", at("dev")).unwrap();
@@ -66,6 +72,7 @@ impl Place {
             fs::create_dir_all(at("var/lib/docker").join(name)).unwrap();
         }
         unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &place.lower());
+        fs::copy(from("BULKHEAD_TEST_WARDEN"), at(PROGRAM)).unwrap();
         place.enter()
     }
 
@@ -77,7 +84,14 @@ impl Place {
         std::env::set_current_dir("/").unwrap();
         // The runtime puts its stage into a slave of this, as it does in the VM.
         mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
-        Self { root: "/".into() }
+        let root = PathBuf::from("/");
+        let warden = Some(Warden::start(&root.join(PROGRAM)));
+        Self { root, warden }
+    }
+
+    /// What serves the containers' files of `/proc` and `/sys`.
+    pub fn warden(&self) -> &Warden {
+        self.warden.as_ref().unwrap()
     }
 
     /// The image's files.
@@ -205,12 +219,20 @@ pub struct Kernel {
     /// Mounts in all namespaces and in none; `None` without /proc/slabinfo.
     all_mounts: Option<usize>,
     user_namespaces: Option<usize>,
+    /// Containers that the warden knows, and its memory in KiB.
+    entries: usize,
+    memory: u64,
 }
 
 impl Kernel {
     pub fn now(place: &Place) -> Self {
-        // The last process' namespaces and cgroups go a moment after it.
+        // The last process' namespaces and cgroups go a moment after it, and the warden looks for the dead in rounds.
+        let deadline = Instant::now() + WITHIN;
         std::thread::sleep(Duration::from_millis(300));
+        while Warden::entries() > place.records() {
+            assert!(Instant::now() < deadline, "the warden keeps {} entries", Warden::entries());
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let cgroup = place.root.join("sys/fs/cgroup/bundles");
         let entries = fs::read_dir(&cgroup).into_iter().flatten().flatten();
@@ -225,12 +247,16 @@ impl Kernel {
             run: count(&place.root.join("run")),
             all_mounts: slab("mnt_cache"),
             user_namespaces: slab("user_namespace"),
+            entries: Warden::entries(),
+            memory: place.warden().memory(),
         }
     }
 
     /// Nothing is left.
     pub fn assert_no_more_than(self, before: Self) {
         assert_eq!((self.mounts, self.processes, self.cgroups), (before.mounts, before.processes, before.cgroups));
+        assert!(self.entries <= before.entries, "{} entries of the warden, {} before", self.entries, before.entries);
+        assert!(self.memory <= before.memory + 1024, "the warden has {} KiB, {} before", self.memory, before.memory);
         assert!(self.run <= before.run, "{} files below /run, {} before", self.run, before.run);
         // The kernel counts a slab's objects by batches, and other programs have mounts too.
         let more = |now: Option<usize>, then: Option<usize>| now.zip(then).is_some_and(|(now, then)| now > then + 150);

@@ -30,6 +30,9 @@ const NAMESPACED: &[&str] = &[
     "user",
 ];
 
+/// `f_type` of a FUSE file system (statfs(2)).
+const FUSE: i64 = 0x6573_5546;
+
 /// Longest value that is read.
 const MAX_VALUE: u64 = 4096;
 
@@ -115,6 +118,28 @@ fn summary(found: &[PathBuf], tried: usize) -> Outcome {
     Ok(format!("{} of {tried} files: {}", found.len(), some.join(" ")))
 }
 
+/// Whether a file is the container's own, served in the place of the kernel's.
+fn is_served(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|at| at.f_type == FUSE)
+}
+
+/// Writes another value to a file that is the container's own, and looks at the kernel's below it.
+fn passes_to_the_kernel(path: &Path) -> bool {
+    let Ok(before) = read(path) else { return false };
+    let text = String::from_utf8_lossy(&before);
+    let (first, rest) = text.trim_end().split_once(char::is_whitespace).unwrap_or((text.trim_end(), ""));
+    let Ok(number) = first.parse::<i64>() else { return false };
+    // Downwards: limits of the VM may be raised from a container, by design and up to a ceiling.
+    let other = if number > 0 { number - 1 } else { number + 1 };
+    if write(path, format!("{other} {rest}").trim_end().as_bytes()).is_err() {
+        return false;
+    }
+    let kernel =
+        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).map_err(Into::into).and_then(|()| read(path));
+    // What can't be looked at counts as passed on.
+    !kernel.is_ok_and(|kernel| kernel == before)
+}
+
 /// Writes the value that is there already to each sysctl that no namespace has of its own.
 pub(crate) fn sysctls() -> Outcome {
     let (mut found, mut tried) = (Vec::new(), 0);
@@ -127,6 +152,9 @@ pub(crate) fn sysctls() -> Outcome {
         walk(&root, &leave_out, &mut |path| {
             tried += 1;
             let written = match read(path) {
+                _ if is_served(path) => {
+                    passes_to_the_kernel(path).then_some(()).ok_or(io::ErrorKind::PermissionDenied.into())
+                }
                 Ok(value) if !value.is_empty() => write(path, &value),
                 // What can't be read is an action: that it could be opened says enough.
                 _ => File::options().write(true).open(path).map(drop),
@@ -149,7 +177,8 @@ pub(crate) fn sysfs() -> Outcome {
         };
         walk(&root, &leave_out, &mut |path| {
             tried += 1;
-            if File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).is_ok() {
+            let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).is_ok();
+            if opened && (!is_served(path) || passes_to_the_kernel(path)) {
                 found.push(path.to_owned());
             }
         });

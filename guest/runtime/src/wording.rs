@@ -1,0 +1,108 @@
+//! crun's reasons in runc's words, where the engine's callers go by the words.
+//!
+//! The docker CLI exits 127 and 126 when the error of `docker run` has "no such file or directory" or "permission denied"
+//! in it, as Go writes them. C's library begins both with a capital letter, and crun has words of its own; 125 would be
+//! the result.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use serde_json::Value;
+
+/// Bytes at a log's end that are looked at.
+const TAIL: u64 = 16 * 1024;
+
+/// Reasons that callers look for: as in the C library, and as in Go.
+const REASONS: [(&str, &str); 2] =
+    [("No such file or directory", "no such file or directory"), ("Permission denied", "permission denied")];
+
+/// The last error of a log in JSON in runc's words; `None` when it needs no change.
+pub(crate) fn of_log(path: &Path) -> Option<String> {
+    let mut log = File::open(path).ok()?;
+    let end = log.seek(SeekFrom::End(0)).ok()?;
+    log.seek(SeekFrom::Start(end.saturating_sub(TAIL))).ok()?;
+    let mut tail = Vec::new();
+    log.take(TAIL).read_to_end(&mut tail).ok()?;
+    let mut lines = tail.rsplit(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    let last = lines.find(|line| line["level"] == "error")?;
+    translate(last["msg"].as_str()?)
+}
+
+/// `None` when the message has none of the reasons.
+fn translate(message: &str) -> Option<String> {
+    let known = |(reason, word): (&str, &str)| message.contains(reason).then(|| message.replace(reason, word));
+    command(message).or_else(|| REASONS.into_iter().find_map(known))
+}
+
+/// The message of a command that is not there or may not be run.
+fn command(message: &str) -> Option<String> {
+    let cut = |before, after| message.split_once(before).and_then(|(_, rest): (_, &str)| rest.split_once(after));
+    let reason =
+        |command: &str, reason: &str| format!("unable to start container process: exec: {command:?}: {reason}");
+    if let Some((name, rest)) = cut("executable file `", "` not found") {
+        return Some(if rest.starts_with(" in $PATH") {
+            reason(name, "executable file not found in $PATH")
+        } else {
+            reason(name, &format!("stat {name}: no such file or directory"))
+        });
+    }
+    let (name, _) = cut("the path `", "` exists but it is not executable")?;
+    Some(reason(name, "permission denied"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_command_that_is_not_there_is_told_as_runc_tells_it() {
+        assert_eq!(
+            translate("executable file `nosuch` not found in $PATH: No such file or directory").unwrap(),
+            "unable to start container process: exec: \"nosuch\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            translate("executable file `/nosuch` not found: No such file or directory").unwrap(),
+            "unable to start container process: exec: \"/nosuch\": stat /nosuch: no such file or directory"
+        );
+    }
+
+    #[test]
+    fn a_command_that_may_not_be_run_is_told_with_gos_reason() {
+        let message = "open executable: Permission denied";
+        assert_eq!(translate(message).unwrap(), "open executable: permission denied");
+        assert_eq!(
+            translate("the path `/etc/passwd` exists but it is not executable: Operation not permitted").unwrap(),
+            "unable to start container process: exec: \"/etc/passwd\": permission denied"
+        );
+        assert_eq!(translate("unknown version specified"), None);
+    }
+
+    #[test]
+    fn the_last_error_of_the_log_counts() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            of_log(file.path())
+        };
+        let line = |level: &str, message: &str| format!("{}\n", serde_json::json!({ "level": level, "msg": message }));
+        let denied = line("error", "exec: Permission denied");
+        assert_eq!(log(&format!("{}{denied}", line("error", "else"))).unwrap(), "exec: permission denied");
+        assert_eq!(log(&format!("{denied}{}", line("error", "else"))), None);
+        assert_eq!(log(&format!("{denied}{}cut off", line("warning", "else"))).unwrap(), "exec: permission denied");
+        assert_eq!(log(&format!("{denied}{}", "x".repeat(TAIL as usize))), None);
+        assert_eq!(log(""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_panics_or_keeps_the_reason(message in "(executable file `)?[a-z` ]{0,9}(` not found)?( in \\$PATH)?(: No such file or directory|: Permission denied)?") {
+            let told = translate(&message).unwrap_or(message);
+            prop_assert!(REASONS.iter().all(|(reason, _)| !told.contains(reason)));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A guest that takes back the window it gave, as Linux does when the memory of a socket is short.
+
+use std::{
+    collections::VecDeque,
+    io::Write,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use smoltcp::{
+    phy::ChecksumCapabilities,
+    wire::{
+        IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, TcpTimestampRepr,
+    },
+};
+
+use super::{
+    frame::{ETHERNET_HEADER, Frame},
+    fuzzing::World,
+};
+
+/// Of the guest's window, in bits.
+const SCALE: u8 = 7;
+/// Given when there is room: 64,000 bytes.
+const WIDE: u16 = 500;
+/// The guest's end.
+const PORT: u16 = 1000;
+
+/// One end of a connection, segment by segment.
+struct Guest {
+    world: World,
+    /// What came and was not looked at.
+    frames: VecDeque<Vec<u8>>,
+    port: u16,
+    /// The next of its own bytes.
+    own: TcpSeqNumber,
+    /// The next of the other end's.
+    next: TcpSeqNumber,
+    received: Vec<u8>,
+}
+
+impl Guest {
+    /// Connects to a port of the host's loopback.
+    fn connect(port: u16, segmentation: bool) -> Self {
+        let (own, next) = (TcpSeqNumber(7), TcpSeqNumber(0));
+        let mut guest =
+            Self { world: World::new(segmentation), frames: VecDeque::new(), port, own, next, received: Vec::new() };
+        guest.send(TcpControl::Syn, WIDE);
+        guest.own += 1;
+        let answer = guest.until("an answer", |segment| segment.control == TcpControl::Syn);
+        guest.next = answer + 1;
+        guest.send(TcpControl::None, WIDE);
+        guest
+    }
+
+    fn send(&mut self, control: TcpControl, window: u16) {
+        let syn = control == TcpControl::Syn;
+        let addresses = World::addresses();
+        let tcp = TcpRepr {
+            src_port: PORT,
+            dst_port: self.port,
+            control,
+            seq_number: self.own,
+            ack_number: (!syn).then_some(self.next),
+            window_len: if syn { u16::MAX } else { window },
+            window_scale: syn.then_some(SCALE),
+            max_seg_size: syn.then_some(1460),
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None::<TcpTimestampRepr>,
+            payload: &[],
+        };
+        let (source, target) = (addresses.guest, addresses.host);
+        let ip = Ipv4Repr {
+            src_addr: source,
+            dst_addr: target,
+            next_header: IpProtocol::Tcp,
+            payload_len: tcp.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut frame = Frame::ip(ip.buffer_len() + tcp.buffer_len());
+        let checksums = ChecksumCapabilities::default();
+        let mut packet = Ipv4Packet::new_unchecked(&mut frame.bytes[ETHERNET_HEADER..]);
+        ip.emit(&mut packet, &checksums);
+        let (source, target) = (IpAddress::from(source), IpAddress::from(target));
+        tcp.emit(&mut TcpPacket::new_unchecked(packet.payload_mut()), &source, &target, &checksums);
+        frame.seal();
+        self.world.receive(&frame.bytes);
+    }
+
+    /// Hands every segment to `look` until it is satisfied; the sequence number of that one.
+    fn until(&mut self, what: &str, mut look: impl FnMut(&TcpRepr<'_>) -> bool) -> TcpSeqNumber {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            assert!(Instant::now() < deadline, "not within 5 s: {what}");
+            self.frames.extend(self.world.turn(usize::MAX));
+            while let Some(frame) = self.frames.pop_front() {
+                let packet = Ipv4Packet::new_checked(&frame[ETHERNET_HEADER..]).unwrap();
+                let segment = TcpPacket::new_checked(packet.payload()).unwrap();
+                let (source, target) = (packet.src_addr().into(), packet.dst_addr().into());
+                let segment = TcpRepr::parse(&segment, &source, &target, &ChecksumCapabilities::ignored()).unwrap();
+                if look(&segment) {
+                    return segment.seq_number;
+                }
+            }
+        }
+    }
+
+    /// Takes and acknowledges what comes in order, until it has `count` bytes.
+    fn take(&mut self, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.received.len() < count {
+            assert!(Instant::now() < deadline, "{} of {count} bytes", self.received.len());
+            let mut news = Vec::new();
+            let next = self.next;
+            self.until("the next segment", |segment| {
+                news = segment.payload.to_vec();
+                segment.seq_number == next && !segment.payload.is_empty()
+            });
+            self.next += news.len();
+            self.received.extend(news);
+            self.send(TcpControl::None, WIDE);
+        }
+    }
+}
+
+#[test]
+fn what_a_guest_drops_when_it_takes_its_window_back_is_sent_again() {
+    const ALL: usize = 1_000_000;
+    for segmentation in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let data: Vec<u8> = (0..ALL).map(|index: usize| (index ^ index >> 8 ^ index >> 16) as u8).collect();
+        let port = listener.local_addr().unwrap().port();
+        let sent = data.clone();
+        let server = std::thread::spawn(move || listener.accept().unwrap().0.write_all(&sent));
+        let mut guest = Guest::connect(port, segmentation);
+        guest.take(100_000);
+        // Sent as far as the window reaches, and all of it dropped but for the first bytes.
+        let (edge, mut first) = (guest.next + (usize::from(WIDE) << SCALE), Vec::new());
+        let next = guest.next;
+        guest.until("a full window", |segment| {
+            if segment.seq_number == next {
+                first = segment.payload.to_vec();
+            }
+            segment.seq_number + segment.payload.len() >= edge
+        });
+        // The window as it was reaches no further, so there is nothing new to send.
+        let rest = WIDE - (first.len() >> SCALE) as u16 - 1;
+        guest.next += first.len();
+        guest.received.extend(first);
+        guest.send(TcpControl::None, 0);
+        std::thread::sleep(Duration::from_millis(20));
+        guest.frames.extend(guest.world.turn(usize::MAX));
+        guest.send(TcpControl::None, rest);
+        guest.take(ALL);
+        assert!(guest.received == data);
+        server.join().unwrap().unwrap();
+    }
+}
