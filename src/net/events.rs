@@ -60,6 +60,11 @@ impl Token {
     }
 }
 
+/// Whether there is nothing to come but what is there already, or an error.
+pub(super) fn ending(event: &EpollEvent) -> bool {
+    event.event_set().intersects(EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR)
+}
+
 /// Reports `fd` as long as it is readable.
 pub(super) fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(EventSet::IN, token.pack()))

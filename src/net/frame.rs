@@ -20,9 +20,9 @@ pub(super) const ETHERNET_HEADER: usize = 14;
 /// Largest frame: an IP packet cannot be longer than its length field says.
 pub(super) const MOST: usize = ETHERNET_HEADER + 65_535;
 
-const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
+pub(super) const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
 const ETHERTYPE_ARP: [u8; 2] = [8, 6];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+pub(super) const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;

@@ -54,6 +54,11 @@ impl Front {
         Token::unpack(self.events[index].data())
     }
 
+    /// Whether it is the last of its kind.
+    pub(super) fn ending(&self, index: usize) -> bool {
+        events::ending(&self.events[index])
+    }
+
     /// What the backend says; `None` when it is gone.
     pub(super) fn command(&self) -> Result<Option<(Command, Option<OwnedFd>)>, NetError> {
         Ok(control::receive(&self.control)?)

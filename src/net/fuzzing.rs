@@ -1,20 +1,23 @@
 //! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
 #![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
 
-use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use bulkhead_protocol::Transport;
 use virtio_queue::QueueT;
+use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     addresses::Addresses,
     control::Setup,
-    events::Token,
+    events::{Token, ending},
     frame::{Frame, VIRTIO_HEADER},
-    ring::Ring,
+    offload::Head,
+    ring::{Offered, Ring},
+    sender::Receiver,
     stack::Stack,
-    tcp::Offload,
+    tcp::{Key, Offload},
 };
 use crate::virtio::fuzzing;
 
@@ -61,19 +64,57 @@ impl World {
         let mut events = [EpollEvent::default(); 16];
         let ready = self.epoll.wait(0, &mut events).unwrap();
         for event in &events[..ready] {
-            self.stack.host_ready(Token::unpack(event.data()));
+            self.stack.host_ready(Token::unpack(event.data()), ending(event));
         }
         self.stack.run_timers();
         assert!(self.stack.timeout() >= -1);
-        let frames = self.stack.out.len().min(most);
-        let taken = self.stack.out.drain(..frames).map(|frame| frame.bytes).collect();
-        self.stack.resume();
-        taken
+        take(&mut self.stack, most).into_iter().map(|frame| frame.bytes).collect()
     }
 
     /// Waits for what the loopback needs.
     pub fn pause(&self) {
         std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Takes at most `most` frames as the guest does.
+pub(super) fn take(stack: &mut Stack, most: usize) -> Vec<Frame> {
+    let waiting = stack.out.len().min(most);
+    let mut taken = Frames { frames: stack.out.drain(..waiting).collect(), most };
+    stack.send(&mut taken);
+    stack.resume();
+    taken.frames
+}
+
+/// A guest that takes so many frames.
+pub(super) struct Frames {
+    /// What it has taken.
+    pub(super) frames: Vec<Frame>,
+    /// How many there may be.
+    pub(super) most: usize,
+}
+
+impl Receiver for Frames {
+    fn take(
+        &mut self,
+        head: usize,
+        most: usize,
+        read: &mut dyn FnMut(&[VolatileSlice<'_>]) -> io::Result<usize>,
+        seal: &mut dyn FnMut(usize) -> Head,
+    ) -> Option<io::Result<usize>> {
+        if self.frames.len() >= self.most {
+            return None;
+        }
+        let mut bytes = vec![0; head + most];
+        let result = read(&[VolatileSlice::from(&mut bytes[head..])]);
+        if let Ok(len @ 1..) = result {
+            let sealed = seal(len);
+            assert_eq!(sealed.bytes().len(), head);
+            bytes[..head].copy_from_slice(sealed.bytes());
+            bytes.truncate(head + len);
+            self.frames.push(Frame { header: sealed.header, bytes });
+        }
+        Some(result)
     }
 }
 
@@ -91,7 +132,20 @@ pub fn rings(bytes: &[u8], frames: &[usize], event_idx: bool, mergeable: bool) {
             if !ring.give(&memory, &frame, mergeable) {
                 let _ = ring.await_buffers(&memory);
             }
+            let mut offered = Offered { ring: &mut ring, memory: &memory, mergeable };
+            let fill = &mut |parts: &[VolatileSlice<'_>]| {
+                assert!(parts.iter().map(VolatileSlice::len).sum::<usize>() <= *len);
+                Ok(parts.iter().map(|part| part.len() - part.len() / 3).sum())
+            };
+            let seal = &mut |len| Head::new(key(), (1, 2), 3, true, len, 1000);
+            if offered.take(super::offload::head_len(&key()), *len, fill, seal).is_none() {
+                let _ = ring.await_buffers(&memory);
+            }
             ring.signal(&memory);
         }
     }
+}
+
+fn key() -> Key {
+    Key { guest: ([192, 168, 65, 3], 1).into(), peer: ([192, 168, 65, 254], 2).into() }
 }

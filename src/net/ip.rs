@@ -84,12 +84,20 @@ pub(super) fn frame(
     let mut frame = Frame::ip(header + len);
     let packet = &mut frame.bytes[ETHERNET_HEADER..];
     payload(&mut packet[header..]);
+    fill(packet, source, destination, protocol, len);
+    frame.seal();
+    frame
+}
+
+/// Writes an IP header for `len` bytes after it into a space of zeros.
+pub(super) fn fill(packet: &mut [u8], source: IpAddr, destination: IpAddr, protocol: IpProtocol, len: usize) {
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut ip = Ipv4Packet::new_unchecked(packet);
             ip.set_version(4);
             ip.set_header_len(IPV4_HEADER_LEN as u8);
-            ip.set_total_len((header + len) as u16);
+            ip.set_total_len((IPV4_HEADER_LEN + len) as u16);
+            ip.set_dont_frag(protocol == IpProtocol::Tcp);
             ip.set_hop_limit(64);
             ip.set_next_header(protocol);
             ip.set_src_addr(source);
@@ -108,8 +116,6 @@ pub(super) fn frame(
         }
         _ => debug_assert!(false, "addresses of two versions"),
     }
-    frame.seal();
-    frame
 }
 
 /// Most bytes in a datagram between two addresses of this version.

@@ -30,8 +30,10 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     addresses::{MTU, PREFIX6, example},
-    events::Token,
+    events::{Token, ending},
     frame::{MOST, VIRTIO_HEADER},
+    fuzzing::Frames,
+    sender::Sent,
     stack::Stack,
     tcp::Offload,
 };
@@ -59,7 +61,7 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 /// Makes the namespace and its device; runs on a thread of its own, which stays in there.
-fn make() -> io::Result<(File, File)> {
+pub(super) fn make() -> io::Result<(File, File)> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
@@ -164,7 +166,7 @@ fn serve(
     stack.offload = Offload { checksum: true, segmentation: true };
     let mut events = vec![EpollEvent::default(); 256];
     let mut buffer = vec![0; VIRTIO_HEADER + MOST];
-    let mut next = 0;
+    let (mut next, mut more) = (0, false);
     let mut state = 1_u32;
     let mut is_lost = || {
         // Numerical Recipes' generator: the same pattern in each run.
@@ -176,7 +178,7 @@ fn serve(
         // SAFETY: the epoll descriptor stays open as long as `epoll`, which outlives this round.
         let watched = unsafe { std::os::fd::BorrowedFd::borrow_raw(watched) };
         let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN), PollFd::new(watched, PollFlags::POLLIN)];
-        let timeout = u16::try_from(stack.timeout()).unwrap_or(20).min(20);
+        let timeout = if more { 0 } else { u16::try_from(stack.timeout()).unwrap_or(20).min(20) };
         let _ = poll(&mut fds, PollTimeout::from(timeout));
         for (listener, target) in published.lock().unwrap().drain(..) {
             next += 1;
@@ -184,7 +186,7 @@ fn serve(
         }
         let ready = epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..ready] {
-            stack.host_ready(Token::unpack(event.data()));
+            stack.host_ready(Token::unpack(event.data()), ending(event));
         }
         for _ in 0..128 {
             let Ok(len) = tap.read(&mut buffer) else { break };
@@ -194,7 +196,9 @@ fn serve(
         }
         stack.run_timers();
         loop {
-            while let Some(frame) = stack.out.pop_front() {
+            let mut taken = Frames { frames: stack.out.drain(..).collect(), most: usize::MAX };
+            more = stack.send(&mut taken) == Sent::More;
+            for frame in taken.frames {
                 // What the kernel does not take is lost, as on any wire.
                 let _ = is_lost() || tap.write(&[&frame.header[..], &frame.bytes].concat()).is_ok();
             }
@@ -351,6 +355,31 @@ fn much_data_comes_out_of_a_published_port() {
         }
     }
     assert_eq!(received, MUCH);
+    guest.until_idle();
+}
+
+#[test]
+fn a_guest_that_reads_late_gets_everything_and_the_end() {
+    const MUCH: usize = 40_000_000;
+    let Some(guest) = Guest::new() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let byte = |index: usize| (index ^ index >> 8 ^ index >> 16) as u8;
+    let server = thread::spawn(move || {
+        let data: Vec<u8> = (0..MUCH).map(byte).collect();
+        listener.accept().unwrap().0.write_all(&data).unwrap();
+    });
+    let received = guest.run(move || {
+        let mut stream = TcpStream::connect((example().host, port)).unwrap();
+        // Longer than the pauses after which a closed window is asked after.
+        thread::sleep(Duration::from_secs(4));
+        let mut data = Vec::new();
+        stream.read_to_end(&mut data).unwrap();
+        data
+    });
+    let received = received.join().unwrap();
+    assert!(received.len() == MUCH && received.iter().enumerate().all(|(index, is)| *is == byte(index)));
+    server.join().unwrap();
     guest.until_idle();
 }
 

@@ -8,6 +8,7 @@
 //! queues, sockets and timers without a channel or a task for each connection; and its sockets hold their buffers, so
 //! that data moves with one `recv` or `send` between them and the host's sockets. Each connection has an interface of
 //! its own: a packet costs the same whether there is one connection or thousands, and any address can be the far end.
+//! Data on its way to the guest does not go through it (`sender.rs`).
 //!
 //! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums. Towards the guest, the
 //! stack is told of a larger segment size than the guest's end announced, and virtio's segmentation offload lets the
@@ -20,6 +21,8 @@ pub mod addresses;
 mod associations;
 pub mod control;
 mod dns;
+#[cfg(test)]
+mod driver_tests;
 mod echo;
 mod events;
 mod fragments;
@@ -36,6 +39,9 @@ mod resolver;
 mod ring;
 #[cfg(test)]
 mod ring_tests;
+mod sender;
+#[cfg(test)]
+mod sender_tests;
 mod socket;
 mod stack;
 mod tap;
@@ -47,6 +53,7 @@ mod vhost;
 mod window;
 #[cfg(test)]
 mod window_tests;
+mod wire;
 
 use std::{
     io,
@@ -69,6 +76,8 @@ use addresses::Addresses;
 use control::Command;
 use events::Token;
 use front::Front;
+use ring::Offered;
+use sender::Sent;
 use stack::Stack;
 use vhost::{RX, TX};
 
@@ -159,7 +168,7 @@ impl Loop {
                         }
                     }
                     Token::Kick(queue) => self.front.kicked(queue),
-                    token => self.stack.host_ready(token),
+                    token => self.stack.host_ready(token, self.front.ending(index)),
                 }
             }
             more = self.move_frames();
@@ -194,13 +203,26 @@ impl Loop {
             return more;
         }
         loop {
+            let mut room = true;
             while let Some(frame) = self.stack.out.front() {
                 if ring.give(&memory, frame, mergeable) {
                     if let Some(given) = self.stack.out.pop_front() {
                         frame::recycle(given.bytes);
                     }
                 } else if !ring.await_buffers(&memory) {
+                    room = false;
                     break;
+                }
+            }
+            while room {
+                match self.stack.send(&mut Offered { ring, memory: &memory, mergeable }) {
+                    // Before more is sent the guest's acknowledgements have their turn.
+                    Sent::More => {
+                        more = true;
+                        break;
+                    }
+                    Sent::Blocked => room = ring.await_buffers(&memory),
+                    Sent::Idle | Sent::End => break,
                 }
             }
             ring.signal(&memory);

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use smoltcp::wire::{IpAddress, IpProtocol, TcpPacket};
 
 use super::{
-    frame::{ETHERNET_HEADER, Frame},
+    addresses::{GATEWAY_MAC, GUEST_MAC},
+    frame::{ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, VIRTIO_HEADER},
     ip::{self, Packet},
+    tcp::Key,
 };
 
 const NEEDS_CSUM: u8 = 1;
@@ -32,14 +34,7 @@ pub(super) fn offload_tcp(frame: &mut Frame, segment: u16, checksum_offload: boo
     }
     view.set_checksum(pseudo_header_sum(source, destination, len));
     let tcp_header = usize::from(view.header_len());
-    frame.header[0] = NEEDS_CSUM;
-    frame.header[6..8].copy_from_slice(&(start as u16).to_le_bytes());
-    frame.header[8..10].copy_from_slice(&TCP_CHECKSUM.to_le_bytes());
-    if len.saturating_sub(tcp_header) > usize::from(segment) {
-        frame.header[1] = if source.is_ipv4() { GSO_TCPV4 } else { GSO_TCPV6 };
-        frame.header[2..4].copy_from_slice(&((start + tcp_header) as u16).to_le_bytes());
-        frame.header[4..6].copy_from_slice(&segment.to_le_bytes());
-    }
+    frame.header = virtio_header(source, start, tcp_header, len.saturating_sub(tcp_header), segment);
 }
 
 /// The not inverted sum over the pseudo-header, where a checksum is to be completed (RFC 9293, 3.1; RFC 8200, 8.1).
@@ -56,6 +51,80 @@ fn pseudo_header_sum(source: IpAddr, destination: IpAddr, len: usize) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
+}
+
+const TCP_HEADER: usize = 20;
+const MOST_HEAD: usize = ETHERNET_HEADER + 40 + TCP_HEADER;
+
+/// Bytes of the headers that a connection's data has, without virtio's.
+pub(super) fn head_len(key: &Key) -> usize {
+    ETHERNET_HEADER + ip::header_len(key.peer.ip()) + TCP_HEADER
+}
+
+/// All headers of a TCP segment to the guest, whose data is elsewhere.
+pub(super) struct Head {
+    /// virtio's.
+    pub(super) header: [u8; VIRTIO_HEADER],
+    bytes: [u8; MOST_HEAD],
+    len: usize,
+}
+
+impl Head {
+    /// For a segment of `len` bytes from the peer, with its sequence number, what it acknowledges and its window; the
+    /// guest completes the checksum and cuts what is longer than `segment`.
+    pub(super) fn new(
+        key: Key,
+        (sequence, acknowledged): (u32, u32),
+        window: u16,
+        push: bool,
+        len: usize,
+        segment: u16,
+    ) -> Self {
+        const ACK: u8 = 16;
+        const PSH: u8 = 8;
+        let (source, destination) = (key.peer.ip(), key.guest.ip());
+        let start = ETHERNET_HEADER + ip::header_len(source);
+        let mut head = Self { header: [0; VIRTIO_HEADER], bytes: [0; MOST_HEAD], len: start + TCP_HEADER };
+        head.bytes[..6].copy_from_slice(&GUEST_MAC);
+        head.bytes[6..12].copy_from_slice(&GATEWAY_MAC);
+        head.bytes[12..14].copy_from_slice(if source.is_ipv4() { &ETHERTYPE_IPV4 } else { &ETHERTYPE_IPV6 });
+        ip::fill(&mut head.bytes[ETHERNET_HEADER..start], source, destination, IpProtocol::Tcp, TCP_HEADER + len);
+        let tcp = &mut head.bytes[start..];
+        tcp[..2].copy_from_slice(&key.peer.port().to_be_bytes());
+        tcp[2..4].copy_from_slice(&key.guest.port().to_be_bytes());
+        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+        tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
+        tcp[12..14].copy_from_slice(&[(TCP_HEADER as u8 / 4) << 4, if push { ACK | PSH } else { ACK }]);
+        tcp[14..16].copy_from_slice(&window.to_be_bytes());
+        let sum = pseudo_header_sum(source, destination, TCP_HEADER + len);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+        head.header = virtio_header(source, start, TCP_HEADER, len, segment);
+        head
+    }
+
+    /// The headers after virtio's.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// A frame without data.
+    pub(super) fn into_frame(self) -> Frame {
+        Frame { header: self.header, bytes: self.bytes().to_vec() }
+    }
+}
+
+/// virtio's header for a TCP segment of `len` bytes whose own header begins at `start`.
+fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, segment: u16) -> [u8; VIRTIO_HEADER] {
+    let mut header = [0; VIRTIO_HEADER];
+    header[0] = NEEDS_CSUM;
+    header[6..8].copy_from_slice(&(start as u16).to_le_bytes());
+    header[8..10].copy_from_slice(&TCP_CHECKSUM.to_le_bytes());
+    if len > usize::from(segment) {
+        header[1] = if source.is_ipv4() { GSO_TCPV4 } else { GSO_TCPV6 };
+        header[2..4].copy_from_slice(&((start + tcp_header) as u16).to_le_bytes());
+        header[4..6].copy_from_slice(&segment.to_le_bytes());
+    }
+    header
 }
 
 /// Raises the maximum segment size that a SYN announces to `size` and returns the one that was there (the default of

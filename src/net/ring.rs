@@ -1,18 +1,28 @@
 //! The device side of the two queues (virtio 1.3, 5.1.6).
 
-use std::sync::atomic::{Ordering, fence};
+use std::{
+    io::{self, Read},
+    sync::atomic::{Ordering, fence},
+};
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
-use std::io::Read;
-
-use super::frame::{Frame, MOST, VIRTIO_HEADER};
+use super::{
+    frame::{Frame, MOST, VIRTIO_HEADER},
+    offload::Head,
+    sender::Receiver,
+};
 use crate::vmm::memory::GuestRam;
 
 /// Largest number of descriptors of a queue.
 pub(super) const MOST_DESCRIPTORS: u16 = 1024;
+
+/// Places that one call of the kernel fills at most (`UIO_MAXIOV`).
+const MOST_PLACES: usize = 1024;
+/// Data that is worth a frame when the driver has not offered room for more.
+const LEAST: usize = 1024;
 
 /// One queue.
 pub(crate) struct Ring {
@@ -23,6 +33,8 @@ pub(crate) struct Ring {
     event_idx: bool,
     /// `used.idx` when the driver was last signalled.
     signalled: u16,
+    /// `avail.idx` when there were too few buffers.
+    seen: u16,
     /// Chains under way: the head, and where its descriptors end among the places.
     chains: Vec<(u16, usize)>,
     /// Buffers of the chains under way.
@@ -44,6 +56,31 @@ fn fill(memory: &GuestRam, (address, len): (GuestAddress, u32), rest: &mut [&[u8
     written
 }
 
+/// virtio's header of a frame in so many buffers.
+fn with_buffers(mut header: [u8; VIRTIO_HEADER], buffers: usize) -> [u8; VIRTIO_HEADER] {
+    header[10..12].copy_from_slice(&(buffers as u16).to_le_bytes());
+    header
+}
+
+/// The receive queue, for data that comes straight from the host's sockets.
+pub(super) struct Offered<'a> {
+    pub(super) ring: &'a mut Ring,
+    pub(super) memory: &'a GuestRam,
+    pub(super) mergeable: bool,
+}
+
+impl Receiver for Offered<'_> {
+    fn take(
+        &mut self,
+        head: usize,
+        most: usize,
+        read: &mut dyn FnMut(&[VolatileSlice<'_>]) -> io::Result<usize>,
+        seal: &mut dyn FnMut(usize) -> Head,
+    ) -> Option<io::Result<usize>> {
+        self.ring.give_read(self.memory, self.mergeable, (head, most), read, seal)
+    }
+}
+
 impl Ring {
     pub(super) fn new() -> Result<Self, virtio_queue::Error> {
         Ok(Self {
@@ -53,6 +90,7 @@ impl Ring {
             enabled: false,
             event_idx: false,
             signalled: 0,
+            seen: 0,
             chains: Vec::new(),
             places: Vec::new(),
         })
@@ -108,7 +146,7 @@ impl Ring {
         self.places.clear();
         while missing > 0 && (mergeable || self.chains.is_empty()) && self.chains.len() < MOST_DESCRIPTORS.into() {
             let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
-                self.queue.set_next_avail(start);
+                self.turn_back(start);
                 return false;
             };
             let (head, first) = (chain.head_index(), self.places.len());
@@ -117,14 +155,111 @@ impl Ring {
             missing = missing.saturating_sub(room);
             self.chains.push((head, self.places.len()));
         }
-        let mut header = frame.header;
-        header[10..12].copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
         // A frame that does not fit into the driver's buffers is lost, the buffers are not.
-        let mut rest = if missing == 0 { [&header[..], &frame.bytes[..]] } else { [&[][..], &[][..]] };
+        let (header, bytes) = (&with_buffers(frame.header, self.chains.len()), &frame.bytes);
+        self.answer(memory, if missing == 0 { [header, bytes] } else { [&[], &[]] }, 0);
+        true
+    }
+
+    /// Gives the guest a frame whose data `read` writes into the driver's buffers, after `head` bytes of headers that
+    /// `seal` makes; see [`Receiver`].
+    fn give_read(
+        &mut self,
+        memory: &GuestRam,
+        mergeable: bool,
+        (head, most): (usize, usize),
+        read: &mut dyn FnMut(&[VolatileSlice<'_>]) -> io::Result<usize>,
+        seal: &mut dyn FnMut(usize) -> Head,
+    ) -> Option<io::Result<usize>> {
+        let start = self.queue.next_avail();
+        let head = VIRTIO_HEADER + head;
+        let room = self.collect(memory, mergeable, head + most);
+        if room < head + most.min(LEAST) {
+            // What is too small for anything is lost and does not stand in the way.
+            let all = self.chains.len() == usize::from(MOST_DESCRIPTORS) || self.places.len() == MOST_PLACES;
+            let useless = all || !self.chains.is_empty() && !mergeable;
+            if useless {
+                self.answer(memory, [&[], &[]], 0);
+            } else {
+                self.turn_back(start);
+            }
+            return if useless { Some(Err(io::ErrorKind::Interrupted.into())) } else { None };
+        }
+        let result = read(&self.slices(memory, head, most));
+        let len = result.as_ref().map_or(0, |len| *len);
+        if len == 0 {
+            self.queue.set_next_avail(start);
+            return Some(result);
+        }
+        // The chains that nothing was written to are the driver's again.
+        let mut left = (head + len) as u64;
+        let mut at = 0;
+        let used = self.chains.iter().position(|(_, end)| {
+            left = left.saturating_sub(self.places[at..*end].iter().map(|(_, len)| u64::from(*len)).sum());
+            at = *end;
+            left == 0
+        });
+        self.chains.truncate(used.map_or(self.chains.len(), |last| last + 1));
+        self.queue.set_next_avail(start.wrapping_add(self.chains.len() as u16));
+        let sealed = seal(len);
+        let header = with_buffers(sealed.header, self.chains.len());
+        self.answer(memory, [&header, sealed.bytes()], len as u64);
+        Some(result)
+    }
+
+    /// Takes chains with room for so many bytes in guest memory, or what there is of them.
+    fn collect(&mut self, memory: &GuestRam, mergeable: bool, bytes: usize) -> usize {
+        self.chains.clear();
+        self.places.clear();
+        let mut room = 0;
+        while room < bytes && (mergeable || self.chains.is_empty()) && self.places.len() < MOST_PLACES {
+            let Some(chain) = self.queue.pop_descriptor_chain(memory) else { break };
+            let head = chain.head_index();
+            for descriptor in chain.writable().take(MOST_PLACES - self.places.len()) {
+                // A place outside of memory is the driver's loss.
+                if memory.get_slice(descriptor.addr(), descriptor.len() as usize).is_ok() {
+                    self.places.push((descriptor.addr(), descriptor.len()));
+                    room += descriptor.len() as usize;
+                }
+            }
+            self.chains.push((head, self.places.len()));
+            if self.chains.len() == usize::from(MOST_DESCRIPTORS) {
+                break;
+            }
+        }
+        room
+    }
+
+    /// The collected places without the first `skip` bytes, at most `most` bytes.
+    fn slices<'m>(&self, memory: &'m GuestRam, mut skip: usize, mut most: usize) -> Vec<VolatileSlice<'m>> {
+        let mut slices = Vec::with_capacity(self.places.len());
+        for (address, len) in &self.places {
+            let Ok(whole) = memory.get_slice(*address, *len as usize) else { continue };
+            let hidden = skip.min(whole.len());
+            let shown = most.min(whole.len() - hidden);
+            (skip, most) = (skip - hidden, most - shown);
+            if shown > 0
+                && let Ok(slice) = whole.subslice(hidden, shown)
+            {
+                slices.push(slice);
+            }
+        }
+        slices
+    }
+
+    /// Gives the collected chains back with `rest` written to their beginning, and `there` bytes after it that are there
+    /// already.
+    fn answer(&mut self, memory: &GuestRam, mut rest: [&[u8]; 2], mut there: u64) {
         let mut at = 0;
         for index in 0..self.chains.len() {
             let (head, end) = self.chains[index];
-            let written = self.places[at..end].iter().map(|place| fill(memory, *place, &mut rest)).sum();
+            let mut written = 0;
+            for place in &self.places[at..end] {
+                let len = fill(memory, *place, &mut rest);
+                let data = there.min(u64::from(place.1 - len)) as u32;
+                there -= u64::from(data);
+                written += len + data;
+            }
             at = end;
             if index + 1 == self.chains.len() {
                 let _ = self.queue.add_used(memory, head, written);
@@ -132,7 +267,6 @@ impl Ring {
                 self.prepare_used(memory, head, written);
             }
         }
-        true
     }
 
     /// Writes an element that becomes visible with the next `add_used`.
@@ -146,9 +280,22 @@ impl Ring {
         self.queue.set_next_used(next.wrapping_add(1));
     }
 
-    /// Asks to be kicked when the guest offers buffers; true when it has done so meanwhile.
+    /// Leaves the chains from `start` on to a later frame.
+    fn turn_back(&mut self, start: u16) {
+        self.seen = self.queue.next_avail();
+        self.queue.set_next_avail(start);
+    }
+
+    /// Asks to be kicked when the guest offers more buffers than there were too few of; true when it has done so
+    /// meanwhile.
     pub(super) fn await_buffers(&mut self, memory: &GuestRam) -> bool {
-        self.queue.enable_notification(memory).unwrap_or(false)
+        let start = self.queue.next_avail();
+        self.queue.set_next_avail(self.seen);
+        let more = self.queue.enable_notification(memory).unwrap_or(false);
+        self.queue.set_next_avail(start);
+        // From an index that cannot be true nothing can be taken.
+        let offered = self.queue.avail_idx(memory, Ordering::Acquire).map_or(0, |index| index.0.wrapping_sub(start));
+        more && offered <= self.queue.size()
     }
 
     /// Tells the driver of what was used since the last time, if it wants to know (2.7.7.2).

@@ -11,7 +11,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
     frame::{Frame, VIRTIO_HEADER},
-    ring::Ring,
+    offload::{Head, head_len},
+    ring::{Offered, Ring},
+    sender::Receiver,
 };
 use crate::vmm::memory;
 
@@ -95,4 +97,84 @@ proptest! {
     ) {
         super::fuzzing::rings(&bytes, &frames, event_idx, mergeable);
     }
+}
+
+/// Offers `count` buffers of 1000 bytes, and takes a frame with `head` bytes of headers and `most` of data, of which
+/// `there` exist.
+fn give_read(count: u64, mergeable: bool, most: usize, there: usize) -> (Option<usize>, Vec<u32>, Vec<u8>, u16) {
+    let memory = memory::create(64).unwrap();
+    let mock = MockSplitQueue::new(&memory, 16);
+    let buffers: Vec<_> = (0..count)
+        .map(|index| RawDescriptor::from(Descriptor::new(DATA + index * 0x1000, 1000, WRITABLE, 0)))
+        .collect();
+    mock.build_multiple_desc_chains(&buffers).unwrap();
+    let mut ring = ring(mock.create_queue().unwrap());
+    let key = super::tcp::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
+    let mut source = (0..there).map(|index| (index ^ index >> 8) as u8).collect::<std::collections::VecDeque<_>>();
+    let result = Offered { ring: &mut ring, memory: &memory, mergeable }.take(
+        head_len(&key),
+        most,
+        &mut |parts| {
+            let before = source.len();
+            for part in parts {
+                let data: Vec<u8> = source.drain(..part.len().min(source.len())).collect();
+                part.write_slice(&data, 0).unwrap();
+            }
+            Ok(before - source.len())
+        },
+        &mut |len| Head::new(key, (3, 4), 5, false, len, 1460),
+    );
+    let (mut lens, mut bytes) = (Vec::new(), Vec::new());
+    for index in 0..mock.used().idx().load() {
+        let element = mock.used().ring().ref_at(index.into()).unwrap().load();
+        let mut data = vec![0; element.len() as usize];
+        memory.read_slice(&mut data, GuestAddress(DATA + u64::from(element.id()) * 0x1000)).unwrap();
+        lens.push(element.len());
+        bytes.extend(data);
+    }
+    (result.map(Result::unwrap), lens, bytes, ring.queue.next_avail())
+}
+
+#[test]
+fn data_is_read_into_the_guests_buffers_after_its_headers_and_unused_buffers_stay_the_guests() {
+    for (there, lens) in [(2500, vec![1000, 1000, 566]), (934, vec![1000]), (935, vec![1000, 1]), (1, vec![67])] {
+        let (result, used, bytes, next) = give_read(4, true, 3000, there);
+        assert_eq!((result, &used, usize::from(next)), (Some(there), &lens, lens.len()));
+        assert_eq!(bytes[10..12], [lens.len() as u8, 0]);
+        assert_eq!(u16::from_be_bytes([bytes[28], bytes[29]]), 40 + there as u16);
+        assert!(bytes[66..].iter().enumerate().all(|(index, byte)| *byte == (index ^ index >> 8) as u8));
+    }
+    let (result, used, _, next) = give_read(4, true, 3000, 0);
+    assert_eq!((result, used.len(), next), (Some(0), 0, 0), "no data, no frame");
+}
+
+#[test]
+fn data_makes_smaller_frames_of_few_buffers_and_waits_for_more_than_crumbs() {
+    let (result, used, _, _) = give_read(2, true, 60_000, 60_000);
+    assert_eq!((result, used), (Some(1934), vec![1000, 1000]));
+    let (result, used, _, next) = give_read(1, true, 60_000, 60_000);
+    assert_eq!((result, used.len(), next), (None, 0, 0));
+    let (result, used, _, _) = give_read(3, false, 900, 60_000);
+    assert_eq!((result, used), (Some(900), vec![966]));
+}
+
+#[test]
+fn waiting_for_buffers_ends_with_more_of_them_and_not_with_those_that_were_too_few() {
+    let memory = memory::create(64).unwrap();
+    let mock = MockSplitQueue::new(&memory, 16);
+    let buffer = |index: u64| RawDescriptor::from(Descriptor::new(DATA + index * 0x1000, 100, WRITABLE, 0));
+    mock.build_multiple_desc_chains(&[buffer(0), buffer(1)]).unwrap();
+    let mut ring = ring(mock.create_queue().unwrap());
+    let frame = Frame { header: [0; VIRTIO_HEADER], bytes: vec![1; 280] };
+    assert!(!ring.give(&memory, &frame, true));
+    assert!(!ring.await_buffers(&memory));
+    mock.desc_table().store(2, buffer(2)).unwrap();
+    mock.avail().ring().ref_at(2).unwrap().store(2);
+    mock.avail().idx().store(3);
+    assert!(ring.await_buffers(&memory));
+    assert!(ring.give(&memory, &frame, true));
+    // An index that cannot be true is no reason to go on looking.
+    mock.avail().idx().store(1000);
+    assert!(!ring.give(&memory, &frame, true));
+    assert!(!ring.await_buffers(&memory));
 }

@@ -13,6 +13,7 @@ use nix::{
         SockaddrStorage, connect, recvmsg, sendmsg, setsockopt, socket, sockopt,
     },
 };
+use vm_memory::{VolatileSlice, volatile_memory::PtrGuardMut};
 
 /// Seconds of silence after which the far end of a connection is asked whether it is there …
 const KEEP_ALIVE: u32 = 75;
@@ -55,6 +56,38 @@ pub(super) fn ping(address: IpAddr) -> io::Result<OwnedFd> {
     let socket = new(address, SockType::Datagram, Some(protocol))?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, 0)))?;
     Ok(socket)
+}
+
+fn call(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Where the next [`look`] begins, counted from what was not discarded. Fails where the kernel has none of it for TCP
+/// (Linux before 6.9, before 6.11 for IPv6).
+pub(super) fn look_from(stream: &TcpStream, offset: u32) -> io::Result<()> {
+    let (level, option, size) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF, size_of::<u32>() as libc::socklen_t);
+    // SAFETY: the pointer and size are those of `offset`.
+    let result = unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const offset).cast(), size) };
+    call(result as isize).map(drop)
+}
+
+/// Copies what has arrived and stays where it is.
+pub(super) fn look(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let guards: Vec<_> = parts.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let iovec = |guard: &PtrGuardMut| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
+    let mut vector: Vec<_> = guards.iter().map(iovec).collect();
+    // SAFETY: all-zero bytes are a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (vector.as_mut_ptr(), vector.len());
+    // SAFETY: the vector describes memory that `parts` borrows and that anyone may write to at any time.
+    call(unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) })
+}
+
+/// Forgets so many bytes that have arrived, without a copy; how many there were.
+pub(super) fn discard(stream: &TcpStream, len: usize) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC nothing is written to where the pointer leads (tcp(7)).
+    call(unsafe { libc::recv(stream.as_raw_fd(), std::ptr::null_mut(), len, flags) })
 }
 
 /// Closes a connection so that the far side sees a reset, not an end.

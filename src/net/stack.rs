@@ -24,6 +24,7 @@ use super::{
     frame::{self, Frame, Payload},
     ip::Packet,
     published::{Arrival, Published},
+    sender::{Receiver, Sent},
     socket,
     tcp::{Flow, Key, Offload, Outcome},
     udp::{self, Udp},
@@ -54,6 +55,10 @@ pub(super) struct Stack {
     timers: BTreeSet<(Instant, u64)>,
     /// Connections that had no room for their frames.
     waiting: BTreeSet<u64>,
+    /// Connections that have data for the guest, in the order of their turns.
+    senders: VecDeque<u64>,
+    /// Connections whose data the guest has acknowledged.
+    acknowledged: BTreeSet<u64>,
     published: Published,
     /// The last port of a client without an address of its own.
     port: u16,
@@ -80,6 +85,8 @@ impl Stack {
             by_key: HashMap::new(),
             timers: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            senders: VecDeque::new(),
+            acknowledged: BTreeSet::new(),
             published: Published::default(),
             port: FIRST_PORT,
             udp: Udp::default(),
@@ -163,10 +170,12 @@ impl Stack {
         };
         let now = self.now();
         if let Some(id) = self.by_key.get(&key).copied() {
-            if let Some((flow, _)) = self.flows.get_mut(&id) {
-                flow.receive(packet.bytes, tcp.syn(), now);
+            // What only acknowledges is taken together with what else there is.
+            if self.flows.get_mut(&id).is_some_and(|(flow, _)| flow.receive(packet.bytes, tcp.syn(), now)) {
+                self.acknowledged.insert(id);
+            } else {
+                self.advance(id);
             }
-            self.advance(id);
         } else if self.addresses.is_guest(packet.source) {
             let begins = tcp.syn() && !tcp.ack() && !tcp.rst();
             if !begins || !self.connect(key, packet.bytes, now) {
@@ -269,13 +278,13 @@ impl Stack {
         }
     }
 
-    /// A host's socket has something to say.
-    pub(super) fn host_ready(&mut self, token: Token) {
+    /// A host's socket has something to say, or has said its last.
+    pub(super) fn host_ready(&mut self, token: Token, ending: bool) {
         let mut out = Vec::new();
         match token {
             Token::Tcp(id) => {
                 if let Some((flow, _)) = self.flows.get_mut(&id) {
-                    flow.host_ready();
+                    flow.host_ready(ending);
                 }
                 self.advance(id);
             }
@@ -307,6 +316,10 @@ impl Stack {
         if out.len() >= room {
             self.waiting.insert(id);
         }
+        if !flow.queued && matches!(outcome, Outcome::Open(_)) && flow.wants_to_send() {
+            flow.queued = true;
+            self.senders.push_back(id);
+        }
         match outcome {
             Outcome::Open(at) => {
                 *timer = at;
@@ -324,6 +337,33 @@ impl Stack {
         }
         // What a connection gives is bounded by its room.
         self.out.extend(out);
+    }
+
+    /// Gives the guest what the host's sockets have for it; whether there is more, or no room for it.
+    pub(super) fn send(&mut self, receiver: &mut dyn Receiver) -> Sent {
+        let now = self.now();
+        for _ in 0..self.senders.len() {
+            let Some(id) = self.senders.pop_front() else { break };
+            let Some((flow, timer)) = self.flows.get_mut(&id) else { continue };
+            let sent = if flow.wants_to_send() { flow.send(now, receiver) } else { Sent::Idle };
+            flow.queued = matches!(sent, Sent::More | Sent::Blocked);
+            if let Some(at) = flow.timer().filter(|at| timer.is_none_or(|timer| *at < timer)) {
+                if let Some(timer) = timer.replace(at) {
+                    self.timers.remove(&(timer, id));
+                }
+                self.timers.insert((at, id));
+            }
+            match sent {
+                Sent::Idle => {}
+                Sent::More => self.senders.push_back(id),
+                Sent::Blocked => {
+                    self.senders.push_front(id);
+                    return Sent::Blocked;
+                }
+                Sent::End => self.advance(id),
+            }
+        }
+        if self.senders.is_empty() { Sent::Idle } else { Sent::More }
     }
 
     /// Frames that are not TCP data: dropped when the guest takes none.
@@ -346,6 +386,9 @@ impl Stack {
 
     /// Does what is due.
     pub(super) fn run_timers(&mut self) {
+        for id in std::mem::take(&mut self.acknowledged) {
+            self.advance(id);
+        }
         let now = self.now();
         let room = self.out.len() < MOST_WAITING;
         while let Some((at, id)) = self.timers.first().copied()

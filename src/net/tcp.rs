@@ -7,15 +7,13 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
 };
 
 use smoltcp::{
-    iface::{Config, Interface, SocketHandle, SocketSet},
-    phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken},
+    iface::{Interface, SocketHandle, SocketSet},
     socket::tcp::{Socket, SocketBuffer, State},
     time::{Duration, Instant},
-    wire::{HardwareAddress, IpAddress, IpCidr},
 };
 
 use super::{
@@ -23,8 +21,10 @@ use super::{
     dns::{Next, Questions},
     frame::{self, ETHERNET_HEADER, Frame},
     offload::{offload_tcp, raise_segment_size},
+    sender::{Receiver, Sender, Sent},
     socket,
-    window::Sent,
+    window::Sent as Window,
+    wire::{Wire, interface},
 };
 
 /// Data in one segment between the stack and the guest, at most: what is left of a packet by the longest headers.
@@ -38,6 +38,10 @@ const CONNECT: Duration = Duration::from_secs(60);
 const FIN_PAUSE: Duration = Duration::from_millis(1500);
 /// New beginnings of a connection that a guest mistakes for an earlier one.
 const RETRIES: u8 = 4;
+/// How long the stack may not hear of acknowledgements of data that it knows nothing of: both are there.
+const UNHEARD: Duration = Duration::from_secs(10);
+/// Bytes of the stack's buffer for data that does not go through it.
+const UNUSED: usize = 64;
 /// A quiet connection is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
@@ -59,59 +63,6 @@ pub(super) struct Offload {
     pub(super) segmentation: bool,
 }
 
-/// The wire of one connection: a packet in, packets out.
-struct Wire {
-    incoming: Option<Vec<u8>>,
-    outgoing: Vec<Frame>,
-    /// Packets that may go out now.
-    room: usize,
-}
-
-struct Incoming(Vec<u8>);
-
-impl RxToken for Incoming {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        let result = f(&self.0);
-        frame::recycle(self.0);
-        result
-    }
-}
-
-struct Outgoing<'a>(&'a mut Vec<Frame>);
-
-impl TxToken for Outgoing<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = Frame::ip(len);
-        let result = f(&mut frame.bytes[ETHERNET_HEADER..]);
-        frame.seal();
-        self.0.push(frame);
-        result
-    }
-}
-
-impl Device for Wire {
-    type RxToken<'a> = Incoming;
-    type TxToken<'a> = Outgoing<'a>;
-
-    fn receive(&mut self, _timestamp: Instant) -> Option<(Incoming, Outgoing<'_>)> {
-        let packet = self.incoming.take()?;
-        Some((Incoming(packet), Outgoing(&mut self.outgoing)))
-    }
-
-    fn transmit(&mut self, _timestamp: Instant) -> Option<Outgoing<'_>> {
-        (self.outgoing.len() < self.room).then_some(Outgoing(&mut self.outgoing))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = usize::from(u16::MAX);
-        // Between guest and here there is only memory.
-        capabilities.checksum.tcp = Checksum::None;
-        capabilities
-    }
-}
-
 /// A connection.
 pub(super) struct Flow {
     pub(super) key: Key,
@@ -131,9 +82,17 @@ pub(super) struct Flow {
     offload: Offload,
     /// Data in one segment as the guest's end announced it.
     segment: u16,
+    /// What goes to the guest, where the host's kernel can do it without the stack.
+    sender: Option<Sender>,
+    /// Waits for its turn to send.
+    pub(super) queued: bool,
+    /// When the stack was last told of a packet.
+    heard: Instant,
     readable: bool,
     writable: bool,
-    /// The host's end has sent its last byte.
+    /// The host's end has sent its last byte, which may have yet to be read …
+    ending: bool,
+    /// … and it was.
     host_ended: bool,
     /// The guest's end has.
     guest_fin: bool,
@@ -148,7 +107,7 @@ pub(super) struct Flow {
     /// Our last segment with a FIN that the guest has not acknowledged.
     fin: Option<Fin>,
     /// How far we have sent.
-    sent: Sent,
+    sent: Window,
 }
 
 /// What repeats a FIN.
@@ -181,6 +140,7 @@ impl Flow {
     ) -> Self {
         let mut flow = Self::new(key, Some(host), buffer, offload, now);
         flow.learn_segment(&mut syn);
+        flow.hear(&mut syn, now);
         flow.syn = Some(syn);
         flow
     }
@@ -258,7 +218,10 @@ impl Flow {
     fn new(key: Key, host: Option<TcpStream>, buffer: usize, offload: Offload, now: Instant) -> Self {
         let mut wire = Wire { incoming: None, outgoing: Vec::new(), room: usize::MAX };
         let interface = interface(key, &mut wire, now);
-        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
+        let whole = offload.segmentation && offload.checksum;
+        let sender = host.as_ref().filter(|_| whole).and_then(|host| Sender::new(key, host));
+        let sent = if sender.is_some() { UNUSED } else { buffer };
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; sent]));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         socket.set_timeout(Some(SILENCE));
@@ -278,8 +241,12 @@ impl Flow {
             wire,
             offload,
             segment: SEGMENT,
+            sender,
+            queued: false,
+            heard: now,
             readable: false,
             writable: false,
+            ending: false,
             host_ended: false,
             guest_fin: false,
             guest_ended: false,
@@ -287,7 +254,7 @@ impl Flow {
             orphaned: false,
             retries: 0,
             fin: None,
-            sent: Sent::default(),
+            sent: Window::default(),
         }
     }
 
@@ -314,11 +281,17 @@ impl Flow {
         self.host.as_ref()
     }
 
-    /// A packet of the guest; `syn` if it begins a connection or accepts one.
-    pub(super) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) {
+    /// Whether a packet of the guest says nothing but what the sender has taken from it.
+    fn hear(&mut self, packet: &mut [u8], now: Instant) -> bool {
+        let (Some(sender), Some(tcp)) = (&mut self.sender, segment_of(packet)) else { return false };
+        sender.hear(tcp, now)
+    }
+
+    /// A packet of the guest; `syn` if it begins a connection or accepts one. True when it only acknowledges.
+    pub(super) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
         // While the host's connection is being made the guest only repeats its SYN.
         if self.syn.is_some() {
-            return;
+            return false;
         }
         let mut buffer = frame::buffer(packet.len());
         buffer.copy_from_slice(packet);
@@ -328,7 +301,14 @@ impl Flow {
             self.learn_segment(&mut packet);
             self.socket().set_timeout(Some(SILENCE));
         }
-        if let Some(segment) = segment_of(&mut packet) {
+        if self.hear(&mut packet, now) && self.carries() && now < self.heard + UNHEARD {
+            frame::recycle(packet);
+            return true;
+        }
+        self.heard = now;
+        if self.sender.is_none()
+            && let Some(segment) = segment_of(&mut packet)
+        {
             self.sent.keep_open(segment);
         }
         self.wire.incoming = Some(packet);
@@ -337,6 +317,34 @@ impl Flow {
             self.retries += 1;
             self.knock();
         }
+        false
+    }
+
+    /// Whether data may go to the guest.
+    fn carries(&mut self) -> bool {
+        matches!(self.socket().state(), State::Established | State::CloseWait)
+    }
+
+    /// Whether [`Self::send`] has anything to do.
+    pub(super) fn wants_to_send(&mut self) -> bool {
+        let readable = self.readable && !self.host_ended;
+        self.sender.as_ref().is_some_and(|sender| sender.wants(readable)) && !self.broken && self.carries()
+    }
+
+    /// Sends to the guest what the host's end has for it.
+    pub(super) fn send(&mut self, now: Instant, receiver: &mut dyn Receiver) -> Sent {
+        let (Some(sender), Some(host)) = (&mut self.sender, &self.host) else { return Sent::Idle };
+        match sender.send(host, (&mut self.readable, self.ending), self.segment, now, receiver) {
+            Ok(Sent::End) => self.host_ended = true,
+            Ok(sent) => return sent,
+            Err(_) => self.abort(),
+        }
+        Sent::End
+    }
+
+    /// When what was sent has to be looked after.
+    pub(super) fn timer(&mut self) -> Option<Instant> {
+        if self.carries() { self.sender.as_ref().and_then(Sender::timer) } else { None }
     }
 
     /// Begins the guest's part of an inbound connection, with a new sequence number each time.
@@ -362,8 +370,9 @@ impl Flow {
         self.socket().abort();
     }
 
-    /// The host's socket became ready.
-    pub(super) fn host_ready(&mut self) {
+    /// The host's socket became ready, perhaps for the last time.
+    pub(super) fn host_ready(&mut self, ending: bool) {
+        self.ending |= ending;
         self.readable = true;
         self.writable = true;
     }
@@ -400,13 +409,18 @@ impl Flow {
             return Outcome::Over;
         }
         let again = self.repeat_fin(now, out);
+        if self.carries()
+            && let Some(sender) = &mut self.sender
+        {
+            out.extend(sender.expire(now));
+        }
         // Nothing is lost between here and the guest, so nobody has to wait in TIME-WAIT for repetitions.
         let closed = matches!(self.socket().state(), State::Closed | State::TimeWait | State::Listen);
         // The guest may be done while the host's end has yet to take what it sent.
         let draining = self.guest_fin && self.host_ended && !self.guest_ended && !self.broken;
         if !closed || draining {
             let next = self.interface.poll_at(now, &self.sockets);
-            return Outcome::Open(next.into_iter().chain(again).min());
+            return Outcome::Open(next.into_iter().chain(again).chain(self.timer()).min());
         }
         self.close(self.host_ended && self.guest_ended);
         Outcome::Over
@@ -470,7 +484,14 @@ impl Flow {
                 Err(_) => break,
             }
         }
-        while self.readable && !self.host_ended && guest.can_send() {
+        if let Some(sender) = &mut self.sender {
+            sender.discard(host, self.host_ended)?;
+            if self.host_ended && sender.is_empty() && guest.may_send() {
+                guest.close();
+                moved = true;
+            }
+        }
+        while self.sender.is_none() && self.readable && !self.host_ended && guest.can_send() {
             match guest.send(|space| match host.read(space) {
                 Ok(len) => (len, Ok(len)),
                 Err(error) => (0, Err(error)),
@@ -499,7 +520,10 @@ impl Flow {
     fn hand_over(&mut self, now: Instant, out: &mut Vec<Frame>) {
         for mut frame in self.wire.outgoing.drain(..) {
             if let Some(segment) = segment_of(&mut frame.bytes[ETHERNET_HEADER..]) {
-                self.sent.note(segment);
+                match &mut self.sender {
+                    Some(sender) => sender.speak(segment),
+                    None => self.sent.note(segment),
+                }
             }
             offload_tcp(&mut frame, self.segment, self.offload.checksum);
             if has_fin(&frame) {
@@ -529,9 +553,11 @@ impl Flow {
 
     /// Closes the host's socket, in order or with a reset.
     fn close(&mut self, orderly: bool) {
-        if let Some(host) = self.host.take()
-            && !orderly
-        {
+        let Some(host) = self.host.take() else { return };
+        if orderly {
+            // What nobody has taken would make the kernel end the connection with a reset (RFC 2525, 2.17).
+            let _ = socket::discard(&host, i32::MAX as usize);
+        } else {
             socket::reset(host);
         }
     }
@@ -550,29 +576,4 @@ fn has_fin(frame: &Frame) -> bool {
     const FIN: u8 = 1;
     let flags = frame.bytes.get(ETHERNET_HEADER).map(|first| if first >> 4 == 4 { 20 } else { 40 } + 13);
     flags.and_then(|at| frame.bytes.get(ETHERNET_HEADER + at)).is_some_and(|flags| flags & FIN != 0)
-}
-
-/// The interface of one connection: it has the far end's address, and everything else is behind it.
-fn interface(key: Key, wire: &mut Wire, now: Instant) -> Interface {
-    let mut config = Config::new(HardwareAddress::Ip);
-    config.random_seed = random();
-    let mut interface = Interface::new(config, wire, now);
-    interface.update_ip_addrs(|addresses| {
-        let address = IpAddress::from(key.peer.ip());
-        // One address and one route always have room.
-        let _ = addresses.push(IpCidr::new(address, if key.peer.is_ipv4() { 32 } else { 128 }));
-    });
-    let _ = match key.peer.ip() {
-        IpAddr::V4(address) => interface.routes_mut().add_default_ipv4_route(address),
-        IpAddr::V6(address) => interface.routes_mut().add_default_ipv6_route(address),
-    };
-    interface
-}
-
-/// Initial sequence numbers are not to be guessed.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    // SAFETY: the pointer and length are those of `bytes`.
-    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    u64::from_ne_bytes(bytes)
 }

@@ -21,8 +21,9 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     addresses::{PREFIX6, example},
-    events::Token,
+    events::{Token, ending},
     frame::{ETHERNET_HEADER, Frame},
+    fuzzing::take,
     ip,
     stack::Stack,
     tcp::Offload,
@@ -128,14 +129,13 @@ impl World {
         let mut events = vec![EpollEvent::default(); 16];
         let ready = self.epoll.wait(0, &mut events).unwrap();
         for event in &events[..ready] {
-            self.stack.host_ready(Token::unpack(event.data()));
+            self.stack.host_ready(Token::unpack(event.data()), ending(event));
         }
         self.stack.run_timers();
-        for frame in self.stack.out.drain(..self.stack.out.len().min(frames)) {
+        for frame in take(&mut self.stack, frames) {
             self.longest = self.longest.max(frame.bytes.len());
             self.wire.incoming.push_back(frame.bytes[ETHERNET_HEADER..].to_vec());
         }
-        self.stack.resume();
     }
 
     fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
@@ -230,7 +230,6 @@ fn a_reset_reaches_the_other_side_both_ways() {
     world.socket(handle).abort();
     world.until("the end", |world| world.stack.is_empty());
     assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
-
     let (port, server) = self::server(super::socket::reset);
     let handle = world.connect(example().host, port, 1001);
     world.until("the reset", |world| world.socket(handle).state() == State::Closed);
@@ -515,7 +514,7 @@ proptest! {
         sizes in prop::collection::vec(1_usize..40_000, 1..20),
         frames in prop::collection::vec(0_usize..20, 1..20),
         reads in prop::collection::vec(1_usize..30_000, 1..20),
-        segmentation in any::<bool>(),
+        (segmentation, checksum) in any::<(bool, bool)>(),
         server_chunk in 1_usize..70_000,
     ) {
         let (port, server) = server(move |mut stream| {
@@ -529,6 +528,7 @@ proptest! {
         });
         let sent: Vec<u8> = (0..sizes.iter().sum()).map(|index: usize| (index ^ index >> 8 ^ index >> 16) as u8).collect();
         let mut world = World::new(segmentation);
+        world.stack.offload.checksum = checksum;
         let handle = world.connect(example().host, port, 1000);
         let (mut from, mut received, mut chunks) = (0, Vec::<u8>::new(), sizes.iter().cycle());
         let (mut frames, mut reads) = (frames.iter().cycle(), reads.iter().cycle());

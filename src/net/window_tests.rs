@@ -23,6 +23,8 @@ use super::{
 const SCALE: u8 = 7;
 /// Given when there is room: 64,000 bytes.
 const WIDE: u16 = 500;
+/// What is kept of the first segment that finds no room.
+const KEPT: usize = 10_000;
 /// The guest's end.
 const PORT: u16 = 1000;
 
@@ -140,7 +142,7 @@ fn what_a_guest_drops_when_it_takes_its_window_back_is_sent_again() {
         let next = guest.next;
         guest.until("a full window", |segment| {
             if segment.seq_number == next {
-                first = segment.payload.to_vec();
+                first = segment.payload[..segment.payload.len().min(KEPT)].to_vec();
             }
             segment.seq_number + segment.payload.len() >= edge
         });
