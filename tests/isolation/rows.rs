@@ -226,6 +226,19 @@ const NODES: &[Row] = &[
     ),
     Row(
         "nodes",
+        "product_uuid ends with the container's id and begins as the VM's",
+        Lines(
+            "docker run --rm alpine sh -c 'cat /sys/devices/virtual/dmi/id/product_uuid; hostname'
+             docker run --rm alpine cat /sys/class/dmi/id/product_uuid",
+            Holds(|said| {
+                let lines: Vec<_> = said.lines().collect();
+                let [first, id, second] = lines[..] else { return false };
+                first.ends_with(id) && first[..24] == second[..24] && first != second && !first.starts_with("00000000")
+            }),
+        ),
+    ),
+    Row(
+        "nodes",
         "what is out of range is refused, and without privilege every write",
         Lines(
             "docker run --rm --privileged alpine sh -c 'echo 9 >/proc/sys/kernel/dmesg_restrict'
