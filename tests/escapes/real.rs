@@ -62,6 +62,10 @@ pub const ATTEMPTS: &[(&str, Real)] = &[
     ("vsock to the agent", Real::Default),
     ("vsock to the gate", Real::Never("the gate serves the host only")),
     ("vsock as the gate", Real::Default),
+    (
+        "vsock to another container",
+        Real::Never("the VM's kernel has no vsock loopback, and the host sends nothing back"),
+    ),
     ("read-only root", Real::Privileged),
     ("read-only volume", Real::Privileged),
     ("read-only volume below /dev", Real::Privileged),

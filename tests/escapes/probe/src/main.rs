@@ -66,6 +66,7 @@ const ATTEMPTS: &[Named] = &[
     ("vsock to the agent", vsock::agent),
     ("vsock to the gate", vsock::gate),
     ("vsock as the gate", vsock::impersonate),
+    ("vsock to another container", vsock::between),
     // Shows more than a container may reach: for the suite, not for the list of all.
     ("listeners", network::listeners),
 ];
