@@ -5,9 +5,10 @@
 //! this process, so nothing needs privileges, and the host's routes, VPNs and firewall hold as for any program.
 //!
 //! The TCP/IP stack is smoltcp, not ipstack: it does no I/O and has no runtime, so that one thread with one epoll serves
-//! queues, sockets and timers without a channel or a task for each connection; and its sockets hold their buffers, so
-//! that data moves with one `recv` or `send` between them and the host's sockets. Each connection has an interface of
-//! its own: a packet costs the same whether there is one connection or thousands, and any address can be the far end.
+//! queues, sockets and timers without a channel or a task for each connection. Each connection has an interface of its
+//! own: a packet costs the same whether there is one connection or thousands, and any address can be the far end.
+//! Tried: a gigabyte towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more
+//! than here, and the end of the host's data never reached the guest.
 //! Data on its way to the guest does not go through it (`sender.rs`).
 //!
 //! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums. Towards the guest, the
