@@ -138,7 +138,9 @@ fn what_a_guest_drops_when_it_takes_its_window_back_is_sent_again() {
         let mut guest = Guest::connect(port, segmentation);
         guest.take(100_000);
         // Sent as far as the window reaches, and all of it dropped but for the first bytes.
-        let (edge, mut first) = (guest.next + (usize::from(WIDE) << SCALE), Vec::new());
+        // What does not go through smoltcp keeps a small rest back while something is under way (RFC 9293, 3.8.6.2.1).
+        let reach = (usize::from(WIDE) << SCALE) / if segmentation { 2 } else { 1 };
+        let (edge, mut first) = (guest.next + reach, Vec::new());
         let next = guest.next;
         guest.until("a full window", |segment| {
             if segment.seq_number == next {
