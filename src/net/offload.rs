@@ -127,17 +127,22 @@ fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, se
     header
 }
 
+/// The TCP segment of an IP packet.
+pub(super) fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let header = match packet.first()? {
+        first if first >> 4 == 4 => usize::from(first & 15) * 4,
+        _ => 40,
+    };
+    packet.get_mut(header..)
+}
+
 /// Raises the maximum segment size that a SYN announces to `size` and returns the one that was there (the default of
 /// RFC 9293, 3.7.1 if none).
 ///
 /// The stack then makes segments of that size, and offload cuts them to what the peer takes.
 pub(super) fn raise_segment_size(packet: &mut [u8], size: u16) -> u16 {
     const DEFAULT: u16 = 536;
-    let header = match packet.first() {
-        Some(first) if first >> 4 == 4 => usize::from(first & 15) * 4,
-        _ => 40,
-    };
-    let Some(tcp) = packet.get_mut(header..) else { return DEFAULT };
+    let Some(tcp) = segment_of(packet) else { return DEFAULT };
     let Some(len) = tcp.get(12).map(|byte| usize::from(byte >> 4) * 4) else { return DEFAULT };
     let Some(options) = tcp.get_mut(20..len.max(20)) else { return DEFAULT };
     let mut at = 0;

@@ -20,7 +20,7 @@ use super::{
     addresses::Addresses,
     dns::{Next, Questions},
     frame::{self, ETHERNET_HEADER, Frame},
-    offload::{offload_tcp, raise_segment_size},
+    offload::{offload_tcp, raise_segment_size, segment_of},
     sender::{Receiver, Sender, Sent},
     socket,
     window::Sent as Window,
@@ -519,14 +519,16 @@ impl Flow {
 
     fn hand_over(&mut self, now: Instant, out: &mut Vec<Frame>) {
         for mut frame in self.wire.outgoing.drain(..) {
+            let mut fin = false;
             if let Some(segment) = segment_of(&mut frame.bytes[ETHERNET_HEADER..]) {
+                fin = has_fin(segment);
                 match &mut self.sender {
                     Some(sender) => sender.speak(segment),
                     None => self.sent.note(segment),
                 }
             }
             offload_tcp(&mut frame, self.segment, self.offload.checksum);
-            if has_fin(&frame) {
+            if fin {
                 let pause = self.fin.as_ref().map_or(FIN_PAUSE, |fin| fin.pause);
                 self.fin = Some(Fin { frame: frame.clone(), again: now + pause, pause });
             }
@@ -563,17 +565,7 @@ impl Flow {
     }
 }
 
-/// The TCP segment of an IP packet.
-fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
-    let header = match packet.first()? {
-        first if first >> 4 == 4 => usize::from(first & 15) * 4,
-        _ => 40,
-    };
-    packet.get_mut(header..)
-}
-
-fn has_fin(frame: &Frame) -> bool {
+fn has_fin(segment: &[u8]) -> bool {
     const FIN: u8 = 1;
-    let flags = frame.bytes.get(ETHERNET_HEADER).map(|first| if first >> 4 == 4 { 20 } else { 40 } + 13);
-    flags.and_then(|at| frame.bytes.get(ETHERNET_HEADER + at)).is_some_and(|flags| flags & FIN != 0)
+    segment.get(13).is_some_and(|flags| flags & FIN != 0)
 }
