@@ -44,7 +44,7 @@ pub fn home() -> &'static Home {
             move |info| {
                 usual(info);
                 if let Some(home) = HOME.get() {
-                    eprintln!("{}", home.logs());
+                    eprintln!("{}", home.autopsy());
                 }
             }
         }));

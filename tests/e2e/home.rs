@@ -1,5 +1,8 @@
 //! XDG folders of their own, and what runs in them.
 
+#[path = "autopsy.rs"]
+mod autopsy;
+
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
@@ -148,6 +151,14 @@ impl Home {
         text
     }
 
+    /// What is known when a test failed: the logs, and who hangs.
+    pub fn autopsy(&self) -> String {
+        let processes = self.processes();
+        let hanging =
+            if processes.is_empty() { String::new() } else { autopsy::report(&processes, &self.docker_socket()) };
+        self.logs() + &hanging
+    }
+
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
@@ -195,7 +206,7 @@ impl std::ops::Deref for OwnHome {
 impl Drop for OwnHome {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.logs());
+            eprintln!("{}", self.autopsy());
         }
         let profiles = fs::read_dir(self.path("state/bulkhead")).into_iter().flatten().flatten();
         for profile in profiles.filter_map(|entry| entry.file_name().into_string().ok()) {

@@ -1,0 +1,77 @@
+//! What hangs, when a test gave up waiting: which threads run and which sleep, and whether the engine still answers.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs, io,
+    io::{Read, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long the threads are watched.
+const WATCHED: Duration = Duration::from_secs(1);
+
+/// How long the engine has to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The threads of some processes, and the answer of the engine behind a socket.
+pub fn report(processes: &[u32], socket: &Path) -> String {
+    let before = threads(processes);
+    thread::sleep(WATCHED);
+    let mut text = String::from("--- threads: process, name, state, CPU, where it waits\n");
+    for ((process, thread), now) in threads(processes) {
+        // Clock ticks of USER_HZ, which is 100 for every program: of one second they are per cent.
+        let busy = before.get(&(process, thread)).map_or(0, |before| now.ticks.saturating_sub(before.ticks));
+        let _ = writeln!(text, "{process:7} {:15} {} {busy:3} % {}", now.name, now.state, now.waits);
+    }
+    let _ = writeln!(text, "--- {}: {}", socket.display(), ping(socket));
+    text
+}
+
+struct Thread {
+    name: String,
+    state: String,
+    ticks: u64,
+    waits: String,
+}
+
+/// By process and thread (proc_pid_stat(5), proc_pid_wchan(5)).
+fn threads(processes: &[u32]) -> BTreeMap<(u32, u32), Thread> {
+    let tasks = |process: &u32| {
+        let entries = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+        let process = *process;
+        entries.filter_map(move |entry| {
+            let id = entry.file_name().to_str()?.parse().ok()?;
+            let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+            let stat = read("stat");
+            // The name in parentheses may hold anything; field 3 follows it.
+            let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+            let ticks = |field: usize| fields.get(field - 3).and_then(|ticks| ticks.parse::<u64>().ok());
+            let name = read("comm").trim_end().to_owned();
+            let (state, ticks) = (fields.first()?.to_string(), ticks(14)? + ticks(15)?);
+            Some(((process, id), Thread { name, state, ticks, waits: read("wchan") }))
+        })
+    };
+    processes.iter().flat_map(tasks).collect()
+}
+
+/// One request, in words.
+fn ping(socket: &Path) -> String {
+    let begun = Instant::now();
+    match first_line(socket) {
+        Ok(line) => format!("answers {line:?} after {:.2} s", begun.elapsed().as_secs_f64()),
+        Err(error) => format!("no answer: {error}"),
+    }
+}
+
+fn first_line(socket: &Path) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: bulkhead\r\n\r\n")?;
+    let mut bytes = [0; 64];
+    let length = stream.read(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).lines().next().unwrap_or_default().to_owned())
+}
