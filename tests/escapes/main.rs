@@ -112,7 +112,7 @@ fn attempts(engine: &Engine, table: &mut Table, victim: &str, columns: [Column; 
         let mounts = MOUNTS[1..].iter().map(|(path, _)| format!("--volume={VOLUME}:{path}:ro"));
         let mut arguments: Vec<String> = ["run", "--rm", "--read-only", "--tmpfs=/tmpfs"].map(Into::into).into();
         arguments.extend(mounts.chain(privileged.map(Into::into)));
-        arguments.extend([IMAGE, "mounts"].map(Into::into));
+        arguments.extend([IMAGE, "mounts", "ro"].map(Into::into));
         arguments.extend(MOUNTS.iter().map(|(path, _)| (*path).to_owned()));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let lines = table::lines(&engine.docker(&arguments).ok());
