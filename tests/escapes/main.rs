@@ -39,12 +39,16 @@ const IMAGE: &str = "probe";
 /// A volume for those who need one.
 const VOLUME: &str = "escapes";
 
-/// Where read-only mounts are, and what they are called in the table.
-const MOUNTS: [(&str, &str); 4] = [
+/// Where read-only mounts are, and what they are called in the table. The last one is not for runc, which mounts nothing
+/// below procfs.
+const MOUNTS: [(&str, &str); 7] = [
     ("/", "read-only root"),
     ("/ro", "read-only volume"),
     ("/dev/ro", "read-only volume below /dev"),
     ("/tmpfs/ro", "read-only volume below a tmpfs"),
+    ("/odd/ro", "read-only volume below another tmpfs"),
+    ("/sys/bus", "read-only volume below /sys"),
+    ("/proc/tty", "read-only volume below /proc"),
 ];
 
 fn probe() -> PathBuf {
@@ -109,17 +113,25 @@ fn attempts(engine: &Engine, table: &mut Table, victim: &str, columns: [Column; 
         assert!(lines.len() > 40, "the probe ended early: {lines:?}");
         table.extend(column, lines);
 
-        let mounts = MOUNTS[1..].iter().map(|(path, _)| format!("--volume={VOLUME}:{path}:ro"));
-        let mut arguments: Vec<String> = ["run", "--rm", "--read-only", "--tmpfs=/tmpfs"].map(Into::into).into();
-        arguments.extend(mounts.chain(privileged.map(Into::into)));
-        arguments.extend([IMAGE, "mounts"].map(Into::into));
-        arguments.extend(MOUNTS.iter().map(|(path, _)| (*path).to_owned()));
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let lines = table::lines(&engine.docker(&arguments).ok());
-        for (path, name) in MOUNTS {
-            let of_path = lines.iter().filter(|(name, _)| name.split(", ").nth(1) == Some(path));
-            table.set(column, name, table::any(of_path.map(|(way, outcome)| (way.as_str(), outcome))));
-        }
+        read_only_mounts(engine, table, column, privileged);
+    }
+}
+
+/// The ways to make a read-only mount writable.
+fn read_only_mounts(engine: &Engine, table: &mut Table, column: Column, privileged: Option<&str>) {
+    let places = if column.isolated() { &MOUNTS[..] } else { &MOUNTS[..MOUNTS.len() - 1] };
+    let volumes = places[1..].iter().map(|(path, _)| format!("--volume={VOLUME}:{path}:ro"));
+    // The runtime knows all options of the first tmpfs and leaves the second to crun.
+    let options = ["run", "--rm", "--read-only", "--tmpfs=/tmpfs", "--tmpfs=/odd:nodiratime"];
+    let mut arguments: Vec<String> = options.map(Into::into).into();
+    arguments.extend(volumes.chain(privileged.map(Into::into)));
+    arguments.extend([IMAGE, "mounts", "ro"].map(Into::into));
+    arguments.extend(places.iter().map(|(path, _)| (*path).to_owned()));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let lines = table::lines(&engine.docker(&arguments).ok());
+    for (path, name) in places {
+        let of_path = lines.iter().filter(|(name, _)| name.split(", ").nth(1) == Some(path));
+        table.set(column, name, table::any(of_path.map(|(way, outcome)| (way.as_str(), outcome))));
     }
 }
 

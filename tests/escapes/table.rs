@@ -49,7 +49,7 @@ impl Column {
         matches!(self, Self::OnPrivileged | Self::OffPrivileged)
     }
 
-    fn isolated(self) -> bool {
+    pub fn isolated(self) -> bool {
         matches!(self, Self::On | Self::OnPrivileged)
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     mountinfo::Mount,
     paths::{Asker, Policy, Source},
     root, socket,
-    spec::mounts::{Bind, Cover, MountError},
+    spec::mounts::{Bind, Cover, MountError, Staged},
     stage::{self, Stage},
     sys,
 };
@@ -139,7 +139,7 @@ pub(crate) fn place_cover(cover: &Cover, root: &Root, userns: BorrowedFd<'_>) ->
             rustix::mount::fsconfig_set_string(&context, name.as_str(), value.as_str())?;
         }
         rustix::mount::fsconfig_create(&context)?;
-        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(Into::into)
     })?;
     stage::attach_on(&mount, &place)
 }
@@ -154,22 +154,31 @@ impl Judged<'_> {
     ///
     /// Mounts that are there before crun makes the container's mount namespace are locked in it
     /// (mount_namespaces(7)): no mount call of the container's root can make a read-only one writable. Below what crun
-    /// mounts itself that can't be; such a one goes onto the stage, and its path is returned for crun.
+    /// mounts itself that can't be; such a one goes onto the stage, is locked there, and is returned for crun.
     pub(crate) fn place(
         &self,
         stage: &Stage,
         root: &Root,
         userns: BorrowedFd<'_>,
-    ) -> Result<Option<PathBuf>, MountError> {
+    ) -> Result<Option<Staged>, MountError> {
         let failed = |source| MountError::Mount { path: self.bind.source.display().to_string(), source };
         let tree = self.tree(userns).map_err(failed)?;
         if let Some(place) = self.destination(root).map_err(failed)? {
             stage::attach_on(&tree, &place).map_err(failed)?;
             return Ok(None);
         }
-        let target = stage.target(&format!("bind{}", self.bind.index), &self.fd).map_err(failed)?;
-        stage::attach(&tree, &target).map_err(failed)?;
-        Ok(Some(target))
+        self.stage(stage, &tree, userns).map(Some).map_err(failed)
+    }
+
+    /// Puts a locked copy of the mount onto the stage: crun's copy of that has the locks as well.
+    fn stage(&self, stage: &Stage, tree: &OwnedFd, userns: BorrowedFd<'_>) -> io::Result<Staged> {
+        let path = stage.target(&format!("bind{}", self.bind.index), &self.fd)?;
+        stage::attach(tree, &path)?;
+        let clone = || stage::clone_tree(stage::open_path(&path)?, self.bind.recursive);
+        let locked = sys::open_in_userns(userns, clone)?;
+        Stage::detach(&path)?;
+        stage::attach(&locked, &path)?;
+        Ok(Staged { taken: stage::restrictions(&locked)?, path })
     }
 
     fn tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {

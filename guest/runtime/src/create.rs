@@ -83,7 +83,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
             placed.push(cover.index);
         }
         match bind.place(&stage, &place, identity.userns.as_fd()).map_err(SpecError::from)? {
-            Some(source) => mounts::set_source(&mut spec, bind.index(), &source),
+            Some(staged) => mounts::hand_over(&mut spec, bind.index(), &staged),
             None => placed.push(bind.index()),
         }
     }

@@ -12,11 +12,11 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags},
+    fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags},
     mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 
-use crate::sys;
+use crate::sys::{self, Restrictions};
 
 /// The stage, empty.
 #[derive(Debug)]
@@ -53,6 +53,16 @@ pub(crate) fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
 pub(crate) fn attach_on(mount: impl AsFd, target: impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, c"", target, c"", flags).map_err(Into::into)
+}
+
+/// What is taken away on the mount at an open file, by itself or by its file system.
+pub(crate) fn restrictions(fd: impl AsFd) -> io::Result<Restrictions> {
+    let flags = rustix::fs::fstatvfs(fd)?.f_flag;
+    Ok(Restrictions {
+        read_only: flags.contains(StatVfsMountFlags::RDONLY),
+        no_exec: flags.contains(StatVfsMountFlags::NOEXEC),
+        no_suid: flags.contains(StatVfsMountFlags::NOSUID),
+    })
 }
 
 impl Stage {

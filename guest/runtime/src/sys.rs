@@ -158,10 +158,11 @@ pub(crate) fn add_system_call_filter(filter: &[libc::sock_filter]) -> io::Result
 /// Runs `action` in a child that is root of a user namespace and of a mount namespace of its own in it, and returns the
 /// descriptor that it makes.
 ///
-/// What is mounted there belongs to the user namespace, as if a container had mounted it.
+/// What is mounted there belongs to the user namespace, as if a container had mounted it; what is copied from there has
+/// its restrictions locked (mount_namespaces(7)), and so has each copy of it.
 pub(crate) fn open_in_userns(
     userns: BorrowedFd<'_>,
-    action: impl FnOnce() -> rustix::io::Result<OwnedFd>,
+    action: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> io::Result<OwnedFd> {
     let (reader, mut writer) = io::pipe()?;
     let flags = libc::CLONE_FILES | libc::SIGCHLD;
@@ -171,14 +172,15 @@ pub(crate) fn open_in_userns(
         return Err(io::Error::last_os_error());
     }
     if child == 0 {
-        let made = (|| {
+        let made = (|| -> io::Result<OwnedFd> {
             rustix::thread::move_into_link_name_space(userns, Some(rustix::thread::LinkNameSpaceType::User))?;
             // SAFETY: NEWNS unshares no memory and no descriptor table; the child has a single thread.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
             action()
         })();
         // The table of descriptors is the parent's, who takes the new one over.
-        let number = made.map_or_else(|error| -error.raw_os_error(), std::os::fd::IntoRawFd::into_raw_fd);
+        let code = |error: io::Error| -error.raw_os_error().unwrap_or(libc::EIO);
+        let number = made.map_or_else(code, std::os::fd::IntoRawFd::into_raw_fd);
         let written = writer.write_all(&number.to_ne_bytes());
         // SAFETY: ends the child at once, without running the parent's exit handlers.
         unsafe { libc::_exit(i32::from(written.is_err())) };

@@ -209,11 +209,34 @@ pub(crate) fn remove(spec: &mut Value, placed: &[usize]) {
     }
 }
 
-/// Replaces the source of one bind by the prepared mount.
-pub(crate) fn set_source(spec: &mut Value, index: usize, source: &Path) {
-    if let Some(mount) = spec.get_mut("mounts").and_then(|m| m.get_mut(index)).and_then(Value::as_object_mut) {
-        mount.insert("source".into(), source.to_string_lossy().into_owned().into());
-    }
+/// A bind's mount that is prepared for crun to bind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Staged {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// What is taken away on it, besides devices.
+    pub(crate) taken: Restrictions,
+}
+
+/// Options of a bind that are left to crun.
+const KEPT: &[&str] =
+    &["bind", "private", "rbind", "rprivate", "rshared", "rslave", "runbindable", "shared", "slave", "unbindable"];
+
+/// Has crun bind the prepared mount.
+///
+/// crun sets what a bind takes away by its options once more, and fails or tries again where the kernel keeps what they
+/// don't name: they name all of that and nothing else.
+pub(crate) fn hand_over(spec: &mut Value, index: usize, staged: &Staged) {
+    let mount = spec.get_mut("mounts").and_then(|mounts| mounts.get_mut(index)).and_then(Value::as_object_mut);
+    let Some(mount) = mount else { return };
+    let Restrictions { read_only, no_exec, no_suid } = staged.taken;
+    let taken = [(true, "nodev"), (read_only, "ro"), (no_exec, "noexec"), (no_suid, "nosuid")];
+    let given = mount.get("options").and_then(Value::as_array).into_iter().flatten();
+    let kept = given.filter(|option| option.as_str().is_some_and(|option| KEPT.contains(&option)));
+    let taken = taken.into_iter().filter(|(is_taken, _)| *is_taken).map(|(_, option)| option.into());
+    let options = kept.cloned().chain(taken).collect();
+    mount.insert("options".into(), options);
+    mount.insert("source".into(), staged.path.to_string_lossy().into_owned().into());
 }
 
 /// Takes out of every mount what only this program may decide.
@@ -311,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn crun_is_told_all_that_a_bind_takes_away_and_nothing_that_the_kernel_would_refuse() {
+        let options = ["rbind", "rslave", "noatime", "dev", "rro", "rw", "ro", "noexec", "rdiratime", "rsuid"];
+        let mut spec = json!({ "mounts": [bind("/proc/tty", &options)] });
+        let taken = binds(&spec).unwrap()[0].restrict;
+        hand_over(&mut spec, 0, &Staged { path: "/stage/bind0".into(), taken });
+        let expected = bind("/proc/tty", &["rbind", "rslave", "nodev", "ro", "noexec"]);
+        assert_eq!(spec["mounts"][0]["options"], expected["options"]);
+        assert_eq!(spec["mounts"][0]["source"], "/stage/bind0");
+    }
+
+    #[test]
     fn a_block_device_is_no_mount_for_a_container() {
         let spec = json!({ "mounts": [{ "destination": "/x", "type": "ext4", "source": "/dev/vda" }] });
         assert!(matches!(binds(&spec), Err(MountError::Type { .. })));
@@ -339,7 +373,7 @@ mod tests {
         fn no_json_panics_and_no_id_map_of_the_spec_remains(mut spec in testing::any_json()) {
             let _ = binds(&spec);
             clean(&mut spec);
-            set_source(&mut spec, 0, Path::new("/x"));
+            hand_over(&mut spec, 0, &Staged { path: "/x".into(), taken: Restrictions::default() });
             let _ = others(&spec, &[], &covers(&spec, &[]));
             remove(&mut spec, &[1]);
             for mount in spec.get("mounts").and_then(Value::as_array).into_iter().flatten() {

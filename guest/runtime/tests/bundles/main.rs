@@ -2,11 +2,13 @@
 //! one after the other, and what it costs.
 //!
 //! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land,
-//! `BULKHEAD_TEST_IMAGES` the folder of `tests/images/build` and `BULKHEAD_TEST_WARDEN` the warden's program.
+//! `BULKHEAD_TEST_IMAGES` the folder of `tests/images/build`, `BULKHEAD_TEST_WARDEN` the warden's program and
+//! `BULKHEAD_TEST_PROBE` the one that attacks.
 
 // A helper of a test that cannot go on shall panic, as the test itself does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod binds;
 mod place;
 mod warden;
 

@@ -24,6 +24,9 @@ pub const CRUN: &str = "crun";
 /// Where the runtime keeps its table.
 const TABLE: &str = "run/sysbox-runc/ranges";
 
+/// The program that attacks, in the image.
+pub const PROBE: &str = "/probe";
+
 /// The warden's program.
 const PROGRAM: &str = "usr/sbin/bulkhead-warden";
 
@@ -72,6 +75,7 @@ impl Place {
             fs::create_dir_all(at("var/lib/docker").join(name)).unwrap();
         }
         unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &place.lower());
+        fs::copy(from("BULKHEAD_TEST_PROBE"), place.lower().join(&PROBE[1..])).unwrap();
         fs::copy(from("BULKHEAD_TEST_WARDEN"), at(PROGRAM)).unwrap();
         place.enter()
     }
@@ -122,6 +126,7 @@ impl Place {
             "CAP_CHOWN",
             "CAP_DAC_OVERRIDE",
             "CAP_FOWNER",
+            "CAP_SETFCAP",
             "CAP_SETGID",
             "CAP_SETUID",
             "CAP_SYS_CHROOT",
@@ -134,6 +139,14 @@ impl Place {
         }
         config["mounts"][3]["options"] = json!(["nosuid", "noexec", "nodev"]);
         self.make(name, &config);
+    }
+
+    /// Has a bundle's container get more mounts, after its others.
+    pub fn add_mounts(&self, name: &str, mounts: &[Value]) {
+        let path = self.bundles(name).join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["mounts"].as_array_mut().unwrap().extend_from_slice(mounts);
+        fs::write(path, config.to_string()).unwrap();
     }
 
     fn make(&self, name: &str, config: &Value) {
@@ -365,7 +378,7 @@ fn unpack(image: &Path, into: &Path) {
 }
 
 /// Runs a command that must succeed; returns its standard output.
-fn done(command: &mut Command) -> String {
+pub fn done(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&stdout).into_owned();
     assert!(status.success(), "{command:?}: {status}: {text}{}", String::from_utf8_lossy(&stderr));

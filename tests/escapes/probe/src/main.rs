@@ -88,11 +88,13 @@ fn main() -> ExitCode {
                 report(name, attempt);
             }
         }
-        ["mounts", ref paths @ ..] => {
+        ["mounts", flag, ref paths @ ..] => {
+            let Some((_, lift)) = mounts::FLAGS.iter().find(|(name, _)| *name == flag) else { return usage() };
             for path in paths {
-                for (name, way) in mounts::WAYS {
-                    report(&format!("{name}, {path}"), || mounts::write(path, way, false));
-                    report(&format!("{name}, {path}, inner namespace"), || mounts::write(path, way, true));
+                for way in mounts::WAYS {
+                    let name = format!("{}, {path}", way.0);
+                    report(&name, || mounts::take_back(path, way, *lift, false));
+                    report(&format!("{name}, inner namespace"), || mounts::take_back(path, way, *lift, true));
                 }
             }
         }
@@ -108,14 +110,14 @@ fn main() -> ExitCode {
             std::thread::sleep(Duration::from_secs(3600));
         }
         ["flip", folder, seconds] => flip(Path::new(folder), seconds.parse().unwrap_or(10)),
-        _ => {
-            eprintln!(
-                "usage: probe all | only NAME… | mounts PATH… | overwrite SECONDS | victim | flip FOLDER SECONDS"
-            );
-            return ExitCode::from(2);
-        }
+        _ => return usage(),
     }
     ExitCode::SUCCESS
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: probe all | only NAME… | mounts FLAG PATH… | overwrite SECONDS | victim | flip FOLDER SECONDS");
+    ExitCode::from(2)
 }
 
 /// Makes `folder/turn` a directory and a link to the VM's, in turns and without a gap.
