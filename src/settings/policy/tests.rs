@@ -201,6 +201,8 @@ fn a_problem_is_told_with_its_place_and_without_passwords() {
         (r#"{"enhancedContainerIsolation": {"value": 1}}"#, "enhancedContainerIsolation.value: invalid type"),
         (r#"{"linuxVM": {"vpnkitCIDR": {"locked": true, "value": "x"}}}"#, "linuxVM.vpnkitCIDR.value: write a private"),
         (r#"{"proxy": {"locked": true, "http": "ftp://me:s3cret@x"}}"#, "proxy.http: write a proxy"),
+        (r#"{"containersProxy": {"locked": true, "https": "me:s3cret@x:y"}}"#, "containersProxy.https: write a proxy"),
+        (r#"{"containersProxy": {"locked": true, "exclude": 1}}"#, "containersProxy.exclude: invalid type"),
         (
             r#"{"filesharingAllowedDirectories": [{"path": "/a"}, {"path": "b"}]}"#,
             "filesharingAllowedDirectories[1].path",
@@ -216,10 +218,18 @@ fn a_problem_is_told_with_its_place_and_without_passwords() {
 fn keys_that_are_not_known_are_ignored_and_named() {
     let policy = policy(
         r#"{"kubernetes": {"locked": true, "enabled": false}, "enhancedContainerIsolation":
-            {"locked": false, "value": false, "futureKey": [1]}, "linuxVM": {"wslEngineEnabled": {"locked": true}}}"#,
+            {"locked": false, "value": false, "futureKey": [1]}, "linuxVM": {"wslEngineEnabled": {"locked": true}},
+            "proxy": {"locked": true, "transparentPorts": "*"}, "containersProxy": {"locked": true, "ports": "*"}}"#,
     );
     assert!(policy.facts().unwrap().problem.is_none());
-    assert_eq!(policy.unknown(), ["kubernetes", "enhancedContainerIsolation.futureKey", "linuxVM.wslEngineEnabled"]);
+    let unknown = [
+        "kubernetes",
+        "enhancedContainerIsolation.futureKey",
+        "linuxVM.wslEngineEnabled",
+        "proxy.transparentPorts",
+        "containersProxy.ports",
+    ];
+    assert_eq!(policy.unknown(), unknown);
     assert!(!Settings::default().under(policy).isolation());
 }
 
