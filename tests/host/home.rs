@@ -59,8 +59,12 @@ impl Home {
 
     /// A backend in the foreground that listens.
     pub fn backend(&self) -> Backend {
-        let mut child =
-            self.command(program()).arg("backend").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        Self::listening(self.command(program()).arg("backend"))
+    }
+
+    /// The backend that a command becomes, once it listens.
+    pub fn listening(command: &mut Command) -> Backend {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("{\"ready\":"), "{line}");

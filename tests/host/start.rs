@@ -8,11 +8,14 @@ use crate::home::{Home, is_root, program, refused};
 
 /// As [`Home::bulkhead`], with a KVM that this machine may not have.
 fn with_any_kvm(home: &Home, arguments: &[&str]) -> Option<Output> {
-    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").ok()?;
-    Some(home.command(program()).args(arguments).env("BULKHEAD_TRY_ANY_KVM", "1").output().unwrap())
+    has_kvm().then(|| home.command(program()).args(arguments).env("BULKHEAD_TRY_ANY_KVM", "1").output().unwrap())
 }
 
-fn put_image(home: &Home) {
+pub fn has_kvm() -> bool {
+    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+pub fn put_image(home: &Home) {
     let folder = home.path("data/bulkhead/image");
     fs::create_dir_all(&folder).unwrap();
     let mut kernel = vec![0; 64];

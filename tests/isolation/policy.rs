@@ -67,6 +67,10 @@ pub fn a_locked_policy_holds(engine: &Engine) -> Result<(), String> {
         ] {
             check(engine, line, Fails(1, LOCKED))?;
         }
+        let other =
+            "error: enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so no other guest";
+        check(engine, "bulkhead start --kernel /dev/null --rootfs /dev/null", Fails(1, other))?;
+        check(engine, "BULKHEAD_KERNEL=/dev/null bulkhead start", Fails(1, other))?;
         engine.start();
         check(engine, "docker run --rm alpine cat /proc/self/uid_map", Says(FIRST))?;
         check(engine, "bulkhead settings get enhancedContainerIsolation", Says("true\n"))?;

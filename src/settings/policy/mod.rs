@@ -149,6 +149,11 @@ impl Policy {
         self.rule(definition).filter(|rule| rule.locked).map(|_| facts.file.as_path())
     }
 
+    /// The file that locks isolation on, if one does.
+    pub fn isolation_lock(&self) -> Option<&Path> {
+        self.lock(&ISOLATION).filter(|_| self.rule(&ISOLATION).is_some_and(|rule| rule.value == true))
+    }
+
     /// The proxy that containers and pulls have while [`CONTAINERS_PROXY`] is on, if it is not the engine's.
     pub fn containers_proxy(&self) -> Option<Proxy> {
         let proxy = self.parsed.document.containers_proxy.get().filter(|proxy| proxy.mode == ProxyMode::Manual)?;

@@ -102,6 +102,20 @@ fn a_locked_value_wins_over_settings_and_a_free_one_is_a_default() {
 }
 
 #[test]
+fn isolation_is_locked_on_only_by_a_policy_that_says_both_or_cannot_be_used() {
+    let lock = |text: &str| policy(text).isolation_lock().is_some();
+    assert!(lock(r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#) && lock("{"));
+    for text in [
+        "{}",
+        r#"{"enhancedContainerIsolation": {"value": true, "locked": false}}"#,
+        r#"{"enhancedContainerIsolation": {"value": false, "locked": true}}"#,
+    ] {
+        assert!(!lock(text), "{text}");
+    }
+    assert!(Policy::default().isolation_lock().is_none());
+}
+
+#[test]
 fn a_locked_proxy_is_locked_as_a_whole_and_under_every_name() {
     let settings = lax(policy(
         r#"{"proxy": {"locked": true, "mode": "manual", "https": "http://theirs:2", "exclude": [".corp"]}}"#,
