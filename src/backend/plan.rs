@@ -98,7 +98,12 @@ impl Plan {
         let network = NetworkPlan::new(&kind, &settings)?;
         let (proxy, warning) = ProxyPlan::new(&settings, options, network.as_ref());
         Ok(Self {
-            image: Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref())?,
+            image: Image::find(
+                paths.base(),
+                options.kernel.as_deref(),
+                options.rootfs.as_deref(),
+                policy.isolation_lock(),
+            )?,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             isolation: settings.isolation(),

@@ -78,6 +78,15 @@ mod tests {
         Settings::load(&path).unwrap()
     }
 
+    fn policy(text: Option<&str>) -> Policy {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("admin-settings.json");
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+        }
+        Policy::read(&PolicySource::new(vec![file], nix::unistd::geteuid().as_raw()))
+    }
+
     fn applied(text: &str, environment: ProxyEnvironment) -> (Value, Vec<String>, Option<String>) {
         applied_under(settings(text), environment)
     }
@@ -127,15 +136,9 @@ mod tests {
     fn the_lock_of_a_policy_decides_between_the_proxy_and_the_daemons_options() {
         let mine = r#"{"proxyHttpMode": "manual", "overrideProxyHttp": "http://mine:1", "dockerDaemonOptions":
                        "{\"debug\": true, \"proxies\": {\"http-proxy\": \"http://options:1\"}}"}"#;
-        let proxy = |policy: Option<&str>| {
-            let folder = tempfile::tempdir().unwrap();
-            let file = folder.path().join("admin-settings.json");
-            if let Some(policy) = policy {
-                std::fs::write(&file, policy).unwrap();
-            }
-            let source = PolicySource::new(vec![file], nix::unistd::geteuid().as_raw());
+        let proxy = |text: Option<&str>| {
             let environment = ProxyEnvironment { http: Some("http://environment:1".into()), ..Default::default() };
-            applied_under(settings(mine).under(Policy::read(&source)), environment).0["proxies"]["http-proxy"].clone()
+            applied_under(settings(mine).under(policy(text)), environment).0["proxies"]["http-proxy"].clone()
         };
         assert_eq!(proxy(None), "http://mine:1");
         let theirs = r#"{"proxy": {"locked": true, "mode": "manual", "http": "http://theirs:1"}}"#;
@@ -145,6 +148,79 @@ mod tests {
         let options = r#"{"linuxVM": {"dockerDaemonOptions": {"locked": true, "value":
                           "{\"proxies\": {\"http-proxy\": \"http://theirs:2\"}}"}}}"#;
         assert_eq!(proxy(Some(options)), "http://theirs:2");
+    }
+
+    /// The http proxy of pulls and that of new containers, where a person's environment has one, too.
+    fn pulls_and_containers(setting: &str, text: Option<&str>) -> (Option<String>, Option<String>) {
+        let environment = ProxyEnvironment { http: Some("http://environment:1".into()), ..Default::default() };
+        let (options, containers, warning) = applied_under(settings(setting).under(policy(text)), environment);
+        assert_eq!(warning, None);
+        let variable = containers.iter().find_map(|variable| variable.strip_prefix("HTTP_PROXY="));
+        assert_eq!(variable.is_some(), containers.iter().any(|variable| variable.starts_with("no_proxy=localhost,")));
+        (options["proxies"]["http-proxy"].as_str().map(ToOwned::to_owned), variable.map(ToOwned::to_owned))
+    }
+
+    #[test]
+    fn the_policys_proxy_for_containers_governs_them_and_pulls_unless_a_person_may_turn_it_off() {
+        const UNSET: &str = "{}";
+        const OFF: &str = r#"{"containersProxy": false}"#;
+        const ON: &str = r#"{"containersProxy": true}"#;
+        const MINE: &str = r#"{"proxyHttpMode": "manual", "overrideProxyHttp": "http://mine:1", "dockerDaemonOptions":
+                               "{\"proxies\": {\"http-proxy\": \"http://options:1\"}}"}"#;
+        let key = |locked, mode, http| {
+            format!(r#""containersProxy": {{"locked": {locked}, "mode": "{mode}", "http": "{http}"}}"#)
+        };
+        let locked = key(true, "manual", "http://theirs:1");
+        let free = key(false, "manual", "http://theirs:1");
+        let engines = r#""proxy": {"locked": true, "mode": "manual", "http": "http://engine:1"}"#;
+        let options = r#""linuxVM": {"dockerDaemonOptions": {"locked": true, "value":
+                         "{\"proxies\": {\"http-proxy\": \"http://options:2\"}}"}}"#;
+        let (environment, theirs) = (Some("http://environment:1"), Some("http://theirs:1"));
+        for (keys, setting, pulls, containers) in [
+            // No such key: the engine's proxy, in containers when a person says so.
+            (vec![], UNSET, environment, None),
+            (vec![], ON, environment, environment),
+            (vec![], OFF, environment, None),
+            // Locked: whatever a person or another key says.
+            (vec![&*locked], UNSET, theirs, theirs),
+            (vec![&*locked], ON, theirs, theirs),
+            (vec![&*locked], OFF, theirs, theirs),
+            (vec![&*locked], MINE, theirs, theirs),
+            (vec![&*locked, engines], OFF, theirs, theirs),
+            (vec![&*locked, options], OFF, theirs, theirs),
+            // Free: the same until a person turns it off.
+            (vec![&*free], UNSET, theirs, theirs),
+            (vec![&*free], ON, theirs, theirs),
+            (vec![&*free], OFF, environment, None),
+            (vec![&*free, engines], UNSET, theirs, theirs),
+            (vec![&*free, engines], OFF, Some("http://engine:1"), None),
+            (vec![&*free, options], UNSET, theirs, theirs),
+            (vec![&*free, options], OFF, Some("http://options:2"), None),
+            // No proxy is named: there is none. Mode system: the engine's.
+            (vec![&*key(true, "manual", "")], MINE, None, None),
+            (vec![&*key(true, "manual", ""), engines], ON, None, None),
+            (vec![&*key(true, "system", "http://ignored:1")], OFF, environment, environment),
+            (vec![&*key(true, "system", ""), engines], OFF, Some("http://engine:1"), Some("http://engine:1")),
+            (vec![&*key(false, "system", "")], OFF, environment, None),
+        ] {
+            let text = (!keys.is_empty()).then(|| format!("{{{}}}", keys.join(", ")));
+            let (got_pulls, got_containers) = pulls_and_containers(setting, text.as_deref());
+            assert_eq!((got_pulls.as_deref(), got_containers.as_deref()), (pulls, containers), "{text:?} {setting}");
+        }
+    }
+
+    #[test]
+    fn the_policys_proxy_for_containers_on_the_loopback_is_the_hosts() {
+        let text = r#"{"containersProxy": {"locked": true, "mode": "manual", "http": "http://127.0.0.1:3128",
+                       "https": "http://me:pw@localhost:3129", "exclude": [".corp"]}}"#;
+        let under =
+            |setting: &str| applied_under(settings(setting).under(policy(Some(text))), ProxyEnvironment::default());
+        let (options, containers, warning) = under("{}");
+        assert_eq!(options["proxies"]["http-proxy"], "http://host.docker.internal:3128");
+        assert_eq!(containers[2], "HTTPS_PROXY=http://me:pw@host.docker.internal:3129");
+        assert!(containers[4].starts_with("NO_PROXY=localhost,") && containers[4].ends_with(",bulkhead,.corp"));
+        assert_eq!(warning, None);
+        assert!(under(r#"{"hostLoopback": false}"#).2.unwrap().contains("loopback"));
     }
 
     #[test]

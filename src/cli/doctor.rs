@@ -61,14 +61,15 @@ pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliEr
 
 fn checks(paths: &Paths) -> Vec<Check> {
     let settings = Settings::load(&paths.settings());
+    let system = Policy::system();
     let wanted = settings.as_ref().map(|settings| (settings.cpus(), settings.memory_mib(), settings.disk_gib()));
     let (cpus, memory, disk) = wanted.unwrap_or_default();
     vec![
         check("/dev/kvm", host::check_kvm().map(|()| "can be opened".into())),
         check("virtualization", host::check_virtualization().map(|()| "this KVM can run the guest kernel".into())),
         check("settings", settings.map(|_| paths.settings().display().to_string())),
-        Check { name: "policy", result: policy(&Policy::system()) },
-        check("image", image(paths)),
+        Check { name: "policy", result: policy(&system) },
+        check("image", image(paths, &system)),
         check(
             "cpus",
             host::choose_cpus(cpus, host::cpus()).map(|cpus| format!("the VM gets {cpus} of {}", host::cpus())),
@@ -96,8 +97,8 @@ fn policy(policy: &Policy) -> Result<String, String> {
     }
 }
 
-fn image(paths: &Paths) -> Result<String, crate::image::ImageError> {
-    let image = Image::find(paths.base(), None, None)?;
+fn image(paths: &Paths, policy: &Policy) -> Result<String, crate::image::ImageError> {
+    let image = Image::find(paths.base(), None, None, policy.isolation_lock())?;
     image.verify()?;
     let version =
         image.version().map_or("without manifest, contents not checked".into(), |version| format!("version {version}"));

@@ -66,7 +66,11 @@ async fn tell_running(paths: &Paths) -> Result<(), CliError> {
 }
 
 fn state(line: &Line) -> String {
-    line.missing.map_or_else(|| "in force".to_owned(), |missing| format!("not enforced yet: {missing}"))
+    match (line.missing, line.overruled) {
+        (Some(missing), _) => format!("not enforced yet: {missing}"),
+        (None, Some(by)) => format!("without effect: {by}"),
+        (None, None) => "in force".to_owned(),
+    }
 }
 
 fn pretty(policy: &Policy) -> String {
@@ -80,7 +84,7 @@ fn pretty(policy: &Policy) -> String {
         let locked = line.locked.map_or("-", |locked| if locked { "yes" } else { "no" });
         let value =
             if line.value.is_object() || line.value.is_array() { line.value.to_string() } else { show(&line.value) };
-        vec![line.key.to_owned(), value, locked.to_owned(), state(&line)]
+        vec![line.key.clone(), value, locked.to_owned(), state(&line)]
     });
     text.push_str(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
     for key in policy.unknown() {
@@ -111,7 +115,8 @@ mod tests {
         let text = pretty(&policy(
             r#"{"enhancedContainerIsolation": {"locked": true, "value": true,
                  "dockerSocketMount": {"imageList": {"images": ["docker:cli"]}}},
-                "containersProxy": {"locked": true, "mode": "manual", "http": "http://me:s3cret@proxy:1"},
+                "containersProxy": {"locked": true, "mode": "manual", "http": "http://me:s3cret@proxy:1",
+                                    "embeddedPac": "s3cret", "transparentPorts": "80,443"},
                 "proxy": {"locked": true, "mode": "manual", "http": "http://me:s3cret@proxy:1", "pac": "http://x"},
                 "filesharingAllowedDirectories": [{"path": "$HOME"}],
                 "blockDockerLoad": {"locked": true, "value": true},
@@ -127,10 +132,15 @@ mod tests {
             ("enhancedContainerIsolation.dockerSocketMount", "in force"),
             ("linuxVM.dockerDaemonOptions", "in force"),
             ("linuxVM.vpnkitCIDR", "in force"),
-            ("proxy.mode", "in force"),
-            ("proxy.http ", "in force"),
+            ("proxy.mode", "without effect: containersProxy goes before it"),
+            ("proxy.http ", "without effect: containersProxy goes before it"),
             ("proxy.pac", "not enforced yet: "),
-            ("containersProxy", "not enforced yet: "),
+            ("containersProxy.mode", "in force"),
+            ("containersProxy.http ", "in force"),
+            ("containersProxy.https", "in force"),
+            ("containersProxy.exclude", "in force"),
+            ("containersProxy.embeddedPac", "not enforced yet: no proxy auto-configuration"),
+            ("containersProxy.transparentPorts", "not enforced yet: no traffic is led to the proxy"),
             ("filesharingAllowedDirectories", "not enforced yet: "),
             ("blockDockerLoad", "in force"),
             ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
@@ -140,6 +150,24 @@ mod tests {
             assert!(line.contains(expected), "{line}");
         }
         assert!(text.ends_with("\nnot known and ignored: analyticsEnabled"), "{text}");
+    }
+
+    #[test]
+    fn which_of_two_proxies_has_an_effect_is_said() {
+        let state = |text: &str, key: &str| {
+            let lines = policy(text).lines();
+            state(lines.iter().find(|line| line.key == key).unwrap_or_else(|| panic!("{key}: {lines:?}")))
+        };
+        let manual = r#""proxy": {"locked": true, "mode": "manual", "http": "http://proxy:1"}"#;
+        let system = format!(r#"{{{manual}, "containersProxy": {{"locked": true, "http": "http://proxy:2"}}}}"#);
+        for (text, key, expected) in [
+            (format!("{{{manual}}}"), "proxy.http", "in force"),
+            (system.clone(), "proxy.http", "in force"),
+            (system.clone(), "containersProxy.mode", "in force"),
+            (system, "containersProxy.http", "without effect: the mode is system"),
+        ] {
+            assert_eq!(state(&text, key), expected, "{text} {key}");
+        }
     }
 
     #[test]

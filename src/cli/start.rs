@@ -63,10 +63,10 @@ pub(super) struct Machine {
     /// existing tap device [default: user].
     #[arg(long, value_name = "user|none|passt|tap=NAME")]
     net: Option<NetworkKind>,
-    /// Another guest kernel (advanced).
+    /// Another guest kernel (advanced); not where a policy locks isolation on.
     #[arg(long, value_name = "PATH", requires = "rootfs", hide_short_help = true)]
     kernel: Option<PathBuf>,
-    /// Another root file system, EROFS (advanced).
+    /// Another root file system, EROFS (advanced); not where a policy locks isolation on.
     #[arg(long, value_name = "PATH", requires = "kernel", hide_short_help = true)]
     rootfs: Option<PathBuf>,
     /// Give the VM a serial port and log everything its kernel says there, from the first line on, in serial.log

@@ -6,7 +6,10 @@ use bulkhead_protocol::PROTOCOL_VERSION;
 use serde_json::json;
 
 use super::{CliError, Format, print, table};
-use crate::{image::Image, settings::Base};
+use crate::{
+    image::Image,
+    settings::{Base, Policy},
+};
 
 /// Show the versions of the program, the agent's protocol and the guest image.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,7 +21,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliError> {
     let version = env!("CARGO_PKG_VERSION");
-    let image = Image::find(base, None, None).ok();
+    let image = Image::find(base, None, None, Policy::system().isolation_lock()).ok();
     let image_version = image.as_ref().and_then(Image::version);
     match arguments.format {
         Format::Json => print(&format!(

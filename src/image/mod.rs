@@ -25,8 +25,19 @@ const MANIFEST: &str = "manifest.json";
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// Nowhere.
-    #[error("no guest image found (looked in {}); {BUILD}, or name one with --kernel and --rootfs", list(.0))]
-    Missing(Vec<PathBuf>),
+    #[error("no guest image found (looked in {}); {BUILD}{remedy}", list(.folders))]
+    Missing {
+        /// Where it could have been.
+        folders: Vec<PathBuf>,
+        /// What else can be done.
+        remedy: &'static str,
+    },
+    /// An image of one's own could leave isolation out.
+    #[error(
+        "enhancedContainerIsolation is locked by {0}, so no other guest image can be named; leave out --kernel and \
+         --rootfs, and unset BULKHEAD_KERNEL and BULKHEAD_ROOTFS"
+    )]
+    Locked(PathBuf),
     /// One of two files was named.
     #[error("the kernel and the root file system go together: name both (--kernel and --rootfs) or none")]
     Half,
@@ -87,23 +98,42 @@ pub struct Image {
 impl Image {
     /// Finds the image: the two files named, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first folder of
     /// data folder, `../share/bulkhead` beside the program, and cache folder that has one.
-    pub fn find(base: &Base, kernel: Option<&Path>, rootfs: Option<&Path>) -> Result<Self, ImageError> {
+    ///
+    /// With `lock`, the policy that locks isolation on, none can be named, and what is installed beside the program goes
+    /// before what is in a person's folders.
+    pub fn find(
+        base: &Base,
+        kernel: Option<&Path>,
+        rootfs: Option<&Path>,
+        lock: Option<&Path>,
+    ) -> Result<Self, ImageError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        for pair in [
-            (kernel.map(Path::to_owned), rootfs.map(Path::to_owned)),
-            (variable("BULKHEAD_KERNEL"), variable("BULKHEAD_ROOTFS")),
-        ] {
-            match pair {
-                (Some(kernel), Some(rootfs)) => return Self { kernel, rootfs, manifest: None }.checked(),
-                (None, None) => {}
+        let options = (kernel.map(Path::to_owned), rootfs.map(Path::to_owned));
+        let variables = (variable("BULKHEAD_KERNEL"), variable("BULKHEAD_ROOTFS"));
+        Self::choose(base, [options, variables], lock)
+    }
+
+    /// Kernel and root file system as they are named, the first pair first.
+    fn choose(
+        base: &Base,
+        named: [(Option<PathBuf>, Option<PathBuf>); 2],
+        lock: Option<&Path>,
+    ) -> Result<Self, ImageError> {
+        for pair in named {
+            match (pair, lock) {
+                ((None, None), _) => {}
+                (_, Some(file)) => return Err(ImageError::Locked(file.to_owned())),
+                ((Some(kernel), Some(rootfs)), None) => return Self { kernel, rootfs, manifest: None }.checked(),
                 _ => return Err(ImageError::Half),
             }
         }
-        let folders = folders(base);
-        match folders.iter().find(|folder| folder.join(KERNEL).exists() || folder.join(MANIFEST).exists()) {
-            Some(folder) => Self::in_folder(folder),
-            None => Err(ImageError::Missing(folders)),
+        let folders = folders(base, lock.is_some());
+        let has_one = |folder: &&PathBuf| folder.join(KERNEL).exists() || folder.join(MANIFEST).exists();
+        if let Some(folder) = folders.iter().find(has_one) {
+            return Self::in_folder(folder);
         }
+        let remedy = if lock.is_some() { "" } else { ", or name one with --kernel and --rootfs" };
+        Err(ImageError::Missing { folders, remedy })
     }
 
     fn in_folder(folder: &Path) -> Result<Self, ImageError> {
@@ -166,10 +196,14 @@ impl Image {
     }
 }
 
-fn folders(base: &Base) -> Vec<PathBuf> {
+fn folders(base: &Base, installed_first: bool) -> Vec<PathBuf> {
     let beside =
         std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join("share/bulkhead")));
-    [Some(base.data_image()), beside, Some(base.cached_image())].into_iter().flatten().collect()
+    let mut folders = [Some(base.data_image()), beside, Some(base.cached_image())];
+    if installed_first {
+        folders.swap(0, 1);
+    }
+    folders.into_iter().flatten().collect()
 }
 
 fn check_format(
@@ -288,6 +322,44 @@ mod tests {
         fs::write(folder.path().join(ROOTFS), rootfs).unwrap();
         let image = Image::in_folder(folder.path()).unwrap();
         assert!(matches!(image.verify(), Err(ImageError::Damaged { .. })));
+    }
+
+    fn base(home: &Path) -> Base {
+        Base::from_variables(|name| (name == "HOME").then(|| home.to_owned()), 0).unwrap()
+    }
+
+    #[test]
+    fn under_a_lock_no_image_can_be_named_and_the_default_one_is_used() {
+        let (home, mine, file) = (tempfile::tempdir().unwrap(), folder(None), Path::new("/policy.json"));
+        let folder = fs::canonicalize(mine.path()).unwrap();
+        let (kernel, rootfs) = (Some(folder.join(KERNEL)), Some(folder.join(ROOTFS)));
+        let (base, nothing) = (base(home.path()), (None, None));
+        let pairs = [(kernel.clone(), rootfs.clone()), (kernel.clone(), None), (None, rootfs)];
+        for pair in pairs.clone() {
+            for named in [[pair.clone(), nothing.clone()], [nothing.clone(), pair]] {
+                let message = Image::choose(&base, named, Some(file)).unwrap_err().to_string();
+                assert!(message.starts_with("enhancedContainerIsolation is locked by /policy.json, "), "{message}");
+            }
+        }
+        for named in [[pairs[0].clone(), nothing.clone()], [nothing.clone(), pairs[0].clone()]] {
+            assert_eq!(Image::choose(&base, named, None).unwrap().kernel, kernel.clone().unwrap());
+        }
+        let default = || Image::choose(&base, [nothing.clone(), nothing.clone()], Some(file));
+        let missing = default().unwrap_err().to_string();
+        assert!(missing.contains("no guest image found") && !missing.contains("--kernel"), "{missing}");
+        fs::create_dir_all(base.cached_image().parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&folder, base.cached_image()).unwrap();
+        assert_eq!(default().unwrap().kernel, kernel.unwrap());
+    }
+
+    #[test]
+    fn under_a_lock_an_installed_image_goes_before_a_persons() {
+        let home = tempfile::tempdir().unwrap();
+        let base = base(home.path());
+        let (free, locked) = (folders(&base, false), folders(&base, true));
+        assert_eq!((&free[0], &free[2]), (&base.data_image(), &base.cached_image()));
+        assert_eq!(locked, [free[1].clone(), free[0].clone(), free[2].clone()]);
+        assert!(locked[0].ends_with("share/bulkhead"), "{locked:?}");
     }
 
     #[test]

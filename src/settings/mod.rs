@@ -235,8 +235,12 @@ impl Settings {
         serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
     }
 
-    /// The engine's proxy, if it is not that of the environment.
+    /// The engine's proxy, if it is not that of the environment. That of a policy for containers comes first: it is
+    /// there to govern pulls.
     pub fn proxy(&self) -> Option<Proxy> {
+        if let Some(proxy) = self.policys_containers_proxy() {
+            return Some(proxy);
+        }
         if self.get(&PROXY_MODE) != "manual" {
             return None;
         }
@@ -250,10 +254,15 @@ impl Settings {
         self.flag(&CONTAINERS_PROXY)
     }
 
-    /// Options of dockerd. A proxy or an address for ports that is locked cannot be had by another name.
+    /// The proxy that a policy has for containers, unless somebody who may has turned it off.
+    fn policys_containers_proxy(&self) -> Option<Proxy> {
+        self.policy.containers_proxy().filter(|_| self.containers_proxy())
+    }
+
+    /// Options of dockerd. A proxy or an address for ports that is decided elsewhere cannot be had by another name.
     pub fn daemon_options(&self) -> Map<String, Value> {
         let mut options = daemon::parse(self.get(&DAEMON_OPTIONS).as_str().unwrap_or_default()).unwrap_or_default();
-        if self.policy.lock(&PROXY_MODE).is_some() {
+        if self.policy.lock(&PROXY_MODE).is_some() || self.policys_containers_proxy().is_some() {
             options.remove("proxies");
         }
         if self.port_binding() != PortBinding::All {

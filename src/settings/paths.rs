@@ -81,7 +81,7 @@ impl Base {
         Self::from_variables(|name| std::env::var_os(name).map(PathBuf::from), nix::unistd::geteuid().as_raw())
     }
 
-    pub(super) fn from_variables(variable: impl Fn(&str) -> Option<PathBuf>, uid: u32) -> Result<Self, PathError> {
+    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<PathBuf>, uid: u32) -> Result<Self, PathError> {
         // The specification says that relative paths are to be ignored.
         let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
         let under = |name: &'static str, fallback: &str| {

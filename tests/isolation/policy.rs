@@ -55,8 +55,9 @@ fn under(engine: &Engine, text: &str, test: impl FnOnce() -> Result<(), String>)
 }
 
 pub fn a_locked_policy_holds(engine: &Engine) -> Result<(), String> {
-    const POLICY: &str =
-        r#"{ "configurationFileVersion": 2, "enhancedContainerIsolation": { "value": true, "locked": true } }"#;
+    const POLICY: &str = r#"{ "configurationFileVersion": 2,
+        "enhancedContainerIsolation": { "value": true, "locked": true },
+        "containersProxy": { "locked": true, "mode": "manual", "http": "http://127.0.0.1:3128" } }"#;
     const LOCKED: &str = "error: enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json; \
                           only the administrator of this machine can change it\n";
     under(engine, POLICY, || {
@@ -66,9 +67,15 @@ pub fn a_locked_policy_holds(engine: &Engine) -> Result<(), String> {
         ] {
             check(engine, line, Fails(1, LOCKED))?;
         }
+        let other =
+            "error: enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so no other guest";
+        check(engine, "bulkhead start --kernel /dev/null --rootfs /dev/null", Fails(1, other))?;
+        check(engine, "BULKHEAD_KERNEL=/dev/null bulkhead start", Fails(1, other))?;
         engine.start();
         check(engine, "docker run --rm alpine cat /proc/self/uid_map", Says(FIRST))?;
         check(engine, "bulkhead settings get enhancedContainerIsolation", Says("true\n"))?;
+        let line = "docker run --rm alpine sh -c 'echo $HTTP_PROXY'; docker info --format '{{.HTTPProxy}}'";
+        check(engine, line, Says("http://host.docker.internal:3128\nhttp://host.docker.internal:3128\n"))?;
         let line = "bulkhead settings list | grep enhancedContainerIsolation";
         check(engine, line, Holds(|said| said.contains("true") && said.contains("locked")))?;
         check(engine, "bulkhead settings set enhancedContainerIsolation false", Fails(1, LOCKED))?;

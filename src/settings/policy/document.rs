@@ -85,8 +85,8 @@ pub struct AdminSettings {
     pub linux_vm: Maybe<LinuxVm>,
     /// The engine's HTTP proxy.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
-    pub proxy: Maybe<EngineProxy>,
-    /// The containers' HTTP proxy.
+    pub proxy: Maybe<HttpProxy>,
+    /// The containers' HTTP proxy, by which the engine pulls, too.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub containers_proxy: Maybe<ContainersProxy>,
     /// Folders of the host that containers may be given.
@@ -198,59 +198,66 @@ impl ProxyMode {
     }
 }
 
-/// The engine's HTTP proxy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EngineProxy {
-    /// Whether nobody else can change it.
-    pub locked: bool,
-    /// Whose proxy is taken.
-    #[serde(default)]
-    pub mode: ProxyMode,
-    /// For http, with mode manual.
-    #[serde(default)]
-    pub http: String,
-    /// For https, with mode manual.
-    #[serde(default)]
-    pub https: String,
-    /// What is reached without it, with mode manual.
-    #[serde(default)]
-    pub exclude: Vec<String>,
-    /// URL of a proxy auto-configuration file.
-    #[serde(default)]
-    pub pac: String,
-    /// A proxy auto-configuration file.
-    #[serde(default)]
-    pub embedded_pac: String,
+/// Makes the type of a key that holds a proxy, with keys of its own behind those that both have.
+///
+/// Not by `serde(flatten)`: behind that nobody learns which key is unknown or wrong.
+macro_rules! http_proxy {
+    ($(#[$about:meta])* $name:ident { $($own:tt)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase")]
+        pub struct $name {
+            /// Whether nobody else can change it.
+            pub locked: bool,
+            /// Whose proxy is taken.
+            #[serde(default)]
+            pub mode: ProxyMode,
+            /// For http, with mode manual.
+            #[serde(default)]
+            pub http: String,
+            /// For https, with mode manual.
+            #[serde(default)]
+            pub https: String,
+            /// What is reached without it, with mode manual.
+            #[serde(default)]
+            pub exclude: Vec<String>,
+            /// URL of a proxy auto-configuration file.
+            #[serde(default)]
+            pub pac: String,
+            /// A proxy auto-configuration file.
+            #[serde(default)]
+            pub embedded_pac: String,
+            $($own)*
+        }
+
+        impl From<&$name> for HttpProxy {
+            fn from(key: &$name) -> Self {
+                Self {
+                    locked: key.locked,
+                    mode: key.mode,
+                    http: key.http.clone(),
+                    https: key.https.clone(),
+                    exclude: key.exclude.clone(),
+                    pac: key.pac.clone(),
+                    embedded_pac: key.embedded_pac.clone(),
+                }
+            }
+        }
+    };
 }
 
-/// The containers' HTTP proxy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ContainersProxy {
-    /// Whether nobody else can change it.
-    pub locked: bool,
-    /// Whose proxy is taken.
-    #[serde(default)]
-    pub mode: ProxyMode,
-    /// For http, with mode manual.
-    #[serde(default)]
-    pub http: String,
-    /// For https, with mode manual.
-    #[serde(default)]
-    pub https: String,
-    /// What is reached without it, with mode manual.
-    #[serde(default)]
-    pub exclude: Vec<String>,
-    /// URL of a proxy auto-configuration file.
-    #[serde(default)]
-    pub pac: String,
-    /// A proxy auto-configuration file.
-    #[serde(default)]
-    pub embedded_pac: String,
-    /// Ports whose traffic is led to the proxy: `*`, or numbers with commas between.
-    #[serde(default)]
-    pub transparent_ports: String,
+http_proxy! {
+    /// An HTTP proxy.
+    HttpProxy {}
+}
+
+http_proxy! {
+    /// The containers' HTTP proxy, by which the engine pulls, too.
+    ContainersProxy {
+        /// Ports whose traffic is led to the proxy: `*`, or numbers with commas between.
+        #[serde(default)]
+        pub transparent_ports: String,
+    }
 }
 
 /// A folder of the host that containers may be given, with all below it.

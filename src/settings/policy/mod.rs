@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use self::document::{HttpProxy, ProxyMode};
 pub(super) use self::parse::check_exceptions;
 pub use self::{
     document::{AdminSettings, ListKind, PortBinding, SocketMount, schema},
@@ -22,8 +23,8 @@ pub use self::{
     parse::{Invalid, Parsed, parse},
 };
 use super::{
-    BLOCK_LOAD, DAEMON_OPTIONS, Definition, ISOLATION, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS,
-    PROXY_MODE, SOCKET_MOUNT, SUBNET,
+    BLOCK_LOAD, CONTAINERS_PROXY, DAEMON_OPTIONS, Definition, ISOLATION, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP,
+    PROXY_HTTPS, PROXY_MODE, Proxy, SOCKET_MOUNT, SUBNET,
 };
 use crate::report::chain;
 
@@ -67,7 +68,7 @@ impl PolicyFacts {
 #[serde(rename_all = "camelCase")]
 pub struct Line {
     /// Path of the key.
-    pub key: &'static str,
+    pub key: String,
     /// The value, without passwords.
     pub value: Value,
     /// Whether it is locked; `None` where a key has no such thing.
@@ -78,6 +79,31 @@ pub struct Line {
     /// What it has to wait for, without an effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<&'static str>,
+    /// What else in the file takes its effect away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overruled: Option<&'static str>,
+}
+
+/// What comes of a key.
+#[derive(Clone, Copy)]
+enum Effect {
+    /// It holds.
+    Holds,
+    /// Nothing, because something is not there yet.
+    Missing(&'static str),
+    /// Nothing, because of another key.
+    Overruled(&'static str),
+}
+
+impl Line {
+    fn new(key: &str, value: Value, locked: Option<bool>, effect: Effect) -> Self {
+        let (missing, overruled) = match effect {
+            Effect::Holds => (None, None),
+            Effect::Missing(what) => (Some(what), None),
+            Effect::Overruled(by) => (None, Some(by)),
+        };
+        Self { key: key.to_owned(), value, locked, enforced: matches!(effect, Effect::Holds), missing, overruled }
+    }
 }
 
 /// What holds for everybody on this machine.
@@ -123,6 +149,19 @@ impl Policy {
         self.rule(definition).filter(|rule| rule.locked).map(|_| facts.file.as_path())
     }
 
+    /// The file that locks isolation on, if one does.
+    pub fn isolation_lock(&self) -> Option<&Path> {
+        self.lock(&ISOLATION).filter(|_| self.rule(&ISOLATION).is_some_and(|rule| rule.value == true))
+    }
+
+    /// The proxy that containers and pulls have while [`CONTAINERS_PROXY`] is on, if it is not the engine's.
+    pub fn containers_proxy(&self) -> Option<Proxy> {
+        let proxy = self.parsed.document.containers_proxy.get().filter(|proxy| proxy.mode == ProxyMode::Manual)?;
+        // What is no URL was refused when the file was read.
+        let url = |text: &str| text.parse().ok();
+        Some(Proxy { http: url(&proxy.http), https: url(&proxy.https), exclude: proxy.exclude.clone() })
+    }
+
     /// Paths of keys that are ignored.
     pub fn unknown(&self) -> &[String] {
         &self.parsed.unknown
@@ -131,14 +170,7 @@ impl Policy {
     /// Every key that the file has, and whether it has an effect.
     pub fn lines(&self) -> Vec<Line> {
         if self.facts.as_ref().is_some_and(|facts| facts.problem.is_some()) {
-            let line = Line {
-                key: "enhancedContainerIsolation",
-                value: true.into(),
-                locked: Some(true),
-                enforced: true,
-                missing: None,
-            };
-            return vec![line];
+            return vec![Line::new(ISOLATION.key, true.into(), Some(true), Effect::Holds)];
         }
         lines(&self.parsed.document)
     }
@@ -199,65 +231,79 @@ fn rules(document: &AdminSettings) -> BTreeMap<&'static str, Rule> {
         rule(&PROXY_HTTPS, proxy.https.clone().into(), proxy.locked);
         rule(&PROXY_EXCLUDE, proxy.exclude.clone().into(), proxy.locked);
     }
+    if let Some(proxy) = document.containers_proxy.get() {
+        rule(&CONTAINERS_PROXY, true.into(), proxy.locked);
+    }
     rules
 }
 
 fn lines(document: &AdminSettings) -> Vec<Line> {
+    use Effect::{Holds, Missing};
+
     let mut lines = Vec::new();
-    let mut line = |key, value: Value, locked, missing: Option<&'static str>| {
-        lines.push(Line { key, value, locked, enforced: missing.is_none(), missing });
-    };
+    let mut line = |key: &str, value, locked, effect| lines.push(Line::new(key, value, locked, effect));
     if let Some(isolation) = document.enhanced_container_isolation.get() {
-        line("enhancedContainerIsolation", isolation.value.into(), Some(isolation.locked), None);
+        line("enhancedContainerIsolation", isolation.value.into(), Some(isolation.locked), Holds);
         if let Some(exceptions) = isolation.docker_socket_mount.get() {
             let locked = Some(isolation.locked);
-            line("enhancedContainerIsolation.dockerSocketMount", value(exceptions), locked, None);
+            line("enhancedContainerIsolation.dockerSocketMount", value(exceptions), locked, Holds);
         }
     }
     if let Some(vm) = document.linux_vm.get() {
         if let Some(options) = vm.docker_daemon_options.get() {
             let shown = DAEMON_OPTIONS.concealed(&options.value.clone().into());
-            line("linuxVM.dockerDaemonOptions", shown, Some(options.locked), None);
+            line("linuxVM.dockerDaemonOptions", shown, Some(options.locked), Holds);
         }
         if let Some(network) = vm.vpnkit_cidr.get() {
-            line("linuxVM.vpnkitCIDR", network.value.clone().into(), Some(network.locked), None);
+            line("linuxVM.vpnkitCIDR", network.value.clone().into(), Some(network.locked), Holds);
         }
     }
-    if let Some(proxy) = document.proxy.get() {
-        let locked = Some(proxy.locked);
-        line("proxy.mode", proxy.mode.as_str().into(), locked, None);
-        line("proxy.http", PROXY_HTTP.concealed(&proxy.http.clone().into()), locked, None);
-        line("proxy.https", PROXY_HTTPS.concealed(&proxy.https.clone().into()), locked, None);
-        line("proxy.exclude", proxy.exclude.clone().into(), locked, None);
-        let missing = Some("no proxy auto-configuration is read");
-        for (key, script) in [("proxy.pac", &proxy.pac), ("proxy.embeddedPac", &proxy.embedded_pac)] {
+    proxy_lines(document, &mut line);
+    if let Some(folders) = document.filesharing_allowed_directories.get() {
+        line("filesharingAllowedDirectories", value(folders), None, Missing("no folder of the host is shared"));
+    }
+    if let Some(setting) = document.block_docker_load.get() {
+        line("blockDockerLoad", setting.value.into(), Some(setting.locked), Holds);
+    }
+    if let Some(setting) = document.expose_docker_api.get() {
+        let missing = Missing("the engine never listens on TCP, whatever is set");
+        line("exposeDockerAPIOnTCP2375", setting.value.into(), Some(setting.locked), missing);
+    }
+    if let Some(setting) = document.port_binding_behavior.get() {
+        line("portBindingBehavior", value(&setting.value), Some(setting.locked), Holds);
+    }
+    lines
+}
+
+/// The lines of both proxies.
+fn proxy_lines(document: &AdminSettings, line: &mut impl FnMut(&str, Value, Option<bool>, Effect)) {
+    let containers = document.containers_proxy.get();
+    let goes_before = containers.is_some_and(|proxy| proxy.mode == ProxyMode::Manual);
+    let engine = document.proxy.get().map(|proxy| ("proxy", proxy.clone(), goes_before));
+    let proxies = engine.into_iter().chain(containers.map(|proxy| ("containersProxy", proxy.into(), false)));
+    for (key, proxy, overruled) in proxies {
+        let HttpProxy { locked, mode, http, https, exclude, pac, embedded_pac } = proxy;
+        let mut say = |name: &str, value: Value, effect| line(&format!("{key}.{name}"), value, Some(locked), effect);
+        let of_mode = if overruled {
+            Effect::Overruled("containersProxy goes before it while that is on")
+        } else {
+            Effect::Holds
+        };
+        let of_urls = if mode == ProxyMode::System { Effect::Overruled("the mode is system") } else { of_mode };
+        say("mode", mode.as_str().into(), of_mode);
+        say("http", PROXY_HTTP.concealed(&http.into()), of_urls);
+        say("https", PROXY_HTTPS.concealed(&https.into()), of_urls);
+        say("exclude", exclude.into(), of_urls);
+        for (name, script) in [("pac", pac), ("embeddedPac", embedded_pac)] {
             if !script.is_empty() {
-                line(key, "(set)".into(), locked, missing);
+                say(name, "(set)".into(), Effect::Missing("no proxy auto-configuration is read"));
             }
         }
     }
-    if let Some(proxy) = document.containers_proxy.get() {
-        let missing = "containers have no proxy of their own";
-        let mut shown = proxy.clone();
-        for url in [&mut shown.http, &mut shown.https] {
-            *url = super::proxy::conceal(url);
-        }
-        line("containersProxy", value(&shown), Some(proxy.locked), Some(missing));
+    if let Some(proxy) = containers.filter(|proxy| !proxy.transparent_ports.is_empty()) {
+        let missing = Effect::Missing("no traffic is led to the proxy, new containers are told of it instead");
+        line("containersProxy.transparentPorts", proxy.transparent_ports.clone().into(), Some(proxy.locked), missing);
     }
-    if let Some(folders) = document.filesharing_allowed_directories.get() {
-        line("filesharingAllowedDirectories", value(folders), None, Some("no folder of the host is shared"));
-    }
-    if let Some(setting) = document.block_docker_load.get() {
-        line("blockDockerLoad", setting.value.into(), Some(setting.locked), None);
-    }
-    if let Some(setting) = document.expose_docker_api.get() {
-        let missing = "the engine never listens on TCP, whatever is set";
-        line("exposeDockerAPIOnTCP2375", setting.value.into(), Some(setting.locked), Some(missing));
-    }
-    if let Some(setting) = document.port_binding_behavior.get() {
-        line("portBindingBehavior", value(&setting.value), Some(setting.locked), None);
-    }
-    lines
 }
 
 fn value(of: &impl Serialize) -> Value {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::document::{AdminSettings, ContainersProxy, EngineProxy, SocketMount};
+use super::document::{AdminSettings, HttpProxy, SocketMount};
 use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET, sockets};
 
 /// The version of the format that this program knows.
@@ -135,11 +135,12 @@ fn check(document: &AdminSettings) -> Result<(), Invalid> {
             fits(&SUBNET, "linuxVM.vpnkitCIDR.value", network.value.as_str())?;
         }
     }
-    if let Some(EngineProxy { http, https, exclude, .. }) = document.proxy.get() {
-        check_proxy("proxy", http, https, exclude)?;
+    if let Some(proxy) = document.proxy.get() {
+        check_proxy("proxy", proxy)?;
     }
-    if let Some(ContainersProxy { http, https, exclude, transparent_ports, .. }) = document.containers_proxy.get() {
-        check_proxy("containersProxy", http, https, exclude)?;
+    if let Some(proxy) = document.containers_proxy.get() {
+        check_proxy("containersProxy", &proxy.into())?;
+        let transparent_ports = &proxy.transparent_ports;
         let port = |word: &str| word.trim().parse::<u16>().is_ok_and(|port| port != 0);
         if !(matches!(transparent_ports.as_str(), "" | "*") || transparent_ports.split(',').all(port)) {
             return Err(key("containersProxy.transparentPorts", "write `*`, or port numbers with commas between"));
@@ -168,10 +169,10 @@ fn fits(definition: &Definition, path: &str, value: impl Into<Value>) -> Result<
     }
 }
 
-fn check_proxy(path: &str, http: &str, https: &str, exclude: &[String]) -> Result<(), Invalid> {
-    fits(&PROXY_HTTP, &format!("{path}.http"), http)?;
-    fits(&PROXY_HTTPS, &format!("{path}.https"), https)?;
-    fits(&PROXY_EXCLUDE, &format!("{path}.exclude"), exclude.to_vec())
+fn check_proxy(path: &str, proxy: &HttpProxy) -> Result<(), Invalid> {
+    fits(&PROXY_HTTP, &format!("{path}.http"), proxy.http.as_str())?;
+    fits(&PROXY_HTTPS, &format!("{path}.https"), proxy.https.as_str())?;
+    fits(&PROXY_EXCLUDE, &format!("{path}.exclude"), proxy.exclude.clone())
 }
 
 /// Whether exceptions can hold, for a policy or a setting.

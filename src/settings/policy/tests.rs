@@ -102,6 +102,20 @@ fn a_locked_value_wins_over_settings_and_a_free_one_is_a_default() {
 }
 
 #[test]
+fn isolation_is_locked_on_only_by_a_policy_that_says_both_or_cannot_be_used() {
+    let lock = |text: &str| policy(text).isolation_lock().is_some();
+    assert!(lock(r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#) && lock("{"));
+    for text in [
+        "{}",
+        r#"{"enhancedContainerIsolation": {"value": true, "locked": false}}"#,
+        r#"{"enhancedContainerIsolation": {"value": false, "locked": true}}"#,
+    ] {
+        assert!(!lock(text), "{text}");
+    }
+    assert!(Policy::default().isolation_lock().is_none());
+}
+
+#[test]
 fn a_locked_proxy_is_locked_as_a_whole_and_under_every_name() {
     let settings = lax(policy(
         r#"{"proxy": {"locked": true, "mode": "manual", "https": "http://theirs:2", "exclude": [".corp"]}}"#,
@@ -201,6 +215,8 @@ fn a_problem_is_told_with_its_place_and_without_passwords() {
         (r#"{"enhancedContainerIsolation": {"value": 1}}"#, "enhancedContainerIsolation.value: invalid type"),
         (r#"{"linuxVM": {"vpnkitCIDR": {"locked": true, "value": "x"}}}"#, "linuxVM.vpnkitCIDR.value: write a private"),
         (r#"{"proxy": {"locked": true, "http": "ftp://me:s3cret@x"}}"#, "proxy.http: write a proxy"),
+        (r#"{"containersProxy": {"locked": true, "https": "me:s3cret@x:y"}}"#, "containersProxy.https: write a proxy"),
+        (r#"{"containersProxy": {"locked": true, "exclude": 1}}"#, "containersProxy.exclude: invalid type"),
         (
             r#"{"filesharingAllowedDirectories": [{"path": "/a"}, {"path": "b"}]}"#,
             "filesharingAllowedDirectories[1].path",
@@ -216,10 +232,18 @@ fn a_problem_is_told_with_its_place_and_without_passwords() {
 fn keys_that_are_not_known_are_ignored_and_named() {
     let policy = policy(
         r#"{"kubernetes": {"locked": true, "enabled": false}, "enhancedContainerIsolation":
-            {"locked": false, "value": false, "futureKey": [1]}, "linuxVM": {"wslEngineEnabled": {"locked": true}}}"#,
+            {"locked": false, "value": false, "futureKey": [1]}, "linuxVM": {"wslEngineEnabled": {"locked": true}},
+            "proxy": {"locked": true, "transparentPorts": "*"}, "containersProxy": {"locked": true, "ports": "*"}}"#,
     );
     assert!(policy.facts().unwrap().problem.is_none());
-    assert_eq!(policy.unknown(), ["kubernetes", "enhancedContainerIsolation.futureKey", "linuxVM.wslEngineEnabled"]);
+    let unknown = [
+        "kubernetes",
+        "enhancedContainerIsolation.futureKey",
+        "linuxVM.wslEngineEnabled",
+        "proxy.transparentPorts",
+        "containersProxy.ports",
+    ];
+    assert_eq!(policy.unknown(), unknown);
     assert!(!Settings::default().under(policy).isolation());
 }
 

@@ -1,0 +1,150 @@
+//! The administrator's policy.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::{
+    home::{Home, program, refused},
+    start::{has_kvm, put_image},
+};
+
+const LOCKED: &str = r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#;
+
+/// Why no other image can be named under it.
+const NO_OTHER: &str = "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so no other guest \
+                        image can be named; leave out --kernel and --rootfs, and unset BULKHEAD_KERNEL and \
+                        BULKHEAD_ROOTFS";
+
+/// The program where `policy` is this machine's: the program is in namespaces in which /etc is another one. `None` where
+/// this user may not make such namespaces.
+fn under(home: &Home, policy: &str) -> Option<Command> {
+    const PREPARE: &str = "umask 022 && mount -t tmpfs none /etc && mkdir /etc/bulkhead && \
+                           printf %s \"$1\" >/etc/bulkhead/admin-settings.json && shift && exec \"$@\"";
+    let command = |words: &[&str]| {
+        let mut command = home.command("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", PREPARE, "sh", policy]).args(words);
+        command
+    };
+    command(&["true"]).output().is_ok_and(|output| output.status.success()).then(|| command(&[program()]))
+}
+
+/// A kernel and a root file system beside those of [`put_image`], as options have them.
+fn another_image(home: &Home) -> [String; 2] {
+    put_image(home);
+    ["vmlinux", "rootfs.erofs"].map(|name| {
+        let other = home.path(&format!("other-{name}"));
+        fs::copy(home.path("data/bulkhead/image").join(name), &other).unwrap();
+        other.to_str().unwrap().to_owned()
+    })
+}
+
+#[test]
+fn a_policy_file_is_checked_with_the_place_of_what_is_wrong() {
+    let home = Home::new();
+    let file = home.path("policy.json");
+    let validate = |text: &str| {
+        fs::write(&file, text).unwrap();
+        home.bulkhead(&["policy", "validate", file.to_str().unwrap()])
+    };
+    let good = validate(
+        r#"{"configurationFileVersion": 2, "enhancedContainerIsolation": {"value": true, "locked": true},
+            "analyticsEnabled": {"value": false, "locked": true}}"#,
+    );
+    assert!(good.status.success(), "{good:?}");
+    let warning = String::from_utf8_lossy(&good.stderr).into_owned();
+    assert_eq!(warning, "warning: the key analyticsEnabled is not known and is ignored\n");
+    for (text, place) in [
+        ("{\n  \"proxy\": }", "line 2 column 12"),
+        (r#"{"enhancedContainerIsolation": {"value": "on", "locked": true}}"#, "enhancedContainerIsolation.value: "),
+        (r#"{"linuxVM": {"vpnkitCIDR": {"value": "8.8.8.0/24", "locked": true}}}"#, "linuxVM.vpnkitCIDR.value: "),
+    ] {
+        assert!(refused(&validate(text), 1).contains(place), "{text}");
+    }
+    let pipe = home.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let message = refused(&home.bulkhead(&["policy", "validate", pipe.to_str().unwrap()]), 1);
+    assert!(message.contains("no regular file"), "{message}");
+}
+
+#[test]
+fn the_schema_of_the_policy_is_printed_as_it_is_in_docs() {
+    let output = Home::new().bulkhead(&["policy", "schema"]);
+    let shipped = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/admin-settings.schema.json")).unwrap();
+    assert!(output.status.success() && output.stdout == shipped);
+}
+
+#[test]
+fn a_locked_policy_leaves_the_installed_image_and_refuses_to_have_another_named() {
+    let home = Home::new();
+    let [kernel, rootfs] = another_image(&home);
+    let doctor = |policy: &str, variables: &[(&str, &String)]| {
+        let output = under(&home, policy)?.arg("doctor").envs(variables.iter().copied()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        Some(text.lines().find(|line| line.contains(" image: ")).unwrap_or_else(|| panic!("{text}")).to_owned())
+    };
+    let both = [("BULKHEAD_KERNEL", &kernel), ("BULKHEAD_ROOTFS", &rootfs)];
+    let Some(line) = doctor(LOCKED, &both) else { return };
+    assert!(line.ends_with(&format!(" FAIL image: {NO_OTHER}")), "{line}");
+    for variable in both {
+        let line = doctor(LOCKED, &[variable]).unwrap();
+        assert!(line.ends_with(&format!(" FAIL image: {NO_OTHER}")), "{line}");
+    }
+    // That one is damaged, and was looked at.
+    assert!(doctor(LOCKED, &[]).unwrap().contains("/data/bulkhead/image/vmlinux does not have the SHA-256"));
+    let free = r#"{"enhancedContainerIsolation": {"value": true, "locked": false}}"#;
+    for policy in [free, "{}"] {
+        let line = doctor(policy, &both).unwrap();
+        assert!(line.contains(" PASS image: ") && line.contains("/other-rootfs.erofs"), "{line}");
+    }
+    assert!(doctor("{", &both).unwrap().contains(NO_OTHER), "a policy that cannot be used is the strictest");
+}
+
+#[test]
+fn start_refuses_another_image_under_a_locked_policy() {
+    let home = Home::new();
+    let [kernel, rootfs] = another_image(&home);
+    if !has_kvm() {
+        return;
+    }
+    // With more memory than there is, what finds its image ends, too.
+    let start = |arguments: &[&str], variables: &[(&str, &String)]| {
+        let mut command = under(&home, LOCKED)?;
+        command.env("BULKHEAD_TRY_ANY_KVM", "1").envs(variables.iter().copied());
+        Some(refused(&command.args(["start", "--memory", "900T"]).args(arguments).output().unwrap(), 1))
+    };
+    let Some(message) = start(&["--kernel", &kernel, "--rootfs", &rootfs], &[]) else { return };
+    assert_eq!(message, format!("error: {NO_OTHER}\n"));
+    let message = start(&[], &[("BULKHEAD_KERNEL", &kernel), ("BULKHEAD_ROOTFS", &rootfs)]).unwrap();
+    assert_eq!(message, format!("error: {NO_OTHER}\n"));
+    let message = start(&[], &[]).unwrap();
+    assert!(message.contains("but this machine has"), "{message}");
+}
+
+#[test]
+fn a_backend_refuses_another_image_under_a_locked_policy_whoever_asks() {
+    let home = Home::new();
+    let [kernel, rootfs] = another_image(&home);
+    if !has_kvm() {
+        return;
+    }
+    let Some(mut command) = under(&home, LOCKED) else { return };
+    let _backend = Home::listening(command.arg("backend").env("BULKHEAD_TRY_ANY_KVM", "1"));
+    let answer = home.post("/v1/start", &json!({"kernel": kernel, "rootfs": rootfs}).to_string());
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        let status = home.status();
+        if status["state"] == "failed" {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status["reason"], NO_OTHER);
+}
