@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_warden::registry::{Container, Process, Registry};
+use bulkhead_warden::{
+    namespace::Identity,
+    registry::{Container, Process, Registry},
+};
 
 use self::support::Warden;
 
@@ -43,6 +46,7 @@ impl Init {
             id: id.to_owned(),
             state_root: "/nowhere".into(),
             owner: 0,
+            user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
             cgroup: None,
             read_only: false,
             creator,

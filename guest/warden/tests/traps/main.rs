@@ -19,6 +19,7 @@ use std::{
 };
 
 use bulkhead_warden::{
+    namespace::Identity,
     registry::{Container, Process, Registry},
     traps::KEPT_PREFIX,
 };
@@ -52,6 +53,7 @@ impl Init {
             id: "c".to_owned(),
             state_root: "/nowhere".into(),
             owner: 0,
+            user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
             cgroup: None,
             read_only: false,
             creator,
