@@ -283,6 +283,17 @@ const NODES: &[Row] = &[
     ),
     Row("nodes", "docker exec mounts as well", Code(nodes::exec_mounts_too)),
     Row("nodes", "in a container of an inner engine", Code(nested::an_inner_container_has_the_outer_ones_files)),
+    Row(
+        "nodes",
+        "a hostname that is written is the container's own, also in a procfs of one's own",
+        Lines(
+            "hostname=/proc/sys/kernel/hostname; docker run --rm --privileged alpine sh -ec \"
+             echo one >$hostname; hostname; hostname two; cat $hostname; mount -t proc proc /mnt
+             echo three >/mnt/sys/kernel/hostname; hostname; echo d >/proc/sys/kernel/domainname
+             unshare -u sh -c 'echo four >$hostname; hostname'; cat /proc/sys/kernel/*name\"",
+            Says("one\ntwo\nthree\nfour\nd\nthree\n"),
+        ),
+    ),
 ];
 
 /// What concerns several rows.

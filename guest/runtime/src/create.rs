@@ -89,7 +89,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     }
     mounts::remove(&mut spec, &placed);
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
-    warden::attach(&mut spec, &request.id, &state_root, identity.start)?;
+    warden::attach(&mut spec, &request.id, &state_root, identity.start, identity.userns.as_fd())?;
     if spec["root"]["readonly"] == true {
         place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
     }

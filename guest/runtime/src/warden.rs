@@ -4,10 +4,11 @@
 //! They inform the container about itself and protect nothing: what the kernel does not allow in a user namespace, it
 //! does not allow behind them either.
 
-use std::path::Path;
+use std::{os::fd::BorrowedFd, path::Path};
 
 use bulkhead_warden::{
     NODES, Node,
+    namespace::Identity,
     registry::{Container, Process, Registry, STATE, TREE, cgroup_path},
     traps::SOCKET,
 };
@@ -19,10 +20,16 @@ use crate::{
 };
 
 /// Tells the warden of the container and has its files mounted.
-pub(crate) fn attach(spec: &mut Value, id: &str, state_root: &Path, owner: u32) -> Result<(), Error> {
-    let nodes: Vec<_> = NODES.iter().filter(|node| node.exists()).collect();
+pub(crate) fn attach(
+    spec: &mut Value,
+    id: &str,
+    state_root: &Path,
+    owner: u32,
+    userns: BorrowedFd<'_>,
+) -> Result<(), Error> {
     let failed = Error::system("enter the container into the warden's list");
     let read_only = is_read_only(spec, Path::new("/proc/sys"));
+    let nodes: Vec<_> = NODES.iter().filter(|node| node.exists() && node.adds(read_only)).collect();
     let enter = || {
         let creator = Process::find(std::process::id()).ok_or(std::io::ErrorKind::NotFound)?;
         let cgroup = spec["linux"]["cgroupsPath"].as_str().and_then(cgroup_path);
@@ -32,6 +39,7 @@ pub(crate) fn attach(spec: &mut Value, id: &str, state_root: &Path, owner: u32) 
             id,
             state_root,
             owner,
+            user_namespace: Identity::of(userns)?,
             cgroup,
             read_only,
             creator,

@@ -9,9 +9,12 @@
 mod cgroup;
 mod fuse;
 mod load;
+mod names;
+pub mod namespace;
 mod nodes;
 pub mod registry;
 mod rules;
+mod status;
 pub mod traps;
 mod tree;
 mod values;

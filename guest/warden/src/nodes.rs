@@ -19,6 +19,11 @@ impl Node {
         self.path.trim_start_matches('/').replace('/', "+")
     }
 
+    /// Whether it shows or takes more than the kernel's file, for a container whose sysctls are `read_only` or not.
+    pub fn adds(&self, read_only: bool) -> bool {
+        self.source != Source::Name || !read_only
+    }
+
     /// Whether the kernel of this VM has the file at all, without which there is no place to mount on.
     pub fn exists(&self) -> bool {
         std::fs::symlink_metadata(self.path).is_ok()
@@ -32,6 +37,8 @@ pub(crate) enum Source {
     View(View),
     /// A value that is set by writing.
     Value(Rule),
+    /// The kernel's own file, as the one who asks sees it.
+    Name,
 }
 
 /// What is generated.
@@ -101,6 +108,8 @@ pub const NODES: &[Node] = &[
     value("/proc/sys/vm/overcommit_memory", 0o644, own(0, 2)),
     // What else the network has is per namespace in this kernel, and the container's root may write it.
     value("/proc/sys/net/netfilter/nf_conntrack_max", 0o644, raise(1 << 22)),
+    Node { path: "/proc/sys/kernel/hostname", mode: 0o644, source: Source::Name },
+    Node { path: "/proc/sys/kernel/domainname", mode: 0o644, source: Source::Name },
 ];
 
 #[cfg(test)]
@@ -114,6 +123,13 @@ mod tests {
             assert!(!node.path.contains("//") && !node.path.contains("..") && !node.path.contains('+'));
             assert!(NODES[..place].iter().all(|other| other.path != node.path));
         }
+    }
+
+    #[test]
+    fn where_names_can_not_be_written_the_kernels_files_do() {
+        let left_out: Vec<_> = NODES.iter().filter(|node| !node.adds(true)).map(|node| node.path).collect();
+        assert_eq!(left_out, ["/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname"]);
+        assert!(NODES.iter().all(|node| node.adds(false)));
     }
 
     #[test]

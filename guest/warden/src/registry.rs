@@ -12,6 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::namespace::Identity;
+
 /// Everything of the warden's, on a tmpfs.
 pub const STATE: &str = "/run/sysbox-runc/warden";
 
@@ -61,6 +63,8 @@ pub struct Container {
     pub state_root: PathBuf,
     /// The id that its root has in the VM.
     pub owner: u32,
+    /// Its user namespace.
+    pub user_namespace: Identity,
     /// Its cgroup, relative to the mount of the cgroup file system.
     pub cgroup: Option<PathBuf>,
     /// Its sysctls can't be written, which is what engines choose for containers without privilege.
@@ -189,8 +193,17 @@ pub(crate) mod testing {
     /// A container that lives as long as this process.
     pub(crate) fn container(id: &str) -> Container {
         let creator = Process::find(std::process::id()).unwrap();
-        let state_root = "/nowhere".into();
-        Container { slot: 0, id: id.to_owned(), state_root, owner: 100_000, cgroup: None, read_only: false, creator }
+        let user_namespace = Identity::of(File::open("/proc/self/ns/user").unwrap()).unwrap();
+        Container {
+            slot: 0,
+            id: id.to_owned(),
+            state_root: "/nowhere".into(),
+            owner: 100_000,
+            user_namespace,
+            cgroup: None,
+            read_only: false,
+            creator,
+        }
     }
 }
 

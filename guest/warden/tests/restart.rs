@@ -2,48 +2,40 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::{
     fs,
-    os::fd::{AsRawFd, OwnedFd},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use bulkhead_warden::{
-    mount,
+    namespace::Identity,
     registry::{Container, Process, Registry},
 };
 
-const CONTROL: &str = "/sys/fs/fuse/connections";
+use self::support::Warden;
 
 /// The longest that a read may take while the warden is killed every 50 ms; init's patience is no part of it.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// What init does: makes the mount, holds the connection, starts wardens on it.
 struct Init {
     dir: tempfile::TempDir,
-    device: OwnedFd,
-    warden: Child,
+    warden: Warden,
 }
 
 impl Init {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Registry::open(&state(&dir)).unwrap();
-        let tree = state(&dir).join("fs");
-        fs::create_dir(&tree).unwrap();
-        mount::mount_control(Path::new(CONTROL)).unwrap();
-        let device = mount::mount(&tree).unwrap();
-        let warden = start(&dir, &device);
-        Self { dir, device, warden }
+        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-warden")), &dir.path().join("warden"));
+        Self { dir, warden }
     }
 
-    fn tree(&self) -> PathBuf {
-        state(&self.dir).join("fs")
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("warden")
     }
 
     /// Enters a container; it lives as long as this process.
@@ -54,23 +46,23 @@ impl Init {
             id: id.to_owned(),
             state_root: "/nowhere".into(),
             owner: 0,
+            user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
             cgroup: None,
             read_only: false,
             creator,
         };
-        let slot = Registry::open(&state(&self.dir)).unwrap().enter(container).unwrap();
-        self.tree().join(slot.to_string())
+        let slot = Registry::open(&self.state()).unwrap().enter(container).unwrap();
+        self.state().join("fs").join(slot.to_string())
     }
 
     fn replace_warden(&mut self) {
-        self.warden.kill().unwrap();
-        self.warden.wait().unwrap();
-        self.warden = start(&self.dir, &self.device);
+        self.warden.kill();
+        self.warden.start();
     }
 
     /// Stops every thread of the warden and returns when all of them have stopped.
     fn hang(&self) {
-        let (warden, mut status) = (self.warden.id().cast_signed(), 0);
+        let (warden, mut status) = (self.warden.process.as_ref().unwrap().id().cast_signed(), 0);
         // SAFETY: takes plain integers and a place for one; the child has not ended, so the number is its own.
         unsafe {
             assert_eq!(libc::kill(warden, libc::SIGSTOP), 0);
@@ -78,32 +70,6 @@ impl Init {
         }
         assert!(libc::WIFSTOPPED(status));
     }
-}
-
-impl Drop for Init {
-    fn drop(&mut self) {
-        let _ = mount::abort(&self.tree(), Path::new(CONTROL));
-        let _ = self.warden.kill();
-        let _ = self.warden.wait();
-    }
-}
-
-fn state(dir: &tempfile::TempDir) -> PathBuf {
-    dir.path().join("warden")
-}
-
-fn start(dir: &tempfile::TempDir, device: &OwnedFd) -> Child {
-    let device = device.as_raw_fd();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-warden"));
-    command.arg(format!("--device={device}")).arg(format!("--state={}", state(dir).display()));
-    // SAFETY: between fork and exec this makes one system call that takes plain integers.
-    unsafe {
-        command.pre_exec(move || match libc::fcntl(device, libc::F_SETFD, 0) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
-    command.spawn().unwrap()
 }
 
 #[test]
@@ -185,7 +151,7 @@ fn once_the_connection_is_let_go_everything_fails_and_nothing_waits() {
     let waiting = thread::spawn(move || std::io::read_to_string(&mut open).unwrap_err());
     thread::sleep(Duration::from_millis(300));
     assert!(!waiting.is_finished());
-    mount::abort(&init.tree(), Path::new(CONTROL)).unwrap();
+    init.warden.abort().unwrap();
     let error = waiting.join().unwrap();
     assert!([Some(libc::ECONNABORTED), Some(libc::ENOTCONN)].contains(&error.raw_os_error()), "{error}");
 }

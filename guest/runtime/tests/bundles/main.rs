@@ -111,6 +111,26 @@ fn own_procfs(place: &Place, no_new_privileges: bool) {
     assert_eq!(place.warden().listeners(), 0, "those of the containers that ended are gone");
 }
 
+#[test]
+#[ignore = "needs root and the guest's user land; scripts/test bundles"]
+fn a_container_that_may_write_sysctls_sets_its_name_also_in_a_procfs_that_it_mounts() {
+    Place::with(|place| {
+        let script = "cat /proc/sys/kernel/hostname && echo one >/proc/sys/kernel/hostname && hostname && hostname two && \
+                      mount -t proc proc /mnt && cat /mnt/sys/kernel/hostname && echo three >/mnt/sys/kernel/hostname && \
+                      cat /proc/sys/kernel/hostname && echo d >/proc/sys/kernel/domainname && cat /proc/sys/kernel/domainname";
+        place.privileged_bundle("p", &["sh", "-c", script], false);
+        assert_eq!(place.run(RUNTIME, "p"), "bundle\none\ntwo\nthree\nd\n");
+        place.remove("p");
+        // Where they can't be written, the kernel's own files are as good.
+        let script = "exec 2>&1; cat /proc/sys/kernel/hostname; grep -c kernel/hostname /proc/self/mountinfo; \
+                      (echo one >/proc/sys/kernel/hostname); true";
+        place.bundle("q", &["sh", "-c", script]);
+        let said = place.run(RUNTIME, "q");
+        assert!(said.starts_with("bundle\n0\n") && said.ends_with("Read-only file system\n"), "{said}");
+        place.remove("q");
+    });
+}
+
 /// Creates, starts and removes a container, which has the first range as all others are gone.
 fn cycle(place: &Place, name: &str) {
     place.copy_bundle("b", name);

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     load::Loads,
+    names::Caller,
     nodes::{Node, Source},
     registry::{Container, Registry},
     tree::{self, Inode},
@@ -91,8 +92,8 @@ impl Server {
             Operation::SetAttributes { ownership: true } => Err(libc::EPERM),
             Operation::GetAttributes | Operation::SetAttributes { ownership: false } => self.attributes(inode),
             Operation::Open { flags } => self.open(inode, *flags),
-            Operation::Read(read) => self.read(inode, *read),
-            Operation::Write { offset, data } => self.write(inode, *offset, data),
+            Operation::Read(read) => self.read(inode, *read, request.pid),
+            Operation::Write { offset, data } => self.write(inode, *offset, data, request.pid),
             Operation::Release { handle } => {
                 self.kept().remove(handle);
                 Ok(Body::default())
@@ -159,11 +160,15 @@ impl Server {
         Ok(Body::open(self.handles.fetch_add(1, Ordering::Relaxed)))
     }
 
-    fn read(&self, inode: Option<Inode>, read: Read) -> Answer {
+    fn read(&self, inode: Option<Inode>, read: Read, thread: u32) -> Answer {
         let (container, node) = self.node(inode)?;
         // sendfile(2) and mmap(2) would show what was once in the cache; programs read instead when told so.
         if !read.direct {
             return Err(libc::EINVAL);
+        }
+        if node.source == Source::Name {
+            let caller = Caller { container: &container, thread };
+            return caller.read(node, read.offset, read.size as usize).map(Body).map_err(|error| errno(&error));
         }
         let known = if read.offset == 0 { None } else { self.kept().get(&read.handle).cloned() };
         let contents = match known {
@@ -186,17 +191,20 @@ impl Server {
         match node.source {
             Source::View(view) => views::generate(view, container, &self.loads),
             Source::Value(_) => self.values.get(container.slot, node).map(|text| text + "\n"),
+            // It is read where the one who asks is, not kept.
+            Source::Name => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
-    fn write(&self, inode: Option<Inode>, offset: u64, data: &[u8]) -> Answer {
+    fn write(&self, inode: Option<Inode>, offset: u64, data: &[u8], thread: u32) -> Answer {
         let (container, node) = self.node(inode)?;
-        let Source::Value(rule) = node.source else { return Err(libc::EACCES) };
-        if offset != 0 {
-            return Err(libc::EINVAL);
-        }
-        self.values.set(container.slot, node, rule, data).map_err(|error| errno(&error))?;
-        Ok(Body::written(data.len() as u32))
+        let written = match node.source {
+            Source::View(_) => return Err(libc::EACCES),
+            Source::Name => Caller { container: &container, thread }.write(node, offset, data),
+            Source::Value(_) if offset != 0 => return Err(libc::EINVAL),
+            Source::Value(rule) => self.values.set(container.slot, node, rule, data).map(|()| data.len()),
+        };
+        written.map(|length| Body::written(length as u32)).map_err(|error| errno(&error))
     }
 
     fn list(&self, inode: Option<Inode>, read: Read) -> Answer {
@@ -318,6 +326,21 @@ mod tests {
         let fixture = fixture();
         let read = Operation::Read(Read { handle: 5, offset: 0, size: 4096, direct: false });
         assert_eq!(fixture.ask(fixture.node("/proc/uptime"), read), Err(libc::EINVAL));
+    }
+
+    #[test]
+    fn names_are_for_those_in_the_container_and_never_those_of_the_vm() {
+        let fixture = fixture();
+        let node = fixture.node("/proc/sys/kernel/hostname");
+        let read = Operation::Read(Read { handle: 5, offset: 0, size: 4096, direct: true });
+        let write = Operation::Write { offset: 0, data: b"x" };
+        // This process has the VM's name, 0 is a thread that can't be seen, and no thread has the last number.
+        for (pid, errno) in [(std::process::id(), libc::EPERM), (0, libc::EIO), (u32::MAX, libc::EIO)] {
+            for operation in [&read, &write] {
+                let request = Request { unique: 1, node, pid, operation: operation.clone() };
+                assert_eq!(fixture.server.answer(&request).unwrap(), Err(errno), "{pid}");
+            }
+        }
     }
 
     #[test]

@@ -15,7 +15,6 @@ mod call;
 mod helper;
 mod kept;
 mod place;
-mod status;
 mod sys;
 mod table;
 mod target;
@@ -46,14 +45,13 @@ use serde::Deserialize;
 use self::{
     call::{Order, Verdict, judge},
     kept::Name,
-    status::Status,
     sys::{Answer, Notification, ProcessMemory},
 };
 pub(crate) use self::{
     place::main as helper,
     sys::{send_descriptor, share_heaps},
 };
-use crate::watchdog::Notifier;
+use crate::{status::Status, watchdog::Notifier};
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
 pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
@@ -212,7 +210,7 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
         Ok(text)
     };
     let may_mount =
-        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.may_mount());
+        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.is_administrator());
     let concerns = match &verdict {
         Verdict::Continue => false,
         // A container that has mounted neither has nothing to unmount together with them.

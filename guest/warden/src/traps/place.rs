@@ -4,12 +4,9 @@
 //! Whatever goes wrong before something was changed ends in no answer, and the kernel goes on with the call.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -25,12 +22,14 @@ use rustix::{
 
 use super::{
     call::{Kind, Order},
-    helper,
-    status::Status,
-    sys, table,
+    helper, sys, table,
     target::Start,
 };
-use crate::nodes::NODES;
+use crate::{
+    namespace::{self, Identity},
+    nodes::NODES,
+    status::Status,
+};
 
 /// Longest text of procfs that is read, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
@@ -79,20 +78,18 @@ impl Caller {
 
     /// Whether a namespace belongs to the caller's user namespace.
     fn owns(&self, namespace: &OwnedFd) -> io::Result<bool> {
-        let owner = rustix::fs::fstat(sys::owner(namespace.as_fd())?)?;
-        let own = rustix::fs::fstat(&self.user)?;
-        Ok((owner.st_dev, owner.st_ino) == (own.st_dev, own.st_ino))
+        Ok(Identity::of(namespace::owner(namespace.as_fd())?)? == Identity::of(&self.user)?)
     }
 
     /// Goes where the caller is.
     fn enter(&self) -> io::Result<()> {
-        let (own, other) = (fs::metadata("/proc/self/ns/user")?, File::from(self.user.try_clone()?).metadata()?);
+        let is_other = Identity::of(File::open("/proc/self/ns/user")?)? != Identity::of(&self.user)?;
         rustix::thread::move_into_link_name_space(self.mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
         fchdir(&self.root)?;
         chroot(".")?;
         fchdir(&self.working_directory)?;
         // The one that this process is in already can't be entered.
-        if (own.dev(), own.ino()) != (other.dev(), other.ino()) {
+        if is_other {
             rustix::thread::move_into_link_name_space(self.user.as_fd(), Some(LinkNameSpaceType::User))?;
         }
         // Read here, so that the ids are as this user namespace numbers them.

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{fs::FileExt, net::UnixStream},
     },
     path::Path,
@@ -100,20 +100,6 @@ pub(super) fn add_mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Resul
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// `NS_GET_USERNS` of ioctl_ns(2).
-const NS_GET_USERNS: libc::Ioctl = 0xb701;
-
-/// The user namespace that owns a namespace.
-pub(super) fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes no argument and touches no memory of ours.
-    let number = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
-    if number < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a result that is no error is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Makes a child as fork(2) does, in another cgroup where one is given, and returns its number; 0 in the child.

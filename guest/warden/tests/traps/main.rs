@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod contained;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::{
     fs, io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixListener, process::CommandExt},
     },
     path::{Path, PathBuf},
@@ -17,12 +19,12 @@ use std::{
 };
 
 use bulkhead_warden::{
-    mount,
+    namespace::Identity,
     registry::{Container, Process, Registry},
-    traps::{KEPT_LISTENERS, KEPT_PREFIX},
+    traps::KEPT_PREFIX,
 };
 
-const CONTROL: &str = "/sys/fs/fuse/connections";
+use self::support::Warden;
 
 /// What the contained process is to do; without it, it does nothing.
 const SCENARIO: &str = "WARDEN_TEST_SCENARIO";
@@ -31,41 +33,33 @@ const PLACE: &str = "WARDEN_TEST_PLACE";
 /// Longer than the warden lets a helper work.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// What init does: makes the mount, listens, holds the descriptors, starts wardens with them.
 struct Init {
     dir: tempfile::TempDir,
-    device: OwnedFd,
-    socket: UnixListener,
-    kept: Vec<(String, OwnedFd)>,
-    warden: Child,
+    warden: Warden,
     slot: u64,
 }
 
 impl Init {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
-        let registry = Registry::open(&dir.path().join("warden")).unwrap();
-        let tree = dir.path().join("warden/fs");
-        fs::create_dir(&tree).unwrap();
+        let state = dir.path().join("warden");
+        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-warden")), &state);
         fs::create_dir(dir.path().join("p")).unwrap();
         // The contained process is nobody here.
         set_mode(dir.path(), 0o755);
-        mount::mount_control(Path::new(CONTROL)).unwrap();
-        let device = mount::mount(&tree).unwrap();
-        let socket = UnixListener::bind(dir.path().join("warden/mounts")).unwrap();
         let creator = Process::find(std::process::id()).unwrap();
         let container = Container {
             slot: 0,
             id: "c".to_owned(),
             state_root: "/nowhere".into(),
             owner: 0,
+            user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
             cgroup: None,
             read_only: false,
             creator,
         };
-        let slot = registry.enter(container).unwrap();
-        let warden = start(dir.path(), &device, &socket, &[]);
-        Self { dir, device, socket, kept: Vec::new(), warden, slot }
+        let slot = Registry::open(&state).unwrap().enter(container).unwrap();
+        Self { dir, warden, slot }
     }
 
     /// A process in namespaces of its own.
@@ -99,23 +93,6 @@ impl Init {
         let mut child = self.container(scenario, &self.socket());
         assert!(ended(&mut child), "{scenario} failed");
     }
-
-    fn kill_warden(&mut self) {
-        self.warden.kill().unwrap();
-        self.warden.wait().unwrap();
-    }
-
-    fn start_warden(&mut self) {
-        self.warden = start(self.dir.path(), &self.device, &self.socket, &self.kept);
-    }
-}
-
-impl Drop for Init {
-    fn drop(&mut self) {
-        let _ = mount::abort(&self.dir.path().join("warden/fs"), Path::new(CONTROL));
-        let _ = self.warden.kill();
-        let _ = self.warden.wait();
-    }
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -135,29 +112,6 @@ fn ended(child: &mut Child) -> bool {
     let _ = child.kill();
     let _ = child.wait();
     panic!("it hangs");
-}
-
-fn start(dir: &Path, device: &OwnedFd, socket: &UnixListener, kept: &[(String, OwnedFd)]) -> Child {
-    let (device, socket) = (device.as_raw_fd(), socket.as_raw_fd());
-    let numbers: Vec<RawFd> = kept.iter().map(|(_, fd)| fd.as_raw_fd()).chain([device, socket]).collect();
-    let names: Vec<_> = kept.iter().map(|(name, fd)| format!("{name}={}", fd.as_raw_fd())).collect();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-warden"));
-    command
-        .args([format!("--device={device}"), format!("--listener={socket}")])
-        .arg(format!("--state={}", dir.join("warden").display()))
-        .env(KEPT_LISTENERS, names.join(","));
-    // SAFETY: between fork and exec this makes system calls that take plain integers.
-    unsafe {
-        command.pre_exec(move || {
-            for number in &numbers {
-                if libc::fcntl(*number, libc::F_SETFD, 0) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
-    command.spawn().unwrap()
 }
 
 const fn step(code: u16, k: u32) -> libc::sock_filter {
@@ -272,15 +226,15 @@ fn a_warden_that_hangs_and_is_killed_leaves_no_caller_waiting() {
     let socket = UnixListener::bind(&own).unwrap();
     let mut child = init.container("one", &own);
     let listener = receive(&socket);
-    init.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), listener)];
-    init.kill_warden();
+    init.warden.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), listener)];
+    init.warden.kill();
     // Takes a call and never answers it.
-    let taken = take(&init.kept[0].1);
+    let taken = take(&init.warden.kept[0].1);
     fs::create_dir_all(init.dir.path().join("warden/calls")).unwrap();
-    fs::write(init.dir.path().join("warden/calls").join(&init.kept[0].0), taken.to_ne_bytes()).unwrap();
+    fs::write(init.dir.path().join("warden/calls").join(&init.warden.kept[0].0), taken.to_ne_bytes()).unwrap();
     thread::sleep(Duration::from_millis(100));
     assert!(child.try_wait().unwrap().is_none(), "it waits");
-    init.start_warden();
+    init.warden.start();
     assert!(ended(&mut child));
 }
 
@@ -290,12 +244,12 @@ fn calls_made_while_no_warden_runs_wait_for_the_next_one() {
     let mut init = Init::new();
     let own = init.dir.path().join("own");
     let socket = UnixListener::bind(&own).unwrap();
-    init.kill_warden();
+    init.warden.kill();
     let mut child = init.container("one and own", &own);
-    init.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
+    init.warden.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
     thread::sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "it waits");
-    init.start_warden();
+    init.warden.start();
     assert!(ended(&mut child));
 }
 
@@ -305,15 +259,15 @@ fn no_mount_fails_or_hangs_while_the_warden_is_killed_again_and_again() {
     let mut init = Init::new();
     let own = init.dir.path().join("own");
     let socket = UnixListener::bind(&own).unwrap();
-    init.kill_warden();
+    init.warden.kill();
     let mut child = init.container("many", &own);
-    init.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
-    init.start_warden();
+    init.warden.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
+    init.warden.start();
     let mut wardens = 0;
     while child.try_wait().unwrap().is_none() && wardens < 400 {
         thread::sleep(Duration::from_millis(20 + wardens % 17));
-        init.kill_warden();
-        init.start_warden();
+        init.warden.kill();
+        init.warden.start();
         wardens += 1;
     }
     assert!(ended(&mut child));
@@ -349,7 +303,7 @@ fn whatever_a_container_asks_is_answered_and_the_next_one_is_served() {
     let mut init = Init::new();
     init.run("hostile");
     init.run("one and own");
-    assert!(init.warden.try_wait().unwrap().is_none(), "the warden ended");
+    assert!(init.warden.process.as_mut().unwrap().try_wait().unwrap().is_none(), "the warden ended");
 }
 
 #[test]

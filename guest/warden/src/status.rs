@@ -1,6 +1,6 @@
 //! Who a thread is: its `status` in procfs.
 
-/// `CAP_SYS_ADMIN`, which mounting takes.
+/// `CAP_SYS_ADMIN`, which mounting and names take.
 const ADMINISTRATION: u64 = 1 << 21;
 
 /// Most supplementary groups that the kernel allows.
@@ -8,20 +8,20 @@ const MAX_GROUPS: usize = 65_536;
 
 /// Ids and capabilities by which the kernel judges a thread's access to files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Status {
+pub(crate) struct Status {
     /// File-system user id.
-    pub(super) user: u32,
+    pub(crate) user: u32,
     /// File-system group id.
-    pub(super) group: u32,
+    pub(crate) group: u32,
     /// Supplementary groups.
-    pub(super) groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
     /// Effective capabilities, in the thread's own user namespace.
-    pub(super) effective: u64,
+    pub(crate) effective: u64,
 }
 
 impl Status {
     /// Reads the text; `None` when something is missing.
-    pub(super) fn read(text: &[u8]) -> Option<Self> {
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         // Real, effective, saved, file system.
@@ -35,8 +35,8 @@ impl Status {
         })
     }
 
-    /// Whether the thread may mount where it is root.
-    pub(super) fn may_mount(&self) -> bool {
+    /// Whether the thread may mount, or set a name, where it is root.
+    pub(crate) fn is_administrator(&self) -> bool {
         self.effective & ADMINISTRATION != 0
     }
 }
@@ -54,8 +54,8 @@ mod tests {
     fn the_ids_of_the_file_system_and_the_effective_capabilities_count() {
         let status = Status::read(TEXT.as_bytes()).unwrap();
         assert_eq!(status, Status { user: 4, group: 8, groups: vec![10, 11], effective: 0x20_0001 });
-        assert!(status.may_mount());
-        assert!(!Status { effective: !ADMINISTRATION, ..status }.may_mount());
+        assert!(status.is_administrator());
+        assert!(!Status { effective: !ADMINISTRATION, ..status }.is_administrator());
     }
 
     #[test]
