@@ -292,7 +292,7 @@ impl Sender {
     }
 
     /// Sends what can be sent, in segments that the guest cuts to `segment` bytes of data. `readable` becomes false when
-    /// the socket has nothing more; with `ending` that is only true of its last byte.
+    /// the socket has nothing more; with `ending` that is only true when a look finds nothing.
     pub(super) fn send(
         &mut self,
         host: &TcpStream,
