@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt::Linger};
+use nix::sys::socket::{
+    MsgFlags, send, setsockopt,
+    sockopt::{Linger, RcvBuf},
+};
 
 use super::{
     addresses::example,
@@ -185,4 +188,48 @@ fn none_of_many_small_flows_stands_still() {
 #[test]
 fn none_of_many_small_flows_stands_still_for_a_guest_with_few_buffers() {
     flows(40, 60);
+}
+
+/// Reads so many bytes; the longest wait for some.
+fn read_all(mut stream: TcpStream, bytes: usize) -> Duration {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut data, mut rest, mut longest) = (vec![0; 4000], bytes, Duration::ZERO);
+    while rest > 0 {
+        let begun = Instant::now();
+        let len = stream.read(&mut data).unwrap();
+        assert!(len > 0, "the end, with {rest} bytes to come");
+        longest = longest.max(begun.elapsed());
+        rest -= len;
+    }
+    longest
+}
+
+/// The longest wait of a guest that takes its window back over what is on its way, and reads again after a moment.
+fn window_taken_back(world: &World) -> Duration {
+    const PROMISED: usize = 20_000;
+    const LATER: usize = 400_000;
+    let (mut host, guest) = world.outbound(|mut stream| {
+        setsockopt(&stream, RcvBuf, &200_000).unwrap();
+        stream.write_all(b"a").unwrap();
+        thread::sleep(Duration::from_millis(100));
+        // Less than what is there and far less than what was promised.
+        setsockopt(&stream, RcvBuf, &2048).unwrap();
+        stream.write_all(b"b").unwrap();
+        thread::sleep(Duration::from_millis(300));
+        setsockopt(&stream, RcvBuf, &20_000).unwrap();
+        read_all(stream, PROMISED + LATER)
+    });
+    host.read_exact(&mut [0]).unwrap();
+    host.write_all(&[1; PROMISED]).unwrap();
+    host.read_exact(&mut [0]).unwrap();
+    let writer = thread::spawn(move || host.write_all(&[1; LATER]).map(|()| host));
+    let longest = guest.join().unwrap();
+    writer.join().unwrap().unwrap();
+    longest
+}
+
+#[test]
+fn what_a_guest_dropped_when_it_took_its_window_back_comes_when_it_reads_and_not_a_second_later() {
+    let Some(world) = World::within(SIZE) else { return };
+    assert_at_once(|| window_taken_back(&world));
 }
