@@ -220,9 +220,9 @@ fn window_taken_back(world: &World) -> Duration {
         read_all(stream, PROMISED + LATER)
     });
     host.read_exact(&mut [0]).unwrap();
-    host.write_all(&[1; PROMISED]).unwrap();
+    host.write_all(&vec![1; PROMISED]).unwrap();
     host.read_exact(&mut [0]).unwrap();
-    let writer = thread::spawn(move || host.write_all(&[1; LATER]).map(|()| host));
+    let writer = thread::spawn(move || host.write_all(&vec![1; LATER]).map(|()| host));
     let longest = guest.join().unwrap();
     writer.join().unwrap().unwrap();
     longest

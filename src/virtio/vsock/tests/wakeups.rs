@@ -135,9 +135,8 @@ impl Guest {
             }
             let rings = if self.out.is_empty() { &[RX][..] } else { &[RX, TX] };
             let ready = rings.iter().any(|ring| self.driver.listen(*ring));
-            if !ready && !self.driver.sleep(rings, PATIENCE) {
-                panic!("no interrupt: {} of {streams} ended, {} packets wait", self.closed, self.out.len());
-            }
+            let woken = ready || self.driver.sleep(rings, PATIENCE);
+            assert!(woken, "no interrupt: {} of {streams} ended, {} packets wait", self.closed, self.out.len());
         }
     }
 }
