@@ -8,9 +8,9 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::Path,
@@ -33,17 +33,20 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
+    Loop,
     addresses::example,
     control::{Command, Setup},
     frame::{MOST, VIRTIO_HEADER},
+    front::Front,
     kernel_tests::make,
+    stack::Stack,
 };
 use crate::{
     virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net::Net},
     vmm::memory::{self, GuestRam},
 };
 
-const SIZE: u16 = 1024;
+pub(super) const SIZE: u16 = 1024;
 const BUFFER: u64 = 4096;
 /// Where each queue's parts begin.
 const RINGS: [u64; 2] = [0x10_000, 0x40_000];
@@ -223,8 +226,8 @@ fn drive(mut rx: Side, mut tx: Side, mut tap: File, end: &AtomicBool, counters: 
     }
 }
 
-/// Starts the program behind one end of a socket, and returns what keeps it alive and the address of the host's loopback.
-fn start(program: &Path, published: TcpListener) -> (Child, UnixStream, Option<std::os::fd::OwnedFd>, Ipv4Addr) {
+/// Starts the program behind one end of a socket, and returns what keeps it alive.
+fn start(program: &Path, published: TcpListener) -> (Child, UnixStream, OwnedFd) {
     let (frontend, backend) = UnixStream::pair().unwrap();
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let say = |command: &Command, fd: i32| {
@@ -245,12 +248,26 @@ fn start(program: &Path, published: TcpListener) -> (Child, UnixStream, Option<s
             _ => Ok(()),
         });
     }
-    (process.spawn().unwrap(), frontend, Some(ours), example().host)
+    (process.spawn().unwrap(), frontend, ours)
+}
+
+/// Runs the process's loop on a thread of this one, which ends with the other end of what is returned.
+fn start_within(published: TcpListener) -> (UnixStream, OwnedFd) {
+    let (frontend, backend) = UnixStream::pair().unwrap();
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    thread::spawn(move || {
+        let front = Front::new(theirs, backend).unwrap();
+        let mut stack = Stack::new(Arc::clone(&front.epoll), example());
+        stack.publish(1, bulkhead_protocol::Transport::Tcp, published.into(), (example().guest, 80).into());
+        Loop { front, stack }.run()
+    });
+    (frontend, ours)
 }
 
 /// User and system time, in seconds.
-fn cpu(child: &Child) -> [f64; 2] {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+fn cpu(child: Option<&Child>) -> [f64; 2] {
+    let id = child.map_or_else(std::process::id, Child::id);
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_ascii_whitespace().collect();
     [11, 12].map(|at| fields[at].parse::<f64>().unwrap() / 100.0)
 }
@@ -276,11 +293,10 @@ fn swallow(mut stream: TcpStream) -> usize {
 }
 
 /// A process with a guest behind it.
-struct World {
-    child: Child,
-    _net: (Net, Option<std::os::fd::OwnedFd>),
-    host: Ipv4Addr,
-    published: SocketAddr,
+pub(super) struct World {
+    child: Option<Child>,
+    _net: (Net, OwnedFd),
+    pub(super) published: SocketAddr,
     namespace: File,
     counters: Arc<Counters>,
     end: Arc<AtomicBool>,
@@ -288,15 +304,34 @@ struct World {
 }
 
 impl World {
+    /// The program in a process of its own.
     fn new(program: &Path) -> Self {
-        let (namespace, tap) = thread::spawn(make).join().unwrap().unwrap();
+        Self::make(SIZE, |published| {
+            let (child, stream, control) = start(program, published);
+            (Some(child), stream, control)
+        })
+        .unwrap()
+    }
+
+    /// The loop in this process and a driver with so many buffers for frames; `None` where this user may make no namespaces, which the test says.
+    pub(super) fn within(buffers: u16) -> Option<Self> {
+        let made = Self::make(buffers, |published| {
+            let (stream, control) = start_within(published);
+            (None, stream, control)
+        });
+        made.inspect_err(|error| println!("left out: no network namespace or tap device can be had here ({error})"))
+            .ok()
+    }
+
+    fn make(buffers: u16, start: impl FnOnce(TcpListener) -> (Option<Child>, UnixStream, OwnedFd)) -> io::Result<Self> {
+        let (namespace, tap) = thread::spawn(make).join().unwrap()?;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let published = listener.local_addr().unwrap();
-        let (child, stream, control, host) = start(program, listener);
+        let (child, stream, control) = start(listener);
         let ram = Arc::new(memory::create(128).unwrap());
         let mut net = Net::new(stream).unwrap().0;
         let (mut rx, tx) = (Side::new(&ram, 0), Side::new(&ram, 1));
-        for id in 0..SIZE {
+        for id in 0..buffers {
             rx.describe(id, DATA[0] + u64::from(id) * BUFFER, BUFFER as u32, true);
             rx.offer(id);
         }
@@ -309,10 +344,11 @@ impl World {
         let (end, counters) = (Arc::new(AtomicBool::new(false)), Arc::new(Counters::default()));
         let shared = (Arc::clone(&end), Arc::clone(&counters));
         let driver = Some(thread::spawn(move || drive(rx, tx, tap, &shared.0, &shared.1)));
-        Self { child, _net: (net, control), host, published, namespace, counters, end, driver }
+        Ok(Self { child, _net: (net, control), published, namespace, counters, end, driver })
     }
 
-    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    /// Runs something in the guest.
+    pub(super) fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
         let namespace = self.namespace.try_clone().unwrap();
         thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
@@ -321,12 +357,12 @@ impl World {
     }
 
     /// A connection of the guest that does this.
-    fn outbound<T: Send + 'static>(
+    pub(super) fn outbound<T: Send + 'static>(
         &self,
         work: impl FnOnce(TcpStream) -> T + Send + 'static,
     ) -> (TcpStream, thread::JoinHandle<T>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let place = (self.host, listener.local_addr().unwrap().port());
+        let place = (example().host, listener.local_addr().unwrap().port());
         let guest = self.inside(move || work(TcpStream::connect(place).unwrap()));
         (listener.accept().unwrap().0, guest)
     }
@@ -336,10 +372,10 @@ impl World {
         let read = || {
             [frames, buffers, calls, offers, answers, kicks, all].map(|counter| counter.load(Ordering::Relaxed) as f64)
         };
-        let (before, counted, begun) = (cpu(&self.child), read(), Instant::now());
+        let (before, counted, begun) = (cpu(self.child.as_ref()), read(), Instant::now());
         give(stream, bytes);
         assert_eq!(guest.join().unwrap(), bytes);
-        let (seconds, after, now) = (begun.elapsed().as_secs_f64(), cpu(&self.child), read());
+        let (seconds, after, now) = (begun.elapsed().as_secs_f64(), cpu(self.child.as_ref()), read());
         let (gb, mb) = (bytes as f64 / 1e9, bytes as f64 / 1e6);
         let each: Vec<_> = now.iter().zip(counted).map(|(now, before)| (now - before) / mb).collect();
         println!(
@@ -367,7 +403,7 @@ impl World {
             }
         });
         stream.set_nodelay(true).unwrap();
-        let before = cpu(&self.child);
+        let before = cpu(self.child.as_ref());
         let trip = |_| {
             let begun = Instant::now();
             stream.write_all(&[7; 128]).unwrap();
@@ -375,7 +411,7 @@ impl World {
             begun.elapsed()
         };
         let mut times: Vec<_> = (0..count).map(trip).collect();
-        let after = cpu(&self.child);
+        let after = cpu(self.child.as_ref());
         times.sort();
         let [user, system] = [0, 1].map(|at| (after[at] - before[at]) / count as f64 * 1e6);
         let median = times[count / 2];
@@ -389,8 +425,10 @@ impl Drop for World {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
         let _ = self.driver.take().map(thread::JoinHandle::join);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

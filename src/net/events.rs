@@ -60,9 +60,11 @@ impl Token {
     }
 }
 
-/// Whether there is nothing to come but what is there already, or an error.
+/// Whether one look may not show all that is there and nothing tells of the rest: there is nothing to come but what is
+/// there already, or an error, or urgent data, before which each look ends.
 pub(super) fn ending(event: &EpollEvent) -> bool {
-    event.event_set().intersects(EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR)
+    let last = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+    event.event_set().intersects(last | EventSet::PRIORITY)
 }
 
 /// Reports `fd` as long as it is readable.
@@ -72,7 +74,7 @@ pub(super) fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Resul
 
 /// Reports `fd` each time that it becomes readable or writable.
 pub(super) fn watch_edges(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
-    let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    let events = EventSet::IN | EventSet::OUT | EventSet::PRIORITY | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token.pack()))
 }
 

@@ -54,7 +54,7 @@ impl Front {
         Token::unpack(self.events[index].data())
     }
 
-    /// Whether it is the last of its kind.
+    /// Whether it has to be looked into to the end.
     pub(super) fn ending(&self, index: usize) -> bool {
         events::ending(&self.events[index])
     }

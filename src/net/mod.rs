@@ -34,6 +34,8 @@ pub mod fuzzing;
 mod ip;
 #[cfg(test)]
 mod kernel_tests;
+#[cfg(test)]
+mod loop_tests;
 mod offload;
 mod published;
 mod resolver;
@@ -229,12 +231,10 @@ impl Loop {
             ring.signal(&memory);
             let before = self.stack.out.len();
             self.stack.resume();
-            if self.stack.out.len() == before {
-                return more;
-            }
-            if before > 0 {
-                // The guest has no buffers; its kick continues.
-                return more;
+            if self.stack.out.len() == before || before > 0 {
+                // Sending may end a connection, whose frames then wait here and are told of by nobody. A guest without
+                // buffers is waited for: its kick continues.
+                return more || room && self.stack.has_output();
             }
         }
     }

@@ -112,6 +112,12 @@ impl Ring {
         self.enabled && self.queue.ready() && self.kick.is_some()
     }
 
+    /// Whether a kick waits to be taken.
+    #[cfg(test)]
+    pub(crate) fn kicked(&self) -> bool {
+        self.kick.as_ref().is_some_and(|kick| kick.read().is_ok())
+    }
+
     /// Takes at most `most` frames of the guest; true when there may be more. What virtio's header says of checksums and
     /// segments concerns only wires, and is left out.
     pub(super) fn take(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {

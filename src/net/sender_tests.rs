@@ -316,6 +316,56 @@ fn a_socket_keeps_nothing_that_the_guest_has_when_nothing_is_under_way() {
     }
 }
 
+/// A guest whose window has closed over what was on its way, which it dropped, for so many seconds; then it opened.
+fn reopened(seconds: u64) -> (Sender, [TcpStream; 2], Instant) {
+    let [host, mut far] = connection();
+    let reference = vec![1; 10_000];
+    far.write_all(&reference).unwrap();
+    let mut sender = connected(&host, false, 0, 0);
+    let mut guest = Guest { begin: 0, v6: false, reference: &reference, received: 0, edge: 0 };
+    let mut now = Instant::ZERO;
+    guest.answer(&mut sender, 60_000, 0, now);
+    while data_sent(&mut sender, &host, now) > 0 {}
+    guest.answer(&mut sender, 0, 0, now);
+    for _ in 0..seconds * 10 {
+        now += Duration::from_millis(100);
+        sender.expire(now);
+        assert_eq!(data_sent(&mut sender, &host, now), 0);
+    }
+    guest.answer(&mut sender, 60_000, 0, now);
+    (sender, [host, far], now)
+}
+
+/// Sends what can be sent now; how many bytes.
+fn data_sent(sender: &mut Sender, host: &TcpStream, now: Instant) -> usize {
+    let mut frames = Frames { frames: Vec::new(), most: 9 };
+    sender.send(host, (&mut true, true), SEGMENT, now, &mut frames).unwrap();
+    frames.frames.iter().map(|frame| frame.bytes.len() - ETHERNET_HEADER - 40).sum()
+}
+
+#[test]
+fn what_a_closing_window_made_the_guest_drop_is_sent_again_as_soon_as_it_opens() {
+    for seconds in [0, 12] {
+        let (mut sender, [host, _far], now) = reopened(seconds);
+        assert_eq!(data_sent(&mut sender, &host, now), 10_000, "{seconds} s");
+    }
+}
+
+#[test]
+fn a_window_that_was_closed_for_long_does_not_make_the_next_loss_long() {
+    let (mut sender, [host, _far], mut now) = reopened(12);
+    // All of it is lost once more, and again.
+    for _ in 0..5 {
+        while data_sent(&mut sender, &host, now) > 0 {}
+        let begun = now;
+        while data_sent(&mut sender, &host, now) == 0 {
+            now += Duration::from_millis(100);
+            sender.expire(now);
+            assert!(now < begun + Duration::from_secs(6), "{sender:?}");
+        }
+    }
+}
+
 #[test]
 fn a_failing_socket_is_told_apart_from_an_empty_one() {
     let [host, far] = connection();

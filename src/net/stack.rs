@@ -278,7 +278,7 @@ impl Stack {
         }
     }
 
-    /// A host's socket has something to say, or has said its last.
+    /// A host's socket has something to say; `ending` as [`events::ending`] says of it.
     pub(super) fn host_ready(&mut self, token: Token, ending: bool) {
         let mut out = Vec::new();
         match token {
@@ -364,6 +364,11 @@ impl Stack {
             }
         }
         if self.senders.is_empty() { Sent::Idle } else { Sent::More }
+    }
+
+    /// Whether something waits for nothing but the guest's buffers.
+    pub(super) fn has_output(&self) -> bool {
+        !self.out.is_empty() || !self.senders.is_empty()
     }
 
     /// Frames that are not TCP data: dropped when the guest takes none.

@@ -90,7 +90,7 @@ pub(super) struct Flow {
     heard: Instant,
     readable: bool,
     writable: bool,
-    /// The host's end has sent its last byte, which may have yet to be read …
+    /// The host's end may have more than one look shows, see [`super::events::ending`]: its last byte for instance …
     ending: bool,
     /// … and it was.
     host_ended: bool,
@@ -370,7 +370,7 @@ impl Flow {
         self.socket().abort();
     }
 
-    /// The host's socket became ready, perhaps for the last time.
+    /// The host's socket became ready; `ending` as its event says.
     pub(super) fn host_ready(&mut self, ending: bool) {
         self.ending |= ending;
         self.readable = true;

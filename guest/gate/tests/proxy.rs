@@ -417,3 +417,89 @@ async fn long_uploads_and_downloads_stream_byte_exact() {
     timeout(SOON, reader.read_to_end(&mut got)).await.unwrap().unwrap();
     assert!(got.ends_with(&sent), "{} bytes came back", got.len());
 }
+
+/// Numbers that are the same in each run.
+struct Numbers(u32);
+
+impl Numbers {
+    fn below(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.0 >> 8) % end
+    }
+
+    /// Mostly nothing, sometimes a moment.
+    async fn pause(&mut self) {
+        match self.below(4) {
+            0 => tokio::time::sleep(Duration::from_micros(self.below(3000).into())).await,
+            1 => tokio::task::yield_now().await,
+            _ => {}
+        }
+    }
+}
+
+/// The engine's side of `docker run`: what it says comes in pieces, and it ends now at once and now late.
+async fn play_engine(mut seen: Seen, mut numbers: Numbers) {
+    let chunked = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let pieces: &[&[u8]] = match seen.head.split(' ').nth(1).unwrap() {
+        "/containers/x/attach?stdin=1" => &[&UPGRADED[..20], &UPGRADED[20..], b"out", b"put"],
+        "/containers/x/wait" => &[chunked, b"11\r\n{\"StatusCode\"", b": 0}\r\n0\r\n\r\n"],
+        _ => &[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"OK"],
+    };
+    for piece in pieces {
+        numbers.pause().await;
+        seen.stream.write_all(piece).await.unwrap();
+    }
+    numbers.pause().await;
+    if numbers.below(2) == 0 {
+        let mut rest = Vec::new();
+        let _ = seen.stream.read_to_end(&mut rest).await;
+    }
+}
+
+/// `docker run` as its requests: one connection used again and again, one for the output, one for the end.
+async fn play_client(path: PathBuf, mut numbers: Numbers) {
+    let mut first = connect(&path).await;
+    for request in ["/_ping", "/containers/x/start", "/containers/x/start"] {
+        numbers.pause().await;
+        first.write_all(post(request, "").as_bytes()).await.unwrap();
+        let (head, rest, stream) = read_head(first).await;
+        first = stream;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert_eq!(read_exactly(&mut first, rest, 2).await, b"OK");
+    }
+    let mut waiting = connect(&path).await;
+    waiting.write_all(post("/containers/x/wait", "").as_bytes()).await.unwrap();
+    let mut attached = connect(&path).await;
+    attached.write_all(ATTACH).await.unwrap();
+    // Without an input it ends the sending half, mostly after the answer.
+    let early = numbers.below(4) == 0;
+    if early {
+        attached.shutdown().await.unwrap();
+    }
+    let (head, rest, mut attached) = read_head(attached).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    numbers.pause().await;
+    if !early {
+        attached.shutdown().await.unwrap();
+    }
+    let output = String::from_utf8(rest).unwrap() + &read_to_end(&mut attached).await;
+    assert_eq!(output, "output");
+    let (_, mut rest, mut waiting) = read_head(waiting).await;
+    while !rest.ends_with(b"0\r\n\r\n") {
+        assert!(timeout(SOON, waiting.read_buf(&mut rest)).await.expect("no end").unwrap() > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_request_of_many_runs_at_once_stands_still() {
+    let fixture = Fixture::gate(Isolation::On);
+    let seeds = AtomicUsize::new(0);
+    fixture.engine(move |seen| play_engine(seen, Numbers(seeds.fetch_add(1, Ordering::Relaxed) as u32)));
+    for round in 0..40 {
+        let runs: Vec<_> =
+            (0..16).map(|run| tokio::spawn(play_client(fixture.path("gate"), Numbers(round * 100 + run)))).collect();
+        for run in runs {
+            run.await.unwrap();
+        }
+    }
+}

@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     error::Error,
     event::{Event, spawn},
-    mounts,
+    kmsg, mounts,
     store::Store,
 };
 
@@ -75,23 +75,55 @@ pub(crate) fn watch(events: Sender<Event>, store: Store) -> Result<(), Error> {
     let socket = UnixDatagram::bind(SOCKET).map_err(Error::file("listen on", SOCKET))?;
     let socket = OwnedFd::from(socket);
     setsockopt(&socket, PassCred, &true).map_err(Error::system("ask for senders' credentials"))?;
-    spawn("notify", move || {
-        loop {
-            let event = match receive(&socket, &store) {
-                Ok(Some(event)) => event,
-                Ok(None) | Err(nix::Error::EINTR) => continue,
-                Err(_) => return,
-            };
-            if events.send(event).is_err() {
+    spawn("notify", move || pass_on(&socket, &events, &store))
+}
+
+/// Turns datagrams into events until nobody wants them.
+fn pass_on(socket: &OwnedFd, events: &Sender<Event>, store: &Store) {
+    loop {
+        match receive(socket, store) {
+            Ok(Some(event)) => {
+                if events.send(event).is_err() {
+                    return;
+                }
+            }
+            Ok(None) | Err(nix::Error::EINTR) => {}
+            // Without a place for its descriptors one datagram is lost. The next ones are not: who is not heard is killed.
+            Err(nix::Error::ENOBUFS) => kmsg::log("a descriptor of a service can't be kept: too many are open"),
+            Err(error) => {
+                kmsg::log(&format!("services are heard no more: {error}"));
                 return;
             }
         }
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{io::IoSlice, os::unix::net::UnixStream, sync::mpsc, time::Duration};
+
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
     use super::*;
+
+    #[test]
+    fn services_are_heard_after_descriptors_for_which_there_was_no_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = OwnedFd::from(UnixDatagram::bind(&path).unwrap());
+        setsockopt(&socket, PassCred, &true).unwrap();
+        let service = UnixDatagram::unbound().unwrap();
+        service.connect(&path).unwrap();
+        let (kept, _far) = UnixStream::pair().unwrap();
+        // The kernel says the same of one that does not fit under the limit of open files.
+        let (parts, rights) = ([IoSlice::new(b"FDSTORE=1\nFDNAME=a")], [kept.as_raw_fd(); DESCRIPTORS + 1]);
+        let rights = [ControlMessage::ScmRights(&rights)];
+        sendmsg::<()>(service.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();
+        service.send(b"WATCHDOG=1").unwrap();
+        let (events, inbox) = mpsc::channel();
+        std::thread::spawn(move || pass_on(&socket, &events, &Store::default()));
+        assert!(matches!(inbox.recv_timeout(Duration::from_secs(10)), Ok(Event::Alive(_))));
+    }
 
     #[test]
     fn readiness_is_a_line_of_its_own() {

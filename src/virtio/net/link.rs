@@ -100,6 +100,17 @@ impl Rings {
     }
 }
 
+impl Rings {
+    /// Kicks the backend and interrupts the driver, for each queue: at worst for nothing.
+    pub(super) fn remind(&self) {
+        for ring in &self.each {
+            // A write fails when the event is raised to its limit, which tells as well.
+            let _ = ring.kick.write(1);
+            let _ = ring.call.write(1);
+        }
+    }
+}
+
 /// A connected backend.
 pub(super) struct Link {
     frontend: Frontend,

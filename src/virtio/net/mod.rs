@@ -71,6 +71,8 @@ impl NetHandle {
             }
             if let Some(rings) = &shared.rings {
                 link.start(rings)?;
+                // What the predecessor took a kick for and did not answer, or answered and did not tell of.
+                rings.remind();
             }
             Ok(link)
         });

@@ -64,7 +64,7 @@ fn activation(lines: &[Arc<Line>; 2]) -> Activation {
 }
 
 fn lines() -> [Arc<Line>; 2] {
-    [0, 1].map(|_| Arc::new(Line(EventFd::new(0).unwrap())))
+    [0, 1].map(|_| Arc::new(Line(EventFd::new(EFD_NONBLOCK).unwrap())))
 }
 
 #[test]
@@ -103,6 +103,22 @@ fn a_backends_signal_becomes_its_queues_interrupt_and_a_successor_takes_over_unt
 
     net.reset();
     assert!(!second.lock().unwrap().rings.iter().any(crate::net::Ring::runs));
+}
+
+#[test]
+fn what_a_dead_backend_did_not_tell_is_told_when_its_successor_takes_over() {
+    let (stream, _first, _answering) = backend();
+    let (mut net, handle) = Net::new(stream).unwrap();
+    let lines = lines();
+    net.activate(activation(&lines)).unwrap();
+    // It may have died between an answer in the used ring and its signal, or between a kick and what was kicked for.
+    let (stream, second, _answering) = backend();
+    handle.replace(stream);
+    let second = second.lock().unwrap();
+    for (ring, line) in second.rings.iter().zip(&lines) {
+        assert!(line.0.read().is_ok(), "no interrupt");
+        assert!(ring.kicked(), "no kick");
+    }
 }
 
 #[test]

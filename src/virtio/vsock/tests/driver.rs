@@ -1,13 +1,15 @@
 //! The driver's side of the three queues, as far as tests need one.
 
 use std::{
+    os::fd::{AsRawFd, BorrowedFd},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering, fence},
     },
     time::{Duration, Instant},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
@@ -49,12 +51,19 @@ pub(super) enum Layout {
     Pieces(usize),
 }
 
-#[derive(Debug, Default)]
-struct Counter(AtomicUsize);
+#[derive(Debug)]
+struct Counter(AtomicUsize, EventFd);
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self(AtomicUsize::new(0), EventFd::new(EFD_NONBLOCK).unwrap())
+    }
+}
 
 impl Interrupt for Counter {
     fn trigger(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
+        self.1.write(1).unwrap();
     }
 
     fn event(&self) -> Option<EventFd> {
@@ -77,6 +86,8 @@ pub(super) struct Driver {
     event_idx: bool,
     rx_len: u32,
     tx_free: Vec<u16>,
+    /// Is interrupted only for what it [listens](Self::listen) for, as Linux's driver; else it looks by itself.
+    sleeps: bool,
 }
 
 pub(super) const RX: usize = 0;
@@ -98,7 +109,36 @@ impl Driver {
             event_idx,
             rx_len,
             tx_free: (0..TX_SLOTS).collect(),
+            sleeps: false,
         }
+    }
+
+    /// A driver that sleeps between interrupts, with so many packets on their way at most.
+    pub(super) fn sleeping(event_idx: bool, rx_len: u32, slots: u16) -> Self {
+        Self { sleeps: true, tx_free: (0..slots.min(TX_SLOTS)).collect(), ..Self::new(event_idx, rx_len) }
+    }
+
+    /// Wants an interrupt for the next chain that comes back; true if there is one already.
+    pub(super) fn listen(&self, ring: usize) -> bool {
+        let Ring { base, used, .. } = self.rings[ring];
+        if self.event_idx {
+            self.store(base + AVAIL + 4 + u64::from(SIZE) * 2, used);
+        }
+        fence(Ordering::SeqCst);
+        self.load(base + USED + 2) != used
+    }
+
+    /// Waits for an interrupt; false when there is none for so long.
+    pub(super) fn sleep(&self, rings: &[usize], longest: Duration) -> bool {
+        let lines: Vec<_> = rings.iter().map(|ring| &self.rings[*ring].interrupts.1).collect();
+        // SAFETY: the lines stay open as long as the driver, which is borrowed.
+        let fd = |line: &&EventFd| unsafe { BorrowedFd::borrow_raw(line.as_raw_fd()) };
+        let mut fds: Vec<_> = lines.iter().map(|line| PollFd::new(fd(line), PollFlags::POLLIN)).collect();
+        let woken = poll(&mut fds, PollTimeout::try_from(longest).unwrap()).unwrap() > 0;
+        for line in lines {
+            let _ = line.read();
+        }
+        woken
     }
 
     /// What the transport gives the device at `DRIVER_OK`.
@@ -141,11 +181,20 @@ impl Driver {
 
     /// Makes a chain available and kicks if the device wants to know.
     pub(super) fn offer(&mut self, ring: usize, head: u16) {
+        self.offer_all(ring, &[head]);
+    }
+
+    /// Makes chains available together, and kicks once if the device wants to know.
+    pub(super) fn offer_all(&mut self, ring: usize, heads: &[u16]) {
         let (base, old) = (self.rings[ring].base, self.rings[ring].avail);
-        self.store(base + AVAIL + 4 + u64::from(old % SIZE) * 2, head);
-        let new = old.wrapping_add(1);
+        let mut new = old;
+        for head in heads {
+            self.store(base + AVAIL + 4 + u64::from(new % SIZE) * 2, *head);
+            new = new.wrapping_add(1);
+        }
         self.rings[ring].avail = new;
         self.store(base + AVAIL + 2, new);
+        fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
             let event = self.load(base + USED + 4 + u64::from(SIZE) * 8);
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
@@ -176,7 +225,7 @@ impl Driver {
         let at = GuestAddress(base + USED + 4 + u64::from(used % SIZE) * 8);
         let [head, len]: [u32; 2] = self.memory.read_obj(at).unwrap();
         self.rings[ring].used = used.wrapping_add(1);
-        if self.event_idx {
+        if self.event_idx && !self.sleeps {
             self.store(base + AVAIL + 4 + u64::from(SIZE) * 2, used.wrapping_add(1));
         }
         Some((head as u16, len))
@@ -193,15 +242,21 @@ impl Driver {
 
     /// A packet of the device, if there is one; its buffer is offered again.
     pub(super) fn try_receive(&mut self) -> Option<(Header, Vec<u8>)> {
+        let (head, header, payload) = self.take_received()?;
+        self.offer(RX, head);
+        Some((header, payload))
+    }
+
+    /// A packet of the device, if there is one, and its buffer.
+    pub(super) fn take_received(&mut self) -> Option<(u16, Header, Vec<u8>)> {
         let (head, len) = self.returned(RX)?;
         assert!(len >= HEADER_LEN as u32 && len <= self.rx_len, "{len} bytes used");
         let mut bytes = vec![0; len as usize];
         let address = RX_BUFFERS + u64::from(head) * RX_STRIDE;
         self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        self.offer(RX, head);
         let header = Header::parse(bytes.first_chunk().unwrap());
         assert_eq!(header.len as usize, bytes.len() - HEADER_LEN);
-        Some((header, bytes.split_off(HEADER_LEN)))
+        Some((head, header, bytes.split_off(HEADER_LEN)))
     }
 
     /// The next packet of the device.

@@ -27,7 +27,7 @@ pub(super) struct Machine {
     pub(super) device: Vsock,
     pub(super) handle: VsockHandle,
     pub(super) driver: Driver,
-    directory: TempDir,
+    pub(super) directory: TempDir,
 }
 
 impl Machine {

@@ -11,3 +11,4 @@ mod model;
 mod muxer;
 mod packet;
 mod segments;
+mod wakeups;
