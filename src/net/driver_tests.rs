@@ -16,7 +16,7 @@ use std::{
     path::Path,
     process::{Child, Command as Process},
     sync::{
-        Arc,
+        Arc, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
     },
     thread,
@@ -38,7 +38,7 @@ use super::{
     control::{Command, Setup},
     frame::{MOST, VIRTIO_HEADER},
     front::Front,
-    kernel_tests::make,
+    kernel_tests::{make, turn},
     stack::Stack,
 };
 use crate::{
@@ -301,6 +301,7 @@ pub(super) struct World {
     counters: Arc<Counters>,
     end: Arc<AtomicBool>,
     driver: Option<thread::JoinHandle<()>>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
@@ -324,6 +325,7 @@ impl World {
     }
 
     fn make(buffers: u16, start: impl FnOnce(TcpListener) -> (Option<Child>, UnixStream, OwnedFd)) -> io::Result<Self> {
+        let turn = turn();
         let (namespace, tap) = thread::spawn(make).join().unwrap()?;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let published = listener.local_addr().unwrap();
@@ -344,7 +346,7 @@ impl World {
         let (end, counters) = (Arc::new(AtomicBool::new(false)), Arc::new(Counters::default()));
         let shared = (Arc::clone(&end), Arc::clone(&counters));
         let driver = Some(thread::spawn(move || drive(rx, tx, tap, &shared.0, &shared.1)));
-        Ok(Self { child, _net: (net, control), published, namespace, counters, end, driver })
+        Ok(Self { child, _net: (net, control), published, namespace, counters, end, driver, _turn: turn })
     }
 
     /// Runs something in the guest.

@@ -55,6 +55,12 @@ struct Guest {
     _turn: MutexGuard<'static, ()>,
 }
 
+/// One guest at a time: memory and descriptors of the process are counted.
+pub(super) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -99,8 +105,7 @@ impl Guest {
 
     /// A guest on whose wire so many of a hundred frames are lost.
     fn with_loss(percent: u32) -> Option<Self> {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let (namespace, tap) = match thread::spawn(make).join().unwrap() {
             Ok(made) => made,
             Err(error) => {
