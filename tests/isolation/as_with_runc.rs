@@ -5,8 +5,10 @@ use std::thread;
 use crate::{
     FIRST,
     cases::{CASES, Case, LATER},
-    engine::{Engine, Isolation, engine},
-    need_image, shell,
+    engine::{Engine, Isolation, engine, home},
+    need_image,
+    process::COMMAND,
+    shell,
     table::{Expect, State, Table, check},
     wanted,
 };
@@ -19,22 +21,58 @@ const AT_ONCE: usize = 3;
 fn everything_is_as_with_runc() {
     let mut table = Table::default();
     let cases: Vec<&Case> = CASES.iter().filter(|case| wanted(case.0)).collect();
+    // Exceptions are rules of isolation, and say nothing without it.
+    let exceptions = r#"{"imageList": {"images": ["docker:cli"]}, "commandList": {"commands": ["push"]}}"#;
+    home().bulkhead(&["settings", "set", "dockerSocketMount", exceptions], COMMAND).ok();
     {
         let engine = engine(Isolation::Off);
         prepare(&engine);
+        add(&mut table, "socket", "isolation off: all may mount it, without rules", all_may_mount_the_socket(&engine));
         try_all(&engine, &mut table, "ECI off", &cases);
-        // For row 20: what is made before isolation is switched on.
-        engine.docker(&["create", "--name=before", "alpine", "cat", "/proc/self/uid_map"]).ok();
+        engine.home.bulkhead(&["settings", "unset", "dockerSocketMount"], COMMAND).ok();
+        switch_on(&engine, &mut table);
     }
     {
         let engine = engine(Isolation::On);
-        let result = check(&engine, "docker start --attach before && docker rm before >removed", Expect::Says(FIRST));
-        let state = result.map_or_else(State::Failed, |()| State::Passed);
-        table.add("containers 20", "a container from before isolation is isolated", state);
         prepare(&engine);
         try_all(&engine, &mut table, "ECI on", &cases);
     }
     table.finish();
+}
+
+fn add(table: &mut Table, row: &str, what: &str, result: Result<(), String>) {
+    table.add(row, what, result.map_or_else(State::Failed, |()| State::Passed));
+}
+
+fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
+    need_image(engine, "docker:cli", "docker.tar");
+    check(engine, "docker run --rm $S alpine test -S /var/run/docker.sock", Expect::Says(""))?;
+    let line = "docker run --rm $S docker:cli sh -c 'docker ps --format \"{{.Image}}\"; docker push no/such:image'";
+    check(
+        engine,
+        line,
+        Expect::Fails(
+            1,
+            "docker:cli\nThe push refers to repository [docker.io/no/such]\n\
+                                          An image does not exist locally with the tag: no/such",
+        ),
+    )
+}
+
+/// Row 20: what is made before isolation is switched on is named, and isolated from then on.
+fn switch_on(engine: &Engine, table: &mut Table) {
+    const BEFORE: &str = "made before Enhanced Container Isolation was turned on: before; they ";
+    engine.docker(&["create", "--name=before", "alpine", "cat", "/proc/self/uid_map"]).ok();
+    let mut says = |line: &str, rest: &str| {
+        let said = shell(engine, line).stdout;
+        let result = if said.contains(&format!("{BEFORE}{rest}")) { Ok(()) } else { Err(said) };
+        add(table, "containers 20", &format!("{line}: names containers from before"), result);
+    };
+    says("bulkhead settings set enhancedContainerIsolation true", "run without it until then");
+    says("bulkhead restart --timeout 220", "are isolated like all others");
+    says("bulkhead status", "are isolated like all others");
+    let result = check(engine, "docker start --attach before && docker rm before >removed", Expect::Says(FIRST));
+    add(table, "containers 20", "a container from before isolation is isolated", result);
 }
 
 fn prepare(engine: &Engine) {

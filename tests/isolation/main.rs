@@ -29,7 +29,11 @@ mod policy;
 #[path = "../e2e/process.rs"]
 #[allow(dead_code, reason = "each suite uses a part")]
 mod process;
+#[path = "../network/registry.rs"]
+mod registry;
 mod rows;
+mod situation;
+mod sockets;
 mod table;
 
 use std::{fs, path::Path, time::Duration};
@@ -54,6 +58,9 @@ fn shell(engine: &Engine, lines: &str) -> Ran {
         .env("SOCKET", engine.home.docker_socket())
         .env("PATH", format!("{}:{path}", program.parent().unwrap().display()))
         .env("IMAGES", images())
+        .env("R", situation::images().map(|images| images.registry.as_str()).unwrap_or_default())
+        .env("S", sockets::MOUNT)
+        .env("INSIDE", "docker exec inside")
         .current_dir(folder(engine))
         .args(["-c", &format!("exec 2>&1\n{lines}")]);
     run(command, CASE)

@@ -6,6 +6,7 @@
 mod bulk;
 mod compose;
 mod ports;
+mod registry;
 mod settings;
 
 use std::{
@@ -13,12 +14,13 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     sync::{Mutex, MutexGuard, Once, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use registry::Registry;
 use sha2::{Digest, Sha256};
 
 const BULKHEAD: &str = env!("CARGO_BIN_EXE_bulkhead");
@@ -251,44 +253,6 @@ fn names_are_those_that_the_host_resolves_at_that_moment() {
     let printed = shell("nslookup intranet.example.org");
     fs::write("/etc/resolv.conf", before).unwrap();
     assert!(printed.contains("Address: 10.11.12.13"), "{printed}");
-}
-
-/// A registry on the host.
-struct Registry(Child);
-
-impl Registry {
-    /// Serves what is pushed from `folder`, where `http` is the indented rest of its configuration; returns when it
-    /// listens.
-    fn serve(folder: &Path, address: SocketAddr, http: &str) -> Self {
-        let configuration = folder.join("config.yml");
-        let storage = folder.join("storage");
-        let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{http}",
-            storage.display()
-        );
-        fs::write(&configuration, text).unwrap();
-        let registry = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&configuration)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the Debian package docker-registry is needed");
-        let registry = Self(registry);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "the registry does not listen");
-            thread::sleep(Duration::from_millis(100));
-        }
-        registry
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bulkhead_protocol::SocketExceptions;
@@ -22,7 +23,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, sync::watch};
+use tokio::{net::UnixStream, sync::watch, time::timeout};
 
 use crate::{
     answer::{self, Body},
@@ -37,6 +38,9 @@ use crate::{
 
 /// Longest body that is inspected, in bytes; a create request is a few KiB.
 const INSPECTED: usize = 4 * 1024 * 1024;
+
+/// How long a refused request may go on; clients stop when they have read the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What stands between clients and the engine.
 #[derive(Debug)]
@@ -203,6 +207,12 @@ fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[Strin
     Ok(())
 }
 
+/// Takes the rest of a refused request: a client that is still sending would find its connection closed, and not the
+/// answer.
+async fn drain(mut body: Incoming) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
+
 /// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
 /// where the Docker API has one.
 fn straighten(parts: &mut request::Parts, segments: &[String]) {
@@ -224,7 +234,10 @@ fn straighten(parts: &mut request::Parts, segments: &[String]) {
 async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {
     let (mut parts, body) = request.into_parts();
     let segments = policy::segments(parts.uri.path());
-    admit(gate, caller, &parts, &segments)?;
+    if let Err(refusal) = admit(gate, caller, &parts, &segments) {
+        tokio::spawn(timeout(PATIENCE, drain(body)));
+        return Err(refusal);
+    }
     let files = match Touch::of(gate.isolation, &parts.method, &segments) {
         Some(touch) => touch.begin(&gate.upstream).await,
         None => None,

@@ -569,3 +569,19 @@ async fn docker_load_can_be_blocked_for_everybody() {
     let answer = exchange(&folder.path().join("gate"), &post("/v1.43/images//%6coad?quiet=1", "tar")).await;
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("docker load is blocked"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::new(folder.path().join("engine"), Isolation::Off).with_load_blocked(true));
+    let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
+    tokio::spawn(async move { serve_connection(gate, entrance.accept().await, Caller::Host).await });
+    let mut stream = UnixStream::connect(folder.path().join("gate")).await.unwrap();
+    let tar = vec![0; 8 << 20];
+    let head = format!("POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Length: {}\r\n\r\n", tar.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    timeout(SOON, stream.write_all(&tar)).await.expect("it is not taken").expect("the connection was closed");
+    let mut answer = [0; 12];
+    timeout(SOON, stream.read_exact(&mut answer)).await.expect("no answer").unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 403");
+}

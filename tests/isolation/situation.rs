@@ -1,0 +1,265 @@
+//! What the engine is started with for some rows: exceptions for its socket, a policy. Rows of one kind stand beside each
+//! other, so that it is started anew as seldom as possible.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+    sync::OnceLock,
+};
+
+use crate::{
+    engine::{Engine, START, STOP},
+    folder,
+    process::COMMAND,
+    registry::Registry,
+    shell,
+    table::{State, guarded},
+};
+
+/// Folder of the administrator's policy.
+const FOLDER: &str = "/etc/bulkhead";
+
+/// Its file.
+pub const POLICY: &str = "/etc/bulkhead/admin-settings.json";
+
+/// Only the emulated machine has it; nobody else's /etc is written to.
+const EMULATED: &str = "/run/kvm-host/shares";
+
+/// A policy that was cut off.
+pub const BROKEN: &str = "{ \"enhancedContainerIsolation\": { \"value\": false, \"locked\": tru";
+
+/// No version, keys of some other time, and what a person may change.
+const FREE: &str = r#"{ "enhancedContainerIsolation": { "value": false, "locked": false, "someday": 1 },
+                        "analyticsEnabled": { "locked": true, "value": false } }"#;
+
+/// What the engine has been started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Situation {
+    /// Isolation and nothing else.
+    Usual,
+    /// A list of images of each kind, and a list of commands that are refused.
+    Denying,
+    /// No list of commands, no derived images.
+    Underived,
+    /// Any image, and a list of the only commands.
+    Allowing,
+    /// A policy that is locked, with exceptions; the person wants no isolation.
+    Locked,
+    /// A policy that is none; the person wants no isolation.
+    Broken,
+    /// A policy that leaves the choice, of which the person makes no use.
+    Free,
+}
+
+/// The images that rows of the socket are about.
+#[derive(Debug)]
+pub struct Images {
+    /// Name and port of the registry, as the engine knows it.
+    pub registry: String,
+    /// The id of the docker command line's image.
+    tools: String,
+    /// The digest of an image in the registry.
+    pinned: String,
+}
+
+static IMAGES: OnceLock<Images> = OnceLock::new();
+
+/// Once they are made.
+pub fn images() -> Option<&'static Images> {
+    IMAGES.get()
+}
+
+/// Makes them and fills the registry. Images of one that is allowed have a layer of their own each.
+const MAKE: &str = r#"set -e
+    docker image inspect docker:cli >/dev/null || docker load --quiet --input "$IMAGES/docker.tar"; docker tag docker:cli tools; docker image rm docker:cli
+    mkdir -p make; printf 'FROM alpine\nCOPY name /name\n' >make/Dockerfile
+    for name in official plain any wild pinned old new other local; do
+        echo $name >make/name; DOCKER_BUILDKIT=0 docker build --quiet --tag made/$name make 2>/dev/null
+    done
+    push() { docker tag made/$1 $R/$2; docker push --quiet $R/$2; }
+    push official library/docker:cli; push plain names/plain:latest; push any names/any:v1
+    push wild ci-tools/one:x; push pinned pinned:p; push old moving:latest
+    for name in names/plain:other elsewhere/any:v1 ci-tools/deep/er:x pinned:other; do push other $name; done
+    plugin=$(docker info --format '{{range .ClientInfo.Plugins}}{{if eq .Name "buildx"}}{{.Path}}{{end}}{{end}}')
+    docker create --name plugin -v plugins:/plugins alpine
+    if [[ $plugin ]]; then docker cp "$plugin" plugin:/plugins; fi
+    docker rm plugin"#;
+
+/// A container from which the engine is asked.
+const INSIDE: &str = "docker run --detach --init --name=inside $S -v plugins:/root/.docker/cli-plugins tools sleep 1d";
+
+impl Images {
+    fn make(engine: &Engine, port: u16) -> Result<Self, String> {
+        let registry = format!("host.docker.internal:{port}");
+        done(engine, &format!("R={registry}\n{MAKE}"))?;
+        let tools = done(engine, "docker image inspect --format '{{.Id}}' tools")?.trim().to_owned();
+        let pinned = done(engine, "docker image inspect --format '{{index .RepoDigests 0}}' made/pinned")?;
+        let pinned = pinned.trim().split_once('@').map(|(_, digest)| digest.to_owned()).ok_or(pinned)?;
+        Ok(Self { registry, tools, pinned })
+    }
+
+    /// `dockerSocketMount` of a situation.
+    fn exceptions(&self, situation: Situation) -> Option<serde_json::Value> {
+        let Self { registry, tools, pinned } = self;
+        Some(match situation {
+            Situation::Denying => serde_json::json!({
+                "imageList": { "images": [
+                    "docker:cli", format!("{registry}/names/plain"), format!("{registry}/names/any:*"),
+                    format!("{registry}/ci-tools/*:*"), format!("{registry}/pinned@{pinned}"), tools,
+                    format!("{registry}/moving"),
+                ] },
+                "commandList": { "type": "deny", "commands": ["push", "build", "volume*"] }
+            }),
+            Situation::Underived => serde_json::json!({
+                "imageList": {
+                    "images": ["docker:cli", format!("{registry}/names/any:*"), tools], "allowDerivedImages": false
+                }
+            }),
+            Situation::Allowing => serde_json::json!({
+                "imageList": { "images": ["*"] },
+                "commandList": { "type": "allow", "commands": ["ps", "run", "volume*"] }
+            }),
+            Situation::Locked => serde_json::json!({
+                "imageList": { "images": [tools], "allowDerivedImages": true },
+                "commandList": { "type": "deny", "commands": ["push", "build"] }
+            }),
+            Situation::Usual | Situation::Broken | Situation::Free => return None,
+        })
+    }
+}
+
+impl Situation {
+    fn has_policy(self) -> bool {
+        matches!(self, Self::Locked | Self::Broken | Self::Free)
+    }
+
+    fn has_exceptions(self) -> bool {
+        matches!(self, Self::Denying | Self::Underived | Self::Allowing | Self::Locked)
+    }
+
+    fn policy(self) -> Option<String> {
+        match self {
+            Self::Locked => {
+                let exceptions = images()?.exceptions(self);
+                let isolation = serde_json::json!({"value": true, "locked": true, "dockerSocketMount": exceptions});
+                let proxy = serde_json::json!({"locked": true, "mode": "manual", "http": "http://127.0.0.1:3128"});
+                let policy = serde_json::json!({
+                    "configurationFileVersion": 2, "enhancedContainerIsolation": isolation, "containersProxy": proxy
+                });
+                Some(policy.to_string())
+            }
+            Self::Broken => Some(BROKEN.to_owned()),
+            Self::Free => Some(FREE.to_owned()),
+            Self::Usual | Self::Denying | Self::Underived | Self::Allowing => None,
+        }
+    }
+
+    /// What the person has set; `None` is nothing.
+    fn settings(self) -> [(&'static str, Option<String>); 3] {
+        let isolation = match self {
+            Self::Locked | Self::Broken => Some("false".to_owned()),
+            Self::Free => None,
+            Self::Usual | Self::Denying | Self::Underived | Self::Allowing => Some("true".to_owned()),
+        };
+        let own = images().filter(|_| self.has_exceptions() && !self.has_policy());
+        let exceptions = own.and_then(|images| images.exceptions(self)).map(|exceptions| exceptions.to_string());
+        let options = own.map(|images| format!(r#"{{"registry-mirrors": ["http://{}"]}}"#, images.registry));
+        [("enhancedContainerIsolation", isolation), ("dockerSocketMount", exceptions), ("dockerDaemonOptions", options)]
+    }
+}
+
+/// Runs lines that have to succeed.
+fn done(engine: &Engine, lines: &str) -> Result<String, String> {
+    let ran = shell(engine, lines);
+    if ran.status.success() { Ok(ran.stdout) } else { Err(format!("{lines}: {}", ran.stdout)) }
+}
+
+/// The engine in one situation after the other; stopped and without a policy when dropped in another than the usual one.
+pub struct Situations<'a> {
+    engine: &'a Engine,
+    now: Situation,
+    /// Whether it could be brought about.
+    reached: Result<(), String>,
+    registry: Option<Registry>,
+}
+
+impl<'a> Situations<'a> {
+    /// Of an engine that runs with isolation.
+    pub fn new(engine: &'a Engine) -> Self {
+        Self { engine, now: Situation::Usual, reached: Ok(()), registry: None }
+    }
+
+    /// Brings a situation about unless it is the present one.
+    pub fn need(&mut self, situation: Situation) -> Result<(), State> {
+        if situation.has_policy() && !Path::new(EMULATED).exists() {
+            return Err(State::NotBuilt("tried in the emulated machine only, as it writes to /etc".into()));
+        }
+        if situation != self.now {
+            self.reached = guarded(|| self.change(situation));
+        }
+        self.reached.clone().map_err(State::Failed)
+    }
+
+    fn change(&mut self, to: Situation) -> Result<(), String> {
+        let engine = self.engine;
+        engine.remove_containers();
+        if to.has_exceptions() && self.registry.is_none() {
+            let (registry, port) = serve(engine);
+            self.registry = Some(registry);
+            let _ = IMAGES.set(Images::make(engine, port)?);
+        }
+        let anew = self.now.has_policy() || to.has_policy();
+        self.now = to;
+        if anew {
+            engine.home.bulkhead(&["stop"], STOP).ok();
+            let _ = fs::remove_dir_all(FOLDER);
+        }
+        for (key, value) in to.settings() {
+            let arguments = match &value {
+                Some(value) => vec!["settings", "set", key, value],
+                None => vec!["settings", "unset", key],
+            };
+            engine.home.bulkhead(&arguments, COMMAND).ok();
+        }
+        if let Some(policy) = to.policy() {
+            fs::create_dir_all(FOLDER).and_then(|()| fs::write(POLICY, policy)).map_err(|error| error.to_string())?;
+        }
+        if anew {
+            let ran = engine.home.bulkhead(&["start", "--timeout", "220"], START);
+            // For the rows about what it says.
+            fs::write(folder(engine).join("start.log"), format!("{}{}", ran.stdout, ran.stderr)).unwrap();
+            ran.ok();
+        } else {
+            engine.restart();
+        }
+        if to.has_exceptions() {
+            done(engine, INSIDE)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Situations<'_> {
+    fn drop(&mut self) {
+        if self.now == Situation::Usual {
+            return;
+        }
+        let home = self.engine.home;
+        home.bulkhead(&["stop", "--force"], STOP);
+        if self.now.has_policy() {
+            let _ = fs::remove_dir_all(FOLDER);
+        }
+        for (key, _) in self.now.settings() {
+            home.bulkhead(&["settings", "unset", key], COMMAND);
+        }
+    }
+}
+
+/// A registry on the loopback, with its port.
+fn serve(engine: &Engine) -> (Registry, u16) {
+    let storage = engine.home.path("registry");
+    fs::create_dir_all(&storage).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    (Registry::serve(&storage, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), ""), port)
+}
