@@ -10,6 +10,7 @@ use std::{
     process::ExitCode,
 };
 
+use bulkhead_warden::namespace;
 use serde_json::Value;
 
 use crate::{
@@ -42,6 +43,8 @@ struct Identity {
     start: u32,
     /// A user namespace with the container's id map.
     userns: OwnedFd,
+    /// Which one that is.
+    id: namespace::Identity,
     /// The containers that share it, this one included.
     containers: Vec<String>,
 }
@@ -89,7 +92,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     }
     mounts::remove(&mut spec, &placed);
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
-    warden::attach(&mut spec, &request.id, &state_root, identity.start, identity.userns.as_fd())?;
+    warden::attach(&mut spec, &request.id, &state_root, identity.start, identity.id)?;
     if spec["root"]["readonly"] == true {
         place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
     }
@@ -139,9 +142,9 @@ fn identify(
     let Some(owner) = &joined.owner else {
         let start = ranges::lowest_free(&living)?;
         let userns = sys::new_userns(start, ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
-        let id = namespaces::identity(&userns).map_err(Error::system("stat a user namespace"))?;
+        let id = namespace::Identity::of(&userns).map_err(Error::system("stat a user namespace"))?;
         let record = locked.store(new, Range { start, userns: id }, &living)?;
-        return Ok(Identity { start, userns, containers: vec![record.id] });
+        return Ok(Identity { start, userns, id, containers: vec![record.id] });
     };
     let foreign = || Error::Spec(CheckError::Foreign("user".into()).into());
     let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(foreign)?;
@@ -149,7 +152,7 @@ fn identify(
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
     let containers = others.chain([record.id]).collect();
     let userns = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
-    Ok(Identity { start: range.start, userns, containers })
+    Ok(Identity { start: range.start, userns, id: owner.id, containers })
 }
 
 fn read_mounts() -> io::Result<Vec<Mount>> {

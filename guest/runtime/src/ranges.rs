@@ -13,10 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bulkhead_warden::namespace::Identity;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-
-use crate::spec::namespaces::NamespaceId;
 
 /// The first id of the first range.
 pub(crate) const FIRST: u32 = 100_000;
@@ -72,8 +71,8 @@ pub(crate) struct Record {
 pub(crate) struct Range {
     /// The first id.
     pub(crate) start: u32,
-    /// Device and inode of the user namespace.
-    pub(crate) userns: NamespaceId,
+    /// The user namespace.
+    pub(crate) userns: Identity,
 }
 
 /// A container that is to get a range.
@@ -236,13 +235,13 @@ mod tests {
         let locked = table.lock()?;
         let living = locked.living(lives)?;
         let start = lowest_free(&living)?;
-        locked.store(new(id), Range { start, userns: (0, u64::from(start)) }, &living)
+        locked.store(new(id), Range { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
     }
 
     fn share(table: &Table, id: usize, start: u32, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
         let locked = table.lock()?;
         let living = locked.living(lives)?;
-        locked.store(new(id), Range { start, userns: (0, u64::from(start)) }, &living)
+        locked.store(new(id), Range { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
     }
 
     #[test]

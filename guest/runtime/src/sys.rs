@@ -13,9 +13,6 @@ use rustix::{
     thread::{CapabilitySets, UnshareFlags},
 };
 
-/// `NS_GET_USERNS` of ioctl_ns(2).
-const NS_GET_USERNS: libc::Ioctl = 0xb701;
-
 /// Id-maps a mount that is not attached anywhere yet (`mount_setattr` with `MOUNT_ATTR_IDMAP`).
 ///
 /// With `recursive`, every mount of the detached tree is mapped, or none.
@@ -65,20 +62,6 @@ fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursi
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The user namespace that owns the namespace behind `ns`.
-///
-/// # Errors
-/// `EPERM` when the owner is outside of the caller's own user namespace.
-pub(crate) fn owning_userns(ns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: NS_GET_USERNS takes no argument and touches no memory of ours.
-    let fd = unsafe { libc::ioctl(ns.as_raw_fd(), NS_GET_USERNS) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a non-negative result is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Gives this process a mount namespace of its own.

@@ -4,7 +4,7 @@
 //! They inform the container about itself and protect nothing: what the kernel does not allow in a user namespace, it
 //! does not allow behind them either.
 
-use std::{os::fd::BorrowedFd, path::Path};
+use std::path::Path;
 
 use bulkhead_warden::{
     NODES, Node,
@@ -25,11 +25,11 @@ pub(crate) fn attach(
     id: &str,
     state_root: &Path,
     owner: u32,
-    userns: BorrowedFd<'_>,
+    user_namespace: Identity,
 ) -> Result<(), Error> {
     let failed = Error::system("enter the container into the warden's list");
     let read_only = is_read_only(spec, Path::new("/proc/sys"));
-    let nodes: Vec<_> = NODES.iter().filter(|node| node.exists() && node.adds(read_only)).collect();
+    let nodes: Vec<_> = NODES.iter().filter(|node| node.adds(read_only) && node.exists()).collect();
     let enter = || {
         let creator = Process::find(std::process::id()).ok_or(std::io::ErrorKind::NotFound)?;
         let cgroup = spec["linux"]["cgroupsPath"].as_str().and_then(cgroup_path);
@@ -39,7 +39,7 @@ pub(crate) fn attach(
             id,
             state_root,
             owner,
-            user_namespace: Identity::of(userns)?,
+            user_namespace,
             cgroup,
             read_only,
             creator,

@@ -17,8 +17,10 @@ const MOST_LEVELS: usize = 64;
 /// Which namespace it is, for as long as there is that namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    device: u64,
-    inode: u64,
+    /// Of the kernel's own file system of namespaces.
+    pub device: u64,
+    /// The namespace's number there.
+    pub inode: u64,
 }
 
 impl Identity {
@@ -33,7 +35,10 @@ impl Identity {
 }
 
 /// The user namespace that owns a namespace.
-pub(crate) fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// `EPERM` when the owner is outside of the caller's own user namespace.
+pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     related(namespace, OWNER)
 }
 

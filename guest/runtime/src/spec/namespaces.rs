@@ -13,13 +13,11 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use bulkhead_warden::namespace::{self, Identity};
 use serde_json::{Value, json};
 
 use super::checks::{self, CheckError};
 use crate::sys;
-
-/// Identity of a namespace: device and inode of its file.
-pub(crate) type NamespaceId = (u64, u64);
 
 /// A user namespace that owns what is joined.
 #[derive(Debug)]
@@ -27,7 +25,7 @@ pub(crate) struct Owner {
     /// Keeps it alive and names it for crun.
     pub(crate) fd: OwnedFd,
     /// Its identity.
-    pub(crate) id: NamespaceId,
+    pub(crate) id: Identity,
 }
 
 /// What a container joins.
@@ -48,12 +46,6 @@ fn proc_name(kind: &str) -> &str {
     }
 }
 
-/// The identity of an open namespace.
-pub(crate) fn identity(fd: impl AsFd) -> std::io::Result<NamespaceId> {
-    let stat = rustix::fs::fstat(fd)?;
-    Ok((stat.st_dev, stat.st_ino))
-}
-
 /// Opens and judges every namespace that is given by path, except a user namespace: that one is not the spec's choice.
 pub(crate) fn open(spec: &Value) -> Result<Joined, CheckError> {
     let mut joined = Joined::default();
@@ -64,7 +56,7 @@ pub(crate) fn open(spec: &Value) -> Result<Joined, CheckError> {
         let own = File::open(format!("/proc/self/ns/{}", proc_name(kind))).map_err(stat)?;
         let namespace = File::open(path).map_err(stat)?;
         // The numbers of namespaces are those of one kernel-internal file system, never of a plain file.
-        if identity(&namespace).map_err(stat)? == identity(&own).map_err(stat)? {
+        if Identity::of(&namespace).map_err(stat)? == Identity::of(&own).map_err(stat)? {
             of_host.extend(checks::REQUIRED.into_iter().chain(["cgroup", "time"]).find(|k| *k == kind));
             continue;
         }
@@ -72,9 +64,9 @@ pub(crate) fn open(spec: &Value) -> Result<Joined, CheckError> {
         if kind == "mount" {
             return Err(CheckError::Foreign(path.to_owned()));
         }
-        let owner = sys::owning_userns(namespace.as_fd()).map_err(|_| CheckError::Foreign(path.to_owned()))?;
+        let owner = namespace::owner(namespace.as_fd()).map_err(|_| CheckError::Foreign(path.to_owned()))?;
         let owner = File::from(owner);
-        let id = identity(&owner).map_err(stat)?;
+        let id = Identity::of(&owner).map_err(stat)?;
         if id == host_userns()? {
             return Err(CheckError::Foreign(path.to_owned()));
         }
@@ -92,10 +84,10 @@ pub(crate) fn open(spec: &Value) -> Result<Joined, CheckError> {
     }
 }
 
-fn host_userns() -> Result<NamespaceId, CheckError> {
+fn host_userns() -> Result<Identity, CheckError> {
     let path = "/proc/self/ns/user";
     let stat = |source| CheckError::Stat { path: path.to_owned(), source };
-    identity(&File::open(path).map_err(stat)?).map_err(stat)
+    Identity::of(&File::open(path).map_err(stat)?).map_err(stat)
 }
 
 impl Joined {
