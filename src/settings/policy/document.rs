@@ -229,20 +229,6 @@ macro_rules! http_proxy {
             pub embedded_pac: String,
             $($own)*
         }
-
-        impl From<&$name> for HttpProxy {
-            fn from(key: &$name) -> Self {
-                Self {
-                    locked: key.locked,
-                    mode: key.mode,
-                    http: key.http.clone(),
-                    https: key.https.clone(),
-                    exclude: key.exclude.clone(),
-                    pac: key.pac.clone(),
-                    embedded_pac: key.embedded_pac.clone(),
-                }
-            }
-        }
     };
 }
 
@@ -257,6 +243,20 @@ http_proxy! {
         /// Ports whose traffic is led to the proxy: `*`, or numbers with commas between.
         #[serde(default)]
         pub transparent_ports: String,
+    }
+}
+
+impl From<&ContainersProxy> for HttpProxy {
+    fn from(key: &ContainersProxy) -> Self {
+        Self {
+            locked: key.locked,
+            mode: key.mode,
+            http: key.http.clone(),
+            https: key.https.clone(),
+            exclude: key.exclude.clone(),
+            pac: key.pac.clone(),
+            embedded_pac: key.embedded_pac.clone(),
+        }
     }
 }
 
