@@ -98,9 +98,7 @@ impl Rings {
         };
         Ok(Self { memory, features, each: queues.iter().map(ring).collect::<io::Result<_>>()? })
     }
-}
 
-impl Rings {
     /// Kicks the backend and interrupts the driver, for each queue: at worst for nothing.
     pub(super) fn remind(&self) {
         for ring in &self.each {
