@@ -7,6 +7,8 @@ pub mod engine;
 pub mod image;
 pub mod inherited;
 pub mod net;
+#[cfg(test)]
+mod numbers;
 mod packets;
 pub mod report;
 pub mod sandbox;

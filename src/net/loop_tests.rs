@@ -18,6 +18,7 @@ use super::{
     addresses::example,
     driver_tests::{SIZE, World},
 };
+use crate::numbers::Numbers;
 
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -92,16 +93,6 @@ fn data_behind_urgent_data_reaches_the_guest_and_the_urgent_byte_is_in_its_place
         send(host.as_raw_fd(), b"def", MsgFlags::MSG_OOB).unwrap();
         host.write_all(b"gh").unwrap();
         assert_eq!(guest.join().unwrap().unwrap(), *b"abcdefgh");
-    }
-}
-
-/// Numbers that differ from flow to flow and are the same in each run.
-struct Numbers(u32);
-
-impl Numbers {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) % end
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
+    fmt::Write,
     fs, io,
-    io::{Read, Write as _},
-    os::unix::net::UnixStream,
+    io::Read,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
+
+use crate::client;
 
 /// How long the threads are watched.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -68,9 +69,9 @@ fn ping(socket: &Path) -> String {
 }
 
 fn first_line(socket: &Path) -> io::Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
+    let mut stream = client::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: bulkhead\r\n\r\n")?;
+    client::request(&mut stream, "GET", "/_ping")?;
     let mut bytes = [0; 64];
     let length = stream.read(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes[..length]).lines().next().unwrap_or_default().to_owned())

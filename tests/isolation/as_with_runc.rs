@@ -27,7 +27,7 @@ fn everything_is_as_with_runc() {
     {
         let engine = engine(Isolation::Off);
         prepare(&engine);
-        add(&mut table, "socket", "isolation off: all may mount it, without rules", all_may_mount_the_socket(&engine));
+        table.add("socket", "isolation off: all may mount it, without rules", all_may_mount_the_socket(&engine).into());
         try_all(&engine, &mut table, "ECI off", &cases);
         engine.home.bulkhead(&["settings", "unset", "dockerSocketMount"], COMMAND).ok();
         switch_on(&engine, &mut table);
@@ -38,10 +38,6 @@ fn everything_is_as_with_runc() {
         try_all(&engine, &mut table, "ECI on", &cases);
     }
     table.finish();
-}
-
-fn add(table: &mut Table, row: &str, what: &str, result: Result<(), String>) {
-    table.add(row, what, result.map_or_else(State::Failed, |()| State::Passed));
 }
 
 fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
@@ -66,13 +62,13 @@ fn switch_on(engine: &Engine, table: &mut Table) {
     let mut says = |line: &str, rest: &str| {
         let said = shell(engine, line).stdout;
         let result = if said.contains(&format!("{BEFORE}{rest}")) { Ok(()) } else { Err(said) };
-        add(table, "containers 20", &format!("{line}: names containers from before"), result);
+        table.add("containers 20", &format!("{line}: names containers from before"), result.into());
     };
     says("bulkhead settings set enhancedContainerIsolation true", "run without it until then");
     says("bulkhead restart --timeout 220", "are isolated like all others");
     says("bulkhead status", "are isolated like all others");
     let result = check(engine, "docker start --attach before && docker rm before >removed", Expect::Says(FIRST));
-    add(table, "containers 20", "a container from before isolation is isolated", result);
+    table.add("containers 20", "a container from before isolation is isolated", result.into());
 }
 
 fn prepare(engine: &Engine) {

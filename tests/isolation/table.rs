@@ -49,6 +49,12 @@ pub enum State {
     Other(&'static str),
 }
 
+impl From<Result<(), String>> for State {
+    fn from(result: Result<(), String>) -> Self {
+        result.map_or_else(Self::Failed, |()| Self::Passed)
+    }
+}
+
 /// Tries a line.
 pub fn check(engine: &Engine, lines: &str, expect: Expect) -> Result<(), String> {
     let ran = shell(engine, lines);
@@ -71,10 +77,9 @@ pub fn guarded(test: impl FnOnce() -> Result<(), String>) -> Result<(), String> 
 
 impl Row {
     pub fn attempt(&self, engine: &Engine) -> State {
-        let state = |result: Result<(), String>| result.map_or_else(State::Failed, |()| State::Passed);
         match self.2 {
-            Proof::Lines(lines, expect) => state(guarded(|| check(engine, lines, expect))),
-            Proof::Code(test) => state(guarded(|| test(engine))),
+            Proof::Lines(lines, expect) => guarded(|| check(engine, lines, expect)).into(),
+            Proof::Code(test) => guarded(|| test(engine)).into(),
             Proof::Later(why, lines, expect) => match guarded(|| check(engine, lines, expect)) {
                 Ok(()) => State::Passed,
                 Err(said) => State::NotBuilt(format!("{why}; said: {said}")),

@@ -1,7 +1,6 @@
 //! The whole device with its thread, real sockets and a driver.
 
 use std::{
-    collections::HashMap,
     io::{self, ErrorKind, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
@@ -13,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{
     driver::{Driver, Layout, RX, TX},
+    echo::Echo,
     machine::{CID, GUEST_BUFFER, Machine, answer, pattern, read, reads_end, request},
 };
 use crate::virtio::{
@@ -26,69 +26,26 @@ use crate::virtio::{
 
 /// The guest as an echo server: accepts everything, sends back what it reads, closes when the host is done.
 fn echo(driver: &mut Driver, until_closed: usize) {
-    struct Stream {
-        back: std::collections::VecDeque<u8>,
-        fwd_cnt: u32,
-        sent: u32,
-        limit: u32,
-        ending: bool,
-        ended: bool,
-    }
-    let mut streams: HashMap<u32, Stream> = HashMap::new();
-    let (mut closed, mut pieces, mut last) = (0, 0, Instant::now());
-    while closed < until_closed {
+    let mut echo = Echo::default();
+    let (mut pieces, mut last) = (0, Instant::now());
+    while echo.closed < until_closed {
         while let Some((header, payload)) = driver.try_receive() {
             last = Instant::now();
-            let port = header.src_port;
-            let op = Op::from_wire(header.op).unwrap();
-            if op == Op::Request {
-                let fresh = Stream {
-                    back: [].into(),
-                    fwd_cnt: 0,
-                    sent: 0,
-                    limit: header.buf_alloc,
-                    ending: false,
-                    ended: false,
-                };
-                streams.insert(port, fresh);
-                driver.send(&answer(&header, Op::Response), b"", Layout::One);
+            if let Some(answer) = echo.hear(&header, payload) {
+                driver.send(&answer, b"", Layout::One);
+            }
+        }
+        for port in echo.ports() {
+            let most = if driver.can_send() { 60_000 } else { 0 };
+            let Some((header, data)) = echo.say(port, most) else { continue };
+            if data.is_empty() {
+                driver.send(&header, b"", Layout::One);
                 continue;
             }
-            let stream = streams.get_mut(&port).unwrap();
-            stream.limit = header.fwd_cnt.wrapping_add(header.buf_alloc);
-            match op {
-                Op::Rw => stream.back.extend(payload),
-                Op::Shutdown => stream.ending = true,
-                Op::Rst => {
-                    assert!(stream.ended, "the device reset a stream that was not over");
-                    streams.remove(&port);
-                    closed += 1;
-                }
-                Op::CreditRequest => {
-                    let update = Header { fwd_cnt: stream.fwd_cnt, ..answer(&header, Op::CreditUpdate) };
-                    driver.send(&update, b"", Layout::One);
-                }
-                _ => {}
-            }
+            pieces = pieces % 20 + 1;
+            driver.send(&header, &data, if pieces == 1 { Layout::One } else { Layout::Pieces(pieces) });
         }
-        for (&port, stream) in &mut streams {
-            let from = Header { src_port: 1024, dst_port: port, ..request(0, 0) };
-            let room = stream.limit.wrapping_sub(stream.sent) as usize;
-            let len = stream.back.len().min(room).min(60_000);
-            if len > 0 && driver.can_send() {
-                let data: Vec<u8> = stream.back.drain(..len).collect();
-                stream.sent = stream.sent.wrapping_add(len as u32);
-                stream.fwd_cnt = stream.fwd_cnt.wrapping_add(len as u32);
-                pieces = pieces % 20 + 1;
-                let rw = Header { op: Op::Rw.to_wire(), len: len as u32, fwd_cnt: stream.fwd_cnt, ..from };
-                driver.send(&rw, &data, if pieces == 1 { Layout::One } else { Layout::Pieces(pieces) });
-            } else if stream.ending && stream.back.is_empty() && !stream.ended {
-                stream.ended = true;
-                let end = Header { op: Op::Shutdown.to_wire(), flags: SHUTDOWN_BOTH, fwd_cnt: stream.fwd_cnt, ..from };
-                driver.send(&end, b"", Layout::One);
-            }
-        }
-        assert!(last.elapsed() < Duration::from_secs(30), "{closed} of {until_closed} streams ended");
+        assert!(last.elapsed() < Duration::from_secs(30), "{} of {until_closed} streams ended", echo.closed);
         thread::sleep(Duration::from_micros(20));
     }
 }

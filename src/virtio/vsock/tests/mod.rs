@@ -4,6 +4,7 @@ mod connection;
 mod credit;
 mod device;
 mod driver;
+mod echo;
 mod exchange;
 mod hybrid;
 mod machine;

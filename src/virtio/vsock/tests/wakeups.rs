@@ -1,7 +1,7 @@
 //! A guest that sleeps between interrupts, as Linux's driver does: an interrupt or a kick too few stands still for ever.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     io::{Read, Write},
     os::unix::net::UnixStream,
     thread,
@@ -10,93 +10,34 @@ use std::{
 
 use super::{
     driver::{Driver, Layout, RX, TX},
-    machine::{GUEST_BUFFER, Machine, answer, request},
+    echo::Echo,
+    machine::Machine,
 };
-use crate::virtio::{
-    VirtioDevice,
-    vsock::packet::{Header, Op, SHUTDOWN_BOTH},
+use crate::{
+    numbers::Numbers,
+    virtio::{VirtioDevice, vsock::packet::Header},
 };
 
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Numbers that are the same in each run.
-struct Numbers(u32);
-
-impl Numbers {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) % end
-    }
-}
-
-#[derive(Default)]
-struct Stream {
-    back: VecDeque<u8>,
-    /// Payload of the device that its buffer had and a program has read.
-    fwd_cnt: u32,
-    sent: u32,
-    limit: u32,
-    ending: bool,
-    ended: bool,
-}
-
 /// A guest that sends back what it is sent.
 struct Guest {
     driver: Driver,
     numbers: Numbers,
-    streams: HashMap<u32, Stream>,
+    echo: Echo,
     /// Packets that have no place in the transmit queue yet.
     out: VecDeque<(Header, Vec<u8>)>,
     /// Buffers that are not offered again yet, and how many there are in all.
     spare: Vec<u16>,
     buffers: u16,
-    closed: usize,
 }
 
 impl Guest {
-    fn take(&mut self, header: Header, payload: Vec<u8>) {
-        let port = header.src_port;
-        let op = Op::from_wire(header.op).unwrap();
-        let Some(stream) = self.streams.get_mut(&port) else {
-            assert_eq!(op, Op::Request);
-            self.streams.insert(port, Stream { limit: header.buf_alloc, ..Stream::default() });
-            self.out.push_back((Header { buf_alloc: GUEST_BUFFER, ..answer(&header, Op::Response) }, Vec::new()));
-            return;
-        };
-        stream.limit = header.fwd_cnt.wrapping_add(header.buf_alloc);
-        match op {
-            Op::Rw => stream.back.extend(payload),
-            Op::Shutdown => stream.ending = true,
-            Op::Rst => {
-                assert!(stream.ended, "the device reset a stream that was not over");
-                self.streams.remove(&port);
-                self.closed += 1;
-            }
-            Op::CreditRequest => {
-                let update = Header { fwd_cnt: stream.fwd_cnt, ..answer(&header, Op::CreditUpdate) };
-                self.out.push_back((update, Vec::new()));
-            }
-            _ => {}
-        }
-    }
-
     fn answer(&mut self) {
-        for (&port, stream) in &mut self.streams {
-            let from = Header { src_port: 1024, dst_port: port, ..request(0, 0) };
-            let room = stream.limit.wrapping_sub(stream.sent) as usize;
-            let len = stream.back.len().min(room).min(self.numbers.below(60_000) as usize + 1);
-            if len > 0 {
-                let data: Vec<u8> = stream.back.drain(..len).collect();
-                stream.sent = stream.sent.wrapping_add(len as u32);
-                stream.fwd_cnt = stream.fwd_cnt.wrapping_add(len as u32);
-                let rw = Header { op: Op::Rw.to_wire(), len: len as u32, fwd_cnt: stream.fwd_cnt, ..from };
-                self.out.push_back((rw, data));
-            } else if stream.ending && stream.back.is_empty() && !stream.ended {
-                stream.ended = true;
-                let end = Header { op: Op::Shutdown.to_wire(), flags: SHUTDOWN_BOTH, fwd_cnt: stream.fwd_cnt, ..from };
-                self.out.push_back((end, Vec::new()));
-            }
+        for port in self.echo.ports() {
+            let most = self.numbers.below(60_000) as usize + 1;
+            self.out.extend(self.echo.say(port, most));
         }
     }
 
@@ -108,7 +49,7 @@ impl Guest {
         {
             most -= 1;
             self.spare.push(head);
-            self.take(header, payload);
+            self.out.extend(self.echo.hear(&header, payload).map(|answer| (answer, Vec::new())));
         }
         self.answer();
         // As Linux does, it offers what it has read when half of the buffers are gone.
@@ -123,20 +64,19 @@ impl Guest {
         if self.numbers.below(16) == 0 {
             thread::sleep(Duration::from_micros(self.numbers.below(500).into()));
         }
-        let ready = self.streams.values().any(|one| !one.back.is_empty() && one.limit != one.sent);
-        most == 0 || (ready && self.out.is_empty())
+        most == 0 || (self.echo.is_ready() && self.out.is_empty())
     }
 
     /// Until so many streams have ended.
     fn run(&mut self, streams: usize) {
-        while self.closed < streams {
-            if self.work() || self.closed == streams {
+        while self.echo.closed < streams {
+            if self.work() || self.echo.closed == streams {
                 continue;
             }
             let rings = if self.out.is_empty() { &[RX][..] } else { &[RX, TX] };
             let ready = rings.iter().any(|ring| self.driver.listen(*ring));
             let woken = ready || self.driver.sleep(rings, PATIENCE);
-            assert!(woken, "no interrupt: {} of {streams} ended, {} packets wait", self.closed, self.out.len());
+            assert!(woken, "no interrupt: {} of {streams} ended, {} packets wait", self.echo.closed, self.out.len());
         }
     }
 }
@@ -178,8 +118,8 @@ fn conversations(event_idx: bool, buffers: u16, slots: u16) {
         })
         .collect();
     let Machine { driver, device, directory: _directory, handle: _handle } = machine;
-    let (streams, out) = (HashMap::new(), VecDeque::new());
-    let mut guest = Guest { driver, numbers: Numbers(9), streams, out, spare: Vec::new(), buffers, closed: 0 };
+    let (echo, out) = (Echo::default(), VecDeque::new());
+    let mut guest = Guest { driver, numbers: Numbers(9), echo, out, spare: Vec::new(), buffers };
     guest.run(STREAMS as usize);
     let longest = talks.into_iter().map(|talk| talk.join().unwrap()).max().unwrap();
     println!("event index {event_idx}, {buffers} buffers, {slots} packets: the longest wait was {longest:.1?}");
