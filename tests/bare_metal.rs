@@ -9,7 +9,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use bulkhead::vmm::api::{Command, Event, ExitReason};
 use support::{
     Vmm,
-    guest::{SPIN, kernel, machine, out},
+    guest::{ENTRY, SPIN, kernel, machine, out},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -88,6 +88,33 @@ fn exits_are_counted_by_kind() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!((exits["port"], exits["mmio"]), (2, 1));
+}
+
+#[test]
+fn a_look_shows_where_a_vcpu_is_and_whether_it_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = |code: &[u8]| {
+        let vmm = Vmm::boot(machine(kernel(dir.path(), code)));
+        assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
+        let mut seen = None;
+        // It may not have come that far yet.
+        for _ in 0..200 {
+            vmm.send(&Command::Look, None);
+            let Some(Event::Vcpus { mut views }) = vmm.event(SOON) else { panic!("no vCPUs") };
+            assert_eq!(views.len(), 1);
+            seen = views.remove(0);
+            if seen.as_ref().is_some_and(|view| view.halted || code == SPIN) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        seen.expect("the vCPU did not show itself")
+    };
+    let spinning = seen(&SPIN);
+    assert_eq!((spinning.rip, spinning.halted, spinning.user), (u64::from(ENTRY), false, false));
+    // hlt; spin
+    let halted = seen(&sequence(&[&[0xf4], &SPIN]));
+    assert_eq!((halted.rip, halted.halted, halted.rflags & 1 << 9), (u64::from(ENTRY) + 1, true, 0));
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    Configuration, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, SocketExceptions, encode,
+    Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION,
+    SocketExceptions, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -32,6 +33,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest text of the guest that is passed on, in characters.
 const MAX_TEXT: usize = 1000;
+
+/// Most threads of a description that are passed on.
+const MAX_THREADS: usize = 64;
 
 /// Why a conversation with the agent ended.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +257,7 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
             info!("the guest says goodbye");
             None
         }
+        GuestMessage::Described(description) => Some(VmEvent::Described(fit(description))),
         // What the conversation itself answers.
         GuestMessage::Publish { .. } | GuestMessage::Unpublish { .. } => None,
         GuestMessage::Hello(_) => {
@@ -260,6 +265,18 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
             None
         }
     }
+}
+
+/// A description that is no longer than it has to be.
+fn fit(mut description: Description) -> Description {
+    description.load = shorten(&description.load);
+    description.busiest.truncate(MAX_THREADS);
+    for thread in &mut description.busiest {
+        thread.name = shorten(&thread.name);
+        thread.waits = shorten(&thread.waits);
+        thread.state = if thread.state.is_ascii_graphic() { thread.state } else { '?' };
+    }
+    description
 }
 
 /// The guest's words, fit for a terminal and a log line.

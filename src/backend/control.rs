@@ -124,10 +124,11 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
         "/v1/status" if get => json(StatusCode::OK, &*api.status.borrow()),
         "/v1/events" if get => events(api.status),
         "/v1/ports" if get => ports(&api).await,
+        "/v1/examination" if get => examination(&api).await,
         "/v1/start" if post => change::<StartOptions>(request, &api, Request::Start).await,
         "/v1/stop" if post => change::<StopOptions>(request, &api, Request::Stop).await,
         "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
-        "/v1/status" | "/v1/events" | "/v1/ports" => wrong_method("GET"),
+        "/v1/status" | "/v1/events" | "/v1/ports" | "/v1/examination" => wrong_method("GET"),
         "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
         _ => problem(StatusCode::NOT_FOUND, "there is no such resource"),
     }
@@ -168,6 +169,17 @@ async fn ports(api: &Api) -> Reply {
         return json(StatusCode::OK, &ports);
     }
     ending()
+}
+
+async fn examination(api: &Api) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    if api.requests.send(Request::Examine(reply)).await.is_err() {
+        return ending();
+    }
+    match answer.await {
+        Ok(examination) => json(StatusCode::OK, &examination),
+        Err(_) => problem(StatusCode::CONFLICT, "no VM runs"),
+    }
 }
 
 fn ending() -> Reply {

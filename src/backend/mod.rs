@@ -8,6 +8,7 @@ mod certificates;
 mod child;
 mod control;
 pub mod disk;
+mod examine;
 pub mod host;
 pub mod launch;
 pub mod lock;

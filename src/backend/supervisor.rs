@@ -17,7 +17,7 @@ use super::{
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm, VmEvent},
     vmm::Channel,
-    wire::{Answer, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    wire::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
 };
 use crate::{
     report::chain,
@@ -49,6 +49,8 @@ pub(super) enum Request {
     Signal,
     /// Which ports are published.
     Ports(oneshot::Sender<Ports>),
+    /// What the VM does at the moment.
+    Examine(oneshot::Sender<Examination>),
 }
 
 /// Where descriptors of docker clients go while the engine answers.
@@ -238,6 +240,16 @@ impl Supervisor {
                 let _ = reply.send(Ports { ports: ports.into_iter().map(Into::into).collect() });
                 return None;
             }
+            Request::Examine(reply) => {
+                // Without a VM nobody is asked, and the reply ends here.
+                if let Some(vm) = &self.vm {
+                    let examination = vm.examine();
+                    tokio::spawn(async move {
+                        let _ = reply.send(examination.await);
+                    });
+                }
+                return None;
+            }
         })
     }
 
@@ -268,6 +280,12 @@ impl Supervisor {
                 error!("the guest gave up: {reason}");
                 self.take_time(&StopOptions::default());
                 Input::GuestFailed(reason)
+            }
+            VmEvent::Described(description) => {
+                if let Some(vm) = &self.vm {
+                    vm.described(&description);
+                }
+                return None;
             }
             VmEvent::NetworkDown(warning) => {
                 error!("{warning}");

@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use bulkhead_protocol::{HostMessage, PortMapping, ShutdownMode, Stage};
+use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode, Stage};
 use tokio::{
     net::UnixListener,
     process::Child,
@@ -15,13 +15,14 @@ use super::{
     agent::{self, GuestPlan},
     certificates,
     disk::DiskError,
+    examine::{self, Desks},
     logs,
     network::{self, Keeper},
     plan::{DATA_SERIAL, Plan, PlanError},
     ports::Ports,
     state::End,
     vmm::{self, Channel, VmmError},
-    wire::StartOptions,
+    wire::{Examination, StartOptions},
 };
 use crate::{
     settings::{Paths, Policy},
@@ -72,6 +73,8 @@ pub enum VmEvent {
     GuestFailed(String),
     /// The engine ended and is being started again.
     EngineDown(String),
+    /// The guest described itself, as it was asked to.
+    Described(Description),
     /// The network process is gone for good; a fresh VM gets a fresh one.
     NetworkDown(String),
     /// The process is gone; the last event.
@@ -91,6 +94,7 @@ pub struct Vm {
     events: mpsc::Receiver<VmEvent>,
     agent: AbortHandle,
     ports: Arc<Ports>,
+    desks: Arc<Desks>,
 }
 
 impl Vm {
@@ -147,13 +151,15 @@ impl Vm {
         let (process, stream) = network.unzip();
         let keeper =
             process.map(|process| Keeper::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
-        tokio::spawn(watch(child, keeper, Arc::clone(&channel), Arc::clone(&kill), sender));
+        let desks = Arc::<Desks>::default();
+        let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), desks: Arc::clone(&desks) };
+        tokio::spawn(watch(child, keeper, watched, sender));
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
             // The process is already gone; why is known once it has been waited for.
             warn!("{}", crate::report::chain(&error));
         }
-        Ok(Self { plan, pid, channel, kill, orders, events, agent, ports })
+        Ok(Self { plan, pid, channel, kill, orders, events, agent, ports, desks })
     }
 
     /// Where packets to the process go.
@@ -164,6 +170,16 @@ impl Vm {
     /// What listens on the host for containers.
     pub fn ports(&self) -> Vec<PortMapping> {
         self.ports.list()
+    }
+
+    /// What the VM does at the moment.
+    pub fn examine(&self) -> impl Future<Output = Examination> + Send + use<> {
+        examine::examine(Arc::clone(&self.channel), self.orders.clone(), Arc::clone(&self.desks))
+    }
+
+    /// The answer to whoever examines the VM.
+    pub fn described(&self, description: &Description) {
+        self.desks.guest.answer(description);
     }
 
     /// The next event; pending for ever after [`VmEvent::Ended`].
@@ -201,14 +217,16 @@ pub fn remove_sockets(paths: &Paths) {
     }
 }
 
-/// Reads the child's packets until it is gone, then says how it ended; nothing of the VM is left then.
-async fn watch(
-    mut child: Child,
-    network: Option<Keeper>,
+/// What [`watch`] shares with its VM.
+struct Watched {
     channel: Arc<Channel>,
     kill: Arc<Notify>,
-    events: mpsc::Sender<VmEvent>,
-) {
+    desks: Arc<Desks>,
+}
+
+/// Reads the child's packets until it is gone, then says how it ended; nothing of the VM is left then.
+async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, events: mpsc::Sender<VmEvent>) {
+    let Watched { channel, kill, desks } = watched;
     let mut said = None;
     loop {
         let packet = tokio::select! {
@@ -226,6 +244,7 @@ async fn watch(
             }
             Ok(Some(Event::Started { since_exec_us })) => info!(since_exec_us, "the guest runs"),
             Ok(Some(Event::Statistics(statistics))) => info!(?statistics),
+            Ok(Some(Event::Vcpus { views })) => desks.vcpus.answer(&views),
             Ok(None) => break,
             Err(error) => {
                 warn!("{}", crate::report::chain(&error));

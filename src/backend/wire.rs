@@ -5,6 +5,7 @@
 //! | `GET /v1/status`   |                  | [`Status`]                                                      |
 //! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
 //! | `GET /v1/ports`    |                  | [`Ports`]                                                       |
+//! | `GET /v1/examination` |               | [`Examination`], some seconds later                             |
 //! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
 //! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
 //! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
@@ -13,11 +14,14 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use bulkhead_protocol::{PortMapping, Stage, Transport};
+use bulkhead_protocol::{Description, PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::state::Accepted;
-use crate::settings::{NetworkKind, PolicyFacts, ProfileName, ProxyEnvironment};
+use crate::{
+    settings::{NetworkKind, PolicyFacts, ProfileName, ProxyEnvironment},
+    vmm::api::VcpuView,
+};
 
 /// Longest request body in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -162,6 +166,15 @@ impl From<PortMapping> for PublishedPort {
         let PortMapping { transport: protocol, host_ip, host_port, container_ip, container_port } = port;
         Self { protocol, host_ip, host_port, container_ip, container_port }
     }
+}
+
+/// What a running VM does at the moment; what does not answer is missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Examination {
+    /// The vCPUs as they were seen some times in a row, each time all of them in order.
+    pub vcpus: Vec<Vec<Option<VcpuView>>>,
+    /// What the guest says of itself.
+    pub guest: Option<Description>,
 }
 
 /// What `start` may ask for; what is left out follows the settings.

@@ -16,7 +16,7 @@ use tokio::{net::UnixStream, time::timeout};
 use crate::{
     backend::{
         lock,
-        wire::{Answer, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
+        wire::{Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
     },
     settings::Paths,
 };
@@ -68,6 +68,11 @@ impl<'a> Client<'a> {
 
     pub(super) async fn ports(&self) -> Result<Ports, ClientError> {
         self.ask::<(), _>(Method::GET, "/v1/ports", None).await
+    }
+
+    /// What the VM does at the moment, some seconds later.
+    pub(super) async fn examination(&self) -> Result<Examination, ClientError> {
+        self.ask::<(), _>(Method::GET, "/v1/examination", None).await
     }
 
     pub(super) async fn start(&self, options: &StartOptions) -> Result<Answer, ClientError> {

@@ -1,5 +1,7 @@
 //! `bulkhead doctor`.
 
+mod running;
+
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -14,7 +16,8 @@ use crate::{
 
 /// Check whether this machine can run the engine; says what is wrong and what to do.
 ///
-/// The guest image is read whole and compared with its digests. Exit status 1 when a check fails.
+/// The guest image is read whole and compared with its digests. Where the engine runs, its VM is asked, too: when guest
+/// or engine do not answer, what they do at the moment is told. Exit status 1 when a check fails.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Text for people or JSON for programs.
@@ -33,7 +36,8 @@ fn check<E: std::error::Error>(name: &'static str, result: Result<String, E>) ->
 }
 
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
-    let checks = checks(paths);
+    let mut checks = checks(paths);
+    checks.extend(super::runtime()?.block_on(running::checks(paths)));
     let failed = checks.iter().filter(|check| check.result.is_err()).count();
     match arguments.format {
         Format::Json => {

@@ -71,6 +71,8 @@ pub enum Command {
     Network,
     /// Ask for [`Event::Statistics`].
     Statistics,
+    /// Ask for [`Event::Vcpus`].
+    Look,
     /// End the machine at once, as if the power failed.
     Kill,
 }
@@ -105,6 +107,26 @@ pub struct Statistics {
     pub guest_resident_kib: u64,
 }
 
+/// Where a vCPU is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VcpuView {
+    /// Its instruction pointer.
+    pub rip: u64,
+    /// Its flags; bit 9 lets interrupts in.
+    pub rflags: u64,
+    /// The page tables that it uses, which tells programs apart.
+    pub cr3: u64,
+    /// It runs a program and not the kernel (privilege level 3).
+    pub user: bool,
+    /// It sleeps until an interrupt.
+    pub halted: bool,
+    /// Vectors of interrupts that its local APIC holds back (IRR).
+    pub pending: Vec<u8>,
+    /// Vectors of interrupts that it serves (ISR).
+    pub in_service: Vec<u8>,
+}
+
 /// vmm to backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -116,6 +138,11 @@ pub enum Event {
     },
     /// Answer to [`Command::Statistics`].
     Statistics(Statistics),
+    /// Answer to [`Command::Look`].
+    Vcpus {
+        /// Each vCPU in order; `None` for one that could not be stopped for it.
+        views: Vec<Option<VcpuView>>,
+    },
     /// The machine ended; the last packet.
     Exited(ExitReason),
 }

@@ -12,17 +12,17 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    api::{ExitReason, Statistics, VmConfig},
+    api::{ExitReason, Statistics, VcpuView, VmConfig},
     boot,
     bus::{Bus, BusDevice},
     cpuid,
     error::{VmmError, host, kvm},
     exit::ExitSignal,
     interrupts::GsiRouter,
-    layout,
+    layout, look,
     memory::{self, GuestRam},
     usage,
-    vcpu::{self, Buses, ExitCounters},
+    vcpu::{self, Buses, ExitCounters, Shared},
 };
 use crate::{
     devices::{
@@ -49,7 +49,7 @@ const MOST_CPUS: u8 = 32;
 /// A machine whose vCPUs run.
 pub(super) struct Machine {
     memory: Arc<GuestRam>,
-    counters: Vec<Arc<ExitCounters>>,
+    vcpus: Vec<Arc<Shared>>,
     console: Arc<Mutex<ConsoleLog>>,
     vsock: Option<VsockHandle>,
     net: Option<NetHandle>,
@@ -109,8 +109,9 @@ impl Machine {
         let entry = boot::load(&board.memory, config)?;
         // Everything is open; the threads that the guest can reach start confined.
         sandbox::confine_vmm(sockets)?;
-        let (counters, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
-        Ok(Self { memory, counters, console, vsock, net, exit })
+        look::prepare().map_err(host("a signal handler"))?;
+        let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
+        Ok(Self { memory, vcpus, console, vsock, net, exit })
     }
 
     /// Raised when the machine ends.
@@ -131,7 +132,7 @@ impl Machine {
     /// Counters up to now.
     pub(super) fn statistics(&self) -> Statistics {
         let sum = |pick: fn(&ExitCounters) -> &std::sync::atomic::AtomicU64| {
-            self.counters.iter().map(|counters| pick(counters).load(Ordering::Relaxed)).sum()
+            self.vcpus.iter().map(|vcpu| pick(&vcpu.exits).load(Ordering::Relaxed)).sum()
         };
         let exits = BTreeMap::from([
             ("port".to_owned(), sum(|c| &c.port)),
@@ -140,6 +141,12 @@ impl Machine {
         ]);
         let (guest_resident_kib, overhead_kib) = usage::resident_kib(&self.memory);
         Statistics { exits, overhead_kib, guest_resident_kib }
+    }
+
+    /// Where each vCPU is.
+    pub(super) fn look(&self) -> Vec<Option<VcpuView>> {
+        let windows: Vec<_> = self.vcpus.iter().map(|vcpu| Arc::clone(&vcpu.window)).collect();
+        look::look(&windows)
     }
 
     /// Tells a reset that follows a kernel panic from one that the guest wanted.
@@ -223,7 +230,7 @@ impl Board {
         cpus: u8,
         entry: boot::Entry,
         exit: &ExitSignal,
-    ) -> Result<(Vec<Arc<ExitCounters>>, Arc<GuestRam>), VmmError> {
+    ) -> Result<(Vec<Arc<Shared>>, Arc<GuestRam>), VmmError> {
         let pci = Arc::new(Mutex::new(self.pci));
         insert(&mut self.mmio, layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
         let buses = Arc::new(Buses { ports: self.ports, memory: self.mmio });
@@ -238,13 +245,13 @@ impl Board {
             }
             vcpus.push(vcpu);
         }
-        let mut counters = Vec::new();
+        let mut running = Vec::new();
         for (id, vcpu) in (0..cpus).zip(vcpus) {
-            let counter = Arc::new(ExitCounters::default());
-            counters.push(Arc::clone(&counter));
-            vcpu::spawn(id, vcpu, Arc::clone(&buses), counter, exit.clone())?;
+            let shared = Arc::new(Shared::default());
+            running.push(Arc::clone(&shared));
+            vcpu::spawn(id, vcpu, Arc::clone(&buses), shared, exit.clone())?;
         }
-        Ok((counters, self.memory))
+        Ok((running, self.memory))
     }
 }
 

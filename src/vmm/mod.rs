@@ -9,6 +9,7 @@ pub mod error;
 pub mod exit;
 pub mod interrupts;
 pub mod layout;
+mod look;
 mod machine;
 pub mod memory;
 mod usage;
@@ -72,6 +73,7 @@ fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmE
                 }
             }
             Some((Command::Statistics, _)) => control.send(&Event::Statistics(machine.statistics())),
+            Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.look() }),
             Some((Command::Kill, _)) | None => return Ok(None),
             Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
                 tracing::warn!("a command that makes no sense now was ignored");

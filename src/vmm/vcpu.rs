@@ -15,12 +15,20 @@ use super::{
     bus::Bus,
     error::{VmmError, host},
     exit::ExitSignal,
+    look::Window,
 };
 
 /// The two address spaces, read-only once the vCPUs run.
 pub(super) struct Buses {
     pub(super) ports: Bus,
     pub(super) memory: Bus,
+}
+
+/// What others may know of a running vCPU.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) exits: ExitCounters,
+    pub(super) window: Arc<Window>,
 }
 
 /// Exits of one vCPU that reached this process, by kind.
@@ -40,12 +48,13 @@ pub(super) fn spawn(
     id: u8,
     mut vcpu: VcpuFd,
     buses: Arc<Buses>,
-    counters: Arc<ExitCounters>,
+    shared: Arc<Shared>,
     exit: ExitSignal,
 ) -> Result<(), VmmError> {
     let body = move || {
+        shared.window.enter();
         loop {
-            if let Err(reason) = step(&mut vcpu, &buses, &counters) {
+            if let Err(reason) = step(&mut vcpu, &buses, &shared) {
                 return exit.raise(reason);
             }
         }
@@ -55,7 +64,8 @@ pub(super) fn spawn(
 }
 
 /// One entry into the guest.
-fn step(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> Result<(), ExitReason> {
+fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitReason> {
+    let counters = &shared.exits;
     match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => {
             count(&counters.port);
@@ -82,7 +92,8 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> Result<(),
             let message = format!("unexpected exit {other:?}");
             return Err(ExitReason::Error { message });
         }
-        Err(error) if matches!(error.errno(), libc::EAGAIN | libc::EINTR) => {}
+        Err(error) if error.errno() == libc::EINTR => shared.window.show(vcpu),
+        Err(error) if error.errno() == libc::EAGAIN => {}
         Err(error) => return Err(failed(vcpu, &format!("KVM_RUN failed: {error}"))),
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! What hangs, when a test gave up waiting: which threads run and which sleep, and whether the engine still answers.
+//! What hangs, when a test gave up waiting: which threads run and which sleep, whether the engine still answers, and
+//! what guest and vCPUs do.
 
 use std::{
     collections::BTreeMap,
@@ -18,8 +19,8 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// How long the engine has to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The threads of some processes, and the answer of the engine behind a socket.
-pub fn report(processes: &[u32], socket: &Path) -> String {
+/// The threads of some processes, the answer of the engine behind a socket, and what its backend knows of the guest.
+pub fn report(processes: &[u32], socket: &Path, control: &Path) -> String {
     let before = threads(processes);
     thread::sleep(WATCHED);
     let mut text = String::from("--- threads: process, name, state, CPU, where it waits\n");
@@ -29,6 +30,9 @@ pub fn report(processes: &[u32], socket: &Path) -> String {
         let _ = writeln!(text, "{process:7} {:15} {} {busy:3} % {}", now.name, now.state, now.waits);
     }
     let _ = writeln!(text, "--- {}: {}", socket.display(), ping(socket));
+    let examination = client::ask(control, "GET", "/v1/examination");
+    let examination = examination.map_or_else(|error| error.to_string(), |(status, body)| format!("{status} {body}"));
+    let _ = writeln!(text, "--- {}: {}", control.display(), examination.trim_end());
     text
 }
 

@@ -154,9 +154,10 @@ impl Home {
     /// What is known when a test failed: the logs, and who hangs.
     pub fn autopsy(&self) -> String {
         let processes = self.processes();
-        let hanging =
-            if processes.is_empty() { String::new() } else { autopsy::report(&processes, &self.docker_socket()) };
-        self.logs() + &hanging
+        if processes.is_empty() {
+            return self.logs();
+        }
+        self.logs() + &autopsy::report(&processes, &self.docker_socket(), &self.control_socket())
     }
 
     pub fn remove(&self) {

@@ -10,6 +10,7 @@
 mod api;
 mod client;
 mod engine;
+mod examine;
 mod home;
 mod input;
 mod isolation;

@@ -34,9 +34,7 @@ pub(crate) fn run() -> Result<End, Error> {
             agent.send(&GuestMessage::Goodbye);
             return Ok(End { mode, ..End::ORDERLY });
         }
-        Answer::Other(HostMessage::Certificates { .. } | HostMessage::Configure(_) | HostMessage::Published { .. }) => {
-            return Err(Error::BackendClosed);
-        }
+        Answer::Other(_) => return Err(Error::BackendClosed),
     };
     network::set_host_name(&configuration.hostname)?;
     if let Some(network) = &configuration.network

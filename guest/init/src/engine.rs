@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     agent::Agent,
-    disk,
+    describe, disk,
     error::{Error, chain},
     event::{Event, spawn},
     kmsg,
@@ -89,6 +89,8 @@ pub(crate) struct Engine {
     warden_heard: Option<Instant>,
     /// The disk's tools run and are waited for by their own thread.
     disk_busy: bool,
+    /// A description of the guest is being made.
+    describing: bool,
     failed: bool,
     pinging: bool,
     failed_pings: u32,
@@ -120,6 +122,7 @@ impl Engine {
             held: None,
             warden_heard: None,
             disk_busy: false,
+            describing: false,
             failed: false,
             pinging: false,
             failed_pings: 0,
@@ -188,6 +191,11 @@ impl Engine {
                 kmsg::log("ignored a second configuration");
             }
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
+            Event::Host(HostMessage::Describe) => self.describe(),
+            Event::Described(description) => {
+                self.describing = false;
+                self.agent.send(&GuestMessage::Described(description));
+            }
             Event::Publish { id, .. } if self.configuration.network.is_none() => {
                 self.ports.answer(id, Some(ports::NO_NETWORK.to_owned()));
             }
@@ -207,6 +215,21 @@ impl Engine {
             Event::Ping(result) => self.pinged(result),
         }
         None
+    }
+
+    /// One description at a time answers everybody who asks meanwhile.
+    fn describe(&mut self) {
+        if self.describing {
+            return;
+        }
+        let events = self.events.clone();
+        let begun = spawn("describe", move || {
+            let _ = events.send(Event::Described(describe::guest()));
+        });
+        match begun {
+            Ok(()) => self.describing = true,
+            Err(error) => kmsg::log(&chain(&error)),
+        }
     }
 
     fn fail(&mut self, stage: Stage, reason: String) {

@@ -2,7 +2,7 @@
 
 use std::{sync::mpsc::Sender, thread};
 
-use bulkhead_protocol::{HostMessage, PortMapping};
+use bulkhead_protocol::{Description, HostMessage, PortMapping};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::error::Error;
@@ -35,6 +35,8 @@ pub(crate) enum Event {
     },
     /// The mapping with this id is over.
     Unpublish(u64),
+    /// The guest was described, as the host had asked.
+    Described(Description),
 }
 
 /// Stack of the helper threads in bytes; they do little.

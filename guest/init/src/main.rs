@@ -9,6 +9,7 @@ mod boot;
 mod certificates;
 mod cgroup;
 mod config;
+mod describe;
 mod disk;
 mod engine;
 mod error;

@@ -14,8 +14,8 @@ mod sockets;
 
 pub use line::{LineError, LineReader, encode};
 pub use message::{
-    Configuration, Failure, GuestMessage, Hello, HostMessage, Network, Network6, PortMapping, ShutdownMode, Stage,
-    Transport,
+    Configuration, Description, Failure, GuestMessage, GuestThread, Hello, HostMessage, Network, Network6, PortMapping,
+    ShutdownMode, Stage, Transport,
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 pub use sockets::{
@@ -34,7 +34,7 @@ pub const AGENT_SOURCE_PORT: u32 = 1022;
 pub const DOCKER_PORT: u32 = 1023;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Longest accepted line in bytes, terminator included.
 pub const MAX_LINE: usize = 64 * 1024;

@@ -169,6 +169,8 @@ pub enum HostMessage {
         /// Why the host does not listen, in the engine's own words (`listen tcp4 0.0.0.0:80: bind: …`).
         error: Option<String>,
     },
+    /// Ask for [`GuestMessage::Described`].
+    Describe,
     /// End the guest.
     Shutdown {
         /// Power off or reboot.
@@ -185,6 +187,36 @@ pub struct Failure {
     pub stage: Stage,
     /// One sentence for a person: the cause and what to do.
     pub reason: String,
+}
+
+/// A thread of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestThread {
+    /// Its process.
+    pub process: u32,
+    /// Its name.
+    pub name: String,
+    /// Its state as `/proc/PID/stat` has it, such as `R` or `D`.
+    pub state: char,
+    /// Share of one CPU in per cent.
+    pub busy: u16,
+    /// The kernel's function in which it waits, or nothing.
+    pub waits: String,
+}
+
+/// What the guest does, for a person who wonders why it does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// `/proc/loadavg`.
+    pub load: String,
+    /// Memory in KiB.
+    pub memory_kib: u64,
+    /// Memory in KiB that programs could still have (`MemAvailable`).
+    pub available_kib: u64,
+    /// Threads, of all.
+    pub threads: u64,
+    /// The threads that used most of a moment, and those that wait without being interruptible; the busiest first.
+    pub busiest: Vec<GuestThread>,
 }
 
 /// Agent to backend.
@@ -219,6 +251,8 @@ pub enum GuestMessage {
         /// Which.
         id: u64,
     },
+    /// Answer to [`HostMessage::Describe`], a moment later.
+    Described(Description),
     /// The guest is going down now; the last message.
     Goodbye,
 }

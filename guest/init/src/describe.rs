@@ -1,0 +1,144 @@
+//! What the guest does at the moment, for a person on the host who wonders why it does not answer.
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_protocol::{Description, GuestThread};
+
+/// How long the threads are watched.
+const WATCHED: Duration = Duration::from_millis(500);
+
+/// `USER_HZ`, which is the same for every program.
+const TICKS_PER_SECOND: u128 = 100;
+
+/// Threads that are told; a message has room for many times as many.
+const TOLD: usize = 24;
+
+/// A thread as `/proc/PID/task/TID/stat` has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    state: char,
+    /// User and system time in ticks.
+    ticks: u64,
+}
+
+/// Process and thread.
+type Ids = (u32, u32);
+
+/// Describes the guest; takes [`WATCHED`].
+pub(crate) fn guest() -> Description {
+    let (before, begun) = (threads(), Instant::now());
+    thread::sleep(WATCHED);
+    let (now, watched) = (threads(), begun.elapsed());
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    Description {
+        load: fs::read_to_string("/proc/loadavg").unwrap_or_default().trim_end().to_owned(),
+        memory_kib: kib(&memory, "MemTotal:"),
+        available_kib: kib(&memory, "MemAvailable:"),
+        threads: now.len() as u64,
+        busiest: busiest(&before, &now, watched)
+            .into_iter()
+            .map(|(ids, busy)| {
+                let Stat { name, state, .. } = &now[&ids];
+                GuestThread { process: ids.0, name: name.clone(), state: *state, busy, waits: waits(ids) }
+            })
+            .collect(),
+    }
+}
+
+/// The threads that are worth telling, and their share of a CPU in per cent.
+fn busiest(before: &BTreeMap<Ids, Stat>, now: &BTreeMap<Ids, Stat>, watched: Duration) -> Vec<(Ids, u16)> {
+    let whole = (TICKS_PER_SECOND * watched.as_millis() / 1000).max(1);
+    let share = |ids: &Ids, stat: &Stat| {
+        // One that is new has used all of its time meanwhile.
+        let used = stat.ticks.saturating_sub(before.get(ids).map_or(0, |before| before.ticks));
+        u16::try_from(u128::from(used) * 100 / whole).unwrap_or(u16::MAX)
+    };
+    let mut told: Vec<_> = now
+        .iter()
+        .map(|(ids, stat)| (*ids, share(ids, stat), stat.state == 'D'))
+        .filter(|(_, busy, stuck)| *busy > 0 || *stuck)
+        .collect();
+    told.sort_by_key(|(_, busy, _)| Reverse(*busy));
+    told.truncate(TOLD);
+    told.into_iter().map(|(ids, busy, _)| (ids, busy)).collect()
+}
+
+/// Every thread that there is.
+fn threads() -> BTreeMap<Ids, Stat> {
+    let numbers = |folder: &str| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).collect::<Vec<_>>()
+    };
+    let mut all = BTreeMap::new();
+    for process in numbers("/proc") {
+        for thread in numbers(&format!("/proc/{process}/task")) {
+            let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).unwrap_or_default();
+            if let Some(stat) = parse(&stat) {
+                all.insert((process, thread), stat);
+            }
+        }
+    }
+    all
+}
+
+/// Reads a line of proc_pid_stat(5).
+fn parse(line: &str) -> Option<Stat> {
+    // The name in parentheses may hold anything; field 3 follows it.
+    let (head, rest) = line.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    let fields: Vec<_> = rest.split_ascii_whitespace().collect();
+    let ticks = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    Some(Stat { name, state: fields.first()?.chars().next()?, ticks: ticks(14)?.saturating_add(ticks(15)?) })
+}
+
+/// Where a thread waits (proc_pid_wchan(5)).
+fn waits((process, thread): Ids) -> String {
+    let place = fs::read_to_string(format!("/proc/{process}/task/{thread}/wchan")).unwrap_or_default();
+    if place == "0" { String::new() } else { place }
+}
+
+fn kib(memory: &str, key: &str) -> u64 {
+    let line = memory.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threads_name_may_hold_what_separates_the_fields() {
+        let line = "7 (a) (b) R 1 7 7 0 -1 4194560 0 0 0 0 11 4 0 0 20 0 1 0 5 0 0";
+        assert_eq!(parse(line).unwrap(), Stat { name: "a) (b".into(), state: 'R', ticks: 15 });
+        for broken in ["", "7 (a)", "7 (a) R 1", "7 a R 1 7 7 0 -1 4194560 0 0 0 0 11 4"] {
+            assert_eq!(parse(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn busy_and_stuck_threads_are_told_the_busiest_first_and_idle_ones_are_not() {
+        let stat = |state, ticks| Stat { name: "x".into(), state, ticks };
+        let before = BTreeMap::from([((1, 1), stat('S', 90)), ((2, 2), stat('R', 10)), ((3, 3), stat('D', 0))]);
+        let now = BTreeMap::from([
+            ((1, 1), stat('S', 90)),
+            ((2, 2), stat('R', 20)),
+            ((3, 3), stat('D', 0)),
+            ((4, 4), stat('R', 50)),
+        ]);
+        assert_eq!(busiest(&before, &now, WATCHED), [((4, 4), 100), ((2, 2), 20), ((3, 3), 0)]);
+    }
+
+    #[test]
+    fn this_process_is_among_the_threads() {
+        assert!(threads().keys().any(|(process, _)| *process == std::process::id()));
+        let description = guest();
+        assert!(description.threads > 0 && description.memory_kib >= description.available_kib);
+        assert!(description.available_kib > 0 && !description.load.is_empty());
+    }
+}

@@ -1,0 +1,150 @@
+//! What `doctor` says of an engine that runs: whether guest and engine answer, and what they do when they do not.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_protocol::{Description, GuestThread};
+use tokio::time::timeout;
+
+use super::Check;
+use crate::{
+    backend::wire::Examination,
+    cli::{
+        client::{self, Client, ClientError},
+        command,
+    },
+    report::chain,
+    settings::Paths,
+    vmm::api::VcpuView,
+};
+
+/// How long the engine may take to answer `_ping`.
+const PING: Duration = Duration::from_secs(10);
+
+/// Threads that a person is told.
+const TOLD: usize = 8;
+
+/// `EFLAGS.IF`.
+const INTERRUPTS: u64 = 1 << 9;
+
+/// The checks of a VM that runs; none where there is none.
+pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
+    let running = async {
+        let Some(client) = Client::connect(paths).await? else { return Ok(Vec::new()) };
+        if client.status().await?.vmm_pid.is_none() {
+            return Ok(Vec::new());
+        }
+        let (examination, ping) = tokio::join!(client.examination(), ping(paths));
+        let examination = examination?;
+        let engine = ping.map_err(|problem| unanswered(&problem, examination.guest.as_ref()));
+        Ok::<_, ClientError>(vec![
+            Check { name: "guest", result: guest(&examination, &command(paths, "stop --force")) },
+            Check { name: "engine", result: engine },
+        ])
+    };
+    running.await.unwrap_or_else(|error| vec![Check { name: "backend", result: Err(chain(&error)) }])
+}
+
+async fn ping(paths: &Paths) -> Result<String, String> {
+    let begun = Instant::now();
+    match timeout(PING, client::ping(&paths.docker_socket())).await {
+        Ok(Ok(())) => Ok(format!("answers after {} ms", begun.elapsed().as_millis())),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err(format!("no answer in {} s", PING.as_secs())),
+    }
+}
+
+fn guest(examination: &Examination, stop: &str) -> Result<String, String> {
+    match &examination.guest {
+        Some(Description { load, memory_kib, available_kib, threads, .. }) => Ok(format!(
+            "answers; load {load}, {} of {} MiB memory available, {threads} threads",
+            available_kib / 1024,
+            memory_kib / 1024
+        )),
+        None => Err(format!("no answer; {}; `{stop}` ends it like a power cut", vcpus(&examination.vcpus))),
+    }
+}
+
+/// Why the engine may not answer.
+fn unanswered(problem: &str, guest: Option<&Description>) -> String {
+    let Some(guest) = guest else { return problem.to_owned() };
+    if guest.busiest.is_empty() {
+        return format!("{problem}; nothing in the guest is busy");
+    }
+    let threads: Vec<_> = guest.busiest.iter().take(TOLD).map(thread).collect();
+    format!("{problem}; busy in the guest: {}", threads.join(", "))
+}
+
+fn thread(thread: &GuestThread) -> String {
+    let GuestThread { process, name, state, busy, waits } = thread;
+    let place = if waits.is_empty() { String::new() } else { format!(" in {waits}") };
+    format!("{name} (process {process}, {state}{place}, {busy} %)")
+}
+
+/// Where the vCPUs were each time.
+fn vcpus(looks: &[Vec<Option<VcpuView>>]) -> String {
+    let Some(count) = looks.iter().map(Vec::len).max() else { return "its process does not answer either".into() };
+    let one = |index: usize| {
+        let mut places: Vec<String> = looks.iter().filter_map(|look| Some(place(look.get(index)?.as_ref()))).collect();
+        places.dedup();
+        format!("vCPU {index} is {}", places.join(", then "))
+    };
+    (0..count).map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn place(view: Option<&VcpuView>) -> String {
+    let Some(VcpuView { rip, rflags, cr3, user, halted, pending, in_service }) = view else {
+        return "not to be stopped".into();
+    };
+    let place = match (*halted, *user) {
+        (true, _) => format!("halted at {rip:#x}"),
+        (_, true) => format!("in a program at {rip:#x}, page tables {cr3:#x}"),
+        (_, false) => format!("in the kernel at {rip:#x}"),
+    };
+    let vectors = |what: &str, vectors: &[u8]| {
+        let list: Vec<_> = vectors.iter().map(u8::to_string).collect();
+        if list.is_empty() { String::new() } else { format!(", {what} {}", list.join(" ")) }
+    };
+    let off = if rflags & INTERRUPTS == 0 { ", interrupts off" } else { "" };
+    format!("{place}{off}{}{}", vectors("pending", pending), vectors("in service", in_service))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(rip: u64) -> VcpuView {
+        VcpuView { rip, rflags: 0x202, ..VcpuView::default() }
+    }
+
+    #[test]
+    fn a_vcpu_that_stays_in_one_place_is_told_once_and_its_held_back_interrupts_are() {
+        let spinning = VcpuView { rflags: 2, pending: vec![33, 236], in_service: vec![236], ..view(0x10) };
+        let looks = [vec![Some(view(0x10)), None], vec![Some(spinning.clone()), None], vec![Some(spinning), None]];
+        assert_eq!(
+            vcpus(&looks),
+            "vCPU 0 is in the kernel at 0x10, then in the kernel at 0x10, interrupts off, pending 33 236, in service \
+             236; vCPU 1 is not to be stopped"
+        );
+        assert_eq!(vcpus(&[]), "its process does not answer either");
+    }
+
+    #[test]
+    fn an_engine_that_does_not_answer_is_told_with_what_is_busy() {
+        let busy = GuestThread { process: 7, name: "dockerd".into(), state: 'R', busy: 98, waits: String::new() };
+        let stuck = GuestThread { state: 'D', busy: 0, waits: "io_schedule".into(), ..busy.clone() };
+        let mut guest = Description {
+            load: "1.0".into(),
+            memory_kib: 2048,
+            available_kib: 1024,
+            threads: 9,
+            busiest: vec![busy, stuck],
+        };
+        assert_eq!(
+            unanswered("no answer in 10 s", Some(&guest)),
+            "no answer in 10 s; busy in the guest: dockerd (process 7, R, 98 %), dockerd (process 7, D in io_schedule, \
+             0 %)"
+        );
+        guest.busiest.clear();
+        assert_eq!(unanswered("no", Some(&guest)), "no; nothing in the guest is busy");
+    }
+}
