@@ -177,6 +177,20 @@ pub struct Examination {
     pub guest: Option<Description>,
 }
 
+impl Examination {
+    /// The vCPUs that would take an interrupt but did not get it from one look to the last: one that is above all that
+    /// they serve waits while they let interrupts in, or a program runs in the middle of one. No guest does that to
+    /// itself; the KVM below it, or the machine that emulates it, has lost something.
+    pub fn starved(&self) -> Vec<usize> {
+        let count = self.vcpus.iter().map(Vec::len).max().unwrap_or_default();
+        let starves = |vcpu: &usize| {
+            let seen: Vec<_> = self.vcpus.iter().map(|look| look.get(*vcpu)?.as_ref()?.withheld()).collect();
+            seen.len() > 1 && seen[0].is_some() && seen.iter().all(|one| *one == seen[0])
+        };
+        (0..count).filter(starves).collect()
+    }
+}
+
 /// What `start` may ask for; what is left out follows the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -268,6 +282,31 @@ mod tests {
         let options = StartOptions { cpus: Some(2), memory_mib: Some(1024), disk_gib: Some(8), ..Default::default() };
         let json = serde_json::to_value(options).unwrap();
         assert_eq!((&json["cpus"], &json["memoryMiB"], &json["diskGiB"]), (&2.into(), &1024.into(), &8.into()));
+    }
+
+    #[test]
+    fn a_vcpu_that_takes_interrupts_and_gets_none_starves() {
+        let open = VcpuView { rflags: 0x202, ..VcpuView::default() };
+        let waits = VcpuView { pending: vec![33, 236], ..open.clone() };
+        let starved = |looks: &[&VcpuView]| {
+            let vcpus = looks.iter().map(|view| vec![None, Some((*view).clone())]).collect();
+            Examination { vcpus, guest: None }.starved()
+        };
+        assert_eq!(starved(&[&waits, &waits, &waits]), [1]);
+        // One look is none, and what changes is on its way.
+        assert!(starved(&[&waits]).is_empty());
+        assert!(starved(&[&waits, &waits, &open]).is_empty());
+        assert!(starved(&[&waits, &VcpuView { pending: vec![33], ..open.clone() }]).is_empty());
+        // Closed, asleep, or busy with one of the same class.
+        for other in [
+            VcpuView { rflags: 2, ..waits.clone() },
+            VcpuView { halted: true, ..waits.clone() },
+            VcpuView { in_service: vec![0xe0], ..waits.clone() },
+        ] {
+            assert!(starved(&[&other, &other]).is_empty(), "{other:?}");
+        }
+        let left = VcpuView { user: true, in_service: vec![236], ..open };
+        assert_eq!(starved(&[&left, &left]), [1]);
     }
 
     proptest! {

@@ -127,6 +127,18 @@ pub struct VcpuView {
     pub in_service: Vec<u8>,
 }
 
+impl VcpuView {
+    /// The interrupt that should reach the vCPU, or be over, right now; seen once it may just be on its way.
+    pub fn withheld(&self) -> Option<u8> {
+        const INTERRUPTS: u64 = 1 << 9;
+        let (waiting, served) = (self.pending.last(), self.in_service.last());
+        // Of the same class, the upper four bits, one waits for the other (AMD64 manual, volume 2, 16.6.4).
+        let above = waiting.filter(|waiting| served.is_none_or(|served| **waiting >> 4 > *served >> 4));
+        let taken = above.filter(|_| self.rflags & INTERRUPTS != 0 && !self.halted);
+        taken.or(served.filter(|_| self.user)).copied()
+    }
+}
+
 /// vmm to backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead::backend::wire::Examination;
+
 use crate::client;
 
 /// How long the threads are watched.
@@ -33,6 +35,13 @@ pub fn report(processes: &[u32], socket: &Path, control: &Path) -> String {
     let examination = client::ask(control, "GET", "/v1/examination");
     let examination = examination.map_or_else(|error| error.to_string(), |(status, body)| format!("{status} {body}"));
     let _ = writeln!(text, "--- {}: {}", control.display(), examination.trim_end());
+    if let Some((_, body)) = examination.split_once(' ')
+        && let Ok(examination) = serde_json::from_str::<Examination>(body)
+        && !examination.starved().is_empty()
+    {
+        // scripts/test looks for this line.
+        let _ = writeln!(text, "--- KVM keeps interrupts from the vCPUs {:?}", examination.starved());
+    }
     text
 }
 

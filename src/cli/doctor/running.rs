@@ -60,7 +60,7 @@ fn guest(examination: &Examination, stop: &str) -> Result<String, String> {
             available_kib / 1024,
             memory_kib / 1024
         )),
-        None => Err(format!("no answer; {}; `{stop}` ends it like a power cut", vcpus(&examination.vcpus))),
+        None => Err(format!("no answer; {}; `{stop}` ends it like a power cut", vcpus(examination))),
     }
 }
 
@@ -81,12 +81,14 @@ fn thread(thread: &GuestThread) -> String {
 }
 
 /// Where the vCPUs were each time.
-fn vcpus(looks: &[Vec<Option<VcpuView>>]) -> String {
+fn vcpus(examination: &Examination) -> String {
+    let (looks, starved) = (&examination.vcpus, examination.starved());
     let Some(count) = looks.iter().map(Vec::len).max() else { return "its process does not answer either".into() };
     let one = |index: usize| {
         let mut places: Vec<String> = looks.iter().filter_map(|look| Some(place(look.get(index)?.as_ref()))).collect();
         places.dedup();
-        format!("vCPU {index} is {}", places.join(", then "))
+        let starved = if starved.contains(&index) { ", and KVM keeps interrupts from it" } else { "" };
+        format!("vCPU {index} is {}{starved}", places.join(", then "))
     };
     (0..count).map(one).collect::<Vec<_>>().join("; ")
 }
@@ -120,12 +122,18 @@ mod tests {
     fn a_vcpu_that_stays_in_one_place_is_told_once_and_its_held_back_interrupts_are() {
         let spinning = VcpuView { rflags: 2, pending: vec![33, 236], in_service: vec![236], ..view(0x10) };
         let looks = [vec![Some(view(0x10)), None], vec![Some(spinning.clone()), None], vec![Some(spinning), None]];
+        let examined = |vcpus| Examination { vcpus, guest: None };
         assert_eq!(
-            vcpus(&looks),
+            vcpus(&examined(looks.into())),
             "vCPU 0 is in the kernel at 0x10, then in the kernel at 0x10, interrupts off, pending 33 236, in service \
              236; vCPU 1 is not to be stopped"
         );
-        assert_eq!(vcpus(&[]), "its process does not answer either");
+        assert_eq!(vcpus(&examined(Vec::new())), "its process does not answer either");
+        let starved = vec![Some(VcpuView { rflags: 0x202, pending: vec![236], ..view(0x10) })];
+        assert_eq!(
+            vcpus(&examined(vec![starved.clone(), starved])),
+            "vCPU 0 is in the kernel at 0x10, pending 236, and KVM keeps interrupts from it"
+        );
     }
 
     #[test]
