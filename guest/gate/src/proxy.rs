@@ -11,8 +11,8 @@ use std::{
 };
 
 use bulkhead_protocol::SocketExceptions;
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -291,16 +291,28 @@ fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Opti
     Some(async move { gate.sockets.images.look_up(&Engine::new(&gate.upstream), listed, credentials).await })
 }
 
+/// A body that is short enough to be inspected.
+async fn whole(mut body: Incoming) -> Result<Bytes, ProxyError> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ProxyError::BrokenBody)?;
+        // Trailers say nothing of a container.
+        let Some(data) = frame.data_ref() else { continue };
+        if bytes.len() + data.len() > INSPECTED {
+            tokio::spawn(timeout(PATIENCE, drain(body)));
+            return Err(ProxyError::TooLong);
+        }
+        bytes.extend_from_slice(data);
+    }
+    Ok(bytes.freeze())
+}
+
 async fn inspect(
     inspection: Option<Inspection>,
     environment: Option<Arc<[String]>>,
     body: Incoming,
 ) -> Result<Judged, ProxyError> {
-    let collected = Limited::new(body, INSPECTED)
-        .collect()
-        .await
-        .map_err(|error| if error.is::<LengthLimitError>() { ProxyError::TooLong } else { ProxyError::BrokenBody })?;
-    let bytes = collected.to_bytes();
+    let bytes = whole(body).await?;
     // Resolving links may wait for a file share.
     let judged = tokio::task::spawn_blocking(move || {
         let passed = Judged { body: bytes.clone(), socket: None };
