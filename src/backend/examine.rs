@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How long the guest may take to describe itself, half a second of which it watches its threads.
 const DESCRIPTION: Duration = Duration::from_secs(5);
 
+/// Orders that an agent which is not there yet must still have room for: a question must not keep out a shutdown.
+const RESERVED: usize = 2;
+
 /// Those who wait for the next answer of one kind.
 #[derive(Debug)]
 pub(super) struct Desk<T>(Mutex<Vec<oneshot::Sender<T>>>);
@@ -70,7 +73,7 @@ pub(super) async fn examine(
     desks: Arc<Desks>,
 ) -> Examination {
     let description = desks.guest.wait();
-    let asked = orders.try_send(HostMessage::Describe).is_ok();
+    let asked = orders.capacity() > RESERVED && orders.try_send(HostMessage::Describe).is_ok();
     let mut vcpus = Vec::new();
     for _ in 0..LOOKS {
         let seen = desks.vcpus.wait();
@@ -104,8 +107,13 @@ mod tests {
     #[tokio::test]
     async fn a_vm_that_says_nothing_is_examined_all_the_same() {
         let (channel, _theirs) = Channel::pair().unwrap();
-        let (orders, _outbox) = mpsc::channel(1);
-        let examination = examine(Arc::new(channel), orders, Arc::default()).await;
-        assert_eq!(examination, Examination { vcpus: Vec::new(), guest: None });
+        let (orders, mut outbox) = mpsc::channel(RESERVED + 1);
+        let (channel, desks) = (Arc::new(channel), Arc::<Desks>::default());
+        let examine = || examine(Arc::clone(&channel), orders.clone(), Arc::clone(&desks));
+        // The second finds no room for its question but what is kept for orders.
+        let (first, second) = tokio::join!(examine(), examine());
+        let nothing = Examination { vcpus: Vec::new(), guest: None };
+        assert_eq!((first, second), (nothing.clone(), nothing));
+        assert_eq!((outbox.try_recv().ok(), outbox.try_recv().ok()), (Some(HostMessage::Describe), None));
     }
 }
