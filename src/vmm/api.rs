@@ -113,7 +113,7 @@ pub struct Statistics {
 pub struct VcpuView {
     /// Its instruction pointer.
     pub rip: u64,
-    /// Its flags; bit 9 lets interrupts in.
+    /// Its flags.
     pub rflags: u64,
     /// The page tables that it uses, which tells programs apart.
     pub cr3: u64,
@@ -128,13 +128,17 @@ pub struct VcpuView {
 }
 
 impl VcpuView {
+    /// Whether it lets interrupts in (`RFLAGS.IF`).
+    pub fn takes_interrupts(&self) -> bool {
+        self.rflags & 1 << 9 != 0
+    }
+
     /// The interrupt that should reach the vCPU, or be over, right now; seen once it may just be on its way.
     pub fn withheld(&self) -> Option<u8> {
-        const INTERRUPTS: u64 = 1 << 9;
         let (waiting, served) = (self.pending.last(), self.in_service.last());
         // Of the same class, the upper four bits, one waits for the other (AMD64 manual, volume 2, 16.6.4).
         let above = waiting.filter(|waiting| served.is_none_or(|served| **waiting >> 4 > *served >> 4));
-        let taken = above.filter(|_| self.rflags & INTERRUPTS != 0 && !self.halted);
+        let taken = above.filter(|_| self.takes_interrupts() && !self.halted);
         taken.or(served.filter(|_| self.user)).copied()
     }
 }

@@ -5,7 +5,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI32, Ordering},
     },
     thread,
@@ -68,7 +68,7 @@ impl Window {
 }
 
 /// Looks at every vCPU; `None` for one whose thread did not come out of the guest in time.
-pub(super) fn look(windows: &[Arc<Window>]) -> Vec<Option<VcpuView>> {
+pub(super) fn look(windows: &[&Window]) -> Vec<Option<VcpuView>> {
     for window in windows {
         window.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
         window.wanted.store(true, Ordering::Release);
@@ -84,7 +84,7 @@ pub(super) fn look(windows: &[Arc<Window>]) -> Vec<Option<VcpuView>> {
         }
         thread::sleep(AGAIN);
     }
-    let take = |window: &Arc<Window>| {
+    let take = |window: &&Window| {
         window.wanted.store(false, Ordering::Release);
         window.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
     };
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_vcpu_whose_thread_does_not_answer_is_missing_and_the_look_ends() {
         let begun = Instant::now();
-        assert_eq!(look(&[Arc::default(), Arc::default()]), [None, None]);
+        assert_eq!(look(&[&Window::default(), &Window::default()]), [None, None]);
         assert!(begun.elapsed() < 20 * PATIENCE);
     }
 }

@@ -145,7 +145,7 @@ impl Machine {
 
     /// Where each vCPU is.
     pub(super) fn look(&self) -> Vec<Option<VcpuView>> {
-        let windows: Vec<_> = self.vcpus.iter().map(|vcpu| Arc::clone(&vcpu.window)).collect();
+        let windows: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.window).collect();
         look::look(&windows)
     }
 

@@ -28,7 +28,7 @@ pub(super) struct Buses {
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) exits: ExitCounters,
-    pub(super) window: Arc<Window>,
+    pub(super) window: Window,
 }
 
 /// Exits of one vCPU that reached this process, by kind.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use bulkhead_protocol::SocketExceptions;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -209,8 +209,8 @@ fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[Strin
 
 /// Takes the rest of a refused request: a client that is still sending would find its connection closed, and not the
 /// answer.
-async fn drain(mut body: Incoming) {
-    while let Some(Ok(_)) = body.frame().await {}
+fn drain(mut body: Incoming) {
+    tokio::spawn(timeout(PATIENCE, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
 /// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
@@ -235,7 +235,7 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
     let (mut parts, body) = request.into_parts();
     let segments = policy::segments(parts.uri.path());
     if let Err(refusal) = admit(gate, caller, &parts, &segments) {
-        tokio::spawn(timeout(PATIENCE, drain(body)));
+        drain(body);
         return Err(refusal);
     }
     let files = match Touch::of(gate.isolation, &parts.method, &segments) {
@@ -293,18 +293,14 @@ fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Opti
 
 /// A body that is short enough to be inspected.
 async fn whole(mut body: Incoming) -> Result<Bytes, ProxyError> {
-    let mut bytes = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ProxyError::BrokenBody)?;
-        // Trailers say nothing of a container.
-        let Some(data) = frame.data_ref() else { continue };
-        if bytes.len() + data.len() > INSPECTED {
-            tokio::spawn(timeout(PATIENCE, drain(body)));
-            return Err(ProxyError::TooLong);
+    match Limited::new(&mut body, INSPECTED).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            drain(body);
+            Err(ProxyError::TooLong)
         }
-        bytes.extend_from_slice(data);
+        Err(_) => Err(ProxyError::BrokenBody),
     }
-    Ok(bytes.freeze())
 }
 
 async fn inspect(

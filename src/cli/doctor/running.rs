@@ -23,9 +23,6 @@ const PING: Duration = Duration::from_secs(10);
 /// Threads that a person is told.
 const TOLD: usize = 8;
 
-/// `EFLAGS.IF`.
-const INTERRUPTS: u64 = 1 << 9;
-
 /// The checks of a VM that runs; none where there is none.
 pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
     let running = async {
@@ -94,9 +91,8 @@ fn vcpus(examination: &Examination) -> String {
 }
 
 fn place(view: Option<&VcpuView>) -> String {
-    let Some(VcpuView { rip, rflags, cr3, user, halted, pending, in_service }) = view else {
-        return "not to be stopped".into();
-    };
+    let Some(view) = view else { return "not to be stopped".into() };
+    let VcpuView { rip, rflags: _, cr3, user, halted, pending, in_service } = view;
     let place = match (*halted, *user) {
         (true, _) => format!("halted at {rip:#x}"),
         (_, true) => format!("in a program at {rip:#x}, page tables {cr3:#x}"),
@@ -106,7 +102,7 @@ fn place(view: Option<&VcpuView>) -> String {
         let list: Vec<_> = vectors.iter().map(u8::to_string).collect();
         if list.is_empty() { String::new() } else { format!(", {what} {}", list.join(" ")) }
     };
-    let off = if rflags & INTERRUPTS == 0 { ", interrupts off" } else { "" };
+    let off = if view.takes_interrupts() { "" } else { ", interrupts off" };
     format!("{place}{off}{}{}", vectors("pending", pending), vectors("in service", in_service))
 }
 
