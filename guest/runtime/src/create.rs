@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use bulkhead_warden::namespace;
+use bulkhead_warden::{namespace, registry::Process};
 use serde_json::Value;
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     error::Error,
     mountinfo::{self, Mount},
     paths::{Asker, Policy},
-    ranges::{self, Claim, Process, Range, Record, Table},
+    ranges::{self, Claim, Range, Record, Table},
     refresh, root, seccomp,
     spec::{
         self, SpecError,

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_warden::namespace::Identity;
+use bulkhead_warden::{namespace::Identity, registry::Process};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -86,30 +86,6 @@ pub(crate) struct Claim {
     pub(crate) root: PathBuf,
     /// See [`Record::creator`].
     pub(crate) creator: Process,
-}
-
-/// A process, told apart from later ones with the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Process {
-    /// Process id.
-    pub(crate) pid: u32,
-    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
-    pub(crate) started: u64,
-}
-
-impl Process {
-    /// The process with this number now.
-    pub(crate) fn find(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command name may hold anything but is followed by the last parenthesis.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let started = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, started })
-    }
-
-    fn lives(self) -> bool {
-        Self::find(self.pid) == Some(self)
-    }
 }
 
 impl Record {
