@@ -22,8 +22,6 @@ pub mod addresses;
 mod associations;
 pub mod control;
 mod dns;
-#[cfg(test)]
-mod driver_tests;
 mod echo;
 mod events;
 mod fragments;
@@ -32,19 +30,11 @@ mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod ip;
-#[cfg(test)]
-mod kernel_tests;
-#[cfg(test)]
-mod loop_tests;
 mod offload;
 mod published;
 mod resolver;
 mod ring;
-#[cfg(test)]
-mod ring_tests;
 mod sender;
-#[cfg(test)]
-mod sender_tests;
 mod socket;
 mod stack;
 mod tap;
@@ -54,8 +44,6 @@ mod tests;
 mod udp;
 mod vhost;
 mod window;
-#[cfg(test)]
-mod window_tests;
 mod wire;
 
 use std::{

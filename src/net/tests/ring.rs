@@ -9,7 +9,7 @@ use virtio_queue::{
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{
+use crate::net::{
     frame::{Frame, VIRTIO_HEADER},
     offload::{Head, head_len},
     ring::{Offered, Ring},
@@ -95,7 +95,7 @@ proptest! {
     fn no_queue_makes_the_device_panic_or_touch_what_is_not_guest_memory(
         bytes in memory::testing::queue(), frames in vec(0_usize..70_000, 1..4), event_idx: bool, mergeable: bool
     ) {
-        super::fuzzing::rings(&bytes, &frames, event_idx, mergeable);
+        crate::net::fuzzing::rings(&bytes, &frames, event_idx, mergeable);
     }
 }
 
@@ -109,7 +109,7 @@ fn give_read(count: u64, mergeable: bool, most: usize, there: usize) -> (Option<
         .collect();
     mock.build_multiple_desc_chains(&buffers).unwrap();
     let mut ring = ring(mock.create_queue().unwrap());
-    let key = super::tcp::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
+    let key = crate::net::tcp::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
     let mut source = (0..there).map(|index| (index ^ index >> 8) as u8).collect::<std::collections::VecDeque<_>>();
     let result = Offered { ring: &mut ring, memory: &memory, mergeable }.take(
         head_len(&key),

@@ -14,7 +14,7 @@ use smoltcp::{
     },
 };
 
-use super::{
+use crate::net::{
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::World,
 };

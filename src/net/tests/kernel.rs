@@ -28,7 +28,7 @@ use nix::{
 };
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
-use super::{
+use crate::net::{
     addresses::{MTU, PREFIX6, example},
     events::{Token, ending},
     frame::{MOST, VIRTIO_HEADER},
@@ -87,7 +87,7 @@ pub(super) fn make() -> io::Result<(File, File)> {
         return Err(io::Error::last_os_error());
     }
     let addresses = example();
-    let mac = super::addresses::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = crate::net::addresses::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     run("ip", &["link", "set", "lo", "up"]);
     run("ip", &["link", "set", DEVICE, "address", &mac, "mtu", &MTU.to_string(), "up"]);
     run("ip", &["addr", "add", &format!("{}/{}", addresses.guest, addresses.prefix), "dev", DEVICE]);

@@ -9,7 +9,7 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 use smoltcp::time::{Duration, Instant};
 
-use super::{
+use crate::net::{
     addresses::example,
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::Frames,
@@ -288,7 +288,7 @@ fn a_look_that_finds_less_than_there_was_room_for_is_the_last_unless_the_end_may
 
 /// Bytes that a look at the whole socket finds.
 fn left(host: &TcpStream) -> usize {
-    super::socket::look_from(host, 0).unwrap();
+    crate::net::socket::look_from(host, 0).unwrap();
     host.peek(&mut vec![0; 100_000]).unwrap_or(0)
 }
 
@@ -376,7 +376,7 @@ fn a_failing_socket_is_told_apart_from_an_empty_one() {
     let mut readable = true;
     assert_eq!(sender.send(&host, (&mut readable, true), SEGMENT, Instant::ZERO, &mut frames).unwrap(), Sent::Idle);
     assert!(!readable && !sender.wants(readable));
-    super::socket::reset(far);
+    crate::net::socket::reset(far);
     let failed = loop {
         if let Err(error) = sender.send(&host, (&mut true, true), SEGMENT, Instant::ZERO, &mut frames) {
             break error;

@@ -3,7 +3,7 @@
 //! The driver has the buffers of Linux's (4 KiB, mergeable) and hands frames to a tap device. It counts what a frame
 //! costs, and the process's CPU time:
 //!
-//!     BULKHEAD_NET_PROGRAM=target/release/bulkhead cargo test --lib net::driver_tests -- --ignored --nocapture
+//!     BULKHEAD_NET_PROGRAM=target/release/bulkhead cargo test --lib net::tests::driver -- --ignored --nocapture
 
 use std::{
     fs::File,
@@ -32,14 +32,14 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{
+use crate::net::{
     Loop,
     addresses::example,
     control::{Command, Setup},
     frame::{MOST, VIRTIO_HEADER},
     front::Front,
-    kernel_tests::{make, turn},
     stack::Stack,
+    tests::kernel::{make, turn},
 };
 use crate::{
     virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net::Net},
