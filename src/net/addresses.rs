@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::control::Setup;
+use super::api::Setup;
 
 /// The guest's IPv6 network: unique local addresses (RFC 4193), the same in every VM as its IPv4 addresses are.
 const NETWORK6: [u16; 4] = [0xfd0b, 0x00ad, 0xc0ff, 0];

@@ -16,7 +16,7 @@ use super::{
     ip,
     resolver::{self, Resolver},
     socket,
-    tcp::Key,
+    tcp::flow::Key,
 };
 
 /// Most questions that wait for an answer; beyond that the oldest is dropped.

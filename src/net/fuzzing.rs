@@ -10,14 +10,14 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     addresses::Addresses,
-    control::Setup,
+    api::Setup,
     events::{Token, ending},
     frame::{Frame, VIRTIO_HEADER},
     offload::Head,
     ring::{Offered, Ring},
-    sender::Receiver,
     stack::Stack,
-    tcp::{Key, Offload},
+    tcp::flow::{Key, Offload},
+    tcp::sender::Receiver,
 };
 use crate::virtio::fuzzing;
 

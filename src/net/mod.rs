@@ -9,7 +9,7 @@
 //! own: a packet costs the same whether there is one connection or thousands, and any address can be the far end.
 //! Tried: a gigabyte towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more
 //! than here, and the end of the host's data never reached the guest.
-//! Data on its way to the guest does not go through it (`sender.rs`).
+//! Data on its way to the guest does not go through it (`tcp/sender.rs`).
 //!
 //! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums. Towards the guest, the
 //! stack is told of a larger segment size than the guest's end announced, and virtio's segmentation offload lets the
@@ -19,22 +19,21 @@
 //! read.
 
 pub mod addresses;
+pub mod api;
 mod associations;
-pub mod control;
 mod dns;
-mod echo;
 mod events;
 mod fragments;
 mod frame;
-mod front;
+mod frontend;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod icmp;
 mod ip;
 mod offload;
-mod published;
+mod phy;
 mod resolver;
 mod ring;
-mod sender;
 mod socket;
 mod stack;
 mod tap;
@@ -43,8 +42,6 @@ mod tcp;
 mod tests;
 mod udp;
 mod vhost;
-mod window;
-mod wire;
 
 use std::{
     io,
@@ -64,12 +61,12 @@ use virtio_bindings::virtio_net::{
 
 use crate::{inherited, packets::PacketError, report::chain, sandbox};
 use addresses::Addresses;
-use control::Command;
+use api::Command;
 use events::Token;
-use front::Front;
+use frontend::Front;
 use ring::Offered;
-use sender::Sent;
 use stack::Stack;
+use tcp::sender::Sent;
 use vhost::{RX, TX};
 
 pub(crate) use frame::VIRTIO_HEADER;
@@ -121,7 +118,7 @@ pub fn run() -> ExitCode {
 
 fn serve() -> Result<(), NetError> {
     let control = inherited::socket(SockType::SeqPacket).ok_or(NetError::Descriptor)?;
-    let (setup, stream) = match control::receive(&control)? {
+    let (setup, stream) = match api::receive(&control)? {
         Some((Command::Setup(setup), Some(stream))) => (setup, UnixStream::from(stream)),
         Some((Command::SetupTap, Some(stream))) => return tap::serve(control, stream.into()),
         _ => return Err(NetError::NoSetup),

@@ -8,7 +8,7 @@ use super::{
     addresses::{GATEWAY_MAC, GUEST_MAC},
     frame::{ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, VIRTIO_HEADER},
     ip::{self, Packet},
-    tcp::Key,
+    tcp::flow::Key,
 };
 
 const NEEDS_CSUM: u8 = 1;

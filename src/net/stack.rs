@@ -18,15 +18,15 @@ use vmm_sys_util::epoll::Epoll;
 use super::{
     addresses::{Addresses, MTU, is_unicast},
     dns::Dns,
-    echo::Echo,
     events::{self, Token},
     fragments::Fragments,
     frame::{self, Frame, Payload},
+    icmp::Echo,
     ip::Packet,
-    published::{Arrival, Published},
-    sender::{Receiver, Sent},
     socket,
-    tcp::{Flow, Key, Offload, Outcome},
+    tcp::flow::{Flow, Key, Offload, Outcome},
+    tcp::listeners::{Arrival, Published},
+    tcp::sender::{Receiver, Sent},
     udp::{self, Udp},
 };
 

@@ -18,10 +18,10 @@ use virtio_bindings::virtio_net::{
 
 use super::{
     BURST, Device, NetError,
-    control::{self, Command},
+    api::{self, Command},
     events::{self, Token},
     frame::{Frame, MOST, VIRTIO_HEADER},
-    front::Front,
+    frontend::Front,
     host,
     vhost::{RX, TX},
 };
@@ -29,7 +29,7 @@ use crate::sandbox;
 
 /// Serves the frontend behind `stream` from the device that the next packet brings.
 pub(super) fn serve(control: OwnedFd, stream: UnixStream) -> Result<(), NetError> {
-    let Some((Command::Tap, Some(tap))) = control::receive(&control)? else {
+    let Some((Command::Tap, Some(tap))) = api::receive(&control)? else {
         return Err(NetError::NoSetup);
     };
     let front = Front::new(control, stream)?;

@@ -18,7 +18,7 @@ use super::{
     frame::Frame,
     ip::{self, Packet},
     socket::{self, Local},
-    tcp::Key,
+    tcp::flow::Key,
 };
 
 /// Most associations at a time; one more takes the oldest one's place.

@@ -28,7 +28,7 @@ use super::{
     vm::VmEvent,
     vmm::{Channel, VmmError},
 };
-use crate::{net::control, report::chain, vmm::api::Command};
+use crate::{net::api, report::chain, vmm::api::Command};
 use passt::Passt;
 use plan::Backend;
 use tap::TapError;
@@ -81,14 +81,14 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<Channel>
     let (child, control) = match &plan.backend {
         Backend::Own(setup) => {
             let (child, control) = own(output)?;
-            control.send(&control::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
+            control.send(&api::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
             (child, Some(control))
         }
         Backend::Tap(tap) => {
             let device = tap.open().await?;
             let (child, control) = own(output)?;
-            control.send(&control::Command::SetupTap, Some(backend.as_fd())).await?;
-            control.send(&control::Command::Tap, Some(device.as_fd())).await?;
+            control.send(&api::Command::SetupTap, Some(backend.as_fd())).await?;
+            control.send(&api::Command::Tap, Some(device.as_fd())).await?;
             (child, Some(control))
         }
         Backend::Passt(passt) => {
@@ -191,10 +191,10 @@ async fn hand_over(control: &Channel, ports: &Ports) -> Infallible {
         for change in ports.changes(&mut known) {
             let sent = match change {
                 Change::Listen { id, transport, target, socket } => {
-                    let command = control::Command::Listen { id, transport, target };
+                    let command = api::Command::Listen { id, transport, target };
                     control.send(&command, Some(socket.as_fd())).await
                 }
-                Change::Forget { id } => control.send(&control::Command::Forget { id }, None).await,
+                Change::Forget { id } => control.send(&api::Command::Forget { id }, None).await,
             };
             if let Err(error) = sent {
                 // It is gone, and will be waited for; its successor is told everything.
@@ -230,9 +230,9 @@ mod tests {
         }
     }
 
-    async fn next(process: &Arc<OwnedFd>) -> (control::Command, Option<OwnedFd>) {
+    async fn next(process: &Arc<OwnedFd>) -> (api::Command, Option<OwnedFd>) {
         let process = Arc::clone(process);
-        spawn_blocking(move || control::receive(&process).unwrap().unwrap()).await.unwrap()
+        spawn_blocking(move || api::receive(&process).unwrap().unwrap()).await.unwrap()
     }
 
     #[tokio::test]
@@ -248,7 +248,7 @@ mod tests {
             let task = tokio::spawn(async move { hand_over(&channel, &its).await });
             let (command, socket) = next(&process).await;
             let target = "172.17.0.2:80".parse().unwrap();
-            assert_eq!(command, control::Command::Listen { id: 1, transport: Transport::Tcp, target });
+            assert_eq!(command, api::Command::Listen { id: 1, transport: Transport::Tcp, target });
             let listener = TcpListener::from(socket.unwrap());
             assert_eq!(listener.local_addr().unwrap().port(), port.host_port);
             task.abort();
@@ -259,8 +259,8 @@ mod tests {
         let listener = TcpListener::from(next(&process).await.1.unwrap());
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         ports.unpublish(1);
-        assert_eq!(next(&process).await.0, control::Command::Forget { id: 1 });
+        assert_eq!(next(&process).await.0, api::Command::Forget { id: 1 });
         ports.publish(2, mapping()).await.unwrap();
-        assert!(matches!(next(&process).await.0, control::Command::Listen { id: 2, .. }));
+        assert!(matches!(next(&process).await.0, api::Command::Listen { id: 2, .. }));
     }
 }

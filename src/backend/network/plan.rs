@@ -11,7 +11,7 @@ use super::{
 use crate::{
     net::{
         addresses::{Addresses, MTU, PREFIX6},
-        control::Setup,
+        api::Setup,
         nameservers,
     },
     settings::{NetworkKind, Settings, Subnet},

@@ -35,9 +35,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::net::{
     Loop,
     addresses::example,
-    control::{Command, Setup},
+    api::{Command, Setup},
     frame::{MOST, VIRTIO_HEADER},
-    front::Front,
+    frontend::Front,
     stack::Stack,
     tests::kernel::{make, turn},
 };

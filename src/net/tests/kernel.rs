@@ -33,9 +33,9 @@ use crate::net::{
     events::{Token, ending},
     frame::{MOST, VIRTIO_HEADER},
     fuzzing::Frames,
-    sender::Sent,
     stack::Stack,
-    tcp::Offload,
+    tcp::flow::Offload,
+    tcp::sender::Sent,
 };
 
 const DEVICE: &str = "wire0";

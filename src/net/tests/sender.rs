@@ -14,8 +14,8 @@ use crate::net::{
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::Frames,
     offload,
-    sender::{Sender, Sent},
-    tcp::{Key, SEGMENT},
+    tcp::flow::{Key, SEGMENT},
+    tcp::sender::{Sender, Sent},
 };
 
 fn key(v6: bool) -> Key {

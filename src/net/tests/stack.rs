@@ -26,7 +26,7 @@ use crate::net::{
     fuzzing::take,
     ip,
     stack::Stack,
-    tcp::Offload,
+    tcp::flow::Offload,
 };
 
 /// The guest's wire.

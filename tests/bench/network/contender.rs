@@ -15,7 +15,7 @@ use bulkhead::{
     backend::plan::CMDLINE,
     net::{
         addresses::{Addresses, MTU},
-        control::{Command as NetCommand, Setup as NetSetup},
+        api::{Command as NetCommand, Setup as NetSetup},
     },
     vmm::api::{Command, Disk, VmConfig},
 };

@@ -10,14 +10,14 @@ use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 /// How far a connection's data is on its way to the guest.
 #[derive(Debug, Default)]
-pub(super) struct Sent {
+pub(crate) struct Sent {
     /// The sequence number behind the last byte.
     end: Option<TcpSeqNumber>,
 }
 
 impl Sent {
     /// Notes a segment to the guest.
-    pub(super) fn note(&mut self, segment: &[u8]) {
+    pub(crate) fn note(&mut self, segment: &[u8]) {
         let Ok(tcp) = TcpPacket::new_checked(segment) else { return };
         let end = tcp.seq_number() + tcp.segment_len();
         // A new beginning has nothing to do with what was.
@@ -27,7 +27,7 @@ impl Sent {
     }
 
     /// Opens the closed window of a segment from the guest by the least there is, while something is on its way.
-    pub(super) fn keep_open(&self, segment: &mut [u8]) {
+    pub(crate) fn keep_open(&self, segment: &mut [u8]) {
         let Ok(mut tcp) = TcpPacket::new_checked(segment) else { return };
         let on_its_way = self.end.is_some_and(|end| tcp.ack_number() < end);
         if tcp.ack() && !tcp.syn() && !tcp.rst() && tcp.window_len() == 0 && on_its_way {

@@ -16,19 +16,19 @@ use smoltcp::{
     time::{Duration, Instant},
 };
 
-use super::{
+use crate::net::{
     addresses::Addresses,
     dns::{Next, Questions},
     frame::{self, ETHERNET_HEADER, Frame},
     offload::{offload_tcp, raise_segment_size, segment_of},
-    sender::{Receiver, Sender, Sent},
+    phy::{Wire, interface},
     socket,
-    window::Sent as Window,
-    wire::{Wire, interface},
+    tcp::sender::{Receiver, Sender, Sent},
+    tcp::window::Sent as Window,
 };
 
 /// Data in one segment between the stack and the guest, at most: what is left of a packet by the longest headers.
-pub(super) const SEGMENT: u16 = 65_475;
+pub(crate) const SEGMENT: u16 = 65_475;
 
 /// A guest that does not acknowledge for so long is gone.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -47,25 +47,25 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// The two ends as the guest sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(crate) struct Key {
     /// The guest's end.
-    pub(super) guest: SocketAddr,
+    pub(crate) guest: SocketAddr,
     /// The end that the guest believes to be elsewhere.
-    pub(super) peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
 }
 
 /// What the queues agreed on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Offload {
+pub(crate) struct Offload {
     /// The guest completes checksums.
-    pub(super) checksum: bool,
+    pub(crate) checksum: bool,
     /// The guest cuts segments.
-    pub(super) segmentation: bool,
+    pub(crate) segmentation: bool,
 }
 
 /// A connection.
-pub(super) struct Flow {
-    pub(super) key: Key,
+pub(crate) struct Flow {
+    pub(crate) key: Key,
     host: Option<TcpStream>,
     /// What the name server was asked and has not answered or passed on.
     questions: Option<Questions>,
@@ -74,7 +74,7 @@ pub(super) struct Flow {
     /// The guest's SYN, until the host's connection is made.
     syn: Option<Vec<u8>>,
     /// The published port that it came through.
-    pub(super) published: Option<u64>,
+    pub(crate) published: Option<u64>,
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
@@ -85,12 +85,12 @@ pub(super) struct Flow {
     /// What goes to the guest, where the host's kernel can do it without the stack.
     sender: Option<Sender>,
     /// Waits for its turn to send.
-    pub(super) queued: bool,
+    pub(crate) queued: bool,
     /// When the stack was last told of a packet.
     heard: Instant,
     readable: bool,
     writable: bool,
-    /// The host's end may have more than one look shows, see [`super::events::ending`]: its last byte for instance …
+    /// The host's end may have more than one look shows, see [`crate::net::events::ending`]: its last byte for instance …
     ending: bool,
     /// … and it was.
     host_ended: bool,
@@ -121,7 +121,7 @@ struct Fin {
 
 /// What became of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It goes on; the stack wants to be called again at this time.
     Open(Option<Instant>),
     /// It is over.
@@ -130,7 +130,7 @@ pub(super) enum Outcome {
 
 impl Flow {
     /// A connection that begins with this SYN, towards a host's connection that has begun.
-    pub(super) fn outbound(
+    pub(crate) fn outbound(
         key: Key,
         mut syn: Vec<u8>,
         host: TcpStream,
@@ -146,7 +146,7 @@ impl Flow {
     }
 
     /// A connection to the name server that begins with this SYN.
-    pub(super) fn names(key: Key, mut syn: Vec<u8>, buffer: usize, offload: Offload, now: Instant) -> Self {
+    pub(crate) fn names(key: Key, mut syn: Vec<u8>, buffer: usize, offload: Offload, now: Instant) -> Self {
         let mut flow = Self::new(key, None, buffer, offload, now);
         flow.learn_segment(&mut syn);
         flow.questions = Some(Questions::default());
@@ -158,7 +158,7 @@ impl Flow {
 
     /// Answers what can be answered here; true when the rest needs a connection to the host's name server, see
     /// [`Self::pass_on`].
-    pub(super) fn answer(&mut self, addresses: &Addresses, now: Instant) -> bool {
+    pub(crate) fn answer(&mut self, addresses: &Addresses, now: Instant) -> bool {
         if self.questions.is_none() {
             return false;
         }
@@ -195,13 +195,13 @@ impl Flow {
     }
 
     /// Lets the host's name server answer, to which a connection has begun.
-    pub(super) fn pass_on(&mut self, server: TcpStream) {
+    pub(crate) fn pass_on(&mut self, server: TcpStream) {
         self.backlog = self.questions.take().map(Questions::into_bytes).unwrap_or_default();
         self.host = Some(server);
     }
 
     /// A connection that came in through a published port.
-    pub(super) fn inbound(
+    pub(crate) fn inbound(
         key: Key,
         host: TcpStream,
         published: u64,
@@ -266,7 +266,7 @@ impl Flow {
     }
 
     /// The answer to a packet that belongs to no connection: a reset, unless it is one itself.
-    pub(super) fn refuse(packet: Vec<u8>, key: Key, now: Instant) -> Vec<Frame> {
+    pub(crate) fn refuse(packet: Vec<u8>, key: Key, now: Instant) -> Vec<Frame> {
         let mut wire = Wire { incoming: Some(packet), outgoing: Vec::new(), room: usize::MAX };
         interface(key, &mut wire, now).poll(now, &mut wire, &mut SocketSet::new(Vec::new()));
         let mut frames = wire.outgoing;
@@ -277,7 +277,7 @@ impl Flow {
     }
 
     /// The host's socket, to be watched.
-    pub(super) fn host(&self) -> Option<&TcpStream> {
+    pub(crate) fn host(&self) -> Option<&TcpStream> {
         self.host.as_ref()
     }
 
@@ -288,7 +288,7 @@ impl Flow {
     }
 
     /// A packet of the guest; `syn` if it begins a connection or accepts one. True when it only acknowledges.
-    pub(super) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
+    pub(crate) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
         // While the host's connection is being made the guest only repeats its SYN.
         if self.syn.is_some() {
             return false;
@@ -326,13 +326,13 @@ impl Flow {
     }
 
     /// Whether [`Self::send`] has anything to do.
-    pub(super) fn wants_to_send(&mut self) -> bool {
+    pub(crate) fn wants_to_send(&mut self) -> bool {
         let readable = self.readable && !self.host_ended;
         self.sender.as_ref().is_some_and(|sender| sender.wants(readable)) && !self.broken && self.carries()
     }
 
     /// Sends to the guest what the host's end has for it.
-    pub(super) fn send(&mut self, now: Instant, receiver: &mut dyn Receiver) -> Sent {
+    pub(crate) fn send(&mut self, now: Instant, receiver: &mut dyn Receiver) -> Sent {
         let (Some(sender), Some(host)) = (&mut self.sender, &self.host) else { return Sent::Idle };
         match sender.send(host, (&mut self.readable, self.ending), self.segment, now, receiver) {
             Ok(Sent::End) => self.host_ended = true,
@@ -343,7 +343,7 @@ impl Flow {
     }
 
     /// When what was sent has to be looked after.
-    pub(super) fn timer(&mut self) -> Option<Instant> {
+    pub(crate) fn timer(&mut self) -> Option<Instant> {
         if self.carries() { self.sender.as_ref().and_then(Sender::timer) } else { None }
     }
 
@@ -360,25 +360,25 @@ impl Flow {
     }
 
     /// Its published port is gone, and the container with it: what the container has sent still reaches the client.
-    pub(super) fn orphan(&mut self) {
+    pub(crate) fn orphan(&mut self) {
         self.orphaned = true;
     }
 
     /// Ends it, for both sides.
-    pub(super) fn abort(&mut self) {
+    pub(crate) fn abort(&mut self) {
         self.broken = true;
         self.socket().abort();
     }
 
     /// The host's socket became ready; `ending` as its event says.
-    pub(super) fn host_ready(&mut self, ending: bool) {
+    pub(crate) fn host_ready(&mut self, ending: bool) {
         self.ending |= ending;
         self.readable = true;
         self.writable = true;
     }
 
     /// Moves what can be moved; at most `room` frames go into `out`.
-    pub(super) fn advance(&mut self, now: Instant, room: usize, out: &mut Vec<Frame>) -> Outcome {
+    pub(crate) fn advance(&mut self, now: Instant, room: usize, out: &mut Vec<Frame>) -> Outcome {
         if self.syn.is_some() && !self.begin(now) {
             self.hand_over(now, out);
             return Outcome::Over;

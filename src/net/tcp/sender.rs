@@ -18,11 +18,11 @@ use smoltcp::{
 };
 use vm_memory::VolatileSlice;
 
-use super::{
+use crate::net::{
     frame::Frame,
     offload::{self, Head},
     socket,
-    tcp::{Key, SEGMENT},
+    tcp::flow::{Key, SEGMENT},
 };
 
 /// First pause before data is sent again (RFC 6298, 2.4) …
@@ -40,7 +40,7 @@ const SMALL: u32 = 4096;
 const BURST: usize = 8;
 
 /// Whoever takes frames for the guest.
-pub(super) trait Receiver {
+pub(crate) trait Receiver {
     /// Takes a frame of `head` bytes of headers and at most `most` bytes of data, which `read` writes to where they
     /// belong and whose headers `seal` makes. What `read` says, also when it fails or is without data: then there is no
     /// frame. `None` when the guest has offered too little room.
@@ -55,7 +55,7 @@ pub(super) trait Receiver {
 
 /// Where sending stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sent {
+pub(crate) enum Sent {
     /// There is nothing more to do for now.
     Idle,
     /// There is more.
@@ -68,7 +68,7 @@ pub(super) enum Sent {
 
 /// One connection's. All positions are sequence numbers as the guest sees them (RFC 9293, 3.3.1).
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(crate) struct Sender {
     key: Key,
     /// Where the stack believes to stand.
     base: u32,
@@ -119,7 +119,7 @@ fn window_scale(mut options: &[u8]) -> u8 {
 
 impl Sender {
     /// `None` when the host's kernel has not what this needs.
-    pub(super) fn new(key: Key, host: &TcpStream) -> Option<Self> {
+    pub(crate) fn new(key: Key, host: &TcpStream) -> Option<Self> {
         socket::look_from(host, 0).ok()?;
         Some(Self {
             key,
@@ -153,22 +153,22 @@ impl Sender {
     }
 
     /// Whether everything that was sent is acknowledged.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.flight() == 0
     }
 
     /// When to call [`Self::expire`].
-    pub(super) fn timer(&self) -> Option<Instant> {
+    pub(crate) fn timer(&self) -> Option<Instant> {
         self.timer
     }
 
     /// Whether [`Self::send`] has anything to do.
-    pub(super) fn wants(&self, readable: bool) -> bool {
+    pub(crate) fn wants(&self, readable: bool) -> bool {
         self.again || readable || self.next != self.high
     }
 
     /// Makes a segment of the stack one of the connection.
-    pub(super) fn speak(&mut self, segment: &mut [u8]) {
+    pub(crate) fn speak(&mut self, segment: &mut [u8]) {
         let Ok(tcp) = TcpPacket::new_checked(&*segment) else { return };
         let sequence = tcp.seq_number().0.cast_unsigned();
         if tcp.ack() && !tcp.rst() {
@@ -191,7 +191,7 @@ impl Sender {
 
     /// Takes from a segment of the guest what it says of this data, and makes it one for the stack; true when it says
     /// nothing else.
-    pub(super) fn hear(&mut self, segment: &mut [u8], now: Instant) -> bool {
+    pub(crate) fn hear(&mut self, segment: &mut [u8], now: Instant) -> bool {
         let Ok(tcp) = TcpPacket::new_checked(&*segment) else { return false };
         if tcp.syn() {
             self.scale = window_scale(tcp.options());
@@ -258,7 +258,7 @@ impl Sender {
     /// Lets the host's socket forget what the guest has. A little of it waits for more that is under way, unless it has to
     /// be `all`; when nothing is under way nothing stays: a byte can keep a whole buffer of the kernel's, and with it the
     /// far end's window closed.
-    pub(super) fn discard(&mut self, host: &TcpStream, all: bool) -> io::Result<()> {
+    pub(crate) fn discard(&mut self, host: &TcpStream, all: bool) -> io::Result<()> {
         if !all && self.done < MUCH && self.flight() > 0 {
             return Ok(());
         }
@@ -278,7 +278,7 @@ impl Sender {
 
     /// What silence means, when it has lasted for long enough: what is not acknowledged is lost, or the guest's window
     /// has opened without our knowledge. A frame that asks for it.
-    pub(super) fn expire(&mut self, now: Instant) -> Option<Frame> {
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<Frame> {
         self.timer.filter(|at| *at <= now)?;
         self.timer = None;
         if self.flight() > 0 {
@@ -302,7 +302,7 @@ impl Sender {
 
     /// Sends what can be sent, in segments that the guest cuts to `segment` bytes of data. `readable` becomes false when
     /// the socket has nothing more; with `ending` that is only true when a look finds nothing.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         host: &TcpStream,
         (readable, ending): (&mut bool, bool),

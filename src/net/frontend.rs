@@ -11,7 +11,7 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     NetError,
-    control::{self, Command},
+    api::{self, Command},
     events::{self, Token},
     host,
     vhost::Device,
@@ -61,7 +61,7 @@ impl Front {
 
     /// What the backend says; `None` when it is gone.
     pub(super) fn command(&self) -> Result<Option<(Command, Option<OwnedFd>)>, NetError> {
-        Ok(control::receive(&self.control)?)
+        Ok(api::receive(&self.control)?)
     }
 
     /// Does what the frontend says; false when it is gone.

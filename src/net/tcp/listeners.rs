@@ -7,7 +7,7 @@ use std::{
 
 use vmm_sys_util::epoll::Epoll;
 
-use super::events::{self, Token};
+use crate::net::events::{self, Token};
 
 /// Connections taken from one socket before others have their turn.
 const BURST: usize = 64;
@@ -19,22 +19,22 @@ struct Listener {
 
 /// All published TCP ports.
 #[derive(Default)]
-pub(super) struct Published {
+pub(crate) struct Published {
     listeners: HashMap<u64, Listener>,
     /// Whether the sockets are not looked at, because there are too many connections: clients wait in the backlog.
     paused: bool,
 }
 
 /// A client's connection.
-pub(super) struct Arrival {
-    pub(super) stream: TcpStream,
-    pub(super) client: SocketAddr,
-    pub(super) target: SocketAddr,
+pub(crate) struct Arrival {
+    pub(crate) stream: TcpStream,
+    pub(crate) client: SocketAddr,
+    pub(crate) target: SocketAddr,
 }
 
 impl Published {
     /// Publishes a listening socket.
-    pub(super) fn add(&mut self, epoll: &Epoll, id: u64, socket: TcpListener, target: SocketAddr) {
+    pub(crate) fn add(&mut self, epoll: &Epoll, id: u64, socket: TcpListener, target: SocketAddr) {
         let ready = socket.set_nonblocking(true).is_ok()
             && (self.paused || events::watch(epoll, &socket, Token::Published(id)).is_ok());
         if ready {
@@ -43,7 +43,7 @@ impl Published {
     }
 
     /// Ends a published port; true if there was one.
-    pub(super) fn remove(&mut self, epoll: &Epoll, id: u64) -> bool {
+    pub(crate) fn remove(&mut self, epoll: &Epoll, id: u64) -> bool {
         let Some(listener) = self.listeners.remove(&id) else { return false };
         // The backend has the same socket open: closing our descriptor alone would leave it registered.
         events::forget(epoll, &listener.socket);
@@ -51,7 +51,7 @@ impl Published {
     }
 
     /// Takes at most `room` connections that wait.
-    pub(super) fn accept(&mut self, epoll: &Epoll, id: u64, room: usize) -> Vec<Arrival> {
+    pub(crate) fn accept(&mut self, epoll: &Epoll, id: u64, room: usize) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
         let Some(listener) = self.listeners.get(&id) else { return arrivals };
         while arrivals.len() < room.min(BURST) {
@@ -80,12 +80,12 @@ impl Published {
     }
 
     /// Whether clients wait for something to end.
-    pub(super) fn is_paused(&self) -> bool {
+    pub(crate) fn is_paused(&self) -> bool {
         self.paused
     }
 
     /// Looks at the sockets again, after something has ended.
-    pub(super) fn resume(&mut self, epoll: &Epoll) {
+    pub(crate) fn resume(&mut self, epoll: &Epoll) {
         if std::mem::take(&mut self.paused) {
             for (id, listener) in &self.listeners {
                 if events::watch(epoll, &listener.socket, Token::Published(*id)).is_err() {

@@ -1,0 +1,6 @@
+//! TCP: connections of the guest, their data on its way to the guest, and published ports.
+
+pub(crate) mod flow;
+pub(crate) mod listeners;
+pub(crate) mod sender;
+pub(crate) mod window;
