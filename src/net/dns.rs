@@ -14,9 +14,9 @@ use super::{
     events::{self, Token},
     frame::Frame,
     ip,
+    key::Key,
     resolver::{self, Resolver},
     socket,
-    tcp::flow::Key,
 };
 
 /// Most questions that wait for an answer; beyond that the oldest is dropped.

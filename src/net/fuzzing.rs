@@ -13,11 +13,11 @@ use super::{
     api::Setup,
     events::{Token, ending},
     frame::{Frame, VIRTIO_HEADER},
-    offload::Head,
+    key::Key,
+    offload::{Head, Offload},
     ring::{Offered, Ring},
+    sink::Receiver,
     stack::Stack,
-    tcp::flow::{Key, Offload},
-    tcp::sender::Receiver,
 };
 use crate::virtio::fuzzing;
 

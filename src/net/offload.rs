@@ -8,8 +8,20 @@ use super::{
     addresses::{GATEWAY_MAC, GUEST_MAC},
     frame::{ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, VIRTIO_HEADER},
     ip::{self, Packet},
-    tcp::flow::Key,
+    key::Key,
 };
+
+/// Data in one segment between the stack and the guest, at most: what is left of a packet by the longest headers.
+pub(super) const SEGMENT: u16 = 65_475;
+
+/// What the queues agreed on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offload {
+    /// The guest completes checksums.
+    pub(super) checksum: bool,
+    /// The guest cuts segments.
+    pub(super) segmentation: bool,
+}
 
 const NEEDS_CSUM: u8 = 1;
 const GSO_TCPV4: u8 = 1;

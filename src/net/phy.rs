@@ -11,7 +11,7 @@ use smoltcp::{
 
 use super::{
     frame::{self, ETHERNET_HEADER, Frame},
-    tcp::flow::Key,
+    key::Key,
 };
 
 /// The wire of one connection: a packet in, packets out.

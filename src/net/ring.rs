@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{
     frame::{Frame, MOST, VIRTIO_HEADER},
     offload::Head,
-    tcp::sender::Receiver,
+    sink::Receiver,
 };
 use crate::vmm::memory::GuestRam;
 

@@ -23,10 +23,13 @@ use super::{
     frame::{self, Frame, Payload},
     icmp::Echo,
     ip::Packet,
+    key::Key,
+    offload::Offload,
+    sink::Receiver,
     socket,
-    tcp::flow::{Flow, Key, Offload, Outcome},
+    tcp::flow::{Flow, Outcome},
     tcp::listeners::{Arrival, Published},
-    tcp::sender::{Receiver, Sent},
+    tcp::sender::Sent,
     udp::{self, Udp},
 };
 

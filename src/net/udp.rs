@@ -17,8 +17,8 @@ use super::{
     events::{self, Token},
     frame::Frame,
     ip::{self, Packet},
+    key::Key,
     socket::{self, Local},
-    tcp::flow::Key,
 };
 
 /// Most associations at a time; one more takes the oldest one's place.

@@ -7,7 +7,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, TcpStream},
 };
 
 use smoltcp::{
@@ -20,15 +20,14 @@ use crate::net::{
     addresses::Addresses,
     dns::{Next, Questions},
     frame::{self, ETHERNET_HEADER, Frame},
-    offload::{offload_tcp, raise_segment_size, segment_of},
+    key::Key,
+    offload::{Offload, SEGMENT, offload_tcp, raise_segment_size, segment_of},
     phy::{Wire, interface},
+    sink::Receiver,
     socket,
-    tcp::sender::{Receiver, Sender, Sent},
+    tcp::sender::{Sender, Sent},
     tcp::window::Sent as Window,
 };
-
-/// Data in one segment between the stack and the guest, at most: what is left of a packet by the longest headers.
-pub(crate) const SEGMENT: u16 = 65_475;
 
 /// A guest that does not acknowledge for so long is gone.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -44,24 +43,6 @@ const UNHEARD: Duration = Duration::from_secs(10);
 const UNUSED: usize = 64;
 /// A quiet connection is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
-/// The two ends as the guest sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    /// The guest's end.
-    pub(crate) guest: SocketAddr,
-    /// The end that the guest believes to be elsewhere.
-    pub(crate) peer: SocketAddr,
-}
-
-/// What the queues agreed on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Offload {
-    /// The guest completes checksums.
-    pub(crate) checksum: bool,
-    /// The guest cuts segments.
-    pub(crate) segmentation: bool,
-}
 
 /// A connection.
 pub(crate) struct Flow {

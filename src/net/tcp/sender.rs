@@ -20,9 +20,10 @@ use vm_memory::VolatileSlice;
 
 use crate::net::{
     frame::Frame,
-    offload::{self, Head},
+    key::Key,
+    offload::{self, Head, SEGMENT},
+    sink::Receiver,
     socket,
-    tcp::flow::{Key, SEGMENT},
 };
 
 /// First pause before data is sent again (RFC 6298, 2.4) …
@@ -38,20 +39,6 @@ const MUCH: u32 = 16 * 1024;
 const SMALL: u32 = 4096;
 /// Segments before others have their turn.
 const BURST: usize = 8;
-
-/// Whoever takes frames for the guest.
-pub(crate) trait Receiver {
-    /// Takes a frame of `head` bytes of headers and at most `most` bytes of data, which `read` writes to where they
-    /// belong and whose headers `seal` makes. What `read` says, also when it fails or is without data: then there is no
-    /// frame. `None` when the guest has offered too little room.
-    fn take(
-        &mut self,
-        head: usize,
-        most: usize,
-        read: &mut dyn FnMut(&[VolatileSlice<'_>]) -> io::Result<usize>,
-        seal: &mut dyn FnMut(usize) -> Head,
-    ) -> Option<io::Result<usize>>;
-}
 
 /// Where sending stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,8 +33,8 @@ use crate::net::{
     events::{Token, ending},
     frame::{MOST, VIRTIO_HEADER},
     fuzzing::Frames,
+    offload::Offload,
     stack::Stack,
-    tcp::flow::Offload,
     tcp::sender::Sent,
 };
 

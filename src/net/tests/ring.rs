@@ -13,7 +13,7 @@ use crate::net::{
     frame::{Frame, VIRTIO_HEADER},
     offload::{Head, head_len},
     ring::{Offered, Ring},
-    tcp::sender::Receiver,
+    sink::Receiver,
 };
 use crate::vmm::memory;
 
@@ -109,7 +109,7 @@ fn give_read(count: u64, mergeable: bool, most: usize, there: usize) -> (Option<
         .collect();
     mock.build_multiple_desc_chains(&buffers).unwrap();
     let mut ring = ring(mock.create_queue().unwrap());
-    let key = crate::net::tcp::flow::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
+    let key = crate::net::key::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
     let mut source = (0..there).map(|index| (index ^ index >> 8) as u8).collect::<std::collections::VecDeque<_>>();
     let result = Offered { ring: &mut ring, memory: &memory, mergeable }.take(
         head_len(&key),

@@ -13,8 +13,8 @@ use crate::net::{
     addresses::example,
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::Frames,
-    offload,
-    tcp::flow::{Key, SEGMENT},
+    key::Key,
+    offload::{self, SEGMENT},
     tcp::sender::{Sender, Sent},
 };
 

@@ -25,8 +25,8 @@ use crate::net::{
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::take,
     ip,
+    offload::Offload,
     stack::Stack,
-    tcp::flow::Offload,
 };
 
 /// The guest's wire.
