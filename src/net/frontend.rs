@@ -10,10 +10,9 @@ use ::vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
-    NetError,
     api::{self, Command},
+    error::{NetError, host},
     events::{self, Token},
-    host,
     vhost::Device,
 };
 

@@ -22,6 +22,9 @@ pub mod addresses;
 pub mod api;
 mod associations;
 mod dns;
+mod error;
+mod ethernet;
+mod event_loop;
 mod events;
 mod fragments;
 mod frame;
@@ -45,67 +48,25 @@ mod tests;
 mod udp;
 mod vhost;
 
-use std::{
-    io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{os::unix::net::UnixStream, process::ExitCode, sync::Arc};
 
-use ::vhost::vhost_user::Error as VhostError;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::SockType,
 };
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
-};
 
-use crate::{inherited, packets::PacketError, report::chain, sandbox};
+use crate::{inherited, report::chain, sandbox};
 use addresses::Addresses;
 use api::Command;
-use events::Token;
+use error::NetError;
+use event_loop::Loop;
 use frontend::Front;
-use ring::Offered;
 use stack::Stack;
-use tcp::sender::Sent;
-use vhost::{RX, TX};
 
 pub(crate) use frame::VIRTIO_HEADER;
 pub(crate) use resolver::nameservers;
 #[cfg(test)]
-pub(crate) use ring::Ring;
-pub(crate) use vhost::Device;
-
-/// Frames taken from the guest before the host's sockets have their turn.
-const BURST: usize = 128;
-
-/// Why the network process ends in failure.
-#[derive(Debug, thiserror::Error)]
-enum NetError {
-    #[error("descriptor {} is no control socket; `bulkhead net` is started by the backend", inherited::FD)]
-    Descriptor,
-    #[error("the backend's control socket failed")]
-    Control(#[from] PacketError),
-    #[error("the backend's first packet sets up no network")]
-    NoSetup,
-    #[error("the guest's network {0}/{1} has not room for its addresses")]
-    Subnet(std::net::Ipv4Addr, u8),
-    #[error("the host refused {what}")]
-    Host {
-        what: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    #[error("the vmm broke the vhost-user protocol")]
-    Protocol(#[source] VhostError),
-    #[error("the network process cannot confine itself")]
-    Sandbox(#[from] sandbox::SandboxError),
-}
-
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> NetError {
-    move |source| NetError::Host { what, source }
-}
+pub(crate) use {ring::Ring, vhost::Device};
 
 /// The process: serves the network device until the vmm is gone.
 pub fn run() -> ExitCode {
@@ -133,96 +94,4 @@ fn serve() -> Result<(), NetError> {
     let front = Front::new(control, stream)?;
     sandbox::confine_net()?;
     Loop { stack: Stack::new(Arc::clone(&front.epoll), addresses), front }.run()
-}
-
-/// The one thread.
-struct Loop {
-    front: Front,
-    stack: Stack,
-}
-
-impl Loop {
-    fn run(mut self) -> Result<(), NetError> {
-        let mut more = false;
-        loop {
-            let timeout = if more { 0 } else { self.stack.timeout() };
-            for index in 0..self.front.wait(timeout)? {
-                match self.front.token(index) {
-                    Token::Control => match self.front.command()? {
-                        Some((command, descriptor)) => self.obey(command, descriptor),
-                        None => return Ok(()),
-                    },
-                    Token::Frontend => {
-                        if !self.front.heard()? {
-                            return Ok(());
-                        }
-                    }
-                    Token::Kick(queue) => self.front.kicked(queue),
-                    token => self.stack.host_ready(token, self.front.ending(index)),
-                }
-            }
-            more = self.move_frames();
-        }
-    }
-
-    fn obey(&mut self, command: Command, descriptor: Option<OwnedFd>) {
-        match (command, descriptor) {
-            (Command::Listen { id, transport, target }, Some(socket)) => {
-                self.stack.publish(id, transport, socket, target);
-            }
-            (Command::Forget { id }, _) => self.stack.forget(id),
-            // A second setup, or a port without its socket: nothing that the backend does.
-            _ => {}
-        }
-    }
-
-    /// Moves frames both ways; true when there may be more to do at once.
-    fn move_frames(&mut self) -> bool {
-        let device = &mut *self.front.device();
-        let Some(memory) = device.memory.clone() else { return false };
-        self.stack.offload.checksum = device.has(VIRTIO_NET_F_GUEST_CSUM);
-        self.stack.offload.segmentation = device.has(VIRTIO_NET_F_GUEST_TSO4) && device.has(VIRTIO_NET_F_GUEST_TSO6);
-        let mergeable = device.has(VIRTIO_NET_F_MRG_RXBUF);
-        let mut more = false;
-        if device.rings[TX].runs() {
-            more = device.rings[TX].take(&memory, BURST, |frame| self.stack.receive(frame));
-        }
-        self.stack.run_timers();
-        let ring = &mut device.rings[RX];
-        if !ring.runs() {
-            return more;
-        }
-        loop {
-            let mut room = true;
-            while let Some(frame) = self.stack.out.front() {
-                if ring.give(&memory, frame, mergeable) {
-                    if let Some(given) = self.stack.out.pop_front() {
-                        frame::recycle(given.bytes);
-                    }
-                } else if !ring.await_buffers(&memory) {
-                    room = false;
-                    break;
-                }
-            }
-            while room {
-                match self.stack.send(&mut Offered { ring, memory: &memory, mergeable }) {
-                    // Before more is sent the guest's acknowledgements have their turn.
-                    Sent::More => {
-                        more = true;
-                        break;
-                    }
-                    Sent::Blocked => room = ring.await_buffers(&memory),
-                    Sent::Idle | Sent::End => break,
-                }
-            }
-            ring.signal(&memory);
-            let before = self.stack.out.len();
-            self.stack.resume();
-            if self.stack.out.len() == before || before > 0 {
-                // Sending may end a connection, whose frames then wait here and are told of by nobody. A guest without
-                // buffers is waited for: its kick continues.
-                return more || room && self.stack.has_output();
-            }
-        }
-    }
 }

@@ -16,6 +16,8 @@ use super::{
 };
 use crate::vmm::memory::GuestRam;
 
+/// Frames taken from the guest before the host's sockets have their turn.
+pub(super) const BURST: usize = 128;
 /// Largest number of descriptors of a queue.
 pub(super) const MOST_DESCRIPTORS: u16 = 1024;
 

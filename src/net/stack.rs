@@ -18,9 +18,10 @@ use vmm_sys_util::epoll::Epoll;
 use super::{
     addresses::{Addresses, MTU, is_unicast},
     dns::Dns,
+    ethernet::{self, Payload},
     events::{self, Token},
     fragments::Fragments,
-    frame::{self, Frame, Payload},
+    frame::Frame,
     icmp::Echo,
     ip::Packet,
     key::Key,
@@ -120,7 +121,7 @@ impl Stack {
 
     /// A frame of the guest.
     pub(super) fn receive(&mut self, bytes: &[u8]) {
-        match frame::parse(bytes, &self.addresses) {
+        match ethernet::parse(bytes, &self.addresses) {
             Some(Payload::Neighbour(reply)) => self.queue([reply]),
             Some(Payload::Packet(packet)) => self.receive_packet(&packet),
             Some(Payload::Part(part)) => {

@@ -17,13 +17,13 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::{
-    BURST, Device, NetError,
     api::{self, Command},
+    error::{NetError, host},
     events::{self, Token},
     frame::{Frame, MOST, VIRTIO_HEADER},
     frontend::Front,
-    host,
-    vhost::{RX, TX},
+    ring::BURST,
+    vhost::{Device, RX, TX},
 };
 use crate::sandbox;
 

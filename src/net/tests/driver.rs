@@ -33,9 +33,9 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::net::{
-    Loop,
     addresses::example,
     api::{Command, Setup},
+    event_loop::Loop,
     frame::{MOST, VIRTIO_HEADER},
     frontend::Front,
     stack::Stack,
