@@ -16,7 +16,7 @@ use super::{
     key::Key,
     offload::{Head, Offload},
     ring::{Offered, Ring},
-    sink::Receiver,
+    sink::FrameSink,
     stack::Stack,
 };
 use crate::virtio::fuzzing;
@@ -94,7 +94,7 @@ pub(super) struct Frames {
     pub(super) most: usize,
 }
 
-impl Receiver for Frames {
+impl FrameSink for Frames {
     fn take(
         &mut self,
         head: usize,

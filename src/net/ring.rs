@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{
     frame::{Frame, MOST, VIRTIO_HEADER},
     offload::Head,
-    sink::Receiver,
+    sink::FrameSink,
 };
 use crate::vmm::memory::GuestRam;
 
@@ -71,7 +71,7 @@ pub(super) struct Offered<'a> {
     pub(super) mergeable: bool,
 }
 
-impl Receiver for Offered<'_> {
+impl FrameSink for Offered<'_> {
     fn take(
         &mut self,
         head: usize,
@@ -170,7 +170,7 @@ impl Ring {
     }
 
     /// Gives the guest a frame whose data `read` writes into the driver's buffers, after `head` bytes of headers that
-    /// `seal` makes; see [`Receiver`].
+    /// `seal` makes; see [`FrameSink`].
     fn give_read(
         &mut self,
         memory: &GuestRam,

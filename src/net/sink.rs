@@ -1,4 +1,4 @@
-//! Takes frames whose data is read straight into the guest's buffers.
+//! Takes frames for the guest whose data is read straight into the guest's buffers.
 
 use std::io;
 
@@ -6,11 +6,13 @@ use vm_memory::VolatileSlice;
 
 use super::offload::Head;
 
-/// Whoever takes frames for the guest.
-pub(super) trait Receiver {
-    /// Takes a frame of `head` bytes of headers and at most `most` bytes of data, which `read` writes to where they
-    /// belong and whose headers `seal` makes. What `read` says, also when it fails or is without data: then there is no
-    /// frame. `None` when the guest has offered too little room.
+/// A consumer of such frames: the receive queue, or a list in tests.
+pub(super) trait FrameSink {
+    /// Takes a frame of `head` bytes of headers and at most `most` bytes of data. `read` writes the data to where it
+    /// belongs and returns its length; `seal` makes the headers for a length.
+    ///
+    /// Returns the result of `read`. After an error, and without data, there is no frame. `None` when the guest offers
+    /// too little room; then `read` was not called.
     fn take(
         &mut self,
         head: usize,

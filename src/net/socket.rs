@@ -64,9 +64,9 @@ fn call(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Where the next [`look`] begins, counted from what was not discarded. Fails where the kernel has none of it for TCP
+/// Where the next [`peek`] begins, counted from what was not discarded. Fails where the kernel has none of it for TCP
 /// (Linux before 6.9, before 6.11 for IPv6).
-pub(super) fn look_from(stream: &TcpStream, offset: u32) -> io::Result<()> {
+pub(super) fn set_peek_offset(stream: &TcpStream, offset: u32) -> io::Result<()> {
     let (level, option, size) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF, size_of::<u32>() as libc::socklen_t);
     // SAFETY: the pointer and size are those of `offset`.
     let result = unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const offset).cast(), size) };
@@ -74,7 +74,7 @@ pub(super) fn look_from(stream: &TcpStream, offset: u32) -> io::Result<()> {
 }
 
 /// Copies what has arrived and stays where it is.
-pub(super) fn look(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
+pub(super) fn peek(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let guards: Vec<_> = parts.iter().map(VolatileSlice::ptr_guard_mut).collect();
     let iovec = |guard: &PtrGuardMut| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
     let mut vector: Vec<_> = guards.iter().map(iovec).collect();

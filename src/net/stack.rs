@@ -26,7 +26,7 @@ use super::{
     ip::Packet,
     key::Key,
     offload::Offload,
-    sink::Receiver,
+    sink::FrameSink,
     socket,
     tcp::flow::{Flow, Outcome},
     tcp::listeners::{Arrival, Published},
@@ -344,12 +344,12 @@ impl Stack {
     }
 
     /// Gives the guest what the host's sockets have for it; whether there is more, or no room for it.
-    pub(super) fn send(&mut self, receiver: &mut dyn Receiver) -> Sent {
+    pub(super) fn send(&mut self, sink: &mut dyn FrameSink) -> Sent {
         let now = self.now();
         for _ in 0..self.senders.len() {
             let Some(id) = self.senders.pop_front() else { break };
             let Some((flow, timer)) = self.flows.get_mut(&id) else { continue };
-            let sent = if flow.wants_to_send() { flow.send(now, receiver) } else { Sent::Idle };
+            let sent = if flow.wants_to_send() { flow.send(now, sink) } else { Sent::Idle };
             flow.queued = matches!(sent, Sent::More | Sent::Blocked);
             if let Some(at) = flow.timer().filter(|at| timer.is_none_or(|timer| *at < timer)) {
                 if let Some(timer) = timer.replace(at) {

@@ -23,8 +23,9 @@ use crate::net::{
     key::Key,
     offload::{Offload, SEGMENT, offload_tcp, raise_segment_size, segment_of},
     phy::{Wire, interface},
-    sink::Receiver,
+    sink::FrameSink,
     socket,
+    tcp::retransmit::FinTimer,
     tcp::sender::{Sender, Sent},
     tcp::window::Sent as Window,
 };
@@ -33,8 +34,6 @@ use crate::net::{
 const SILENCE: Duration = Duration::from_secs(300);
 /// A container that does not answer for so long accepts no connection.
 const CONNECT: Duration = Duration::from_secs(60);
-/// First pause before a FIN is repeated.
-const FIN_PAUSE: Duration = Duration::from_millis(1500);
 /// New beginnings of a connection that a guest mistakes for an earlier one.
 const RETRIES: u8 = 4;
 /// How long the stack may not hear of acknowledgements of data that it knows nothing of: both are there.
@@ -86,18 +85,9 @@ pub(crate) struct Flow {
     /// Further SYNs after answers that belong to an earlier connection.
     retries: u8,
     /// Our last segment with a FIN that the guest has not acknowledged.
-    fin: Option<Fin>,
+    fin: Option<FinTimer>,
     /// How far we have sent.
     sent: Window,
-}
-
-/// What repeats a FIN.
-///
-/// The stack forgets to when the segment is lost whose acknowledgements make it believe in a fast retransmission.
-struct Fin {
-    frame: Frame,
-    again: Instant,
-    pause: Duration,
 }
 
 /// What became of a connection.
@@ -265,7 +255,7 @@ impl Flow {
     /// Whether a packet of the guest says nothing but what the sender has taken from it.
     fn hear(&mut self, packet: &mut [u8], now: Instant) -> bool {
         let (Some(sender), Some(tcp)) = (&mut self.sender, segment_of(packet)) else { return false };
-        sender.hear(tcp, now)
+        sender.on_ack(tcp, now)
     }
 
     /// A packet of the guest; `syn` if it begins a connection or accepts one. True when it only acknowledges.
@@ -309,13 +299,13 @@ impl Flow {
     /// Whether [`Self::send`] has anything to do.
     pub(crate) fn wants_to_send(&mut self) -> bool {
         let readable = self.readable && !self.host_ended;
-        self.sender.as_ref().is_some_and(|sender| sender.wants(readable)) && !self.broken && self.carries()
+        self.sender.as_ref().is_some_and(|sender| sender.has_work(readable)) && !self.broken && self.carries()
     }
 
     /// Sends to the guest what the host's end has for it.
-    pub(crate) fn send(&mut self, now: Instant, receiver: &mut dyn Receiver) -> Sent {
+    pub(crate) fn send(&mut self, now: Instant, sink: &mut dyn FrameSink) -> Sent {
         let (Some(sender), Some(host)) = (&mut self.sender, &self.host) else { return Sent::Idle };
-        match sender.send(host, (&mut self.readable, self.ending), self.segment, now, receiver) {
+        match sender.send(host, (&mut self.readable, self.ending), self.segment, now, sink) {
             Ok(Sent::End) => self.host_ended = true,
             Ok(sent) => return sent,
             Err(_) => self.abort(),
@@ -504,14 +494,13 @@ impl Flow {
             if let Some(segment) = segment_of(&mut frame.bytes[ETHERNET_HEADER..]) {
                 fin = has_fin(segment);
                 match &mut self.sender {
-                    Some(sender) => sender.speak(segment),
+                    Some(sender) => sender.rewrite_seq(segment),
                     None => self.sent.note(segment),
                 }
             }
             offload_tcp(&mut frame, self.segment, self.offload.checksum);
             if fin {
-                let pause = self.fin.as_ref().map_or(FIN_PAUSE, |fin| fin.pause);
-                self.fin = Some(Fin { frame: frame.clone(), again: now + pause, pause });
+                self.fin = Some(FinTimer::start(self.fin.as_ref(), frame.clone(), now));
             }
             out.push(frame);
         }
@@ -526,12 +515,10 @@ impl Flow {
         let data = self.socket().send_queue();
         let fin = self.fin.as_mut()?;
         // As long as there is data before it, the stack repeats both.
-        if data == 0 && fin.again <= now {
-            fin.pause = (fin.pause * 2).min(FIN_PAUSE * 32);
-            fin.again = now + fin.pause;
-            out.push(fin.frame.clone());
+        if data == 0 {
+            out.extend(fin.expire(now));
         }
-        Some(fin.again)
+        Some(fin.due())
     }
 
     /// Closes the host's socket, in order or with a reset.

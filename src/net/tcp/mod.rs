@@ -2,5 +2,6 @@
 
 pub(crate) mod flow;
 pub(crate) mod listeners;
+mod retransmit;
 pub(crate) mod sender;
 pub(crate) mod window;

@@ -1,51 +1,45 @@
-//! The data of a TCP connection on its way from the host's socket to the guest.
+//! Sends the host's data to the guest, straight from the host's socket into the guest's buffers.
 //!
-//! It stays in the host's socket until the guest has acknowledged it: each segment is a look (`MSG_PEEK`) that the kernel
-//! writes straight into the guest's buffers, at the place that `SO_PEEK_OFF` says. So a byte is copied once, nothing is
-//! held here, and what is lost is looked at again.
+//! The data stays in the host's socket until the guest has acknowledged it: each segment is a peek (`MSG_PEEK`) that the
+//! kernel writes into the guest's buffers, from the position that `SO_PEEK_OFF` sets. So a byte is copied once, nothing is
+//! held here, and lost data is peeked at again; [`super::retransmit`] decides when.
 //!
-//! The connection's stack knows nothing of this data. It begins and ends the connection, receives and keeps it alive,
-//! and its sequence numbers stand still meanwhile; [`Sender::speak`] and [`Sender::hear`] shift what it says and hears.
-//! It ends its side when everything is acknowledged.
+//! smoltcp knows nothing of this data. It opens, closes and keeps the connection alive, and receives. Its own sequence
+//! number stands still after the SYN, so [`Sender::rewrite_seq`] moves its segments to where the data is, and
+//! [`Sender::on_ack`] hides the acknowledgements of data from it. It sends its FIN once everything is acknowledged.
 //!
-//! Linux has `SO_PEEK_OFF` for TCP from 6.9 on; without it a connection's data goes through the stack.
+//! Linux has `SO_PEEK_OFF` for TCP since 6.9 (6.11 for IPv6); on older kernels the data goes through smoltcp.
 
 use std::{io, net::TcpStream};
 
 use smoltcp::{
-    time::{Duration, Instant},
+    time::Instant,
     wire::{TcpOption, TcpPacket, TcpSeqNumber},
 };
 use vm_memory::VolatileSlice;
 
+use super::retransmit::{Scoreboard, distance};
 use crate::net::{
     frame::Frame,
     key::Key,
     offload::{self, Head, SEGMENT},
-    sink::Receiver,
+    sink::FrameSink,
     socket,
 };
 
-/// First pause before data is sent again (RFC 6298, 2.4) …
-const PAUSE: Duration = Duration::from_secs(1);
-/// … and the longest. No network is spared by the minute of RFC 6298, 2.5: what is lost was dropped by a guest that was
-/// short of memory, and it may have some again soon.
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// Acknowledgements of the same byte that mean a loss (RFC 5681, 3.2).
-const DUPLICATES: u8 = 3;
-/// Acknowledged bytes that are worth a call of the kernel: far less than what its sockets hold at least.
-const MUCH: u32 = 16 * 1024;
-/// Data for which there is room at least.
-const SMALL: u32 = 4096;
-/// Segments before others have their turn.
+/// Acknowledged bytes that are worth a system call to discard: far less than a socket's smallest buffer.
+const MIN_DISCARD: u32 = 16 * 1024;
+/// Smallest number of bytes to offer room for when new data is peeked at.
+const MIN_EXPECTED: u32 = 4096;
+/// Segments sent before other connections have their turn.
 const BURST: usize = 8;
 
-/// Where sending stands.
+/// Result of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// There is nothing more to do for now.
+    /// Nothing more can be sent for now.
     Idle,
-    /// There is more.
+    /// There is more to send.
     More,
     /// The guest has no buffers.
     Blocked,
@@ -53,50 +47,34 @@ pub(crate) enum Sent {
     End,
 }
 
-/// One connection's. All positions are sequence numbers as the guest sees them (RFC 9293, 3.3.1).
+/// The sending half of one connection. Positions are sequence numbers as the guest sees them (RFC 9293, 3.3.1).
 #[derive(Debug)]
 pub(crate) struct Sender {
     key: Key,
-    /// Where the stack believes to stand.
+    /// smoltcp's send sequence number: the one after its SYN.
     base: u32,
-    /// The first byte that is not acknowledged.
-    first: u32,
-    /// The next to be sent; behind `high` when lost ones are sent again.
-    next: u32,
-    /// The first that was never sent.
-    high: u32,
-    /// Where the next look begins.
-    looking: u32,
-    /// Acknowledged bytes that are still in the socket.
-    done: u32,
-    /// Bytes that the next look will hardly exceed: room for more would be looked for in vain.
-    guess: u32,
-    /// Bytes from `first` on that the guest takes, and the most there ever were.
-    window: u32,
-    widest: u32,
-    scale: u8,
-    duplicates: u8,
-    /// What was sent before the loss that is being mended.
-    recover: Option<u32>,
-    /// The first segment is lost.
-    again: bool,
-    pause: Duration,
-    timer: Option<Instant>,
-    /// What the stack acknowledges and takes.
-    acknowledged: u32,
-    offered: u16,
+    board: Scoreboard,
+    /// Position of the kernel's peek offset.
+    peek_at: u32,
+    /// Acknowledged bytes that are still in the socket, before `board.unacked()`.
+    undiscarded: u32,
+    /// New data that the next peek is likely to find; to describe room for more costs time and gains nothing.
+    expected: u32,
+    /// Shift of the guest's window (RFC 7323, 2.2).
+    window_scale: u8,
+    /// RCV.NXT as smoltcp last sent it; every segment from here repeats it.
+    ack: u32,
+    /// RCV.WND as smoltcp last sent it, scaled.
+    receive_window: u16,
 }
 
-/// How far `a` is ahead of `b`; negative when it is behind.
-fn ahead(a: u32, b: u32) -> i32 {
-    a.wrapping_sub(b).cast_signed()
-}
-
+/// The window scale among a SYN's options; at most 14 (RFC 7323, 2.3).
 fn window_scale(mut options: &[u8]) -> u8 {
     while let Ok((rest, option)) = TcpOption::parse(options) {
         match option {
             TcpOption::WindowScale(scale) => return scale.min(14),
             TcpOption::EndOfList => break,
+            // An option of length zero would keep a hostile guest's list from ever ending.
             _ if rest.len() < options.len() => options = rest,
             _ => break,
         }
@@ -105,223 +83,171 @@ fn window_scale(mut options: &[u8]) -> u8 {
 }
 
 impl Sender {
-    /// `None` when the host's kernel has not what this needs.
+    /// `None` when the host's kernel cannot peek at an offset.
     pub(crate) fn new(key: Key, host: &TcpStream) -> Option<Self> {
-        socket::look_from(host, 0).ok()?;
+        socket::set_peek_offset(host, 0).ok()?;
         Some(Self {
             key,
             base: 0,
-            first: 0,
-            next: 0,
-            high: 0,
-            looking: 0,
-            done: 0,
-            guess: SMALL,
-            window: 0,
-            widest: 0,
-            scale: 0,
-            duplicates: 0,
-            recover: None,
-            again: false,
-            pause: PAUSE,
-            timer: None,
-            acknowledged: 0,
-            offered: 0,
+            board: Scoreboard::new(),
+            peek_at: 0,
+            undiscarded: 0,
+            expected: MIN_EXPECTED,
+            window_scale: 0,
+            ack: 0,
+            receive_window: 0,
         })
     }
 
-    fn flight(&self) -> u32 {
-        self.high.wrapping_sub(self.first)
-    }
-
-    /// Bytes that the guest still takes.
-    fn room(&self) -> u32 {
-        self.window.saturating_sub(self.next.wrapping_sub(self.first))
-    }
-
-    /// Whether everything that was sent is acknowledged.
+    /// True if everything that was sent is acknowledged.
     pub(crate) fn is_empty(&self) -> bool {
-        self.flight() == 0
+        self.board.in_flight() == 0
     }
 
-    /// When to call [`Self::expire`].
+    /// The time for [`Self::expire`].
     pub(crate) fn timer(&self) -> Option<Instant> {
-        self.timer
+        self.board.timer()
     }
 
-    /// Whether [`Self::send`] has anything to do.
-    pub(crate) fn wants(&self, readable: bool) -> bool {
-        self.again || readable || self.next != self.high
+    /// True if [`Self::send`] has something to do.
+    pub(crate) fn has_work(&self, readable: bool) -> bool {
+        self.board.has_work(readable)
     }
 
-    /// Makes a segment of the stack one of the connection.
-    pub(crate) fn speak(&mut self, segment: &mut [u8]) {
+    /// Moves a segment of smoltcp's to the connection's place in sequence space, and remembers the acknowledgement and
+    /// window in it for the segments that are made here.
+    pub(crate) fn rewrite_seq(&mut self, segment: &mut [u8]) {
         let Ok(tcp) = TcpPacket::new_checked(&*segment) else { return };
         let sequence = tcp.seq_number().0.cast_unsigned();
         if tcp.ack() && !tcp.rst() {
-            self.acknowledged = tcp.ack_number().0.cast_unsigned();
-            // The window of a SYN is not scaled, those after it are.
+            self.ack = tcp.ack_number().0.cast_unsigned();
+            // The window in a SYN is not scaled, the later ones are (RFC 7323, 2.2).
             let scale = if tcp.syn() { window_scale(tcp.options()) } else { 0 };
-            self.offered = tcp.window_len() >> scale;
+            self.receive_window = tcp.window_len() >> scale;
         }
         if tcp.syn() {
+            // smoltcp chooses the initial sequence number; the data begins one after it.
             self.base = sequence.wrapping_add(1);
-            (self.first, self.next, self.high, self.looking) = (self.base, self.base, self.base, self.base);
+            self.board.start(self.base);
+            self.peek_at = self.base;
             return;
         }
-        // The stack's only data is the byte that asks whether the guest is there: it has to be one that the guest has.
-        let at = if tcp.payload().is_empty() { self.high } else { self.first };
+        // Acknowledgements and the FIN stand behind all data. A payload can only be a keep-alive's garbage byte, one
+        // before smoltcp's place (RFC 9293, 3.8.4): it has to be a byte that the guest has, or the guest would take it.
+        let at = if tcp.payload().is_empty() { self.board.max() } else { self.board.unacked() };
         let shifted = sequence.wrapping_add(at.wrapping_sub(self.base));
         let mut tcp = TcpPacket::new_unchecked(segment);
         tcp.set_seq_number(TcpSeqNumber(shifted.cast_signed()));
     }
 
-    /// Takes from a segment of the guest what it says of this data, and makes it one for the stack; true when it says
-    /// nothing else.
-    pub(crate) fn hear(&mut self, segment: &mut [u8], now: Instant) -> bool {
+    /// Applies the acknowledgement and window in a segment of the guest, and rewrites the acknowledgement for smoltcp.
+    /// Returns true if the segment has nothing for smoltcp.
+    pub(crate) fn on_ack(&mut self, segment: &mut [u8], now: Instant) -> bool {
         let Ok(tcp) = TcpPacket::new_checked(&*segment) else { return false };
         if tcp.syn() {
-            self.scale = window_scale(tcp.options());
+            self.window_scale = window_scale(tcp.options());
         }
         if !tcp.ack() {
             return false;
         }
         let ack = tcp.ack_number().0.cast_unsigned();
-        let window = u32::from(tcp.window_len()) << if tcp.syn() { 0 } else { self.scale };
+        let window = u32::from(tcp.window_len()) << if tcp.syn() { 0 } else { self.window_scale };
         let empty = tcp.payload().is_empty() && !tcp.syn() && !tcp.fin() && !tcp.rst();
-        let untouched = self.first == self.base && self.high == self.base;
-        let beyond = ahead(ack, self.high);
-        let known = ack.wrapping_sub(self.first) <= self.flight();
-        // What does not stand where the stack does wants an answer (RFC 9293, 3.10.7.4).
-        let only = known && empty && tcp.seq_number().0.cast_unsigned() == self.acknowledged;
-        if known {
-            self.learn(ack, window, empty, now);
+        let nothing_sent = self.board.unacked() == self.base && self.board.max() == self.base;
+        let beyond = distance(ack, self.board.max());
+        let acceptable = self.board.accepts(ack);
+        // A segment that is not where smoltcp expects it, such as a keep-alive or one out of order, wants an answer
+        // (RFC 9293, 3.10.7.4), so smoltcp has to see it.
+        let only_ack = acceptable && empty && tcp.seq_number().0.cast_unsigned() == self.ack;
+        if acceptable {
+            self.undiscarded += self.board.on_ack(ack, window, empty, now);
         }
-        if !untouched {
+        if !nothing_sent {
+            // smoltcp has sent no data, so acknowledgements of data stand still for it. Its FIN is one beyond the data.
             let shown = self.base.wrapping_add(beyond.max(0).cast_unsigned());
             TcpPacket::new_unchecked(segment).set_ack_number(TcpSeqNumber(shown.cast_signed()));
         }
-        only
+        only_ack
     }
 
-    fn learn(&mut self, ack: u32, window: u32, empty: bool, now: Instant) {
-        let new = ack.wrapping_sub(self.first);
-        let opens = self.window == 0 && window > 0;
-        if new > 0 {
-            self.first = ack;
-            self.done += new;
-            self.duplicates = 0;
-            self.pause = PAUSE;
-            if ahead(self.next, ack) < 0 {
-                self.next = ack;
-            }
-            match self.recover {
-                Some(point) if ahead(ack, point) >= 0 => self.recover = None,
-                // The next hole (RFC 6582, 3.2), unless all is sent again anyway.
-                Some(_) => self.again = self.next == self.high,
-                None => {}
-            }
-            self.timer = (self.flight() > 0).then(|| now + self.pause);
-        } else if opens && self.flight() > 0 {
-            // Linux closes its window over what is on its way when it drops that for want of memory. The silence of a
-            // closed window was none of lost segments, so it makes no further one longer.
-            (self.next, self.recover) = (self.first, Some(self.high));
-            (self.again, self.duplicates) = (false, 0);
-            (self.timer, self.pause) = (None, PAUSE);
-        } else if empty && window == self.window && self.flight() > 0 {
-            self.duplicates = self.duplicates.saturating_add(1);
-            if self.duplicates == DUPLICATES && self.recover.is_none() {
-                self.recover = Some(self.high);
-                self.again = true;
-            }
-        }
-        if window > 0 && self.flight() == 0 {
-            (self.timer, self.pause) = (None, PAUSE);
-        }
-        self.window = window;
-        self.widest = self.widest.max(window);
-    }
-
-    /// Lets the host's socket forget what the guest has. A little of it waits for more that is under way, unless it has to
-    /// be `all`; when nothing is under way nothing stays: a byte can keep a whole buffer of the kernel's, and with it the
-    /// far end's window closed.
+    /// Discards acknowledged data from the host's socket.
+    ///
+    /// A little of it waits for more, unless `all` has to go. When nothing is in flight nothing stays, since a single byte
+    /// can keep a whole buffer of the kernel's and with it the far end's window closed.
     pub(crate) fn discard(&mut self, host: &TcpStream, all: bool) -> io::Result<()> {
-        if !all && self.done < MUCH && self.flight() > 0 {
+        if !all && self.undiscarded < MIN_DISCARD && self.board.in_flight() > 0 {
             return Ok(());
         }
-        while self.done > 0 {
-            let gone = socket::discard(host, self.done as usize)?;
+        while self.undiscarded > 0 {
+            let gone = socket::discard(host, self.undiscarded as usize)?;
+            // These bytes were peeked at, so they are missing only if the socket was reset meanwhile.
             if gone == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            self.done -= gone as u32;
+            self.undiscarded -= gone as u32;
         }
-        // The kernel's place stays where it is among what is left.
-        if ahead(self.looking, self.first) < 0 {
-            self.looking = self.first;
+        // The kernel moves its peek offset back by what is read, down to zero: it still points to the same byte, or to
+        // the first one that is left.
+        if distance(self.peek_at, self.board.unacked()) < 0 {
+            self.peek_at = self.board.unacked();
         }
         Ok(())
     }
 
-    /// What silence means, when it has lasted for long enough: what is not acknowledged is lost, or the guest's window
-    /// has opened without our knowledge. A frame that asks for it.
+    /// Handles the timer when it is due; returns a window probe if one is to be sent.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<Frame> {
-        self.timer.filter(|at| *at <= now)?;
-        self.timer = None;
-        if self.flight() > 0 {
-            self.next = self.first;
-            self.recover = Some(self.high);
-        }
-        (self.again, self.duplicates) = (false, 0);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        if self.room() > 0 {
-            return None;
-        }
-        self.timer = Some(now + self.pause);
-        // A byte that the guest has, and no data: it answers with where it stands.
-        Some(self.head(self.first.wrapping_sub(1), 0, SEGMENT, false).into_frame())
+        // The probe stands before the first unacknowledged byte and is empty. It is outside the window, so the guest
+        // answers with its acknowledgement and window (RFC 9293, 3.10.7.4), as Linux's own probes make it do.
+        let probe = self.board.expire(now);
+        probe.then(|| self.head(self.board.unacked().wrapping_sub(1), 0, SEGMENT, false).into_frame())
     }
 
-    /// The headers of a segment.
-    fn head(&self, at: u32, len: usize, segment: u16, push: bool) -> Head {
-        Head::new(self.key, (at, self.acknowledged), self.offered, push, len, segment)
+    fn head(&self, at: u32, len: usize, mss: u16, push: bool) -> Head {
+        Head::new(self.key, (at, self.ack), self.receive_window, push, len, mss)
     }
 
-    /// Sends what can be sent, in segments that the guest cuts to `segment` bytes of data. `readable` becomes false when
-    /// the socket has nothing more; with `ending` that is only true when a look finds nothing.
+    /// Sends what can be sent, in segments that the guest cuts to `mss` bytes of data.
+    ///
+    /// `readable` becomes false when the socket has nothing more. While `ending` is set (see
+    /// [`crate::net::events::ending`]), that takes a peek that finds nothing.
     pub(crate) fn send(
         &mut self,
         host: &TcpStream,
         (readable, ending): (&mut bool, bool),
-        segment: u16,
+        mss: u16,
         now: Instant,
-        receiver: &mut dyn Receiver,
+        sink: &mut dyn FrameSink,
     ) -> io::Result<Sent> {
         for _ in 0..BURST {
-            let Some((at, most)) = self.turn(*readable, now) else { return Ok(Sent::Idle) };
-            if self.looking != at {
-                socket::look_from(host, at.wrapping_sub(self.first).wrapping_add(self.done))?;
-                self.looking = at;
+            let Some((at, most)) = self.board.next_segment(*readable, self.expected, now) else {
+                return Ok(Sent::Idle);
+            };
+            // In order, the kernel's peek offset follows by itself; only repeated data needs a system call.
+            if self.peek_at != at {
+                socket::set_peek_offset(host, at.wrapping_sub(self.board.unacked()).wrapping_add(self.undiscarded))?;
+                self.peek_at = at;
             }
             let mut room = 0;
-            let read = &mut |parts: &[VolatileSlice<'_>]| {
+            let peek = &mut |parts: &[VolatileSlice<'_>]| {
                 room = parts.iter().map(VolatileSlice::len).sum();
-                socket::look(host, parts)
+                socket::peek(host, parts)
             };
-            let seal = &mut |len| self.head(at, len, segment, len < most);
-            match receiver.take(offload::head_len(&self.key), most, read, seal) {
+            let seal = &mut |len| self.head(at, len, mss, len < most);
+            let new = at == self.board.max();
+            match sink.take(offload::head_len(&self.key), most, peek, seal) {
                 None => return Ok(Sent::Blocked),
-                Some(Ok(0)) if at == self.high => {
+                Some(Ok(0)) if new => {
                     *readable = false;
                     return Ok(Sent::End);
                 }
+                // Data that was there for the first peek is gone: the socket was reset.
                 Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(Ok(len)) => {
-                    // Less than there was room for is all: what comes now is told of.
-                    *readable &= len >= room || ending || at != self.high;
-                    self.sent(len as u32, room as u32, now);
+                    // A short peek has found everything, and epoll reports new data as another edge.
+                    *readable &= len >= room || ending || !new;
+                    self.on_sent(len as u32, room as u32, now);
                 }
-                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock && at == self.high => *readable = false,
+                Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock && new => *readable = false,
                 Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Some(Err(error)) => return Err(error),
             }
@@ -329,36 +255,10 @@ impl Sender {
         Ok(Sent::More)
     }
 
-    /// Where the next segment begins and its most bytes, if one may be sent.
-    fn turn(&mut self, readable: bool, now: Instant) -> Option<(u32, usize)> {
-        let longest = u32::from(SEGMENT);
-        if self.again && self.flight() > 0 {
-            return Some((self.first, self.flight().min(longest) as usize));
-        }
-        self.again = false;
-        let new = self.next == self.high;
-        if new && !readable {
-            return None;
-        }
-        let room = self.room();
-        // A small segment only when nothing is under way (RFC 9293, 3.8.6.2.1).
-        if room == 0 || new && self.flight() > 0 && room < longest.min(self.widest / 2) {
-            self.timer.get_or_insert(now + self.pause);
-            return None;
-        }
-        let most = if new { room.min(self.guess) } else { room.min(self.high.wrapping_sub(self.next)) };
-        Some((self.next, most.min(longest) as usize))
-    }
-
-    fn sent(&mut self, len: u32, room: u32, now: Instant) {
-        self.guess = if len < room { (2 * len).max(SMALL) } else { u32::from(SEGMENT) };
-        self.looking = self.looking.wrapping_add(len);
-        if !std::mem::take(&mut self.again) {
-            self.next = self.next.wrapping_add(len);
-            if ahead(self.next, self.high) > 0 {
-                self.high = self.next;
-            }
-        }
-        self.timer.get_or_insert(now + self.pause);
+    fn on_sent(&mut self, len: u32, room: u32, now: Instant) {
+        // A full peek means bulk data; a short one measures what an interactive peer writes at a time.
+        self.expected = if len < room { (2 * len).max(MIN_EXPECTED) } else { u32::from(SEGMENT) };
+        self.peek_at = self.peek_at.wrapping_add(len);
+        self.board.on_sent(len, now);
     }
 }

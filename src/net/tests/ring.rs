@@ -13,7 +13,7 @@ use crate::net::{
     frame::{Frame, VIRTIO_HEADER},
     offload::{Head, head_len},
     ring::{Offered, Ring},
-    sink::Receiver,
+    sink::FrameSink,
 };
 use crate::vmm::memory;
 
