@@ -152,7 +152,7 @@ pub(super) fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
 /// RFC 9293, 3.7.1 if none).
 ///
 /// The stack then makes segments of that size, and offload cuts them to what the peer takes.
-pub(super) fn raise_segment_size(packet: &mut [u8], size: u16) -> u16 {
+pub(super) fn raise_mss(packet: &mut [u8], size: u16) -> u16 {
     const DEFAULT: u16 = 536;
     let Some(tcp) = segment_of(packet) else { return DEFAULT };
     let Some(len) = tcp.get(12).map(|byte| usize::from(byte >> 4) * 4) else { return DEFAULT };
@@ -245,8 +245,8 @@ mod tests {
             packet[0] = if v6 { 0x60 } else { 0x45 };
             packet[header + 12] = ((20 + options.len()) as u8 / 4) << 4;
             packet.extend(&options);
-            prop_assert_eq!(raise_segment_size(&mut packet, 65_495), size);
-            prop_assert_eq!(raise_segment_size(&mut packet, 1), 65_495);
+            prop_assert_eq!(raise_mss(&mut packet, 65_495), size);
+            prop_assert_eq!(raise_mss(&mut packet, 1), 65_495);
         }
 
         #[test]
@@ -254,7 +254,7 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first = if v6 { 0x60 } else { 0x40 } | *first & 15;
             }
-            raise_segment_size(&mut bytes, 9000);
+            raise_mss(&mut bytes, 9000);
         }
     }
 }

@@ -44,6 +44,12 @@ impl TxToken for Outgoing<'_> {
     }
 }
 
+impl Wire {
+    pub(super) fn new() -> Self {
+        Self { incoming: None, outgoing: Vec::new(), room: usize::MAX }
+    }
+}
+
 impl Device for Wire {
     type RxToken<'a> = Incoming;
     type TxToken<'a> = Outgoing<'a>;

@@ -47,6 +47,15 @@ const MOST_WAITING: usize = 256;
 /// Pause between two looks for what is silent.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// A connection in the table.
+struct Entry {
+    flow: Flow,
+    /// Its time in `timers`.
+    timer: Option<Instant>,
+    /// It is in `senders`.
+    queued: bool,
+}
+
 /// Everything behind the wire.
 pub(super) struct Stack {
     epoll: Arc<Epoll>,
@@ -54,7 +63,7 @@ pub(super) struct Stack {
     begun: Clock,
     pub(super) offload: Offload,
     next: u64,
-    flows: HashMap<u64, (Flow, Option<Instant>)>,
+    flows: HashMap<u64, Entry>,
     by_key: HashMap<Key, u64>,
     timers: BTreeSet<(Instant, u64)>,
     /// Connections that had no room for their frames.
@@ -175,7 +184,7 @@ impl Stack {
         let now = self.now();
         if let Some(id) = self.by_key.get(&key).copied() {
             // What only acknowledges is taken together with what else there is.
-            if self.flows.get_mut(&id).is_some_and(|(flow, _)| flow.receive(packet.bytes, tcp.syn(), now)) {
+            if self.flows.get_mut(&id).is_some_and(|entry| entry.flow.receive(packet.bytes, tcp.syn(), now)) {
                 self.acknowledged.insert(id);
             } else {
                 self.advance(id);
@@ -194,7 +203,7 @@ impl Stack {
             return false;
         }
         if self.addresses.is_dns(key.peer) {
-            let flow = Flow::names(key, syn.to_vec(), SMALL_BUFFER, self.offload, now);
+            let flow = Flow::name_server(key, syn.to_vec(), SMALL_BUFFER, self.offload, now);
             let id = self.insert(flow);
             self.advance(id);
             return true;
@@ -210,10 +219,10 @@ impl Stack {
     fn ask_server(&mut self, id: u64) {
         let server = socket::begin_tcp(self.dns.server()).ok();
         let watched = server.filter(|server| events::watch_edges(&self.epoll, server, Token::Tcp(id)).is_ok());
-        if let Some((flow, _)) = self.flows.get_mut(&id) {
+        if let Some(entry) = self.flows.get_mut(&id) {
             match watched {
-                Some(server) => flow.pass_on(server),
-                None => flow.abort(),
+                Some(server) => entry.flow.pass_on(server),
+                None => entry.flow.abort(),
             }
         }
     }
@@ -232,7 +241,7 @@ impl Stack {
         let id = self.next;
         self.next += 1;
         self.by_key.insert(flow.key, id);
-        self.flows.insert(id, (flow, None));
+        self.flows.insert(id, Entry { flow, timer: None, queued: false });
         id
     }
 
@@ -248,9 +257,14 @@ impl Stack {
     pub(super) fn forget(&mut self, id: u64) {
         self.udp.forget(&self.epoll, id);
         if self.published.remove(&self.epoll, id) {
-            let flows = self.flows.iter_mut().filter(|(_, (flow, _))| flow.published == Some(id));
-            let ended: Vec<_> = flows.map(|(id, (flow, _))| (flow.orphan(), *id).1).collect();
-            for id in ended {
+            let mut drained = Vec::new();
+            for (flow_id, entry) in &mut self.flows {
+                if entry.flow.published == Some(id) {
+                    entry.flow.drain();
+                    drained.push(*flow_id);
+                }
+            }
+            for id in drained {
                 self.advance(id);
             }
         }
@@ -287,8 +301,8 @@ impl Stack {
         let mut out = Vec::new();
         match token {
             Token::Tcp(id) => {
-                if let Some((flow, _)) = self.flows.get_mut(&id) {
-                    flow.host_ready(ending);
+                if let Some(entry) = self.flows.get_mut(&id) {
+                    entry.flow.host_ready(ending);
                 }
                 self.advance(id);
             }
@@ -307,11 +321,11 @@ impl Stack {
     fn advance(&mut self, id: u64) {
         let now = self.now();
         let room = MOST_WAITING.saturating_sub(self.out.len());
-        let Some((flow, _)) = self.flows.get_mut(&id) else { return };
-        if flow.answer(&self.addresses, now) {
+        let Some(entry) = self.flows.get_mut(&id) else { return };
+        if entry.flow.answer_queries(&self.addresses, now) {
             self.ask_server(id);
         }
-        let Some((flow, timer)) = self.flows.get_mut(&id) else { return };
+        let Some(Entry { flow, timer, queued }) = self.flows.get_mut(&id) else { return };
         let mut out = Vec::new();
         let outcome = flow.advance(now, room, &mut out);
         if let Some(at) = timer.take() {
@@ -320,8 +334,8 @@ impl Stack {
         if out.len() >= room {
             self.waiting.insert(id);
         }
-        if !flow.queued && matches!(outcome, Outcome::Open(_)) && flow.wants_to_send() {
-            flow.queued = true;
+        if !*queued && matches!(outcome, Outcome::Open(_)) && flow.wants_to_send() {
+            *queued = true;
             self.senders.push_back(id);
         }
         match outcome {
@@ -332,8 +346,8 @@ impl Stack {
                 }
             }
             Outcome::Over => {
-                if let Some((flow, _)) = self.flows.remove(&id) {
-                    self.by_key.remove(&flow.key);
+                if let Some(entry) = self.flows.remove(&id) {
+                    self.by_key.remove(&entry.flow.key);
                 }
                 self.waiting.remove(&id);
                 self.published.resume(&self.epoll);
@@ -348,9 +362,9 @@ impl Stack {
         let now = self.now();
         for _ in 0..self.senders.len() {
             let Some(id) = self.senders.pop_front() else { break };
-            let Some((flow, timer)) = self.flows.get_mut(&id) else { continue };
+            let Some(Entry { flow, timer, queued }) = self.flows.get_mut(&id) else { continue };
             let sent = if flow.wants_to_send() { flow.send(now, sink) } else { Sent::Idle };
-            flow.queued = matches!(sent, Sent::More | Sent::Blocked);
+            *queued = matches!(sent, Sent::More | Sent::Blocked);
             if let Some(at) = flow.timer().filter(|at| timer.is_none_or(|timer| *at < timer)) {
                 if let Some(timer) = timer.replace(at) {
                     self.timers.remove(&(timer, id));

@@ -1,106 +1,69 @@
-//! One TCP connection: a stack's socket towards the guest, a host's socket towards the world.
+//! One TCP connection: smoltcp's socket towards the guest, a socket of this process towards the world, and the state of
+//! both directions between them.
 //!
-//! Of a connection that the guest begins, the host's part is made first: the guest's SYN waits for it, so that the guest
-//! sees a refusal as a refusal. Of one that comes in through a published port, the host's part is there; when the guest
-//! refuses its own, the client sees a reset. A connection to the name server gets a host's part when there is a question
-//! that cannot be answered here.
+//! | Begun by                   | Host's end                                      | Guest's end                      |
+//! |----------------------------|-------------------------------------------------|----------------------------------|
+//! | the guest                  | connect(2) first, so that a refusal stays one   | its SYN waits for the result     |
+//! | a published port's client  | accepted already; reset if the guest refuses    | our SYN, repeated if need be     |
+//! | the guest, to name server  | none until a query has to be passed on          | accepted at once                 |
+//!
+//! No thread, no clock, no queue: the stack brings packets, events and the time, and takes frames.
 
-use std::{
-    io::{self, Read, Write},
-    net::{Shutdown, TcpStream},
+use std::{io, net::TcpStream};
+
+use smoltcp::{socket::tcp::State, time::Instant};
+
+use super::{
+    guest::{self, Guest, GuestEnd},
+    host::{Connected, Host, HostEnd},
+    sender::{Sender, Sent},
 };
-
-use smoltcp::{
-    iface::{Interface, SocketHandle, SocketSet},
-    socket::tcp::{Socket, SocketBuffer, State},
-    time::{Duration, Instant},
-};
-
 use crate::net::{
     addresses::Addresses,
     dns::{Next, Questions},
-    frame::{self, ETHERNET_HEADER, Frame},
+    frame::Frame,
     key::Key,
-    offload::{Offload, SEGMENT, offload_tcp, raise_segment_size, segment_of},
-    phy::{Wire, interface},
+    offload::Offload,
     sink::FrameSink,
-    socket,
-    tcp::retransmit::FinTimer,
-    tcp::sender::{Sender, Sent},
-    tcp::window::Sent as Window,
 };
 
-/// A guest that does not acknowledge for so long is gone.
-const SILENCE: Duration = Duration::from_secs(300);
-/// A container that does not answer for so long accepts no connection.
-const CONNECT: Duration = Duration::from_secs(60);
-/// New beginnings of a connection that a guest mistakes for an earlier one.
-const RETRIES: u8 = 4;
-/// How long the stack may not hear of acknowledgements of data that it knows nothing of: both are there.
-const UNHEARD: Duration = Duration::from_secs(10);
-/// Bytes of the stack's buffer for data that does not go through it.
-const UNUSED: usize = 64;
-/// A quiet connection is asked whether it is still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// The way to an early end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Teardown {
+    /// Both directions go on until their ends.
+    None,
+    /// The published port is gone: the client still gets what the guest has sent, then both ends are closed.
+    Draining,
+    /// One end has failed: both are reset.
+    Aborted,
+}
 
 /// A connection.
 pub(crate) struct Flow {
     pub(crate) key: Key,
-    host: Option<TcpStream>,
-    /// What the name server was asked and has not answered or passed on.
-    questions: Option<Questions>,
-    /// What was passed on and the host's socket has not taken.
-    backlog: Vec<u8>,
-    /// The guest's SYN, until the host's connection is made.
-    syn: Option<Vec<u8>>,
     /// The published port that it came through.
     pub(crate) published: Option<u64>,
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-    wire: Wire,
-    offload: Offload,
-    /// Data in one segment as the guest's end announced it.
-    segment: u16,
-    /// What goes to the guest, where the host's kernel can do it without the stack.
-    sender: Option<Sender>,
-    /// Waits for its turn to send.
-    pub(crate) queued: bool,
-    /// When the stack was last told of a packet.
-    heard: Instant,
-    readable: bool,
-    writable: bool,
-    /// The host's end may have more than one look shows, see [`crate::net::events::ending`]: its last byte for instance …
-    ending: bool,
-    /// … and it was.
-    host_ended: bool,
-    /// The guest's end has.
-    guest_fin: bool,
-    /// The guest's end has, and the host's end knows.
-    guest_ended: bool,
-    /// The host's socket failed.
-    broken: bool,
-    /// The guest's end is gone; only what it sent is left to be handed on.
-    orphaned: bool,
-    /// Further SYNs after answers that belong to an earlier connection.
-    retries: u8,
-    /// Our last segment with a FIN that the guest has not acknowledged.
-    fin: Option<FinTimer>,
-    /// How far we have sent.
-    sent: Window,
+    guest: GuestEnd,
+    /// `None` for a connection to the name server, until a query has to be passed on.
+    host: Option<HostEnd>,
+    /// Queries to the name server, while there is no host's end.
+    questions: Option<Questions>,
+    /// Queries that are passed on and that the host's socket has not taken yet.
+    backlog: Vec<u8>,
+    teardown: Teardown,
 }
 
-/// What became of a connection.
+/// State of a connection after [`Flow::advance`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It goes on; the stack wants to be called again at this time.
+    /// It goes on, and wants to be advanced again at this time.
     Open(Option<Instant>),
     /// It is over.
     Over,
 }
 
 impl Flow {
-    /// A connection that begins with this SYN, towards a host's connection that has begun.
+    /// A connection that the guest opens with this SYN, to a host's socket that is connecting.
     pub(crate) fn outbound(
         key: Key,
         mut syn: Vec<u8>,
@@ -109,66 +72,17 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Self {
-        let mut flow = Self::new(key, Some(host), buffer, offload, now);
-        flow.learn_segment(&mut syn);
-        flow.hear(&mut syn, now);
-        flow.syn = Some(syn);
-        flow
+        let mut guest = GuestEnd::new(key, sender(key, &host, offload), buffer, offload, now);
+        guest.on_syn(&mut syn, now);
+        Self::new(key, guest, Some(HostEnd::new(host, Host::Connecting { syn })))
     }
 
-    /// A connection to the name server that begins with this SYN.
-    pub(crate) fn names(key: Key, mut syn: Vec<u8>, buffer: usize, offload: Offload, now: Instant) -> Self {
-        let mut flow = Self::new(key, None, buffer, offload, now);
-        flow.learn_segment(&mut syn);
-        flow.questions = Some(Questions::default());
-        let peer = flow.key.peer;
-        let _ = flow.socket().listen(peer);
-        flow.wire.incoming = Some(syn);
-        flow
-    }
-
-    /// Answers what can be answered here; true when the rest needs a connection to the host's name server, see
-    /// [`Self::pass_on`].
-    pub(crate) fn answer(&mut self, addresses: &Addresses, now: Instant) -> bool {
-        if self.questions.is_none() {
-            return false;
-        }
-        // What has arrived may be a question.
-        self.poll(now, usize::MAX);
-        let (guest, Some(questions)) = (self.sockets.get_mut::<Socket<'_>>(self.handle), &mut self.questions) else {
-            return false;
-        };
-        loop {
-            if guest.can_recv() && questions.room() > 0 {
-                let room = questions.room();
-                let _ = guest.recv(|data| {
-                    let data = &data[..data.len().min(room)];
-                    questions.take(data);
-                    (data.len(), ())
-                });
-            }
-            // An answer is shorter than the buffer for it, so it needs only time.
-            if guest.send_queue() > 0 {
-                return false;
-            }
-            match questions.next(addresses) {
-                Next::Wait => break,
-                Next::Forward => return true,
-                Next::Answer(bytes) => {
-                    let _ = guest.send_slice(&bytes);
-                }
-            }
-        }
-        if guest.state() == State::CloseWait && guest.recv_queue() == 0 {
-            guest.close();
-        }
-        false
-    }
-
-    /// Lets the host's name server answer, to which a connection has begun.
-    pub(crate) fn pass_on(&mut self, server: TcpStream) {
-        self.backlog = self.questions.take().map(Questions::into_bytes).unwrap_or_default();
-        self.host = Some(server);
+    /// A connection that the guest opens to the name server with this SYN.
+    pub(crate) fn name_server(key: Key, mut syn: Vec<u8>, buffer: usize, offload: Offload, now: Instant) -> Self {
+        let mut guest = GuestEnd::new(key, None, buffer, offload, now);
+        guest.on_syn(&mut syn, now);
+        guest.accept(syn);
+        Self { questions: Some(Questions::default()), ..Self::new(key, guest, None) }
     }
 
     /// A connection that came in through a published port.
@@ -180,360 +94,236 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Option<Self> {
-        let mut flow = Self::new(key, Some(host), buffer, offload, now);
-        flow.published = Some(published);
-        flow.socket().set_timeout(Some(CONNECT));
-        flow.knock().then_some(flow)
+        let mut guest = GuestEnd::new(key, sender(key, &host, offload), buffer, offload, now);
+        let host = HostEnd::new(host, Host::Open);
+        guest.connect().then(|| Self { published: Some(published), ..Self::new(key, guest, Some(host)) })
     }
 
-    fn new(key: Key, host: Option<TcpStream>, buffer: usize, offload: Offload, now: Instant) -> Self {
-        let mut wire = Wire { incoming: None, outgoing: Vec::new(), room: usize::MAX };
-        let interface = interface(key, &mut wire, now);
-        let whole = offload.segmentation && offload.checksum;
-        let sender = host.as_ref().filter(|_| whole).and_then(|host| Sender::new(key, host));
-        let sent = if sender.is_some() { UNUSED } else { buffer };
-        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; sent]));
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        socket.set_timeout(Some(SILENCE));
-        socket.set_keep_alive(Some(KEEP_ALIVE));
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
-        Self {
-            key,
-            host,
-            questions: None,
-            backlog: Vec::new(),
-            syn: None,
-            published: None,
-            interface,
-            sockets,
-            handle,
-            wire,
-            offload,
-            segment: SEGMENT,
-            sender,
-            queued: false,
-            heard: now,
-            readable: false,
-            writable: false,
-            ending: false,
-            host_ended: false,
-            guest_fin: false,
-            guest_ended: false,
-            broken: false,
-            orphaned: false,
-            retries: 0,
-            fin: None,
-            sent: Window::default(),
-        }
+    fn new(key: Key, guest: GuestEnd, host: Option<HostEnd>) -> Self {
+        let (published, questions, backlog) = (None, None, Vec::new());
+        Self { key, published, guest, host, questions, backlog, teardown: Teardown::None }
     }
 
-    /// Takes from a SYN how long the segments may be that reach the guest's end.
-    fn learn_segment(&mut self, syn: &mut [u8]) {
-        if self.offload.segmentation {
-            self.segment = raise_segment_size(syn, SEGMENT);
-        }
-    }
-
-    /// The answer to a packet that belongs to no connection: a reset, unless it is one itself.
+    /// Frames that refuse a packet that belongs to no connection.
     pub(crate) fn refuse(packet: Vec<u8>, key: Key, now: Instant) -> Vec<Frame> {
-        let mut wire = Wire { incoming: Some(packet), outgoing: Vec::new(), room: usize::MAX };
-        interface(key, &mut wire, now).poll(now, &mut wire, &mut SocketSet::new(Vec::new()));
-        let mut frames = wire.outgoing;
-        for frame in &mut frames {
-            offload_tcp(frame, SEGMENT, false);
-        }
-        frames
+        guest::reset(packet, key, now)
     }
 
     /// The host's socket, to be watched.
     pub(crate) fn host(&self) -> Option<&TcpStream> {
-        self.host.as_ref()
+        self.host.as_ref().map(|host| &host.stream)
     }
 
-    /// Whether a packet of the guest says nothing but what the sender has taken from it.
-    fn hear(&mut self, packet: &mut [u8], now: Instant) -> bool {
-        let (Some(sender), Some(tcp)) = (&mut self.sender, segment_of(packet)) else { return false };
-        sender.on_ack(tcp, now)
-    }
-
-    /// A packet of the guest; `syn` if it begins a connection or accepts one. True when it only acknowledges.
-    pub(crate) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
-        // While the host's connection is being made the guest only repeats its SYN.
-        if self.syn.is_some() {
-            return false;
+    /// Answers queries to the name server that can be answered here; true when the rest needs the host's name server, see
+    /// [`Self::pass_on`].
+    pub(crate) fn answer_queries(&mut self, addresses: &Addresses, now: Instant) -> bool {
+        let Some(questions) = &mut self.questions else { return false };
+        // Takes in the packet that brought the connection here.
+        self.guest.poll(now, usize::MAX);
+        let guest = self.guest.socket();
+        loop {
+            if guest.can_recv() && questions.room() > 0 {
+                let room = questions.room();
+                let _ = guest.recv(|data| {
+                    let data = &data[..data.len().min(room)];
+                    questions.take(data);
+                    (data.len(), ())
+                });
+            }
+            // One answer at a time, which always fits into the empty buffer. A guest that sends queries without reading
+            // answers is held back by its own window.
+            if guest.send_queue() > 0 {
+                return false;
+            }
+            match questions.next(addresses) {
+                Next::Wait => break,
+                Next::Forward => return true,
+                Next::Answer(bytes) => {
+                    let _ = guest.send_slice(&bytes);
+                }
+            }
         }
-        let mut buffer = frame::buffer(packet.len());
-        buffer.copy_from_slice(packet);
-        let mut packet = buffer;
-        let knocking = self.socket().state() == State::SynSent;
-        if syn && knocking {
-            self.learn_segment(&mut packet);
-            self.socket().set_timeout(Some(SILENCE));
-        }
-        if self.hear(&mut packet, now) && self.carries() && now < self.heard + UNHEARD {
-            frame::recycle(packet);
-            return true;
-        }
-        self.heard = now;
-        if self.sender.is_none()
-            && let Some(segment) = segment_of(&mut packet)
-        {
-            self.sent.keep_open(segment);
-        }
-        self.wire.incoming = Some(packet);
-        self.poll(now, usize::MAX);
-        if knocking && self.socket().state() == State::SynSent && self.retries < RETRIES {
-            self.retries += 1;
-            self.knock();
+        // The guest has ended and is answered.
+        if guest.state() == State::CloseWait && guest.recv_queue() == 0 {
+            guest.close();
         }
         false
     }
 
-    /// Whether data may go to the guest.
-    fn carries(&mut self) -> bool {
-        matches!(self.socket().state(), State::Established | State::CloseWait)
+    /// Leaves the queries from the first unanswered one on to the host's name server, whose socket is connecting.
+    pub(crate) fn pass_on(&mut self, server: TcpStream) {
+        self.backlog = self.questions.take().map(Questions::into_bytes).unwrap_or_default();
+        self.host = Some(HostEnd::new(server, Host::Open));
     }
 
-    /// Whether [`Self::send`] has anything to do.
+    /// Takes a packet of the guest; `syn` if it opens or accepts a connection. True if it only acknowledges, which needs no
+    /// [`Self::advance`] at once.
+    pub(crate) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
+        // While the host's socket is connecting the guest can only repeat its SYN.
+        let connecting = self.host.as_ref().is_some_and(|host| matches!(host.state, Host::Connecting { .. }));
+        !connecting && self.guest.receive(packet, syn, now)
+    }
+
+    /// Notes an event of the host's socket; `ending` as [`crate::net::events::ending`] says.
+    pub(crate) fn host_ready(&mut self, ending: bool) {
+        if let Some(host) = &mut self.host {
+            host.on_event(ending);
+        }
+    }
+
+    /// True if [`Self::send`] has something to do.
     pub(crate) fn wants_to_send(&mut self) -> bool {
-        let readable = self.readable && !self.host_ended;
-        self.sender.as_ref().is_some_and(|sender| sender.has_work(readable)) && !self.broken && self.carries()
+        let readable = self.host.as_ref().is_some_and(HostEnd::is_readable);
+        self.guest.sender.as_ref().is_some_and(|sender| sender.has_work(readable))
+            && self.teardown != Teardown::Aborted
+            && self.guest.is_established()
     }
 
-    /// Sends to the guest what the host's end has for it.
+    /// Sends the host's data to the guest, without smoltcp.
     pub(crate) fn send(&mut self, now: Instant, sink: &mut dyn FrameSink) -> Sent {
-        let (Some(sender), Some(host)) = (&mut self.sender, &self.host) else { return Sent::Idle };
-        match sender.send(host, (&mut self.readable, self.ending), self.segment, now, sink) {
-            Ok(Sent::End) => self.host_ended = true,
+        let (Some(sender), Some(host)) = (&mut self.guest.sender, &mut self.host) else { return Sent::Idle };
+        match sender.send(&host.stream, (&mut host.readable, host.ending), self.guest.mss, now, sink) {
+            Ok(Sent::End) => host.state = Host::Ended,
             Ok(sent) => return sent,
             Err(_) => self.abort(),
         }
         Sent::End
     }
 
-    /// When what was sent has to be looked after.
+    /// The time at which sent data counts as lost.
     pub(crate) fn timer(&mut self) -> Option<Instant> {
-        if self.carries() { self.sender.as_ref().and_then(Sender::timer) } else { None }
+        if self.guest.is_established() { self.guest.sender.as_ref().and_then(Sender::timer) } else { None }
     }
 
-    /// Begins the guest's part of an inbound connection, with a new sequence number each time.
-    ///
-    /// A guest that remembers an earlier connection of the same two ends answers a SYN that looks older with what it
-    /// remembers, and forgets it with our reset (RFC 9293, 3.10.7.3; RFC 1122, 4.2.2.13): the next SYN is welcome,
-    /// and need not wait for a time-out.
-    fn knock(&mut self) -> bool {
-        let (guest, peer) = (self.key.guest, self.key.peer);
-        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
-        socket.abort();
-        socket.connect(self.interface.context(), guest, peer).is_ok()
+    /// Ends the connection after the guest's data has reached the client: its published port is gone, and with it the
+    /// container.
+    pub(crate) fn drain(&mut self) {
+        if self.teardown == Teardown::None {
+            self.teardown = Teardown::Draining;
+        }
     }
 
-    /// Its published port is gone, and the container with it: what the container has sent still reaches the client.
-    pub(crate) fn orphan(&mut self) {
-        self.orphaned = true;
-    }
-
-    /// Ends it, for both sides.
+    /// Resets the connection on both sides.
     pub(crate) fn abort(&mut self) {
-        self.broken = true;
-        self.socket().abort();
+        self.teardown = Teardown::Aborted;
+        self.guest.socket().abort();
     }
 
-    /// The host's socket became ready; `ending` as its event says.
-    pub(crate) fn host_ready(&mut self, ending: bool) {
-        self.ending |= ending;
-        self.readable = true;
-        self.writable = true;
-    }
-
-    /// Moves what can be moved; at most `room` frames go into `out`.
+    /// Moves what can be moved between the ends, and emits at most `room` frames.
     pub(crate) fn advance(&mut self, now: Instant, room: usize, out: &mut Vec<Frame>) -> Outcome {
-        if self.syn.is_some() && !self.begin(now) {
-            self.hand_over(now, out);
-            return Outcome::Over;
+        match self.host.as_mut().and_then(HostEnd::poll_connect) {
+            // The guest's SYN stays unanswered, so a guest behind a slow network waits as it would there.
+            Some(Connected::Pending) => return Outcome::Open(None),
+            // The answer is a reset, as a host without a listener gives.
+            Some(Connected::No(syn)) => {
+                self.guest.refuse(syn);
+                self.guest.poll(now, usize::MAX);
+                self.guest.drain_frames(now, out);
+                return Outcome::Over;
+            }
+            Some(Connected::Yes(syn)) => {
+                self.guest.accept(syn);
+                self.guest.poll(now, usize::MAX);
+            }
+            None => {}
         }
-        if self.syn.is_some() {
-            return Outcome::Open(None);
-        }
+        // Data taken from smoltcp's buffer opens its window, and a FIN taken from the host ends its half: each may let more
+        // move, until neither side has or takes anything.
         loop {
-            self.poll(now, room);
-            match self.move_data() {
+            self.guest.poll(now, room);
+            match self.transfer() {
                 Ok(true) => {}
                 Ok(false) => break,
+                // The host's socket has failed. The guest sees a reset, and so does the host if it is still there.
                 Err(_) => {
                     self.abort();
                     break;
                 }
             }
         }
-        let orphan_done = self.orphaned && self.socket().recv_queue() == 0 && (self.guest_ended || !self.guest_fin);
-        if orphan_done {
-            self.socket().abort();
+        // A published port that is gone: the client has everything, the guest's FIN included if there was one.
+        let drained = self.teardown == Teardown::Draining
+            && self.guest.socket().recv_queue() == 0
+            && self.guest.state != Guest::Finished;
+        if drained {
+            self.guest.socket().abort();
         }
-        self.poll(now, room);
-        self.hand_over(now, out);
-        if orphan_done {
-            // A reset would take back what the client has yet to read.
+        // Emits what the last transfer has caused: a FIN, a reset, a larger window.
+        self.guest.poll(now, room);
+        self.guest.drain_frames(now, out);
+        if drained {
+            // In order, because a reset would take back what the client has yet to read.
             self.close(true);
             return Outcome::Over;
         }
-        let again = self.repeat_fin(now, out);
-        if self.carries()
-            && let Some(sender) = &mut self.sender
+        let fin_due = self.guest.repeat_fin(now, out);
+        if self.guest.is_established()
+            && let Some(sender) = &mut self.guest.sender
         {
+            // A closed window is asked for here; lost data is sent by `send`, when it is this connection's turn.
             out.extend(sender.expire(now));
         }
-        // Nothing is lost between here and the guest, so nobody has to wait in TIME-WAIT for repetitions.
-        let closed = matches!(self.socket().state(), State::Closed | State::TimeWait | State::Listen);
-        // The guest may be done while the host's end has yet to take what it sent.
-        let draining = self.guest_fin && self.host_ended && !self.guest_ended && !self.broken;
-        if !closed || draining {
-            let next = self.interface.poll_at(now, &self.sockets);
-            return Outcome::Open(next.into_iter().chain(again).chain(self.timer()).min());
+        // The guest may be through with a connection whose last bytes the host's socket has yet to take.
+        let draining = self.guest.state == Guest::Finished && self.host_ended() && self.teardown != Teardown::Aborted;
+        if !self.guest.is_closed() || draining {
+            let next = self.guest.poll_at(now);
+            return Outcome::Open(next.into_iter().chain(fin_due).chain(self.timer()).min());
         }
-        self.close(self.host_ended && self.guest_ended);
+        // Closed by both, or by a reset of the guest, a timeout or a failure, which the host's side sees as a reset.
+        self.close(self.host_ended() && self.guest.state == Guest::Ended);
         Outcome::Over
     }
 
-    /// Whether the host's connection is made or still can be; answers the SYN in both ends' cases.
-    fn begin(&mut self, now: Instant) -> bool {
-        if !self.writable {
-            return true;
-        }
-        let Some(host) = &self.host else { return false };
-        let refused = match host.take_error() {
-            Ok(None) => host.peer_addr().is_err_and(|error| error.kind() != io::ErrorKind::NotConnected),
-            _ => true,
-        };
-        if !refused && host.peer_addr().is_err() {
-            self.writable = false;
-            return true;
-        }
-        self.wire.incoming = self.syn.take();
-        if !refused {
-            let peer = self.key.peer;
-            let _ = self.socket().listen(peer);
-        }
-        self.poll(now, usize::MAX);
-        !refused
-    }
-
-    fn socket(&mut self) -> &mut Socket<'static> {
-        self.sockets.get_mut(self.handle)
-    }
-
-    fn poll(&mut self, now: Instant, room: usize) {
-        self.wire.room = room;
-        self.interface.poll(now, &mut self.wire, &mut self.sockets);
-    }
-
     /// Moves data both ways once; true when something moved.
-    fn move_data(&mut self) -> io::Result<bool> {
-        let (guest, Some(host)) = (self.sockets.get_mut::<Socket<'_>>(self.handle), &mut self.host) else {
-            return Ok(false);
-        };
+    fn transfer(&mut self) -> io::Result<bool> {
+        let Some(host) = &mut self.host else { return Ok(false) };
+        // Queries that were read here go before everything that the guest has sent since.
+        host.write_backlog(&mut self.backlog)?;
+        let (socket, sender) = self.guest.parts();
         let mut moved = false;
-        while self.writable && !self.backlog.is_empty() {
-            match host.write(&self.backlog) {
-                Ok(len) => drop(self.backlog.drain(..len)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        if self.backlog.is_empty() {
+            moved |= host.write_from(socket)?;
         }
-        while self.writable && self.backlog.is_empty() && guest.can_recv() {
-            match guest.recv(|data| match host.write(data) {
-                Ok(len) => (len, Ok(len)),
-                Err(error) => (0, Err(error)),
-            }) {
-                Ok(Ok(len)) => moved |= len > 0,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_) => break,
-            }
-        }
-        if let Some(sender) = &mut self.sender {
-            sender.discard(host, self.host_ended)?;
-            if self.host_ended && sender.is_empty() && guest.may_send() {
-                guest.close();
+        if let Some(sender) = sender {
+            // `send` reads; here the host's socket only forgets what the guest has. smoltcp's FIN stands behind all data,
+            // so it waits until everything is acknowledged.
+            let ended = host.state == Host::Ended;
+            sender.discard(&host.stream, ended)?;
+            if ended && sender.is_empty() && socket.may_send() {
+                socket.close();
                 moved = true;
             }
-        }
-        while self.sender.is_none() && self.readable && !self.host_ended && guest.can_send() {
-            match guest.send(|space| match host.read(space) {
-                Ok(len) => (len, Ok(len)),
-                Err(error) => (0, Err(error)),
-            }) {
-                Ok(Ok(0)) => {
-                    self.host_ended = true;
-                    guest.close();
-                    moved = true;
-                }
-                Ok(Ok(_)) => moved = true,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_) => break,
-            }
-        }
-        self.guest_fin |= matches!(guest.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
-        if self.guest_fin && !self.guest_ended && guest.recv_queue() == 0 && self.backlog.is_empty() {
-            self.guest_ended = true;
-            moved = true;
-            host.shutdown(Shutdown::Write)?;
-        }
-        Ok(moved)
-    }
-
-    fn hand_over(&mut self, now: Instant, out: &mut Vec<Frame>) {
-        for mut frame in self.wire.outgoing.drain(..) {
-            let mut fin = false;
-            if let Some(segment) = segment_of(&mut frame.bytes[ETHERNET_HEADER..]) {
-                fin = has_fin(segment);
-                match &mut self.sender {
-                    Some(sender) => sender.rewrite_seq(segment),
-                    None => self.sent.note(segment),
-                }
-            }
-            offload_tcp(&mut frame, self.segment, self.offload.checksum);
-            if fin {
-                self.fin = Some(FinTimer::start(self.fin.as_ref(), frame.clone(), now));
-            }
-            out.push(frame);
-        }
-    }
-
-    /// Sends a FIN again whose acknowledgement is overdue; when to look next.
-    fn repeat_fin(&mut self, now: Instant, out: &mut Vec<Frame>) -> Option<Instant> {
-        let state = self.socket().state();
-        if !matches!(state, State::FinWait1 | State::Closing | State::LastAck) {
-            self.fin = None;
-        }
-        let data = self.socket().send_queue();
-        let fin = self.fin.as_mut()?;
-        // As long as there is data before it, the stack repeats both.
-        if data == 0 {
-            out.extend(fin.expire(now));
-        }
-        Some(fin.due())
-    }
-
-    /// Closes the host's socket, in order or with a reset.
-    fn close(&mut self, orderly: bool) {
-        let Some(host) = self.host.take() else { return };
-        if orderly {
-            // What nobody has taken would make the kernel end the connection with a reset (RFC 2525, 2.17).
-            let _ = socket::discard(&host, i32::MAX as usize);
         } else {
-            socket::reset(host);
+            moved |= host.read_into(socket)?;
+        }
+        Ok(self.pass_fin()? || moved)
+    }
+
+    /// Passes the guest's FIN on once the host's socket has everything before it; true when it does.
+    fn pass_fin(&mut self) -> io::Result<bool> {
+        if self.guest.state == Guest::Open && self.guest.fin_received() {
+            self.guest.state = Guest::Finished;
+        }
+        let all_written = self.guest.socket().recv_queue() == 0 && self.backlog.is_empty();
+        let (Guest::Finished, true, Some(host)) = (self.guest.state, all_written, &self.host) else { return Ok(false) };
+        self.guest.state = Guest::Ended;
+        // Half-close: the far end may go on sending.
+        host.end().map(|()| true)
+    }
+
+    fn host_ended(&self) -> bool {
+        self.host.as_ref().is_some_and(|host| host.state == Host::Ended)
+    }
+
+    fn close(&mut self, orderly: bool) {
+        if let Some(host) = self.host.take() {
+            host.close(orderly);
         }
     }
 }
 
-fn has_fin(segment: &[u8]) -> bool {
-    const FIN: u8 = 1;
-    segment.get(13).is_some_and(|flags| flags & FIN != 0)
+/// The sender that takes smoltcp's place, where kernel and guest can do it: long segments need a guest that cuts them and
+/// completes their checksums.
+fn sender(key: Key, host: &TcpStream, offload: Offload) -> Option<Sender> {
+    if offload.segmentation && offload.checksum { Sender::new(key, host) } else { None }
 }

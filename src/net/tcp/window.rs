@@ -10,14 +10,14 @@ use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 /// How far a connection's data is on its way to the guest.
 #[derive(Debug, Default)]
-pub(crate) struct Sent {
+pub(super) struct WindowGuard {
     /// The sequence number behind the last byte.
     end: Option<TcpSeqNumber>,
 }
 
-impl Sent {
+impl WindowGuard {
     /// Notes a segment to the guest.
-    pub(crate) fn note(&mut self, segment: &[u8]) {
+    pub(super) fn on_sent(&mut self, segment: &[u8]) {
         let Ok(tcp) = TcpPacket::new_checked(segment) else { return };
         let end = tcp.seq_number() + tcp.segment_len();
         // A new beginning has nothing to do with what was.
@@ -27,7 +27,7 @@ impl Sent {
     }
 
     /// Opens the closed window of a segment from the guest by the least there is, while something is on its way.
-    pub(crate) fn keep_open(&self, segment: &mut [u8]) {
+    pub(super) fn keep_open(&self, segment: &mut [u8]) {
         let Ok(mut tcp) = TcpPacket::new_checked(segment) else { return };
         let on_its_way = self.end.is_some_and(|end| tcp.ack_number() < end);
         if tcp.ack() && !tcp.syn() && !tcp.rst() && tcp.window_len() == 0 && on_its_way {
@@ -59,7 +59,7 @@ mod tests {
     const ACK: u8 = 16;
     const RST: u8 = 4;
 
-    fn kept(sent: &Sent, ack: i32, flags: u8, window: u16) -> u16 {
+    fn kept(sent: &WindowGuard, ack: i32, flags: u8, window: u16) -> u16 {
         let mut bytes = segment(5, ack, flags, window, 0);
         sent.keep_open(&mut bytes);
         TcpPacket::new_unchecked(&bytes).window_len()
@@ -67,11 +67,11 @@ mod tests {
 
     #[test]
     fn a_window_closes_only_when_all_is_acknowledged() {
-        let mut sent = Sent::default();
+        let mut sent = WindowGuard::default();
         assert_eq!(kept(&sent, 0, ACK, 0), 0);
         // Over the end of the numbers, and once more from the beginning.
-        sent.note(&segment(i32::MAX - 9, 0, ACK, 0, 20));
-        sent.note(&segment(i32::MAX - 9, 0, ACK, 0, 10));
+        sent.on_sent(&segment(i32::MAX - 9, 0, ACK, 0, 20));
+        sent.on_sent(&segment(i32::MAX - 9, 0, ACK, 0, 10));
         let end = i32::MIN + 10;
         assert_eq!((kept(&sent, end - 1, ACK, 0), kept(&sent, end, ACK, 0)), (1, 0));
         assert_eq!((kept(&sent, end - 1, ACK, 9), kept(&sent, end - 1, ACK | RST, 0)), (9, 0));
@@ -80,8 +80,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
-            let mut sent = Sent::default();
-            sent.note(&bytes);
+            let mut sent = WindowGuard::default();
+            sent.on_sent(&bytes);
             sent.keep_open(&mut bytes.clone());
         }
     }
