@@ -55,6 +55,7 @@ pub enum PlanError {
 }
 
 /// A machine that can be made.
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// vCPUs.

@@ -74,6 +74,7 @@ struct Supervised {
 }
 
 /// The engine and everything it needs.
+#[expect(clippy::struct_excessive_bools, reason = "operations under way, each independent of the others")]
 #[derive(Debug)]
 pub(crate) struct Engine {
     agent: Agent,
