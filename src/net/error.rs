@@ -1,34 +1,35 @@
-//! Why the network process ends in failure.
+//! Errors that end the network process.
 
-use std::io;
+use std::{io, net::Ipv4Addr};
 
 use vhost::vhost_user::Error as VhostError;
 
 use crate::{inherited, packets::PacketError, sandbox};
 
-/// Why the network process ends in failure.
+/// An error that ends the network process.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NetError {
-    #[error("descriptor {} is no control socket; `bulkhead net` is started by the backend", inherited::FD)]
+    #[error("descriptor {} is not a control socket; `bulkhead net` is started by the backend only", inherited::FD)]
     Descriptor,
-    #[error("the backend's control socket failed")]
+    #[error("cannot receive from the backend's control socket")]
     Control(#[from] PacketError),
-    #[error("the backend's first packet sets up no network")]
+    #[error("the backend's first packet is not a network setup")]
     NoSetup,
-    #[error("the guest's network {0}/{1} has not room for its addresses")]
-    Subnet(std::net::Ipv4Addr, u8),
-    #[error("the host refused {what}")]
+    #[error("guest network {0}/{1} is out of range: the prefix must have 8 to 29 bits")]
+    Subnet(Ipv4Addr, u8),
+    #[error("cannot {action}")]
     Host {
-        what: &'static str,
+        action: &'static str,
         #[source]
         source: io::Error,
     },
-    #[error("the vmm broke the vhost-user protocol")]
+    #[error("the vmm violated the vhost-user protocol")]
     Protocol(#[source] VhostError),
-    #[error("the network process cannot confine itself")]
+    #[error("cannot confine the network process")]
     Sandbox(#[from] sandbox::SandboxError),
 }
 
-pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> NetError {
-    move |source| NetError::Host { what, source }
+/// Names the action that the host failed.
+pub(super) fn cannot(action: &'static str) -> impl FnOnce(io::Error) -> NetError {
+    move |source| NetError::Host { action, source }
 }

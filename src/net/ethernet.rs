@@ -1,5 +1,5 @@
-//! Frames of the guest: Ethernet, and the questions for its neighbours' hardware addresses (ARP, RFC 826; neighbour
-//! discovery, RFC 4861).
+//! Sorts the guest's Ethernet frames, and answers its requests for hardware addresses (ARP, RFC 826; neighbour discovery,
+//! RFC 4861).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,23 +14,25 @@ use super::{
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
-/// What a frame of the guest carries.
+/// The contents of a frame of the guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Payload<'a> {
-    /// A question for the hardware address of one of our addresses: the answer.
+    /// A request for the hardware address of one of our addresses, as its answer.
     Neighbour(Frame),
     /// An IP packet.
     Packet(Packet<'a>),
-    /// What may be a part of one.
-    Part(&'a [u8]),
+    /// A packet that may be a fragment.
+    Fragment(&'a [u8]),
 }
 
-/// Reads a frame; `None` for all that this network does not carry.
+/// Reads a frame; `None` for everything that this network does not carry.
 pub(super) fn parse<'a>(frame: &'a [u8], addresses: &Addresses) -> Option<Payload<'a>> {
     let (header, rest) = frame.split_at_checked(ETHERNET_HEADER)?;
     match [header[12], header[13]] {
         ETHERTYPE_IPV4 => {
-            let Some(packet) = Packet::parse(rest) else { return Some(Payload::Part(rest)) };
+            // Malformed packets take the same way as fragments, and end there.
+            let Some(packet) = Packet::parse(rest) else { return Some(Payload::Fragment(rest)) };
+            // The version nibble decides how a packet is read; it must not contradict the EtherType.
             packet.source.is_ipv4().then_some(Payload::Packet(packet))
         }
         ETHERTYPE_IPV6 => {
@@ -39,16 +41,17 @@ pub(super) fn parse<'a>(frame: &'a [u8], addresses: &Addresses) -> Option<Payloa
                 return None;
             }
             if packet.protocol == IpProtocol::Ipv6Frag {
-                return Some(Payload::Part(rest));
+                return Some(Payload::Fragment(rest));
             }
-            match neighbour(&packet) {
+            match solicited(&packet) {
+                // Solicitations for other addresses are the guest's checks that its own are not in use.
                 Some(target) => addresses.is_ours(target.into()).then(|| advertise(&packet, target)).flatten(),
                 None => Some(Payload::Packet(packet)),
             }
         }
         ETHERTYPE_ARP => {
             let arp = rest.get(..28)?;
-            // Ethernet, IPv4, sizes 6 and 4, request (RFC 826).
+            // Hardware Ethernet, protocol IPv4, address sizes 6 and 4, operation "request" (RFC 826).
             if arp[..8] != [0, 1, 8, 0, 6, 4, 0, 1] {
                 return None;
             }
@@ -61,9 +64,10 @@ pub(super) fn parse<'a>(frame: &'a [u8], addresses: &Addresses) -> Option<Payloa
     }
 }
 
-/// "It is me", for one of our addresses.
+/// An ARP reply: the gateway's hardware address for one of our addresses.
 fn arp_reply(sender_mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Frame {
     let mut frame = Frame::ethernet(28, ETHERTYPE_ARP);
+    // The operation is "reply"; the rest mirrors the request.
     frame.bytes[..6].copy_from_slice(&sender_mac);
     let arp = &mut frame.bytes[ETHERNET_HEADER..];
     arp[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 2]);
@@ -74,8 +78,8 @@ fn arp_reply(sender_mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Frame {
     frame
 }
 
-/// Whom a neighbour solicitation looks for (RFC 4861, 4.3).
-fn neighbour(packet: &Packet<'_>) -> Option<Ipv6Addr> {
+/// The target address of a neighbour solicitation (RFC 4861, 4.3).
+fn solicited(packet: &Packet<'_>) -> Option<Ipv6Addr> {
     let message = packet.payload();
     if packet.protocol != IpProtocol::Icmpv6 || message.len() < 24 || message[..2] != [NEIGHBOUR_SOLICITATION, 0] {
         return None;
@@ -84,14 +88,16 @@ fn neighbour(packet: &Packet<'_>) -> Option<Ipv6Addr> {
     Some(target.into())
 }
 
-/// The advertisement that answers it (RFC 4861, 4.4); what another asks to be sure that it is alone gets none.
+/// The advertisement that answers a solicitation (RFC 4861, 4.4).
 fn advertise(solicitation: &Packet<'_>, target: Ipv6Addr) -> Option<Payload<'static>> {
+    // An unspecified source probes for duplicates of an address that it wants to use (RFC 4862, 5.4). A hop limit below 255
+    // means that a container's packet was forwarded, and the protocol is for neighbours only (RFC 4861, 7.1.1).
     if solicitation.source.is_unspecified() || solicitation.hops != 255 {
         return None;
     }
     let source = IpAddr::V6(target);
     let frame = ip::frame(source, solicitation.source, IpProtocol::Icmpv6, 32, |message| {
-        // A router, asked for, and this address is to be used.
+        // The flags: router, solicited, override. A target link-layer address option follows the target.
         message[..8].copy_from_slice(&[NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0xe0, 0, 0, 0]);
         message[8..24].copy_from_slice(&target.octets());
         message[24..26].copy_from_slice(&[2, 1]);

@@ -1,4 +1,5 @@
-//! What each kind of network process has before it: the backend's control socket, the vmm's frontend and the queues.
+//! The two sockets of the network process, the backend's control socket and the vmm's vhost-user stream, with the epoll
+//! descriptor that everything is waited for with.
 
 use std::{
     io,
@@ -11,79 +12,82 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     api::{self, Command},
-    error::{NetError, host},
+    error::{NetError, cannot},
     events::{self, Token},
     vhost::Device,
 };
 
-/// Events taken at once.
-const EVENTS: usize = 256;
+/// Events taken from epoll at a time.
+const MAX_EVENTS: usize = 256;
 
-/// Sockets, queues and what is waited for.
-pub(super) struct Front {
+/// The sockets, the device that the vmm sets up through one of them, and epoll.
+pub(super) struct Frontend {
     pub(super) epoll: Arc<Epoll>,
+    // The handler's type demands a mutex. One thread uses it, so it is never contended.
     device: Arc<Mutex<Device>>,
     handler: BackendReqHandler<Mutex<Device>>,
     control: OwnedFd,
     events: Vec<EpollEvent>,
 }
 
-impl Front {
-    /// Watches both sockets; the queues are watched when the frontend hands them over.
+impl Frontend {
+    /// Watches both sockets; the queues are watched from when the vmm hands over their kicks.
     pub(super) fn new(control: OwnedFd, stream: UnixStream) -> Result<Self, NetError> {
-        let epoll = Arc::new(Epoll::new().map_err(host("an epoll descriptor"))?);
-        events::watch(&epoll, &control, Token::Control).map_err(host("an epoll event"))?;
-        events::watch(&epoll, &stream, Token::Frontend).map_err(host("an epoll event"))?;
-        let device = Arc::new(Mutex::new(Device::new(Arc::clone(&epoll)).map_err(host("memory for the queues"))?));
+        let epoll = Arc::new(Epoll::new().map_err(cannot("create an epoll descriptor"))?);
+        events::watch(&epoll, &control, Token::Control).map_err(cannot("watch the control socket"))?;
+        events::watch(&epoll, &stream, Token::Frontend).map_err(cannot("watch the vhost-user socket"))?;
+        let device = Device::new(Arc::clone(&epoll)).map_err(cannot("allocate the queues"))?;
+        let device = Arc::new(Mutex::new(device));
         let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-        Ok(Self { epoll, device, handler, control, events: vec![EpollEvent::default(); EVENTS] })
+        Ok(Self { epoll, device, handler, control, events: vec![EpollEvent::default(); MAX_EVENTS] })
     }
 
-    /// Waits at most so many milliseconds, for ever if -1; how many events there are.
+    /// Waits at most `timeout` milliseconds, or for ever if it is -1; returns the number of events.
     pub(super) fn wait(&mut self, timeout: i32) -> Result<usize, NetError> {
         match self.epoll.wait(timeout, &mut self.events) {
             Ok(ready) => Ok(ready),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            Err(source) => Err(NetError::Host { what: "to wait for events", source }),
+            Err(error) => Err(cannot("wait for events")(error)),
         }
     }
 
-    /// What one of the events is about.
+    /// The source of an event.
     pub(super) fn token(&self, index: usize) -> Token {
         Token::unpack(self.events[index].data())
     }
 
-    /// Whether it has to be looked into to the end.
+    /// See [`events::ending`].
     pub(super) fn ending(&self, index: usize) -> bool {
         events::ending(&self.events[index])
     }
 
-    /// What the backend says; `None` when it is gone.
-    pub(super) fn command(&self) -> Result<Option<(Command, Option<OwnedFd>)>, NetError> {
+    /// The backend's next command; `None` when the backend is gone.
+    pub(super) fn receive_command(&self) -> Result<Option<(Command, Option<OwnedFd>)>, NetError> {
         Ok(api::receive(&self.control)?)
     }
 
-    /// Does what the frontend says; false when it is gone.
-    pub(super) fn heard(&mut self) -> Result<bool, NetError> {
+    /// Handles the vmm's next request; false when the vmm is gone.
+    pub(super) fn handle_request(&mut self) -> Result<bool, NetError> {
         match self.handler.handle_request() {
-            // What the frontend asked and may not is answered; the conversation goes on.
+            // A request that this device refuses was answered with an error, and the next one may be fine.
             Ok(())
             | Err(VhostError::ReqHandlerError(_) | VhostError::InvalidParam | VhostError::InvalidOperation(_)) => {
                 Ok(true)
             }
             Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => Ok(false),
+            // Anything else leaves the stream at an unknown position within a message.
             Err(error) => Err(NetError::Protocol(error)),
         }
     }
 
-    /// Takes the driver's kick of a queue.
-    pub(super) fn kicked(&self, queue: usize) {
+    /// Resets the kick of a queue.
+    pub(super) fn take_kick(&self, queue: usize) {
         if let Some(kick) = self.device().rings.get(queue).and_then(|ring| ring.kick.as_ref()) {
             let _ = kick.read();
         }
     }
 
-    /// The queues as the frontend has set them up.
+    /// The device as the vmm has set it up.
     pub(super) fn device(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }

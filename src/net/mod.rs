@@ -1,22 +1,53 @@
-//! The guest's network: `bulkhead net`, a child of the backend. It is the vhost-user backend of the vmm's network
-//! device, and for the guest it is the whole internet: router, name server and the far end of every connection.
+//! User-mode networking: `bulkhead net`, the vhost-user backend of the VM's network device. For the guest it is the whole
+//! internet: router, name server and the far end of every connection.
 //!
-//! No packet of the guest goes out, only its data: a TCP connection of the guest ends here and continues as a socket of
-//! this process, so nothing needs privileges, and the host's routes, VPNs and firewall hold as for any program.
+//! No packet of the guest goes out, only its data: each connection ends here and continues as a socket of this process. So
+//! nothing needs privileges, and the host's routes, VPNs and firewall apply as they do to any program.
 //!
-//! The TCP/IP stack is smoltcp, not ipstack: it does no I/O and has no runtime, so that one thread with one epoll serves
-//! queues, sockets and timers without a channel or a task for each connection. Each connection has an interface of its
-//! own: a packet costs the same whether there is one connection or thousands, and any address can be the far end.
-//! Tried: a gigabyte towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more
-//! than here, and the end of the host's data never reached the guest.
-//! Data on its way to the guest does not go through it (`tcp/sender.rs`).
+//! # Parts
 //!
-//! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums. Towards the guest, the
-//! stack is told of a larger segment size than the guest's end announced, and virtio's segmentation offload lets the
-//! guest's kernel cut (or not cut) to the announced one. So containers keep their MTU of 1500.
+//! | Layer           | Files                                                                                      |
+//! |-----------------|--------------------------------------------------------------------------------------------|
+//! | Process         | `api` (commands of the backend), `event_loop`, `events` (epoll), `error`                   |
+//! | Virtio device   | `frontend`, `vhost` (setup by the vmm), `ring` (the two queues), `sink`                     |
+//! | Frames          | `frame`, `ethernet` (ARP, neighbours), `ip`, `fragments`, `offload`                        |
+//! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver`, `icmp`                            |
+//! | Shared          | `addresses`, `key`, `associations`, `socket`                                               |
+//! | Another backend | `tap`: copies frames between the queues and a tap device, without any of the services      |
 //!
-//! One thread does everything; all tables have bounds; a guest that takes no frames stops the host's sockets from being
-//! read.
+//! # Addresses
+//!
+//! By default (`vpnkitCIDR`) the guest is 192.168.65.3, without DHCP: its init sets address, route and name server.
+//! 192.168.65.1 is `gateway.docker.internal`, router and name server; 192.168.65.254 is `host.docker.internal`. ARP, pings
+//! and connections for both are answered here. The guest also has an address of fd0b:ad:c0ff::/64; the host's names stay
+//! IPv4 only (see `dns`).
+//!
+//! # TCP
+//!
+//! The TCP/IP stack is smoltcp: it does no I/O and has no runtime, so one thread with one epoll serves queues, sockets and
+//! timers without a channel or a task for each connection. Each connection has an interface of its own: a packet costs the
+//! same whether there is one connection or thousands, and any address can be the far end. ipstack was tried: a gigabyte
+//! towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more than here, and the
+//! end of the host's data never reached the guest.
+//!
+//! Bulk data towards the guest does not go through smoltcp; `tcp` describes both paths, and `tcp/retransmit.rs` sends
+//! lost segments again.
+//!
+//! # Large segments
+//!
+//! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums (`HOST_TSO4`, `CSUM`). Towards
+//! the guest, smoltcp is shown a larger segment size than the guest's end announced, and virtio's segmentation offload
+//! (`GUEST_TSO4` with the announced size) lets the guest's kernel cut the segments, or not. So `docker0` and containers keep
+//! their MTU of 1500; `eth0` has 65520, for datagrams.
+//!
+//! # Limits
+//!
+//! One thread does everything, every table has a bound, and a guest that takes no frames stops the host's sockets from
+//! being read. Not supported yet: ICMP errors (an unreachable UDP port is silence to the guest), and search domains and
+//! `/etc/hosts` of the host.
+//!
+//! A network process that dies is started again by the backend. The vmm hands the new one the queues from where the used
+//! rings are; connections that were open are reset.
 
 pub mod addresses;
 pub mod api;
@@ -59,8 +90,8 @@ use crate::{inherited, report::chain, sandbox};
 use addresses::Addresses;
 use api::Command;
 use error::NetError;
-use event_loop::Loop;
-use frontend::Front;
+use event_loop::EventLoop;
+use frontend::Frontend;
 use stack::Stack;
 
 pub(crate) use frame::VIRTIO_HEADER;
@@ -68,7 +99,10 @@ pub(crate) use resolver::nameservers;
 #[cfg(test)]
 pub(crate) use {ring::Ring, vhost::Device};
 
-/// The process: serves the network device until the vmm is gone.
+/// Descriptors that the process may have open.
+const MAX_DESCRIPTORS: u64 = 16_384;
+
+/// Serves the network device until the vmm is gone; the main function of `bulkhead net`.
 pub fn run() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,11 +121,14 @@ fn serve() -> Result<(), NetError> {
         _ => return Err(NetError::NoSetup),
     };
     let addresses = Addresses::new(&setup).ok_or(NetError::Subnet(setup.subnet.0, setup.subnet.1))?;
-    // Each connection is a descriptor.
+    // Each connection, association and query is a descriptor, and all tables at their bounds fit into this. Under a lower
+    // hard limit `socket` fails earlier, which refuses the connection.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(16_384), most);
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(MAX_DESCRIPTORS), most);
     }
-    let front = Front::new(control, stream)?;
+    let frontend = Frontend::new(control, stream)?;
+    // Before the first event: everything that comes from the guest or from a client is handled by a process that has IP
+    // sockets, reads resolv.conf, and can do nothing else.
     sandbox::confine_net()?;
-    Loop { stack: Stack::new(Arc::clone(&front.epoll), addresses), front }.run()
+    EventLoop { stack: Stack::new(Arc::clone(&frontend.epoll), addresses), frontend }.run()
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::net::{
     addresses::Addresses,
-    dns::{Next, Questions},
+    dns::{Next, QueryStream},
     frame::Frame,
     key::Key,
     offload::Offload,
@@ -47,7 +47,7 @@ pub(crate) struct Flow {
     /// `None` for a connection to the name server, until a query has to be passed on.
     host: Option<HostEnd>,
     /// Queries to the name server, while there is no host's end.
-    questions: Option<Questions>,
+    queries: Option<QueryStream>,
     /// Queries that are passed on and that the host's socket has not taken yet.
     backlog: Vec<u8>,
     teardown: Teardown,
@@ -82,7 +82,7 @@ impl Flow {
         let mut guest = GuestEnd::new(key, None, buffer, offload, now);
         guest.on_syn(&mut syn, now);
         guest.accept(syn);
-        Self { questions: Some(Questions::default()), ..Self::new(key, guest, None) }
+        Self { queries: Some(QueryStream::default()), ..Self::new(key, guest, None) }
     }
 
     /// A connection that came in through a published port.
@@ -100,8 +100,8 @@ impl Flow {
     }
 
     fn new(key: Key, guest: GuestEnd, host: Option<HostEnd>) -> Self {
-        let (published, questions, backlog) = (None, None, Vec::new());
-        Self { key, published, guest, host, questions, backlog, teardown: Teardown::None }
+        let (published, queries, backlog) = (None, None, Vec::new());
+        Self { key, published, guest, host, queries, backlog, teardown: Teardown::None }
     }
 
     /// Frames that refuse a packet that belongs to no connection.
@@ -117,16 +117,16 @@ impl Flow {
     /// Answers queries to the name server that can be answered here; true when the rest needs the host's name server, see
     /// [`Self::pass_on`].
     pub(crate) fn answer_queries(&mut self, addresses: &Addresses, now: Instant) -> bool {
-        let Some(questions) = &mut self.questions else { return false };
+        let Some(queries) = &mut self.queries else { return false };
         // Takes in the packet that brought the connection here.
         self.guest.poll(now, usize::MAX);
         let guest = self.guest.socket();
         loop {
-            if guest.can_recv() && questions.room() > 0 {
-                let room = questions.room();
+            if guest.can_recv() && queries.room() > 0 {
+                let room = queries.room();
                 let _ = guest.recv(|data| {
                     let data = &data[..data.len().min(room)];
-                    questions.take(data);
+                    queries.push(data);
                     (data.len(), ())
                 });
             }
@@ -135,7 +135,7 @@ impl Flow {
             if guest.send_queue() > 0 {
                 return false;
             }
-            match questions.next(addresses) {
+            match queries.next(addresses) {
                 Next::Wait => break,
                 Next::Forward => return true,
                 Next::Answer(bytes) => {
@@ -152,7 +152,7 @@ impl Flow {
 
     /// Leaves the queries from the first unanswered one on to the host's name server, whose socket is connecting.
     pub(crate) fn pass_on(&mut self, server: TcpStream) {
-        self.backlog = self.questions.take().map(Questions::into_bytes).unwrap_or_default();
+        self.backlog = self.queries.take().map(QueryStream::into_bytes).unwrap_or_default();
         self.host = Some(HostEnd::new(server, Host::Open));
     }
 

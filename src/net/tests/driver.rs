@@ -35,9 +35,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::net::{
     addresses::example,
     api::{Command, Setup},
-    event_loop::Loop,
-    frame::{MOST, VIRTIO_HEADER},
-    frontend::Front,
+    event_loop::EventLoop,
+    frame::{MAX_FRAME, VIRTIO_HEADER},
+    frontend::Frontend,
     stack::Stack,
     tests::kernel::{make, turn},
 };
@@ -160,7 +160,7 @@ struct Counters {
 /// Moves frames between the queues and the tap device.
 fn drive(mut rx: Side, mut tx: Side, mut tap: File, end: &AtomicBool, counters: &Counters) {
     let add = |counter: &AtomicU64, count: u64| counter.fetch_add(count, Ordering::Relaxed);
-    let mut frame = vec![0; VIRTIO_HEADER + MOST];
+    let mut frame = vec![0; VIRTIO_HEADER + MAX_FRAME];
     let mut free: Vec<u16> = (0..SLOTS).collect();
     while !end.load(Ordering::Relaxed) {
         if !rx.listen() {
@@ -256,10 +256,10 @@ fn start_within(published: TcpListener) -> (UnixStream, OwnedFd) {
     let (frontend, backend) = UnixStream::pair().unwrap();
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     thread::spawn(move || {
-        let front = Front::new(theirs, backend).unwrap();
-        let mut stack = Stack::new(Arc::clone(&front.epoll), example());
+        let frontend = Frontend::new(theirs, backend).unwrap();
+        let mut stack = Stack::new(Arc::clone(&frontend.epoll), example());
         stack.publish(1, bulkhead_protocol::Transport::Tcp, published.into(), (example().guest, 80).into());
-        Loop { front, stack }.run()
+        EventLoop { frontend, stack }.run()
     });
     (frontend, ours)
 }

@@ -31,7 +31,7 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use crate::net::{
     addresses::{MTU, PREFIX6, example},
     events::{Token, ending},
-    frame::{MOST, VIRTIO_HEADER},
+    frame::{MAX_FRAME, VIRTIO_HEADER},
     fuzzing::Frames,
     offload::Offload,
     stack::Stack,
@@ -170,7 +170,7 @@ fn serve(
     let mut stack = Stack::new(Arc::clone(&epoll), example());
     stack.offload = Offload { checksum: true, segmentation: true };
     let mut events = vec![EpollEvent::default(); 256];
-    let mut buffer = vec![0; VIRTIO_HEADER + MOST];
+    let mut buffer = vec![0; VIRTIO_HEADER + MAX_FRAME];
     let (mut next, mut more) = (0, false);
     let mut state = 1_u32;
     let mut is_lost = || {
