@@ -82,6 +82,8 @@ pub(super) fn frame(
     let header = header_len(source);
     let mut frame = Frame::ip(header + len);
     let packet = &mut frame.bytes[ETHERNET_HEADER..];
+    // A reused buffer still has an earlier frame in it, and `fill` does not set every field.
+    packet[..header].fill(0);
     payload(&mut packet[header..]);
     fill(packet, source, destination, protocol, len);
     frame.seal();
@@ -140,9 +142,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::net::frame::recycle;
 
     pub(crate) fn address() -> impl Strategy<Value = IpAddr> {
         prop_oneof![any::<u32>().prop_map(|a| IpAddr::V4(a.into())), any::<u128>().prop_map(|a| IpAddr::V6(a.into()))]
+    }
+
+    #[test]
+    fn a_large_datagram_shows_nothing_of_the_frame_whose_buffer_it_uses() {
+        let data = vec![7; 20_000];
+        for address in [IpAddr::from([10, 0, 0, 1]), IpAddr::from([0xfd00_u16, 0, 0, 0, 0, 0, 0, 1])] {
+            let (source, destination) = (SocketAddr::new(address, 1), SocketAddr::new(address, 2));
+            let fresh = udp(source, destination, &data);
+            recycle(vec![0xff; 65_000]);
+            assert!(udp(source, destination, &data) == fresh);
+        }
     }
 
     proptest! {
