@@ -30,6 +30,7 @@ pub(super) enum Token {
 impl Token {
     /// The kind in the upper 8 bits of an event's data, the number below.
     fn pack(self) -> u64 {
+        // A number is never so large: it would take billions of connections each second for years.
         let (kind, id) = match self {
             Self::Control => (0, 0),
             Self::Kick(queue) => (1, queue as u64),
@@ -66,6 +67,7 @@ impl Token {
 /// That is so after the far end's FIN or an error, because nothing more will arrive, and with urgent data, before which
 /// each read stops (tcp(7)).
 pub(super) fn ending(event: &EpollEvent) -> bool {
+    // EPOLLRDHUP comes with the FIN, EPOLLPRI with an urgent pointer.
     let last = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
     event.event_set().intersects(last | EventSet::PRIORITY)
 }
@@ -84,6 +86,7 @@ pub(super) fn watch_edges(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io:
 
 /// Stops reporting `fd`.
 pub(super) fn unwatch(epoll: &Epoll, fd: &impl AsRawFd) {
+    // Fails for a descriptor that was never watched, which is fine.
     let _ = epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
 }
 

@@ -45,6 +45,7 @@ impl<'a> Packet<'a> {
             }
             6 => {
                 let ip = Ipv6Packet::new_checked(bytes).ok()?;
+                // Jumbograms (a length of 0 with an option) are not told apart: their payload counts as empty.
                 Some(Self {
                     source: ip.src_addr().into(),
                     destination: ip.dst_addr().into(),
@@ -93,6 +94,7 @@ pub(super) fn frame(
 /// Writes an IP header for a payload of `len` bytes over zeros.
 pub(super) fn fill(packet: &mut [u8], source: IpAddr, destination: IpAddr, protocol: IpProtocol, len: usize) {
     match (source, destination) {
+        // No identification: it matters to fragments only, which are never made here (RFC 6864, 4.1).
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut ip = Ipv4Packet::new_unchecked(packet);
             ip.set_version(4);
@@ -133,6 +135,7 @@ pub(super) fn udp(source: SocketAddr, destination: SocketAddr, data: &[u8]) -> F
         udp.set_dst_port(destination.port());
         udp.set_len((UDP_HEADER_LEN + data.len()) as u16);
         udp.payload_mut().copy_from_slice(data);
+        // Datagrams are small or rare, so checksums are not left to the guest; IPv6 demands one (RFC 8200, 8.1).
         udp.fill_checksum(&IpAddress::from(source.ip()), &IpAddress::from(destination.ip()));
     })
 }

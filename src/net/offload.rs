@@ -44,6 +44,7 @@ pub(super) fn offload_tcp(frame: &mut Frame, mss: u16, checksum_offload: bool) {
     let start = ETHERNET_HEADER + ip::header_len(source);
     let Some(tcp) = frame.bytes.get_mut(start..) else { return };
     let len = tcp.len();
+    // Other packets than TCP's never come from smoltcp here.
     let Ok(mut view) = TcpPacket::new_checked(tcp) else { return };
     if !checksum_offload {
         view.fill_checksum(&IpAddress::from(source), &IpAddress::from(destination));
@@ -154,6 +155,7 @@ fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, ms
 /// The TCP segment of an IP packet.
 pub(super) fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
     let header = match packet.first()? {
+        // IHL counts words of 4 bytes. IPv6's own header has 40 bytes, and TCP behind extension headers is not served.
         first if first >> 4 == 4 => usize::from(first & 15) * 4,
         _ => 40,
     };

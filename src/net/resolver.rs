@@ -50,12 +50,6 @@ impl Resolver {
         }
         &self.servers
     }
-
-    /// A resolver that always has these servers.
-    #[cfg(test)]
-    pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
-        Self { path: PathBuf::new(), seen: None, servers }
-    }
 }
 
 /// The host's name servers, with those behind systemd-resolved, whose own address only the host can reach.
@@ -81,6 +75,14 @@ fn parse(text: &str) -> Vec<SocketAddr> {
         })
         .take(MAX_SERVERS)
         .collect()
+}
+
+#[cfg(test)]
+impl Resolver {
+    /// A resolver that always has these servers.
+    pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
+        Self { path: PathBuf::new(), seen: None, servers }
+    }
 }
 
 #[cfg(any(test, feature = "fuzzing"))]

@@ -119,12 +119,6 @@ impl Ring {
         self.enabled && self.queue.ready() && self.kick.is_some()
     }
 
-    /// True if a kick waits to be taken, which this does.
-    #[cfg(test)]
-    pub(crate) fn kicked(&self) -> bool {
-        self.kick.as_ref().is_some_and(|kick| kick.read().is_ok())
-    }
-
     /// Takes at most `most` frames of the guest; true when there may be more.
     ///
     /// Frames come without virtio's header. It asks for checksums and for cutting of segments, which only a wire needs: the
@@ -373,4 +367,12 @@ fn read<'b>(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, buffer: &'b mu
     }
     reader.read_exact(&mut buffer[..len]).ok()?;
     buffer.get(..len)
+}
+
+#[cfg(test)]
+impl Ring {
+    /// True if a kick waits to be taken, which this does.
+    pub(crate) fn kicked(&self) -> bool {
+        self.kick.as_ref().is_some_and(|kick| kick.read().is_ok())
+    }
 }

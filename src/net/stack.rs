@@ -115,18 +115,6 @@ impl Stack {
         }
     }
 
-    /// True if no TCP connection is left, in any table.
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.flows.is_empty() && self.by_key.is_empty() && self.timers.is_empty() && self.waiting.is_empty()
-    }
-
-    /// TCP connections at the moment.
-    #[cfg(test)]
-    pub(super) fn flows(&self) -> usize {
-        self.flows.len()
-    }
-
     fn now(&self) -> Instant {
         Instant::from_micros(self.started.elapsed().as_micros() as i64)
     }
@@ -474,5 +462,18 @@ impl Stack {
         let sweeps = !self.udp.is_empty() || !self.echo.is_empty() || self.listeners.is_paused();
         let sweep = sweeps.then_some(SWEEP_INTERVAL.as_millis() as i64);
         [tcp, dns, sweep].into_iter().flatten().min().map_or(-1, |ms| ms.clamp(0, 60_000) as i32)
+    }
+}
+
+#[cfg(test)]
+impl Stack {
+    /// True if no TCP connection is left, in any table.
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.by_key.is_empty() && self.timers.is_empty() && self.waiting.is_empty()
+    }
+
+    /// TCP connections at the moment.
+    pub(super) fn flows(&self) -> usize {
+        self.flows.len()
     }
 }

@@ -92,6 +92,7 @@ impl Tap {
             return more;
         }
         for _ in 0..BURST {
+            // The frame that waits was read before all others.
             let Some(frame) = self.waiting.take().or_else(|| self.receive()) else {
                 ring.signal(&memory);
                 return more;
@@ -119,6 +120,7 @@ impl Tap {
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut self.buffer)];
         loop {
             match self.file.read_vectored(&mut parts) {
+                // A frame shorter than the header, which the kernel never makes, ends this turn.
                 Ok(len) => {
                     return Some(Frame { header, bytes: self.buffer[..len.checked_sub(VIRTIO_HEADER)?].to_vec() });
                 }

@@ -70,11 +70,13 @@ impl Udp {
             return;
         };
         let Some((_, remote)) = self.associations.touch(id) else { return };
-        // A datagram that the socket does not take is lost, as datagrams may be.
+        // A datagram that the socket does not take is lost, as datagrams may be. Nothing is queued here, so a guest that sends
+        // faster than the host's network loses its own datagrams.
         match remote {
             Remote::Connected(socket) => {
                 let _ = socket.send(data);
             }
+            // From the address that the client used; a connected client drops answers from others.
             Remote::Client { published, address, local } => {
                 if let Some(published) = self.published.get(published) {
                     let _ = socket::send_to(&published.socket, data, *address, *local);
@@ -84,13 +86,17 @@ impl Udp {
     }
 
     fn associate(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key) -> Option<u64> {
+        // Loopback, multicast and broadcast addresses end here.
         let socket = socket::udp(addresses.on_host(key.peer)?).ok()?;
+        // Watched before it is in the table: a socket that is not watched would never deliver an answer.
         events::watch(epoll, &socket, Token::Udp(self.associations.next())).ok()?;
         Some(self.insert(key, Remote::Connected(socket)))
     }
 
     fn insert(&mut self, key: Key, remote: Remote) -> u64 {
         let id = self.associations.next();
+        // A flood of the guest's own pushes out its oldest associations. A published port's client whose association gives way
+        // gets another one with its next datagram.
         if let Some(gone) = self.associations.insert(key, remote) {
             self.forget_client(gone);
         }
@@ -142,7 +148,9 @@ impl Udp {
         for _ in 0..BURST {
             let Some(published) = self.published.get(&id) else { return };
             let target = published.target;
+            // The socket is level-triggered, so what is left after a burst is reported again.
             let Ok((len, client, local)) = socket::receive_from(&published.socket, scratch) else { return };
+            // Longer ones would not fit into the guest's interface; this ends no more than the one datagram.
             let Some(client) = client.filter(|_| len <= ip::max_datagram(target.ip(), MTU)) else { continue };
             let known = published.clients.get(&client).copied();
             let Some(known) = known.or_else(|| self.add_client(id, client, target, addresses)) else { continue };
@@ -161,6 +169,7 @@ impl Udp {
         target: SocketAddr,
         addresses: &Addresses,
     ) -> Option<u64> {
+        // Several clients may be shown with the gateway's address, and then differ by port only.
         let shown = addresses.as_client(client.ip(), target.ip());
         let key = free_key(target, SocketAddr::new(shown, client.port()), |key| self.associations.find(key).is_some())?;
         let id = self.insert(key, Remote::Client { published, address: client, local: None });

@@ -110,6 +110,7 @@ fn unsupported<T>() -> Result<T> {
     Err(Error::InvalidOperation("not supported"))
 }
 
+/// The eventfd of a kick or an interrupt.
 fn event(file: File) -> EventFd {
     use std::os::fd::{FromRawFd, IntoRawFd};
     // SAFETY: the descriptor is owned by the file, which gives it up here.
@@ -118,10 +119,12 @@ fn event(file: File) -> EventFd {
 
 impl VhostUserBackendReqHandlerMut for Device {
     fn set_owner(&mut self) -> Result<()> {
+        // The stream belongs to one vmm from the start.
         Ok(())
     }
 
     fn reset_owner(&mut self) -> Result<()> {
+        // Deprecated by the specification, which lets it be ignored.
         Ok(())
     }
 
@@ -138,6 +141,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
+        // A driver must not accept what was not offered (virtio 1.3, 2.2.1).
         if features & !FEATURES != 0 {
             return Err(Error::InvalidParam);
         }
@@ -163,11 +167,13 @@ impl VhostUserBackendReqHandlerMut for Device {
             let (guest, len) = (region.guest_phys_addr, region.memory_size);
             // `guest_address` adds an offset below `len` to it.
             guest.checked_add(len).ok_or(Error::InvalidParam)?;
+            // Fails for a file shorter than the region. A file that shrinks later would kill this process with SIGBUS, which
+            // only the vmm, the owner of the memory, could bring about.
             let mapping = region.mmap_region(file)?;
             mapped.push(GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(Error::InvalidParam)?);
             ranges.push(Range { frontend: region.user_addr, guest, len });
         }
-        // Refuses overlapping regions.
+        // Refuses overlapping regions. Frames move only between two requests, so nothing uses the old mapping meanwhile.
         let memory = GuestRam::from_regions(mapped).map_err(|_| Error::InvalidParam)?;
         self.memory = Some(Arc::new(memory));
         self.ranges = ranges;
@@ -175,6 +181,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        // Split queues have a size that is a power of two (virtio 1.3, 2.7).
         let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE);
         self.ring(index)?.queue.set_size(size.ok_or(Error::InvalidParam)?);
         Ok(())
@@ -189,6 +196,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         available: u64,
         _log: u64,
     ) -> Result<()> {
+        // Only the first byte of each part is checked here; `set_vring_kick` checks them whole.
         let descriptor = GuestAddress(self.guest_address(descriptor)?);
         let available = GuestAddress(self.guest_address(available)?);
         let used = GuestAddress(self.guest_address(used)?);
@@ -206,6 +214,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        // Any value will do: it is compared with the driver's index, which may be anything, too.
         self.ring(index)?.queue.set_next_avail(base as u16);
         Ok(())
     }
@@ -215,6 +224,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         self.drop_kick(index as usize);
         let ring = self.ring(index)?;
         ring.queue.set_ready(false);
+        // A stopped queue must not signal: the vmm may have given the interrupt to another one.
         ring.call = None;
         ring.enabled = false;
         Ok(VhostUserVringState::new(index, u32::from(ring.queue.next_avail())))
@@ -242,10 +252,12 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_err(&mut self, _index: u8, _fd: Option<File>) -> Result<()> {
+        // Errors of a queue are its driver's own loss, and are not reported.
         Ok(())
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        // GET_CONFIG for the MAC address and MTU; replies to requests, so that the vmm learns of a refused one.
         Ok(VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK)
     }
 
@@ -276,6 +288,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         config.resize(config.len().max(end), 0);
         Ok(config[offset as usize..end].to_vec())
     }
+
+    // Optional requests, which the vmm makes only if their protocol features are negotiated.
 
     fn set_config(&mut self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         unsupported()

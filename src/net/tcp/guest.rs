@@ -66,12 +66,14 @@ impl GuestEnd {
     pub(super) fn new(key: Key, sender: Option<Sender>, buffer: usize, offload: Offload, now: Instant) -> Self {
         let mut wire = Wire::new();
         let interface = interface(key, &mut wire, now);
+        // smoltcp's send buffer holds nothing while a sender works, but smoltcp wants one.
         let send_buffer = if sender.is_some() { UNUSED_BUFFER } else { buffer };
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; send_buffer]));
         // Delays save packets on a network. Here they would only add to the round trip: the far end's TCP and the host's
         // have gathered the data already.
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
+        // A guest that was reset or has lost its container's network without a word ends its connections by these two.
         socket.set_timeout(Some(SILENCE_TIMEOUT));
         socket.set_keep_alive(Some(KEEP_ALIVE_INTERVAL));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
@@ -141,6 +143,7 @@ impl GuestEnd {
     fn send_syn(&mut self) -> bool {
         let (guest, peer) = (self.key.guest, self.key.peer);
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        // `connect` demands a closed socket. Its reset is never sent, because the socket is in use again before the next poll.
         socket.abort();
         socket.connect(self.interface.context(), guest, peer).is_ok()
     }
@@ -151,14 +154,18 @@ impl GuestEnd {
         let mut buffer = frame::buffer(packet.len());
         buffer.copy_from_slice(packet);
         let mut packet = buffer;
+        // The guest's SYN|ACK. From here on the ordinary timeout holds.
         if syn && matches!(self.state, Guest::Connecting { .. }) {
             self.learn_mss(&mut packet);
             self.socket().set_timeout(Some(SILENCE_TIMEOUT));
         }
+        // First to the sender, which takes in acknowledgements and rewrites the packet for smoltcp.
         let only_ack = match (&mut self.sender, segment_of(&mut packet)) {
             (Some(sender), Some(segment)) => sender.on_ack(segment, now),
             _ => false,
         };
+        // During the handshake and the close an acknowledgement changes smoltcp's state. From time to time it has to see one
+        // anyway, or it would take the guest for gone.
         if only_ack && self.is_established() && now < self.last_input + ACK_INTERVAL {
             frame::recycle(packet);
             return true;
@@ -169,9 +176,11 @@ impl GuestEnd {
         {
             self.window.keep_open(segment);
         }
+        // Not bounded by room: a packet brings one answer at most, and must not be lost here.
         self.wire.incoming = Some(packet);
         self.poll(now, usize::MAX);
         if let Guest::Connecting { retries } = self.state {
+            // Accepted, or refused: then smoltcp is closed, and the connection ends with its next turn.
             if self.socket().state() != State::SynSent {
                 self.state = Guest::Open;
             } else if retries < MAX_RETRIES {
@@ -227,6 +236,7 @@ impl GuestEnd {
                 fin = carries_fin(segment);
                 match &mut self.sender {
                     Some(sender) => sender.rewrite_seq(segment),
+                    // The sequence numbers are smoltcp's own; only their end is of interest.
                     None => self.window.on_sent(segment),
                 }
             }
@@ -242,6 +252,7 @@ impl GuestEnd {
     /// Sends a FIN again whose acknowledgement is overdue; returns the time of the next check.
     pub(super) fn repeat_fin(&mut self, now: Instant, out: &mut Vec<Frame>) -> Option<Instant> {
         let state = self.socket().state();
+        // The three states in which our FIN is sent and not acknowledged (RFC 9293, 3.3.2).
         if !matches!(state, State::FinWait1 | State::Closing | State::LastAck) {
             self.fin = None;
         }
@@ -262,6 +273,7 @@ fn carries_fin(segment: &[u8]) -> bool {
 
 /// The answer to a packet that belongs to no connection: a reset, unless it is one itself (RFC 9293, 3.10.7.1).
 pub(super) fn reset(packet: Vec<u8>, key: Key, now: Instant) -> Vec<Frame> {
+    // An interface without sockets: smoltcp makes the reset as for a closed port.
     let mut wire = Wire::new();
     wire.incoming = Some(packet);
     interface(key, &mut wire, now).poll(now, &mut wire, &mut SocketSet::new(Vec::new()));

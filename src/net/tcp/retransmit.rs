@@ -110,6 +110,7 @@ impl Scoreboard {
     /// Applies an acceptable acknowledgement; `empty` if its segment carries no data and no flags. Returns the bytes
     /// that are newly acknowledged.
     pub(super) fn on_ack(&mut self, ack: u32, window: u32, empty: bool, now: Instant) -> u32 {
+        // `accepts` has made sure that this is at most what is in flight.
         let acked = ack.wrapping_sub(self.unacked);
         let reopens = self.window == 0 && window > 0;
         if acked > 0 {
