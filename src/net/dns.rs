@@ -124,7 +124,7 @@ impl Dns {
             }
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            // "Port unreachable" and the like: there is no need to wait for the timeout.
+            // "Port unreachable" and the like: waiting for the timeout would gain nothing.
             Err(_) => self.ask_next_server(epoll, id, Instant::now(), out),
         }
     }
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_server_is_followed_by_the_next_and_in_the_end_by_a_failure() {
+    fn a_silent_server_is_followed_by_the_next_and_then_by_a_failure() {
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let second = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut dns = Dns {
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_over_tcp_are_answered_in_turn_and_the_first_foreign_one_goes_on_with_all_others() {
+    fn queries_over_tcp_are_answered_here_up_to_the_first_foreign_one() {
         let framed = |name| {
             let message = query(name, TYPE_A);
             [(message.len() as u16).to_be_bytes().to_vec(), message].concat()

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_datagram_shows_nothing_of_the_frame_whose_buffer_it_uses() {
+    fn a_large_datagram_shows_nothing_of_the_frame_before_it() {
         let data = vec![7; 20_000];
         for address in [IpAddr::from([10, 0, 0, 1]), IpAddr::from([0xfd00_u16, 0, 0, 0, 0, 0, 0, 1])] {
             let (source, destination) = (SocketAddr::new(address, 1), SocketAddr::new(address, 2));

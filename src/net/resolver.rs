@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_replaced_or_rewritten_holds_from_the_next_question_on() {
+    fn a_replaced_or_rewritten_file_holds_from_the_next_query_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         let mut resolver = Resolver { path: path.clone(), ..Resolver::default() };

@@ -46,7 +46,7 @@ pub(crate) struct Flow {
     guest: GuestEnd,
     /// `None` for a connection to the name server, until a query has to be passed on.
     host: Option<HostEnd>,
-    /// Queries to the name server, while there is no host's end.
+    /// Queries to the name server, as long as the host's end is missing.
     queries: Option<QueryStream>,
     /// Queries that are passed on and that the host's socket has not taken yet.
     backlog: Vec<u8>,

@@ -131,7 +131,7 @@ impl Scoreboard {
             self.timer = (self.in_flight() > 0).then(|| now + self.timeout);
         } else if reopens && self.in_flight() > 0 {
             // Linux closes its window over data in flight when it drops that for want of memory, so the reopened window
-            // means a loss and there is no reason to wait for the timer. The timeouts so far were window probes', not
+            // means a loss, and data need not wait for the timer. The timeouts so far were window probes', not
             // losses', and do not make the next one longer.
             (self.next, self.recover) = (self.unacked, Some(self.max));
             (self.resend_first, self.duplicates) = (false, 0);
@@ -153,7 +153,7 @@ impl Scoreboard {
     }
 
     /// Handles the timer when it is due. Data in flight counts as lost, and all of it is sent again. Returns true if the
-    /// window is closed and the guest is to be asked for it (RFC 9293, 3.8.6.1).
+    /// window is closed and has to be probed (RFC 9293, 3.8.6.1).
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         if self.timer.is_none_or(|at| at > now) {
             return false;
@@ -199,7 +199,7 @@ impl Scoreboard {
 
     /// Notes that the segment of [`Self::next_segment`] was sent with `len` bytes.
     pub(super) fn on_sent(&mut self, len: u32, now: Instant) {
-        // The resent first segment is no part of the sequence that `next` goes through.
+        // The resent first segment is out of sequence and does not move `next`.
         if !std::mem::take(&mut self.resend_first) {
             self.next = self.next.wrapping_add(len);
             if distance(self.next, self.max) > 0 {

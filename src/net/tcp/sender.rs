@@ -194,7 +194,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Handles the timer when it is due; returns a window probe if one is to be sent.
+    /// Handles the timer when it is due; returns a window probe if one is due.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<Frame> {
         // The probe stands before the first unacknowledged byte and is empty. It is outside the window, so the guest
         // answers with its acknowledgement and window (RFC 9293, 3.10.7.4), as Linux's own probes make it do.

@@ -48,7 +48,7 @@ use crate::{
 
 pub(super) const SIZE: u16 = 1024;
 const BUFFER: u64 = 4096;
-/// Where each queue's parts begin.
+/// Addresses of the parts of each queue.
 const RINGS: [u64; 2] = [0x10_000, 0x40_000];
 const DATA: [u64; 2] = [0x100_0000, 0x200_0000];
 /// Frames of the guest that can be under way, and the room for each.
@@ -137,7 +137,7 @@ impl Side {
         Some((id as u16, len))
     }
 
-    /// Wants an interrupt for the next element; true if there is one already.
+    /// Asks for an interrupt for the next element; true if there is one already.
     fn listen(&self) -> bool {
         self.set_word(0x8000, 0);
         self.set_word(0x8000 + 4 + 2 * u64::from(SIZE), self.used);
@@ -172,7 +172,7 @@ fn drive(mut rx: Side, mut tx: Side, mut tap: File, end: &AtomicBool, counters: 
             if rx.call.read().is_ok() {
                 add(&counters.calls, 1);
             }
-            // What Linux's driver does while it looks by itself.
+            // Linux's driver wants no interrupts while it polls.
             rx.set_word(0x8000, 1);
         }
         let old = rx.available;
@@ -314,7 +314,8 @@ impl World {
         .unwrap()
     }
 
-    /// The loop in this process and a driver with so many buffers for frames; `None` where this user may make no namespaces, which the test says.
+    /// The loop in this process and a driver with this many buffers for frames. Where this user may not make namespaces, `None` and a line in
+    /// the test's output.
     pub(super) fn within(buffers: u16) -> Option<Self> {
         let made = Self::make(buffers, |published| {
             let (stream, control) = start_within(published);

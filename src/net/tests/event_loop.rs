@@ -21,16 +21,16 @@ use crate::net::{
 use crate::numbers::Numbers;
 
 /// Longer than anything takes here.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Shorter than the first pause after which the stack looks again by itself.
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Shorter than the first timeout after which the stack acts by itself.
 const AT_ONCE: Duration = Duration::from_millis(250);
 /// Longest that a small exchange may take among many, on a machine that does other things.
-const LONGEST: Duration = Duration::from_secs(4);
+const MAX_WAIT: Duration = Duration::from_secs(4);
 
 /// A connection of the guest over which a byte went, and what becomes of it: its end or error, and when.
 fn quiet(world: &World) -> (TcpStream, thread::JoinHandle<(std::io::Result<usize>, Instant)>) {
     let (mut host, guest) = world.outbound(|mut stream| {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         stream.read_exact(&mut [0]).unwrap();
         stream.write_all(b"a").unwrap();
         (stream.read(&mut [0]), Instant::now())
@@ -79,11 +79,11 @@ fn the_reset_of_a_quiet_connection_reaches_the_guest_at_once() {
 }
 
 #[test]
-fn data_behind_urgent_data_reaches_the_guest_and_the_urgent_byte_is_in_its_place() {
+fn urgent_data_reaches_the_guest_in_its_place_and_so_does_data_behind_it() {
     let Some(world) = World::within(SIZE) else { return };
     for _ in 0..20 {
         let (mut host, guest) = world.outbound(|mut stream| {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
             let mut data = [0; 8];
             stream.read_exact(&mut data).map(|()| data)
         });
@@ -98,7 +98,7 @@ fn data_behind_urgent_data_reaches_the_guest_and_the_urgent_byte_is_in_its_place
 
 /// Asks and is answered: each time a length, which the other side sends back as so many bytes. The longest wait.
 fn ask(mut stream: TcpStream, seed: u32, rounds: u32) -> Duration {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let (mut numbers, mut longest) = (Numbers(seed), Duration::ZERO);
     for _ in 0..rounds {
         let len = if numbers.below(8) == 0 { numbers.below(300_000) } else { numbers.below(3000) } + 1;
@@ -168,7 +168,7 @@ fn flows(buffers: u16, rounds: u32) {
         .collect();
     let longest = clients.into_iter().map(|client| client.join().unwrap()).max().unwrap();
     println!("{buffers} buffers: the longest of {} waits was {longest:.1?}", 2 * EACH * rounds);
-    assert!(longest < LONGEST, "{longest:?}");
+    assert!(longest < MAX_WAIT, "{longest:?}");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn none_of_many_small_flows_stands_still_for_a_guest_with_few_buffers() {
 
 /// Reads so many bytes; the longest wait for some.
 fn read_all(mut stream: TcpStream, bytes: usize) -> Duration {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let (mut data, mut rest, mut longest) = (vec![0; 4000], bytes, Duration::ZERO);
     while rest > 0 {
         let begun = Instant::now();
@@ -195,7 +195,7 @@ fn read_all(mut stream: TcpStream, bytes: usize) -> Duration {
     longest
 }
 
-/// The longest wait of a guest that takes its window back over what is on its way, and reads again after a moment.
+/// The longest wait of a guest that closes its window over data in flight, and reads again after a moment.
 fn window_taken_back(world: &World) -> Duration {
     const PROMISED: usize = 20_000;
     const LATER: usize = 400_000;
@@ -220,7 +220,7 @@ fn window_taken_back(world: &World) -> Duration {
 }
 
 #[test]
-fn what_a_guest_dropped_when_it_took_its_window_back_comes_when_it_reads_and_not_a_second_later() {
+fn data_dropped_by_a_closing_window_comes_at_once_when_it_opens() {
     let Some(world) = World::within(SIZE) else { return };
     assert_at_once(|| window_taken_back(&world));
 }

@@ -1,7 +1,7 @@
 //! This machine's kernel as the guest: a network namespace whose only way out is a tap device with the stack behind it.
 //!
 //! It is the driver's side of virtio-net as Linux has it (the same headers, the same offloads), without a VM around it,
-//! so that numbers of connections can be had that would take hours in an emulated one.
+//! so that there can be as many connections as would take hours in an emulated one.
 
 use std::{
     fs::{File, OpenOptions},
@@ -98,7 +98,7 @@ pub(super) fn make() -> io::Result<(File, File)> {
 }
 
 impl Guest {
-    /// `None` where this user may make none, which the test says.
+    /// `None` and a line in the test's output where this user may not make one.
     fn new() -> Option<Self> {
         Self::with_loss(0)
     }
@@ -133,7 +133,7 @@ impl Guest {
         })
     }
 
-    /// Publishes a port of the guest; where the host listens for it.
+    /// Publishes a port of the guest; returns the host's address for it.
     fn publish(&self, port: u16) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -204,7 +204,7 @@ fn serve(
             let mut taken = Frames { frames: stack.out.drain(..).collect(), most: usize::MAX };
             more = stack.send(&mut taken) == Sent::More;
             for frame in taken.frames {
-                // What the kernel does not take is lost, as on any wire.
+                // A frame that the kernel does not take is lost, as on any wire.
                 let _ = is_lost() || tap.write(&[&frame.header[..], &frame.bytes].concat()).is_ok();
             }
             stack.resume();
@@ -230,7 +230,7 @@ fn resident_kib() -> u64 {
 }
 
 #[test]
-fn bulk_data_goes_both_ways_with_the_kernels_offloads_over_both_versions_of_ip() {
+fn bulk_data_goes_both_ways_with_offloads_over_both_versions_of_ip() {
     let Some(guest) = Guest::new() else { return };
     for (bind, to) in [("127.0.0.1:0", IpAddr::from(example().host)), ("[::1]:0", example().host6.into())] {
         let listener = TcpListener::bind(bind).unwrap();
@@ -378,7 +378,7 @@ fn a_guest_that_reads_late_gets_everything_and_the_end() {
     });
     let received = guest.run(move || {
         let mut stream = TcpStream::connect((example().host, port)).unwrap();
-        // Longer than the pauses after which a closed window is asked after.
+        // Longer than the timeouts after which a closed window is probed.
         thread::sleep(Duration::from_secs(4));
         let mut data = Vec::new();
         stream.read_to_end(&mut data).unwrap();
@@ -397,7 +397,7 @@ fn short_connections(count: u32) {
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
-            // Who ends first waits in TIME-WAIT: here that is the host, which has the ports for it.
+            // The end that closes first waits in TIME-WAIT: here the host, which has the ports for it.
             let _ = stream.write_all(b"x");
         }
     });
@@ -440,6 +440,6 @@ fn short_connections(count: u32) {
 }
 
 #[test]
-fn two_hundred_thousand_short_connections_leave_no_memory_and_no_descriptors_behind() {
+fn two_hundred_thousand_short_connections_leave_nothing_behind() {
     short_connections(200_000);
 }

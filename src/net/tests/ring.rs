@@ -59,7 +59,7 @@ fn a_frame_goes_into_as_many_buffers_as_it_needs_which_appear_at_once() {
 }
 
 #[test]
-fn without_mergeable_buffers_a_frame_that_does_not_fit_is_lost_and_the_next_one_is_not() {
+fn without_mergeable_buffers_only_a_frame_that_does_not_fit_is_lost() {
     let memory = memory::create(64).unwrap();
     let mock = MockSplitQueue::new(&memory, 16);
     let buffers: Vec<_> =
@@ -74,7 +74,7 @@ fn without_mergeable_buffers_a_frame_that_does_not_fit_is_lost_and_the_next_one_
 }
 
 #[test]
-fn the_guests_frames_are_taken_without_their_header_and_broken_ones_are_passed_over() {
+fn the_guests_frames_come_without_header_and_broken_ones_not_at_all() {
     let memory = memory::create(64).unwrap();
     memory.write_slice(b"hhhhhhhhhhhhframe", GuestAddress(DATA)).unwrap();
     let mock = MockSplitQueue::new(&memory, 16);
@@ -136,7 +136,7 @@ fn give_read(count: u64, mergeable: bool, most: usize, there: usize) -> (Option<
 }
 
 #[test]
-fn data_is_read_into_the_guests_buffers_after_its_headers_and_unused_buffers_stay_the_guests() {
+fn data_is_read_behind_its_headers_and_unused_buffers_stay_available() {
     for (there, lens) in [(2500, vec![1000, 1000, 566]), (934, vec![1000]), (935, vec![1000, 1]), (1, vec![67])] {
         let (result, used, bytes, next) = give_read(4, true, 3000, there);
         assert_eq!((result, &used, usize::from(next)), (Some(there), &lens, lens.len()));
@@ -149,7 +149,7 @@ fn data_is_read_into_the_guests_buffers_after_its_headers_and_unused_buffers_sta
 }
 
 #[test]
-fn data_makes_smaller_frames_of_few_buffers_and_waits_for_more_than_crumbs() {
+fn data_makes_smaller_frames_of_few_buffers_and_waits_for_a_useful_size() {
     let (result, used, _, _) = give_read(2, true, 60_000, 60_000);
     assert_eq!((result, used), (Some(1934), vec![1000, 1000]));
     let (result, used, _, next) = give_read(1, true, 60_000, 60_000);
@@ -159,7 +159,7 @@ fn data_makes_smaller_frames_of_few_buffers_and_waits_for_more_than_crumbs() {
 }
 
 #[test]
-fn waiting_for_buffers_ends_with_more_of_them_and_not_with_those_that_were_too_few() {
+fn waiting_for_buffers_ends_only_with_more_than_were_too_few() {
     let memory = memory::create(64).unwrap();
     let mock = MockSplitQueue::new(&memory, 16);
     let buffer = |index: u64| RawDescriptor::from(Descriptor::new(DATA + index * 0x1000, 100, WRITABLE, 0));
@@ -173,7 +173,7 @@ fn waiting_for_buffers_ends_with_more_of_them_and_not_with_those_that_were_too_f
     mock.avail().idx().store(3);
     assert!(ring.enable_kick(&memory));
     assert!(ring.push_frame(&memory, &frame, true));
-    // An index that cannot be true is no reason to go on looking.
+    // An impossible index does not keep the device looking.
     mock.avail().idx().store(1000);
     assert!(!ring.push_frame(&memory, &frame, true));
     assert!(!ring.enable_kick(&memory));

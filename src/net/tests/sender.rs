@@ -1,4 +1,4 @@
-//! What goes from a host's socket to the guest, with a guest that loses, takes little and is late.
+//! Data from a host's socket to a guest that loses segments, has small windows and answers late.
 
 use std::{
     io::{self, Read, Write},
@@ -62,13 +62,13 @@ fn connected(host: &TcpStream, v6: bool, begin: u32, scale: u8) -> Sender {
     sender
 }
 
-/// The far end of the data, as a guest without a queue for what is early.
+/// The receiver of the data: a guest that keeps no segment that comes out of order.
 struct Guest<'a> {
     begin: u32,
     v6: bool,
     reference: &'a [u8],
     received: usize,
-    /// How far it has allowed the sender to go.
+    /// The furthest that its windows have reached.
     edge: usize,
 }
 
@@ -96,7 +96,7 @@ impl Guest<'_> {
         let ack = self.begin.wrapping_add(self.received as u32);
         let mut bytes = segment(7, ack, ACK, shown, &[]);
         assert!(sender.on_ack(&mut bytes, now));
-        // The stack stands where it stood.
+        // For smoltcp nothing has changed.
         assert_eq!(number(&bytes, 8), self.begin);
     }
 }
@@ -193,7 +193,7 @@ proptest! {
 }
 
 #[test]
-fn the_stack_s_segments_stand_where_the_data_does_and_its_question_is_a_byte_that_the_guest_has() {
+fn smoltcps_segments_follow_the_data_and_its_keep_alive_repeats_a_byte() {
     let [host, mut far] = connection();
     let mut sender = connected(&host, false, 1000, 0);
     let mut guest = Guest { begin: 1000, v6: false, reference: &[1; 300], received: 0, edge: 0 };
@@ -203,18 +203,18 @@ fn the_stack_s_segments_stand_where_the_data_does_and_its_question_is_a_byte_tha
     while frames.frames.is_empty() {
         sender.send(&host, (&mut true, true), SEGMENT, Instant::ZERO, &mut frames).unwrap();
     }
-    // Sent, not acknowledged: an acknowledgement of the stack, and its question.
+    // With data in flight: an acknowledgement of smoltcp's, and its keep-alive.
     let mut plain = segment(1000, 8, ACK, 9, &[]);
     sender.rewrite_seq(&mut plain);
-    let mut question = segment(999, 8, ACK, 9, &[]);
-    question.push(0);
-    sender.rewrite_seq(&mut question);
-    assert_eq!((number(&plain, 4), number(&question, 4)), (1300, 999));
-    // The guest's end of it all, after its end was acknowledged: one beyond the data.
+    let mut keep_alive = segment(999, 8, ACK, 9, &[]);
+    keep_alive.push(0);
+    sender.rewrite_seq(&mut keep_alive);
+    assert_eq!((number(&plain, 4), number(&keep_alive, 4)), (1300, 999));
+    // The guest's acknowledgement of smoltcp's FIN, one beyond the data.
     let mut bytes = segment(8, 1301, ACK, 9, &[]);
     assert!(!sender.on_ack(&mut bytes, Instant::ZERO));
     assert_eq!(number(&bytes, 8), 1001);
-    // A question of the guest stands one before where the stack does, and is for the stack.
+    // A keep-alive of the guest is one before its next byte, and for smoltcp to answer.
     assert!(!sender.on_ack(&mut segment(7, 1300, ACK, 9, &[]), Instant::ZERO));
     assert!(sender.is_empty());
 }
@@ -247,7 +247,7 @@ fn three_acknowledgements_of_one_byte_bring_the_lost_segment_again_at_once() {
 }
 
 #[test]
-fn a_window_that_stays_closed_is_asked_after() {
+fn a_window_that_stays_closed_is_probed() {
     let [host, mut far] = connection();
     let mut sender = connected(&host, false, 0, 0);
     let mut guest = Guest { begin: 0, v6: false, reference: b"abc", received: 0, edge: 0 };
@@ -256,8 +256,8 @@ fn a_window_that_stays_closed_is_asked_after() {
     let mut frames = Frames { frames: Vec::new(), most: 9 };
     assert_eq!(sender.send(&host, (&mut true, true), SEGMENT, Instant::ZERO, &mut frames).unwrap(), Sent::Idle);
     let first = sender.timer().unwrap();
-    let question = sender.expire(first).unwrap();
-    let tcp = &question.bytes[ETHERNET_HEADER + 20..];
+    let probe = sender.expire(first).unwrap();
+    let tcp = &probe.bytes[ETHERNET_HEADER + 20..];
     assert_eq!((number(tcp, 4), tcp.len()), (u32::MAX, 20));
     assert!(sender.timer().unwrap() - first > Duration::from_secs(1), "the next pause is longer");
     guest.answer(&mut sender, 10, 0, first);
@@ -270,7 +270,7 @@ fn a_window_that_stays_closed_is_asked_after() {
 }
 
 #[test]
-fn a_look_that_finds_less_than_there_was_room_for_is_the_last_unless_the_end_may_be_behind_it() {
+fn a_short_peek_is_the_last_unless_the_end_may_be_behind_it() {
     for ending in [false, true] {
         let [host, mut far] = connection();
         let mut sender = connected(&host, false, 0, 0);
@@ -286,7 +286,7 @@ fn a_look_that_finds_less_than_there_was_room_for_is_the_last_unless_the_end_may
     }
 }
 
-/// Bytes that a look at the whole socket finds.
+/// Bytes in the socket.
 fn left(host: &TcpStream) -> usize {
     crate::net::socket::set_peek_offset(host, 0).unwrap();
     host.peek(&mut vec![0; 100_000]).unwrap_or(0)
@@ -316,7 +316,7 @@ fn a_socket_keeps_nothing_that_the_guest_has_when_nothing_is_under_way() {
     }
 }
 
-/// A guest whose window has closed over what was on its way, which it dropped, for so many seconds; then it opened.
+/// A guest whose window has closed over data in flight, which it dropped, and opens again after this many seconds.
 fn reopened(seconds: u64) -> (Sender, [TcpStream; 2], Instant) {
     let [host, mut far] = connection();
     let reference = vec![1; 10_000];
@@ -336,7 +336,7 @@ fn reopened(seconds: u64) -> (Sender, [TcpStream; 2], Instant) {
     (sender, [host, far], now)
 }
 
-/// Sends what can be sent now; how many bytes.
+/// Sends everything that can be sent now; returns the number of bytes.
 fn data_sent(sender: &mut Sender, host: &TcpStream, now: Instant) -> usize {
     let mut frames = Frames { frames: Vec::new(), most: 9 };
     sender.send(host, (&mut true, true), SEGMENT, now, &mut frames).unwrap();

@@ -174,7 +174,7 @@ fn a_refused_connection_is_refused_and_a_forbidden_one_too() {
     {
         let handle = world.connect(address, port, 1000 + index as u16);
         if address.is_multicast() {
-            // No stack connects to a group, so nobody has to refuse it.
+            // smoltcp does not connect to a multicast address, so nothing has to refuse it.
             continue;
         }
         world.until("a refusal", |world| world.socket(handle).state() == State::Closed);
@@ -238,7 +238,7 @@ fn a_reset_reaches_the_other_side_both_ways() {
 }
 
 #[test]
-fn a_guest_that_takes_nothing_stops_the_server_and_nothing_is_held_beyond_the_bounds() {
+fn a_guest_that_takes_nothing_stops_the_server_within_the_bounds() {
     const SENT: usize = 64 << 20;
     let (port, server) = server(|mut stream| {
         stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
@@ -296,7 +296,7 @@ fn publish(world: &mut World, target: SocketAddr) -> (SocketAddr, SocketHandle) 
 }
 
 #[test]
-fn a_client_of_a_published_port_talks_to_the_guest_and_either_may_end_first() {
+fn a_published_ports_client_and_the_guest_may_each_end_first() {
     for guest in [IpAddr::from(example().guest), example().guest6.into()] {
         for client_first in [true, false] {
             let mut world = World::new(true);
@@ -335,7 +335,7 @@ fn a_client_of_a_published_port_talks_to_the_guest_and_either_may_end_first() {
 }
 
 #[test]
-fn a_client_is_reset_when_nobody_listens_in_the_guest_and_sees_the_end_when_the_port_is_forgotten() {
+fn a_client_sees_a_refusal_as_a_reset_and_a_forgotten_port_as_an_end() {
     let mut world = World::new(true);
     let (address, handle) = publish(&mut world, SocketAddr::new(example().guest.into(), 80));
     world.socket(handle).abort();
@@ -359,7 +359,7 @@ fn a_client_is_reset_when_nobody_listens_in_the_guest_and_sees_the_end_when_the_
 }
 
 #[test]
-fn what_a_container_sent_before_its_end_still_reaches_the_client() {
+fn data_that_a_container_sent_before_its_end_still_reaches_the_client() {
     let mut world = World::new(true);
     let (address, handle) = publish(&mut world, SocketAddr::new(example().guest.into(), 80));
     let mut client = TcpStream::connect(address).unwrap();
@@ -376,7 +376,7 @@ fn what_a_container_sent_before_its_end_still_reaches_the_client() {
     }
     let waiting = world.socket(handle).send_queue();
     let whole = from - waiting;
-    // The guest's end is gone without a word.
+    // The guest's end vanishes.
     world.sockets.remove(handle);
     world.stack.forget(9);
     let reader = std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A guest that takes back the window it gave, as Linux does when the memory of a socket is short.
+//! A guest that closes its window over data in flight, as Linux does when a socket is short of memory.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::net::{
 const SCALE: u8 = 7;
 /// Given when there is room: 64,000 bytes.
 const WIDE: u16 = 500;
-/// What is kept of the first segment that finds no room.
+/// Bytes that the guest keeps of the first segment without room.
 const KEPT: usize = 10_000;
 /// The guest's end.
 const PORT: u16 = 1000;
@@ -31,7 +31,7 @@ const PORT: u16 = 1000;
 /// One end of a connection, segment by segment.
 struct Guest {
     world: World,
-    /// What came and was not looked at.
+    /// Frames that have arrived and are not read yet.
     frames: VecDeque<Vec<u8>>,
     port: u16,
     /// The next of its own bytes.
@@ -90,12 +90,12 @@ impl Guest {
         self.world.receive(&frame.bytes);
     }
 
-    /// Hands every segment to `look` until it is satisfied; the sequence number of that one.
+    /// Passes segments to `look` until it returns true; returns the sequence number of that one.
     fn until(&mut self, what: &str, look: impl FnMut(&TcpRepr<'_>) -> bool) -> TcpSeqNumber {
         self.watch(Duration::from_secs(5), look).unwrap_or_else(|| panic!("not within 5 s: {what}"))
     }
 
-    /// The same for as long as that; `None` when it was not satisfied.
+    /// The same within a time limit; `None` if `look` never returned true.
     fn watch(&mut self, limit: Duration, mut look: impl FnMut(&TcpRepr<'_>) -> bool) -> Option<TcpSeqNumber> {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
@@ -143,7 +143,7 @@ fn what_a_guest_drops_when_it_takes_its_window_back_is_sent_again() {
         let mut guest = Guest::connect(port, segmentation);
         guest.take(100_000);
         // Sent as far as the window reaches, and all of it dropped but for the first bytes.
-        // What does not go through smoltcp keeps a small rest back while something is under way (RFC 9293, 3.8.6.2.1).
+        // Data that does not go through smoltcp leaves a small rest unsent while some is in flight (RFC 9293, 3.8.6.2.1).
         let reach = (usize::from(WIDE) << SCALE) / if segmentation { 2 } else { 1 };
         let (edge, mut first) = (guest.next + reach, Vec::new());
         let next = guest.next;
