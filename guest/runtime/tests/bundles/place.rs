@@ -28,7 +28,7 @@ const TABLE: &str = "run/sysbox-runc/ranges";
 pub const PROBE: &str = "/probe";
 
 /// The warden's program.
-const PROGRAM: &str = "usr/sbin/bulkhead-warden";
+const PROGRAM: &str = "usr/sbin/bulkhead-procfs";
 
 /// Where crun's state is.
 const STATE: &str = "/run/crun-test";
