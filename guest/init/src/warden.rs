@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_procfs::{mount, registry, traps};
+use bulkhead_procfs::{mount, registry, seccomp_notify};
 
 use crate::{error::Error, kmsg, mounts};
 
@@ -52,9 +52,10 @@ pub(crate) fn connect() -> Result<Held, Error> {
         mounts::make_directory(path, 0o711)?;
     }
     let device = mount::mount(Path::new(registry::TREE)).map_err(mounted(registry::TREE))?;
-    let listener = UnixListener::bind(traps::SOCKET).map_err(Error::file("listen on", traps::SOCKET))?;
-    fs::set_permissions(traps::SOCKET, fs::Permissions::from_mode(0o600))
-        .map_err(Error::file("set the mode of", traps::SOCKET))?;
+    let listener =
+        UnixListener::bind(seccomp_notify::SOCKET).map_err(Error::file("listen on", seccomp_notify::SOCKET))?;
+    fs::set_permissions(seccomp_notify::SOCKET, fs::Permissions::from_mode(0o600))
+        .map_err(Error::file("set the mode of", seccomp_notify::SOCKET))?;
     Ok(Held { device, listener: listener.into() })
 }
 

@@ -4,21 +4,21 @@
 //! files it mounts over the kernel's. init mounts the tree and keeps the connection: a warden that ends is started anew
 //! on the same one, asks the kernel for what was left unanswered, and no container notices but by a short wait. One that
 //! hangs is killed by init ([`watchdog`]). A procfs or sysfs that a container mounts itself gets the files as well
-//! ([`traps`]).
+//! ([`seccomp_notify`]).
 
 mod cgroup;
+mod files;
 mod fuse;
-mod load;
-mod names;
+mod generated;
+mod hostname;
+mod loadavg;
 pub mod namespace;
-mod nodes;
 pub mod registry;
-mod rules;
+pub mod seccomp_notify;
 mod status;
-pub mod traps;
+mod sysctl_rules;
+mod sysctls;
 mod tree;
-mod values;
-mod views;
 mod watchdog;
 
 use std::{
@@ -31,10 +31,10 @@ use std::{
     time::Duration,
 };
 
+pub use files::{NODES, Node};
 pub use fuse::mount;
-pub use nodes::{NODES, Node};
 use registry::Registry;
-use traps::Traps;
+use seccomp_notify::Traps;
 use watchdog::{Notifier, Work};
 
 /// Requests that are answered at once.
@@ -89,7 +89,11 @@ pub fn main() -> ExitCode {
     let ended = match arguments(std::env::args().skip(1)) {
         Some(Arguments::Help { caller, slot, state }) => {
             // The warden takes no answer for one, and has the kernel do it.
-            return if traps::helper(caller, slot, &state).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return if seccomp_notify::helper(caller, slot, &state).is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
         }
         Some(Arguments::Serve { device, listener, state }) => {
             // SAFETY: nothing in this program has opened or closed anything yet, so the numbers are what init put
@@ -114,7 +118,7 @@ pub fn main() -> ExitCode {
 /// Serves until the connection is gone.
 fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<()> {
     raise_open_files();
-    traps::share_heaps();
+    seccomp_notify::share_heaps();
     let notifier = Arc::new(Notifier::from_environment());
     // None of the helpers shall have them.
     for descriptor in [Some(&device), listener.as_ref()].into_iter().flatten() {

@@ -4,7 +4,7 @@
 //! remembered.
 
 use crate::{
-    nodes::{NODES, Node},
+    files::{NODES, Node},
     registry::MAX_SLOT,
 };
 

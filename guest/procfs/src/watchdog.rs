@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::traps::send_descriptor;
+use crate::seccomp_notify::send_descriptor;
 
 /// How often init is told.
 pub(crate) const BEAT: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use bulkhead_procfs::{
     NODES, Node,
     namespace::Identity,
     registry::{Container, Process, Registry, STATE, TREE, cgroup_path},
-    traps::SOCKET,
+    seccomp_notify::SOCKET,
 };
 use serde_json::{Value, json};
 

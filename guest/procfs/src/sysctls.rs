@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, io, sync::Mutex};
 
-use crate::{nodes::Node, registry, registry::Registry, rules::Rule};
+use crate::{files::Node, registry, registry::Registry, sysctl_rules::Rule};
 
 /// Longest native value in bytes.
 const MAX_NATIVE: usize = 4096;
@@ -73,7 +73,7 @@ fn raise(node: &Node, wanted: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{nodes::NODES, registry::testing::container, rules::Lines};
+    use crate::{files::NODES, registry::testing::container, sysctl_rules::Lines};
 
     fn panic_node() -> &'static Node {
         NODES.iter().find(|node| node.path == "/proc/sys/kernel/panic").unwrap()

@@ -1,6 +1,6 @@
 //! The table of mounts of a process (proc_pid_mountinfo(5)), as far as unmounts and binds need it.
 
-use super::call::Kind;
+use super::syscall::Kind;
 
 /// The type of the warden's own file system in the table.
 const OURS: &[u8] = b"fuse.bulkhead";

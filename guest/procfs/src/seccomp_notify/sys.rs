@@ -16,7 +16,7 @@ use rustix::net::{
     SocketAddrUnix,
 };
 
-use super::call::{Memory, RawCall};
+use super::syscall::{Memory, RawCall};
 
 /// A system call that waits for an answer, as seccomp_unotify(2) reports it.
 #[derive(Clone, Copy, Debug)]

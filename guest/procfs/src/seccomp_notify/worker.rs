@@ -21,8 +21,8 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    call::Order,
     sys::{self, Answer},
+    syscall::Order,
 };
 
 /// How long an order may take.

@@ -21,7 +21,7 @@ use std::{
 use bulkhead_procfs::{
     namespace::Identity,
     registry::{Container, Process, Registry},
-    traps::KEPT_PREFIX,
+    seccomp_notify::KEPT_PREFIX,
 };
 
 use self::support::Warden;

@@ -11,13 +11,13 @@
 //! Nothing here protects anything. The container can change what its calls point to while they are judged, and then gets
 //! the kernel's own files, which it may read.
 
-mod call;
-mod helper;
-mod kept;
-mod place;
+mod fd_store;
+mod mount;
+mod mountinfo;
+mod path;
 mod sys;
-mod table;
-mod target;
+mod syscall;
+mod worker;
 
 use std::{
     fs::File,
@@ -43,12 +43,12 @@ use rustix::{
 use serde::Deserialize;
 
 use self::{
-    call::{Order, Verdict, judge},
-    kept::Name,
+    fd_store::Name,
     sys::{Answer, Notification, ProcessMemory},
+    syscall::{Order, Verdict, judge},
 };
 pub(crate) use self::{
-    place::main as helper,
+    mount::main as helper,
     sys::{send_descriptor, share_heaps},
 };
 use crate::{status::Status, watchdog::Notifier};
@@ -92,8 +92,8 @@ impl Traps {
     /// Without threads.
     pub(crate) fn start(socket: UnixListener, state: &Path, notifier: Arc<Notifier>) -> io::Result<()> {
         let traps = Arc::new(Self { state: state.to_owned(), notifier, running: AtomicUsize::new(0) });
-        for (name, listener) in kept::inherited() {
-            kept::answer_last(listener.as_fd(), &name, state);
+        for (name, listener) in fd_store::inherited() {
+            fd_store::answer_last(listener.as_fd(), &name, state);
             traps.spawn(Some(name), move |traps| traps.watch(&name, &listener));
         }
         thread::Builder::new().name("traps".into()).spawn(move || {
@@ -146,14 +146,14 @@ impl Traps {
     fn watch(&self, name: &Name, listener: &OwnedFd) {
         let serves = self.running.load(Ordering::Relaxed) <= MOST;
         serve(listener.as_fd(), name, &self.state, serves);
-        kept::forget(name, &self.state);
+        fd_store::forget(name, &self.state);
         self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
     }
 }
 
 /// Answers the calls of one filter until nothing uses it any more.
 fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
-    let record = kept::Record::open(name, state);
+    let record = fd_store::Record::open(name, state);
     let mut is_first = true;
     while waits(listener) {
         let notification = match sys::receive(listener) {
@@ -167,7 +167,7 @@ fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
         };
         record.write(notification.id);
         if is_first {
-            kept::answer_before(listener, notification.id);
+            fd_store::answer_before(listener, notification.id);
             is_first = false;
         }
         // A fault here must not leave the caller waiting.
@@ -214,13 +214,13 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
     let concerns = match &verdict {
         Verdict::Continue => false,
         // A container that has mounted neither has nothing to unmount together with them.
-        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| table::has_ours(&text)),
-        Verdict::Do(Order::Bind { source, .. }) => place::may_be_whole(&thread, source),
+        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text)),
+        Verdict::Do(Order::Bind { source, .. }) => mount::may_be_whole(&thread, source),
         Verdict::Refuse(_) | Verdict::Do(Order::Mount { .. }) => true,
     };
     match verdict {
         Verdict::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
-        Verdict::Do(order) if concerns && may_mount() => helper::carry_out(&order, &thread, slot, state),
+        Verdict::Do(order) if concerns && may_mount() => worker::carry_out(&order, &thread, slot, state),
         // Also what the kernel is going to refuse.
         _ => Answer::Continue,
     }

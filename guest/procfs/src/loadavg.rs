@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{cgroup::Cgroup, registry::Container, views::CGROUPS};
+use crate::{cgroup::Cgroup, generated::CGROUPS, registry::Container};
 
 /// Most processes that are looked at in a container, and most tasks in all of them.
 const MAX_PROCESSES: usize = 1024;

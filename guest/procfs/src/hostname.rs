@@ -19,8 +19,8 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
+    files::Node,
     namespace::{self, Identity},
-    nodes::Node,
     registry::Container,
     status::Status,
 };

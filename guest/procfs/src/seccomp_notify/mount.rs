@@ -21,13 +21,15 @@ use rustix::{
 };
 
 use super::{
-    call::{Kind, Order},
-    helper, sys, table,
-    target::Start,
+    mountinfo,
+    path::Start,
+    sys,
+    syscall::{Kind, Order},
+    worker,
 };
 use crate::{
+    files::NODES,
     namespace::{self, Identity},
-    nodes::NODES,
     status::Status,
 };
 
@@ -120,7 +122,7 @@ fn read(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
 fn cgroup(directory: &OwnedFd) -> Option<OwnedFd> {
     let text = String::from_utf8(read(directory, "cgroup").ok()?).ok()?;
     let path = crate::registry::cgroup_path(text.lines().find_map(|line| line.strip_prefix("0::"))?)?;
-    let path = Path::new(crate::views::CGROUPS).join(path);
+    let path = Path::new(crate::generated::CGROUPS).join(path);
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
@@ -147,7 +149,7 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let directory = sys::adopt(directory).ok_or(io::ErrorKind::InvalidInput)?;
-    let order = helper::read_order()?;
+    let order = worker::read_order()?;
     let caller = Caller::open(directory, &order)?;
     let (network, processes) = (caller.namespace("ns/net")?, caller.namespace("ns/pid")?);
     let slot = state.join("fs").join(slot.to_string());
@@ -161,7 +163,8 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
             Kind::Proc => &processes,
             Kind::Sys => &network,
         };
-        if caller.owns(shown)? && caller.owns(&caller.mounts)? && table::shows_all(&caller.text("mountinfo")?, kind) {
+        if caller.owns(shown)? && caller.owns(&caller.mounts)? && mountinfo::shows_all(&caller.text("mountinfo")?, kind)
+        {
             attempt(&order, &caller, &slot, Maker::Warden)?;
         }
     }
@@ -193,7 +196,7 @@ fn attempt(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Res
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         let done = carry_out(order, caller, slot, maker);
         if let Ok(errno) = &done {
-            helper::tell(*errno);
+            worker::tell(*errno);
         }
         let refused = done.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
         sys::leave(if refused { TOO_REVEALING } else { i32::from(done.is_err()) });
@@ -338,7 +341,7 @@ fn bind(caller: &Caller, source: &[u8], target: &[u8], [of_proc, of_sys]: [Vec<O
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let source = rustix::fs::openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     let stat = rustix::fs::statx(&source, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-    let whole = table::whole(&caller.text("mountinfo")?, stat.stx_mnt_id);
+    let whole = mountinfo::whole(&caller.text("mountinfo")?, stat.stx_mnt_id);
     let kind = whole.filter(|_| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     let files = match kind.ok_or(io::ErrorKind::InvalidInput)? {
         Kind::Proc => of_proc,
@@ -364,7 +367,7 @@ fn undo(caller: &Caller, target: &[u8], flags: u64, [of_proc, of_sys]: [Vec<Own>
     let found = look()?;
     let stat = rustix::fs::statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-    if !is_root || !table::has_only_ours(&caller.text("mountinfo")?, stat.stx_mnt_id) {
+    if !is_root || !mountinfo::has_only_ours(&caller.text("mountinfo")?, stat.stx_mnt_id) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     fchdir(&found)?;

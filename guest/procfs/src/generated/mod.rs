@@ -14,8 +14,8 @@ use rustix::time::ClockId;
 
 use crate::{
     cgroup::{self, Cgroup, Limits},
-    load::Loads,
-    nodes::View,
+    files::View,
+    loadavg::Loads,
     registry::Container,
 };
 
