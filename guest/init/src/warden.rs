@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_procfs::{mount, registry, seccomp_notify};
+use bulkhead_guest_common::registry;
+use bulkhead_procfs::{mount, seccomp_notify};
 
 use crate::{error::Error, kmsg, mounts};
 

@@ -16,14 +16,14 @@ use std::{
     thread,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use crate::{
-    files::Node,
+use bulkhead_guest_common::{
     namespace::{self, Identity},
     registry::Container,
     status::Status,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::files::Node;
 
 /// Longer than a name and the line's end.
 const ROOM: usize = 128;

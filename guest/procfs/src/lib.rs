@@ -12,12 +12,11 @@ mod fuse;
 mod generated;
 mod hostname;
 mod loadavg;
-pub mod namespace;
-pub mod registry;
 pub mod seccomp_notify;
-mod status;
 mod sysctl_rules;
 mod sysctls;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod watchdog;
 
@@ -31,9 +30,10 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_guest_common::registry::{self, Registry};
+
 pub use files::{NODES, Node};
 pub use fuse::mount;
-use registry::Registry;
 use seccomp_notify::Traps;
 use watchdog::{Notifier, Work};
 

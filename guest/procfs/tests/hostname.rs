@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use bulkhead_procfs::{
+use bulkhead_guest_common::{
     namespace::Identity,
     registry::{Container, Process, Registry},
 };

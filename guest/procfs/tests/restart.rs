@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_procfs::{
+use bulkhead_guest_common::{
     namespace::Identity,
     registry::{Container, Process, Registry},
 };

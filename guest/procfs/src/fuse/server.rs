@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use bulkhead_guest_common::registry::{Container, Registry};
 use rustix::io::Errno;
 
 use super::{
@@ -22,7 +23,6 @@ use crate::{
     generated,
     hostname::Caller,
     loadavg::Loads,
-    registry::{Container, Registry},
     sysctls::Values,
     tree::{self, Inode},
     watchdog::Work,
@@ -243,7 +243,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{super::request::testing, *};
-    use crate::registry::testing::container;
+    use crate::testing::container;
 
     struct Fixture {
         _dir: tempfile::TempDir,

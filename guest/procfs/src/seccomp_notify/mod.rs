@@ -36,6 +36,7 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_guest_common::status::Status;
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},
@@ -51,7 +52,7 @@ pub(crate) use self::{
     mount::main as helper,
     sys::{send_descriptor, share_heaps},
 };
-use crate::{status::Status, watchdog::Notifier};
+use crate::watchdog::Notifier;
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
 pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";

@@ -10,6 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::{
+    namespace::{self, Identity},
+    registry,
+    status::Status,
+};
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags},
     mount::{
@@ -27,11 +32,7 @@ use super::{
     syscall::{Kind, Order},
     worker,
 };
-use crate::{
-    files::NODES,
-    namespace::{self, Identity},
-    status::Status,
-};
+use crate::files::NODES;
 
 /// Longest text of procfs that is read, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
@@ -121,7 +122,7 @@ fn read(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
 /// The caller's cgroup: what the mounts cost in memory is the container's.
 fn cgroup(directory: &OwnedFd) -> Option<OwnedFd> {
     let text = String::from_utf8(read(directory, "cgroup").ok()?).ok()?;
-    let path = crate::registry::cgroup_path(text.lines().find_map(|line| line.strip_prefix("0::"))?)?;
+    let path = registry::cgroup_path(text.lines().find_map(|line| line.strip_prefix("0::"))?)?;
     let path = Path::new(crate::generated::CGROUPS).join(path);
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
 }

@@ -18,11 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_procfs::{
+use bulkhead_guest_common::{
     namespace::Identity,
     registry::{Container, Process, Registry},
-    seccomp_notify::KEPT_PREFIX,
 };
+use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
 
 use self::support::Warden;
 

@@ -8,20 +8,20 @@ const MAX_GROUPS: usize = 65_536;
 
 /// Ids and capabilities by which the kernel judges a thread's access to files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Status {
+pub struct Status {
     /// File-system user id.
-    pub(crate) user: u32,
+    pub user: u32,
     /// File-system group id.
-    pub(crate) group: u32,
+    pub group: u32,
     /// Supplementary groups.
-    pub(crate) groups: Vec<u32>,
+    pub groups: Vec<u32>,
     /// Effective capabilities, in the thread's own user namespace.
-    pub(crate) effective: u64,
+    pub effective: u64,
 }
 
 impl Status {
     /// Reads the text; `None` when something is missing.
-    pub(crate) fn read(text: &[u8]) -> Option<Self> {
+    pub fn read(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         // Real, effective, saved, file system.
@@ -36,7 +36,7 @@ impl Status {
     }
 
     /// Whether the thread may mount, or set a name, where it is root.
-    pub(crate) fn is_administrator(&self) -> bool {
+    pub fn is_administrator(&self) -> bool {
         self.effective & ADMINISTRATION != 0
     }
 }

@@ -1,0 +1,5 @@
+//! Code that several programs of the guest share.
+
+pub mod namespace;
+pub mod registry;
+pub mod status;
