@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::namespace::Identity;
+use crate::{namespace::Identity, process::Process};
 
 /// Everything of the warden's, on a tmpfs.
 pub const STATE: &str = "/run/sysbox-runc/warden";
@@ -25,31 +25,6 @@ const MAX_FILE: u64 = 16 * 1024;
 
 /// Numbers of containers: an inode number has eight bits for the file.
 pub const MAX_SLOT: u64 = u64::MAX >> 8;
-
-/// A process, told apart from later ones with the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Process id in the VM.
-    pub pid: u32,
-    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
-    pub started: u64,
-}
-
-impl Process {
-    /// The process with this number now.
-    pub fn find(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command name may hold anything but is followed by the last parenthesis.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let started = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, started })
-    }
-
-    /// Whether it has not ended.
-    pub fn lives(self) -> bool {
-        Self::find(self.pid) == Some(self)
-    }
-}
 
 /// A container, as its runtime describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

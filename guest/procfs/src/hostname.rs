@@ -18,8 +18,8 @@ use std::{
 
 use bulkhead_guest_common::{
     namespace::{self, Identity},
+    process::Status,
     registry::Container,
-    status::Status,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 

@@ -2,10 +2,7 @@
 
 use std::fs::File;
 
-use bulkhead_guest_common::{
-    namespace::Identity,
-    registry::{Container, Process},
-};
+use bulkhead_guest_common::{namespace::Identity, process::Process, registry::Container};
 
 /// A container that lives as long as this process.
 pub(crate) fn container(id: &str) -> Container {

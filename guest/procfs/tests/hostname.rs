@@ -15,7 +15,8 @@ use std::{
 
 use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry},
+    process::Process,
+    registry::{Container, Registry},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 

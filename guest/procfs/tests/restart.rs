@@ -14,7 +14,8 @@ use std::{
 
 use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry},
+    process::Process,
+    registry::{Container, Registry},
 };
 
 use self::support::Warden;

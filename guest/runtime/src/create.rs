@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use bulkhead_guest_common::{namespace, registry::Process};
+use bulkhead_guest_common::{namespace, process::Process};
 use serde_json::Value;
 
 use crate::{

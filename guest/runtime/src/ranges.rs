@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_guest_common::{namespace::Identity, registry::Process};
+use bulkhead_guest_common::{namespace::Identity, process::Process};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry, STATE, TREE, cgroup_path},
+    process::Process,
+    registry::{Container, Registry, STATE, TREE, cgroup_path},
 };
 use bulkhead_procfs::{NODES, Node, seccomp_notify::SOCKET};
 use serde_json::{Value, json};

@@ -36,7 +36,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_guest_common::status::Status;
+use bulkhead_guest_common::process::Status;
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},

@@ -12,8 +12,8 @@ use std::{
 
 use bulkhead_guest_common::{
     namespace::{self, Identity},
+    process::Status,
     registry,
-    status::Status,
 };
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags},

@@ -20,7 +20,8 @@ use std::{
 
 use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry},
+    process::Process,
+    registry::{Container, Registry},
 };
 use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
 

@@ -1,10 +1,39 @@
 //! Who a thread is: its `status` in procfs.
 
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
 /// `CAP_SYS_ADMIN`, which mounting and names take.
 const ADMINISTRATION: u64 = 1 << 21;
 
 /// Most supplementary groups that the kernel allows.
 const MAX_GROUPS: usize = 65_536;
+
+/// A process, told apart from later ones with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id in the VM.
+    pub pid: u32,
+    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
+    pub started: u64,
+}
+
+impl Process {
+    /// The process with this number now.
+    pub fn find(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The command name may hold anything but is followed by the last parenthesis.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let started = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, started })
+    }
+
+    /// Whether it has not ended.
+    pub fn lives(self) -> bool {
+        Self::find(self.pid) == Some(self)
+    }
+}
 
 /// Ids and capabilities by which the kernel judges a thread's access to files.
 #[derive(Clone, Debug, PartialEq, Eq)]
