@@ -1,5 +1,7 @@
 //! Code that several programs of the guest share.
 
+pub mod bounded;
+pub mod mountinfo;
 pub mod namespace;
 pub mod process;
 pub mod registry;

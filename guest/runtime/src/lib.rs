@@ -12,8 +12,8 @@ mod destination;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod layers;
 mod log;
-mod mountinfo;
 mod paths;
 mod ranges;
 mod refresh;
