@@ -5,14 +5,14 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{namespace::Identity, process::Process};
+use crate::{bounded, namespace::Identity, process::Process};
 
 /// Everything of the warden's, on a tmpfs.
 pub const STATE: &str = "/run/sysbox-runc/warden";
@@ -148,9 +148,7 @@ impl Registry {
 
 /// A small file's contents.
 pub fn read(path: &Path) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut text).ok()?;
-    Some(text)
+    bounded::read_file(path, MAX_FILE).ok()
 }
 
 /// Writes a file so that it is seen whole or not at all.

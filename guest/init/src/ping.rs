@@ -1,11 +1,13 @@
 //! The proof that the engine answers: one `GET /_ping` on the way that clients take, through the gate.
 
 use std::{
-    io::{Read, Write},
+    io::Write,
     os::unix::net::UnixStream,
     sync::mpsc::Sender,
     time::Duration,
 };
+
+use bulkhead_guest_common::bounded;
 
 use crate::{
     error::Error,
@@ -37,9 +39,7 @@ fn ping() -> Result<(), String> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.take(4096).read_to_end(&mut answer)?;
-        Ok(answer)
+        bounded::read(stream, 4096)
     };
     judge(&exchange().map_err(|error| format!("no ping through the gate: {error}"))?)
 }

@@ -21,7 +21,7 @@ mod worker;
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -36,7 +36,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_guest_common::process::Status;
+use bulkhead_guest_common::{bounded, process::Status};
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},
@@ -205,11 +205,7 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
     if !sys::still_waits(listener, notification.id) {
         return Answer::Continue;
     }
-    let text = |name: &str| -> io::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        open(name)?.take(MAX_TABLE).read_to_end(&mut text)?;
-        Ok(text)
-    };
+    let text = |name: &str| bounded::read(open(name)?, MAX_TABLE);
     let may_mount =
         || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.is_administrator());
     let concerns = match &verdict {

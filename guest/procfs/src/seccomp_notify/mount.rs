@@ -5,12 +5,13 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use bulkhead_guest_common::{
+    bounded,
     namespace::{self, Identity},
     process::Status,
     registry,
@@ -114,9 +115,7 @@ impl Caller {
 
 fn read(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
     let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = Vec::new();
-    File::from(file).take(MAX_TEXT).read_to_end(&mut text)?;
-    Ok(text)
+    bounded::read(File::from(file), MAX_TEXT)
 }
 
 /// The caller's cgroup: what the mounts cost in memory is the container's.
