@@ -1,6 +1,7 @@
 //! Code that several programs of the guest share.
 
 pub mod bounded;
+pub mod error;
 pub mod mountinfo;
 pub mod namespace;
 pub mod process;

@@ -1,11 +1,6 @@
 //! The proof that the engine answers: one `GET /_ping` on the way that clients take, through the gate.
 
-use std::{
-    io::Write,
-    os::unix::net::UnixStream,
-    sync::mpsc::Sender,
-    time::Duration,
-};
+use std::{io::Write, os::unix::net::UnixStream, sync::mpsc::Sender, time::Duration};
 
 use bulkhead_guest_common::bounded;
 
