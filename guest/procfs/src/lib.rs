@@ -30,12 +30,15 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_guest_common::registry::{self, Registry};
+use bulkhead_guest_common::{
+    notify::{self, Heartbeat},
+    registry::{self, Registry},
+};
 
 pub use files::{NODES, Node};
 pub use fuse::mount;
 use seccomp_notify::Traps;
-use watchdog::{Notifier, Work};
+use watchdog::Work;
 
 /// Requests that are answered at once.
 const WORKERS: usize = 4;
@@ -119,14 +122,14 @@ pub fn main() -> ExitCode {
 fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<()> {
     raise_open_files();
     seccomp_notify::share_heaps();
-    let notifier = Arc::new(Notifier::from_environment());
+    let heartbeat = Heartbeat::connect()?;
     // None of the helpers shall have them.
     for descriptor in [Some(&device), listener.as_ref()].into_iter().flatten() {
         rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
     }
     // First: what an earlier one took waits for an answer.
     if let Some(listener) = listener {
-        Traps::start(listener.into(), state, Arc::clone(&notifier))?;
+        Traps::start(listener.into(), state)?;
     }
     let device = Arc::new(device);
     let registry = Registry::open(state)?;
@@ -154,10 +157,12 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
             thread::sleep(ROUND);
         }
     })?;
-    notifier.tell("READY=1");
+    if let Err(error) = notify::ready() {
+        eprintln!("bulkhead-procfs: can't report readiness: {error}");
+    }
     loop {
         if !works.iter().any(|work| work.is_stuck()) {
-            notifier.tell("WATCHDOG=1");
+            heartbeat.beat();
         }
         thread::sleep(watchdog::BEAT);
     }

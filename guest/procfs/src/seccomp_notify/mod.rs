@@ -36,7 +36,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_guest_common::{bounded, process::Status};
+use bulkhead_guest_common::{bounded, notify, process::Status};
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},
@@ -48,11 +48,7 @@ use self::{
     sys::{Answer, Notification, ProcessMemory},
     syscall::{Order, Verdict, judge},
 };
-pub(crate) use self::{
-    mount::main as helper,
-    sys::{send_descriptor, share_heaps},
-};
-use crate::watchdog::Notifier;
+pub(crate) use self::{mount::main as helper, sys::share_heaps};
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
 pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
@@ -75,7 +71,6 @@ const MAX_TABLE: u64 = 4 << 20;
 /// Takes descriptors on behalf of all containers.
 pub(crate) struct Traps {
     state: PathBuf,
-    notifier: Arc<Notifier>,
     running: AtomicUsize,
 }
 
@@ -91,11 +86,11 @@ impl Traps {
     ///
     /// # Errors
     /// Without threads.
-    pub(crate) fn start(socket: UnixListener, state: &Path, notifier: Arc<Notifier>) -> io::Result<()> {
-        let traps = Arc::new(Self { state: state.to_owned(), notifier, running: AtomicUsize::new(0) });
+    pub(crate) fn start(socket: UnixListener, state: &Path) -> io::Result<()> {
+        let traps = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
         for (name, listener) in fd_store::inherited() {
             fd_store::answer_last(listener.as_fd(), &name, state);
-            traps.spawn(Some(name), move |traps| traps.watch(&name, &listener));
+            traps.spawn(Some(name), move |traps| traps.watch(&name, listener));
         }
         thread::Builder::new().name("traps".into()).spawn(move || {
             for stream in socket.incoming() {
@@ -123,7 +118,7 @@ impl Traps {
             eprintln!("bulkhead-procfs: can't serve a container's mounts: {error}");
             // Calls that nobody answers would wait for ever; without the descriptor they fail.
             if let Some(name) = name {
-                self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+                release(&name);
             }
         }
     }
@@ -137,18 +132,27 @@ impl Traps {
         // Without a number its calls are answered all the same.
         let slot = parse(&message).and_then(|message| message.metadata.parse().ok()).unwrap_or_default();
         let name = Name::new(slot);
-        if let Err(error) = self.notifier.give(&format!("FDSTORE=1\nFDNAME={name}"), listener.as_fd()) {
+        if let Err(error) = notify::store(&name.to_string(), listener.as_fd()) {
             eprintln!("bulkhead-procfs: init can't keep a descriptor: {error}");
         }
-        self.watch(&name, &listener);
+        self.watch(&name, listener);
     }
 
     /// Serves a descriptor until nothing uses it any more.
-    fn watch(&self, name: &Name, listener: &OwnedFd) {
+    fn watch(&self, name: &Name, listener: OwnedFd) {
         let serves = self.running.load(Ordering::Relaxed) <= MOST;
         serve(listener.as_fd(), name, &self.state, serves);
+        // First, so that there is a descriptor for the message to init even when it was the last one.
+        drop(listener);
         fd_store::forget(name, &self.state);
-        self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        release(name);
+    }
+}
+
+/// Has init close its copy of a descriptor.
+fn release(name: &Name) {
+    if let Err(error) = notify::remove(&name.to_string()) {
+        eprintln!("bulkhead-procfs: can't have init close a descriptor: {error}");
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 use bulkhead_guest_common::{
     bounded,
     namespace::{self, Identity},
+    notify,
     process::Status,
     registry,
 };
@@ -148,7 +149,7 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     // Nobody in the container may look into this process or at its program, whatever they are allowed there.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    let directory = sys::adopt(directory).ok_or(io::ErrorKind::InvalidInput)?;
+    let directory = notify::adopt(directory).ok_or(io::ErrorKind::InvalidInput)?;
     let order = worker::read_order()?;
     let caller = Caller::open(directory, &order)?;
     let (network, processes) = (caller.namespace("ns/net")?, caller.namespace("ns/pid")?);
