@@ -12,7 +12,7 @@ const OWNER: libc::Ioctl = 0xb701;
 const PARENT: libc::Ioctl = 0xb702;
 
 /// User namespaces in one another, of which the kernel allows 33 levels.
-const MOST_LEVELS: usize = 64;
+const MAX_LEVELS: usize = 64;
 
 /// Which namespace it is, for as long as there is that namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Whether a namespace belongs to a user namespace or to one inside of it.
 pub fn is_within(namespace: BorrowedFd<'_>, outer: Identity) -> io::Result<bool> {
     let mut user = owner(namespace)?;
-    for _ in 0..MOST_LEVELS {
+    for _ in 0..MAX_LEVELS {
         if Identity::of(&user)? == outer {
             return Ok(true);
         }

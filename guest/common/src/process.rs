@@ -5,7 +5,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 /// `CAP_SYS_ADMIN`, which mounting and names take.
-const ADMINISTRATION: u64 = 1 << 21;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// Most supplementary groups that the kernel allows.
 const MAX_GROUPS: usize = 65_536;
@@ -65,8 +65,8 @@ impl Status {
     }
 
     /// Whether the thread may mount, or set a name, where it is root.
-    pub fn is_administrator(&self) -> bool {
-        self.effective & ADMINISTRATION != 0
+    pub fn has_sys_admin(&self) -> bool {
+        self.effective & CAP_SYS_ADMIN != 0
     }
 }
 
@@ -83,8 +83,8 @@ mod tests {
     fn the_ids_of_the_file_system_and_the_effective_capabilities_count() {
         let status = Status::read(TEXT.as_bytes()).unwrap();
         assert_eq!(status, Status { user: 4, group: 8, groups: vec![10, 11], effective: 0x20_0001 });
-        assert!(status.is_administrator());
-        assert!(!Status { effective: !ADMINISTRATION, ..status }.is_administrator());
+        assert!(status.has_sys_admin());
+        assert!(!Status { effective: !CAP_SYS_ADMIN, ..status }.has_sys_admin());
     }
 
     #[test]

@@ -27,13 +27,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::files::Node;
 
 /// Longer than a name and the line's end.
-const ROOM: usize = 128;
+const NAME_BUFFER: usize = 128;
 
 /// Longest text about a thread that is read, in bytes; most of it are groups.
 const MAX_STATUS: u64 = 1 << 20;
 
 /// Enough for a thread that makes four system calls.
-const STACK: usize = 64 * 1024;
+const STACK_SIZE: usize = 64 * 1024;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +50,8 @@ impl Caller<'_> {
     /// # Errors
     /// `EPERM` for one who is not in the container, `EIO` for one who can't be found.
     pub(crate) fn read(self, node: &Node, offset: u64, size: usize) -> io::Result<Vec<u8>> {
-        let mut buffer = [0; ROOM];
-        let room = &mut buffer[..size.min(ROOM)];
+        let mut buffer = [0; NAME_BUFFER];
+        let room = &mut buffer[..size.min(NAME_BUFFER)];
         let length = at(&self.home()?, || File::open(node.path)?.read_at(room, offset))?;
         Ok(buffer[..length].to_vec())
     }
@@ -79,7 +79,7 @@ impl Caller<'_> {
     /// Whether the caller has `CAP_SYS_ADMIN` where a namespace belongs.
     fn administers(self, home: &File) -> io::Result<bool> {
         let text = bounded::read(self.open("status")?, MAX_STATUS)?;
-        let has_capability = Status::read(&text).is_some_and(|status| status.is_administrator());
+        let has_capability = Status::read(&text).is_some_and(|status| status.has_sys_admin());
         Ok(has_capability && namespace::is_within(home.as_fd(), Identity::of(self.open("ns/user")?)?)?)
     }
 
@@ -100,7 +100,8 @@ fn at<T: Send>(home: &File, run: impl FnOnce() -> io::Result<T> + Send) -> io::R
         run()
     };
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("name".into()).stack_size(STACK).spawn_scoped(scope, enter_and_run)?;
+        let thread =
+            thread::Builder::new().name("name".into()).stack_size(STACK_SIZE).spawn_scoped(scope, enter_and_run)?;
         thread.join().map_err(|_| io::Error::from_raw_os_error(libc::EIO))?
     })
 }

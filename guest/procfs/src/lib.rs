@@ -37,14 +37,14 @@ use bulkhead_guest_common::{
 
 pub use files::{NODES, Node};
 pub use fuse::mount;
-use seccomp_notify::Traps;
+use seccomp_notify::Listener;
 use watchdog::Work;
 
 /// Requests that are answered at once.
 const WORKERS: usize = 4;
 
 /// How often tasks are counted and the dead are swept out.
-const ROUND: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 const HELP: &str = "\
 bulkhead-procfs serves the files of /proc and /sys that each container has of its own
@@ -63,26 +63,26 @@ enum Arguments {
         state: PathBuf,
     },
     /// The warden's own child, for one order.
-    Help { caller: i32, slot: u64, state: PathBuf },
+    Work { caller: i32, slot: u64, state: PathBuf },
 }
 
 fn arguments(args: impl Iterator<Item = String>) -> Option<Arguments> {
-    let (mut device, mut listener, mut helper, mut slot) = (None, None, None, None);
+    let (mut device, mut listener, mut worker, mut slot) = (None, None, None, None);
     let mut state = PathBuf::from(registry::STATE);
     let descriptor = |number: &str| number.parse().ok().filter(|number: &i32| *number > 2);
     for arg in args {
         match arg.split_once('=')? {
             ("--device", number) => device = Some(descriptor(number)?),
             ("--listener", number) => listener = Some(descriptor(number)?),
-            ("--helper", number) => helper = Some(descriptor(number)?),
+            ("--worker", number) => worker = Some(descriptor(number)?),
             ("--slot", number) => slot = Some(number.parse().ok()?),
             ("--state", path) => state = path.into(),
             _ => return None,
         }
     }
-    match (device, helper) {
+    match (device, worker) {
         (Some(device), None) => Some(Arguments::Serve { device, listener, state }),
-        (None, Some(caller)) => Some(Arguments::Help { caller, slot: slot?, state }),
+        (None, Some(caller)) => Some(Arguments::Work { caller, slot: slot?, state }),
         _ => None,
     }
 }
@@ -90,9 +90,9 @@ fn arguments(args: impl Iterator<Item = String>) -> Option<Arguments> {
 /// The whole program.
 pub fn main() -> ExitCode {
     let ended = match arguments(std::env::args().skip(1)) {
-        Some(Arguments::Help { caller, slot, state }) => {
+        Some(Arguments::Work { caller, slot, state }) => {
             // The warden takes no answer for one, and has the kernel do it.
-            return if seccomp_notify::helper(caller, slot, &state).is_ok() {
+            return if seccomp_notify::worker(caller, slot, &state).is_ok() {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
@@ -129,7 +129,7 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
     }
     // First: what an earlier one took waits for an answer.
     if let Some(listener) = listener {
-        Traps::start(listener.into(), state)?;
+        Listener::start(listener.into(), state)?;
     }
     let device = Arc::new(device);
     let registry = Registry::open(state)?;
@@ -154,7 +154,7 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
     thread::Builder::new().name("keeper".into()).spawn(move || {
         loop {
             keep(&keeper, &registry, &device);
-            thread::sleep(ROUND);
+            thread::sleep(SWEEP_INTERVAL);
         }
     })?;
     if let Err(error) = notify::ready() {
@@ -164,7 +164,7 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
         if !works.iter().any(|work| work.is_stuck()) {
             heartbeat.beat();
         }
-        thread::sleep(watchdog::BEAT);
+        thread::sleep(watchdog::HEARTBEAT_INTERVAL);
     }
 }
 
@@ -197,15 +197,15 @@ mod tests {
         let serve = |listener, state: &str| Some(Arguments::Serve { device: 5, listener, state: state.into() });
         assert_eq!(parse(&["--device=5"]), serve(None, registry::STATE));
         assert_eq!(parse(&["--device=5", "--listener=6", "--state=/x"]), serve(Some(6), "/x"));
-        let help = Arguments::Help { caller: 7, slot: 9, state: registry::STATE.into() };
-        assert_eq!(parse(&["--helper=7", "--slot=9"]), Some(help));
+        let help = Arguments::Work { caller: 7, slot: 9, state: registry::STATE.into() };
+        assert_eq!(parse(&["--worker=7", "--slot=9"]), Some(help));
         for wrong in [
             &["--state=/x"][..],
             &["--device=x"],
             &["--device=2"],
             &["--device=5", "--listener=2"],
-            &["--device=5", "--helper=6", "--slot=1"],
-            &["--helper=6"],
+            &["--device=5", "--worker=6", "--slot=1"],
+            &["--worker=6"],
             &["--device=5", "--other=1"],
             &["x"],
         ] {

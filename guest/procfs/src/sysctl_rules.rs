@@ -5,9 +5,9 @@ pub(crate) const MAX_TEXT: usize = 256;
 
 /// Whole numbers on one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lines {
+pub(crate) struct Numbers {
     /// At most so many.
-    pub(crate) numbers: usize,
+    pub(crate) count: usize,
     /// Lowest.
     pub(crate) low: i64,
     /// Highest.
@@ -18,7 +18,7 @@ pub(crate) struct Lines {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// The container's own; the VM never learns of it.
-    Own(Lines),
+    PerContainer(Numbers),
     /// The container's own; the VM's is raised to it when it is higher, but never beyond a ceiling.
     Raise {
         /// Lowest.
@@ -47,21 +47,21 @@ impl Rule {
             return None;
         }
         match self {
-            Self::Own(lines) => {
-                Some(Written { text: join(&numbers(text, lines)?, current, lines.numbers), raise: None })
+            Self::PerContainer(shape) => {
+                Some(Written { text: join(&numbers(text, shape)?, current, shape.count), raise: None })
             }
             Self::Raise { low, ceiling } => {
-                let number = numbers(text, Lines { numbers: 1, low, high: i64::MAX })?[0];
+                let number = numbers(text, Numbers { count: 1, low, high: i64::MAX })?[0];
                 Some(Written { text: number.to_string(), raise: Some(number.min(ceiling)) })
             }
         }
     }
 }
 
-fn numbers(text: &str, lines: Lines) -> Option<Vec<i64>> {
+fn numbers(text: &str, shape: Numbers) -> Option<Vec<i64>> {
     let numbers: Vec<_> = text.split_ascii_whitespace().map(number).collect::<Option<_>>()?;
-    let fits = (1..=lines.numbers).contains(&numbers.len());
-    (fits && numbers.iter().all(|number| (lines.low..=lines.high).contains(number))).then_some(numbers)
+    let fits = (1..=shape.count).contains(&numbers.len());
+    (fits && numbers.iter().all(|number| (shape.low..=shape.high).contains(number))).then_some(numbers)
 }
 
 /// As the kernel reads it: decimal, `0x` hexadecimal, or octal with a leading zero.
@@ -96,8 +96,8 @@ mod tests {
 
     use super::*;
 
-    const FLAG: Rule = Rule::Own(Lines { numbers: 1, low: 0, high: 1 });
-    const FOUR: Rule = Rule::Own(Lines { numbers: 4, low: 0, high: 100 });
+    const FLAG: Rule = Rule::PerContainer(Numbers { count: 1, low: 0, high: 1 });
+    const FOUR: Rule = Rule::PerContainer(Numbers { count: 4, low: 0, high: 100 });
 
     fn text(rule: Rule, data: &str) -> Option<String> {
         rule.judge(data.as_bytes(), "7\t4\t1\t7").map(|written| written.text)
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn numbers_are_read_as_the_kernel_reads_them() {
         for (given, number) in [("1\n", 1), ("0x1f", 31), ("017", 15), ("-5", -5), ("0", 0), (" 7 \0", 7)] {
-            let any = Rule::Own(Lines { numbers: 1, low: i64::MIN, high: i64::MAX });
+            let any = Rule::PerContainer(Numbers { count: 1, low: i64::MIN, high: i64::MAX });
             assert_eq!(any.judge(given.as_bytes(), "0").unwrap().text, number.to_string(), "{given:?}");
         }
         for wrong in ["", "\n", "x", "1x", "--1", "+1", "0x", "1 2", "99999999999999999999", "1\n2", "08"] {

@@ -13,13 +13,13 @@ const MAX_NATIVE: usize = 4096;
 
 /// Keeps and changes values.
 #[derive(Debug)]
-pub(crate) struct Values {
+pub(crate) struct Sysctls {
     registry: Registry,
     /// Held while a file is changed.
     changing: Mutex<()>,
 }
 
-impl Values {
+impl Sysctls {
     /// The values of the registry's containers.
     pub(crate) fn new(registry: Registry) -> Self {
         Self { registry, changing: Mutex::new(()) }
@@ -75,27 +75,27 @@ fn raise(node: &Node, wanted: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{files::NODES, sysctl_rules::Lines, testing::container};
+    use crate::{files::NODES, sysctl_rules::Numbers, testing::container};
 
     fn panic_node() -> &'static Node {
         NODES.iter().find(|node| node.path == "/proc/sys/kernel/panic").unwrap()
     }
 
-    const ANY: Rule = Rule::Own(Lines { numbers: 1, low: 0, high: 1000 });
+    const ANY: Rule = Rule::PerContainer(Numbers { count: 1, low: 0, high: 1000 });
 
     #[test]
     fn containers_have_values_of_their_own_and_the_vm_keeps_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         let [one, two] = ["a", "b"].map(|id| registry.enter(container(id)).unwrap());
-        let values = Values::new(registry.clone());
+        let values = Sysctls::new(registry.clone());
         let native = fs::read_to_string(panic_node().path).unwrap();
         values.set(one, panic_node(), ANY, b"77\n").unwrap();
         assert_eq!(values.get(one, panic_node()).unwrap(), "77");
         assert_eq!(values.get(two, panic_node()).unwrap(), native.trim());
         assert_eq!(fs::read_to_string(panic_node().path).unwrap(), native);
         // What a warden that is started anew would read.
-        assert_eq!(Values::new(registry).get(one, panic_node()).unwrap(), "77");
+        assert_eq!(Sysctls::new(registry).get(one, panic_node()).unwrap(), "77");
     }
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         let slot = registry.enter(container("a")).unwrap();
-        let values = Values::new(registry);
+        let values = Sysctls::new(registry);
         values.set(slot, panic_node(), ANY, b"5").unwrap();
         let error = values.set(slot, panic_node(), ANY, b"5000").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));

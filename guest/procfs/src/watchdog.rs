@@ -6,10 +6,10 @@ use std::{
 };
 
 /// How often init is told.
-pub(crate) const BEAT: Duration = Duration::from_secs(2);
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A request that takes longer than this is stuck.
-const STUCK: Duration = Duration::from_secs(4);
+const STUCK_AFTER: Duration = Duration::from_secs(4);
 
 /// When the worker began with what it does; 0 when it waits.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ impl Work {
     /// Whether it has been at one thing for too long.
     pub(crate) fn is_stuck(&self) -> bool {
         let begun = self.0.load(Ordering::Relaxed);
-        begun != 0 && now().saturating_sub(begun) > STUCK.as_millis() as u64
+        begun != 0 && now().saturating_sub(begun) > STUCK_AFTER.as_millis() as u64
     }
 }
 
@@ -67,6 +67,6 @@ mod tests {
         work.0.store(1, Ordering::Relaxed);
         let long_ago = now() - 1;
         assert!(long_ago >= 19);
-        assert_eq!(work.is_stuck(), long_ago > STUCK.as_millis() as u64);
+        assert_eq!(work.is_stuck(), long_ago > STUCK_AFTER.as_millis() as u64);
     }
 }

@@ -23,22 +23,22 @@ use crate::{
     generated,
     hostname::Caller,
     loadavg::Loads,
-    sysctls::Values,
+    sysctls::Sysctls,
     tree::{self, Inode},
     watchdog::Work,
 };
 
 /// Contents that are kept for a reader that takes them in several parts; more than these are generated again.
-const MAX_KEPT: usize = 256;
+const MAX_SNAPSHOTS: usize = 256;
 
 /// What the tree shows.
 #[derive(Debug)]
 pub(crate) struct Server {
     registry: Registry,
-    values: Values,
+    sysctls: Sysctls,
     pub(crate) loads: Loads,
     /// Whole contents by opening, so that a reader with a small buffer does not see two of them mixed.
-    kept: Mutex<BTreeMap<u64, Arc<str>>>,
+    snapshots: Mutex<BTreeMap<u64, Arc<str>>>,
     handles: AtomicU64,
 }
 
@@ -48,10 +48,10 @@ impl Server {
     /// A server of the registry's containers; `epoch` sets its openings apart from those of earlier servers.
     pub(crate) fn new(registry: Registry, epoch: u64) -> Self {
         Self {
-            values: Values::new(registry.clone()),
+            sysctls: Sysctls::new(registry.clone()),
             registry,
             loads: Loads::default(),
-            kept: Mutex::default(),
+            snapshots: Mutex::default(),
             handles: AtomicU64::new(epoch),
         }
     }
@@ -95,7 +95,7 @@ impl Server {
             Operation::Read(read) => self.read(inode, *read, request.pid),
             Operation::Write { offset, data } => self.write(inode, *offset, data, request.pid),
             Operation::Release { handle } => {
-                self.kept().remove(handle);
+                self.snapshots().remove(handle);
                 Ok(Body::default())
             }
             Operation::OpenDirectory => Ok(Body::open(0)),
@@ -106,8 +106,8 @@ impl Server {
         })
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<str>>> {
-        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn snapshots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<str>>> {
+        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn container(&self, slot: u64) -> Result<Container, i32> {
@@ -151,7 +151,7 @@ impl Server {
         let (container, node) = self.node(inode)?;
         let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
         // The container's root may do so whatever the mode says, and shall be told here already.
-        if !reads && matches!(node.source, Source::View(_)) {
+        if !reads && matches!(node.source, Source::Generated(_)) {
             return Err(libc::EACCES);
         }
         if !reads && container.read_only {
@@ -166,11 +166,11 @@ impl Server {
         if !read.direct {
             return Err(libc::EINVAL);
         }
-        if node.source == Source::Name {
+        if node.source == Source::Hostname {
             let caller = Caller { container: &container, thread };
             return caller.read(node, read.offset, read.size as usize).map(Body).map_err(|error| errno(&error));
         }
-        let known = if read.offset == 0 { None } else { self.kept().get(&read.handle).cloned() };
+        let known = if read.offset == 0 { None } else { self.snapshots().get(&read.handle).cloned() };
         let contents = match known {
             Some(contents) => contents,
             None => self.contents(&container, node).map_err(|error| errno(&error))?.into(),
@@ -179,9 +179,9 @@ impl Server {
         let part = contents.as_bytes()[offset..].get(..read.size as usize).unwrap_or(&contents.as_bytes()[offset..]);
         let body = Body(part.to_vec());
         if offset == 0 && part.len() < contents.len() {
-            let mut kept = self.kept();
-            if kept.len() < MAX_KEPT || kept.contains_key(&read.handle) {
-                kept.insert(read.handle, contents);
+            let mut snapshots = self.snapshots();
+            if snapshots.len() < MAX_SNAPSHOTS || snapshots.contains_key(&read.handle) {
+                snapshots.insert(read.handle, contents);
             }
         }
         Ok(body)
@@ -189,20 +189,20 @@ impl Server {
 
     fn contents(&self, container: &Container, node: &Node) -> io::Result<String> {
         match node.source {
-            Source::View(view) => generated::generate(view, container, &self.loads),
-            Source::Value(_) => self.values.get(container.slot, node).map(|text| text + "\n"),
+            Source::Generated(file) => generated::generate(file, container, &self.loads),
+            Source::Sysctl(_) => self.sysctls.get(container.slot, node).map(|text| text + "\n"),
             // It is read where the one who asks is, not kept.
-            Source::Name => Err(io::ErrorKind::Unsupported.into()),
+            Source::Hostname => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     fn write(&self, inode: Option<Inode>, offset: u64, data: &[u8], thread: u32) -> Answer {
         let (container, node) = self.node(inode)?;
         let written = match node.source {
-            Source::View(_) => return Err(libc::EACCES),
-            Source::Name => Caller { container: &container, thread }.write(node, offset, data),
-            Source::Value(_) if offset != 0 => return Err(libc::EINVAL),
-            Source::Value(rule) => self.values.set(container.slot, node, rule, data).map(|()| data.len()),
+            Source::Generated(_) => return Err(libc::EACCES),
+            Source::Hostname => Caller { container: &container, thread }.write(node, offset, data),
+            Source::Sysctl(_) if offset != 0 => return Err(libc::EINVAL),
+            Source::Sysctl(rule) => self.sysctls.set(container.slot, node, rule, data).map(|()| data.len()),
         };
         written.map(|length| Body::written(length as u32)).map_err(|error| errno(&error))
     }
@@ -316,9 +316,9 @@ mod tests {
         text += &fixture.read(node, 3, 100);
         let words: Vec<_> = text.split_ascii_whitespace().collect();
         assert_eq!(words[0], words[1]);
-        assert_eq!(fixture.server.kept().len(), 1);
+        assert_eq!(fixture.server.snapshots().len(), 1);
         fixture.ask(node, Operation::Release { handle: 5 }).unwrap();
-        assert_eq!(fixture.server.kept().len(), 0);
+        assert_eq!(fixture.server.snapshots().len(), 0);
     }
 
     #[test]

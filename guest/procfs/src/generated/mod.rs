@@ -15,7 +15,7 @@ use rustix::time::ClockId;
 
 use crate::{
     cgroup::{self, Cgroup, Limits},
-    files::View,
+    files::Generated,
     loadavg::Loads,
 };
 
@@ -29,24 +29,24 @@ const TICKS: u64 = 100;
 const SWAPS: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
 
 /// Generates a file.
-pub(crate) fn generate(view: View, container: &Container, loads: &Loads) -> io::Result<String> {
+pub(crate) fn generate(file: Generated, container: &Container, loads: &Loads) -> io::Result<String> {
     let group = container.cgroup.as_deref().map(|path| Cgroup::new(Path::new(CGROUPS), path));
     let limits = || group.as_ref().map_or_else(Limits::none, Cgroup::limits);
     let age = age(container);
-    Ok(match view {
-        View::Uptime => uptime(age),
-        View::Swaps => SWAPS.to_owned(),
-        View::Memory => memory::info(&host("/proc/meminfo")?, &limits(), group.as_ref()),
-        View::CpuInfo => cpu::info(&host("/proc/cpuinfo")?, &limits().visible_cpus(&online()?)),
-        View::CpuOnline => format!("{}\n", cgroup::write_cpu_list(&limits().visible_cpus(&online()?))),
-        View::Statistics => {
+    Ok(match file {
+        Generated::Uptime => uptime(age),
+        Generated::Swaps => SWAPS.to_owned(),
+        Generated::Memory => memory::info(&host("/proc/meminfo")?, &limits(), group.as_ref()),
+        Generated::CpuInfo => cpu::info(&host("/proc/cpuinfo")?, &limits().visible_cpus(&online()?)),
+        Generated::CpuOnline => format!("{}\n", cgroup::write_cpu_list(&limits().visible_cpus(&online()?))),
+        Generated::Statistics => {
             let used = group.as_ref().map(|group| group.table("cpu.stat")).unwrap_or_default();
             let load = loads.get(container.slot);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             cpu::statistics(&limits().visible_cpus(&online()?), &used, age, now.saturating_sub(age / TICKS), load)
         }
-        View::LoadAverage => loads.get(container.slot).line(),
-        View::ProductUuid => {
+        Generated::LoadAverage => loads.get(container.slot).line(),
+        Generated::ProductUuid => {
             let own = host("/sys/devices/virtual/dmi/id/product_uuid").unwrap_or_default();
             product::uuid(&own, &container.id)
         }
@@ -97,9 +97,16 @@ mod tests {
     #[test]
     fn every_view_can_be_generated_without_a_cgroup() {
         let loads = Loads::default();
-        for view in [View::CpuInfo, View::CpuOnline, View::LoadAverage, View::Memory, View::Statistics, View::Swaps] {
-            let text = generate(view, &container("a"), &loads).unwrap();
-            assert!(text.ends_with('\n'), "{view:?}: {text:?}");
+        for file in [
+            Generated::CpuInfo,
+            Generated::CpuOnline,
+            Generated::LoadAverage,
+            Generated::Memory,
+            Generated::Statistics,
+            Generated::Swaps,
+        ] {
+            let text = generate(file, &container("a"), &loads).unwrap();
+            assert!(text.ends_with('\n'), "{file:?}: {text:?}");
         }
     }
 }

@@ -20,17 +20,17 @@ use super::{
 };
 
 /// How many calls after the last one known may have been taken before the warden ended. One is taken at a time.
-const AFTER: u64 = 16;
+const REPLAY_WINDOW: u64 = 16;
 
 /// A descriptor's name, with the number of its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Name {
+pub(super) struct ListenerName {
     slot: u64,
     /// When it came: nanoseconds since boot, or the next that none has had.
     time: u64,
 }
 
-impl Name {
+impl ListenerName {
     /// A new one.
     pub(super) fn new(slot: u64) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
@@ -56,43 +56,43 @@ impl Name {
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for ListenerName {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{KEPT_PREFIX}{}x{}", self.slot, self.time)
     }
 }
 
 /// The descriptors that an earlier warden left. To be called once, before anything else uses their numbers.
-pub(super) fn inherited() -> Vec<(Name, OwnedFd)> {
+pub(super) fn inherited() -> Vec<(ListenerName, OwnedFd)> {
     let stored = notify::inherited(KEPT_LISTENERS).into_iter();
-    stored.filter_map(|(name, listener)| Some((Name::read(&name)?, listener))).collect()
+    stored.filter_map(|(name, seccomp_fd)| Some((ListenerName::read(&name)?, seccomp_fd))).collect()
 }
 
 /// Has the kernel go on with what an earlier warden took and did not answer.
-pub(super) fn answer_last(listener: BorrowedFd<'_>, name: &Name, state: &Path) {
+pub(super) fn answer_last(seccomp_fd: BorrowedFd<'_>, name: &ListenerName, state: &Path) {
     let Some(last) = fs::read(name.file(state)).ok().and_then(|text| text.try_into().ok()).map(u64::from_ne_bytes)
     else {
         return;
     };
     // What was answered is gone, what was not taken yet refuses an answer and is taken later.
-    for after in 0..AFTER {
-        let _ = sys::answer(listener, last.wrapping_add(after), Answer::Continue);
+    for after in 0..REPLAY_WINDOW {
+        let _ = sys::answer(seccomp_fd, last.wrapping_add(after), Answer::Continue);
     }
 }
 
 /// The same for one whose first call was taken and whose number was not written any more.
-pub(super) fn answer_before(listener: BorrowedFd<'_>, first: u64) {
-    for before in 1..AFTER {
-        let _ = sys::answer(listener, first.wrapping_sub(before), Answer::Continue);
+pub(super) fn answer_before(seccomp_fd: BorrowedFd<'_>, first: u64) {
+    for before in 1..REPLAY_WINDOW {
+        let _ = sys::answer(seccomp_fd, first.wrapping_sub(before), Answer::Continue);
     }
 }
 
 /// Where the number of the last call is written.
-pub(super) struct Record(Option<File>);
+pub(super) struct LastCall(Option<File>);
 
-impl Record {
+impl LastCall {
     /// Opens it, keeping what is there.
-    pub(super) fn open(name: &Name, state: &Path) -> Self {
+    pub(super) fn open(name: &ListenerName, state: &Path) -> Self {
         let path = name.file(state);
         let make = || {
             fs::create_dir_all(path.parent().unwrap_or(state))?;
@@ -110,7 +110,7 @@ impl Record {
 }
 
 /// Removes what is left of a descriptor.
-pub(super) fn forget(name: &Name, state: &Path) {
+pub(super) fn forget(name: &ListenerName, state: &Path) {
     let _ = fs::remove_file(name.file(state));
 }
 
@@ -120,22 +120,22 @@ mod tests {
 
     #[test]
     fn a_name_is_read_as_it_is_written_and_made_of_letters_and_digits() {
-        let name = Name::new(17);
+        let name = ListenerName::new(17);
         let text = name.to_string();
-        assert_eq!(Name::read(&text), Some(name));
-        assert_ne!(Name::new(17), Name::new(17));
+        assert_eq!(ListenerName::read(&text), Some(name));
+        assert_ne!(ListenerName::new(17), ListenerName::new(17));
         assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         for other in ["", "mounts", "mounts1", "gate1x2", "mountsx", "mounts1x2x3"] {
-            assert_eq!(Name::read(other), None, "{other}");
+            assert_eq!(ListenerName::read(other), None, "{other}");
         }
     }
 
     #[test]
     fn a_record_keeps_the_last_number() {
         let dir = tempfile::tempdir().unwrap();
-        let name = Name::new(1);
-        Record::open(&name, dir.path()).write(7);
-        Record::open(&name, dir.path()).write(u64::MAX);
+        let name = ListenerName::new(1);
+        LastCall::open(&name, dir.path()).write(7);
+        LastCall::open(&name, dir.path()).write(u64::MAX);
         assert_eq!(fs::read(name.file(dir.path())).unwrap(), u64::MAX.to_ne_bytes());
         forget(&name, dir.path());
         assert!(!name.file(dir.path()).exists());

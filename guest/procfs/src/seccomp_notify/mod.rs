@@ -44,11 +44,11 @@ use rustix::{
 use serde::Deserialize;
 
 use self::{
-    fd_store::Name,
+    fd_store::ListenerName,
     sys::{Answer, Notification, ProcessMemory},
-    syscall::{Order, Verdict, judge},
+    syscall::{Decision, MountRequest, judge},
 };
-pub(crate) use self::{mount::main as helper, sys::share_heaps};
+pub(crate) use self::{mount::main as worker, sys::share_heaps};
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
 pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
@@ -60,16 +60,16 @@ pub const KEPT_LISTENERS: &str = "BULKHEAD_KEPT_LISTENERS";
 pub const KEPT_PREFIX: &str = "mounts";
 
 /// Containers and `exec` sessions at once; over that many, new ones see the kernel's own files.
-const MOST: usize = 2048;
+const MAX_LISTENERS: usize = 2048;
 
 /// Enough for a thread that reads a table of mounts and makes a process.
-const STACK: usize = 256 * 1024;
+const STACK_SIZE: usize = 256 * 1024;
 
 /// Longest table of mounts that is looked at, in bytes.
-const MAX_TABLE: u64 = 4 << 20;
+const MAX_PROC_FILE: u64 = 4 << 20;
 
 /// Takes descriptors on behalf of all containers.
-pub(crate) struct Traps {
+pub(crate) struct Listener {
     state: PathBuf,
     running: AtomicUsize,
 }
@@ -81,21 +81,21 @@ struct Message {
     metadata: String,
 }
 
-impl Traps {
+impl Listener {
     /// Goes on with what an earlier warden had and takes new ones on `socket`.
     ///
     /// # Errors
     /// Without threads.
     pub(crate) fn start(socket: UnixListener, state: &Path) -> io::Result<()> {
-        let traps = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
-        for (name, listener) in fd_store::inherited() {
-            fd_store::answer_last(listener.as_fd(), &name, state);
-            traps.spawn(Some(name), move |traps| traps.watch(&name, listener));
+        let listener = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
+        for (name, seccomp_fd) in fd_store::inherited() {
+            fd_store::answer_last(seccomp_fd.as_fd(), &name, state);
+            listener.spawn(Some(name), move |listener| listener.watch(&name, seccomp_fd));
         }
-        thread::Builder::new().name("traps".into()).spawn(move || {
+        thread::Builder::new().name("listener".into()).spawn(move || {
             for stream in socket.incoming() {
                 match stream {
-                    Ok(stream) => traps.spawn(None, move |traps| traps.take(&stream)),
+                    Ok(stream) => listener.spawn(None, move |listener| listener.take(&stream)),
                     // Out of descriptors, most likely.
                     Err(_) => thread::sleep(Duration::from_millis(100)),
                 }
@@ -105,16 +105,16 @@ impl Traps {
     }
 
     /// Runs something in a thread of its own.
-    fn spawn(self: &Arc<Self>, name: Option<Name>, run: impl FnOnce(&Self) + Send + 'static) {
-        let traps = Arc::clone(self);
+    fn spawn(self: &Arc<Self>, name: Option<ListenerName>, run: impl FnOnce(&Self) + Send + 'static) {
+        let listener = Arc::clone(self);
         let run = move || {
-            if traps.running.fetch_add(1, Ordering::Relaxed) == MOST {
-                eprintln!("bulkhead-procfs: more than {MOST} containers that may mount");
+            if listener.running.fetch_add(1, Ordering::Relaxed) == MAX_LISTENERS {
+                eprintln!("bulkhead-procfs: more than {MAX_LISTENERS} containers that may mount");
             }
-            run(&traps);
-            traps.running.fetch_sub(1, Ordering::Relaxed);
+            run(&listener);
+            listener.running.fetch_sub(1, Ordering::Relaxed);
         };
-        if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
+        if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK_SIZE).spawn(run) {
             eprintln!("bulkhead-procfs: can't serve a container's mounts: {error}");
             // Calls that nobody answers would wait for ever; without the descriptor they fail.
             if let Some(name) = name {
@@ -126,42 +126,42 @@ impl Traps {
     /// Waits for a container's descriptor and serves it.
     fn take(&self, stream: &UnixStream) {
         let parse = |message: &[u8]| serde_json::from_slice::<Message>(message).ok();
-        let Ok((message, Some(listener))) = sys::receive_descriptor(stream, |text| parse(text).is_some()) else {
+        let Ok((message, Some(seccomp_fd))) = sys::receive_descriptor(stream, |text| parse(text).is_some()) else {
             return;
         };
         // Without a number its calls are answered all the same.
         let slot = parse(&message).and_then(|message| message.metadata.parse().ok()).unwrap_or_default();
-        let name = Name::new(slot);
-        if let Err(error) = notify::store(&name.to_string(), listener.as_fd()) {
+        let name = ListenerName::new(slot);
+        if let Err(error) = notify::store(&name.to_string(), seccomp_fd.as_fd()) {
             eprintln!("bulkhead-procfs: init can't keep a descriptor: {error}");
         }
-        self.watch(&name, listener);
+        self.watch(&name, seccomp_fd);
     }
 
     /// Serves a descriptor until nothing uses it any more.
-    fn watch(&self, name: &Name, listener: OwnedFd) {
-        let serves = self.running.load(Ordering::Relaxed) <= MOST;
-        serve(listener.as_fd(), name, &self.state, serves);
+    fn watch(&self, name: &ListenerName, seccomp_fd: OwnedFd) {
+        let serves = self.running.load(Ordering::Relaxed) <= MAX_LISTENERS;
+        serve(seccomp_fd.as_fd(), name, &self.state, serves);
         // First, so that there is a descriptor for the message to init even when it was the last one.
-        drop(listener);
+        drop(seccomp_fd);
         fd_store::forget(name, &self.state);
         release(name);
     }
 }
 
 /// Has init close its copy of a descriptor.
-fn release(name: &Name) {
+fn release(name: &ListenerName) {
     if let Err(error) = notify::remove(&name.to_string()) {
         eprintln!("bulkhead-procfs: can't have init close a descriptor: {error}");
     }
 }
 
 /// Answers the calls of one filter until nothing uses it any more.
-fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
-    let record = fd_store::Record::open(name, state);
+fn serve(seccomp_fd: BorrowedFd<'_>, name: &ListenerName, state: &Path, serves: bool) {
+    let record = fd_store::LastCall::open(name, state);
     let mut is_first = true;
-    while waits(listener) {
-        let notification = match sys::receive(listener) {
+    while waits(seccomp_fd) {
+        let notification = match sys::receive(seccomp_fd) {
             Ok(notification) => notification,
             // Its caller was killed meanwhile, or all of them.
             Err(error) if [Some(libc::ENOENT), Some(libc::EINTR)].contains(&error.raw_os_error()) => continue,
@@ -172,21 +172,21 @@ fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
         };
         record.write(notification.id);
         if is_first {
-            fd_store::answer_before(listener, notification.id);
+            fd_store::answer_before(seccomp_fd, notification.id);
             is_first = false;
         }
         // A fault here must not leave the caller waiting.
-        let judge = AssertUnwindSafe(|| decide(listener, &notification, name.slot(), state));
+        let judge = AssertUnwindSafe(|| decide(seccomp_fd, &notification, name.slot(), state));
         let answer = if serves { catch_unwind(judge).unwrap_or(Answer::Continue) } else { Answer::Continue };
         // One that is gone needs none.
-        let _ = sys::answer(listener, notification.id, answer);
+        let _ = sys::answer(seccomp_fd, notification.id, answer);
     }
 }
 
 /// Waits for a call; `false` when there will be none any more.
-fn waits(listener: BorrowedFd<'_>) -> bool {
+fn waits(seccomp_fd: BorrowedFd<'_>) -> bool {
     loop {
-        let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+        let mut polled = [PollFd::from_borrowed_fd(seccomp_fd, PollFlags::IN)];
         match rustix::event::poll(&mut polled, None) {
             Err(rustix::io::Errno::INTR) => {}
             ended => return ended.is_ok() && polled[0].revents().contains(PollFlags::IN),
@@ -195,7 +195,7 @@ fn waits(listener: BorrowedFd<'_>) -> bool {
 }
 
 /// What a call is to be answered.
-fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, state: &Path) -> Answer {
+fn decide(seccomp_fd: BorrowedFd<'_>, notification: &Notification, slot: u64, state: &Path) -> Answer {
     let thread = format!("/proc/{}", notification.thread);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(thread) = rustix::fs::open(thread, flags, Mode::empty()) else { return Answer::Continue };
@@ -204,24 +204,26 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
         file.map(File::from).map_err(io::Error::from)
     };
     let Ok(memory) = open("mem") else { return Answer::Continue };
-    let verdict = judge(&notification.call, &ProcessMemory(memory));
+    let decision = judge(&notification.call, &ProcessMemory(memory));
     // From here on the directory is that of the thread that waits, and of no later one with its number.
-    if !sys::still_waits(listener, notification.id) {
+    if !sys::still_waits(seccomp_fd, notification.id) {
         return Answer::Continue;
     }
-    let text = |name: &str| bounded::read(open(name)?, MAX_TABLE);
+    let text = |name: &str| bounded::read(open(name)?, MAX_PROC_FILE);
     let may_mount =
-        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.is_administrator());
-    let concerns = match &verdict {
-        Verdict::Continue => false,
+        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.has_sys_admin());
+    let concerns = match &decision {
+        Decision::Continue => false,
         // A container that has mounted neither has nothing to unmount together with them.
-        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text)),
-        Verdict::Do(Order::Bind { source, .. }) => mount::may_be_whole(&thread, source),
-        Verdict::Refuse(_) | Verdict::Do(Order::Mount { .. }) => true,
+        Decision::Perform(MountRequest::Unmount { .. }) => {
+            text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text))
+        }
+        Decision::Perform(MountRequest::Bind { source, .. }) => mount::may_be_whole(&thread, source),
+        Decision::Refuse(_) | Decision::Perform(MountRequest::Mount { .. }) => true,
     };
-    match verdict {
-        Verdict::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
-        Verdict::Do(order) if concerns && may_mount() => worker::carry_out(&order, &thread, slot, state),
+    match decision {
+        Decision::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
+        Decision::Perform(request) if concerns && may_mount() => worker::perform(&request, &thread, slot, state),
         // Also what the kernel is going to refuse.
         _ => Answer::Continue,
     }

@@ -31,16 +31,16 @@ use super::{
     mountinfo,
     path::Start,
     sys,
-    syscall::{Kind, Order},
+    syscall::{Kind, MountRequest},
     worker,
 };
 use crate::files::NODES;
 
 /// Longest text of procfs that is read, in bytes.
-const MAX_TEXT: u64 = 4 << 20;
+const MAX_PROC_FILE: u64 = 4 << 20;
 
 /// A file of the warden, not mounted yet, and its place in the file system.
-type Own = (&'static str, OwnedFd);
+type NodeMount = (&'static str, OwnedFd);
 
 /// What is opened of the caller before anything is entered.
 struct Caller {
@@ -56,11 +56,13 @@ struct Caller {
 }
 
 impl Caller {
-    fn open(directory: OwnedFd, order: &Order) -> io::Result<Self> {
+    fn open(directory: OwnedFd, request: &MountRequest) -> io::Result<Self> {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from)
         };
-        let (Order::Mount { target, .. } | Order::Bind { target, .. } | Order::Unmount { target, .. }) = order;
+        let (MountRequest::Mount { target, .. }
+        | MountRequest::Bind { target, .. }
+        | MountRequest::Unmount { target, .. }) = request;
         let start = match Start::of(target) {
             Start::Link(name, rest) => Some((open(&name, OFlags::PATH)?, rest)),
             Start::Path => None,
@@ -116,7 +118,7 @@ impl Caller {
 
 fn read(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
     let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    bounded::read(File::from(file), MAX_TEXT)
+    bounded::read(File::from(file), MAX_PROC_FILE)
 }
 
 /// The caller's cgroup: what the mounts cost in memory is the container's.
@@ -150,15 +152,15 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let directory = notify::adopt(directory).ok_or(io::ErrorKind::InvalidInput)?;
-    let order = worker::read_order()?;
-    let caller = Caller::open(directory, &order)?;
+    let request = worker::read_request()?;
+    let caller = Caller::open(directory, &request)?;
     let (network, processes) = (caller.namespace("ns/net")?, caller.namespace("ns/pid")?);
     let slot = state.join("fs").join(slot.to_string());
     rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-    // A procfs shows the processes of the namespace that its maker is in, which only a child is.
+    // A procfs shows the processes of the namespace that its mounted_by is in, which only a child is.
     rustix::thread::move_into_link_name_space(processes.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
-    if attempt(&order, &caller, &slot, Maker::Caller)? == TOO_REVEALING
-        && let Order::Mount { kind, .. } = order
+    if attempt(&request, &caller, &slot, MountedBy::Caller)? == TOO_REVEALING
+        && let MountRequest::Mount { kind, .. } = request
     {
         let shown = match kind {
             Kind::Proc => &processes,
@@ -166,7 +168,7 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
         };
         if caller.owns(shown)? && caller.owns(&caller.mounts)? && mountinfo::shows_all(&caller.text("mountinfo")?, kind)
         {
-            attempt(&order, &caller, &slot, Maker::Warden)?;
+            attempt(&request, &caller, &slot, MountedBy::Service)?;
         }
     }
     Ok(())
@@ -177,16 +179,16 @@ const TOO_REVEALING: i32 = 2;
 
 /// Who makes the file system, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Maker {
+enum MountedBy {
     /// The caller, which the kernel judges.
     Caller,
     /// The warden, in the place of a caller that is refused because of the warden's own files: it may see all that the
     /// file system shows, but the kernel takes what is mounted on the one that it has for a mask.
-    Warden,
+    Service,
 }
 
 /// Carries the order out in a child, and returns its status.
-fn attempt(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Result<i32> {
+fn attempt(request: &MountRequest, caller: &Caller, slot: &Path, mounted_by: MountedBy) -> io::Result<i32> {
     let child = match sys::fork(caller.cgroup.as_ref().map(AsFd::as_fd)) {
         Ok(child) => child,
         // A threaded cgroup takes no processes of others.
@@ -195,9 +197,9 @@ fn attempt(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Res
     };
     if child == 0 {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-        let done = carry_out(order, caller, slot, maker);
+        let done = perform(request, caller, slot, mounted_by);
         if let Ok(errno) = &done {
-            worker::tell(*errno);
+            worker::report(*errno);
         }
         let refused = done.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
         sys::leave(if refused { TOO_REVEALING } else { i32::from(done.is_err()) });
@@ -223,9 +225,9 @@ pub(super) fn may_be_whole(directory: &OwnedFd, source: &[u8]) -> bool {
 }
 
 /// Carries it out; returns what the call is to return, or an error when the kernel shall do it.
-fn carry_out(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Result<i32> {
-    match order {
-        Order::Mount { kind, source, target, flags, options } => {
+fn perform(request: &MountRequest, caller: &Caller, slot: &Path, mounted_by: MountedBy) -> io::Result<i32> {
+    match request {
+        MountRequest::Mount { kind, source, target, flags, options } => {
             let attributes = attributes(*flags);
             let files = files(*kind, slot, attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY));
             if files.is_empty() {
@@ -236,35 +238,35 @@ fn carry_out(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::R
                 let context = configure(*kind, source.as_deref(), options, is_read_only)?;
                 Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
             };
-            let made = if maker == Maker::Warden { Some(make()?) } else { None };
+            let made = if mounted_by == MountedBy::Service { Some(make()?) } else { None };
             caller.enter()?;
             let target = caller.find(target, OFlags::empty())?;
             let mount = made.map_or_else(make, Ok)?;
             refuse_same(&target, &mount)?;
             attach(mount.as_fd(), "", target.as_fd(), "")?;
-            put(files, mount.as_fd());
+            mount_nodes(files, mount.as_fd());
             Ok(0)
         }
-        Order::Bind { source, target } => {
+        MountRequest::Bind { source, target } => {
             let all = [Kind::Proc, Kind::Sys].map(|kind| files(kind, slot, false));
             caller.enter()?;
             bind(caller, source, target, all)?;
             Ok(0)
         }
-        Order::Unmount { target, flags } => {
+        MountRequest::Unmount { target, flags } => {
             let all = [Kind::Proc, Kind::Sys].map(|kind| files(kind, slot, false));
             caller.enter()?;
             // What is reached through a descriptor is in use by it.
             if caller.start.is_some() {
                 return Err(io::ErrorKind::ResourceBusy.into());
             }
-            undo(caller, target, *flags, all)
+            unmount_with_nodes(caller, target, *flags, all)
         }
     }
 }
 
 /// The files that belong into a file system, each in a mount of its own.
-fn files(kind: Kind, slot: &Path, read_only: bool) -> Vec<Own> {
+fn files(kind: Kind, slot: &Path, read_only: bool) -> Vec<NodeMount> {
     let set = libc::MOUNT_ATTR_NODIRATIME | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let open = |path: PathBuf| {
         let file = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).ok()?;
@@ -331,14 +333,14 @@ fn attach(from: BorrowedFd<'_>, from_path: &str, to: BorrowedFd<'_>, to_path: &s
 }
 
 /// Mounts the files on theirs, where there are such: the options of a procfs decide.
-fn put(files: Vec<Own>, mount: BorrowedFd<'_>) {
+fn mount_nodes(files: Vec<NodeMount>, mount: BorrowedFd<'_>) {
     for (name, file) in files {
         let _ = attach(file.as_fd(), "", mount, name);
     }
 }
 
 /// Binds the whole of a procfs or sysfs, and its files once more.
-fn bind(caller: &Caller, source: &[u8], target: &[u8], [of_proc, of_sys]: [Vec<Own>; 2]) -> io::Result<()> {
+fn bind(caller: &Caller, source: &[u8], target: &[u8], [of_proc, of_sys]: [Vec<NodeMount>; 2]) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let source = rustix::fs::openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     let stat = rustix::fs::statx(&source, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
@@ -357,12 +359,17 @@ fn bind(caller: &Caller, source: &[u8], target: &[u8], [of_proc, of_sys]: [Vec<O
         }
     }
     attach(mount.as_fd(), "", target.as_fd(), "")?;
-    put(files, mount.as_fd());
+    mount_nodes(files, mount.as_fd());
     Ok(())
 }
 
 /// Unmounts something together with the warden's files, if these are all that is on it.
-fn undo(caller: &Caller, target: &[u8], flags: u64, [of_proc, of_sys]: [Vec<Own>; 2]) -> io::Result<i32> {
+fn unmount_with_nodes(
+    caller: &Caller,
+    target: &[u8],
+    flags: u64,
+    [of_proc, of_sys]: [Vec<NodeMount>; 2],
+) -> io::Result<i32> {
     let no_follow = flags & u64::from(libc::UMOUNT_NOFOLLOW.unsigned_abs()) != 0;
     let look = || caller.find(target, if no_follow { OFlags::NOFOLLOW } else { OFlags::empty() });
     let found = look()?;
@@ -373,14 +380,14 @@ fn undo(caller: &Caller, target: &[u8], flags: u64, [of_proc, of_sys]: [Vec<Own>
     }
     fchdir(&found)?;
     // Some are of the other file system, are not there, or may not be taken away by a user namespace inside.
-    let taken = |(name, _): &Own| unmount(*name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok();
-    let taken: Vec<Own> = of_proc.into_iter().chain(of_sys).filter(taken).collect();
+    let taken = |(name, _): &NodeMount| unmount(*name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok();
+    let taken: Vec<NodeMount> = of_proc.into_iter().chain(of_sys).filter(taken).collect();
     // This process must not be who keeps it busy.
     fchdir(&caller.working_directory)?;
     drop(found);
     let flags = UnmountFlags::from_bits_retain(flags as u32);
     let Err(error) = unmount(target, flags) else { return Ok(0) };
     // Still in use: it stays as it was.
-    put(taken, look()?.as_fd());
+    mount_nodes(taken, look()?.as_fd());
     Ok(error.raw_os_error())
 }

@@ -29,11 +29,11 @@ pub(super) struct Notification {
 ///
 /// # Errors
 /// `ENOENT` for one that is gone again, `EINTR`.
-pub(super) fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+pub(super) fn receive(seccomp_fd: BorrowedFd<'_>) -> io::Result<Notification> {
     // SAFETY: the structure is made of integers, for which zero is a value; the kernel wants it to be zero.
     let mut raw: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: the call fills the structure, which lives across it.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut raw) };
+    let result = unsafe { libc::ioctl(seccomp_fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut raw) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -43,9 +43,9 @@ pub(super) fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
 }
 
 /// Whether a call still waits, so that its thread is the one it was.
-pub(super) fn still_waits(listener: BorrowedFd<'_>, id: u64) -> bool {
+pub(super) fn still_waits(seccomp_fd: BorrowedFd<'_>, id: u64) -> bool {
     // SAFETY: the call reads one integer, which lives across it.
-    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) == 0 }
+    unsafe { libc::ioctl(seccomp_fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) == 0 }
 }
 
 /// An answer.
@@ -60,7 +60,7 @@ pub(super) enum Answer {
 }
 
 /// Answers a call. One that does not wait any more needs no answer, and what was never received takes none.
-pub(super) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+pub(super) fn answer(seccomp_fd: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
     let (error, flags) = match answer {
         Answer::Continue => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
         Answer::Done => (0, 0),
@@ -68,7 +68,7 @@ pub(super) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::R
     };
     let mut raw = libc::seccomp_notif_resp { id, val: 0, error, flags };
     // SAFETY: the call reads the structure, which lives across it.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut raw) };
+    let result = unsafe { libc::ioctl(seccomp_fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut raw) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -122,7 +122,7 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 const MAX_MESSAGE: usize = 1 << 20;
 
 /// Time for the rest of a message of which the first part has come.
-const PATIENCE: Duration = Duration::from_secs(2);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Receives a descriptor and what comes with it, until `is_whole` or the sender's end.
 ///
@@ -150,7 +150,7 @@ pub(super) fn receive_descriptor(
         if length == 0 || message.len() > MAX_MESSAGE || is_whole(&message) {
             return Ok((message, descriptor));
         }
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
     }
 }
 

@@ -94,7 +94,7 @@ impl Kind {
 
 /// What is to be done in the caller's place. Bytes are what the caller gave, without a zero in them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Order {
+pub(crate) enum MountRequest {
     /// mount(2) of a new procfs or sysfs.
     Mount {
         /// What.
@@ -126,24 +126,24 @@ pub(crate) enum Order {
 
 /// What comes of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Decision {
     /// The kernel goes on with it.
     Continue,
     /// It fails with this error.
     Refuse(i32),
     /// This is done instead.
-    Do(Order),
+    Perform(MountRequest),
 }
 
 /// A call that is looked at.
-enum Call {
+enum Syscall {
     Mount,
     Unmount,
     OldUnmount,
     OpenFileSystem,
 }
 
-impl Call {
+impl Syscall {
     fn of(call: &RawCall) -> Option<Self> {
         match (call.architecture, call.number) {
             (X86_64, number) => match number & !X32 {
@@ -162,26 +162,26 @@ impl Call {
 }
 
 /// Judges a call of a process that may mount.
-pub(crate) fn judge(call: &RawCall, memory: &impl Memory) -> Verdict {
+pub(crate) fn judge(call: &RawCall, memory: &impl Memory) -> Decision {
     let [first, second, third, fourth, fifth, _] = call.arguments;
-    let order = match Call::of(call) {
-        Some(Call::Mount) => mount([first, second, third, fourth, fifth], memory),
-        Some(Call::Unmount) => unmount(first, second & u64::from(u32::MAX), memory),
-        Some(Call::OldUnmount) => unmount(first, 0, memory),
+    let request = match Syscall::of(call) {
+        Some(Syscall::Mount) => mount([first, second, third, fourth, fifth], memory),
+        Some(Syscall::Unmount) => unmount(first, second & u64::from(u32::MAX), memory),
+        Some(Syscall::OldUnmount) => unmount(first, 0, memory),
         // Programs go back to mount(2), whose arguments say everything at once.
-        Some(Call::OpenFileSystem) => {
+        Some(Syscall::OpenFileSystem) => {
             let ours = text(memory, first, MAX_KIND).and_then(|name| Kind::of(&name)).is_some();
-            return if ours { Verdict::Refuse(libc::ENOSYS) } else { Verdict::Continue };
+            return if ours { Decision::Refuse(libc::ENOSYS) } else { Decision::Continue };
         }
         None => None,
     };
-    order.map_or(Verdict::Continue, Verdict::Do)
+    request.map_or(Decision::Continue, Decision::Perform)
 }
 
-fn mount([source, target, kind, flags, options]: [u64; 5], memory: &impl Memory) -> Option<Order> {
+fn mount([source, target, kind, flags, options]: [u64; 5], memory: &impl Memory) -> Option<MountRequest> {
     let flags = if flags & MAGIC_MASK == MAGIC { flags & !MAGIC_MASK } else { flags };
     if flags & NOT_PLAIN == libc::MS_BIND && flags & libc::MS_REC == 0 {
-        return Some(Order::Bind { source: path(memory, source)?, target: path(memory, target)? });
+        return Some(MountRequest::Bind { source: path(memory, source)?, target: path(memory, target)? });
     }
     if flags & NOT_PLAIN != 0 {
         return None;
@@ -189,14 +189,14 @@ fn mount([source, target, kind, flags, options]: [u64; 5], memory: &impl Memory)
     let kind = Kind::of(&text(memory, kind, MAX_KIND)?)?;
     let source = if source == 0 { None } else { Some(text(memory, source, MAX_SOURCE)?) };
     let options = if options == 0 { Vec::new() } else { page(memory, options)? };
-    Some(Order::Mount { kind, source, target: path(memory, target)?, flags, options })
+    Some(MountRequest::Mount { kind, source, target: path(memory, target)?, flags, options })
 }
 
-fn unmount(target: u64, flags: u64, memory: &impl Memory) -> Option<Order> {
+fn unmount(target: u64, flags: u64, memory: &impl Memory) -> Option<MountRequest> {
     let known = (libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW).unsigned_abs();
     // With MNT_DETACH what is mounted on it goes along.
     (flags & !u64::from(known) == 0).then_some(())?;
-    Some(Order::Unmount { target: path(memory, target)?, flags })
+    Some(MountRequest::Unmount { target: path(memory, target)?, flags })
 }
 
 fn path(memory: &impl Memory, address: u64) -> Option<Vec<u8>> {
@@ -290,7 +290,7 @@ mod tests {
         RawCall { architecture: X86_64, number, arguments }
     }
 
-    fn mounting(kind: &[u8], flags: u64) -> Verdict {
+    fn mounting(kind: &[u8], flags: u64) -> Decision {
         let (memory, at) = memory(&[b"source", b"/p", kind, b"hidepid=2"]);
         judge(&call(165, [at[0], at[1], at[2], flags, at[3], 0]), &memory)
     }
@@ -299,13 +299,13 @@ mod tests {
     fn new_procfs_and_sysfs_are_mounted_by_the_warden_and_nothing_else() {
         let expected = |kind, flags| {
             let (source, target, options) = (Some(b"source".to_vec()), b"/p".to_vec(), b"hidepid=2".to_vec());
-            Verdict::Do(Order::Mount { kind, source, target, flags, options })
+            Decision::Perform(MountRequest::Mount { kind, source, target, flags, options })
         };
         assert_eq!(mounting(b"proc", 0), expected(Kind::Proc, 0));
         assert_eq!(mounting(b"sysfs", 14), expected(Kind::Sys, 14));
         assert_eq!(mounting(b"proc", MAGIC | 0x2), expected(Kind::Proc, 2));
         for other in [&b""[..], b"tmpfs", b"procfs", b"pro", b"sysfs2", b"sysfs-and-more"] {
-            assert_eq!(mounting(other, 0), Verdict::Continue, "{other:?}");
+            assert_eq!(mounting(other, 0), Decision::Continue, "{other:?}");
         }
     }
 
@@ -313,15 +313,15 @@ mod tests {
     fn moves_remounts_propagation_and_binds_of_all_that_is_mounted_are_the_kernels() {
         use libc::{MS_BIND, MS_MOVE, MS_PRIVATE, MS_REC, MS_REMOUNT, MS_SHARED, MS_SLAVE};
         for flags in [MS_MOVE, MS_REMOUNT, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_BIND | MS_REC, MS_BIND | MS_REMOUNT] {
-            assert_eq!(mounting(b"proc", flags), Verdict::Continue);
+            assert_eq!(mounting(b"proc", flags), Decision::Continue);
         }
     }
 
     #[test]
     fn a_bind_without_what_is_mounted_on_its_source_is_looked_at() {
-        let expected = Order::Bind { source: b"source".to_vec(), target: b"/p".to_vec() };
+        let expected = MountRequest::Bind { source: b"source".to_vec(), target: b"/p".to_vec() };
         for kind in [&b"none"[..], b"proc"] {
-            assert_eq!(mounting(kind, libc::MS_BIND | libc::MS_RDONLY), Verdict::Do(expected.clone()));
+            assert_eq!(mounting(kind, libc::MS_BIND | libc::MS_RDONLY), Decision::Perform(expected.clone()));
         }
     }
 
@@ -330,41 +330,41 @@ mod tests {
         let (memory, at) = memory(&[b"/p", b"proc"]);
         let arguments = [0, at[0], at[1], 0, 0, 0];
         for (architecture, number) in [(X86_64, 165), (X86_64, 165 + X32), (I386, 21)] {
-            let verdict = judge(&RawCall { architecture, number, arguments }, &memory);
-            assert!(matches!(verdict, Verdict::Do(Order::Mount { .. })), "{architecture:#x} {number}");
+            let decision = judge(&RawCall { architecture, number, arguments }, &memory);
+            assert!(matches!(decision, Decision::Perform(MountRequest::Mount { .. })), "{architecture:#x} {number}");
         }
         for (architecture, number) in [(X86_64, 166), (X86_64, 166 + X32), (I386, 22), (I386, 52)] {
-            let verdict = judge(&RawCall { architecture, number, arguments: [at[0], 0, 0, 0, 0, 0] }, &memory);
-            assert!(matches!(verdict, Verdict::Do(Order::Unmount { .. })), "{architecture:#x} {number}");
+            let decision = judge(&RawCall { architecture, number, arguments: [at[0], 0, 0, 0, 0, 0] }, &memory);
+            assert!(matches!(decision, Decision::Perform(MountRequest::Unmount { .. })), "{architecture:#x} {number}");
         }
         let fs_open = |architecture| RawCall { architecture, number: 430, arguments: [at[1], 0, 0, 0, 0, 0] };
-        assert_eq!(judge(&fs_open(X86_64), &memory), Verdict::Refuse(libc::ENOSYS));
-        assert_eq!(judge(&fs_open(I386), &memory), Verdict::Refuse(libc::ENOSYS));
+        assert_eq!(judge(&fs_open(X86_64), &memory), Decision::Refuse(libc::ENOSYS));
+        assert_eq!(judge(&fs_open(I386), &memory), Decision::Refuse(libc::ENOSYS));
         assert_eq!(
             judge(&RawCall { arguments: [at[0], 0, 0, 0, 0, 0], ..fs_open(X86_64) }, &memory),
-            Verdict::Continue
+            Decision::Continue
         );
-        assert_eq!(judge(&RawCall { number: 165, architecture: 0xc000_00b7, arguments }, &memory), Verdict::Continue);
+        assert_eq!(judge(&RawCall { number: 165, architecture: 0xc000_00b7, arguments }, &memory), Decision::Continue);
     }
 
     #[test]
     fn a_lazy_unmount_takes_everything_along_by_itself() {
         let (memory, at) = memory(&[b"/p"]);
         for flags in [0x2_u64, 0x4, 0x3, 0x10] {
-            assert_eq!(judge(&call(166, [at[0], flags, 0, 0, 0, 0]), &memory), Verdict::Continue);
+            assert_eq!(judge(&call(166, [at[0], flags, 0, 0, 0, 0]), &memory), Decision::Continue);
         }
         // The upper half is none of the kernel's argument.
-        let verdict = judge(&call(166, [at[0], (1 << 32) | 0x8, 0, 0, 0, 0]), &memory);
-        assert_eq!(verdict, Verdict::Do(Order::Unmount { target: b"/p".to_vec(), flags: 8 }));
+        let decision = judge(&call(166, [at[0], (1 << 32) | 0x8, 0, 0, 0, 0]), &memory);
+        assert_eq!(decision, Decision::Perform(MountRequest::Unmount { target: b"/p".to_vec(), flags: 8 }));
     }
 
     #[test]
     fn what_does_not_end_or_is_not_there_is_the_kernels() {
         let (memory, at) = memory(&[&[b'a'; MAX_PATH], b"proc"]);
-        assert_eq!(judge(&call(165, [0, at[0], at[1], 0, 0, 0]), &memory), Verdict::Continue);
-        assert_eq!(judge(&call(165, [0, 0, at[1], 0, 0, 0]), &memory), Verdict::Continue);
-        assert_eq!(judge(&call(165, [0, at[1], u64::MAX, 0, 0, 0]), &memory), Verdict::Continue);
-        assert_eq!(judge(&call(165, [0, at[1], at[1], 0, u64::MAX - 5, 0]), &memory), Verdict::Continue);
+        assert_eq!(judge(&call(165, [0, at[0], at[1], 0, 0, 0]), &memory), Decision::Continue);
+        assert_eq!(judge(&call(165, [0, 0, at[1], 0, 0, 0]), &memory), Decision::Continue);
+        assert_eq!(judge(&call(165, [0, at[1], u64::MAX, 0, 0, 0]), &memory), Decision::Continue);
+        assert_eq!(judge(&call(165, [0, at[1], at[1], 0, u64::MAX - 5, 0]), &memory), Decision::Continue);
     }
 
     #[test]
@@ -372,8 +372,8 @@ mod tests {
         let mut bytes = b"proc\0".to_vec();
         bytes.extend(b"gid=5");
         let memory = Piece { start: START, bytes };
-        let verdict = judge(&call(165, [0, START, START, 0, START + 5, 0]), &memory);
-        assert!(matches!(verdict, Verdict::Do(Order::Mount { options, .. }) if options == b"gid=5"));
+        let decision = judge(&call(165, [0, START, START, 0, START + 5, 0]), &memory);
+        assert!(matches!(decision, Decision::Perform(MountRequest::Mount { options, .. }) if options == b"gid=5"));
     }
 
     proptest! {
@@ -391,20 +391,20 @@ mod tests {
             let mut arguments = places;
             arguments[3] = flags;
             match judge(&RawCall { architecture, number, arguments }, &memory) {
-                Verdict::Do(Order::Mount { source, target, options, flags, .. }) => {
+                Decision::Perform(MountRequest::Mount { source, target, options, flags, .. }) => {
                     prop_assert_eq!(flags & NOT_PLAIN, 0);
                     prop_assert!(!target.is_empty() && target.len() < MAX_PATH && options.len() <= MAX_OPTIONS);
                     let all = [target, options, source.unwrap_or_default()].concat();
                     prop_assert!(!all.contains(&0));
                 }
-                Verdict::Do(Order::Bind { source, target }) => {
+                Decision::Perform(MountRequest::Bind { source, target }) => {
                     prop_assert!(!source.is_empty() && !target.is_empty() && ![source, target].concat().contains(&0));
                 }
-                Verdict::Do(Order::Unmount { target, flags }) => {
+                Decision::Perform(MountRequest::Unmount { target, flags }) => {
                     prop_assert!(!target.is_empty() && !target.contains(&0) && flags & !0x9 == 0);
                 }
-                Verdict::Refuse(errno) => prop_assert_eq!(errno, libc::ENOSYS),
-                Verdict::Continue => {}
+                Decision::Refuse(errno) => prop_assert_eq!(errno, libc::ENOSYS),
+                Decision::Continue => {}
             }
         }
     }

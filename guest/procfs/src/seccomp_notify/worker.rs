@@ -1,4 +1,4 @@
-//! A process of its own for each order, which the warden starts, waits for with a bound, and believes little.
+//! A process of its own for each request, which the warden starts, waits for with a bound, and believes little.
 //!
 //! It enters the caller's namespaces, where anything can make it wait: it is killed then, and the kernel goes on with
 //! the call. That is right also when the mount was made meanwhile: what comes on top is a procfs as the kernel makes it,
@@ -23,24 +23,24 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
     sys::{self, Answer},
-    syscall::Order,
+    syscall::MountRequest,
 };
 
 /// How long an order may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Helpers that were killed and have not ended yet, over which there are no new ones.
-const MOST_STUCK: usize = 32;
+const MAX_STUCK: usize = 32;
 
 /// Longest order in bytes; a pipe takes it without anybody reading.
-pub(super) const MAX_ORDER: u64 = 64 * 1024;
+pub(super) const MAX_REQUEST: u64 = 64 * 1024;
 
 /// Killed ones, to be waited for when they end.
 static STUCK: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
 /// Has an order carried out for the thread whose directory in `/proc` is `thread`.
-pub(super) fn carry_out(order: &Order, thread: &OwnedFd, slot: u64, state: &Path) -> Answer {
-    match start(order, thread, slot, state) {
+pub(super) fn perform(request: &MountRequest, thread: &OwnedFd, slot: u64, state: &Path) -> Answer {
+    match start(request, thread, slot, state) {
         Ok((child, pipe)) => wait(child, &pipe),
         Err(error) => {
             eprintln!("bulkhead-procfs: can't start a helper: {error}");
@@ -49,25 +49,25 @@ pub(super) fn carry_out(order: &Order, thread: &OwnedFd, slot: u64, state: &Path
     }
 }
 
-fn start(order: &Order, thread: &OwnedFd, slot: u64, state: &Path) -> io::Result<(Child, io::PipeReader)> {
+fn start(request: &MountRequest, thread: &OwnedFd, slot: u64, state: &Path) -> io::Result<(Child, io::PipeReader)> {
     {
         let mut stuck = STUCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        if stuck.len() >= MOST_STUCK {
+        if stuck.len() >= MAX_STUCK {
             return Err(io::Error::other("too many of them do not end"));
         }
     }
-    let text = serde_json::to_vec(order)?;
-    if text.len() as u64 >= MAX_ORDER {
+    let text = serde_json::to_vec(request)?;
+    if text.len() as u64 >= MAX_REQUEST {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    let (input, mut order) = io::pipe()?;
-    order.write_all(&text)?;
+    let (input, mut request) = io::pipe()?;
+    request.write_all(&text)?;
     let (output, answer) = io::pipe()?;
     let number = thread.as_raw_fd();
     let mut command = Command::new("/proc/self/exe");
     command
-        .arg(format!("--helper={number}"))
+        .arg(format!("--worker={number}"))
         .arg(format!("--slot={slot}"))
         .arg(format!("--state={}", state.display()))
         .env_clear()
@@ -81,7 +81,7 @@ fn start(order: &Order, thread: &OwnedFd, slot: u64, state: &Path) -> io::Result
 }
 
 fn wait(mut child: Child, mut pipe: &io::PipeReader) -> Answer {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
     let mut said = [0; size_of::<i32>()];
     let answer = if is_readable(pipe, deadline) {
         // Written at once, so there is all of it or nothing.
@@ -118,13 +118,13 @@ fn is_readable(pipe: &io::PipeReader, deadline: Instant) -> bool {
 }
 
 /// The order that the warden wrote.
-pub(super) fn read_order() -> io::Result<Order> {
-    let text = bounded::read(File::from(io::stdin().as_fd().try_clone_to_owned()?), MAX_ORDER)?;
+pub(super) fn read_request() -> io::Result<MountRequest> {
+    let text = bounded::read(File::from(io::stdin().as_fd().try_clone_to_owned()?), MAX_REQUEST)?;
     serde_json::from_slice(&text).map_err(Into::into)
 }
 
 /// Tells the warden how it went.
-pub(super) fn tell(errno: i32) {
+pub(super) fn report(errno: i32) {
     let mut output = io::stdout();
     // Without the warden there is nobody who waits.
     let _ = output.write_all(&errno.to_ne_bytes()).and_then(|()| output.flush());
