@@ -9,6 +9,9 @@ use std::{
 
 use bulkhead_guest_common::bounded;
 
+/// Where the VM has its cgroups.
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// Longest file of a cgroup that is read, in bytes.
 const MAX_FILE: u64 = 256 * 1024;
 
@@ -149,6 +152,11 @@ pub(crate) fn write_cpu_list(cpus: &[u32]) -> String {
 }
 
 impl Limits {
+    /// No limits.
+    pub(crate) fn none() -> Self {
+        Self { memory: None, swap: None, cpus: None, cpu_set: Vec::new() }
+    }
+
     /// The CPUs that a program in the container is to see, of those that are online in the VM.
     pub(crate) fn visible_cpus(&self, online: &[u32]) -> Vec<u32> {
         let allowed: Vec<u32> = online.iter().copied().filter(|cpu| self.cpu_set.contains(cpu)).collect();

@@ -12,7 +12,7 @@ use std::{
 
 use bulkhead_guest_common::registry::Container;
 
-use crate::{cgroup::Cgroup, generated::CGROUPS};
+use crate::cgroup::{CGROUPS, Cgroup};
 
 /// Most processes that are looked at in a container, and most tasks in all of them.
 const MAX_PROCESSES: usize = 1024;

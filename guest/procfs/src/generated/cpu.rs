@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::TICKS;
+use super::uptime::TICKS;
 use crate::loadavg::Load;
 
 /// Microseconds in a clock tick.

@@ -14,10 +14,13 @@ use std::{
 use bulkhead_guest_common::notify;
 use rustix::time::ClockId;
 
-use super::{
-    KEPT_LISTENERS, KEPT_PREFIX,
-    sys::{self, Answer},
-};
+use super::sys::{self, Answer};
+
+/// The environment variable in which init names the descriptors that it kept: `NAME=FD,…`
+pub const KEPT_LISTENERS: &str = "BULKHEAD_KEPT_LISTENERS";
+
+/// What the names begin with.
+pub const KEPT_PREFIX: &str = "mounts";
 
 /// How many calls after the last one known may have been taken before the warden ended. One is taken at a time.
 const REPLAY_WINDOW: u64 = 16;

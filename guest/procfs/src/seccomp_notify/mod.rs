@@ -43,6 +43,7 @@ use rustix::{
 };
 use serde::Deserialize;
 
+pub use self::fd_store::{KEPT_LISTENERS, KEPT_PREFIX};
 use self::{
     fd_store::ListenerName,
     sys::{Answer, Notification, ProcessMemory},
@@ -52,12 +53,6 @@ pub(crate) use self::{mount::main as worker, sys::share_heaps};
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
 pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
-
-/// The environment variable in which init names the descriptors that it kept: `NAME=FD,…`
-pub const KEPT_LISTENERS: &str = "BULKHEAD_KEPT_LISTENERS";
-
-/// What the names begin with.
-pub const KEPT_PREFIX: &str = "mounts";
 
 /// Containers and `exec` sessions at once; over that many, new ones see the kernel's own files.
 const MAX_LISTENERS: usize = 2048;

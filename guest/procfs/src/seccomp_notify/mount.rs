@@ -125,7 +125,7 @@ fn read(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
 fn cgroup(directory: &OwnedFd) -> Option<OwnedFd> {
     let text = String::from_utf8(read(directory, "cgroup").ok()?).ok()?;
     let path = registry::cgroup_path(text.lines().find_map(|line| line.strip_prefix("0::"))?)?;
-    let path = Path::new(crate::generated::CGROUPS).join(path);
+    let path = Path::new(crate::cgroup::CGROUPS).join(path);
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
