@@ -1,4 +1,7 @@
-//! The files that are generated: what a container would see if it were the whole machine.
+//! Generates files of `/proc` and `/sys`: each shows the container as if it were the whole machine.
+//!
+//! Everything comes from the container's cgroup, the age of its creator and the VM's own files. Numbers that the kernel
+//! does not have for a cgroup are zero.
 
 mod cpu;
 mod memory;
@@ -20,10 +23,10 @@ use crate::{
     loadavg::Loads,
 };
 
-/// `/proc/swaps` without any.
+/// `/proc/swaps` without any swap area.
 const SWAPS: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
 
-/// Generates a file.
+/// Generates a file for a container.
 pub(crate) fn generate(file: Generated, container: &Container, loads: &Loads) -> io::Result<String> {
     let group = container.cgroup.as_deref().map(|path| Cgroup::new(Path::new(CGROUPS), path));
     let limits = || group.as_ref().map_or_else(Limits::none, Cgroup::limits);
@@ -34,6 +37,7 @@ pub(crate) fn generate(file: Generated, container: &Container, loads: &Loads) ->
         Generated::Memory => memory::info(&host("/proc/meminfo")?, &limits(), group.as_ref()),
         Generated::CpuInfo => cpu::info(&host("/proc/cpuinfo")?, &limits().visible_cpus(&online()?)),
         Generated::CpuOnline => format!("{}\n", cgroup::write_cpu_list(&limits().visible_cpus(&online()?))),
+        // Boot time is the container's start, so that `now - btime` agrees with its uptime.
         Generated::Statistics => {
             let used = group.as_ref().map(|group| group.table("cpu.stat")).unwrap_or_default();
             let load = loads.get(container.slot);
@@ -42,6 +46,7 @@ pub(crate) fn generate(file: Generated, container: &Container, loads: &Loads) ->
         }
         Generated::LoadAverage => loads.get(container.slot).line(),
         Generated::ProductUuid => {
+            // A VM without SMBIOS has no UUID; the container's part is enough to tell containers apart.
             let own = host("/sys/devices/virtual/dmi/id/product_uuid").unwrap_or_default();
             product::uuid(&own, &container.id)
         }
@@ -62,7 +67,7 @@ mod tests {
     use crate::testing::container;
 
     #[test]
-    fn every_view_can_be_generated_without_a_cgroup() {
+    fn files_are_generated_without_a_cgroup() {
         let loads = Loads::default();
         for file in [
             Generated::CpuInfo,
