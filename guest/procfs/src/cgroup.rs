@@ -30,7 +30,6 @@ pub(crate) struct Cgroup {
     path: PathBuf,
 }
 
-/// A container's limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Memory, in bytes.

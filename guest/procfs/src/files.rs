@@ -46,7 +46,6 @@ pub(crate) enum Source {
     Hostname,
 }
 
-/// Generated files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Generated {
     /// `/proc/cpuinfo`.

@@ -83,7 +83,6 @@ Options:
 
 init starts it; the descriptors are inherited.";
 
-/// The command line.
 #[derive(Debug, PartialEq, Eq)]
 enum Arguments {
     Serve {

@@ -32,7 +32,6 @@ pub(crate) struct Load {
     pub(crate) running: u64,
     /// Tasks that wait for a disk.
     pub(crate) blocked: u64,
-    /// Number of tasks.
     pub(crate) tasks: u64,
     /// Id of the newest process, in the container's pid namespace.
     pub(crate) newest: u64,

@@ -11,9 +11,7 @@ pub(crate) const MAX_TEXT: usize = 256;
 pub(crate) struct Numbers {
     /// Maximum number of numbers.
     pub(crate) count: usize,
-    /// Lowest valid number.
     pub(crate) low: i64,
-    /// Highest valid number.
     pub(crate) high: i64,
 }
 
@@ -24,14 +22,12 @@ pub(crate) enum Rule {
     PerContainer(Numbers),
     /// The value stays in the container, and raises the VM's when that is lower.
     Raise {
-        /// Lowest valid number.
         low: i64,
         /// Highest value that the VM gets; the container may read a higher one.
         ceiling: i64,
     },
 }
 
-/// An accepted write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
     /// The container's new value, without the final newline.

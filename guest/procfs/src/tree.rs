@@ -28,11 +28,8 @@ const SIZE: u64 = 4096;
 /// An inode, as its number describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inode {
-    /// The top directory.
     Root,
-    /// A container's directory.
     Container(u64),
-    /// A container's file.
     Node(u64, &'static Node),
 }
 

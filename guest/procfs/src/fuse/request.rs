@@ -32,23 +32,18 @@ pub(crate) enum Operation<'a> {
     },
     /// Looks up a name in a directory.
     Lookup(&'a [u8]),
-    /// Returns attributes.
     GetAttributes,
     /// Changes attributes. Only sizes and times may change, and without effect.
     SetAttributes {
         /// True if mode, owner or group would change.
         ownership: bool,
     },
-    /// Opens a file.
     Open {
         /// Flags of open(2).
         flags: u32,
     },
-    /// Reads a file.
     Read(Read),
-    /// Writes a file.
     Write {
-        /// Position in bytes.
         offset: u64,
         /// The bytes to write.
         data: &'a [u8],
@@ -58,9 +53,7 @@ pub(crate) enum Operation<'a> {
         /// The handle that `open` returned.
         handle: u64,
     },
-    /// Opens a directory.
     OpenDirectory,
-    /// Lists a directory.
     ReadDirectory(Read),
     /// Closes a directory or syncs a file: succeeds without an effect.
     Acknowledge,
@@ -68,7 +61,6 @@ pub(crate) enum Operation<'a> {
     Statistics,
     /// An operation without a reply.
     Silent,
-    /// Any other operation.
     Unknown,
 }
 
@@ -85,12 +77,10 @@ pub(crate) struct Read {
     pub(crate) direct: bool,
 }
 
-/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request<'a> {
     /// Id of the request, which the reply repeats.
     pub(crate) unique: u64,
-    /// Inode number.
     pub(crate) node: u64,
     /// Id of the calling thread, in the VM's pid namespace.
     pub(crate) pid: u32,

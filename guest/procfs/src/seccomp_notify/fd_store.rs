@@ -111,7 +111,6 @@ impl LastCall {
         Self(make().ok())
     }
 
-    /// Records an id.
     pub(super) fn write(&self, id: u64) {
         if let Some(file) = &self.0 {
             // Eight bytes at one offset: a kill leaves the old or the new id, never a mixture.
