@@ -26,7 +26,7 @@ use nix::{
 use crate::{
     error::{Error, chain},
     event::{Event, spawn},
-    fatal, kmsg,
+    fatal, log,
 };
 
 /// How long the host may take to accept the connection, to answer Hello, or to take a message.
@@ -80,7 +80,7 @@ pub(crate) fn connect_and_greet() -> Result<(Agent, Inbox), Error> {
     let mut agent = Agent { stream };
     let kernel =
         nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
-    agent.send(&GuestMessage::Hello(Hello { protocol: PROTOCOL_VERSION, kernel, uptime_us: kmsg::uptime_us() }));
+    agent.send(&GuestMessage::Hello(Hello { protocol: PROTOCOL_VERSION, kernel, uptime_us: log::uptime_us() }));
     let inbox = Inbox { stream: second.map_err(no_backend)?, reader: LineReader::new(third.map_err(no_backend)?) };
     Ok((agent, inbox))
 }
@@ -90,18 +90,18 @@ impl Agent {
     pub(crate) fn send(&mut self, message: &GuestMessage) {
         let sent = encode(message).and_then(|line| Ok(self.stream.write_all(&line)?));
         if let Err(error) = sent {
-            kmsg::log(&format!("can't tell the backend: {}", chain(&error)));
+            log::log(&format!("can't tell the backend: {}", chain(&error)));
         }
     }
 
     /// Reports a stage.
     pub(crate) fn reached(&mut self, stage: Stage) {
-        self.send(&GuestMessage::Reached { stage, uptime_us: kmsg::uptime_us() });
+        self.send(&GuestMessage::Reached { stage, uptime_us: log::uptime_us() });
     }
 
     /// Reports that the start failed, here and on the console.
     pub(crate) fn failed(&mut self, stage: Stage, reason: String) {
-        kmsg::log(&format!("the start failed at stage {stage}: {reason}"));
+        log::log(&format!("the start failed at stage {stage}: {reason}"));
         self.send(&GuestMessage::Failed(Failure { stage, reason }));
     }
 }
@@ -152,7 +152,7 @@ impl Inbox {
                     Ok(None) => break "the backend closed the agent connection".to_owned(),
                     // The line was consumed whole, so the stream is still in step.
                     Err(error @ LineError::Syntax(_)) => {
-                        kmsg::log(&format!("ignored a message from the backend: {}", chain(&error)));
+                        log::log(&format!("ignored a message from the backend: {}", chain(&error)));
                     }
                     Err(error) => break format!("the agent connection broke: {}", chain(&error)),
                 }
@@ -165,6 +165,6 @@ impl Inbox {
 fn set_clock(unix_ns: u64) {
     let now = TimeSpec::nanoseconds(i64::try_from(unix_ns).unwrap_or(0));
     if let Err(error) = clock_settime(ClockId::CLOCK_REALTIME, now) {
-        kmsg::log(&format!("can't set the clock: {error}"));
+        log::log(&format!("can't set the clock: {error}"));
     }
 }

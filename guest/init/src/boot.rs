@@ -7,20 +7,21 @@ use bulkhead_protocol::{GuestMessage, HostMessage, Stage};
 use crate::{
     agent::{self, Answer},
     certificates, cgroup,
-    engine::{End, Engine},
     error::{Error, chain},
-    event, kmsg, mounts, network, notify,
+    event,
+    fd_store::Store,
+    log, mounts, network, notify,
     ports::Ports,
     shutdown,
-    store::Store,
+    supervisor::{End, Engine},
     tuning,
 };
 
 /// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
 pub(crate) fn run() -> Result<End, Error> {
     mounts::early()?;
-    kmsg::kernel_log(&format!("started at {}", kmsg::uptime_us()));
-    kmsg::open_console();
+    log::kernel_log(&format!("started at {}", log::uptime_us()));
+    log::open_console();
     event::block_signals()?;
     // Hello goes out first: the host's answer travels while the rest is set up.
     let (mut agent, mut inbox) = agent::connect_and_greet()?;
@@ -41,7 +42,7 @@ pub(crate) fn run() -> Result<End, Error> {
         && let Err(error) = network::configure(network)
     {
         // The engine is worth having without it.
-        kmsg::log(&chain(&error));
+        log::log(&chain(&error));
     }
     certificates::trust(&certificates)?;
     agent.reached(Stage::Agent);

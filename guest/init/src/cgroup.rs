@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{error::Error, kmsg};
+use crate::{error::Error, log};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -30,7 +30,7 @@ fn delegate(group: &str) -> Result<(), Error> {
     // One controller that refuses (cpu with real-time tasks, say) must not cost the others.
     for controller in wanted.split_whitespace() {
         if let Err(error) = fs::write(&target, controller) {
-            kmsg::log(&format!("cgroup controller {controller} is not available: {error}"));
+            log::log(&format!("cgroup controller {controller} is not available: {error}"));
         }
     }
     Ok(())

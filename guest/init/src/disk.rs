@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 
 use crate::{
     error::{Error, chain},
-    kmsg, mounts,
+    log, mounts,
     superblock::{Content, HEAD, probe},
 };
 
@@ -106,13 +106,13 @@ fn run(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> R
 }
 
 fn format(device: &Path) -> Result<(), Error> {
-    kmsg::log(&format!("formatting the blank data disk {}", device.display()));
+    log::log(&format!("formatting the blank data disk {}", device.display()));
     let extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
     run(FORMAT, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
 }
 
 fn check(device: &Path) -> Result<(), Error> {
-    kmsg::log(&format!("checking the data disk {}", device.display()));
+    log::log(&format!("checking the data disk {}", device.display()));
     // 1: errors corrected; 2: corrected, reboot advised for a mounted root, which this is not.
     run(CHECK, &["-p", "-f"], device, &[0, 1, 2])
 }
@@ -166,7 +166,7 @@ fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
         check(device)?;
         mount_ext4(device, target, options)?;
     } else if let Err(error) = mount_ext4(device, target, options) {
-        kmsg::log(&chain(&error));
+        log::log(&chain(&error));
         check(device)?;
         mount_ext4(device, target, options)?;
     }
@@ -174,8 +174,8 @@ fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
     // The last partial block group may be too small to use; a growth of less than 1 MiB is not worth a call.
     if available > bytes.saturating_add(1 << 20) {
         match grow(target, available) {
-            Ok(()) => kmsg::log(&format!("grew the data disk from {bytes} to {available} bytes")),
-            Err(error) => kmsg::log(&format!("can't grow the data disk to {available} bytes: {error}")),
+            Ok(()) => log::log(&format!("grew the data disk from {bytes} to {available} bytes")),
+            Err(error) => log::log(&format!("can't grow the data disk to {available} bytes: {error}")),
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ use nix::sys::{
     time::{TimeVal, TimeValLike},
 };
 
-use crate::kmsg;
+use crate::log;
 
 static AGENT: OnceLock<Mutex<File>> = OnceLock::new();
 
@@ -25,7 +25,7 @@ pub(crate) fn tell_backend_through(agent: File) {
 
 /// Reports `reason` on console, kernel log and agent connection, and powers off.
 pub(crate) fn give_up(reason: &str) -> ! {
-    kmsg::kernel_log(&format!("fatal: {reason}; powering off"));
+    log::kernel_log(&format!("fatal: {reason}; powering off"));
     let failure = GuestMessage::Failed(Failure { stage: Stage::Agent, reason: reason.to_owned() });
     // `try_lock`: a panic may have come from the holder.
     if let (Some(Ok(mut agent)), Ok(line)) = (AGENT.get().map(Mutex::try_lock), encode(&failure)) {

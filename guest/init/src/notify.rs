@@ -17,8 +17,8 @@ use nix::{
 use crate::{
     error::Error,
     event::{Event, spawn},
-    kmsg, mounts,
-    store::Store,
+    fd_store::Store,
+    log, mounts,
 };
 
 /// The socket's path, for `NOTIFY_SOCKET`; only root can reach it.
@@ -89,9 +89,9 @@ fn pass_on(socket: &OwnedFd, events: &Sender<Event>, store: &Store) {
             }
             Ok(None) | Err(nix::Error::EINTR) => {}
             // Without a place for its descriptors one datagram is lost. The next ones are not: who is not heard is killed.
-            Err(nix::Error::ENOBUFS) => kmsg::log("a descriptor of a service can't be kept: too many are open"),
+            Err(nix::Error::ENOBUFS) => log::log("a descriptor of a service can't be kept: too many are open"),
             Err(error) => {
-                kmsg::log(&format!("services are heard no more: {error}"));
+                log::log(&format!("services are heard no more: {error}"));
                 return;
             }
         }

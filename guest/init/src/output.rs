@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{error::Error, event::spawn, kmsg};
+use crate::{error::Error, event::spawn, log};
 
 /// Longest line in bytes; the rest of a longer one is dropped.
 const LINE: usize = 2048;
@@ -120,7 +120,7 @@ pub(crate) fn relay(prefix: &'static str, mut pipe: PipeReader, tail: Tail) -> R
             match pipe.read(&mut buffer) {
                 Ok(0) => return,
                 // Several lines in one write are one exit of the virtual machine.
-                Ok(read) => kmsg::console(&lines.feed(&buffer[..read], Instant::now())),
+                Ok(read) => log::console(&lines.feed(&buffer[..read], Instant::now())),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => return,
             }

@@ -25,7 +25,7 @@ use nix::sys::{
 use crate::{
     error::Error,
     event::{Event, spawn},
-    kmsg, mounts,
+    log, mounts,
 };
 
 /// Mappings at once; each is a process of dockerd's and a descriptor here.
@@ -113,7 +113,7 @@ impl Relay {
             let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
                 Ok(count) => count,
                 Err(nix::Error::EINTR) => continue,
-                Err(errno) => return kmsg::log(&format!("no port can be published any more: {errno}")),
+                Err(errno) => return log::log(&format!("no port can be published any more: {errno}")),
             };
             // In the order in which they became ready, so that a port that was given up is free for the next.
             for event in &ready[..count] {

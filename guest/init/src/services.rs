@@ -20,10 +20,10 @@ use nix::{
 use crate::{
     certificates, cgroup, config,
     error::Error,
+    fd_store::{Owner, Store},
     mounts, notify,
     output::{self, Tail},
     ping,
-    store::{Owner, Store},
     warden::Held,
 };
 
@@ -188,7 +188,7 @@ pub(crate) fn start(
     let pid = child.id().cast_signed();
     let score = format!("/proc/{pid}/oom_score_adj");
     if let Err(error) = fs::write(&score, service.oom_score()) {
-        crate::kmsg::log(&format!("can't write {score}: {error}"));
+        crate::log::log(&format!("can't write {score}: {error}"));
     }
     Ok(pid)
 }
@@ -221,7 +221,7 @@ fn hand_down(
 pub(crate) fn narrow_dockerd_socket() {
     use std::os::unix::fs::PermissionsExt;
     if let Err(error) = fs::set_permissions(DOCKERD_SOCKET, fs::Permissions::from_mode(0o600)) {
-        crate::kmsg::log(&format!("can't set the mode of {DOCKERD_SOCKET}: {error}"));
+        crate::log::log(&format!("can't set the mode of {DOCKERD_SOCKET}: {error}"));
     }
 }
 

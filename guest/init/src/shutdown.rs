@@ -23,10 +23,10 @@ use crate::{
     agent::Agent,
     cgroup,
     disk::{DATA, DIRECTORIES},
-    engine::End,
     event::Event,
-    fatal, kmsg,
+    fatal, log,
     services::Service,
+    supervisor::End,
     warden,
 };
 
@@ -73,12 +73,12 @@ fn terminate(service: Service, running: &[(Service, i32)]) {
 
 /// Says goodbye and stops the services; dockerd first, which stops the containers within `grace`.
 pub(crate) fn stop_services(mut agent: Agent, events: &Receiver<Event>, running: &[(Service, i32)], grace: Duration) {
-    kmsg::log("going down");
+    log::log("going down");
     agent.send(&GuestMessage::Goodbye);
     let mut running = running.to_vec();
     terminate(Service::Dockerd, &running);
     if !wait_for(Service::Dockerd, &mut running, events, grace) {
-        kmsg::log("the containers' grace is over");
+        log::log("the containers' grace is over");
         cgroup::kill_containers();
         // dockerd now records how they ended.
         wait_for(Service::Dockerd, &mut running, events, DAEMON);
@@ -170,7 +170,7 @@ fn release_data_disk() {
     detach_loops();
     unmount_all();
     if data_is_mounted() {
-        kmsg::log("the data disk is busy; mounting it read-only");
+        log::log("the data disk is busy; mounting it read-only");
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         let _ = mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>);
     }
@@ -180,7 +180,7 @@ fn release_data_disk() {
 pub(crate) fn end(end: End) -> ! {
     thread::spawn(|| {
         thread::sleep(UNMOUNT);
-        kmsg::kernel_log("unmounting takes too long; powering off");
+        log::kernel_log("unmounting takes too long; powering off");
         // No sync here: it may be what hangs.
         let _ = reboot(RebootMode::RB_POWER_OFF);
     });
@@ -188,7 +188,7 @@ pub(crate) fn end(end: End) -> ! {
     sync();
     release_data_disk();
     sync();
-    kmsg::kernel_log("down");
+    log::kernel_log("down");
     if end.mode == ShutdownMode::Reboot {
         let _ = reboot(RebootMode::RB_AUTOBOOT);
     }

@@ -16,7 +16,7 @@ use std::{
 
 use bulkhead_warden::{mount, registry, traps};
 
-use crate::{error::Error, kmsg, mounts};
+use crate::{error::Error, log, mounts};
 
 /// How long a warden may be silent, which says every two seconds that it answers.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +64,6 @@ pub(crate) fn abort() {
         return;
     }
     if let Err(error) = mount::abort(Path::new(registry::TREE), Path::new(CONTROL)) {
-        kmsg::log(&format!("can't let go of the warden's files: {error}"));
+        log::log(&format!("can't let go of the warden's files: {error}"));
     }
 }

@@ -16,17 +16,16 @@ use nix::{
 
 use crate::{
     agent::Agent,
-    describe, disk,
+    diagnostics, disk,
     error::{Error, chain},
     event::{Event, spawn},
-    kmsg,
+    fd_store::{Owner, Store},
+    log, oci_runtime,
     output::{SETTLE, Tail},
     ping,
     ports::{self, Ports},
     restart::{Backoff, Verdict},
-    runtime,
     services::{self, Handed, Service},
-    store::{Owner, Store},
     warden,
 };
 
@@ -158,7 +157,7 @@ impl Engine {
     }
 
     fn isolate(&mut self) -> Result<(), Error> {
-        runtime::isolate()?;
+        oci_runtime::isolate()?;
         self.held = Some(warden::connect()?);
         Ok(())
     }
@@ -181,14 +180,14 @@ impl Engine {
         match event {
             Event::Child => self.reap(),
             Event::Asked(signal) => {
-                kmsg::log(&format!("{signal} asks for the end"));
+                log::log(&format!("{signal} asks for the end"));
                 return Some(End::ORDERLY);
             }
             Event::Host(HostMessage::Shutdown { mode, grace_ms }) => {
                 return Some(End { mode, grace: Duration::from_millis(grace_ms).min(LONGEST_GRACE) });
             }
             Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. }) => {
-                kmsg::log("ignored a second configuration");
+                log::log("ignored a second configuration");
             }
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
             Event::Host(HostMessage::Describe) => self.describe(),
@@ -202,7 +201,7 @@ impl Engine {
             Event::Publish { id, port } => self.agent.send(&GuestMessage::Publish { id, port }),
             Event::Unpublish(id) => self.agent.send(&GuestMessage::Unpublish { id }),
             Event::HostGone(reason) => {
-                kmsg::log(&format!("{reason}; powering off"));
+                log::log(&format!("{reason}; powering off"));
                 return Some(End::ORDERLY);
             }
             Event::Disk(result) => self.disk_done(result),
@@ -224,11 +223,11 @@ impl Engine {
         }
         let events = self.events.clone();
         let begun = spawn("describe", move || {
-            let _ = events.send(Event::Described(describe::guest()));
+            let _ = events.send(Event::Described(diagnostics::guest()));
         });
         match begun {
             Ok(()) => self.describing = true,
-            Err(error) => kmsg::log(&chain(&error)),
+            Err(error) => log::log(&chain(&error)),
         }
     }
 
@@ -271,7 +270,7 @@ impl Engine {
         if self.warden_heard.is_some_and(|heard| heard.elapsed() >= warden::PATIENCE) {
             self.warden_heard = None;
             if let Some(pid) = self.pid_of(Service::Warden) {
-                kmsg::log("the warden does not answer; it is killed");
+                log::log("the warden does not answer; it is killed");
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
@@ -290,7 +289,7 @@ impl Engine {
             }
             Err(error) => {
                 let reason = chain(&error);
-                kmsg::log(&reason);
+                log::log(&reason);
                 self.again(service, Duration::ZERO, false, &reason);
             }
         }
@@ -352,7 +351,7 @@ impl Engine {
                 reason = format!("{reason} ({line})");
             }
         }
-        kmsg::log(&reason);
+        log::log(&reason);
         if service == Service::Warden {
             // The engine goes on meanwhile.
             self.warden_heard = None;
@@ -420,11 +419,11 @@ impl Engine {
         match result {
             Ok(()) => {
                 self.agent.reached(Stage::Engine);
-                kmsg::log(&format!("the engine answers at {}", kmsg::uptime_us()));
+                log::log(&format!("the engine answers at {}", log::uptime_us()));
             }
             Err(reason) => {
                 self.failed_pings += 1;
-                kmsg::log(&reason);
+                log::log(&reason);
                 if self.failed_pings < PING_TRIES {
                     self.ping_at = Some(Instant::now() + PING_AGAIN);
                 } else {
