@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long the host may take to accept the connection, to answer Hello, or to take a message.
-const PATIENCE: Duration = Duration::from_secs(30);
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `linux/vm_sockets.h`, in the form that takes the kernel's native timeval.
 const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
@@ -50,22 +50,22 @@ pub(crate) struct Inbox {
 
 fn connect_to_host() -> io::Result<OwnedFd> {
     let stream = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let patience = libc::timeval { tv_sec: PATIENCE.as_secs().cast_signed(), tv_usec: 0 };
+    let timeout = libc::timeval { tv_sec: BACKEND_TIMEOUT.as_secs().cast_signed(), tv_usec: 0 };
     // SAFETY: the option value points to a timeval of the given size that outlives the call.
     let set = unsafe {
         libc::setsockopt(
             stream.as_raw_fd(),
             libc::AF_VSOCK,
             SO_VM_SOCKETS_CONNECT_TIMEOUT,
-            (&raw const patience).cast(),
+            (&raw const timeout).cast(),
             size_of::<libc::timeval>() as libc::socklen_t,
         )
     };
     if set < 0 {
         return Err(io::Error::last_os_error());
     }
-    setsockopt(&stream, SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
-    setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+    setsockopt(&stream, SendTimeout, &TimeVal::seconds(BACKEND_TIMEOUT.as_secs().cast_signed()))?;
+    setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(BACKEND_TIMEOUT.as_secs().cast_signed()))?;
     bind(stream.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_SOURCE_PORT))?;
     connect(stream.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, AGENT_PORT))?;
     Ok(stream)
@@ -76,7 +76,7 @@ pub(crate) fn connect_and_greet() -> Result<(Agent, Inbox), Error> {
     let no_backend = |source| Error::NoBackend { port: AGENT_PORT, source };
     let stream = File::from(connect_to_host().map_err(no_backend)?);
     let [second, third, spare] = [stream.try_clone(), stream.try_clone(), stream.try_clone()];
-    fatal::tell_backend_through(spare.map_err(no_backend)?);
+    fatal::set_agent_connection(spare.map_err(no_backend)?);
     let mut agent = Agent { stream };
     let kernel =
         nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
@@ -90,7 +90,7 @@ impl Agent {
     pub(crate) fn send(&mut self, message: &GuestMessage) {
         let sent = encode(message).and_then(|line| Ok(self.stream.write_all(&line)?));
         if let Err(error) = sent {
-            log::log(&format!("can't tell the backend: {}", chain(&error)));
+            log::info(&format!("can't tell the backend: {}", chain(&error)));
         }
     }
 
@@ -101,7 +101,7 @@ impl Agent {
 
     /// Reports that the start failed, here and on the console.
     pub(crate) fn failed(&mut self, stage: Stage, reason: String) {
-        log::log(&format!("the start failed at stage {stage}: {reason}"));
+        log::info(&format!("the start failed at stage {stage}: {reason}"));
         self.send(&GuestMessage::Failed(Failure { stage, reason }));
     }
 }
@@ -152,12 +152,12 @@ impl Inbox {
                     Ok(None) => break "the backend closed the agent connection".to_owned(),
                     // The line was consumed whole, so the stream is still in step.
                     Err(error @ LineError::Syntax(_)) => {
-                        log::log(&format!("ignored a message from the backend: {}", chain(&error)));
+                        log::info(&format!("ignored a message from the backend: {}", chain(&error)));
                     }
                     Err(error) => break format!("the agent connection broke: {}", chain(&error)),
                 }
             };
-            let _ = events.send(Event::HostGone(reason));
+            let _ = events.send(Event::HostDisconnected(reason));
         })
     }
 }
@@ -165,6 +165,6 @@ impl Inbox {
 fn set_clock(unix_ns: u64) {
     let now = TimeSpec::nanoseconds(i64::try_from(unix_ns).unwrap_or(0));
     if let Err(error) = clock_settime(ClockId::CLOCK_REALTIME, now) {
-        log::log(&format!("can't set the clock: {error}"));
+        log::info(&format!("can't set the clock: {error}"));
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     certificates, cgroup,
     error::{Error, chain},
     event,
-    fd_store::Store,
+    fd_store::FdStore,
     log, mounts, network, notify,
     ports::Ports,
     shutdown,
@@ -20,7 +20,7 @@ use crate::{
 /// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
 pub(crate) fn run() -> Result<End, Error> {
     mounts::early()?;
-    log::kernel_log(&format!("started at {}", log::uptime_us()));
+    log::kernel(&format!("started at {}", log::uptime_us()));
     log::open_console();
     event::block_signals()?;
     // Hello goes out first: the host's answer travels while the rest is set up.
@@ -42,7 +42,7 @@ pub(crate) fn run() -> Result<End, Error> {
         && let Err(error) = network::configure(network)
     {
         // The engine is worth having without it.
-        log::log(&chain(&error));
+        log::info(&chain(&error));
     }
     certificates::trust(&certificates)?;
     agent.reached(Stage::Agent);
@@ -50,7 +50,7 @@ pub(crate) fn run() -> Result<End, Error> {
     let (events, received) = mpsc::channel();
     event::watch_signals(events.clone())?;
     inbox.watch(events.clone())?;
-    let store = Store::default();
+    let store = FdStore::default();
     notify::watch(events.clone(), store.clone())?;
     let ports = Ports::listen(events.clone())?;
     let mut engine = Engine::new(agent, *configuration, ports, store, events, received);

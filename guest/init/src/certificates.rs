@@ -8,7 +8,7 @@ use crate::error::Error;
 pub(crate) const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// The image has the same authorities once more, one a file, in the folder that Go's programs read, too.
-pub(crate) const NO_FOLDER: &str = "/run/bulkhead/no-certificates";
+pub(crate) const EMPTY_DIRECTORY: &str = "/run/bulkhead/no-certificates";
 
 /// Takes the place of the image's list; an empty one leaves it.
 pub(crate) fn trust(pem: &str) -> Result<(), Error> {

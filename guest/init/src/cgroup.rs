@@ -30,7 +30,7 @@ fn delegate(group: &str) -> Result<(), Error> {
     // One controller that refuses (cpu with real-time tasks, say) must not cost the others.
     for controller in wanted.split_whitespace() {
         if let Err(error) = fs::write(&target, controller) {
-            log::log(&format!("cgroup controller {controller} is not available: {error}"));
+            log::info(&format!("cgroup controller {controller} is not available: {error}"));
         }
     }
     Ok(())
@@ -54,7 +54,7 @@ pub(crate) fn create(name: &str) -> Result<PathBuf, Error> {
 }
 
 /// Opens the file through which a process that writes `0` enters the group.
-pub(crate) fn entrance(group: &Path) -> Result<File, Error> {
+pub(crate) fn open_procs(group: &Path) -> Result<File, Error> {
     let procs = group.join("cgroup.procs");
     OpenOptions::new().write(true).open(&procs).map_err(Error::file("open", procs))
 }

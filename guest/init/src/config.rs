@@ -4,17 +4,17 @@ use bulkhead_protocol::Configuration;
 use serde_json::{Map, Value, json};
 
 /// The isolating runtime's name, as `docker inspect` shows it.
-pub(crate) const ISOLATING: &str = "sysbox-runc";
+pub(crate) const ISOLATING_RUNTIME: &str = "sysbox-runc";
 
 /// The isolating runtime's program.
-pub(crate) const ISOLATING_PATH: &str = "/usr/bin/sysbox-runc";
+pub(crate) const ISOLATING_RUNTIME_PATH: &str = "/usr/bin/sysbox-runc";
 
 /// What dockerd starts for each published port.
 const PROXY_PATH: &str = "/usr/sbin/bulkhead-proxy";
 
 /// Options that would open another way to the daemon, move its state off the data disk, or contradict the command
 /// line that init gives it; dockerd refuses to start when one is in both places.
-const RESERVED: [&str; 20] = [
+const RESERVED_OPTIONS: [&str; 20] = [
     "hosts",
     "containerd",
     "containerd-namespace",
@@ -58,7 +58,7 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     let mut options: Map<String, Value> = configuration
         .daemon_options
         .iter()
-        .filter(|(key, _)| !RESERVED.contains(&key.to_ascii_lowercase().as_str()))
+        .filter(|(key, _)| !RESERVED_OPTIONS.contains(&key.to_ascii_lowercase().as_str()))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     let own_log_driver = !options.contains_key("log-driver");
@@ -105,10 +105,10 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     if configuration.isolation {
         runtimes.clear();
     }
-    runtimes.insert(ISOLATING.to_owned(), json!({"path": ISOLATING_PATH}));
+    runtimes.insert(ISOLATING_RUNTIME.to_owned(), json!({"path": ISOLATING_RUNTIME_PATH}));
     options.insert("runtimes".to_owned(), Value::Object(runtimes));
     if configuration.isolation {
-        options.insert("default-runtime".to_owned(), json!(ISOLATING));
+        options.insert("default-runtime".to_owned(), json!(ISOLATING_RUNTIME));
         let mut builder = object(options.remove("builder"));
         builder.insert("entitlements".to_owned(), json!({"network-host": false, "security-insecure": false}));
         options.insert("builder".to_owned(), Value::Object(builder));
@@ -119,7 +119,7 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
 }
 
 /// containerd's configuration: what dockerd's graph driver does not use stays off, which shortens the start.
-pub(crate) const CONTAINERD: &str = r#"version = 2
+pub(crate) const CONTAINERD_TOML: &str = r#"version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = [
@@ -230,8 +230,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_spelling_of_a_reserved_option_gets_through(index in 0..RESERVED.len(), upper in any::<u32>()) {
-            let key: String = RESERVED[index]
+        fn no_spelling_of_a_reserved_option_gets_through(index in 0..RESERVED_OPTIONS.len(), upper in any::<u32>()) {
+            let key: String = RESERVED_OPTIONS[index]
                 .chars()
                 .enumerate()
                 .map(|(at, c)| if upper >> (at % 32) & 1 == 1 { c.to_ascii_uppercase() } else { c })

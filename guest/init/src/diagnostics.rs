@@ -10,13 +10,13 @@ use std::{
 use bulkhead_protocol::{Description, GuestThread};
 
 /// How long the threads are watched.
-const WATCHED: Duration = Duration::from_millis(500);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// `USER_HZ`, which is the same for every program.
 const TICKS_PER_SECOND: u128 = 100;
 
-/// Threads that are told; a message has room for many times as many.
-const TOLD: usize = 24;
+/// Threads that are listed; a message has room for many times as many.
+const MAX_THREADS: usize = 24;
 
 /// A thread as `/proc/PID/task/TID/stat` has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,10 +30,10 @@ struct Stat {
 /// Process and thread.
 type Ids = (u32, u32);
 
-/// Describes the guest; takes [`WATCHED`].
-pub(crate) fn guest() -> Description {
+/// Describes the guest; takes [`SAMPLE_INTERVAL`].
+pub(crate) fn collect() -> Description {
     let (before, begun) = (threads(), Instant::now());
-    thread::sleep(WATCHED);
+    thread::sleep(SAMPLE_INTERVAL);
     let (now, watched) = (threads(), begun.elapsed());
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     Description {
@@ -59,14 +59,14 @@ fn busiest(before: &BTreeMap<Ids, Stat>, now: &BTreeMap<Ids, Stat>, watched: Dur
         let used = stat.ticks.saturating_sub(before.get(ids).map_or(0, |before| before.ticks));
         u16::try_from(u128::from(used) * 100 / whole).unwrap_or(u16::MAX)
     };
-    let mut told: Vec<_> = now
+    let mut listed: Vec<_> = now
         .iter()
         .map(|(ids, stat)| (*ids, share(ids, stat), stat.state == 'D'))
         .filter(|(_, busy, stuck)| *busy > 0 || *stuck)
         .collect();
-    told.sort_by_key(|(_, busy, _)| Reverse(*busy));
-    told.truncate(TOLD);
-    told.into_iter().map(|(ids, busy, _)| (ids, busy)).collect()
+    listed.sort_by_key(|(_, busy, _)| Reverse(*busy));
+    listed.truncate(MAX_THREADS);
+    listed.into_iter().map(|(ids, busy, _)| (ids, busy)).collect()
 }
 
 /// Every thread that there is.
@@ -131,13 +131,13 @@ mod tests {
             ((3, 3), stat('D', 0)),
             ((4, 4), stat('R', 50)),
         ]);
-        assert_eq!(busiest(&before, &now, WATCHED), [((4, 4), 100), ((2, 2), 20), ((3, 3), 0)]);
+        assert_eq!(busiest(&before, &now, SAMPLE_INTERVAL), [((4, 4), 100), ((2, 2), 20), ((3, 3), 0)]);
     }
 
     #[test]
     fn this_process_is_among_the_threads() {
         assert!(threads().keys().any(|(process, _)| *process == std::process::id()));
-        let description = guest();
+        let description = collect();
         assert!(description.threads > 0 && description.memory_kib >= description.available_kib);
         assert!(description.available_kib > 0 && !description.load.is_empty());
     }

@@ -13,18 +13,18 @@ use nix::mount::{MsFlags, mount};
 use crate::{
     error::{Error, chain},
     log, mounts,
-    superblock::{Content, HEAD, probe},
+    superblock::{Content, HEAD_BYTES, probe},
 };
 
 /// Where the whole data disk is mounted; private, so that mounts below the engine's directories don't appear twice.
-pub(crate) const DATA: &str = "/run/bulkhead/data";
+pub(crate) const DATA_MOUNT: &str = "/run/bulkhead/data";
 
 /// Directories of the data disk, where they are seen, and their mode.
-pub(crate) const DIRECTORIES: [(&str, &str, u32); 2] =
+pub(crate) const ENGINE_DIRECTORIES: [(&str, &str, u32); 2] =
     [("docker", "/var/lib/docker", 0o710), ("containerd", "/var/lib/containerd", 0o711)];
 
-const FORMAT: &str = "/usr/sbin/mkfs.ext4";
-const CHECK: &str = "/usr/sbin/e2fsck";
+const MKFS: &str = "/usr/sbin/mkfs.ext4";
+const FSCK: &str = "/usr/sbin/e2fsck";
 
 nix::ioctl_read!(device_bytes, 0x12, 114, u64);
 nix::ioctl_write_ptr!(resize_ext4, b'f', 16, u64);
@@ -51,7 +51,7 @@ fn candidates(sys_block: &Path) -> Vec<Candidate> {
 }
 
 /// The device with this serial; a virtio-blk serial has at most 20 bytes.
-fn pick(candidates: &[Candidate], serial: &str) -> Result<String, Error> {
+fn find_by_serial(candidates: &[Candidate], serial: &str) -> Result<String, Error> {
     let wanted = serial.trim();
     let visible = wanted.get(..20).unwrap_or(wanted);
     candidates
@@ -74,7 +74,7 @@ fn queue_supports(name: &str, limit: &str) -> bool {
 }
 
 /// Mount options for what the device can do.
-fn options(discard: bool, write_zeroes: bool) -> String {
+fn mount_options(discard: bool, write_zeroes: bool) -> String {
     let mut options = vec!["errors=remount-ro"];
     if discard {
         options.push("discard");
@@ -86,7 +86,7 @@ fn options(discard: bool, write_zeroes: bool) -> String {
     options.join(",")
 }
 
-fn run(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> Result<(), Error> {
+fn run_tool(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> Result<(), Error> {
     let output = Command::new(tool)
         .args(arguments)
         .arg(device)
@@ -106,21 +106,21 @@ fn run(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> R
 }
 
 fn format(device: &Path) -> Result<(), Error> {
-    log::log(&format!("formatting the blank data disk {}", device.display()));
+    log::info(&format!("formatting the blank data disk {}", device.display()));
     let extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
-    run(FORMAT, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
+    run_tool(MKFS, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
 }
 
 fn check(device: &Path) -> Result<(), Error> {
-    log::log(&format!("checking the data disk {}", device.display()));
+    log::info(&format!("checking the data disk {}", device.display()));
     // 1: errors corrected; 2: corrected, reboot advised for a mounted root, which this is not.
-    run(CHECK, &["-p", "-f"], device, &[0, 1, 2])
+    run_tool(FSCK, &["-p", "-f"], device, &[0, 1, 2])
 }
 
 fn read_head(device: &Path) -> Result<Vec<u8>, Error> {
-    let mut head = Vec::with_capacity(HEAD);
+    let mut head = Vec::with_capacity(HEAD_BYTES);
     File::open(device)
-        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
+        .and_then(|file| file.take(HEAD_BYTES as u64).read_to_end(&mut head))
         .map_err(Error::file("read the data disk", device))?;
     Ok(head)
 }
@@ -166,7 +166,7 @@ fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
         check(device)?;
         mount_ext4(device, target, options)?;
     } else if let Err(error) = mount_ext4(device, target, options) {
-        log::log(&chain(&error));
+        log::info(&chain(&error));
         check(device)?;
         mount_ext4(device, target, options)?;
     }
@@ -174,8 +174,8 @@ fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
     // The last partial block group may be too small to use; a growth of less than 1 MiB is not worth a call.
     if available > bytes.saturating_add(1 << 20) {
         match grow(target, available) {
-            Ok(()) => log::log(&format!("grew the data disk from {bytes} to {available} bytes")),
-            Err(error) => log::log(&format!("can't grow the data disk to {available} bytes: {error}")),
+            Ok(()) => log::info(&format!("grew the data disk from {bytes} to {available} bytes")),
+            Err(error) => log::info(&format!("can't grow the data disk to {available} bytes: {error}")),
         }
     }
     Ok(())
@@ -183,13 +183,14 @@ fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
 
 /// Makes the engine's directories on the data disk; may take long on a damaged disk.
 pub(crate) fn prepare(serial: &str) -> Result<(), Error> {
-    let name = pick(&candidates(Path::new("/sys/block")), serial)?;
-    let options = options(queue_supports(&name, "discard_max_bytes"), queue_supports(&name, "write_zeroes_max_bytes"));
-    let data = Path::new(DATA);
+    let name = find_by_serial(&candidates(Path::new("/sys/block")), serial)?;
+    let options =
+        mount_options(queue_supports(&name, "discard_max_bytes"), queue_supports(&name, "write_zeroes_max_bytes"));
+    let data = Path::new(DATA_MOUNT);
     mounts::make_directory(data, 0o700)?;
     bring_up(&PathBuf::from(format!("/dev/{name}")), data, &options)?;
-    mounts::propagation(DATA, MsFlags::MS_PRIVATE)?;
-    for (directory, target, mode) in DIRECTORIES {
+    mounts::propagation(DATA_MOUNT, MsFlags::MS_PRIVATE)?;
+    for (directory, target, mode) in ENGINE_DIRECTORIES {
         let source = data.join(directory);
         mounts::make_directory(&source, mode)?;
         mounts::make_directory(target, mode)?;
@@ -211,19 +212,19 @@ mod tests {
 
     #[test]
     fn the_disk_is_found_by_serial_and_not_by_order() {
-        assert_eq!(pick(&disks(), "bulkhead-data-012345").unwrap(), "vdc");
-        assert_eq!(pick(&disks(), "root").unwrap(), "vda");
+        assert_eq!(find_by_serial(&disks(), "bulkhead-data-012345").unwrap(), "vdc");
+        assert_eq!(find_by_serial(&disks(), "root").unwrap(), "vda");
     }
 
     #[test]
     fn a_serial_longer_than_virtio_carries_still_matches() {
-        assert_eq!(pick(&disks(), "bulkhead-data-0123456789").unwrap(), "vdc");
+        assert_eq!(find_by_serial(&disks(), "bulkhead-data-0123456789").unwrap(), "vdc");
     }
 
     #[test]
     fn a_missing_or_empty_serial_names_what_is_there_instead_of_guessing() {
         for serial in ["", " ", "other"] {
-            let error = pick(&disks(), serial).unwrap_err().to_string();
+            let error = find_by_serial(&disks(), serial).unwrap_err().to_string();
             assert!(error.contains("vdc=\"bulkhead-data-012345\""), "{error}");
         }
     }
@@ -243,7 +244,7 @@ mod tests {
 
     #[test]
     fn lazy_initialisation_is_left_off_where_it_would_fill_a_sparse_disk() {
-        assert_eq!(options(true, true), "errors=remount-ro,discard");
-        assert_eq!(options(false, false), "errors=remount-ro,noinit_itable");
+        assert_eq!(mount_options(true, true), "errors=remount-ro,discard");
+        assert_eq!(mount_options(false, false), "errors=remount-ro,noinit_itable");
     }
 }

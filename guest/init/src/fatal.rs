@@ -19,13 +19,13 @@ use crate::log;
 static AGENT: OnceLock<Mutex<File>> = OnceLock::new();
 
 /// Lends the agent connection to [`give_up`].
-pub(crate) fn tell_backend_through(agent: File) {
+pub(crate) fn set_agent_connection(agent: File) {
     let _ = AGENT.set(Mutex::new(agent));
 }
 
 /// Reports `reason` on console, kernel log and agent connection, and powers off.
 pub(crate) fn give_up(reason: &str) -> ! {
-    log::kernel_log(&format!("fatal: {reason}; powering off"));
+    log::kernel(&format!("fatal: {reason}; powering off"));
     let failure = GuestMessage::Failed(Failure { stage: Stage::Agent, reason: reason.to_owned() });
     // `try_lock`: a panic may have come from the holder.
     if let (Some(Ok(mut agent)), Ok(line)) = (AGENT.get().map(Mutex::try_lock), encode(&failure)) {

@@ -9,7 +9,7 @@ use std::{
 use bulkhead_warden::traps::KEPT_PREFIX;
 
 /// Descriptors that are kept for each of the two; one for each container that has one.
-const MOST: usize = 2048;
+const MAX_PER_OWNER: usize = 2048;
 
 /// Whose a descriptor is, by the beginning of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,51 +28,51 @@ impl Owner {
 
 /// The sockets by name. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Store(Arc<Mutex<BTreeMap<String, OwnedFd>>>);
+pub(crate) struct FdStore(Arc<Mutex<BTreeMap<String, OwnedFd>>>);
 
 /// What a datagram of the protocol asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Asked<'a> {
+struct Request<'a> {
     keep: bool,
     release: bool,
     name: Option<&'a str>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Request<'a> {
     fn read(datagram: &'a [u8]) -> Self {
-        let mut asked = Self::default();
+        let mut request = Self::default();
         for line in datagram.split(|byte| *byte == b'\n') {
             match line {
-                b"FDSTORE=1" => asked.keep = true,
-                b"FDSTOREREMOVE=1" => asked.release = true,
+                b"FDSTORE=1" => request.keep = true,
+                b"FDSTOREREMOVE=1" => request.release = true,
                 line => {
                     let name = line.strip_prefix(b"FDNAME=").and_then(|name| std::str::from_utf8(name).ok());
                     // Other characters stand between the names when they are handed down.
                     let plain = |name: &&str| {
                         (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
                     };
-                    asked.name = name.filter(plain).or(asked.name);
+                    request.name = name.filter(plain).or(request.name);
                 }
             }
         }
-        asked
+        request
     }
 }
 
-impl Store {
-    fn sockets(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
+impl FdStore {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does what a datagram asks for; descriptors that it does not ask to keep are closed.
     pub(crate) fn handle(&self, datagram: &[u8], descriptors: Vec<OwnedFd>) {
-        let Asked { keep, release, name: Some(name) } = Asked::read(datagram) else { return };
-        let mut sockets = self.sockets();
+        let Request { keep, release, name: Some(name) } = Request::read(datagram) else { return };
+        let mut sockets = self.lock();
         if release {
             sockets.remove(name);
         } else if keep
             && let Some(socket) = descriptors.into_iter().next()
-            && (sockets.keys().filter(|other| Owner::of(other) == Owner::of(name)).count() < MOST
+            && (sockets.keys().filter(|other| Owner::of(other) == Owner::of(name)).count() < MAX_PER_OWNER
                 || sockets.contains_key(name))
         {
             sockets.insert(name.to_owned(), socket);
@@ -81,14 +81,14 @@ impl Store {
 
     /// Copies for a new gate or warden.
     pub(crate) fn copies(&self, owner: Owner) -> std::io::Result<Vec<(String, OwnedFd)>> {
-        let sockets = self.sockets();
+        let sockets = self.lock();
         let theirs = sockets.iter().filter(|(name, _)| Owner::of(name) == owner);
         theirs.map(|(name, socket)| Ok((name.clone(), socket.try_clone()?))).collect()
     }
 
     /// Lets go of all.
     pub(crate) fn release(&self, owner: Owner) {
-        self.sockets().retain(|name, _| Owner::of(name) != owner);
+        self.lock().retain(|name, _| Owner::of(name) != owner);
     }
 }
 
@@ -102,13 +102,13 @@ mod tests {
         vec![std::os::unix::net::UnixDatagram::unbound().unwrap().into()]
     }
 
-    fn names(store: &Store) -> String {
+    fn names(store: &FdStore) -> String {
         store.copies(Owner::Gate).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(",")
     }
 
     #[test]
     fn sockets_are_kept_by_name_replaced_and_released() {
-        let store = Store::default();
+        let store = FdStore::default();
         store.handle(b"FDSTORE=1\nFDNAME=b", socket());
         store.handle(b"FDNAME=a\nFDSTORE=1", socket());
         store.handle(b"FDSTORE=1\nFDNAME=a", socket());
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn each_gets_back_what_is_its_own() {
-        let store = Store::default();
+        let store = FdStore::default();
         store.handle(b"FDSTORE=1\nFDNAME=a1", socket());
         store.handle(b"FDSTORE=1\nFDNAME=mounts1x2", socket());
         assert_eq!(names(&store), "a1");
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_not_asked_for_in_full_is_not_kept() {
-        let store = Store::default();
+        let store = FdStore::default();
         for datagram in [&b"FDSTORE=1"[..], b"FDNAME=a", b"FDSTORE=1\nFDNAME=a,b=1", b"FDSTORE=1\nFDNAME=", b"READY=1"]
         {
             store.handle(datagram, socket());
@@ -143,7 +143,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_datagram_makes_it_panic(datagram in proptest::collection::vec(any::<u8>(), 0..200)) {
-            Store::default().handle(&datagram, socket());
+            FdStore::default().handle(&datagram, socket());
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) fn uptime_us() -> u64 {
         .map_or(0, |now| now.tv_sec().unsigned_abs() * 1_000_000 + now.tv_nsec().unsigned_abs() / 1000)
 }
 
-/// Opens the console for [`log`]; needs `/dev`.
+/// Opens the console for [`info`]; needs `/dev`.
 pub(crate) fn open_console() {
     let console = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console");
     if let Ok(console) = console {
@@ -26,7 +26,7 @@ pub(crate) fn open_console() {
 }
 
 /// Writes one line to the kernel log, at a level that also reaches the console of a kernel started with `quiet`.
-pub(crate) fn kernel_log(text: &str) {
+pub(crate) fn kernel(text: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
         // One write is one record; 3 (error) is the lowest level that `quiet` still shows.
         let _ = log.write_all(format!("<3>bulkhead-init: {text}\n").as_bytes());
@@ -34,7 +34,7 @@ pub(crate) fn kernel_log(text: &str) {
 }
 
 /// Writes one line of init's own to the console.
-pub(crate) fn log(text: &str) {
+pub(crate) fn info(text: &str) {
     console(format!("bulkhead-init: {text}\n").as_bytes());
 }
 

@@ -11,37 +11,37 @@ use nix::mount::{MsFlags, mount};
 use crate::error::Error;
 
 /// Directory for everything that only init, the gate and dockerd share; mode 0700.
-pub(crate) const PRIVATE: &str = "/run/bulkhead";
+pub(crate) const PRIVATE_DIRECTORY: &str = "/run/bulkhead";
 
-struct Fixed {
+struct Entry {
     kind: &'static str,
     target: &'static str,
     flags: MsFlags,
     data: Option<&'static str>,
 }
 
-const fn fixed(kind: &'static str, target: &'static str, flags: MsFlags, data: Option<&'static str>) -> Fixed {
-    Fixed { kind, target, flags, data }
+const fn entry(kind: &'static str, target: &'static str, flags: MsFlags, data: Option<&'static str>) -> Entry {
+    Entry { kind, target, flags, data }
 }
 
-const HARD: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const RESTRICTED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 const NOSUID: MsFlags = MsFlags::MS_NOSUID;
 
 /// In this order, after `/proc` and `/dev`.
-const TABLE: [Fixed; 7] = [
-    fixed("sysfs", "/sys", HARD, None),
-    fixed("cgroup2", "/sys/fs/cgroup", HARD, Some("nsdelegate,memory_recursiveprot")),
-    fixed("devpts", "/dev/pts", NOSUID.union(MsFlags::MS_NOEXEC), Some("gid=5,mode=620,ptmxmode=666")),
-    fixed("tmpfs", "/dev/shm", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
-    fixed("mqueue", "/dev/mqueue", HARD, None),
-    fixed("tmpfs", "/run", NOSUID.union(MsFlags::MS_NODEV), Some("mode=755")),
-    fixed("tmpfs", "/tmp", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
+const MOUNTS: [Entry; 7] = [
+    entry("sysfs", "/sys", RESTRICTED, None),
+    entry("cgroup2", "/sys/fs/cgroup", RESTRICTED, Some("nsdelegate,memory_recursiveprot")),
+    entry("devpts", "/dev/pts", NOSUID.union(MsFlags::MS_NOEXEC), Some("gid=5,mode=620,ptmxmode=666")),
+    entry("tmpfs", "/dev/shm", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
+    entry("mqueue", "/dev/mqueue", RESTRICTED, None),
+    entry("tmpfs", "/run", NOSUID.union(MsFlags::MS_NODEV), Some("mode=755")),
+    entry("tmpfs", "/tmp", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
 ];
 
 /// Trees of the read-only root that must be writable until the next start.
-const WRITABLE: [&str; 2] = ["/etc", "/var"];
+const WRITABLE_TREES: [&str; 2] = ["/etc", "/var"];
 
-fn mount_one(entry: &Fixed) -> Result<(), Error> {
+fn mount_one(entry: &Entry) -> Result<(), Error> {
     let source = Some(entry.kind);
     mount(source, entry.target, source, entry.flags, entry.data).map_err(|errno| Error::Mount {
         what: entry.kind.to_owned(),
@@ -52,16 +52,16 @@ fn mount_one(entry: &Fixed) -> Result<(), Error> {
 
 /// Mounts `/proc`, and `/dev` if the kernel has not; enough to log.
 pub(crate) fn early() -> Result<(), Error> {
-    mount_one(&fixed("proc", "/proc", HARD, None))?;
+    mount_one(&entry("proc", "/proc", RESTRICTED, None))?;
     if !Path::new("/dev/kmsg").exists() {
-        mount_one(&fixed("devtmpfs", "/dev", NOSUID, Some("mode=755")))?;
+        mount_one(&entry("devtmpfs", "/dev", NOSUID, Some("mode=755")))?;
     }
     Ok(())
 }
 
 /// Mounts the rest.
 pub(crate) fn rest() -> Result<(), Error> {
-    for entry in &TABLE {
+    for entry in &MOUNTS {
         // devtmpfs comes without these.
         if entry.target.starts_with("/dev/") {
             make_directory(entry.target, 0o755)?;
@@ -79,8 +79,8 @@ pub(crate) fn rest() -> Result<(), Error> {
             symlink(target, &link).map_err(Error::file("make", link))?;
         }
     }
-    make_directory(PRIVATE, 0o700)?;
-    for tree in WRITABLE {
+    make_directory(PRIVATE_DIRECTORY, 0o700)?;
+    for tree in WRITABLE_TREES {
         overlay(tree)?;
     }
     // Containers may ask for shared or slave propagation, which a private root can't give.
@@ -102,7 +102,7 @@ pub(crate) fn propagation(path: &str, flags: MsFlags) -> Result<(), Error> {
 
 /// Lays a tmpfs-backed overlay over `tree`, a directory of the read-only root.
 pub(crate) fn overlay(tree: &str) -> Result<(), Error> {
-    let layers = format!("{PRIVATE}/overlay{tree}");
+    let layers = format!("{PRIVATE_DIRECTORY}/overlay{tree}");
     make_directory(format!("{layers}/upper"), 0o755)?;
     make_directory(format!("{layers}/work"), 0o700)?;
     let options = format!("lowerdir={tree},upperdir={layers}/upper,workdir={layers}/work");

@@ -6,9 +6,9 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-const HEADER: usize = 16;
+const HEADER_BYTES: usize = 16;
 /// Offset of the error number in an answer.
-const ERROR: usize = HEADER;
+const ERROR_OFFSET: usize = HEADER_BYTES;
 
 /// No duplicate address detection (`linux/if_addr.h`); IPv4 does not look at it.
 const IFA_F_NODAD: u8 = 2;
@@ -100,7 +100,7 @@ impl Netlink {
 }
 
 fn message(kind: u16, flags: libc::c_int, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    let mut message = ((HEADER_BYTES + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
     message.extend((flags as u16).to_ne_bytes());
     message.extend(sequence.to_ne_bytes());
@@ -121,7 +121,8 @@ fn acknowledged(answer: &[u8]) -> io::Result<()> {
     let malformed = || io::Error::from(io::ErrorKind::InvalidData);
     let kind =
         answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes).ok_or_else(malformed)?;
-    let number = answer.get(ERROR..ERROR + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    let number =
+        answer.get(ERROR_OFFSET..ERROR_OFFSET + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     match (libc::c_int::from(kind), number) {
         (libc::NLMSG_ERROR, Some(0)) => Ok(()),
         (libc::NLMSG_ERROR, Some(number)) => Err(io::Error::from_raw_os_error(number.saturating_neg())),

@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     error::Error,
     event::{Event, spawn},
-    fd_store::Store,
+    fd_store::FdStore,
     log, mounts,
 };
 
@@ -25,27 +25,27 @@ use crate::{
 pub(crate) const SOCKET: &str = "/run/bulkhead/notify";
 
 /// Whether a datagram has this assignment (one a line).
-fn says(datagram: &[u8], assignment: &[u8]) -> bool {
+fn has_line(datagram: &[u8], assignment: &[u8]) -> bool {
     datagram.split(|byte| *byte == b'\n').any(|line| line == assignment)
 }
 
 /// Descriptors that one datagram can bring.
-const DESCRIPTORS: usize = 4;
+const MAX_DESCRIPTORS: usize = 4;
 
 /// What a datagram says, if it is of interest.
 fn event(datagram: &[u8], sender: i32) -> Option<Event> {
-    if says(datagram, b"READY=1") {
+    if has_line(datagram, b"READY=1") {
         Some(Event::Ready(sender))
-    } else if says(datagram, b"WATCHDOG=1") {
-        Some(Event::Alive(sender))
+    } else if has_line(datagram, b"WATCHDOG=1") {
+        Some(Event::Watchdog(sender))
     } else {
         None
     }
 }
 
-fn receive(socket: &OwnedFd, store: &Store) -> nix::Result<Option<Event>> {
+fn receive(socket: &OwnedFd, store: &FdStore) -> nix::Result<Option<Event>> {
     let mut buffer = [0; 4096];
-    let mut control = cmsg_space!(libc::ucred, [RawFd; DESCRIPTORS]);
+    let mut control = cmsg_space!(libc::ucred, [RawFd; MAX_DESCRIPTORS]);
     let mut parts = [IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
@@ -70,16 +70,16 @@ fn receive(socket: &OwnedFd, store: &Store) -> nix::Result<Option<Event>> {
 
 /// Opens the socket, turns each `READY=1` and `WATCHDOG=1` into an event with its sender's process id, and keeps
 /// sockets in `store`.
-pub(crate) fn watch(events: Sender<Event>, store: Store) -> Result<(), Error> {
-    mounts::make_directory(mounts::PRIVATE, 0o700)?;
+pub(crate) fn watch(events: Sender<Event>, store: FdStore) -> Result<(), Error> {
+    mounts::make_directory(mounts::PRIVATE_DIRECTORY, 0o700)?;
     let socket = UnixDatagram::bind(SOCKET).map_err(Error::file("listen on", SOCKET))?;
     let socket = OwnedFd::from(socket);
     setsockopt(&socket, PassCred, &true).map_err(Error::system("ask for senders' credentials"))?;
-    spawn("notify", move || pass_on(&socket, &events, &store))
+    spawn("notify", move || forward(&socket, &events, &store))
 }
 
 /// Turns datagrams into events until nobody wants them.
-fn pass_on(socket: &OwnedFd, events: &Sender<Event>, store: &Store) {
+fn forward(socket: &OwnedFd, events: &Sender<Event>, store: &FdStore) {
     loop {
         match receive(socket, store) {
             Ok(Some(event)) => {
@@ -89,9 +89,9 @@ fn pass_on(socket: &OwnedFd, events: &Sender<Event>, store: &Store) {
             }
             Ok(None) | Err(nix::Error::EINTR) => {}
             // Without a place for its descriptors one datagram is lost. The next ones are not: who is not heard is killed.
-            Err(nix::Error::ENOBUFS) => log::log("a descriptor of a service can't be kept: too many are open"),
+            Err(nix::Error::ENOBUFS) => log::info("a descriptor of a service can't be kept: too many are open"),
             Err(error) => {
-                log::log(&format!("services are heard no more: {error}"));
+                log::info(&format!("services are heard no more: {error}"));
                 return;
             }
         }
@@ -116,13 +116,13 @@ mod tests {
         service.connect(&path).unwrap();
         let (kept, _far) = UnixStream::pair().unwrap();
         // The kernel says the same of one that does not fit under the limit of open files.
-        let (parts, rights) = ([IoSlice::new(b"FDSTORE=1\nFDNAME=a")], [kept.as_raw_fd(); DESCRIPTORS + 1]);
+        let (parts, rights) = ([IoSlice::new(b"FDSTORE=1\nFDNAME=a")], [kept.as_raw_fd(); MAX_DESCRIPTORS + 1]);
         let rights = [ControlMessage::ScmRights(&rights)];
         sendmsg::<()>(service.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();
         service.send(b"WATCHDOG=1").unwrap();
         let (events, inbox) = mpsc::channel();
-        std::thread::spawn(move || pass_on(&socket, &events, &Store::default()));
-        assert!(matches!(inbox.recv_timeout(Duration::from_secs(10)), Ok(Event::Alive(_))));
+        std::thread::spawn(move || forward(&socket, &events, &FdStore::default()));
+        assert!(matches!(inbox.recv_timeout(Duration::from_secs(10)), Ok(Event::Watchdog(_))));
     }
 
     #[test]
@@ -133,6 +133,6 @@ mod tests {
         for datagram in [&b"STOPPING=1"[..], b"STATUS=READY=1", b"WATCHDOG=trigger"] {
             assert!(event(datagram, 5).is_none());
         }
-        assert!(matches!(event(b"WATCHDOG=1", 5), Some(Event::Alive(5))));
+        assert!(matches!(event(b"WATCHDOG=1", 5), Some(Event::Watchdog(5))));
     }
 }

@@ -10,15 +10,15 @@ use std::{
 
 use nix::mount::MsFlags;
 
-use crate::{config::ISOLATING_PATH, error::Error, mounts};
+use crate::{config::ISOLATING_RUNTIME_PATH, error::Error, mounts};
 
 /// Where the isolating runtime finds the real crun.
-const DRIVEN: &str = "/usr/libexec/bulkhead/crun";
+const REAL_CRUN: &str = "/usr/libexec/bulkhead/crun";
 
-const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const SEARCH_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// The distinct files, links resolved, that `name` can be found as.
-fn places(folders: &[&str], name: &str) -> Vec<PathBuf> {
+fn resolve_all(folders: &[&str], name: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
         folders.iter().filter_map(|folder| fs::canonicalize(Path::new(folder).join(name)).ok()).collect();
     found.sort();
@@ -26,30 +26,30 @@ fn places(folders: &[&str], name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Makes [`DRIVEN`] the real crun, unless the image has it there.
+/// Makes [`REAL_CRUN`] the real crun, unless the image has it there.
 fn keep_crun(real: Option<&PathBuf>) -> Result<(), Error> {
-    if fs::metadata(DRIVEN).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
+    if fs::metadata(REAL_CRUN).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
         return Ok(());
     }
     let real = real.ok_or(Error::MissingProgram { name: "crun" })?;
-    let driven = Path::new(DRIVEN);
-    if !driven.exists() {
+    let real_crun = Path::new(REAL_CRUN);
+    if !real_crun.exists() {
         mounts::overlay("/usr/libexec")?;
         mounts::make_directory("/usr/libexec/bulkhead", 0o755)?;
-        fs::File::create(driven).map_err(Error::file("make", DRIVEN))?;
+        fs::File::create(real_crun).map_err(Error::file("make", REAL_CRUN))?;
     }
-    mounts::bind(real, driven)
+    mounts::bind(real, real_crun)
 }
 
 /// Puts the isolating runtime behind every runtime's name.
 pub(crate) fn isolate() -> Result<(), Error> {
-    let isolating = Path::new(ISOLATING_PATH);
+    let isolating = Path::new(ISOLATING_RUNTIME_PATH);
     if !isolating.is_file() {
         return Err(Error::MissingProgram { name: "sysbox-runc" });
     }
-    let crun = places(&FOLDERS, "crun");
+    let crun = resolve_all(&SEARCH_PATH, "crun");
     keep_crun(crun.first())?;
-    for path in places(&FOLDERS, "runc").iter().chain(&crun) {
+    for path in resolve_all(&SEARCH_PATH, "runc").iter().chain(&crun) {
         mounts::bind(isolating, path)?;
         // A bind mount can't be made read-only in one call.
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -72,7 +72,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(folder("one"), folder("link")).unwrap();
         let folders = [folder("one"), folder("link"), folder("two"), folder("none")];
-        let found = places(&folders.each_ref().map(String::as_str), "runc");
+        let found = resolve_all(&folders.each_ref().map(String::as_str), "runc");
         let root = root.path().canonicalize().unwrap();
         assert_eq!(found, [root.join("one/runc"), root.join("two/runc")]);
     }

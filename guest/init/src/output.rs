@@ -10,12 +10,12 @@ use std::{
 use crate::{error::Error, event::spawn, log};
 
 /// Longest line in bytes; the rest of a longer one is dropped.
-const LINE: usize = 2048;
+const MAX_LINE: usize = 2048;
 /// Lines kept for the reason of a failure.
-const KEPT: usize = 3;
+const TAIL_LINES: usize = 3;
 /// Bytes that a service may print at once, and per second in the long run.
-const BURST: u64 = 256 * 1024;
-const RATE: u64 = 32 * 1024;
+const BURST_BYTES: u64 = 256 * 1024;
+const BYTES_PER_SECOND: u64 = 32 * 1024;
 
 /// The last lines that a service printed.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +24,7 @@ pub(crate) struct Tail(Arc<Mutex<VecDeque<String>>>);
 impl Tail {
     fn push(&self, line: &[u8]) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == KEPT {
+        if lines.len() == TAIL_LINES {
             lines.pop_front();
         }
         lines.push_back(String::from_utf8_lossy(line).into_owned());
@@ -46,15 +46,15 @@ struct Budget {
 
 impl Budget {
     fn new(now: Instant) -> Self {
-        Self { left: BURST, at: now, dropped: 0 }
+        Self { left: BURST_BYTES, at: now, dropped: 0 }
     }
 
     /// Takes `bytes` at `now`; false when there are not as many.
     fn take(&mut self, bytes: usize, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.at);
-        let gained = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).saturating_mul(RATE) / 1000;
+        let gained = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).saturating_mul(BYTES_PER_SECOND) / 1000;
         if gained > 0 {
-            self.left = self.left.saturating_add(gained).min(BURST);
+            self.left = self.left.saturating_add(gained).min(BURST_BYTES);
             self.at = now;
         }
         let wanted = bytes as u64;
@@ -83,7 +83,7 @@ impl Lines {
         for &byte in bytes {
             if byte == b'\n' {
                 self.finish(&mut text, now);
-            } else if self.partial.len() < LINE {
+            } else if self.partial.len() < MAX_LINE {
                 // Control bytes could drive the terminal of whoever reads the log.
                 self.partial.push(if byte < b' ' && byte != b'\t' || byte == 0x7f { b'?' } else { byte });
             }
@@ -129,7 +129,7 @@ pub(crate) fn relay(prefix: &'static str, mut pipe: PipeReader, tail: Tail) -> R
 }
 
 /// How long the output of an ended service may need to arrive before its last line is quoted.
-pub(crate) const SETTLE: Duration = Duration::from_millis(20);
+pub(crate) const OUTPUT_GRACE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -158,7 +158,7 @@ mod tests {
     fn a_flood_is_cut_at_the_budget_and_the_loss_is_said() {
         let (mut lines, now) = (lines(), Instant::now());
         let flood = [b'x'; 1024].iter().copied().chain([b'\n']).collect::<Vec<u8>>().repeat(1000);
-        assert!((lines.feed(&flood, now).len() as u64) < BURST + 16 * 1024);
+        assert!((lines.feed(&flood, now).len() as u64) < BURST_BYTES + 16 * 1024);
         let later = String::from_utf8(lines.feed(b"y\n", now + Duration::from_secs(1))).unwrap();
         assert!(later.starts_with("d: (744 lines dropped)\nd: y"), "{later}");
     }
@@ -168,7 +168,7 @@ mod tests {
         fn an_unfinished_line_is_bounded(bytes in proptest::collection::vec(any::<u8>(), 0..10_000)) {
             let mut lines = lines();
             lines.feed(&bytes, Instant::now());
-            prop_assert!(lines.partial.len() <= LINE);
+            prop_assert!(lines.partial.len() <= MAX_LINE);
         }
     }
 }

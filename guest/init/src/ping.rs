@@ -15,10 +15,10 @@ use crate::{
 /// The gate's socket for processes of the guest itself.
 pub(crate) const GATE: &str = "/run/bulkhead/gate.sock";
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Judges the start of an HTTP answer.
-fn judge(answer: &[u8]) -> Result<(), String> {
+fn check_response(answer: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(answer);
     let status = text.lines().next().unwrap_or("");
     match status.split(' ').nth(1) {
@@ -34,33 +34,34 @@ fn judge(answer: &[u8]) -> Result<(), String> {
 fn ping() -> Result<(), String> {
     let exchange = || -> std::io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(GATE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(PING_TIMEOUT))?;
+        stream.set_write_timeout(Some(PING_TIMEOUT))?;
         stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.take(4096).read_to_end(&mut answer)?;
         Ok(answer)
     };
-    judge(&exchange().map_err(|error| format!("no ping through the gate: {error}"))?)
+    check_response(&exchange().map_err(|error| format!("no ping through the gate: {error}"))?)
 }
 
 /// Pings once, on a thread of its own.
-pub(crate) fn send(events: Sender<Event>) -> Result<(), Error> {
+pub(crate) fn start(events: Sender<Event>) -> Result<(), Error> {
     spawn("ping", move || {
-        let _ = events.send(Event::Ping(ping()));
+        let _ = events.send(Event::Pinged(ping()));
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::judge;
+    use super::check_response;
 
     #[test]
     fn only_a_status_of_200_is_an_engine() {
-        assert_eq!(judge(b"HTTP/1.1 200 OK\r\n\r\nOK"), Ok(()));
-        let refused = judge(b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"message\":\"starting\"}").unwrap_err();
+        assert_eq!(check_response(b"HTTP/1.1 200 OK\r\n\r\nOK"), Ok(()));
+        let refused =
+            check_response(b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"message\":\"starting\"}").unwrap_err();
         assert!(refused.contains("503") && refused.contains("starting"), "{refused}");
-        assert!(judge(b"").is_err());
-        assert!(judge(b"garbage").is_err());
+        assert!(check_response(b"").is_err());
+        assert!(check_response(b"garbage").is_err());
     }
 }

@@ -29,16 +29,16 @@ use crate::{
 };
 
 /// Mappings at once; each is a process of dockerd's and a descriptor here.
-const MOST: usize = 4096;
+const MAX_MAPPINGS: usize = 4096;
 
 /// Longest reason that is passed on, in characters; with every one of them escaped it fits in a packet.
 const MAX_REASON: usize = 600;
 
 /// Pause when the kernel has no descriptor to give.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The listener's number among the mappings' ids, which begin behind it.
-const LISTENER: u64 = 0;
+const LISTENER_KEY: u64 = 0;
 
 /// Why nothing can be published in a VM without a network.
 pub(crate) const NO_NETWORK: &str = "this VM has no network, so no port can be published; `bulkhead settings set \
@@ -49,7 +49,7 @@ pub(crate) const NO_NETWORK: &str = "this VM has no network, so no port can be p
 struct Connection {
     socket: OwnedFd,
     /// The main loop knows of it.
-    asked: bool,
+    requested: bool,
 }
 
 /// The connections of all mappings by their ids.
@@ -60,26 +60,26 @@ pub(crate) struct Ports {
 
 /// What a packet or the end of a connection means.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum Received {
     /// Nothing yet.
     Nothing,
     /// The one request.
-    Publish(PortMapping),
+    Request(PortMapping),
     /// Nothing that can be understood.
-    Garbage(String),
+    Invalid(String),
     /// It is over.
-    End,
+    Closed,
 }
 
 impl Ports {
     /// Opens the socket and turns requests and ends of connections into events.
     pub(crate) fn listen(events: Sender<Event>) -> Result<Self, Error> {
-        mounts::make_directory(mounts::PRIVATE, 0o700)?;
+        mounts::make_directory(mounts::PRIVATE_DIRECTORY, 0o700)?;
         let path = Path::new(PORTS_SOCKET);
         let listener = open(path).map_err(Error::file("listen on", PORTS_SOCKET))?;
         let ports = Self::default();
         let epoll = watch(&listener).map_err(Error::system("wait for published ports"))?;
-        let relay = Relay { ports: ports.clone(), listener, epoll, events, next: LISTENER };
+        let relay = Relay { ports: ports.clone(), listener, epoll, events, next: LISTENER_KEY };
         spawn("ports", move || relay.run())?;
         Ok(ports)
     }
@@ -88,7 +88,7 @@ impl Ports {
     pub(crate) fn answer(&self, id: u64, error: Option<String>) {
         // One that gave up meanwhile has ended its mapping.
         if let Some(connection) = self.lock().get(&id) {
-            tell(&connection.socket, error);
+            reply(&connection.socket, error);
         }
     }
 
@@ -113,12 +113,12 @@ impl Relay {
             let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
                 Ok(count) => count,
                 Err(nix::Error::EINTR) => continue,
-                Err(errno) => return log::log(&format!("no port can be published any more: {errno}")),
+                Err(errno) => return log::info(&format!("no port can be published any more: {errno}")),
             };
             // In the order in which they became ready, so that a port that was given up is free for the next.
             for event in &ready[..count] {
                 let sent = match event.data() {
-                    LISTENER => {
+                    LISTENER_KEY => {
                         self.accept();
                         true
                     }
@@ -136,7 +136,7 @@ impl Relay {
             // SAFETY: the kernel has just made this descriptor for this process.
             Ok(number) => unsafe { OwnedFd::from_raw_fd(number) },
             Err(nix::Error::EMFILE | nix::Error::ENFILE | nix::Error::ENOMEM | nix::Error::ENOBUFS) => {
-                return std::thread::sleep(PAUSE);
+                return std::thread::sleep(ACCEPT_RETRY_INTERVAL);
             }
             Err(_) => return,
         };
@@ -144,14 +144,14 @@ impl Relay {
             return;
         }
         let mut connections = self.ports.lock();
-        if connections.len() >= MOST {
-            return tell(&socket, Some(format!("more than {MOST} ports can't be published")));
+        if connections.len() >= MAX_MAPPINGS {
+            return reply(&socket, Some(format!("more than {MAX_MAPPINGS} ports can't be published")));
         }
         self.next += 1;
         let watched = self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, self.next));
         match watched {
-            Ok(()) => drop(connections.insert(self.next, Connection { socket, asked: false })),
-            Err(errno) => tell(&socket, Some(format!("the guest's init can't wait for the port's process: {errno}"))),
+            Ok(()) => drop(connections.insert(self.next, Connection { socket, requested: false })),
+            Err(errno) => reply(&socket, Some(format!("the guest's init can't wait for the port's process: {errno}"))),
         }
     }
 
@@ -159,20 +159,20 @@ impl Relay {
     fn serve(&self, id: u64) -> bool {
         let mut connections = self.ports.lock();
         let Some(connection) = connections.get_mut(&id) else { return true };
-        let event = match hear(&connection.socket) {
-            Said::Nothing => return true,
-            Said::Publish(port) if !connection.asked => {
-                connection.asked = true;
+        let event = match receive(&connection.socket) {
+            Received::Nothing => return true,
+            Received::Request(port) if !connection.requested => {
+                connection.requested = true;
                 Some(Event::Publish { id, port })
             }
-            Said::Garbage(reason) if !connection.asked => {
-                tell(&connection.socket, Some(reason));
+            Received::Invalid(reason) if !connection.requested => {
+                reply(&connection.socket, Some(reason));
                 connections.remove(&id);
                 None
             }
             // A second request is none of dockerd's proxies.
-            Said::End | Said::Publish(_) | Said::Garbage(_) => {
-                connections.remove(&id).filter(|connection| connection.asked).map(|_| Event::Unpublish(id))
+            Received::Closed | Received::Request(_) | Received::Invalid(_) => {
+                connections.remove(&id).filter(|connection| connection.requested).map(|_| Event::Unpublish(id))
             }
         };
         drop(connections);
@@ -191,26 +191,26 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 
 fn watch(listener: &OwnedFd) -> nix::Result<Epoll> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(listener.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+    epoll.add(listener.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, LISTENER_KEY))?;
     Ok(epoll)
 }
 
-fn hear(socket: &OwnedFd) -> Said {
+fn receive(socket: &OwnedFd) -> Received {
     let mut packet = [0; MAX_PORT_PACKET + 1];
     match recv(socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
-        Ok(0) => Said::End,
-        Ok(len) if len > MAX_PORT_PACKET => Said::Garbage("the request for a port is too long".to_owned()),
+        Ok(0) => Received::Closed,
+        Ok(len) if len > MAX_PORT_PACKET => Received::Invalid("the request for a port is too long".to_owned()),
         Ok(len) => match serde_json::from_slice(&packet[..len]) {
-            Ok(port) => Said::Publish(port),
-            Err(error) => Said::Garbage(format!("the request for a port is not understood: {error}")),
+            Ok(port) => Received::Request(port),
+            Err(error) => Received::Invalid(format!("the request for a port is not understood: {error}")),
         },
-        Err(nix::Error::EAGAIN | nix::Error::EINTR) => Said::Nothing,
-        Err(_) => Said::End,
+        Err(nix::Error::EAGAIN | nix::Error::EINTR) => Received::Nothing,
+        Err(_) => Received::Closed,
     }
 }
 
 /// Sends the answer; a process that does not take it has ended or will run into its time-out.
-fn tell(socket: &OwnedFd, error: Option<String>) {
+fn reply(socket: &OwnedFd, error: Option<String>) {
     let answer = PortAnswer { error: error.map(|reason| reason.chars().take(MAX_REASON).collect()) };
     if let Ok(packet) = serde_json::to_vec(&answer) {
         let _ = send(socket.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
@@ -253,7 +253,7 @@ mod tests {
         let listener = open(&path).unwrap();
         let epoll = watch(&listener).unwrap();
         let ports = Ports::default();
-        let relay = Relay { ports: ports.clone(), listener, epoll, events: sender, next: LISTENER };
+        let relay = Relay { ports: ports.clone(), listener, epoll, events: sender, next: LISTENER_KEY };
         std::thread::spawn(move || relay.run());
         Some(Bench { _folder: folder, ports, events, path })
     }

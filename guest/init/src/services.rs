@@ -20,11 +20,11 @@ use nix::{
 use crate::{
     certificates, cgroup, config,
     error::Error,
-    fd_store::{Owner, Store},
+    fd_store::{FdStore, Owner},
     mounts, notify,
     output::{self, Tail},
     ping,
-    warden::Held,
+    warden::Endpoints,
 };
 
 /// dockerd's own socket; in a directory that only root can enter, and the gate is its only user.
@@ -91,7 +91,7 @@ impl Service {
     }
 
     /// `oom_score_adj`: the engine goes last, containers (0) first.
-    fn oom_score(self) -> &'static str {
+    fn oom_score_adj(self) -> &'static str {
         match self {
             Self::Gate | Self::Containerd | Self::Warden => "-999",
             Self::Dockerd => "-500",
@@ -102,14 +102,14 @@ impl Service {
 /// Writes the services' configuration files.
 pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), Error> {
     let daemon = serde_json::Value::Object(config::daemon(configuration)).to_string();
-    for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD)] {
+    for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD_TOML)] {
         fs::write(path, text).map_err(Error::file("write", path))?;
     }
     mounts::make_directory("/run/containerd", 0o711)
 }
 
 /// What an earlier run that was killed left behind.
-fn remove_remains(service: Service) {
+fn remove_stale_files(service: Service) {
     let stale: &[&str] = match service {
         Service::Gate => &[ping::GATE],
         Service::Containerd | Service::Warden => &[],
@@ -121,28 +121,28 @@ fn remove_remains(service: Service) {
 }
 
 /// Descriptors that init holds for its services.
-pub(crate) struct Handed<'a> {
+pub(crate) struct InheritedFds<'a> {
     /// What the gate and the warden have kept.
-    pub(crate) store: &'a Store,
+    pub(crate) store: &'a FdStore,
     /// The warden's connections.
-    pub(crate) held: Option<&'a Held>,
+    pub(crate) endpoints: Option<&'a Endpoints>,
 }
 
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
 pub(crate) fn start(
     service: Service,
     configuration: &Configuration,
-    handed: &Handed<'_>,
+    inherited: &InheritedFds<'_>,
     tail: Tail,
 ) -> Result<i32, Error> {
-    remove_remains(service);
-    let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
+    remove_stale_files(service);
+    let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
     let mut words = service.command_line(configuration);
     // Copies: what runs after the fork borrows nothing.
     let mut given = Vec::new();
-    if let Some(held) = handed.held.filter(|_| service == Service::Warden) {
-        given = held.copies().map_err(Error::system("share a descriptor"))?.into();
+    if let Some(endpoints) = inherited.endpoints.filter(|_| service == Service::Warden) {
+        given = endpoints.copies().map_err(Error::system("share a descriptor"))?.into();
         words.extend(given.iter().map(|(name, fd): &(String, OwnedFd)| format!("--{name}={}", fd.as_raw_fd())));
     }
     let mut command = Command::new(&words[0]);
@@ -154,17 +154,17 @@ pub(crate) fn start(
         .env("LANG", "C.UTF-8")
         .env("NOTIFY_SOCKET", notify::SOCKET)
         .env("SSL_CERT_FILE", certificates::BUNDLE)
-        .env("SSL_CERT_DIR", certificates::NO_FOLDER)
+        .env("SSL_CERT_DIR", certificates::EMPTY_DIRECTORY)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(Error::system("share a pipe"))?)
         .stderr(writer);
     match service {
         Service::Gate => {
-            set_gate_rules(&mut command, configuration);
-            given.extend(hand_down(&mut command, KEPT_SOCKETS, handed.store, Owner::Gate)?);
+            set_gate_environment(&mut command, configuration);
+            given.extend(pass_down(&mut command, KEPT_SOCKETS, inherited.store, Owner::Gate)?);
         }
-        Service::Warden => given.extend(hand_down(&mut command, KEPT_LISTENERS, handed.store, Owner::Warden)?),
+        Service::Warden => given.extend(pass_down(&mut command, KEPT_LISTENERS, inherited.store, Owner::Warden)?),
         Service::Containerd | Service::Dockerd => {}
     }
     let mask = SigSet::empty();
@@ -172,7 +172,7 @@ pub(crate) fn start(
     // fcntl, and touches no memory but its own captures.
     unsafe {
         command.pre_exec(move || {
-            (&entrance).write_all(b"0")?;
+            (&procs).write_all(b"0")?;
             nix::unistd::setsid()?;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
             for (_, descriptor) in &given {
@@ -187,14 +187,14 @@ pub(crate) fn start(
     output::relay(service.name(), reader, tail)?;
     let pid = child.id().cast_signed();
     let score = format!("/proc/{pid}/oom_score_adj");
-    if let Err(error) = fs::write(&score, service.oom_score()) {
-        crate::log::log(&format!("can't write {score}: {error}"));
+    if let Err(error) = fs::write(&score, service.oom_score_adj()) {
+        crate::log::info(&format!("can't write {score}: {error}"));
     }
     Ok(pid)
 }
 
 /// What the gate needs besides its command line.
-fn set_gate_rules(command: &mut Command, configuration: &Configuration) {
+fn set_gate_environment(command: &mut Command, configuration: &Configuration) {
     if !configuration.container_environment.is_empty() {
         let environment = serde_json::Value::from(configuration.container_environment.clone());
         command.env(CONTAINER_ENVIRONMENT, environment.to_string());
@@ -205,10 +205,10 @@ fn set_gate_rules(command: &mut Command, configuration: &Configuration) {
 }
 
 /// Names kept descriptors in an environment variable; they are to be open in the service under the same numbers.
-fn hand_down(
+fn pass_down(
     command: &mut Command,
     variable: &str,
-    store: &Store,
+    store: &FdStore,
     owner: Owner,
 ) -> Result<Vec<(String, OwnedFd)>, Error> {
     let kept = store.copies(owner).map_err(Error::system("copy kept descriptors"))?;
@@ -218,10 +218,10 @@ fn hand_down(
 }
 
 /// Narrows dockerd's socket, which it makes with group access, to its owner.
-pub(crate) fn narrow_dockerd_socket() {
+pub(crate) fn restrict_dockerd_socket() {
     use std::os::unix::fs::PermissionsExt;
     if let Err(error) = fs::set_permissions(DOCKERD_SOCKET, fs::Permissions::from_mode(0o600)) {
-        crate::log::log(&format!("can't set the mode of {DOCKERD_SOCKET}: {error}"));
+        crate::log::info(&format!("can't set the mode of {DOCKERD_SOCKET}: {error}"));
     }
 }
 

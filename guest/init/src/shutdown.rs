@@ -22,7 +22,7 @@ use nix::{
 use crate::{
     agent::Agent,
     cgroup,
-    disk::{DATA, DIRECTORIES},
+    disk::{DATA_MOUNT, ENGINE_DIRECTORIES},
     event::Event,
     fatal, log,
     services::Service,
@@ -31,9 +31,9 @@ use crate::{
 };
 
 /// What a daemon gets to end after its containers are gone.
-const DAEMON: Duration = Duration::from_secs(5);
+const DAEMON_GRACE: Duration = Duration::from_secs(5);
 /// What unmounting may take before the machine goes down regardless.
-const UNMOUNT: Duration = Duration::from_secs(30);
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `linux/loop.h`.
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
@@ -50,9 +50,9 @@ fn reap(running: &mut Vec<(Service, i32)>) {
     }
 }
 
-/// Waits until `service` is gone or `patience` is over; tells whether it is gone.
-fn wait_for(service: Service, running: &mut Vec<(Service, i32)>, events: &Receiver<Event>, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+/// Waits until `service` is gone or `timeout` is over; tells whether it is gone.
+fn wait_for(service: Service, running: &mut Vec<(Service, i32)>, events: &Receiver<Event>, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
     loop {
         reap(running);
         if running.iter().all(|(one, _)| *one != service) {
@@ -73,18 +73,18 @@ fn terminate(service: Service, running: &[(Service, i32)]) {
 
 /// Says goodbye and stops the services; dockerd first, which stops the containers within `grace`.
 pub(crate) fn stop_services(mut agent: Agent, events: &Receiver<Event>, running: &[(Service, i32)], grace: Duration) {
-    log::log("going down");
+    log::info("going down");
     agent.send(&GuestMessage::Goodbye);
     let mut running = running.to_vec();
     terminate(Service::Dockerd, &running);
     if !wait_for(Service::Dockerd, &mut running, events, grace) {
-        log::log("the containers' grace is over");
+        log::info("the containers' grace is over");
         cgroup::kill_containers();
         // dockerd now records how they ended.
-        wait_for(Service::Dockerd, &mut running, events, DAEMON);
+        wait_for(Service::Dockerd, &mut running, events, DAEMON_GRACE);
     }
     terminate(Service::Containerd, &running);
-    wait_for(Service::Containerd, &mut running, events, DAEMON);
+    wait_for(Service::Containerd, &mut running, events, DAEMON_GRACE);
 }
 
 /// Kills what is left, so that nothing holds a file system, and waits until it is gone.
@@ -119,14 +119,14 @@ fn unescape(field: &str) -> Vec<u8> {
 
 /// Mount points that can hold the data disk, the latest first.
 fn to_unmount(mountinfo: &str) -> Vec<Vec<u8>> {
-    let roots = DIRECTORIES.map(|(_, target, _)| target.as_bytes());
+    let roots = ENGINE_DIRECTORIES.map(|(_, target, _)| target.as_bytes());
     let under = |path: &[u8], root: &[u8]| path.strip_prefix(root).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
     let mut found: Vec<Vec<u8>> = mountinfo
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(unescape)
         .filter(|path| {
-            under(path, DATA.as_bytes())
+            under(path, DATA_MOUNT.as_bytes())
                 || under(path, b"/run/docker")
                 || under(path, b"/run/containerd")
                 || roots.iter().any(|root| under(path, root))
@@ -170,17 +170,17 @@ fn release_data_disk() {
     detach_loops();
     unmount_all();
     if data_is_mounted() {
-        log::log("the data disk is busy; mounting it read-only");
+        log::info("the data disk is busy; mounting it read-only");
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let _ = mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>);
+        let _ = mount(None::<&str>, DATA_MOUNT, None::<&str>, flags, None::<&str>);
     }
 }
 
 /// Ends the machine.
 pub(crate) fn end(end: End) -> ! {
     thread::spawn(|| {
-        thread::sleep(UNMOUNT);
-        log::kernel_log("unmounting takes too long; powering off");
+        thread::sleep(UNMOUNT_TIMEOUT);
+        log::kernel("unmounting takes too long; powering off");
         // No sync here: it may be what hangs.
         let _ = reboot(RebootMode::RB_POWER_OFF);
     });
@@ -188,7 +188,7 @@ pub(crate) fn end(end: End) -> ! {
     sync();
     release_data_disk();
     sync();
-    log::kernel_log("down");
+    log::kernel("down");
     if end.mode == ShutdownMode::Reboot {
         let _ = reboot(RebootMode::RB_AUTOBOOT);
     }

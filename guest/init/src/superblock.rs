@@ -9,7 +9,7 @@ const STATE_ERRORS: u16 = 0x2;
 const INCOMPAT_64BIT: u32 = 0x80;
 
 /// Bytes from the start of a disk that [`probe`] wants to see: one MiB.
-pub(crate) const HEAD: usize = 1024 * 1024;
+pub(crate) const HEAD_BYTES: usize = 1024 * 1024;
 
 /// What is on a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +48,11 @@ fn ext4(head: &[u8]) -> Option<Content> {
     Some(Content::Ext4 { bytes: blocks.checked_mul(1024 << shift)?, errors })
 }
 
-/// Judges a disk by its first [`HEAD`] bytes.
+/// Judges a disk by its first [`HEAD_BYTES`] bytes.
 pub(crate) fn probe(head: &[u8]) -> Content {
     if let Some(found) = ext4(head) {
         found
-    } else if head.len() >= HEAD && head.iter().all(|byte| *byte == 0) {
+    } else if head.len() >= HEAD_BYTES && head.iter().all(|byte| *byte == 0) {
         Content::Blank
     } else {
         Content::Foreign
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     fn disk(low: u32, high: u32, shift: u32, state: u16, incompat: u32) -> Vec<u8> {
-        let mut head = vec![0; HEAD];
+        let mut head = vec![0; HEAD_BYTES];
         head[0x404..0x408].copy_from_slice(&low.to_le_bytes());
         head[0x418..0x41c].copy_from_slice(&shift.to_le_bytes());
         head[0x438..0x43a].copy_from_slice(&MAGIC.to_le_bytes());
@@ -78,10 +78,10 @@ mod tests {
 
     #[test]
     fn zeros_are_blank_only_over_the_whole_mebibyte() {
-        assert_eq!(probe(&vec![0; HEAD]), Content::Blank);
-        assert_eq!(probe(&vec![0; HEAD - 1]), Content::Foreign);
-        for at in [0, 512, 4086, 0x8001, HEAD - 1] {
-            let mut head = vec![0; HEAD];
+        assert_eq!(probe(&vec![0; HEAD_BYTES]), Content::Blank);
+        assert_eq!(probe(&vec![0; HEAD_BYTES - 1]), Content::Foreign);
+        for at in [0, 512, 4086, 0x8001, HEAD_BYTES - 1] {
+            let mut head = vec![0; HEAD_BYTES];
             head[at] = 1;
             assert_eq!(probe(&head), Content::Foreign, "a byte at {at}");
         }
@@ -108,9 +108,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_but_zeros_is_ever_blank(bytes in proptest::collection::vec(any::<u8>(), 0..4096), at in 0..HEAD) {
-            let mut head = vec![0; HEAD];
-            let end = (at + bytes.len()).min(HEAD);
+        fn nothing_but_zeros_is_ever_blank(
+            bytes in proptest::collection::vec(any::<u8>(), 0..4096),
+            at in 0..HEAD_BYTES,
+        ) {
+            let mut head = vec![0; HEAD_BYTES];
+            let end = (at + bytes.len()).min(HEAD_BYTES);
             head[at..end].copy_from_slice(&bytes[..end - at]);
             let zero = head.iter().all(|byte| *byte == 0);
             prop_assert_eq!(probe(&head) == Content::Blank, zero);

@@ -34,7 +34,7 @@ const OPEN_FILES: (u64, u64) = (1024, 524_288);
 pub(crate) fn apply() -> Result<(), Error> {
     for (name, value) in SYSCTLS {
         if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
-            log::log(&format!("can't set {name}: {error}"));
+            log::info(&format!("can't set {name}: {error}"));
         }
     }
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1).map_err(Error::system("set the open-file limit"))?;

@@ -19,13 +19,13 @@ use crate::{
     diagnostics, disk,
     error::{Error, chain},
     event::{Event, spawn},
-    fd_store::{Owner, Store},
+    fd_store::{FdStore, Owner},
     log, oci_runtime,
-    output::{SETTLE, Tail},
+    output::{OUTPUT_GRACE, Tail},
     ping,
     ports::{self, Ports},
-    restart::{Backoff, Verdict},
-    services::{self, Handed, Service},
+    restart::{Backoff, Decision},
+    services::{self, InheritedFds, Service},
     warden,
 };
 
@@ -44,11 +44,11 @@ impl End {
 }
 
 /// Longest grace that is honoured; a host that wants longer can wait before it asks.
-const LONGEST_GRACE: Duration = Duration::from_secs(600);
+const MAX_GRACE: Duration = Duration::from_secs(600);
 
 /// Delay between pings when one failed although every service says that it serves.
-const PING_AGAIN: Duration = Duration::from_millis(500);
-const PING_TRIES: u32 = 20;
+const PING_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_PINGS: u32 = 20;
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
@@ -78,12 +78,12 @@ pub(crate) struct Engine {
     agent: Agent,
     configuration: Configuration,
     ports: Ports,
-    store: Store,
+    store: FdStore,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     services: Vec<Supervised>,
     /// The warden's connections, with isolation.
-    held: Option<warden::Held>,
+    endpoints: Option<warden::Endpoints>,
     /// When the warden last said that it serves; `None` while none runs.
     warden_heard: Option<Instant>,
     /// The disk's tools run and are waited for by their own thread.
@@ -102,7 +102,7 @@ impl Engine {
         agent: Agent,
         configuration: Configuration,
         ports: Ports,
-        store: Store,
+        store: FdStore,
         events: Sender<Event>,
         inbox: Receiver<Event>,
     ) -> Self {
@@ -118,7 +118,7 @@ impl Engine {
             events,
             inbox,
             services,
-            held: None,
+            endpoints: None,
             warden_heard: None,
             disk_busy: false,
             describing: false,
@@ -134,7 +134,7 @@ impl Engine {
         self.disk_busy = true;
         let (events, serial) = (self.events.clone(), self.configuration.data_disk_serial.clone());
         spawn("disk", move || {
-            let _ = events.send(Event::Disk(disk::prepare(&serial)));
+            let _ = events.send(Event::DiskPrepared(disk::prepare(&serial)));
         })?;
         let prepared = services::write_configuration(&self.configuration)
             .and_then(|()| if self.configuration.isolation { self.isolate() } else { Ok(()) });
@@ -142,7 +142,7 @@ impl Engine {
             self.fail(Stage::Engine, chain(&error));
         }
         self.start(Service::Gate);
-        if self.held.is_some() {
+        if self.endpoints.is_some() {
             self.start(Service::Warden);
         }
         loop {
@@ -158,7 +158,7 @@ impl Engine {
 
     fn isolate(&mut self) -> Result<(), Error> {
         oci_runtime::isolate()?;
-        self.held = Some(warden::connect()?);
+        self.endpoints = Some(warden::connect()?);
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Engine {
             State::Waiting { until } => Some(until),
             _ => None,
         });
-        let silence = self.warden_heard.map(|heard| heard + warden::PATIENCE);
+        let silence = self.warden_heard.map(|heard| heard + warden::WATCHDOG_TIMEOUT);
         let received = match waiting.chain(self.ping_at).chain(silence).min() {
             Some(deadline) => self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             None => self.inbox.recv().map_err(RecvTimeoutError::from),
@@ -179,15 +179,15 @@ impl Engine {
     fn handle(&mut self, event: Event) -> Option<End> {
         match event {
             Event::Child => self.reap(),
-            Event::Asked(signal) => {
-                log::log(&format!("{signal} asks for the end"));
+            Event::Signal(signal) => {
+                log::info(&format!("{signal} asks for the end"));
                 return Some(End::ORDERLY);
             }
             Event::Host(HostMessage::Shutdown { mode, grace_ms }) => {
-                return Some(End { mode, grace: Duration::from_millis(grace_ms).min(LONGEST_GRACE) });
+                return Some(End { mode, grace: Duration::from_millis(grace_ms).min(MAX_GRACE) });
             }
             Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. }) => {
-                log::log("ignored a second configuration");
+                log::info("ignored a second configuration");
             }
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
             Event::Host(HostMessage::Describe) => self.describe(),
@@ -200,18 +200,18 @@ impl Engine {
             }
             Event::Publish { id, port } => self.agent.send(&GuestMessage::Publish { id, port }),
             Event::Unpublish(id) => self.agent.send(&GuestMessage::Unpublish { id }),
-            Event::HostGone(reason) => {
-                log::log(&format!("{reason}; powering off"));
+            Event::HostDisconnected(reason) => {
+                log::info(&format!("{reason}; powering off"));
                 return Some(End::ORDERLY);
             }
-            Event::Disk(result) => self.disk_done(result),
+            Event::DiskPrepared(result) => self.disk_done(result),
             Event::Ready(pid) => self.ready(pid),
-            Event::Alive(pid) => {
+            Event::Watchdog(pid) => {
                 if self.pid_of(Service::Warden) == Some(pid) {
                     self.warden_heard = Some(Instant::now());
                 }
             }
-            Event::Ping(result) => self.pinged(result),
+            Event::Pinged(result) => self.pinged(result),
         }
         None
     }
@@ -223,11 +223,11 @@ impl Engine {
         }
         let events = self.events.clone();
         let begun = spawn("describe", move || {
-            let _ = events.send(Event::Described(diagnostics::guest()));
+            let _ = events.send(Event::Described(diagnostics::collect()));
         });
         match begun {
             Ok(()) => self.describing = true,
-            Err(error) => log::log(&chain(&error)),
+            Err(error) => log::info(&chain(&error)),
         }
     }
 
@@ -267,10 +267,10 @@ impl Engine {
 
     /// Kills a warden that has been silent for too long; its end is an event like any other.
     fn kill_silent_warden(&mut self) {
-        if self.warden_heard.is_some_and(|heard| heard.elapsed() >= warden::PATIENCE) {
+        if self.warden_heard.is_some_and(|heard| heard.elapsed() >= warden::WATCHDOG_TIMEOUT) {
             self.warden_heard = None;
             if let Some(pid) = self.pid_of(Service::Warden) {
-                log::log("the warden does not answer; it is killed");
+                log::info("the warden does not answer; it is killed");
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
@@ -278,8 +278,8 @@ impl Engine {
 
     fn start(&mut self, service: Service) {
         let tail = self.supervised(service).tail.clone();
-        let handed = Handed { store: &self.store, held: self.held.as_ref() };
-        match services::start(service, &self.configuration, &handed, tail) {
+        let inherited = InheritedFds { store: &self.store, endpoints: self.endpoints.as_ref() };
+        match services::start(service, &self.configuration, &inherited, tail) {
             Ok(pid) => {
                 let since = Instant::now();
                 self.supervised(service).state = State::Running { pid, since, ready: false };
@@ -289,7 +289,7 @@ impl Engine {
             }
             Err(error) => {
                 let reason = chain(&error);
-                log::log(&reason);
+                log::info(&reason);
                 self.again(service, Duration::ZERO, false, &reason);
             }
         }
@@ -346,12 +346,12 @@ impl Engine {
         let mut reason = format!("{} {how}", service.name());
         if !ready {
             // Its last words are on their way through the pipe; a failed start can wait for them.
-            std::thread::sleep(SETTLE);
+            std::thread::sleep(OUTPUT_GRACE);
             if let Some(line) = self.supervised(service).tail.last() {
                 reason = format!("{reason} ({line})");
             }
         }
-        log::log(&reason);
+        log::info(&reason);
         if service == Service::Warden {
             // The engine goes on meanwhile.
             self.warden_heard = None;
@@ -364,15 +364,15 @@ impl Engine {
     fn again(&mut self, service: Service, ran: Duration, served: bool, reason: &str) {
         let one = self.supervised(service);
         match one.backoff.ended(ran, served) {
-            Verdict::After(delay) => one.state = State::Waiting { until: Instant::now() + delay },
-            Verdict::GiveUp => {
+            Decision::RestartAfter(delay) => one.state = State::Waiting { until: Instant::now() + delay },
+            Decision::GiveUp => {
                 one.state = State::Idle;
                 if service == Service::Warden {
-                    self.held = None;
+                    self.endpoints = None;
                     self.store.release(Owner::Warden);
                     warden::abort();
                 }
-                self.fail(Stage::Engine, format!("{reason}, {} times in a row", crate::restart::BAD_STARTS));
+                self.fail(Stage::Engine, format!("{reason}, {} times in a row", crate::restart::MAX_BAD_STARTS));
             }
         }
     }
@@ -386,7 +386,7 @@ impl Engine {
                 *ready = true;
                 known = true;
                 if one.service == Service::Dockerd {
-                    services::narrow_dockerd_socket();
+                    services::restrict_dockerd_socket();
                 }
             }
         }
@@ -404,7 +404,7 @@ impl Engine {
         if self.pinging || !self.all_serve() {
             return;
         }
-        match ping::send(self.events.clone()) {
+        match ping::start(self.events.clone()) {
             Ok(()) => self.pinging = true,
             Err(error) => self.pinged(Err(chain(&error))),
         }
@@ -419,13 +419,13 @@ impl Engine {
         match result {
             Ok(()) => {
                 self.agent.reached(Stage::Engine);
-                log::log(&format!("the engine answers at {}", log::uptime_us()));
+                log::info(&format!("the engine answers at {}", log::uptime_us()));
             }
             Err(reason) => {
                 self.failed_pings += 1;
-                log::log(&reason);
-                if self.failed_pings < PING_TRIES {
-                    self.ping_at = Some(Instant::now() + PING_AGAIN);
+                log::info(&reason);
+                if self.failed_pings < MAX_PINGS {
+                    self.ping_at = Some(Instant::now() + PING_RETRY_INTERVAL);
                 } else {
                     self.fail(Stage::Engine, reason);
                 }
