@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use bulkhead_protocol::{GuestMessage, HostMessage, Stage};
+use bulkhead_protocol::{GuestMessage, HostMessage, ShutdownMode, Stage};
 
 use crate::{
     agent::{self, Answer},
@@ -13,12 +13,12 @@ use crate::{
     log, mounts, network, notify,
     ports::Ports,
     shutdown,
-    supervisor::{End, Engine},
+    supervisor::Supervisor,
     tuning,
 };
 
 /// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
-pub(crate) fn run() -> Result<End, Error> {
+pub(crate) fn run() -> Result<ShutdownMode, Error> {
     mounts::early()?;
     log::kernel(&format!("started at {}", log::uptime_us()));
     log::open_console();
@@ -33,7 +33,7 @@ pub(crate) fn run() -> Result<End, Error> {
         Answer::Configure(configuration, certificates) => (configuration, certificates),
         Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
             agent.send(&GuestMessage::Goodbye);
-            return Ok(End { mode, ..End::ORDERLY });
+            return Ok(mode);
         }
         Answer::Other(_) => return Err(Error::BackendClosed),
     };
@@ -53,9 +53,9 @@ pub(crate) fn run() -> Result<End, Error> {
     let store = FdStore::default();
     notify::watch(events.clone(), store.clone())?;
     let ports = Ports::listen(events.clone())?;
-    let mut engine = Engine::new(agent, *configuration, ports, store, events, received);
-    let end = engine.run()?;
-    let (agent, received, running) = engine.into_parts();
-    shutdown::stop_services(agent, &received, &running, end.grace);
-    Ok(end)
+    let mut supervisor = Supervisor::new(agent, *configuration, ports, store, events, received);
+    let request = supervisor.run()?;
+    let (agent, received, running) = supervisor.into_parts();
+    shutdown::stop_services(agent, &received, &running, request.grace);
+    Ok(request.mode)
 }

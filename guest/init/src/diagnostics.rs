@@ -3,11 +3,18 @@
 use std::{
     cmp::Reverse,
     collections::BTreeMap,
-    fs, thread,
+    fs,
+    sync::mpsc::Sender,
+    thread,
     time::{Duration, Instant},
 };
 
 use bulkhead_protocol::{Description, GuestThread};
+
+use crate::{
+    error::Error,
+    event::{Event, spawn},
+};
 
 /// How long the threads are watched.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
@@ -30,8 +37,15 @@ struct Stat {
 /// Process and thread.
 type Ids = (u32, u32);
 
+/// Collects diagnostics on a thread of its own, which ends with [`Event::Described`].
+pub(crate) fn start(events: Sender<Event>) -> Result<(), Error> {
+    spawn("diagnostics", move || {
+        let _ = events.send(Event::Described(collect()));
+    })
+}
+
 /// Describes the guest; takes [`SAMPLE_INTERVAL`].
-pub(crate) fn collect() -> Description {
+fn collect() -> Description {
     let (before, begun) = (threads(), Instant::now());
     thread::sleep(SAMPLE_INTERVAL);
     let (now, watched) = (threads(), begun.elapsed());

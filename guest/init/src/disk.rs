@@ -6,12 +6,14 @@ use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc::Sender,
 };
 
 use nix::mount::{MsFlags, mount};
 
 use crate::{
     error::{Error, chain},
+    event::{Event, spawn},
     log, mounts,
     superblock::{Content, HEAD_BYTES, probe},
 };
@@ -181,8 +183,15 @@ fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Prepares the disk with this serial on a thread of its own, which ends with [`Event::DiskPrepared`].
+pub(crate) fn start(serial: String, events: Sender<Event>) -> Result<(), Error> {
+    spawn("disk", move || {
+        let _ = events.send(Event::DiskPrepared(prepare(&serial)));
+    })
+}
+
 /// Makes the engine's directories on the data disk; may take long on a damaged disk.
-pub(crate) fn prepare(serial: &str) -> Result<(), Error> {
+fn prepare(serial: &str) -> Result<(), Error> {
     let name = find_by_serial(&candidates(Path::new("/sys/block")), serial)?;
     let options =
         mount_options(queue_supports(&name, "discard_max_bytes"), queue_supports(&name, "write_zeroes_max_bytes"));

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     }
     fatal::install_panic_hook();
     match boot::run() {
-        Ok(end) => shutdown::end(end),
+        Ok(mode) => shutdown::finish(mode),
         Err(error) => fatal::give_up(&error::chain(&error)),
     }
 }

@@ -121,27 +121,23 @@ fn remove_stale_files(service: Service) {
 }
 
 /// Descriptors that init holds for its services.
-pub(crate) struct InheritedFds<'a> {
-    /// What the gate and the warden have kept.
-    pub(crate) store: &'a FdStore,
-    /// The warden's connections.
-    pub(crate) endpoints: Option<&'a Endpoints>,
+#[derive(Debug)]
+pub(crate) struct HeldFds {
+    /// Descriptors that the gate and the warden have stored.
+    pub(crate) store: FdStore,
+    /// The warden's endpoints, with isolation.
+    pub(crate) endpoints: Option<Endpoints>,
 }
 
 /// Starts a service and returns its process id; its output goes to the console and to `tail`.
-pub(crate) fn start(
-    service: Service,
-    configuration: &Configuration,
-    inherited: &InheritedFds<'_>,
-    tail: Tail,
-) -> Result<i32, Error> {
+pub(crate) fn start(service: Service, configuration: &Configuration, held: &HeldFds, tail: Tail) -> Result<i32, Error> {
     remove_stale_files(service);
     let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
     let mut words = service.command_line(configuration);
     // Copies: what runs after the fork borrows nothing.
     let mut given = Vec::new();
-    if let Some(endpoints) = inherited.endpoints.filter(|_| service == Service::Warden) {
+    if let Some(endpoints) = held.endpoints.as_ref().filter(|_| service == Service::Warden) {
         given = endpoints.copies().map_err(Error::system("share a descriptor"))?.into();
         words.extend(given.iter().map(|(name, fd): &(String, OwnedFd)| format!("--{name}={}", fd.as_raw_fd())));
     }
@@ -162,9 +158,9 @@ pub(crate) fn start(
     match service {
         Service::Gate => {
             set_gate_environment(&mut command, configuration);
-            given.extend(pass_down(&mut command, KEPT_SOCKETS, inherited.store, Owner::Gate)?);
+            given.extend(pass_down(&mut command, KEPT_SOCKETS, &held.store, Owner::Gate)?);
         }
-        Service::Warden => given.extend(pass_down(&mut command, KEPT_LISTENERS, inherited.store, Owner::Warden)?),
+        Service::Warden => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Warden)?),
         Service::Containerd | Service::Dockerd => {}
     }
     let mask = SigSet::empty();

@@ -26,7 +26,6 @@ use crate::{
     event::Event,
     fatal, log,
     services::Service,
-    supervisor::End,
     warden,
 };
 
@@ -34,6 +33,28 @@ use crate::{
 const DAEMON_GRACE: Duration = Duration::from_secs(5);
 /// What unmounting may take before the machine goes down regardless.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest grace that is honoured: a guest that is shutting down must not stay for ever.
+const MAX_GRACE: Duration = Duration::from_secs(600);
+
+/// A request to take the guest down.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShutdownRequest {
+    /// Power off or reboot.
+    pub(crate) mode: ShutdownMode,
+    /// Time that containers get between SIGTERM and SIGKILL.
+    pub(crate) grace: Duration,
+}
+
+impl ShutdownRequest {
+    /// The request behind a signal, or behind the loss of the backend.
+    pub(crate) const DEFAULT: Self = Self { mode: ShutdownMode::PowerOff, grace: Duration::from_secs(10) };
+
+    /// The backend's request, with a grace of [`MAX_GRACE`] at most.
+    pub(crate) fn new(mode: ShutdownMode, grace: Duration) -> Self {
+        Self { mode, grace: grace.min(MAX_GRACE) }
+    }
+}
 
 /// `linux/loop.h`.
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
@@ -177,7 +198,7 @@ fn release_data_disk() {
 }
 
 /// Ends the machine.
-pub(crate) fn end(end: End) -> ! {
+pub(crate) fn finish(mode: ShutdownMode) -> ! {
     thread::spawn(|| {
         thread::sleep(UNMOUNT_TIMEOUT);
         log::kernel("unmounting takes too long; powering off");
@@ -189,7 +210,7 @@ pub(crate) fn end(end: End) -> ! {
     release_data_disk();
     sync();
     log::kernel("down");
-    if end.mode == ShutdownMode::Reboot {
+    if mode == ShutdownMode::Reboot {
         let _ = reboot(RebootMode::RB_AUTOBOOT);
     }
     fatal::power_off()

@@ -1,7 +1,7 @@
 //! The warden's connections: a FUSE mount and a socket for crun, which init makes and holds.
 //!
 //! Held here, they outlive every warden: what containers ask while none runs waits for the next one. Nobody may wait for
-//! ever, though. A warden that falls silent is killed ([`WATCHDOG_TIMEOUT`]), and when none can be started any more the
+//! ever, though. A warden that falls silent is killed, and when none can be started any more the
 //! connection is aborted, so that everything that is asked fails.
 
 use std::{
@@ -11,15 +11,11 @@ use std::{
         unix::{fs::PermissionsExt, net::UnixListener},
     },
     path::Path,
-    time::Duration,
 };
 
 use bulkhead_warden::{mount, registry, traps};
 
 use crate::{error::Error, log, mounts};
-
-/// How long a warden may be silent, which says every two seconds that it answers.
-pub(crate) const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kernel's files about FUSE connections.
 const FUSE_CONTROL: &str = "/sys/fs/fuse/connections";

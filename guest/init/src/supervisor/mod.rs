@@ -1,103 +1,66 @@
-//! The main loop: brings the engine up, keeps it up, and ends when the guest shall end.
+//! The service supervisor: brings the engine up, keeps it up, and returns when the guest goes down.
+//!
+//! One loop handles every [`Event`]; whatever blocks has a thread of its own and sends its result as an event. Timers
+//! (restart delays, the next ping, the watchdog) are the loop's receive timeout.
+
+mod processes;
+mod readiness;
+mod watchdog;
 
 use std::{
     sync::mpsc::{Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
 
-use bulkhead_protocol::{Configuration, GuestMessage, HostMessage, ShutdownMode, Stage};
+use bulkhead_protocol::{Configuration, GuestMessage, HostMessage, Stage};
 use nix::{
-    sys::{
-        signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
+use self::{
+    processes::{Ended, Processes},
+    readiness::Readiness,
+    watchdog::Watchdog,
+};
 use crate::{
     agent::Agent,
     diagnostics, disk,
     error::{Error, chain},
-    event::{Event, spawn},
+    event::Event,
     fd_store::{FdStore, Owner},
     log, oci_runtime,
-    output::{OUTPUT_GRACE, Tail},
+    output::OUTPUT_GRACE,
     ping,
     ports::{self, Ports},
-    restart::{Backoff, Decision},
-    services::{self, InheritedFds, Service},
+    restart::{Decision, MAX_BAD_STARTS},
+    services::{self, HeldFds, Service},
+    shutdown::ShutdownRequest,
     warden,
 };
 
-/// How the guest shall end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct End {
-    /// Power off or reboot.
-    pub(crate) mode: ShutdownMode,
-    /// What containers get between SIGTERM and SIGKILL.
-    pub(crate) grace: Duration,
-}
-
-impl End {
-    /// The end when nobody said how.
-    pub(crate) const ORDERLY: Self = Self { mode: ShutdownMode::PowerOff, grace: Duration::from_secs(10) };
-}
-
-/// Longest grace that is honoured; a host that wants longer can wait before it asks.
-const MAX_GRACE: Duration = Duration::from_secs(600);
-
-/// Delay between pings when one failed although every service says that it serves.
-const PING_RETRY_INTERVAL: Duration = Duration::from_millis(500);
-const MAX_PINGS: u32 = 20;
-
-#[derive(Debug, PartialEq, Eq)]
-enum State {
-    /// Not started yet, or given up.
-    Idle,
-    Running {
-        pid: i32,
-        since: Instant,
-        ready: bool,
-    },
-    Waiting {
-        until: Instant,
-    },
-}
-
+/// The services of the engine, and everything that their supervision needs.
 #[derive(Debug)]
-struct Supervised {
-    service: Service,
-    state: State,
-    backoff: Backoff,
-    tail: Tail,
-}
-
-/// The engine and everything it needs.
-#[derive(Debug)]
-pub(crate) struct Engine {
+pub(crate) struct Supervisor {
     agent: Agent,
     configuration: Configuration,
     ports: Ports,
-    store: FdStore,
+    fds: HeldFds,
     events: Sender<Event>,
     inbox: Receiver<Event>,
-    services: Vec<Supervised>,
-    /// The warden's connections, with isolation.
-    endpoints: Option<warden::Endpoints>,
-    /// When the warden last said that it serves; `None` while none runs.
-    warden_heard: Option<Instant>,
-    /// The disk's tools run and are waited for by their own thread.
+    processes: Processes,
+    readiness: Readiness,
+    watchdog: Watchdog,
+    /// The disk's tools run; their own thread waits for them.
     disk_busy: bool,
-    /// A description of the guest is being made.
+    /// A thread collects diagnostics.
     describing: bool,
+    /// The start has failed, and the backend knows.
     failed: bool,
-    pinging: bool,
-    failed_pings: u32,
-    ping_at: Option<Instant>,
 }
 
-impl Engine {
-    /// An engine that is not started.
+impl Supervisor {
+    /// A supervisor that has not started any service.
     pub(crate) fn new(
         agent: Agent,
         configuration: Configuration,
@@ -107,68 +70,60 @@ impl Engine {
         inbox: Receiver<Event>,
     ) -> Self {
         let wanted = Service::ALL.into_iter().filter(|one| configuration.isolation || *one != Service::Warden);
-        let supervised =
-            |service| Supervised { service, state: State::Idle, backoff: Backoff::default(), tail: Tail::default() };
-        let services = wanted.map(supervised).collect();
         Self {
+            processes: Processes::new(wanted),
             agent,
             configuration,
             ports,
-            store,
+            fds: HeldFds { store, endpoints: None },
             events,
             inbox,
-            services,
-            endpoints: None,
-            warden_heard: None,
+            readiness: Readiness::default(),
+            watchdog: Watchdog::default(),
             disk_busy: false,
             describing: false,
             failed: false,
-            pinging: false,
-            failed_pings: 0,
-            ping_at: None,
         }
     }
 
-    /// Starts everything, and returns when the guest shall end.
-    pub(crate) fn run(&mut self) -> Result<End, Error> {
+    /// Starts everything, and returns when the guest has to go down.
+    pub(crate) fn run(&mut self) -> Result<ShutdownRequest, Error> {
+        // Repairing a large disk can take minutes, and a shutdown must get through meanwhile.
+        disk::start(self.configuration.data_disk_serial.clone(), self.events.clone())?;
         self.disk_busy = true;
-        let (events, serial) = (self.events.clone(), self.configuration.data_disk_serial.clone());
-        spawn("disk", move || {
-            let _ = events.send(Event::DiskPrepared(disk::prepare(&serial)));
-        })?;
         let prepared = services::write_configuration(&self.configuration)
             .and_then(|()| if self.configuration.isolation { self.isolate() } else { Ok(()) });
+        // From here on a failure does not end the loop: the guest stays up, so that the reason can be read and the
+        // machine examined, until the backend shuts it down.
         if let Err(error) = prepared {
             self.fail(Stage::Engine, chain(&error));
         }
+        // Neither of the two needs the disk. containerd and dockerd follow once it is mounted.
         self.start(Service::Gate);
-        if self.endpoints.is_some() {
+        if self.fds.endpoints.is_some() {
             self.start(Service::Warden);
         }
         loop {
             let event = self.next_event();
             if let Some(event) = event
-                && let Some(end) = self.handle(event)
+                && let Some(request) = self.handle(event)
             {
-                return Ok(end);
+                return Ok(request);
             }
-            self.start_what_is_due();
+            self.run_due_timers();
         }
     }
 
     fn isolate(&mut self) -> Result<(), Error> {
         oci_runtime::isolate()?;
-        self.endpoints = Some(warden::connect()?);
+        self.fds.endpoints = Some(warden::connect()?);
         Ok(())
     }
 
+    /// Waits for an event; `None` at the next timer.
     fn next_event(&self) -> Option<Event> {
-        let waiting = self.services.iter().filter_map(|one| match one.state {
-            State::Waiting { until } => Some(until),
-            _ => None,
-        });
-        let silence = self.warden_heard.map(|heard| heard + warden::WATCHDOG_TIMEOUT);
-        let received = match waiting.chain(self.ping_at).chain(silence).min() {
+        let deadlines = [self.processes.next_start(), self.readiness.deadline(), self.watchdog.deadline()];
+        let received = match deadlines.into_iter().flatten().min() {
             Some(deadline) => self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             None => self.inbox.recv().map_err(RecvTimeoutError::from),
         };
@@ -176,15 +131,15 @@ impl Engine {
         received.ok()
     }
 
-    fn handle(&mut self, event: Event) -> Option<End> {
+    fn handle(&mut self, event: Event) -> Option<ShutdownRequest> {
         match event {
             Event::Child => self.reap(),
             Event::Signal(signal) => {
-                log::info(&format!("{signal} asks for the end"));
-                return Some(End::ORDERLY);
+                log::info(&format!("received {signal}; shutting down"));
+                return Some(ShutdownRequest::DEFAULT);
             }
             Event::Host(HostMessage::Shutdown { mode, grace_ms }) => {
-                return Some(End { mode, grace: Duration::from_millis(grace_ms).min(MAX_GRACE) });
+                return Some(ShutdownRequest::new(mode, Duration::from_millis(grace_ms)));
             }
             Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. }) => {
                 log::info("ignored a second configuration");
@@ -201,45 +156,54 @@ impl Engine {
             Event::Publish { id, port } => self.agent.send(&GuestMessage::Publish { id, port }),
             Event::Unpublish(id) => self.agent.send(&GuestMessage::Unpublish { id }),
             Event::HostDisconnected(reason) => {
+                // A guest without a backend could not be stopped, or its ports unpublished: it must not linger.
                 log::info(&format!("{reason}; powering off"));
-                return Some(End::ORDERLY);
+                return Some(ShutdownRequest::DEFAULT);
             }
-            Event::DiskPrepared(result) => self.disk_done(result),
-            Event::Ready(pid) => self.ready(pid),
+            Event::DiskPrepared(result) => self.disk_prepared(result),
+            Event::Ready(pid) => self.service_ready(pid),
             Event::Watchdog(pid) => {
-                if self.pid_of(Service::Warden) == Some(pid) {
-                    self.warden_heard = Some(Instant::now());
+                // Any root process of the VM can write to the socket; only the service's own messages count.
+                if self.processes.pid(Service::Warden) == Some(pid) {
+                    self.watchdog.renew(Instant::now());
                 }
             }
-            Event::Pinged(result) => self.pinged(result),
+            Event::Pinged(result) => self.ping_answered(result),
         }
         None
     }
 
-    /// One description at a time answers everybody who asks meanwhile.
+    fn run_due_timers(&mut self) {
+        let now = Instant::now();
+        for service in self.processes.due(now) {
+            self.start(service);
+        }
+        self.kill_silent_warden();
+        if self.readiness.take_due(now) {
+            self.ping_if_all_ready();
+        }
+    }
+
+    /// Collects diagnostics; one description answers every request that arrives before it is sent.
     fn describe(&mut self) {
         if self.describing {
             return;
         }
-        let events = self.events.clone();
-        let begun = spawn("describe", move || {
-            let _ = events.send(Event::Described(diagnostics::collect()));
-        });
-        match begun {
+        match diagnostics::start(self.events.clone()) {
             Ok(()) => self.describing = true,
             Err(error) => log::info(&chain(&error)),
         }
     }
 
     fn fail(&mut self, stage: Stage, reason: String) {
-        // The first failure is the cause; what follows from it would only hide it.
+        // The first failure is the cause; its consequences would only hide it.
         if !self.failed {
             self.failed = true;
             self.agent.failed(stage, reason);
         }
     }
 
-    fn disk_done(&mut self, result: Result<(), Error>) {
+    fn disk_prepared(&mut self, result: Result<(), Error>) {
         self.disk_busy = false;
         if let Err(error) = result {
             self.fail(Stage::Disk, chain(&error));
@@ -247,173 +211,107 @@ impl Engine {
         }
         self.agent.reached(Stage::Disk);
         if !self.failed {
+            // Side by side: dockerd itself waits until containerd accepts its connection.
             self.start(Service::Containerd);
             self.start(Service::Dockerd);
         }
+        // Orphans that ended while the disk's tools ran are still zombies.
         self.reap();
     }
 
-    fn supervised(&mut self, service: Service) -> &mut Supervised {
-        // They are in the order of their numbers, and what is not there is never asked for.
-        &mut self.services[service as usize]
-    }
-
-    fn pid_of(&self, service: Service) -> Option<i32> {
-        self.services.iter().find(|one| one.service == service).and_then(|one| match one.state {
-            State::Running { pid, .. } => Some(pid),
-            _ => None,
-        })
-    }
-
-    /// Kills a warden that has been silent for too long; its end is an event like any other.
-    fn kill_silent_warden(&mut self) {
-        if self.warden_heard.is_some_and(|heard| heard.elapsed() >= warden::WATCHDOG_TIMEOUT) {
-            self.warden_heard = None;
-            if let Some(pid) = self.pid_of(Service::Warden) {
-                log::info("the warden does not answer; it is killed");
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-    }
-
     fn start(&mut self, service: Service) {
-        let tail = self.supervised(service).tail.clone();
-        let inherited = InheritedFds { store: &self.store, endpoints: self.endpoints.as_ref() };
-        match services::start(service, &self.configuration, &inherited, tail) {
+        let tail = self.processes.tail(service);
+        match services::start(service, &self.configuration, &self.fds, tail) {
             Ok(pid) => {
-                let since = Instant::now();
-                self.supervised(service).state = State::Running { pid, since, ready: false };
+                let now = Instant::now();
+                self.processes.started(service, pid, now);
                 if service == Service::Warden {
-                    self.warden_heard = Some(since);
+                    self.watchdog.renew(now);
                 }
             }
             Err(error) => {
                 let reason = chain(&error);
                 log::info(&reason);
-                self.again(service, Duration::ZERO, false, &reason);
+                self.restart_later(service, Duration::ZERO, false, &reason);
             }
-        }
-    }
-
-    fn start_what_is_due(&mut self) {
-        let now = Instant::now();
-        let is_due = |one: &&Supervised| matches!(one.state, State::Waiting { until } if until <= now);
-        let due: Vec<_> = self.services.iter().filter(is_due).map(|one| one.service).collect();
-        for service in due {
-            self.start(service);
-        }
-        self.kill_silent_warden();
-        if self.ping_at.is_some_and(|at| at <= now) {
-            self.ping_at = None;
-            self.ping_when_all_serve();
         }
     }
 
     fn reap(&mut self) {
-        if self.disk_busy {
-            // Waiting for any child could take a disk tool's status from the thread that waits for it.
-            for index in 0..self.services.len() {
-                if let State::Running { pid, .. } = self.services[index].state
-                    && let Ok(status) = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG))
-                {
-                    self.ended(status);
-                }
+        // While the disk's tools run, waiting for any child could take their status from the thread that waits for it.
+        for status in self.processes.reap(self.disk_busy) {
+            if let Some(ended) = self.processes.ended(status) {
+                self.service_ended(ended);
             }
-            return;
-        }
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            if status == WaitStatus::StillAlive {
-                return;
-            }
-            self.ended(status);
         }
     }
 
-    fn ended(&mut self, status: WaitStatus) {
-        let (pid, how) = match status {
-            WaitStatus::Exited(pid, code) => (pid, format!("ended with status {code}")),
-            WaitStatus::Signaled(pid, signal, _) => (pid, format!("was killed by {signal}")),
-            _ => return,
-        };
-        let found = self.services.iter().find_map(|one| match one.state {
-            State::Running { pid: running, since, ready } if running == pid.as_raw() => {
-                Some((one.service, since.elapsed(), ready))
-            }
-            _ => None,
-        });
-        // Anything else was an orphan that PID 1 inherited.
-        let Some((service, ran, ready)) = found else { return };
+    fn service_ended(&mut self, Ended { service, how, ran, ready }: Ended) {
         let mut reason = format!("{} {how}", service.name());
         if !ready {
-            // Its last words are on their way through the pipe; a failed start can wait for them.
+            // The cause is usually in the last line of output, which may still be in the pipe. A failed start can wait
+            // for it.
             std::thread::sleep(OUTPUT_GRACE);
-            if let Some(line) = self.supervised(service).tail.last() {
+            if let Some(line) = self.processes.tail(service).last() {
                 reason = format!("{reason} ({line})");
             }
         }
         log::info(&reason);
         if service == Service::Warden {
-            // The engine goes on meanwhile.
-            self.warden_heard = None;
+            // The engine serves without it: containers only wait for their files until the next one runs.
+            self.watchdog.stop();
         } else {
             self.agent.send(&GuestMessage::EngineDown { reason: reason.clone() });
         }
-        self.again(service, ran, ready, &reason);
+        self.restart_later(service, ran, ready, &reason);
     }
 
-    fn again(&mut self, service: Service, ran: Duration, served: bool, reason: &str) {
-        let one = self.supervised(service);
-        match one.backoff.ended(ran, served) {
-            Decision::RestartAfter(delay) => one.state = State::Waiting { until: Instant::now() + delay },
-            Decision::GiveUp => {
-                one.state = State::Idle;
-                if service == Service::Warden {
-                    self.endpoints = None;
-                    self.store.release(Owner::Warden);
-                    warden::abort();
-                }
-                self.fail(Stage::Engine, format!("{reason}, {} times in a row", crate::restart::MAX_BAD_STARTS));
+    fn restart_later(&mut self, service: Service, ran: Duration, served: bool, reason: &str) {
+        if self.processes.schedule_restart(service, ran, served) == Decision::GiveUp {
+            if service == Service::Warden {
+                // Nothing serves the files any more. Closing every descriptor and aborting the connection makes what
+                // waits for them fail, instead of waiting for ever.
+                self.fds.endpoints = None;
+                self.fds.store.release(Owner::Warden);
+                warden::abort();
             }
+            self.fail(Stage::Engine, format!("{reason}, {MAX_BAD_STARTS} times in a row"));
         }
     }
 
-    fn ready(&mut self, pid: i32) {
-        let mut known = false;
-        for one in &mut self.services {
-            if let State::Running { pid: running, ready, .. } = &mut one.state
-                && *running == pid
-            {
-                *ready = true;
-                known = true;
-                if one.service == Service::Dockerd {
-                    services::restrict_dockerd_socket();
-                }
-            }
-        }
-        if known {
-            self.failed_pings = 0;
-            self.ping_when_all_serve();
+    /// Kills a procfs service that hangs; its end is then an event like any other.
+    fn kill_silent_warden(&mut self) {
+        if self.watchdog.take_expired(Instant::now())
+            && let Some(pid) = self.processes.pid(Service::Warden)
+        {
+            log::info(&format!("{} does not respond; killing it", Service::Warden.name()));
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 
-    fn all_serve(&self) -> bool {
-        self.services.iter().all(|one| matches!(one.state, State::Running { ready: true, .. }))
+    fn service_ready(&mut self, sender: i32) {
+        let Some(service) = self.processes.mark_ready(sender) else { return };
+        if service == Service::Dockerd {
+            services::restrict_dockerd_socket();
+        }
+        self.readiness.reset();
+        self.ping_if_all_ready();
     }
 
-    fn ping_when_all_serve(&mut self) {
-        if self.pinging || !self.all_serve() {
+    fn ping_if_all_ready(&mut self) {
+        if self.readiness.in_flight() || !self.processes.all_ready() {
             return;
         }
         match ping::start(self.events.clone()) {
-            Ok(()) => self.pinging = true,
-            Err(error) => self.pinged(Err(chain(&error))),
+            Ok(()) => self.readiness.sent(),
+            Err(error) => self.ping_answered(Err(chain(&error))),
         }
     }
 
-    fn pinged(&mut self, result: Result<(), String>) {
-        self.pinging = false;
-        if !self.all_serve() {
-            // Something ended meanwhile; its next READY brings the next ping.
+    fn ping_answered(&mut self, result: Result<(), String>) {
+        self.readiness.answered();
+        if !self.processes.all_ready() {
+            // A service has ended since the ping was sent; its next `READY=1` brings the next ping.
             return;
         }
         match result {
@@ -422,24 +320,17 @@ impl Engine {
                 log::info(&format!("the engine answers at {}", log::uptime_us()));
             }
             Err(reason) => {
-                self.failed_pings += 1;
                 log::info(&reason);
-                if self.failed_pings < MAX_PINGS {
-                    self.ping_at = Some(Instant::now() + PING_RETRY_INTERVAL);
-                } else {
+                if !self.readiness.retry(Instant::now()) {
                     self.fail(Stage::Engine, reason);
                 }
             }
         }
     }
 
-    /// What the end of the guest needs: the agent, the events, and the running services' process ids.
+    /// Returns what a shutdown needs: the agent, the events, and the services that run with their process ids.
     pub(crate) fn into_parts(self) -> (Agent, Receiver<Event>, Vec<(Service, i32)>) {
-        let running = self.services.iter().filter_map(|one| match one.state {
-            State::Running { pid, .. } => Some((one.service, pid)),
-            _ => None,
-        });
-        let running = running.collect();
+        let running = self.processes.running().collect();
         (self.agent, self.inbox, running)
     }
 }
