@@ -1,4 +1,4 @@
-//! The order of the start.
+//! The start of the guest, in order.
 
 use std::sync::mpsc;
 
@@ -17,13 +17,16 @@ use crate::{
     tuning,
 };
 
-/// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
+/// Starts the guest, runs the supervisor until a shutdown, stops the services, and returns the kind of shutdown.
 pub(crate) fn run() -> Result<ShutdownMode, Error> {
+    // Logging needs /dev, uptimes and error messages need /proc.
     mounts::early()?;
+    // The first line of the guest's user space; `scripts/bench` waits for it.
     log::kernel(&format!("started at {}", log::uptime_us()));
     log::open_console();
+    // Before any thread exists: each inherits the mask, so the signals stay for the one thread that waits for them.
     event::block_signals()?;
-    // Hello goes out first: the host's answer travels while the rest is set up.
+    // Hello goes out first: the backend's answer travels while the rest is set up.
     let (mut agent, mut inbox) = agent::connect_and_greet()?;
     mounts::rest()?;
     cgroup::set_up()?;
@@ -31,6 +34,7 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     network::loopback_up()?;
     let (configuration, certificates) = match inbox.configuration()? {
         Answer::Configure(configuration, certificates) => (configuration, certificates),
+        // `stop` came before the configuration; nothing runs yet that would have to be stopped.
         Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
             agent.send(&GuestMessage::Goodbye);
             return Ok(mode);
@@ -41,12 +45,15 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     if let Some(network) = &configuration.network
         && let Err(error) = network::configure(network)
     {
-        // The engine is worth having without it.
+        // Containers that need no network work without it, so this does not fail the start.
         log::info(&chain(&error));
     }
+    // Before the services start: Go reads the bundle once for each process.
     certificates::trust(&certificates)?;
     agent.reached(Stage::Agent);
 
+    // Every source of events is a thread with a sender of the same channel; the supervisor is its only reader. The
+    // sockets are opened before the first service can look for them.
     let (events, received) = mpsc::channel();
     event::watch_signals(events.clone())?;
     inbox.watch(events.clone())?;

@@ -1,4 +1,8 @@
-//! Descriptors that the gate and the warden have kept here while they are started anew (`FDSTORE` of sd_notify(3)).
+//! Descriptors that the gate and the procfs service store here across their restarts (`FDSTORE=1` of sd_notify(3)).
+//!
+//! Containers depend on them: they connect to these sockets, and their system calls wait for an answer to come through
+//! these descriptors. As long as init has a copy, nothing of that breaks when a service ends: the next process gets all
+//! of its own back, by name.
 
 use std::{
     collections::BTreeMap,
@@ -8,15 +12,15 @@ use std::{
 
 use bulkhead_warden::traps::KEPT_PREFIX;
 
-/// Descriptors that are kept for each of the two; one for each container that has one.
+/// Maximum of descriptors for each owner, about one for each container. One owner cannot use up the other's share.
 const MAX_PER_OWNER: usize = 2048;
 
-/// Whose a descriptor is, by the beginning of its name.
+/// The owner of a descriptor, known by the prefix of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// A container's socket.
+    /// The gate: containers' sockets of the engine.
     Gate,
-    /// Where a container's mounts are reported.
+    /// The procfs service: seccomp listeners that report containers' mounts.
     Warden,
 }
 
@@ -26,11 +30,11 @@ impl Owner {
     }
 }
 
-/// The sockets by name. Clones share them.
+/// The descriptors by name. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FdStore(Arc<Mutex<BTreeMap<String, OwnedFd>>>);
 
-/// What a datagram of the protocol asks for.
+/// The request in a datagram.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Request<'a> {
     keep: bool,
@@ -47,7 +51,8 @@ impl<'a> Request<'a> {
                 b"FDSTOREREMOVE=1" => request.release = true,
                 line => {
                     let name = line.strip_prefix(b"FDNAME=").and_then(|name| std::str::from_utf8(name).ok());
-                    // Other characters stand between the names when they are handed down.
+                    // `,` and `=` separate the names when they are passed to the service again, so only characters
+                    // that cannot be confused with these are allowed.
                     let plain = |name: &&str| {
                         (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
                     };
@@ -64,7 +69,7 @@ impl FdStore {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what a datagram asks for; descriptors that it does not ask to keep are closed.
+    /// Carries out a datagram's request. Descriptors that it does not ask to store are closed.
     pub(crate) fn handle(&self, datagram: &[u8], descriptors: Vec<OwnedFd>) {
         let Request { keep, release, name: Some(name) } = Request::read(datagram) else { return };
         let mut sockets = self.lock();
@@ -72,6 +77,7 @@ impl FdStore {
             sockets.remove(name);
         } else if keep
             && let Some(socket) = descriptors.into_iter().next()
+            // A name that is stored already does not count: it is replaced.
             && (sockets.keys().filter(|other| Owner::of(other) == Owner::of(name)).count() < MAX_PER_OWNER
                 || sockets.contains_key(name))
         {
@@ -79,14 +85,14 @@ impl FdStore {
         }
     }
 
-    /// Copies for a new gate or warden.
+    /// Returns copies of all descriptors of `owner`, for its new process.
     pub(crate) fn copies(&self, owner: Owner) -> std::io::Result<Vec<(String, OwnedFd)>> {
         let sockets = self.lock();
         let theirs = sockets.iter().filter(|(name, _)| Owner::of(name) == owner);
         theirs.map(|(name, socket)| Ok((name.clone(), socket.try_clone()?))).collect()
     }
 
-    /// Lets go of all.
+    /// Closes all descriptors of `owner`.
     pub(crate) fn release(&self, owner: Owner) {
         self.lock().retain(|name, _| Owner::of(name) != owner);
     }

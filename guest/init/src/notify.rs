@@ -1,4 +1,7 @@
-//! Readiness of services, pushed by them, and sockets that they have kept: the datagram protocol of sd_notify(3).
+//! The server side of sd_notify(3): readiness, signs of life, and descriptors that services store.
+//!
+//! A datagram is a list of assignments, one a line, with descriptors attached. The kernel adds the sender's process id,
+//! by which the supervisor knows the service.
 
 use std::{
     io::IoSliceMut,
@@ -21,18 +24,18 @@ use crate::{
     log, mounts,
 };
 
-/// The socket's path, for `NOTIFY_SOCKET`; only root can reach it.
+/// The socket's path, for `NOTIFY_SOCKET`; only the VM's root can reach it.
 pub(crate) const SOCKET: &str = "/run/bulkhead/notify";
 
-/// Whether a datagram has this assignment (one a line).
+/// Returns whether a datagram has this assignment as a line of its own.
 fn has_line(datagram: &[u8], assignment: &[u8]) -> bool {
     datagram.split(|byte| *byte == b'\n').any(|line| line == assignment)
 }
 
-/// Descriptors that one datagram can bring.
+/// Maximum of descriptors in one datagram.
 const MAX_DESCRIPTORS: usize = 4;
 
-/// What a datagram says, if it is of interest.
+/// Returns the event in a datagram, if it has one.
 fn event(datagram: &[u8], sender: i32) -> Option<Event> {
     if has_line(datagram, b"READY=1") {
         Some(Event::Ready(sender))
@@ -43,6 +46,7 @@ fn event(datagram: &[u8], sender: i32) -> Option<Event> {
     }
 }
 
+/// Receives one datagram, carries out its request to the store, and returns its event.
 fn receive(socket: &OwnedFd, store: &FdStore) -> nix::Result<Option<Event>> {
     let mut buffer = [0; 4096];
     let mut control = cmsg_space!(libc::ucred, [RawFd; MAX_DESCRIPTORS]);
@@ -50,13 +54,16 @@ fn receive(socket: &OwnedFd, store: &FdStore) -> nix::Result<Option<Event>> {
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
     let length = message.bytes;
+    // Taken over first, whatever the datagram says: each one is open in this process now, and has to be closed
+    // somewhere.
     let (mut sender, mut descriptors) = (None, Vec::new());
     for part in message.cmsgs()? {
         match part {
             ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials.pid()),
             ControlMessageOwned::ScmRights(raw) => {
                 for fd in raw {
-                    // SAFETY: the kernel has just made this descriptor for this process, and nobody else knows it.
+                    // SAFETY: the kernel has just made this descriptor for this process, and nothing else has its
+                    // number.
                     descriptors.push(unsafe { OwnedFd::from_raw_fd(fd) });
                 }
             }
@@ -78,7 +85,7 @@ pub(crate) fn watch(events: Sender<Event>, store: FdStore) -> Result<(), Error> 
     spawn("notify", move || forward(&socket, &events, &store))
 }
 
-/// Turns datagrams into events until nobody wants them.
+/// Turns datagrams into events until the supervisor has ended.
 fn forward(socket: &OwnedFd, events: &Sender<Event>, store: &FdStore) {
     loop {
         match receive(socket, store) {
@@ -88,10 +95,11 @@ fn forward(socket: &OwnedFd, events: &Sender<Event>, store: &FdStore) {
                 }
             }
             Ok(None) | Err(nix::Error::EINTR) => {}
-            // Without a place for its descriptors one datagram is lost. The next ones are not: who is not heard is killed.
-            Err(nix::Error::ENOBUFS) => log::info("a descriptor of a service can't be kept: too many are open"),
+            // The kernel had to drop descriptors, and with them the datagram is lost. Going on matters more: a service
+            // whose WATCHDOG=1 is not received is killed.
+            Err(nix::Error::ENOBUFS) => log::info("cannot store a service's descriptor: too many are open"),
             Err(error) => {
-                log::info(&format!("services are heard no more: {error}"));
+                log::info(&format!("cannot receive messages of services any more: {error}"));
                 return;
             }
         }
@@ -107,15 +115,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_are_heard_after_descriptors_for_which_there_was_no_place() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
+    fn datagrams_arrive_after_one_whose_descriptors_were_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
         let socket = OwnedFd::from(UnixDatagram::bind(&path).unwrap());
         setsockopt(&socket, PassCred, &true).unwrap();
         let service = UnixDatagram::unbound().unwrap();
         service.connect(&path).unwrap();
         let (kept, _far) = UnixStream::pair().unwrap();
-        // The kernel says the same of one that does not fit under the limit of open files.
+        // The kernel cuts the control message off in the same way at the limit of open files.
         let (parts, rights) = ([IoSlice::new(b"FDSTORE=1\nFDNAME=a")], [kept.as_raw_fd(); MAX_DESCRIPTORS + 1]);
         let rights = [ControlMessage::ScmRights(&rights)];
         sendmsg::<()>(service.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();

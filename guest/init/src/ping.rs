@@ -1,4 +1,4 @@
-//! The proof that the engine answers: one `GET /_ping` on the way that clients take, through the gate.
+//! One `GET /_ping` of the Docker API on the clients' own way, through the gate: the proof that the engine answers.
 
 use std::{
     io::{Read, Write},
@@ -15,19 +15,21 @@ use crate::{
 /// The gate's socket for processes of the guest itself.
 pub(crate) const GATE: &str = "/run/bulkhead/gate.sock";
 
+/// Timeout of each read and write; generous, because tests run the guest under emulation.
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Judges the start of an HTTP answer.
+/// Checks the start of an HTTP response.
 fn check_response(answer: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(answer);
+    // The status line is `HTTP/1.1 200 OK`.
     let status = text.lines().next().unwrap_or("");
     match status.split(' ').nth(1) {
         Some("200") => Ok(()),
         Some(_) => {
             let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
-            Err(format!("the engine answers a ping with {status:?} {body}"))
+            Err(format!("the engine answered a ping with {status:?} {body}"))
         }
-        None => Err("the gate closed the connection of a ping".to_owned()),
+        None => Err("the gate closed the connection without answering a ping".to_owned()),
     }
 }
 
@@ -37,14 +39,15 @@ fn ping() -> Result<(), String> {
         stream.set_read_timeout(Some(PING_TIMEOUT))?;
         stream.set_write_timeout(Some(PING_TIMEOUT))?;
         stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
+        // `Connection: close` makes the end of the stream the end of the response.
         let mut answer = Vec::new();
         stream.take(4096).read_to_end(&mut answer)?;
         Ok(answer)
     };
-    check_response(&exchange().map_err(|error| format!("no ping through the gate: {error}"))?)
+    check_response(&exchange().map_err(|error| format!("cannot ping the engine through the gate: {error}"))?)
 }
 
-/// Pings once, on a thread of its own.
+/// Pings once, on a thread of its own that ends with [`Event::Pinged`].
 pub(crate) fn start(events: Sender<Event>) -> Result<(), Error> {
     spawn("ping", move || {
         let _ = events.send(Event::Pinged(ping()));

@@ -1,38 +1,41 @@
-//! When a service that ended is started again.
+//! Restart delays: exponential backoff over bad starts in a row.
 
 use std::time::Duration;
 
-/// A service that ran at least this long ended by an accident, not by its configuration.
+/// Shortest run of a service that counts as a good start, if it had also become ready.
 const MIN_STABLE_RUN: Duration = Duration::from_secs(1);
 
+/// Delay after the first bad start; each further one doubles it.
 const INITIAL_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// Bad starts in a row after which the start has failed.
 pub(crate) const MAX_BAD_STARTS: u32 = 6;
 
-/// Counts bad starts and sets the delay before the next one.
+/// Counts bad starts of one service and sets the delay before the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backoff {
     bad_starts: u32,
 }
 
-/// What to do about a service that ended.
+/// The decision about a service that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Start it again after this long.
+    /// Start it again after this delay.
     RestartAfter(Duration),
-    /// It will not come up; trying goes on no longer.
+    /// Do not try again: it does not come up.
     GiveUp,
 }
 
 impl Backoff {
-    /// Judges an end after `ran`; `served` says whether the service had become ready.
+    /// Decides about a service that ended after `ran`; `served` tells whether it had become ready.
     pub(crate) fn ended(&mut self, ran: Duration, served: bool) -> Decision {
         if served && ran >= MIN_STABLE_RUN {
+            // It worked, so this is a crash and not a wrong configuration: restart without delay, however often.
             self.bad_starts = 0;
             return Decision::RestartAfter(Duration::ZERO);
         }
+        // The shift is bounded so that it cannot overflow; the result is cut at the maximum anyway.
         let delay = INITIAL_DELAY.saturating_mul(1 << self.bad_starts.min(16)).min(MAX_DELAY);
         self.bad_starts = self.bad_starts.saturating_add(1);
         if self.bad_starts >= MAX_BAD_STARTS { Decision::GiveUp } else { Decision::RestartAfter(delay) }
