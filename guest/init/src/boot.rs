@@ -34,7 +34,7 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     network::loopback_up()?;
     let (configuration, certificates) = match inbox.configuration()? {
         Answer::Configure(configuration, certificates) => (configuration, certificates),
-        // `stop` came before the configuration; nothing runs yet that would have to be stopped.
+        // A shutdown in place of the configuration: nothing runs yet that would have to be stopped.
         Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
             agent.send(&GuestMessage::Goodbye);
             return Ok(mode);
