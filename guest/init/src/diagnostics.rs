@@ -1,24 +1,33 @@
-//! What the guest does at the moment, for a person on the host who wonders why it does not answer.
+//! Diagnostics for `bulkhead doctor`: load, memory, and the busiest threads of the guest.
+//!
+//! Made for a guest whose engine does not respond, so it uses nothing but `/proc`, and a thread of its own.
 
 use std::{
     cmp::Reverse,
     collections::BTreeMap,
-    fs, thread,
+    fs,
+    sync::mpsc::Sender,
+    thread,
     time::{Duration, Instant},
 };
 
 use bulkhead_protocol::{Description, GuestThread};
 
-/// How long the threads are watched.
-const WATCHED: Duration = Duration::from_millis(500);
+use crate::{
+    error::Error,
+    event::{Event, spawn},
+};
 
-/// `USER_HZ`, which is the same for every program.
+/// Time between the two samples of the threads' CPU time.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// `USER_HZ`, in which the kernel counts CPU time for all programs, whatever its own tick is.
 const TICKS_PER_SECOND: u128 = 100;
 
-/// Threads that are told; a message has room for many times as many.
-const TOLD: usize = 24;
+/// Maximum of listed threads. Names are 15 bytes and places about 30, so a message of 64 KiB has room for far more.
+const MAX_THREADS: usize = 24;
 
-/// A thread as `/proc/PID/task/TID/stat` has it.
+/// The fields of `/proc/PID/task/TID/stat` in use.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     name: String,
@@ -27,13 +36,20 @@ struct Stat {
     ticks: u64,
 }
 
-/// Process and thread.
+/// Process id and thread id.
 type Ids = (u32, u32);
 
-/// Describes the guest; takes [`WATCHED`].
-pub(crate) fn guest() -> Description {
+/// Collects diagnostics on a thread of its own, which ends with [`Event::Described`].
+pub(crate) fn start(events: Sender<Event>) -> Result<(), Error> {
+    spawn("diagnostics", move || {
+        let _ = events.send(Event::Described(collect()));
+    })
+}
+
+/// Collects the diagnostics, which takes [`SAMPLE_INTERVAL`] and the time to read `/proc` twice.
+fn collect() -> Description {
     let (before, begun) = (threads(), Instant::now());
-    thread::sleep(WATCHED);
+    thread::sleep(SAMPLE_INTERVAL);
     let (now, watched) = (threads(), begun.elapsed());
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     Description {
@@ -51,33 +67,37 @@ pub(crate) fn guest() -> Description {
     }
 }
 
-/// The threads that are worth telling, and their share of a CPU in per cent.
+/// Returns the threads that used the CPU between the samples or are in uninterruptible sleep, the busiest first, with
+/// their share of one CPU in per cent.
 fn busiest(before: &BTreeMap<Ids, Stat>, now: &BTreeMap<Ids, Stat>, watched: Duration) -> Vec<(Ids, u16)> {
     let whole = (TICKS_PER_SECOND * watched.as_millis() / 1000).max(1);
     let share = |ids: &Ids, stat: &Stat| {
-        // One that is new has used all of its time meanwhile.
+        // A new thread has used all of its time since the first sample. If it has the number of one that ended, the
+        // result is only too small.
         let used = stat.ticks.saturating_sub(before.get(ids).map_or(0, |before| before.ticks));
         u16::try_from(u128::from(used) * 100 / whole).unwrap_or(u16::MAX)
     };
-    let mut told: Vec<_> = now
+    let mut listed: Vec<_> = now
         .iter()
         .map(|(ids, stat)| (*ids, share(ids, stat), stat.state == 'D'))
+        // `D` threads use no CPU, but what they wait for is often the reason why nothing responds.
         .filter(|(_, busy, stuck)| *busy > 0 || *stuck)
         .collect();
-    told.sort_by_key(|(_, busy, _)| Reverse(*busy));
-    told.truncate(TOLD);
-    told.into_iter().map(|(ids, busy, _)| (ids, busy)).collect()
+    listed.sort_by_key(|(_, busy, _)| Reverse(*busy));
+    listed.truncate(MAX_THREADS);
+    listed.into_iter().map(|(ids, busy, _)| (ids, busy)).collect()
 }
 
-/// Every thread that there is.
+/// Reads the state of every thread of the guest.
 fn threads() -> BTreeMap<Ids, Stat> {
-    let numbers = |folder: &str| {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let numbers = |directory: &str| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).collect::<Vec<_>>()
     };
     let mut all = BTreeMap::new();
     for process in numbers("/proc") {
         for thread in numbers(&format!("/proc/{process}/task")) {
+            // A thread can end between the listing and this line; it is then left out.
             let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).unwrap_or_default();
             if let Some(stat) = parse(&stat) {
                 all.insert((process, thread), stat);
@@ -87,22 +107,26 @@ fn threads() -> BTreeMap<Ids, Stat> {
     all
 }
 
-/// Reads a line of proc_pid_stat(5).
+/// Parses a line of proc_pid_stat(5).
 fn parse(line: &str) -> Option<Stat> {
-    // The name in parentheses may hold anything; field 3 follows it.
+    // Programs choose the name in parentheses, which can contain spaces, parentheses and line feeds. No later field can
+    // contain a parenthesis, so the last one ends the name, and field 3 follows.
     let (head, rest) = line.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();
     let fields: Vec<_> = rest.split_ascii_whitespace().collect();
+    // Fields 14 and 15: user and system time.
     let ticks = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     Some(Stat { name, state: fields.first()?.chars().next()?, ticks: ticks(14)?.saturating_add(ticks(15)?) })
 }
 
-/// Where a thread waits (proc_pid_wchan(5)).
+/// Returns the kernel function in which a thread waits (proc_pid_wchan(5)), or nothing.
 fn waits((process, thread): Ids) -> String {
     let place = fs::read_to_string(format!("/proc/{process}/task/{thread}/wchan")).unwrap_or_default();
+    // The kernel writes `0` for a thread that runs.
     if place == "0" { String::new() } else { place }
 }
 
+/// Returns a value of `/proc/meminfo` in KiB, where it is `Key:   123 kB`.
 fn kib(memory: &str, key: &str) -> u64 {
     let line = memory.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
@@ -131,13 +155,13 @@ mod tests {
             ((3, 3), stat('D', 0)),
             ((4, 4), stat('R', 50)),
         ]);
-        assert_eq!(busiest(&before, &now, WATCHED), [((4, 4), 100), ((2, 2), 20), ((3, 3), 0)]);
+        assert_eq!(busiest(&before, &now, SAMPLE_INTERVAL), [((4, 4), 100), ((2, 2), 20), ((3, 3), 0)]);
     }
 
     #[test]
     fn this_process_is_among_the_threads() {
         assert!(threads().keys().any(|(process, _)| *process == std::process::id()));
-        let description = guest();
+        let description = collect();
         assert!(description.threads > 0 && description.memory_kib >= description.available_kib);
         assert!(description.available_kib > 0 && !description.load.is_empty());
     }

@@ -1,4 +1,8 @@
-//! Descriptors that the gate and the warden have kept here while they are started anew (`FDSTORE` of sd_notify(3)).
+//! Descriptors that the gate and the procfs service store here across their restarts (`FDSTORE=1` of sd_notify(3)).
+//!
+//! Containers depend on them: they connect to these sockets, and their system calls wait for an answer to come through
+//! these descriptors. As long as init has a copy, nothing of that breaks when a service ends: the next process gets all
+//! of its own back, by name.
 
 use std::{
     collections::BTreeMap,
@@ -8,15 +12,15 @@ use std::{
 
 use bulkhead_procfs::traps::KEPT_PREFIX;
 
-/// Descriptors that are kept for each of the two; one for each container that has one.
-const MOST: usize = 2048;
+/// Maximum of descriptors for each owner, about one for each container. One owner cannot use up the other's share.
+const MAX_PER_OWNER: usize = 2048;
 
-/// Whose a descriptor is, by the beginning of its name.
+/// The owner of a descriptor, known by the prefix of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// A container's socket.
+    /// The gate: containers' sockets of the engine.
     Gate,
-    /// Where a container's mounts are reported.
+    /// The procfs service: seccomp listeners that report containers' mounts.
     Warden,
 }
 
@@ -26,69 +30,71 @@ impl Owner {
     }
 }
 
-/// The sockets by name. Clones share them.
+/// The descriptors by name. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Store(Arc<Mutex<BTreeMap<String, OwnedFd>>>);
+pub(crate) struct FdStore(Arc<Mutex<BTreeMap<String, OwnedFd>>>);
 
-/// What a datagram of the protocol asks for.
+/// The request in a datagram.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Asked<'a> {
+struct Request<'a> {
     keep: bool,
     release: bool,
     name: Option<&'a str>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Request<'a> {
     fn read(datagram: &'a [u8]) -> Self {
-        let mut asked = Self::default();
+        let mut request = Self::default();
         for line in datagram.split(|byte| *byte == b'\n') {
             match line {
-                b"FDSTORE=1" => asked.keep = true,
-                b"FDSTOREREMOVE=1" => asked.release = true,
+                b"FDSTORE=1" => request.keep = true,
+                b"FDSTOREREMOVE=1" => request.release = true,
                 line => {
                     let name = line.strip_prefix(b"FDNAME=").and_then(|name| std::str::from_utf8(name).ok());
-                    // Other characters stand between the names when they are handed down.
+                    // `,` and `=` separate the names when they are passed to the service again, so only characters
+                    // that cannot be confused with these are allowed.
                     let plain = |name: &&str| {
                         (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
                     };
-                    asked.name = name.filter(plain).or(asked.name);
+                    request.name = name.filter(plain).or(request.name);
                 }
             }
         }
-        asked
+        request
     }
 }
 
-impl Store {
-    fn sockets(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
+impl FdStore {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what a datagram asks for; descriptors that it does not ask to keep are closed.
+    /// Carries out a datagram's request. Descriptors that it does not ask to store are closed.
     pub(crate) fn handle(&self, datagram: &[u8], descriptors: Vec<OwnedFd>) {
-        let Asked { keep, release, name: Some(name) } = Asked::read(datagram) else { return };
-        let mut sockets = self.sockets();
+        let Request { keep, release, name: Some(name) } = Request::read(datagram) else { return };
+        let mut sockets = self.lock();
         if release {
             sockets.remove(name);
         } else if keep
             && let Some(socket) = descriptors.into_iter().next()
-            && (sockets.keys().filter(|other| Owner::of(other) == Owner::of(name)).count() < MOST
+            // A name that is stored already does not count: it is replaced.
+            && (sockets.keys().filter(|other| Owner::of(other) == Owner::of(name)).count() < MAX_PER_OWNER
                 || sockets.contains_key(name))
         {
             sockets.insert(name.to_owned(), socket);
         }
     }
 
-    /// Copies for a new gate or warden.
+    /// Returns copies of all descriptors of `owner`, for its new process.
     pub(crate) fn copies(&self, owner: Owner) -> std::io::Result<Vec<(String, OwnedFd)>> {
-        let sockets = self.sockets();
+        let sockets = self.lock();
         let theirs = sockets.iter().filter(|(name, _)| Owner::of(name) == owner);
         theirs.map(|(name, socket)| Ok((name.clone(), socket.try_clone()?))).collect()
     }
 
-    /// Lets go of all.
+    /// Closes all descriptors of `owner`.
     pub(crate) fn release(&self, owner: Owner) {
-        self.sockets().retain(|name, _| Owner::of(name) != owner);
+        self.lock().retain(|name, _| Owner::of(name) != owner);
     }
 }
 
@@ -102,13 +108,13 @@ mod tests {
         vec![std::os::unix::net::UnixDatagram::unbound().unwrap().into()]
     }
 
-    fn names(store: &Store) -> String {
+    fn names(store: &FdStore) -> String {
         store.copies(Owner::Gate).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(",")
     }
 
     #[test]
     fn sockets_are_kept_by_name_replaced_and_released() {
-        let store = Store::default();
+        let store = FdStore::default();
         store.handle(b"FDSTORE=1\nFDNAME=b", socket());
         store.handle(b"FDNAME=a\nFDSTORE=1", socket());
         store.handle(b"FDSTORE=1\nFDNAME=a", socket());
@@ -119,7 +125,7 @@ mod tests {
 
     #[test]
     fn each_gets_back_what_is_its_own() {
-        let store = Store::default();
+        let store = FdStore::default();
         store.handle(b"FDSTORE=1\nFDNAME=a1", socket());
         store.handle(b"FDSTORE=1\nFDNAME=mounts1x2", socket());
         assert_eq!(names(&store), "a1");
@@ -131,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_is_not_asked_for_in_full_is_not_kept() {
-        let store = Store::default();
+        let store = FdStore::default();
         for datagram in [&b"FDSTORE=1"[..], b"FDNAME=a", b"FDSTORE=1\nFDNAME=a,b=1", b"FDSTORE=1\nFDNAME=", b"READY=1"]
         {
             store.handle(datagram, socket());
@@ -143,7 +149,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_datagram_makes_it_panic(datagram in proptest::collection::vec(any::<u8>(), 0..200)) {
-            Store::default().handle(&datagram, socket());
+            FdStore::default().handle(&datagram, socket());
         }
     }
 }
