@@ -3,7 +3,6 @@
 pub mod backend;
 pub mod cli;
 pub mod devices;
-pub mod engine;
 pub mod image;
 pub mod inherited;
 pub mod net;

@@ -1,6 +1,6 @@
 //! The per-profile process: it owns the VM, its sockets and its logs.
 //!
-//! `state` decides, `supervisor` does; `control` and `engine` are how others reach them; `vm`, `vmm` and `agent` are
+//! `state` decides, `supervisor` does; `control` and `docker` are how others reach them; `vm`, `vmm` and `agent` are
 //! the child process, the packets to it and the guest's voice; `plan`, `host` and `disk` say beforehand what cannot work.
 
 mod agent;
@@ -8,6 +8,7 @@ mod certificates;
 mod child;
 mod control;
 pub mod disk;
+mod docker;
 mod examine;
 pub mod host;
 pub mod launch;
@@ -44,12 +45,12 @@ use tracing::{error, info, warn};
 pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
 use self::{
     control::Api,
+    docker::context::DockerContext,
     lock::{LockError, ProfileLock},
     supervisor::{Request, Supervisor},
     wire::{Readiness, StopOptions},
 };
 use crate::{
-    engine::{self, context::DockerContext},
     report::chain,
     settings::{PathError, Paths, Policy},
 };
@@ -164,7 +165,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let supervisor = Supervisor::new(paths.clone(), policy(), name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
-    let clients = tokio::spawn(engine::socket::serve(docker, supervisor.link(), supervisor.status()));
+    let clients = tokio::spawn(docker::socket::serve(docker, supervisor.link(), supervisor.status()));
     let control = tokio::spawn(control::serve(control, api, ended));
     announce(&Readiness::Ready { docker_host: paths.docker_host() });
     supervisor.run(inbox).await;
