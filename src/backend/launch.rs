@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{logs, wire::Readiness};
+use super::{api::Readiness, logs};
 use crate::settings::{PathError, Paths};
 
 /// Time for a new backend to listen on its sockets.

@@ -1,15 +1,16 @@
 //! The per-profile process: it owns the VM, its sockets and its logs.
 //!
-//! `state` decides, `supervisor` does; `control` and `docker` are how others reach them; `vm`, `vmm` and `agent` are
+//! `state` decides, `supervisor` does; `api_server` and `docker` are how others reach them; `vm`, `vmm` and `agent` are
 //! the child process, the packets to it and the guest's voice; `plan`, `host` and `disk` say beforehand what cannot work.
 
 mod agent;
+pub mod api;
+mod api_server;
 mod certificates;
 mod child;
-mod control;
+mod diagnose;
 pub mod disk;
 mod docker;
-mod examine;
 pub mod host;
 pub mod launch;
 pub mod lock;
@@ -22,7 +23,6 @@ pub mod state;
 mod supervisor;
 pub mod vm;
 pub mod vmm;
-pub mod wire;
 
 use std::{
     fs, io,
@@ -44,11 +44,11 @@ use tracing::{error, info, warn};
 
 pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
 use self::{
-    control::Api,
+    api::{Readiness, StopOptions},
+    api_server::Api,
     docker::context::DockerContext,
     lock::{LockError, ProfileLock},
     supervisor::{Request, Supervisor},
-    wire::{Readiness, StopOptions},
 };
 use crate::{
     report::chain,
@@ -166,7 +166,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
     let clients = tokio::spawn(docker::socket::serve(docker, supervisor.link(), supervisor.status()));
-    let control = tokio::spawn(control::serve(control, api, ended));
+    let control = tokio::spawn(api_server::serve(control, api, ended));
     announce(&Readiness::Ready { docker_host: paths.docker_host() });
     supervisor.run(inbox).await;
     clients.abort();

@@ -11,11 +11,11 @@ use crate::{
 };
 
 use super::{
+    api::StartOptions,
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
     network::{NetworkError, NetworkPlan},
     proxy::ProxyPlan,
-    wire::StartOptions,
 };
 
 /// The guest's kernel command line.

@@ -3,7 +3,7 @@
 use bulkhead_protocol::Configuration;
 use serde_json::{Map, Value, json};
 
-use super::{network::NetworkPlan, wire::StartOptions};
+use super::{api::StartOptions, network::NetworkPlan};
 use crate::settings::{Proxy, ProxyUrl, Settings};
 
 /// What a VM's proxy is, whoever set it.

@@ -3,7 +3,7 @@
 use bulkhead_protocol::Stage;
 use serde::{Deserialize, Serialize};
 
-use super::wire::{StageTime, StateName};
+use super::api::{StageTime, StateName};
 
 /// Resets in a row, without the engine answering between them, after which the start has failed.
 const MAX_RESETS: u32 = 3;

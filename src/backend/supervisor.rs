@@ -13,11 +13,11 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
+    api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
     logs,
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm, VmEvent},
     vmm::Channel,
-    wire::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
 };
 use crate::{
     report::chain,

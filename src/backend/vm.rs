@@ -13,16 +13,16 @@ use tracing::{info, warn};
 
 use super::{
     agent::{self, GuestPlan},
+    api::{Examination, StartOptions},
     certificates,
+    diagnose::{self, Desks},
     disk::DiskError,
-    examine::{self, Desks},
     logs,
     network::{self, Keeper},
     plan::{DATA_SERIAL, Plan, PlanError},
     ports::Ports,
     state::End,
     vmm::{self, Channel, VmmError},
-    wire::{Examination, StartOptions},
 };
 use crate::{
     settings::{Paths, Policy},
@@ -174,7 +174,7 @@ impl Vm {
 
     /// What the VM does at the moment.
     pub fn examine(&self) -> impl Future<Output = Examination> + Send + use<> {
-        examine::examine(Arc::clone(&self.channel), self.orders.clone(), Arc::clone(&self.desks))
+        diagnose::examine(Arc::clone(&self.channel), self.orders.clone(), Arc::clone(&self.desks))
     }
 
     /// The answer to whoever examines the VM.

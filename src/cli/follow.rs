@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     backend::{
-        CONSOLE_LINES, logs,
-        wire::{StateName, Status},
+        CONSOLE_LINES,
+        api::{StateName, Status},
+        logs,
     },
     settings::Paths,
 };

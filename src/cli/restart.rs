@@ -7,7 +7,7 @@ use super::{
     print, start,
 };
 use crate::{
-    backend::{state::Accepted, wire::StopOptions},
+    backend::{api::StopOptions, state::Accepted},
     settings::Paths,
 };
 

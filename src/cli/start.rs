@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{
     backend::{
+        api::{StartOptions, StateName, Status},
         launch::{self, Mode},
         lock,
         plan::Plan,
         state::Accepted,
-        wire::{StartOptions, StateName, Status},
     },
     settings::{NetworkKind, Paths, Policy, PolicyFacts, ProxyEnvironment, Size},
 };

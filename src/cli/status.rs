@@ -3,8 +3,8 @@
 use super::{CliError, Format, client::Client, command, older, print, seconds, start, table};
 use crate::{
     backend::{
+        api::{StateName, Status},
         lock, stopped,
-        wire::{StateName, Status},
     },
     settings::{Paths, Policy},
 };

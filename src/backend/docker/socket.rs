@@ -13,7 +13,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    backend::{Link, wire::Status},
+    backend::{Link, api::Status},
     report::chain,
     vmm::api::Command,
 };
