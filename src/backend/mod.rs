@@ -42,7 +42,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
+pub use self::supervisor::{CONSOLE_LINES, Link};
 use self::{
     api::{Readiness, StopOptions},
     api_server::Api,

@@ -1,9 +1,8 @@
 //! The life of one VM as data: which input leads from which state to which, and what is to be done. No I/O here.
 
 use bulkhead_protocol::Stage;
-use serde::{Deserialize, Serialize};
 
-use super::api::{StageTime, StateName};
+use super::api::{Outcome, StageTime, StateName};
 
 /// Resets in a row, without the engine answering between them, after which the start has failed.
 const MAX_RESETS: u32 = 3;
@@ -109,18 +108,6 @@ pub enum Action {
     Exit,
 }
 
-/// Answer to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Accepted {
-    /// It is being done.
-    Begun,
-    /// Nothing needed doing.
-    Already,
-    /// Not while the backend is ending.
-    Ending,
-}
-
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -153,12 +140,12 @@ impl Machine {
     }
 
     /// Takes one input and says what is to be done and, for a request, what to answer.
-    pub fn apply(&mut self, input: Input) -> (Accepted, Option<Action>) {
+    pub fn apply(&mut self, input: Input) -> (Outcome, Option<Action>) {
         match input {
             Input::Start => self.start(),
             Input::Stop { force } => self.stop(force),
             Input::Restart => self.restart(),
-            other => (Accepted::Begun, self.report(other)),
+            other => (Outcome::Begun, self.report(other)),
         }
     }
 
@@ -169,22 +156,22 @@ impl Machine {
         Action::Boot
     }
 
-    fn start(&mut self) -> (Accepted, Option<Action>) {
+    fn start(&mut self) -> (Outcome, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => {
                 self.resets = 0;
-                (Accepted::Begun, Some(self.boot()))
+                (Outcome::Begun, Some(self.boot()))
             }
-            State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Accepted::Already, None),
+            State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Outcome::Already, None),
             State::Stopping(Then::Fail(_)) => {
                 self.state = State::Stopping(Then::Boot);
-                (Accepted::Begun, None)
+                (Outcome::Begun, None)
             }
-            State::Stopping(Then::Exit) => (Accepted::Ending, None),
+            State::Stopping(Then::Exit) => (Outcome::Ending, None),
         }
     }
 
-    fn stop(&mut self, force: bool) -> (Accepted, Option<Action>) {
+    fn stop(&mut self, force: bool) -> (Outcome, Option<Action>) {
         let action = match &self.state {
             State::Stopped | State::Failed(_) => Some(Action::Exit),
             State::Starting(_) | State::Running(_) => Some(self.take_down(Then::Exit, force)),
@@ -193,20 +180,20 @@ impl Machine {
                 force.then_some(Action::Kill)
             }
         };
-        (Accepted::Begun, action)
+        (Outcome::Begun, action)
     }
 
-    fn restart(&mut self) -> (Accepted, Option<Action>) {
+    fn restart(&mut self) -> (Outcome, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => self.start(),
             State::Starting(_) | State::Running(_) => {
                 self.resets = 0;
-                (Accepted::Begun, Some(self.take_down(Then::Boot, false)))
+                (Outcome::Begun, Some(self.take_down(Then::Boot, false)))
             }
-            State::Stopping(Then::Exit) => (Accepted::Ending, None),
+            State::Stopping(Then::Exit) => (Outcome::Ending, None),
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Boot);
-                (Accepted::Begun, None)
+                (Outcome::Begun, None)
             }
         }
     }
@@ -312,7 +299,7 @@ mod tests {
 
     fn running() -> Machine {
         let mut machine = Machine::default();
-        assert_eq!(machine.apply(Input::Start), (Accepted::Begun, Some(Action::Boot)));
+        assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
         machine.apply(Input::AgentConnected);
         for stage in STAGES {
             machine.apply(at(stage));
@@ -323,14 +310,14 @@ mod tests {
 
     #[test]
     fn a_second_start_is_told_that_it_runs_already() {
-        assert_eq!(running().apply(Input::Start), (Accepted::Already, None));
+        assert_eq!(running().apply(Input::Start), (Outcome::Already, None));
     }
 
     #[test]
     fn stop_asks_the_agent_and_kills_when_the_time_is_over() {
         let mut machine = running();
         assert_eq!(machine.apply(Input::Stop { force: false }).1, Some(Action::Shutdown));
-        assert_eq!(machine.apply(Input::Start).0, Accepted::Ending);
+        assert_eq!(machine.apply(Input::Start).0, Outcome::Ending);
         assert_eq!(machine.apply(Input::GraceExpired).1, Some(Action::Kill));
         assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Exit));
         assert_eq!(*machine.state(), State::Stopped);
@@ -364,7 +351,7 @@ mod tests {
         let mut machine = running();
         machine.apply(Input::Ended(End::Broken("killed by signal 9".into())));
         assert_eq!(*machine.state(), State::Failed("killed by signal 9".into()));
-        assert_eq!(machine.apply(Input::Start), (Accepted::Begun, Some(Action::Boot)));
+        assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Supervisor {
             Ok(context) => (context, None),
             Err(warning) => (None, Some(warning)),
         };
-        let mut status = stopped(&paths);
+        let mut status = Status::stopped(&paths);
         status.backend_pid = Some(std::process::id());
         status.context.clone_from(&context);
         status.warning.clone_from(&warning);
@@ -329,7 +329,7 @@ impl Supervisor {
     }
 
     fn snapshot(&self) -> Status {
-        let mut status = stopped(&self.paths);
+        let mut status = Status::stopped(&self.paths);
         status.state = self.machine.name();
         status.boot = self.machine.boots();
         status.context.clone_from(&self.context);
@@ -355,27 +355,6 @@ impl Supervisor {
             }
         }
         status
-    }
-}
-
-/// The status of a profile without a backend.
-pub fn stopped(paths: &Paths) -> Status {
-    Status {
-        profile: paths.name().clone(),
-        state: StateName::Stopped,
-        boot: 0,
-        ending: false,
-        stages: Vec::new(),
-        waiting_for: None,
-        reason: None,
-        console: Vec::new(),
-        docker_host: paths.docker_host(),
-        context: None,
-        warning: None,
-        policy: None,
-        backend_pid: None,
-        vmm_pid: None,
-        vm: None,
     }
 }
 
