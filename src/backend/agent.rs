@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{network::NetworkPlan, ports::Ports, proxy::ProxyPlan, vm::VmEvent};
+use super::{events::VmEvent, network::NetworkPlan, ports::Ports, proxy::ProxyPlan};
 
 /// How long a connection may stay silent before its first message.
 const HELLO: Duration = Duration::from_secs(60);

@@ -11,6 +11,7 @@ mod child;
 mod diagnose;
 pub mod disk;
 mod docker;
+mod events;
 pub mod host;
 pub mod launch;
 pub mod lock;
@@ -19,10 +20,10 @@ mod network;
 pub mod plan;
 mod ports;
 mod proxy;
-pub mod state;
+mod state;
 mod supervisor;
-pub mod vm;
-pub mod vmm;
+mod vm;
+mod vmm;
 
 use std::{
     fs, io,
@@ -42,7 +43,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::supervisor::{CONSOLE_LINES, Link};
+pub use self::supervisor::Link;
 use self::{
     api::{Readiness, StopOptions},
     api_server::Api,

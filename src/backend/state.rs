@@ -2,7 +2,10 @@
 
 use bulkhead_protocol::Stage;
 
-use super::api::{Outcome, StageTime, StateName};
+use super::{
+    api::{Outcome, StageTime, StateName},
+    events::VmEnd,
+};
 
 /// Resets in a row, without the engine answering between them, after which the start has failed.
 const MAX_RESETS: u32 = 3;
@@ -54,17 +57,6 @@ pub enum State {
     Failed(String),
 }
 
-/// Why a VM ended, as far as the machine cares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest reset itself.
-    Reset,
-    /// Anything else, in words.
-    Broken(String),
-}
-
 /// What happens to the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -92,7 +84,7 @@ pub enum Input {
     /// The time to shut down is over.
     GraceExpired,
     /// The VM's process is gone.
-    Ended(End),
+    Ended(VmEnd),
 }
 
 /// What is to be done.
@@ -102,9 +94,9 @@ pub enum Action {
     Boot,
     /// Ask the agent to power off, and send [`Input::GraceExpired`] when it takes too long.
     Shutdown,
-    /// End the VM at once.
+    /// VmEnd the VM at once.
     Kill,
-    /// End the backend.
+    /// VmEnd the backend.
     Exit,
 }
 
@@ -249,17 +241,17 @@ impl Machine {
         }
     }
 
-    fn ended(&mut self, end: End) -> Option<Action> {
+    fn ended(&mut self, end: VmEnd) -> Option<Action> {
         self.agent = false;
         match (std::mem::replace(&mut self.state, State::Stopped), end) {
             (State::Stopping(Then::Exit), _) => return Some(Action::Exit),
             (State::Stopping(Then::Boot), _) => return Some(self.boot()),
             // Who powers the guest off from inside gets what was asked for.
-            (State::Running(_), End::PowerOff) => {}
-            (State::Starting(_), End::PowerOff) => {
+            (State::Running(_), VmEnd::PowerOff) => {}
+            (State::Starting(_), VmEnd::PowerOff) => {
                 self.state = State::Failed("the guest powered itself off before the engine answered".into());
             }
-            (State::Starting(_) | State::Running(_), End::Reset) => {
+            (State::Starting(_) | State::Running(_), VmEnd::Reset) => {
                 self.resets += 1;
                 if self.resets < MAX_RESETS {
                     return Some(self.boot());
@@ -267,7 +259,7 @@ impl Machine {
                 self.state = State::Failed(format!("the guest reset itself {MAX_RESETS} times during its start"));
             }
             (State::Stopping(Then::Fail(reason)), _)
-            | (State::Starting(_) | State::Running(_), End::Broken(reason)) => self.state = State::Failed(reason),
+            | (State::Starting(_) | State::Running(_), VmEnd::Broken(reason)) => self.state = State::Failed(reason),
             (state @ (State::Stopped | State::Failed(_)), _) => self.state = state,
         }
         None
@@ -319,7 +311,7 @@ mod tests {
         assert_eq!(machine.apply(Input::Stop { force: false }).1, Some(Action::Shutdown));
         assert_eq!(machine.apply(Input::Start).0, Outcome::Ending);
         assert_eq!(machine.apply(Input::GraceExpired).1, Some(Action::Kill));
-        assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Exit));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::PowerOff)).1, Some(Action::Exit));
         assert_eq!(*machine.state(), State::Stopped);
     }
 
@@ -342,14 +334,14 @@ mod tests {
     fn restart_boots_again_after_the_shutdown() {
         let mut machine = running();
         assert_eq!(machine.apply(Input::Restart).1, Some(Action::Shutdown));
-        assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::PowerOff)).1, Some(Action::Boot));
         assert_eq!(machine.boots(), 2);
     }
 
     #[test]
     fn a_lost_vmm_is_a_failure_from_which_start_recovers() {
         let mut machine = running();
-        machine.apply(Input::Ended(End::Broken("killed by signal 9".into())));
+        machine.apply(Input::Ended(VmEnd::Broken("killed by signal 9".into())));
         assert_eq!(*machine.state(), State::Failed("killed by signal 9".into()));
         assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
     }
@@ -358,9 +350,9 @@ mod tests {
     fn a_guest_that_resets_in_a_loop_has_failed() {
         let mut machine = Machine::default();
         machine.apply(Input::Start);
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, Some(Action::Boot));
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, Some(Action::Boot));
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, None);
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, None);
         assert_eq!(machine.name(), StateName::Failed);
     }
 
@@ -370,7 +362,7 @@ mod tests {
         machine.apply(Input::Start);
         machine.apply(Input::AgentConnected);
         assert_eq!(machine.apply(Input::GuestFailed("no disk".into())).1, Some(Action::Shutdown));
-        machine.apply(Input::Ended(End::PowerOff));
+        machine.apply(Input::Ended(VmEnd::PowerOff));
         assert_eq!(*machine.state(), State::Failed("no disk".into()));
     }
 
@@ -408,9 +400,9 @@ mod tests {
             Just(Input::EngineDown("down".into())),
             Just(Input::GraceExpired),
             Just(Input::BootFailed("no".into())),
-            Just(Input::Ended(End::PowerOff)),
-            Just(Input::Ended(End::Reset)),
-            Just(Input::Ended(End::Broken("broken".into()))),
+            Just(Input::Ended(VmEnd::PowerOff)),
+            Just(Input::Ended(VmEnd::Reset)),
+            Just(Input::Ended(VmEnd::Broken("broken".into()))),
         ]
     }
 

@@ -14,9 +14,10 @@ use tracing::{error, info};
 
 use super::{
     api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    events::VmEvent,
     logs,
     state::{Action, Input, Machine, State, Then},
-    vm::{self, Vm, VmEvent},
+    vm::{self, Vm},
     vmm::Channel,
 };
 use crate::{
@@ -32,9 +33,6 @@ const MAX_STOP_SECONDS: u64 = 24 * 3600;
 
 /// What containers get between SIGTERM and SIGKILL, when nobody says otherwise.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// Lines of the console that explain a failure.
-pub const CONSOLE_LINES: usize = 20;
 
 /// What is asked of the supervisor.
 #[derive(Debug)]
@@ -300,7 +298,7 @@ impl Supervisor {
                 self.vm = None;
                 self.deadline = None;
                 vm::remove_sockets(&self.paths);
-                self.console = logs::tail(&self.paths.console_log(), CONSOLE_LINES).unwrap_or_default();
+                self.console = logs::tail(&self.paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default();
                 Input::Ended(end)
             }
         };

@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode, Stage};
+use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode};
 use tokio::{
     net::UnixListener,
     process::Child,
@@ -17,11 +17,11 @@ use super::{
     certificates,
     diagnose::{self, Desks},
     disk::DiskError,
+    events::VmEvent,
     logs,
     network::{self, Keeper},
     plan::{DATA_SERIAL, Plan, PlanError},
     ports::Ports,
-    state::End,
     vmm::{self, Channel, VmmError},
 };
 use crate::{
@@ -53,32 +53,6 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-}
-
-/// What happens to a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VmEvent {
-    /// The agent introduced itself and has its configuration.
-    AgentConnected {
-        /// The guest's kernel.
-        kernel: String,
-        /// Microseconds since the guest kernel started.
-        uptime_us: u64,
-    },
-    /// The agent's connection is gone.
-    AgentLost,
-    /// A stage was reached.
-    Reached(Stage),
-    /// The guest gave up, in words.
-    GuestFailed(String),
-    /// The engine ended and is being started again.
-    EngineDown(String),
-    /// The guest described itself, as it was asked to.
-    Described(Description),
-    /// The network process is gone for good; a fresh VM gets a fresh one.
-    NetworkDown(String),
-    /// The process is gone; the last event.
-    Ended(End),
 }
 
 /// A VM that was begun.

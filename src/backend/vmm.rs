@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use crate::vmm::api::{Event, ExitReason, MAX_PACKET};
 
-use super::{child, state::End};
+use super::{child, events::VmEnd};
 
 /// How long a vmm process may live on after it closed its socket or said that the machine ended.
 const LAST_BREATH: Duration = Duration::from_secs(3);
@@ -124,7 +124,7 @@ pub fn spawn(theirs: &OwnedFd, log: std::fs::File) -> Result<Child, VmmError> {
 }
 
 /// Waits for the process to be gone, killing it when it lingers, and says how the machine ended.
-pub async fn reap(child: &mut Child, said: Option<ExitReason>) -> End {
+pub async fn reap(child: &mut Child, said: Option<ExitReason>) -> VmEnd {
     let status = if let Ok(status) = tokio::time::timeout(LAST_BREATH, child.wait()).await {
         status
     } else {
@@ -135,14 +135,14 @@ pub async fn reap(child: &mut Child, said: Option<ExitReason>) -> End {
 }
 
 /// How a machine ended, from what the vmm said and how its process ended.
-fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> End {
+fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> VmEnd {
     match said {
-        Some(ExitReason::PowerOff) => End::PowerOff,
-        Some(ExitReason::Reset) => End::Reset,
-        Some(ExitReason::Panic) => End::Broken("the guest kernel panicked".into()),
-        Some(ExitReason::TripleFault) => End::Broken("a virtual CPU shut down (triple fault)".into()),
-        Some(ExitReason::Error { message }) => End::Broken(message),
-        None => End::Broken(match status {
+        Some(ExitReason::PowerOff) => VmEnd::PowerOff,
+        Some(ExitReason::Reset) => VmEnd::Reset,
+        Some(ExitReason::Panic) => VmEnd::Broken("the guest kernel panicked".into()),
+        Some(ExitReason::TripleFault) => VmEnd::Broken("a virtual CPU shut down (triple fault)".into()),
+        Some(ExitReason::Error { message }) => VmEnd::Broken(message),
+        None => VmEnd::Broken(match status {
             Some(status) => match (status.signal(), status.code()) {
                 (Some(signal), _) => {
                     let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
@@ -223,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_vmm_that_was_killed_is_told_from_a_guest_that_powered_off() {
-        assert_eq!(explain(Some(ExitReason::PowerOff), None), End::PowerOff);
-        let End::Broken(reason) = explain(None, Some(ExitStatus::from_raw(9))) else { panic!() };
+        assert_eq!(explain(Some(ExitReason::PowerOff), None), VmEnd::PowerOff);
+        let VmEnd::Broken(reason) = explain(None, Some(ExitStatus::from_raw(9))) else { panic!() };
         assert!(reason.contains("signal 9 (SIGKILL)"), "{reason}");
     }
 }

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     backend::{
-        CONSOLE_LINES,
         api::{StateName, Status},
         logs,
     },
@@ -161,7 +160,7 @@ fn stuck(paths: &Paths, limit: Duration, stage: &str, output: Output) -> CliErro
         ));
     }
     // A throw-away engine's logs are about to be removed.
-    last_words(&logs::tail(&paths.console_log(), CONSOLE_LINES).unwrap_or_default());
+    last_words(&logs::tail(&paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default());
     CliError::Failed(message)
 }
 

@@ -24,8 +24,8 @@ use tracing::{info, warn};
 
 use super::{
     child,
+    events::VmEvent,
     ports::{Change, Ports},
-    vm::VmEvent,
     vmm::{Channel, VmmError},
 };
 use crate::{net::control, report::chain, vmm::api::Command};
