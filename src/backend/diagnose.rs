@@ -11,7 +11,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{api::Examination, vmm::Channel};
+use super::{api::Examination, channel::Channel};
 use crate::vmm::api::{Command, VcpuView};
 
 /// How often the vCPUs are looked at: one that spins is in the same place again.

@@ -7,6 +7,7 @@ mod agent;
 pub mod api;
 mod api_server;
 mod certificates;
+mod channel;
 mod child;
 mod diagnose;
 pub mod disk;

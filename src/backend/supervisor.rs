@@ -14,11 +14,11 @@ use tracing::{error, info};
 
 use super::{
     api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    channel::Channel,
     events::VmEvent,
     logs,
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm},
-    vmm::Channel,
 };
 use crate::{
     report::chain,

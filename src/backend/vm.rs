@@ -15,6 +15,7 @@ use super::{
     agent::{self, GuestPlan},
     api::{Examination, StartOptions},
     certificates,
+    channel::{Channel, VmmError},
     diagnose::{self, Desks},
     disk::DiskError,
     events::VmEvent,
@@ -22,7 +23,7 @@ use super::{
     network::{self, Keeper},
     plan::{DATA_SERIAL, Plan, PlanError},
     ports::Ports,
-    vmm::{self, Channel, VmmError},
+    vmm,
 };
 use crate::{
     settings::{Paths, Policy},

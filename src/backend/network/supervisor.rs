@@ -24,10 +24,10 @@ use super::{
     tap::TapError,
 };
 use crate::backend::{
+    channel::{Channel, VmmError},
     child,
     events::VmEvent,
     ports::{Change, Ports},
-    vmm::{Channel, VmmError},
 };
 use crate::{net::control, report::chain, vmm::api::Command};
 
