@@ -44,7 +44,6 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::supervisor::Link;
 use self::{
     api::{Readiness, StopOptions},
     api_server::Api,

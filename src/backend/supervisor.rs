@@ -14,11 +14,11 @@ use tracing::{error, info};
 
 use super::{
     api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
-    channel::Channel,
     events::VmEvent,
     logs,
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm},
+    vmm::VmmChannel,
 };
 use crate::{
     report::chain,
@@ -51,9 +51,6 @@ pub(super) enum Request {
     Examine(oneshot::Sender<Examination>),
 }
 
-/// Where descriptors of docker clients go while the engine answers.
-pub type Link = Option<Arc<Channel>>;
-
 /// Owns the VM of one profile.
 #[derive(Debug)]
 pub(super) struct Supervisor {
@@ -73,7 +70,7 @@ pub(super) struct Supervisor {
     deadline: Option<Instant>,
     signals: u32,
     status: watch::Sender<Status>,
-    link: watch::Sender<Link>,
+    link: watch::Sender<Option<Arc<VmmChannel>>>,
 }
 
 impl Supervisor {
@@ -116,7 +113,7 @@ impl Supervisor {
     }
 
     /// The channel to the VM while its engine answers.
-    pub(super) fn link(&self) -> watch::Receiver<Link> {
+    pub(super) fn link(&self) -> watch::Receiver<Option<Arc<VmmChannel>>> {
         self.link.subscribe()
     }
 

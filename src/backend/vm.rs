@@ -15,7 +15,7 @@ use super::{
     agent::{self, GuestPlan},
     api::{Examination, StartOptions},
     certificates,
-    channel::{Channel, VmmError},
+    child::ChildError,
     diagnose::{self, Desks},
     disk::DiskError,
     events::VmEvent,
@@ -23,7 +23,7 @@ use super::{
     network::{self, Keeper},
     plan::{DATA_SERIAL, Plan, PlanError},
     ports::Ports,
-    vmm,
+    vmm::{self, VmmChannel},
 };
 use crate::{
     settings::{Paths, Policy},
@@ -39,9 +39,9 @@ pub enum BootError {
     /// The data disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The process.
+    /// The vmm process.
     #[error(transparent)]
-    Vmm(#[from] VmmError),
+    Vmm(#[from] ChildError),
     /// The network process.
     #[error(transparent)]
     Network(#[from] network::StartError),
@@ -63,7 +63,7 @@ pub struct Vm {
     pub plan: Plan,
     /// Process id.
     pub pid: u32,
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     kill: Arc<Notify>,
     orders: mpsc::Sender<HostMessage>,
     events: mpsc::Receiver<VmEvent>,
@@ -84,7 +84,7 @@ impl Vm {
         }
         remove_sockets(paths);
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
-        let (channel, theirs) = Channel::pair()?;
+        let (channel, theirs) = vmm::channel()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
         let network = match &plan.network {
             Some(network) => {
@@ -138,7 +138,7 @@ impl Vm {
     }
 
     /// Where packets to the process go.
-    pub fn channel(&self) -> Arc<Channel> {
+    pub fn channel(&self) -> Arc<VmmChannel> {
         Arc::clone(&self.channel)
     }
 
@@ -194,7 +194,7 @@ pub fn remove_sockets(paths: &Paths) {
 
 /// What [`watch`] shares with its VM.
 struct Watched {
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     kill: Arc<Notify>,
     desks: Arc<Desks>,
 }

@@ -1,6 +1,7 @@
 //! The child `bulkhead vmm`: its start and its end.
 
 use std::{
+    fs::File,
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::ExitStatusExt,
@@ -12,22 +13,38 @@ use std::{
 use nix::sys::signal::Signal;
 use tokio::process::Child;
 
-use super::{channel::VmmError, child, events::VmEnd};
-use crate::vmm::api::ExitReason;
+use super::{
+    channel::Channel,
+    child::{self, ChildError},
+    events::VmEnd,
+};
+use crate::vmm::api::{Command, Event, ExitReason, MAX_PACKET};
 
-/// How long a vmm process may live on after it closed its socket or said that the machine ended.
-const LAST_BREATH: Duration = Duration::from_secs(3);
+/// Name of the process in errors.
+const NAME: &str = "vmm";
+
+/// Time for a vmm process to exit by itself after it closed its socket or reported the end of its machine.
+const EXIT_GRACE: Duration = Duration::from_secs(3);
+
+/// The channel to a vmm process.
+pub(super) type VmmChannel = Channel<Command, Event>;
+
+/// Returns a channel and the other end for [`spawn`].
+pub(super) fn channel() -> Result<(VmmChannel, OwnedFd), ChildError> {
+    Channel::pair(NAME, MAX_PACKET)
+}
 
 /// Starts `bulkhead vmm` with `theirs` as its control socket and its output in `log`.
 ///
-/// The child dies with the *thread* that calls this, as [`super::child::spawn`] says.
-pub fn spawn(theirs: &OwnedFd, log: std::fs::File) -> Result<Child, VmmError> {
-    child::spawn("vmm", theirs.as_fd(), log).map_err(VmmError::Spawn)
+/// The child dies with the *thread* that calls this, see [`child::spawn`].
+pub(super) fn spawn(theirs: &OwnedFd, log: File) -> Result<Child, ChildError> {
+    let program = child::current_program().map_err(|error| ChildError::Start(NAME, error))?;
+    child::spawn(NAME, &program, ["vmm"], theirs.as_fd(), log)
 }
 
 /// Waits for the process to be gone, killing it when it lingers, and says how the machine ended.
-pub async fn reap(child: &mut Child, said: Option<ExitReason>) -> VmEnd {
-    let status = if let Ok(status) = tokio::time::timeout(LAST_BREATH, child.wait()).await {
+pub(super) async fn reap(child: &mut Child, said: Option<ExitReason>) -> VmEnd {
+    let status = if let Ok(status) = tokio::time::timeout(EXIT_GRACE, child.wait()).await {
         status
     } else {
         let _ = child.start_kill();

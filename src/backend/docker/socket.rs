@@ -13,7 +13,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    backend::{Link, api::Status},
+    backend::{api::Status, vmm::VmmChannel},
     report::chain,
     vmm::api::Command,
 };
@@ -30,7 +30,11 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Accepts clients for ever.
 ///
 /// While the vmm takes no packets, no further client is accepted: they wait in the socket's backlog.
-pub async fn serve(listener: UnixListener, link: watch::Receiver<Link>, status: watch::Receiver<Status>) {
+pub async fn serve(
+    listener: UnixListener,
+    link: watch::Receiver<Option<Arc<VmmChannel>>>,
+    status: watch::Receiver<Status>,
+) {
     let permits = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
         let client = match listener.accept().await {

@@ -5,7 +5,10 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     fs::File,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::Arc,
     time::Duration,
 };
@@ -24,10 +27,11 @@ use super::{
     tap::TapError,
 };
 use crate::backend::{
-    channel::{Channel, VmmError},
-    child,
+    channel::Channel,
+    child::{self, ChildError},
     events::VmEvent,
     ports::{Change, Ports},
+    vmm::VmmChannel,
 };
 use crate::{net::control, report::chain, vmm::api::Command};
 
@@ -38,30 +42,30 @@ const STABLE: Duration = Duration::from_secs(60);
 /// Pause before the next start.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Name of the process in errors.
+const NAME: &str = "network";
+
+/// The channel to a network process of ours, which answers nothing.
+type NetChannel = Channel<control::Command, Infallible>;
+
 /// The process of one VM.
 #[derive(Debug)]
 pub(in crate::backend) struct NetProcess {
     child: Child,
-    control: Option<Channel>,
+    control: Option<NetChannel>,
     plan: NetworkPlan,
     log: File,
 }
 
-/// Why the process could not be started.
+/// Error of starting the process that serves the network device.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The process or its socket.
-    #[error("the network process cannot be started")]
-    Process(#[source] VmmError),
+    /// The process or its control socket.
+    #[error(transparent)]
+    Child(#[from] ChildError),
     /// The tap device.
     #[error(transparent)]
     Tap(#[from] TapError),
-}
-
-impl From<VmmError> for StartError {
-    fn from(error: VmmError) -> Self {
-        Self::Process(error)
-    }
 }
 
 /// Starts the process; the stream is the vmm's end.
@@ -71,9 +75,10 @@ pub(in crate::backend) async fn start(plan: NetworkPlan, log: File) -> Result<(N
 }
 
 /// A process, our end of its control socket if it has one, and the vmm's end of its stream.
-async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<Channel>, UnixStream), StartError> {
-    let (frontend, backend) = UnixStream::pair().map_err(VmmError::Spawn)?;
-    let output = log.try_clone().map_err(VmmError::Spawn)?;
+async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChannel>, UnixStream), StartError> {
+    let failed = |error| ChildError::Start(NAME, error);
+    let (frontend, backend) = UnixStream::pair().map_err(failed)?;
+    let output = log.try_clone().map_err(failed)?;
     let (child, control) = match &plan.backend {
         Backend::Own(setup) => {
             let (child, control) = own(output)?;
@@ -89,17 +94,21 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<Channel>
         }
         Backend::Passt(passt) => {
             let arguments = Passt::arguments(plan.addresses());
-            let child = child::spawn_program(passt.program(), arguments, backend.as_fd(), output);
-            (child.map_err(VmmError::Spawn)?, None)
+            (child::spawn("passt", passt.program(), arguments, backend.as_fd(), output)?, None)
         }
     };
     info!(pid = child.id().unwrap_or_default(), "began a network process");
     Ok((child, control, frontend))
 }
 
-fn own(log: File) -> Result<(Child, Channel), VmmError> {
-    let (control, theirs) = Channel::pair()?;
-    Ok((child::spawn("net", theirs.as_fd(), log).map_err(VmmError::Spawn)?, control))
+fn own(log: File) -> Result<(Child, NetChannel), ChildError> {
+    let program = child::current_program().map_err(|error| ChildError::Start(NAME, error))?;
+    let (control, theirs) = channel()?;
+    Ok((child::spawn(NAME, &program, ["net"], theirs.as_fd(), log)?, control))
+}
+
+fn channel() -> Result<(NetChannel, OwnedFd), ChildError> {
+    Channel::pair(NAME, control::MAX_PACKET)
 }
 
 /// What serves a VM's network, until it is told that the VM has ended.
@@ -114,7 +123,7 @@ impl Keeper {
     pub(in crate::backend) fn new(
         mut process: NetProcess,
         ports: Arc<Ports>,
-        channel: Arc<Channel>,
+        channel: Arc<VmmChannel>,
         events: mpsc::Sender<VmEvent>,
     ) -> Self {
         let end = Arc::new(Notify::new());
@@ -138,7 +147,7 @@ impl Keeper {
 }
 
 /// Starts the process again whenever it ends, and hands the published ports over to it, until that is hopeless.
-async fn keep(process: &mut NetProcess, ports: &Ports, channel: &Channel, events: &mpsc::Sender<VmEvent>) {
+async fn keep(process: &mut NetProcess, ports: &Ports, channel: &VmmChannel, events: &mpsc::Sender<VmEvent>) {
     let mut bad = 0;
     let warning = loop {
         let begun = Instant::now();
@@ -172,7 +181,7 @@ async fn keep(process: &mut NetProcess, ports: &Ports, channel: &Channel, events
                     warn!("{}", chain(&error));
                 }
             }
-            Err(error) => break format!("the network is down: its process cannot be started: {}", chain(&error)),
+            Err(error) => break format!("the network is down: {}", chain(&error)),
         }
     };
     // Clients shall be refused instead of waiting for nobody.
@@ -181,7 +190,7 @@ async fn keep(process: &mut NetProcess, ports: &Ports, channel: &Channel, events
 }
 
 /// Tells a process of all published ports, and from then on of each change.
-async fn hand_over(control: &Channel, ports: &Ports) -> Infallible {
+async fn hand_over(control: &NetChannel, ports: &Ports) -> Infallible {
     let mut known = BTreeSet::new();
     loop {
         for change in ports.changes(&mut known) {
@@ -204,10 +213,7 @@ async fn hand_over(control: &Channel, ports: &Ports) -> Infallible {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::{Ipv4Addr, TcpListener, TcpStream},
-        os::fd::OwnedFd,
-    };
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use bulkhead_protocol::{PortMapping, Transport};
     use tokio::task::spawn_blocking;
@@ -239,7 +245,7 @@ mod tests {
         // Before any process is there, and through all of them, the clients are kept.
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port.host_port)).unwrap();
         for _ in 0..3 {
-            let (channel, process) = Channel::pair().unwrap();
+            let (channel, process) = channel().unwrap();
             let (process, its) = (Arc::new(process), Arc::clone(&ports));
             let task = tokio::spawn(async move { hand_over(&channel, &its).await });
             let (command, socket) = next(&process).await;
@@ -249,7 +255,7 @@ mod tests {
             assert_eq!(listener.local_addr().unwrap().port(), port.host_port);
             task.abort();
         }
-        let (channel, process) = Channel::pair().unwrap();
+        let (channel, process) = channel().unwrap();
         let (process, its) = (Arc::new(process), Arc::clone(&ports));
         tokio::spawn(async move { hand_over(&channel, &its).await });
         let listener = TcpListener::from(next(&process).await.1.unwrap());
