@@ -197,7 +197,7 @@ impl Supervisor {
             cpus: vm.plan.cpus,
             memory_mib: vm.plan.memory_mib,
             disk_gib: vm.plan.disk.gib(),
-            enhanced_container_isolation: vm.plan.isolation,
+            enhanced_container_isolation: vm.plan.configuration.isolation,
             kernel: None,
             started_unix: now.as_secs(),
         });

@@ -12,7 +12,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    agent::{self, GuestPlan},
+    agent::AgentServer,
     api::{Examination, StartOptions},
     certificates,
     child::ChildError,
@@ -21,7 +21,7 @@ use super::{
     events::VmEvent,
     logs,
     network::{self, Keeper},
-    plan::{DATA_SERIAL, Plan, PlanError},
+    plan::{Plan, PlanError},
     ports::Ports,
     vmm::{self, VmmChannel},
 };
@@ -100,28 +100,24 @@ impl Vm {
         let channel = Arc::new(channel);
         let (sender, events) = mpsc::channel(64);
         let (orders, outbox) = mpsc::channel(4);
-        let guest = GuestPlan {
-            hostname: paths.name().hostname(),
-            isolation: plan.isolation,
-            socket_exceptions: plan.socket_exceptions.clone(),
-            block_load: plan.block_load,
-            data_disk_serial: DATA_SERIAL.into(),
-            network: plan.network.clone(),
-            daemon_options: plan.daemon_options.clone(),
-            proxy: plan.proxy.clone(),
-            certificates: certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
-                plan.warn(crate::report::chain(&error));
-                Vec::new()
-            }),
-        };
+        let certificates = certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
+            plan.warn(crate::report::chain(&error));
+            Vec::new()
+        });
         // The guest knows that it has no network, and says so itself.
         let no_ports = match &plan.network {
             Some(network) => network.no_ports(),
             None => Some("this VM has no network, so no port can be published".to_owned()),
         };
         let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
-        let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
-        let agent = tokio::spawn(agent).abort_handle();
+        let agent = AgentServer {
+            vmm: pid,
+            certificates,
+            configuration: plan.configuration.clone(),
+            ports: Arc::clone(&ports),
+            events: sender.clone(),
+        };
+        let agent = tokio::spawn(agent.serve(listener, outbox)).abort_handle();
         let kill = Arc::new(Notify::new());
         let (process, stream) = network.unzip();
         let keeper =
