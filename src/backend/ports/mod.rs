@@ -3,6 +3,7 @@
 //! The backend opens the sockets and keeps them, so a network process that dies costs no port: its successor is handed
 //! the same ones. What the guest asks for is hostile input: its amount is bounded, and [`policy`] says what may be.
 
+mod error;
 mod policy;
 mod socket;
 
@@ -24,8 +25,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use error::PublishError;
 use policy::Binding;
-pub(super) use socket::ListenError;
 
 /// Ports at once, if the process may have that many descriptors.
 const MOST: usize = 4096;
@@ -34,26 +35,6 @@ const MOST: usize = 4096;
 const LINGER: Duration = Duration::from_secs(1);
 /// How often it is looked after meanwhile.
 const AGAIN: Duration = Duration::from_millis(10);
-
-/// Why a port is not published; the texts are shown by `docker run`.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PublishError {
-    /// The host does not let it listen.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The guest asked for what cannot be.
-    #[error("{0} can't be published: {1}")]
-    Refused(SocketAddr, &'static str),
-    /// Too many.
-    #[error("more than {0} ports can't be published")]
-    Full(usize),
-    /// Two mappings with one id.
-    #[error("the port's id is taken")]
-    Taken,
-    /// No port can be published.
-    #[error("{0}")]
-    Closed(String),
-}
 
 /// What the network process has to be told.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bulkhead_protocol::PortMapping;
 
-use super::PublishError;
+use super::error::PublishError;
 
 /// A mapping that may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -122,7 +122,7 @@ async fn the_guest_gets_no_more_ports_than_the_bound() {
         ports.publish(id, mapping(Transport::Tcp, free())).await.unwrap();
     }
     let error = ports.publish(3, mapping(Transport::Tcp, free())).await.unwrap_err();
-    assert_eq!(error.to_string(), "more than 3 ports can't be published");
+    assert_eq!(error.to_string(), "cannot publish more than 3 ports");
     ports.unpublish(1);
     ports.publish(3, mapping(Transport::Tcp, free())).await.unwrap();
 }
