@@ -20,7 +20,7 @@ use super::{
     disk::DiskError,
     events::VmEvent,
     logs,
-    network::{self, Keeper},
+    network::{self, NetSupervisor},
     plan::{Plan, PlanError},
     ports::Ports,
     vmm::{self, VmmChannel},
@@ -120,8 +120,8 @@ impl Vm {
         let agent = tokio::spawn(agent.serve(listener, outbox)).abort_handle();
         let kill = Arc::new(Notify::new());
         let (process, stream) = network.unzip();
-        let keeper =
-            process.map(|process| Keeper::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
+        let keeper = process
+            .map(|process| NetSupervisor::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
         let desks = Arc::<Desks>::default();
         let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), desks: Arc::clone(&desks) };
         tokio::spawn(watch(child, keeper, watched, sender));
@@ -196,7 +196,7 @@ struct Watched {
 }
 
 /// Reads the child's packets until it is gone, then says how it ended; nothing of the VM is left then.
-async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, events: mpsc::Sender<VmEvent>) {
+async fn watch(mut child: Child, network: Option<NetSupervisor>, watched: Watched, events: mpsc::Sender<VmEvent>) {
     let Watched { channel, kill, desks } = watched;
     let mut said = None;
     loop {

@@ -1,5 +1,9 @@
-//! The process that serves the VM's network device, `bulkhead net` or passt(1): started before the VM, and again when it
-//! dies.
+//! The process that serves the VM's network device, `bulkhead net` or passt(1): started before the VM, and again whenever
+//! it dies.
+//!
+//! The vmm keeps the guest's memory and the state of the queues, so a new process continues where the used rings stand:
+//! the guest sees no reset of its device, only its open connections are reset. Published ports survive, see
+//! [`crate::backend::ports`].
 
 use std::{
     collections::BTreeSet,
@@ -26,21 +30,25 @@ use super::{
     plan::{Backend, NetworkPlan},
     tap::TapError,
 };
-use crate::backend::{
-    channel::Channel,
-    child::{self, ChildError},
-    events::VmEvent,
-    ports::{Change, Ports},
-    vmm::VmmChannel,
+use crate::{
+    backend::{
+        channel::Channel,
+        child::{self, ChildError},
+        events::VmEvent,
+        ports::{Change, Ports},
+        vmm::VmmChannel,
+    },
+    net::control,
+    report::chain,
+    vmm::api::Command,
 };
-use crate::{net::control, report::chain, vmm::api::Command};
 
-/// Starts in a row, each shorter than [`STABLE`], after which the network is given up.
-const BAD_STARTS: u32 = 5;
-/// A process that lived so long was a good one.
-const STABLE: Duration = Duration::from_secs(60);
+/// Bad starts in a row, each of a process that did not live for [`STABLE_TIME`], after which the network is given up.
+const MAX_BAD_STARTS: u32 = 5;
+/// Lifetime from which on a start counts as a good one.
+const STABLE_TIME: Duration = Duration::from_secs(60);
 /// Pause before the next start.
-const PAUSE: Duration = Duration::from_millis(200);
+const RESTART_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Name of the process in errors.
 const NAME: &str = "network";
@@ -48,10 +56,11 @@ const NAME: &str = "network";
 /// The channel to a network process of ours, which answers nothing.
 type NetChannel = Channel<control::Command, Infallible>;
 
-/// The process of one VM.
+/// The network process of one VM.
 #[derive(Debug)]
 pub(in crate::backend) struct NetProcess {
     child: Child,
+    /// `None` for passt, which has no control socket.
     control: Option<NetChannel>,
     plan: NetworkPlan,
     log: File,
@@ -68,15 +77,16 @@ pub enum StartError {
     Tap(#[from] TapError),
 }
 
-/// Starts the process; the stream is the vmm's end.
+/// Starts the process; the returned stream is the vmm's end of the vhost-user connection.
 pub(in crate::backend) async fn start(plan: NetworkPlan, log: File) -> Result<(NetProcess, UnixStream), StartError> {
     let (child, control, stream) = spawn(&plan, &log).await?;
     Ok((NetProcess { child, control, plan, log }, stream))
 }
 
-/// A process, our end of its control socket if it has one, and the vmm's end of its stream.
+/// Returns a process, the backend's end of its control socket if it has one, and the vmm's end of its stream.
 async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChannel>, UnixStream), StartError> {
     let failed = |error| ChildError::Start(NAME, error);
+    // The vhost-user connection (vhost-user.rst in QEMU's sources): the vmm is its frontend, the process its backend.
     let (frontend, backend) = UnixStream::pair().map_err(failed)?;
     let output = log.try_clone().map_err(failed)?;
     let (child, control) = match &plan.backend {
@@ -86,21 +96,25 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChann
             (child, Some(control))
         }
         Backend::Tap(tap) => {
+            // Opened again for each process: the old one's queue of the device went away with its descriptor.
             let device = tap.open().await?;
             let (child, control) = own(output)?;
+            // A packet carries one descriptor, so the device follows in a packet of its own.
             control.send(&control::Command::SetupTap, Some(backend.as_fd())).await?;
             control.send(&control::Command::Tap, Some(device.as_fd())).await?;
             (child, Some(control))
         }
         Backend::Passt(passt) => {
+            // The stream takes the place of the control socket as the one descriptor that the child inherits.
             let arguments = Passt::arguments(plan.addresses());
             (child::spawn("passt", passt.program(), arguments, backend.as_fd(), output)?, None)
         }
     };
-    info!(pid = child.id().unwrap_or_default(), "began a network process");
+    info!(pid = child.id().unwrap_or_default(), "started a network process");
     Ok((child, control, frontend))
 }
 
+/// Starts `bulkhead net`.
 fn own(log: File) -> Result<(Child, NetChannel), ChildError> {
     let program = child::current_program().map_err(|error| ChildError::Start(NAME, error))?;
     let (control, theirs) = channel()?;
@@ -111,15 +125,15 @@ fn channel() -> Result<(NetChannel, OwnedFd), ChildError> {
     Channel::pair(NAME, control::MAX_PACKET)
 }
 
-/// What serves a VM's network, until it is told that the VM has ended.
+/// Keeps a VM's network process running until the VM has ended.
 #[derive(Debug)]
-pub(in crate::backend) struct Keeper {
+pub(in crate::backend) struct NetSupervisor {
     task: JoinHandle<()>,
     end: Arc<Notify>,
 }
 
-impl Keeper {
-    /// Keeps the process running, beside everything else.
+impl NetSupervisor {
+    /// Supervises the process in a task of its own.
     pub(in crate::backend) fn new(
         mut process: NetProcess,
         ports: Arc<Ports>,
@@ -127,13 +141,13 @@ impl Keeper {
         events: mpsc::Sender<VmEvent>,
     ) -> Self {
         let end = Arc::new(Notify::new());
-        let its = Arc::clone(&end);
+        let ended = Arc::clone(&end);
         let task = tokio::spawn(async move {
             tokio::select! {
-                () = keep(&mut process, &ports, &channel, &events) => {}
-                () = its.notified() => {}
+                () = supervise(&mut process, &ports, &channel, &events) => {}
+                () = ended.notified() => {}
             }
-            // It may be gone already.
+            // Fails if the process is gone already.
             let _ = process.child.kill().await;
         });
         Self { task, end }
@@ -146,50 +160,56 @@ impl Keeper {
     }
 }
 
-/// Starts the process again whenever it ends, and hands the published ports over to it, until that is hopeless.
-async fn keep(process: &mut NetProcess, ports: &Ports, channel: &VmmChannel, events: &mpsc::Sender<VmEvent>) {
-    let mut bad = 0;
+/// Restarts the process whenever it ends and hands the published ports over to it, until it has failed too often.
+async fn supervise(process: &mut NetProcess, ports: &Ports, channel: &VmmChannel, events: &mpsc::Sender<VmEvent>) {
+    let mut bad_starts = 0;
     let warning = loop {
-        let begun = Instant::now();
-        let told = async {
+        let started = Instant::now();
+        let handed_over = async {
             match &process.control {
                 Some(control) => hand_over(control, ports).await,
-                // passt is told of no ports, and none are published.
+                // passt publishes no ports, and the plan lets the guest publish none.
                 None => std::future::pending().await,
             }
         };
         let status = tokio::select! {
             status = process.child.wait() => status,
-            never = told => match never {},
+            never = handed_over => match never {},
         };
-        let how = match status {
-            // The vmm closed the stream; usually because the VM ends.
+        let end = match status {
+            // The process ends in success when the vmm closes the stream, usually because the VM ends. Then `end` follows
+            // and stops this task.
             Ok(status) if status.success() => "the network process ended with the vmm's connection".to_owned(),
             Ok(status) => format!("the network process ended ({status})"),
             Err(error) => format!("the network process is gone ({error})"),
         };
-        info!("{how}");
-        bad = if begun.elapsed() < STABLE { bad + 1 } else { 1 };
-        if bad > BAD_STARTS {
-            break format!("the network is down: {how}, {bad} times in a row");
+        info!("{end}");
+        // A guest can crash the process by a bug in its stack. Each start costs the host something, so a guest that does
+        // it on purpose is stopped after some; one crash an hour is not held against it.
+        bad_starts = if started.elapsed() < STABLE_TIME { bad_starts + 1 } else { 1 };
+        if bad_starts > MAX_BAD_STARTS {
+            break format!("the network is down: {end}, {bad_starts} times in a row");
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RESTART_INTERVAL).await;
         match spawn(&process.plan, &process.log).await {
             Ok((child, control, stream)) => {
                 (process.child, process.control) = (child, control);
+                // The vmm connects its device to the new stream, with a kick and an interrupt for each queue: the old
+                // process may have died between serving a request and reporting it.
                 if let Err(error) = channel.send(&Command::Network, Some(stream.as_fd())).await {
+                    // The vmm is gone. The process ends with `stream`, and `end` follows.
                     warn!("{}", chain(&error));
                 }
             }
             Err(error) => break format!("the network is down: {}", chain(&error)),
         }
     };
-    // Clients shall be refused instead of waiting for nobody.
+    // Clients are refused instead of waiting in the backlog of a socket that nobody serves any more.
     ports.close(&warning);
     let _ = events.send(VmEvent::NetworkDown(warning)).await;
 }
 
-/// Tells a process of all published ports, and from then on of each change.
+/// Hands all published ports to a process, and from then on each change.
 async fn hand_over(control: &NetChannel, ports: &Ports) -> Infallible {
     let mut known = BTreeSet::new();
     loop {
@@ -202,7 +222,8 @@ async fn hand_over(control: &NetChannel, ports: &Ports) -> Infallible {
                 Change::Forget { id } => control.send(&control::Command::Forget { id }, None).await,
             };
             if let Err(error) = sent {
-                // It is gone, and will be waited for; its successor is told everything.
+                // The process is gone. The supervisor waits for its end and starts this from scratch for the next one, so
+                // a change that is lost here is no loss.
                 warn!("{}", chain(&error));
                 std::future::pending::<()>().await;
             }
