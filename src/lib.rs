@@ -2,6 +2,5 @@
 
 pub mod backend;
 pub mod cli;
-pub mod engine;
 pub mod image;
 pub mod settings;

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::Check;
 use crate::{
-    backend::wire::Examination,
+    backend::api::Examination,
     cli::{
         client::{self, Client, ClientError},
         command,

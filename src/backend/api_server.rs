@@ -1,4 +1,4 @@
-//! The control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. See [`super::wire`].
+//! The control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. See [`super::api`].
 
 use std::{
     convert::Infallible,
@@ -27,8 +27,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
+    api::{Answer, MAX_BODY, Problem, StartOptions, Status, StopOptions},
     supervisor::Request,
-    wire::{Answer, MAX_BODY, Problem, StartOptions, Status, StopOptions},
 };
 
 /// Connections served at once.

@@ -12,9 +12,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::backend::{Link, wire::Status};
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::Command;
+
+use crate::backend::{api::Status, vmm::VmmChannel};
 
 /// Clients that are told at once that there is no engine.
 const MAX_REFUSALS: usize = 32;
@@ -28,7 +29,11 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Accepts clients for ever.
 ///
 /// While the vmm takes no packets, no further client is accepted: they wait in the socket's backlog.
-pub async fn serve(listener: UnixListener, link: watch::Receiver<Link>, status: watch::Receiver<Status>) {
+pub async fn serve(
+    listener: UnixListener,
+    link: watch::Receiver<Option<Arc<VmmChannel>>>,
+    status: watch::Receiver<Status>,
+) {
     let permits = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
         let client = match listener.accept().await {

@@ -17,9 +17,9 @@ use std::{net::IpAddr, path::PathBuf};
 use bulkhead_protocol::{Description, PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
 
-use super::state::Accepted;
-use crate::settings::{NetworkKind, PolicyFacts, ProfileName, ProxyEnvironment};
 use bulkhead_vmm::api::VcpuView;
+
+use crate::settings::{NetworkKind, Paths, PolicyFacts, ProfileName, ProxyEnvironment};
 
 /// Longest request body in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -113,6 +113,29 @@ pub struct Status {
     /// What the running VM was made with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmFacts>,
+}
+
+impl Status {
+    /// The status of a profile without a backend.
+    pub fn stopped(paths: &Paths) -> Self {
+        Self {
+            profile: paths.name().clone(),
+            state: StateName::Stopped,
+            boot: 0,
+            ending: false,
+            stages: Vec::new(),
+            waiting_for: None,
+            reason: None,
+            console: Vec::new(),
+            docker_host: paths.docker_host(),
+            context: None,
+            warning: None,
+            policy: None,
+            backend_pid: None,
+            vmm_pid: None,
+            vm: None,
+        }
+    }
 }
 
 /// What a VM was made with.
@@ -225,11 +248,23 @@ pub struct StopOptions {
     pub timeout_seconds: Option<u64>,
 }
 
+/// The outcome of a request that changes the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// The request is being carried out.
+    Begun,
+    /// Nothing had to be done.
+    Already,
+    /// Refused: the backend is ending.
+    Ending,
+}
+
 /// Answer to a request that changes the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// What became of it.
-    pub outcome: Accepted,
+    pub outcome: Outcome,
     /// The [`Status::boot`] to wait for: of the VM that runs, or of the one that follows.
     pub boot: u64,
 }

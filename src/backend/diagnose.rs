@@ -11,7 +11,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{vmm::Channel, wire::Examination};
+use super::{api::Examination, vmm::VmmChannel};
 use bulkhead_vmm::api::{Command, VcpuView};
 
 /// How often the vCPUs are looked at: one that spins is in the same place again.
@@ -68,7 +68,7 @@ pub(super) struct Desks {
 
 /// Asks a VM. Whatever does not answer is missing; takes some seconds at most.
 pub(super) async fn examine(
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     orders: mpsc::Sender<HostMessage>,
     desks: Arc<Desks>,
 ) -> Examination {
@@ -106,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_vm_that_says_nothing_is_examined_all_the_same() {
-        let (channel, _theirs) = Channel::pair().unwrap();
+        let (channel, _theirs) = super::super::vmm::channel().unwrap();
         let (orders, mut outbox) = mpsc::channel(RESERVED + 1);
         let (channel, desks) = (Arc::new(channel), Arc::<Desks>::default());
         let examine = || examine(Arc::clone(&channel), orders.clone(), Arc::clone(&desks));
