@@ -5,13 +5,14 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::Sender,
 };
 
+use bulkhead_guest_common::bounded;
 use nix::mount::{MsFlags, mount};
 
 use crate::{
@@ -135,11 +136,7 @@ fn check(device: &Path) -> Result<(), Error> {
 }
 
 fn read_head(device: &Path) -> Result<Vec<u8>, Error> {
-    let mut head = Vec::with_capacity(HEAD_BYTES);
-    File::open(device)
-        .and_then(|file| file.take(HEAD_BYTES as u64).read_to_end(&mut head))
-        .map_err(Error::file("read the data disk", device))?;
-    Ok(head)
+    bounded::read_file(device, HEAD_BYTES as u64).map_err(Error::file("read the data disk", device))
 }
 
 fn size_of_device(device: &Path) -> Result<u64, Error> {

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bulkhead_procfs::traps::KEPT_PREFIX;
+use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
 
 /// Maximum of descriptors for each owner, about one for each container. One owner cannot use up the other's share.
 const MAX_PER_OWNER: usize = 2048;

@@ -1,11 +1,8 @@
 //! One `GET /_ping` of the Docker API on the clients' own way, through the gate: the proof that the engine answers.
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    sync::mpsc::Sender,
-    time::Duration,
-};
+use std::{io::Write, os::unix::net::UnixStream, sync::mpsc::Sender, time::Duration};
+
+use bulkhead_guest_common::bounded;
 
 use crate::{
     error::Error,
@@ -40,9 +37,7 @@ fn ping() -> Result<(), String> {
         stream.set_write_timeout(Some(PING_TIMEOUT))?;
         stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
         // `Connection: close` makes the end of the stream the end of the response.
-        let mut answer = Vec::new();
-        stream.take(4096).read_to_end(&mut answer)?;
-        Ok(answer)
+        bounded::read(stream, 4096)
     };
     check_response(&exchange().map_err(|error| format!("cannot ping the engine through the gate: {error}"))?)
 }

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bulkhead_procfs::traps::KEPT_LISTENERS;
+use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
 use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},

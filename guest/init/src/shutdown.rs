@@ -6,11 +6,13 @@
 use std::{
     fs::{self, File},
     os::fd::AsRawFd,
+    path::PathBuf,
     sync::mpsc::Receiver,
     thread,
     time::{Duration, Instant},
 };
 
+use bulkhead_guest_common::mountinfo;
 use bulkhead_protocol::{GuestMessage, ShutdownMode};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -129,49 +131,23 @@ fn kill_the_rest() {
     }
 }
 
-/// Decodes the octal escapes of a mountinfo path (proc_pid_mountinfo(5)).
-fn unescape(field: &str) -> Vec<u8> {
-    let bytes = field.as_bytes();
-    let mut path = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let code = bytes.get(at + 1..at + 4).filter(|_| byte == b'\\').and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 8).ok()
-        });
-        at += if code.is_some() { 4 } else { 1 };
-        path.push(code.unwrap_or(byte));
-    }
-    path
-}
-
 /// Returns the mount points that can keep the data disk busy, the latest first, so that inner ones go before outer
 /// ones.
-fn to_unmount(mountinfo: &str) -> Vec<Vec<u8>> {
+fn to_unmount(table: &[u8]) -> Vec<PathBuf> {
+    let roots = ENGINE_DIRECTORIES.map(|(_, target, _)| target);
     // /run/docker and /run/containerd have mounts of network namespaces and of containers' roots.
-    let roots = ENGINE_DIRECTORIES.map(|(_, target, _)| target.as_bytes());
-    let under = |path: &[u8], root: &[u8]| path.strip_prefix(root).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
-    let mut found: Vec<Vec<u8>> = mountinfo
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(unescape)
-        .filter(|path| {
-            under(path, DATA_MOUNT.as_bytes())
-                || under(path, b"/run/docker")
-                || under(path, b"/run/containerd")
-                || roots.iter().any(|root| under(path, root))
-        })
-        .collect();
-    found.reverse();
-    found
+    let is_below = |path: &PathBuf| {
+        let mut roots = roots.iter().chain(&[DATA_MOUNT, "/run/docker", "/run/containerd"]);
+        roots.any(|root| path.starts_with(root))
+    };
+    mountinfo::parse(table).rev().map(|mount| mount.point()).filter(is_below).collect()
 }
 
 fn unmount_all() {
-    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for path in to_unmount(&mountinfo) {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    for path in to_unmount(&table) {
         // A failure shows in the next look at mountinfo.
-        let _ = umount2(OsStr::from_bytes(&path), MntFlags::UMOUNT_NOFOLLOW);
+        let _ = umount2(&path, MntFlags::UMOUNT_NOFOLLOW);
     }
 }
 
@@ -190,7 +166,7 @@ fn detach_loops() {
 }
 
 fn data_is_mounted() -> bool {
-    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|text| !to_unmount(&text).is_empty())
+    fs::read("/proc/self/mountinfo").is_ok_and(|table| !to_unmount(&table).is_empty())
 }
 
 fn release_data_disk() {
@@ -238,20 +214,19 @@ mod tests {
 
     #[test]
     fn inner_mounts_of_the_data_disk_go_first_and_nothing_else_goes() {
-        let info = "1 0 0:1 / / ro - erofs x ro\n\
+        let info = b"1 0 0:1 / / ro - erofs x ro\n\
                     2 1 8:1 / /run/bulkhead/data rw - ext4 x rw\n\
                     3 1 8:1 /docker /var/lib/docker rw - ext4 x rw\n\
                     4 3 0:9 / /var/lib/docker/overlay2/a\\040b/merged rw - overlay x rw\n\
                     5 1 0:8 / /var/lib/docker-other rw - tmpfs x rw\n";
-        let paths: Vec<_> = to_unmount(info).into_iter().map(|path| String::from_utf8(path).unwrap()).collect();
+        let paths: Vec<_> = to_unmount(info).into_iter().map(|path| path.display().to_string()).collect();
         assert_eq!(paths, ["/var/lib/docker/overlay2/a b/merged", "/var/lib/docker", "/run/bulkhead/data"]);
     }
 
     proptest! {
         #[test]
         fn no_mountinfo_makes_the_reader_panic(text in ".{0,300}") {
-            to_unmount(&text);
-            unescape(&text);
+            to_unmount(text.as_bytes());
         }
     }
 }

@@ -13,7 +13,8 @@ use std::{
     path::Path,
 };
 
-use bulkhead_procfs::{mount, registry, traps};
+use bulkhead_guest_common::registry;
+use bulkhead_procfs::{mount, seccomp_notify};
 
 use crate::{error::Error, log, mounts};
 
@@ -50,9 +51,10 @@ pub(crate) fn connect() -> Result<Endpoints, Error> {
     // Without a server, requests wait as long as this descriptor is open.
     let device = mount::mount(Path::new(registry::TREE)).map_err(mounted(registry::TREE))?;
     // Bound here, so that crun can always connect: its connections wait in the queue while no process accepts them.
-    let listener = UnixListener::bind(traps::SOCKET).map_err(Error::file("listen on", traps::SOCKET))?;
-    fs::set_permissions(traps::SOCKET, fs::Permissions::from_mode(0o600))
-        .map_err(Error::file("set the mode of", traps::SOCKET))?;
+    let listener =
+        UnixListener::bind(seccomp_notify::SOCKET).map_err(Error::file("listen on", seccomp_notify::SOCKET))?;
+    fs::set_permissions(seccomp_notify::SOCKET, fs::Permissions::from_mode(0o600))
+        .map_err(Error::file("set the mode of", seccomp_notify::SOCKET))?;
     Ok(Endpoints { device, listener: listener.into() })
 }
 

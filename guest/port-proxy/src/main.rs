@@ -9,9 +9,10 @@ mod arguments;
 mod init;
 mod parent;
 
-use std::{error::Error, path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use arguments::Arguments;
+use bulkhead_guest_common::error::chain;
 use bulkhead_protocol::{PORTS_SOCKET, PortMapping};
 use init::Mapping;
 use parent::Parent;
@@ -42,8 +43,5 @@ fn main() -> ExitCode {
 }
 
 fn publish(port: &PortMapping) -> Result<Mapping, String> {
-    Mapping::publish(Path::new(PORTS_SOCKET), port, init::PATIENCE).map_err(|error| {
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        format!("{error}{cause}")
-    })
+    Mapping::publish(Path::new(PORTS_SOCKET), port, init::PATIENCE).map_err(|error| chain(&error))
 }

@@ -3,10 +3,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::Read,
+    fs,
     path::{Path, PathBuf},
 };
+
+use bulkhead_guest_common::bounded;
 
 /// Longest file of a cgroup that is read, in bytes.
 const MAX_FILE: u64 = 256 * 1024;
@@ -99,8 +100,7 @@ impl Cgroup {
 
 /// A file's text, up to a bound.
 pub(crate) fn text(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
+    let bytes = bounded::read_file(path, MAX_FILE).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -4,21 +4,20 @@
 //! files it mounts over the kernel's. init mounts the tree and keeps the connection: a warden that ends is started anew
 //! on the same one, asks the kernel for what was left unanswered, and no container notices but by a short wait. One that
 //! hangs is killed by init ([`watchdog`]). A procfs or sysfs that a container mounts itself gets the files as well
-//! ([`traps`]).
+//! ([`seccomp_notify`]).
 
 mod cgroup;
+mod files;
 mod fuse;
-mod load;
-mod names;
-pub mod namespace;
-mod nodes;
-pub mod registry;
-mod rules;
-mod status;
-pub mod traps;
+mod generated;
+mod hostname;
+mod loadavg;
+pub mod seccomp_notify;
+mod sysctl_rules;
+mod sysctls;
+#[cfg(test)]
+mod testing;
 mod tree;
-mod values;
-mod views;
 mod watchdog;
 
 use std::{
@@ -31,11 +30,15 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_guest_common::{
+    notify::{self, Heartbeat},
+    registry::{self, Registry},
+};
+
+pub use files::{NODES, Node};
 pub use fuse::mount;
-pub use nodes::{NODES, Node};
-use registry::Registry;
-use traps::Traps;
-use watchdog::{Notifier, Work};
+use seccomp_notify::Traps;
+use watchdog::Work;
 
 /// Requests that are answered at once.
 const WORKERS: usize = 4;
@@ -89,7 +92,11 @@ pub fn main() -> ExitCode {
     let ended = match arguments(std::env::args().skip(1)) {
         Some(Arguments::Help { caller, slot, state }) => {
             // The warden takes no answer for one, and has the kernel do it.
-            return if traps::helper(caller, slot, &state).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return if seccomp_notify::helper(caller, slot, &state).is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
         }
         Some(Arguments::Serve { device, listener, state }) => {
             // SAFETY: nothing in this program has opened or closed anything yet, so the numbers are what init put
@@ -114,15 +121,15 @@ pub fn main() -> ExitCode {
 /// Serves until the connection is gone.
 fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<()> {
     raise_open_files();
-    traps::share_heaps();
-    let notifier = Arc::new(Notifier::from_environment());
+    seccomp_notify::share_heaps();
+    let heartbeat = Heartbeat::connect()?;
     // None of the helpers shall have them.
     for descriptor in [Some(&device), listener.as_ref()].into_iter().flatten() {
         rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
     }
     // First: what an earlier one took waits for an answer.
     if let Some(listener) = listener {
-        Traps::start(listener.into(), state, Arc::clone(&notifier))?;
+        Traps::start(listener.into(), state)?;
     }
     let device = Arc::new(device);
     let registry = Registry::open(state)?;
@@ -150,10 +157,12 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
             thread::sleep(ROUND);
         }
     })?;
-    notifier.tell("READY=1");
+    if let Err(error) = notify::ready() {
+        eprintln!("bulkhead-procfs: can't report readiness: {error}");
+    }
     loop {
         if !works.iter().any(|work| work.is_stuck()) {
-            notifier.tell("WATCHDOG=1");
+            heartbeat.beat();
         }
         thread::sleep(watchdog::BEAT);
     }

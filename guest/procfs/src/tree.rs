@@ -3,10 +3,9 @@
 //! Inode numbers are made of the container's number and the node's place in [`NODES`], so that nothing has to be
 //! remembered.
 
-use crate::{
-    nodes::{NODES, Node},
-    registry::MAX_SLOT,
-};
+use bulkhead_guest_common::registry::MAX_SLOT;
+
+use crate::files::{NODES, Node};
 
 /// The inode number of the top directory (`FUSE_ROOT_ID`).
 pub(crate) const ROOT: u64 = 1;

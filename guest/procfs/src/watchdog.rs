@@ -1,15 +1,9 @@
 //! Tells init that requests are being answered. A warden that says nothing for a while is killed and started anew.
 
 use std::{
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixDatagram,
-    },
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
-
-use crate::traps::send_descriptor;
 
 /// How often init is told.
 pub(crate) const BEAT: Duration = Duration::from_secs(2);
@@ -49,35 +43,6 @@ impl Drop for Busy<'_> {
 fn now() -> u64 {
     static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     FIRST.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
-}
-
-/// Init's socket for sd_notify(3), when there is one.
-#[derive(Debug)]
-pub(crate) struct Notifier(Option<(UnixDatagram, std::path::PathBuf)>);
-
-impl Notifier {
-    /// From `NOTIFY_SOCKET`.
-    pub(crate) fn from_environment() -> Self {
-        let path = std::env::var_os("NOTIFY_SOCKET").map(Into::into);
-        Self(path.and_then(|path| Some((UnixDatagram::unbound().ok()?, path))))
-    }
-
-    /// Sends an assignment.
-    pub(crate) fn tell(&self, assignment: &str) {
-        if let Some((socket, path)) = &self.0 {
-            // Init reads them all; without it there is nobody to tell.
-            let _ = socket.send_to(assignment.as_bytes(), path);
-        }
-    }
-
-    /// Sends assignments with a descriptor.
-    ///
-    /// # Errors
-    /// When it can't be sent; without init nobody keeps it, which is none.
-    pub(crate) fn give(&self, assignments: &str, descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
-        let Some((socket, path)) = &self.0 else { return Ok(()) };
-        send_descriptor(socket.as_fd(), path, assignments.as_bytes(), descriptor)
-    }
 }
 
 #[cfg(test)]

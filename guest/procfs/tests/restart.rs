@@ -12,9 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_procfs::{
+use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry},
+    process::Process,
+    registry::{Container, Registry},
 };
 
 use self::support::Warden;

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::mountinfo::Mount;
 use rustix::{
     fs::FileType,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
@@ -13,7 +14,6 @@ use rustix::{
 
 use crate::{
     destination::{self, Missing},
-    mountinfo::Mount,
     paths::{Asker, Policy, Source},
     root, socket,
     spec::mounts::{Bind, Cover, MountError, Staged},
@@ -27,7 +27,7 @@ pub(crate) struct Context<'a> {
     /// The rules.
     pub(crate) policy: &'a Policy,
     /// The VM's mounts.
-    pub(crate) table: &'a [Mount],
+    pub(crate) table: &'a [Mount<'a>],
     /// Who asks.
     pub(crate) asker: Asker<'a>,
     /// Relative sources are relative to it.
@@ -65,7 +65,7 @@ fn judge_one<'a>(bind: &'a Bind, context: Context<'_>) -> Result<Judged<'a>, Mou
     Ok(Judged { bind, fd })
 }
 
-fn mount_of(fd: impl AsFd, table: &[Mount]) -> Option<&Mount> {
+fn mount_of<'a>(fd: impl AsFd, table: &'a [Mount<'a>]) -> Option<&'a Mount<'a>> {
     let id = root::mount_id(fd).ok()?;
     table.iter().find(|mount| mount.id == id)
 }

@@ -3,14 +3,14 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use bulkhead_procfs::{namespace, registry::Process};
+use bulkhead_guest_common::{bounded, mountinfo, namespace, process::Process};
 use serde_json::Value;
 
 use crate::{
@@ -18,7 +18,6 @@ use crate::{
     cli::{Create, Globals},
     crun,
     error::Error,
-    mountinfo::{self, Mount},
     paths::{Asker, Policy},
     ranges::{self, Claim, Range, Record, Table},
     refresh, root, seccomp,
@@ -35,6 +34,9 @@ use crate::{
 
 /// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
 pub(crate) const STATE: &str = "/run/sysbox-runc";
+
+/// Longest table of mounts that is read, in bytes.
+const MAX_MOUNTINFO: u64 = 64 << 20;
 
 /// The range of a new container, and whose user namespace it is.
 #[derive(Debug)]
@@ -65,7 +67,9 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     let identity = identify(&table, globals, request, &path, &joined)?;
     // Everything from here on is opened in the namespace where it is going to be mounted from.
     let stage = Stage::enter(&Path::new(STATE).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
-    let mounts = read_mounts().map_err(Error::system("read the table of mounts"))?;
+    let mounts =
+        bounded::read_file("/proc/self/mountinfo", MAX_MOUNTINFO).map_err(Error::system("read the table of mounts"))?;
+    let mounts: Vec<_> = mountinfo::parse(&mounts).collect();
     let policy = Policy::default();
     let build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
     let asker = Asker { containers: &identity.containers, build };
@@ -153,12 +157,6 @@ fn identify(
     let containers = others.chain([record.id]).collect();
     let userns = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
     Ok(Identity { start: range.start, userns, id: owner.id, containers })
-}
-
-fn read_mounts() -> io::Result<Vec<Mount>> {
-    let mut table = Vec::new();
-    File::open("/proc/self/mountinfo")?.take(mountinfo::MAX_TABLE).read_to_end(&mut table)?;
-    Ok(mountinfo::parse(&table))
 }
 
 fn facts() -> Facts {

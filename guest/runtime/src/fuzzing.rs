@@ -1,9 +1,10 @@
 //! What the fuzz targets reach of the runtime. Only with the feature `fuzzing`.
 
+use bulkhead_guest_common::mountinfo;
 use serde_json::Value;
 
 use crate::{
-    mountinfo,
+    layers,
     spec::{
         checks, devices, ids, mounts, namespaces,
         process::{self, Facts},
@@ -38,6 +39,8 @@ pub fn config(text: &[u8]) {
 
 /// Reads a table of mounts and its overlays' options.
 pub fn mount_table(table: &[u8]) {
-    let _ = mountinfo::parse(table);
-    let _ = mountinfo::layers(table);
+    for mount in mountinfo::parse(table) {
+        let _ = (mount.root(), mount.point(), layers::layers(mount.super_options));
+    }
+    let _ = layers::layers(table);
 }

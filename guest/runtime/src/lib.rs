@@ -12,8 +12,8 @@ mod destination;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod layers;
 mod log;
-mod mountinfo;
 mod paths;
 mod ranges;
 mod refresh;
@@ -28,6 +28,7 @@ mod wording;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 
+use bulkhead_guest_common::error::chain;
 use cli::{Command, Globals};
 use error::Error;
 
@@ -53,7 +54,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             globals.log.error(&error);
             if is_run && globals.log.file.is_some() {
-                eprintln!("{}", log::chain(&error));
+                eprintln!("{}", chain(&error));
             }
             ExitCode::FAILURE
         }

@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::mountinfo::Mount;
+use bulkhead_guest_common::mountinfo::Mount;
 
 /// The places from which binds may come.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub(crate) struct Source<'a> {
     /// The path that the kernel knows it by.
     pub(crate) path: &'a Path,
     /// The mount that it is on.
-    pub(crate) mount: &'a Mount,
+    pub(crate) mount: &'a Mount<'a>,
 }
 
 impl Source<'_> {
@@ -60,11 +60,11 @@ impl Source<'_> {
     }
 }
 
-fn inner(mount: &Mount, path: &Path) -> PathBuf {
-    match path.strip_prefix(&mount.point) {
-        Ok(rest) if rest.as_os_str().is_empty() => mount.root.clone(),
-        Ok(rest) => mount.root.join(rest),
-        Err(_) => mount.root.clone(),
+fn inner(mount: &Mount<'_>, path: &Path) -> PathBuf {
+    match path.strip_prefix(mount.point()) {
+        Ok(rest) if rest.as_os_str().is_empty() => mount.root(),
+        Ok(rest) => mount.root().join(rest),
+        Err(_) => mount.root(),
     }
 }
 
@@ -72,7 +72,7 @@ impl Policy {
     /// Whether `source` may be bound.
     ///
     /// `data` is the data directory, opened the same way, and `table` the mounts of the VM.
-    pub(crate) fn allows(&self, source: Source<'_>, data: Source<'_>, table: &[Mount], asker: Asker<'_>) -> bool {
+    pub(crate) fn allows(&self, source: Source<'_>, data: Source<'_>, table: &[Mount<'_>], asker: Asker<'_>) -> bool {
         if self.init.iter().any(|init| init == source.path) {
             return true;
         }
@@ -85,8 +85,8 @@ impl Policy {
         }
         let shown_elsewhere = table.iter().any(|other| {
             other.device == source.mount.device
-                && source.inner().starts_with(&other.root)
-                && !self.is_for_containers(&other.point, asker)
+                && source.inner().starts_with(other.root())
+                && !self.is_for_containers(&other.point(), asker)
         });
         self.allows_name(source.path, asker) && !shown_elsewhere
     }
@@ -125,10 +125,10 @@ impl Policy {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::mountinfo;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::mountinfo;
 
     const TABLE: &str = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /var/lib/docker rw - ext4 b rw\n\
         3 1 0:5 / /run rw - tmpfs t rw\n4 1 0:6 / /host_mnt rw - virtiofs s rw\n\
@@ -140,10 +140,10 @@ mod tests {
         10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
 
     fn judge(path: &str, build: bool) -> bool {
-        let table = mountinfo::parse(TABLE.as_bytes());
+        let table = mountinfo::parse(TABLE.as_bytes()).collect::<Vec<_>>();
         let path = Path::new(path);
         let on = |path: &Path| {
-            table.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.as_os_str().len()).unwrap()
+            table.iter().filter(|m| path.starts_with(m.point())).max_by_key(|m| m.point().as_os_str().len()).unwrap()
         };
         let data = Path::new("/var/lib/docker");
         Policy::default().allows(

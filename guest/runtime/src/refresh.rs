@@ -5,12 +5,9 @@
 //! kernel forget every name that is not in use. Whoever asks the engine to look into a running container's files, or
 //! to change them, asks for that first.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::{io, path::Path};
 
+use bulkhead_guest_common::bounded;
 use rustix::{fs::CWD, mount::FsPickFlags};
 use serde_json::Value;
 
@@ -37,7 +34,6 @@ pub(crate) fn container(table: &Table, id: &str) {
 
 /// The process id in crun's state.
 fn first_process(state: &Path) -> Option<u64> {
-    let mut text = Vec::new();
-    File::open(state.join("status")).ok()?.take(MAX_STATUS).read_to_end(&mut text).ok()?;
+    let text = bounded::read_file(state.join("status"), MAX_STATUS).ok()?;
     serde_json::from_slice::<Value>(&text).ok()?["pid"].as_u64().filter(|pid| *pid > 0)
 }

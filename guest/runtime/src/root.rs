@@ -13,13 +13,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::mountinfo::Mount;
 use rustix::{
     fs::{StatVfsMountFlags, StatxFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
 use crate::{
-    mountinfo::{self, Layers, LayersError, Mount},
+    layers::{self, Layers, LayersError},
     stage::{self, Stage},
     sys,
 };
@@ -90,7 +91,7 @@ pub(crate) fn top(stage: &Stage) -> PathBuf {
 pub(crate) fn prepare(
     stage: &Stage,
     root: &Path,
-    table: &[Mount],
+    table: &[Mount<'_>],
     userns: BorrowedFd<'_>,
     start: u32,
 ) -> Result<PathBuf, RootError> {
@@ -106,11 +107,11 @@ pub(crate) fn prepare(
         return Ok(target);
     };
     let layers =
-        mountinfo::layers(&mount.options).map_err(|source| RootError::Layers { path: path.clone(), source })?;
-    let overlay = mount_layers(stage, &resolve(layers, &mount.point)?, userns, start)?;
+        layers::layers(mount.super_options).map_err(|source| RootError::Layers { path: path.clone(), source })?;
+    let overlay = mount_layers(stage, &resolve(layers, &mount.point())?, userns, start)?;
     stage::attach(&overlay, &target).map_err(failed("attach", &path))?;
     // The root may be a directory inside of the overlay, or the mount may show one.
-    let inner = mount.root.join(path.strip_prefix(&mount.point).unwrap_or(Path::new("")));
+    let inner = mount.root().join(path.strip_prefix(mount.point()).unwrap_or(Path::new("")));
     Ok(target.join(inner.strip_prefix("/").unwrap_or(&inner)))
 }
 

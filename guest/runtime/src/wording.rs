@@ -6,10 +6,11 @@
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{Seek, SeekFrom},
     path::Path,
 };
 
+use bulkhead_guest_common::bounded;
 use serde_json::Value;
 
 /// Bytes at a log's end that are looked at.
@@ -24,8 +25,7 @@ pub(crate) fn of_log(path: &Path) -> Option<String> {
     let mut log = File::open(path).ok()?;
     let end = log.seek(SeekFrom::End(0)).ok()?;
     log.seek(SeekFrom::Start(end.saturating_sub(TAIL))).ok()?;
-    let mut tail = Vec::new();
-    log.take(TAIL).read_to_end(&mut tail).ok()?;
+    let tail = bounded::read(log, TAIL).ok()?;
     let mut lines = tail.rsplit(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let last = lines.find(|line| line["level"] == "error")?;
     translate(last["msg"].as_str()?)

@@ -8,13 +8,14 @@ use std::{
     path::Path,
 };
 
+use bulkhead_guest_common::mountinfo;
 use rustix::{
     fs::{Mode, OFlags},
     mount::{MountFlags, UnmountFlags},
 };
 
 /// The file system type that `/proc/mounts` shows.
-const TYPE: &str = "fuse.bulkhead";
+pub(crate) const TYPE: &str = "fuse.bulkhead";
 
 /// Mounts an empty connection at `target` and returns the descriptor on which its requests arrive.
 ///
@@ -41,7 +42,7 @@ pub fn mount(target: &Path) -> io::Result<OwnedFd> {
 /// When the mount is not there or the kernel has no control file for it; it is detached in any case.
 pub fn abort(target: &Path, control: &Path) -> io::Result<()> {
     // The device number must be known without asking the server: the table of mounts has it.
-    let number = connection(&fs::read_to_string("/proc/self/mountinfo")?, target);
+    let number = connection(&fs::read("/proc/self/mountinfo")?, target);
     let aborted = number.ok_or_else(|| io::ErrorKind::NotFound.into()).and_then(|number| {
         fs::OpenOptions::new().write(true).open(control.join(format!("{number}/abort")))?.write_all(b"1")
     });
@@ -50,15 +51,10 @@ pub fn abort(target: &Path, control: &Path) -> io::Result<()> {
 }
 
 /// The number of the connection that is mounted at `target`: the minor number of its device.
-fn connection(mountinfo: &str, target: &Path) -> Option<u32> {
-    let line =
-        mountinfo.lines().rfind(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == target))?;
-    let (_, after) = line.split_once(" - ")?;
-    if !after.starts_with(TYPE) {
-        return None;
-    }
-    let (_, minor) = line.split(' ').nth(2)?.split_once(':')?;
-    minor.parse().ok()
+fn connection(table: &[u8], target: &Path) -> Option<u32> {
+    let top = mountinfo::parse(table).rfind(|mount| mount.point() == target)?;
+    let (_, minor) = std::str::from_utf8(top.device).ok()?.split_once(':')?;
+    if top.fs_type == TYPE.as_bytes() { minor.parse().ok() } else { None }
 }
 
 /// Makes the file system of `fusectl` available, without which a connection can't be aborted.
@@ -82,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_connection_is_that_of_the_last_mount_at_the_place() {
-        let table = "\
+        let table = b"\
             22 1 0:20 / /proc rw - proc proc rw\n\
             40 22 0:44 / /run/w/fs rw,nosuid - fuse.bulkhead warden rw,user_id=0\n\
             41 22 0:45 / /run/w/fs rw,nosuid shared:4 - fuse.bulkhead warden rw,user_id=0\n\

@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use bulkhead_guest_common::registry::{Container, Registry};
 use rustix::io::Errno;
 
 use super::{
@@ -18,13 +19,12 @@ use super::{
     request::{self, Operation, Read, Request},
 };
 use crate::{
-    load::Loads,
-    names::Caller,
-    nodes::{Node, Source},
-    registry::{Container, Registry},
+    files::{Node, Source},
+    generated,
+    hostname::Caller,
+    loadavg::Loads,
+    sysctls::Values,
     tree::{self, Inode},
-    values::Values,
-    views,
     watchdog::Work,
 };
 
@@ -189,7 +189,7 @@ impl Server {
 
     fn contents(&self, container: &Container, node: &Node) -> io::Result<String> {
         match node.source {
-            Source::View(view) => views::generate(view, container, &self.loads),
+            Source::View(view) => generated::generate(view, container, &self.loads),
             Source::Value(_) => self.values.get(container.slot, node).map(|text| text + "\n"),
             // It is read where the one who asks is, not kept.
             Source::Name => Err(io::ErrorKind::Unsupported.into()),
@@ -216,7 +216,7 @@ impl Server {
             }
             Some(Inode::Container(slot)) => {
                 self.container(slot)?;
-                crate::nodes::NODES.iter().map(|node| (Inode::Node(slot, node), node.file_name())).collect()
+                crate::files::NODES.iter().map(|node| (Inode::Node(slot, node), node.file_name())).collect()
             }
             Some(Inode::Node(..)) => return Err(libc::ENOTDIR),
             None => return Err(libc::ENOENT),
@@ -243,7 +243,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{super::request::testing, *};
-    use crate::registry::testing::container;
+    use crate::testing::container;
 
     struct Fixture {
         _dir: tempfile::TempDir,
@@ -260,7 +260,7 @@ mod tests {
 
     impl Fixture {
         fn node(&self, path: &str) -> u64 {
-            let node = crate::nodes::NODES.iter().find(|node| node.path == path).unwrap();
+            let node = crate::files::NODES.iter().find(|node| node.path == path).unwrap();
             Inode::Node(self.slot, node).number()
         }
 
@@ -373,7 +373,7 @@ mod tests {
                 assert_eq!(offset, seen);
             }
         }
-        assert_eq!(seen, crate::nodes::NODES.len() as u64);
+        assert_eq!(seen, crate::files::NODES.len() as u64);
     }
 
     proptest! {

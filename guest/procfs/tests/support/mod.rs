@@ -11,7 +11,8 @@ use std::{
     process::{Child, Command},
 };
 
-use bulkhead_procfs::{mount, registry::Registry, traps::KEPT_LISTENERS};
+use bulkhead_guest_common::registry::Registry;
+use bulkhead_procfs::{mount, seccomp_notify::KEPT_LISTENERS};
 
 /// The kernel's files about FUSE connections.
 const CONTROL: &str = "/sys/fs/fuse/connections";

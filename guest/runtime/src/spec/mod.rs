@@ -9,11 +9,11 @@ pub(crate) mod process;
 pub(crate) mod traps;
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::bounded;
 use serde_json::{Map, Value};
 
 use checks::CheckError;
@@ -59,8 +59,7 @@ pub(crate) enum SpecError {
 pub(crate) fn load(bundle: &Path) -> Result<Value, SpecError> {
     let path = bundle.join("config.json");
     let read = || {
-        let mut text = Vec::new();
-        File::open(&path)?.take(MAX_CONFIG + 1).read_to_end(&mut text)?;
+        let text = bounded::read_file(&path, MAX_CONFIG + 1)?;
         if text.len() as u64 > MAX_CONFIG {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {MAX_CONFIG} bytes")));
         }

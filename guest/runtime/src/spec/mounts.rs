@@ -256,6 +256,7 @@ pub(crate) fn clean(spec: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::error::chain;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -356,7 +357,7 @@ mod tests {
             "/etc/docker/daemon.json".into(),
         )));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: can't mount /etc/docker/daemon.json because it's configured as a restricted host mount"
         );
     }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_procfs::registry;
+use bulkhead_guest_common::registry;
 
 /// A warden that ends with its owner.
 pub struct Warden(support::Warden);

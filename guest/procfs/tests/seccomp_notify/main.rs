@@ -18,11 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_procfs::{
+use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry},
-    traps::KEPT_PREFIX,
+    process::Process,
+    registry::{Container, Registry},
 };
+use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
 
 use self::support::Warden;
 

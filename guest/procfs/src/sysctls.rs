@@ -4,7 +4,9 @@
 
 use std::{collections::BTreeMap, fs, io, sync::Mutex};
 
-use crate::{nodes::Node, registry, registry::Registry, rules::Rule};
+use bulkhead_guest_common::registry::{self, Registry};
+
+use crate::{files::Node, sysctl_rules::Rule};
 
 /// Longest native value in bytes.
 const MAX_NATIVE: usize = 4096;
@@ -73,7 +75,7 @@ fn raise(node: &Node, wanted: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{nodes::NODES, registry::testing::container, rules::Lines};
+    use crate::{files::NODES, sysctl_rules::Lines, testing::container};
 
     fn panic_node() -> &'static Node {
         NODES.iter().find(|node| node.path == "/proc/sys/kernel/panic").unwrap()

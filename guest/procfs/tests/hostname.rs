@@ -13,9 +13,10 @@ use std::{
     thread,
 };
 
-use bulkhead_procfs::{
+use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry},
+    process::Process,
+    registry::{Container, Registry},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use super::TICKS;
-use crate::load::Load;
+use crate::loadavg::Load;
 
 /// Microseconds in a clock tick.
 const TICK_US: u64 = 1_000_000 / TICKS;

@@ -1,68 +1,8 @@
-//! `/proc/self/mountinfo`, as proc_pid_mountinfo(5) lays it out, and the option string of overlayfs in it.
+//! The layers of an overlay, from its super block options in the table of mounts.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
-/// Longest table that is read, in bytes.
-pub(crate) const MAX_TABLE: u64 = 64 << 20;
-
-/// One mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mount {
-    /// Unique id, the same number that statx(2) gives.
-    pub(crate) id: u64,
-    /// `major:minor` of the file system.
-    pub(crate) device: Vec<u8>,
-    /// The directory of the file system that forms the root of this mount.
-    pub(crate) root: PathBuf,
-    /// Where it is mounted, seen from the process's root.
-    pub(crate) point: PathBuf,
-    /// File system type.
-    pub(crate) fs_type: Vec<u8>,
-    /// Super block options, with the escapes of the table taken away and those of the file system left in.
-    pub(crate) options: Vec<u8>,
-}
-
-/// Takes the octal escapes (`\040`) of the table away.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) = (first, tail) {
-            out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-            rest = after;
-        } else {
-            out.push(*first);
-        }
-    }
-    out
-}
-
-fn path(field: &[u8]) -> PathBuf {
-    PathBuf::from(OsString::from_vec(unescape(field)))
-}
-
-/// Parses one line; `None` when it is not of the documented form.
-fn parse_line(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|b| *b == b' ');
-    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let _parent = fields.next()?;
-    let device = fields.next()?.to_vec();
-    let root = path(fields.next()?);
-    let point = path(fields.next()?);
-    let _mount_options = fields.next()?;
-    // Zero or more optional fields end with a single dash.
-    fields.by_ref().find(|field| *field == b"-")?;
-    let fs_type = fields.next()?.to_vec();
-    let _source = fields.next()?;
-    let options = fields.next().unwrap_or_default().to_vec();
-    Some(Mount { id, device, root, point, fs_type, options })
-}
-
-/// Parses the whole table; lines that are not of the documented form are left out.
-pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
-    table.split(|b| *b == b'\n').filter_map(parse_line).collect()
-}
+use bulkhead_guest_common::mountinfo::unescape;
 
 /// The layers of an overlay mount, in the order of its options: the topmost lower layer first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +33,7 @@ pub(crate) fn layers(options: &[u8]) -> Result<Layers, LayersError> {
             option.iter().position(|b| *b == b'=').map_or((option, &[][..]), |at| (&option[..at], &option[at + 1..]));
         match key {
             b"lowerdir" => layers.lower = split_lower(&unescape(value))?,
-            b"lowerdir+" => layers.lower.push(path(value)),
+            b"lowerdir+" => layers.lower.push(OsString::from_vec(unescape(value).into_owned()).into()),
             b"datadir+" => return Err(LayersError::DataOnly),
             b"upperdir" => layers.upper = Some(without_backslashes(&unescape(value))),
             _ => {}
@@ -139,22 +79,15 @@ fn split_lower(value: &[u8]) -> Result<Vec<PathBuf>, LayersError> {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::mountinfo;
     use proptest::prelude::*;
-
-    use std::path::Path;
 
     use super::*;
 
-    const LINE: &[u8] = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:7 - overlay overlay rw,lowerdir=/d/l/AB:/d/l/CD,upperdir=/d/id/diff,workdir=/d/id/work,index=off";
-
     #[test]
-    fn a_line_with_optional_fields_and_escapes_is_read() {
-        let mounts = parse(LINE);
-        assert_eq!(mounts.len(), 1);
-        let mount = &mounts[0];
-        assert_eq!((mount.id, &mount.device[..]), (36, &b"98:0"[..]));
-        assert_eq!((mount.root.as_path(), mount.point.as_path()), (Path::new("/mnt1"), Path::new("/mnt 2")));
-        let layers = layers(&mount.options).unwrap();
+    fn the_layers_of_an_overlay_in_the_table_are_found() {
+        let table = b"36 35 0:98 / /d rw - overlay overlay rw,lowerdir=/d/l/AB:/d/l/CD,upperdir=/d/id/diff,workdir=/d/id/work,index=off";
+        let layers = layers(mountinfo::parse(table).next().unwrap().super_options).unwrap();
         assert_eq!(layers.lower, [PathBuf::from("/d/l/AB"), PathBuf::from("/d/l/CD")]);
         assert_eq!(layers.upper, Some(PathBuf::from("/d/id/diff")));
     }
@@ -183,8 +116,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_table_makes_the_parser_panic(table in proptest::collection::vec(any::<u8>(), 0..512)) {
-            for mount in parse(&table) {
-                let _ = layers(&mount.options);
+            let _ = layers(&table);
+            for mount in mountinfo::parse(&table) {
+                let _ = layers(mount.super_options);
             }
         }
 

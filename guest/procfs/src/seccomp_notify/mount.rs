@@ -5,11 +5,18 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::{
+    bounded,
+    namespace::{self, Identity},
+    notify,
+    process::Status,
+    registry,
+};
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags},
     mount::{
@@ -21,15 +28,13 @@ use rustix::{
 };
 
 use super::{
-    call::{Kind, Order},
-    helper, sys, table,
-    target::Start,
+    mountinfo,
+    path::Start,
+    sys,
+    syscall::{Kind, Order},
+    worker,
 };
-use crate::{
-    namespace::{self, Identity},
-    nodes::NODES,
-    status::Status,
-};
+use crate::files::NODES;
 
 /// Longest text of procfs that is read, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
@@ -111,16 +116,14 @@ impl Caller {
 
 fn read(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
     let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = Vec::new();
-    File::from(file).take(MAX_TEXT).read_to_end(&mut text)?;
-    Ok(text)
+    bounded::read(File::from(file), MAX_TEXT)
 }
 
 /// The caller's cgroup: what the mounts cost in memory is the container's.
 fn cgroup(directory: &OwnedFd) -> Option<OwnedFd> {
     let text = String::from_utf8(read(directory, "cgroup").ok()?).ok()?;
-    let path = crate::registry::cgroup_path(text.lines().find_map(|line| line.strip_prefix("0::"))?)?;
-    let path = Path::new(crate::views::CGROUPS).join(path);
+    let path = registry::cgroup_path(text.lines().find_map(|line| line.strip_prefix("0::"))?)?;
+    let path = Path::new(crate::generated::CGROUPS).join(path);
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
@@ -146,8 +149,8 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
     // Nobody in the container may look into this process or at its program, whatever they are allowed there.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    let directory = sys::adopt(directory).ok_or(io::ErrorKind::InvalidInput)?;
-    let order = helper::read_order()?;
+    let directory = notify::adopt(directory).ok_or(io::ErrorKind::InvalidInput)?;
+    let order = worker::read_order()?;
     let caller = Caller::open(directory, &order)?;
     let (network, processes) = (caller.namespace("ns/net")?, caller.namespace("ns/pid")?);
     let slot = state.join("fs").join(slot.to_string());
@@ -161,7 +164,8 @@ pub(crate) fn main(directory: i32, slot: u64, state: &Path) -> io::Result<()> {
             Kind::Proc => &processes,
             Kind::Sys => &network,
         };
-        if caller.owns(shown)? && caller.owns(&caller.mounts)? && table::shows_all(&caller.text("mountinfo")?, kind) {
+        if caller.owns(shown)? && caller.owns(&caller.mounts)? && mountinfo::shows_all(&caller.text("mountinfo")?, kind)
+        {
             attempt(&order, &caller, &slot, Maker::Warden)?;
         }
     }
@@ -193,7 +197,7 @@ fn attempt(order: &Order, caller: &Caller, slot: &Path, maker: Maker) -> io::Res
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         let done = carry_out(order, caller, slot, maker);
         if let Ok(errno) = &done {
-            helper::tell(*errno);
+            worker::tell(*errno);
         }
         let refused = done.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
         sys::leave(if refused { TOO_REVEALING } else { i32::from(done.is_err()) });
@@ -338,7 +342,7 @@ fn bind(caller: &Caller, source: &[u8], target: &[u8], [of_proc, of_sys]: [Vec<O
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let source = rustix::fs::openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     let stat = rustix::fs::statx(&source, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-    let whole = table::whole(&caller.text("mountinfo")?, stat.stx_mnt_id);
+    let whole = mountinfo::whole(&caller.text("mountinfo")?, stat.stx_mnt_id);
     let kind = whole.filter(|_| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     let files = match kind.ok_or(io::ErrorKind::InvalidInput)? {
         Kind::Proc => of_proc,
@@ -364,7 +368,7 @@ fn undo(caller: &Caller, target: &[u8], flags: u64, [of_proc, of_sys]: [Vec<Own>
     let found = look()?;
     let stat = rustix::fs::statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-    if !is_root || !table::has_only_ours(&caller.text("mountinfo")?, stat.stx_mnt_id) {
+    if !is_root || !mountinfo::has_only_ours(&caller.text("mountinfo")?, stat.stx_mnt_id) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     fchdir(&found)?;

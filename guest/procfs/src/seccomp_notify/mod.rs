@@ -11,17 +11,17 @@
 //! Nothing here protects anything. The container can change what its calls point to while they are judged, and then gets
 //! the kernel's own files, which it may read.
 
-mod call;
-mod helper;
-mod kept;
-mod place;
+mod fd_store;
+mod mount;
+mod mountinfo;
+mod path;
 mod sys;
-mod table;
-mod target;
+mod syscall;
+mod worker;
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -36,6 +36,7 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_guest_common::{bounded, notify, process::Status};
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},
@@ -43,15 +44,11 @@ use rustix::{
 use serde::Deserialize;
 
 use self::{
-    call::{Order, Verdict, judge},
-    kept::Name,
+    fd_store::Name,
     sys::{Answer, Notification, ProcessMemory},
+    syscall::{Order, Verdict, judge},
 };
-pub(crate) use self::{
-    place::main as helper,
-    sys::{send_descriptor, share_heaps},
-};
-use crate::{status::Status, watchdog::Notifier};
+pub(crate) use self::{mount::main as helper, sys::share_heaps};
 
 /// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
 pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
@@ -74,7 +71,6 @@ const MAX_TABLE: u64 = 4 << 20;
 /// Takes descriptors on behalf of all containers.
 pub(crate) struct Traps {
     state: PathBuf,
-    notifier: Arc<Notifier>,
     running: AtomicUsize,
 }
 
@@ -90,11 +86,11 @@ impl Traps {
     ///
     /// # Errors
     /// Without threads.
-    pub(crate) fn start(socket: UnixListener, state: &Path, notifier: Arc<Notifier>) -> io::Result<()> {
-        let traps = Arc::new(Self { state: state.to_owned(), notifier, running: AtomicUsize::new(0) });
-        for (name, listener) in kept::inherited() {
-            kept::answer_last(listener.as_fd(), &name, state);
-            traps.spawn(Some(name), move |traps| traps.watch(&name, &listener));
+    pub(crate) fn start(socket: UnixListener, state: &Path) -> io::Result<()> {
+        let traps = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
+        for (name, listener) in fd_store::inherited() {
+            fd_store::answer_last(listener.as_fd(), &name, state);
+            traps.spawn(Some(name), move |traps| traps.watch(&name, listener));
         }
         thread::Builder::new().name("traps".into()).spawn(move || {
             for stream in socket.incoming() {
@@ -122,7 +118,7 @@ impl Traps {
             eprintln!("bulkhead-procfs: can't serve a container's mounts: {error}");
             // Calls that nobody answers would wait for ever; without the descriptor they fail.
             if let Some(name) = name {
-                self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+                release(&name);
             }
         }
     }
@@ -136,24 +132,33 @@ impl Traps {
         // Without a number its calls are answered all the same.
         let slot = parse(&message).and_then(|message| message.metadata.parse().ok()).unwrap_or_default();
         let name = Name::new(slot);
-        if let Err(error) = self.notifier.give(&format!("FDSTORE=1\nFDNAME={name}"), listener.as_fd()) {
+        if let Err(error) = notify::store(&name.to_string(), listener.as_fd()) {
             eprintln!("bulkhead-procfs: init can't keep a descriptor: {error}");
         }
-        self.watch(&name, &listener);
+        self.watch(&name, listener);
     }
 
     /// Serves a descriptor until nothing uses it any more.
-    fn watch(&self, name: &Name, listener: &OwnedFd) {
+    fn watch(&self, name: &Name, listener: OwnedFd) {
         let serves = self.running.load(Ordering::Relaxed) <= MOST;
         serve(listener.as_fd(), name, &self.state, serves);
-        kept::forget(name, &self.state);
-        self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        // First, so that there is a descriptor for the message to init even when it was the last one.
+        drop(listener);
+        fd_store::forget(name, &self.state);
+        release(name);
+    }
+}
+
+/// Has init close its copy of a descriptor.
+fn release(name: &Name) {
+    if let Err(error) = notify::remove(&name.to_string()) {
+        eprintln!("bulkhead-procfs: can't have init close a descriptor: {error}");
     }
 }
 
 /// Answers the calls of one filter until nothing uses it any more.
 fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
-    let record = kept::Record::open(name, state);
+    let record = fd_store::Record::open(name, state);
     let mut is_first = true;
     while waits(listener) {
         let notification = match sys::receive(listener) {
@@ -167,7 +172,7 @@ fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
         };
         record.write(notification.id);
         if is_first {
-            kept::answer_before(listener, notification.id);
+            fd_store::answer_before(listener, notification.id);
             is_first = false;
         }
         // A fault here must not leave the caller waiting.
@@ -204,23 +209,19 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
     if !sys::still_waits(listener, notification.id) {
         return Answer::Continue;
     }
-    let text = |name: &str| -> io::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        open(name)?.take(MAX_TABLE).read_to_end(&mut text)?;
-        Ok(text)
-    };
+    let text = |name: &str| bounded::read(open(name)?, MAX_TABLE);
     let may_mount =
         || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.is_administrator());
     let concerns = match &verdict {
         Verdict::Continue => false,
         // A container that has mounted neither has nothing to unmount together with them.
-        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| table::has_ours(&text)),
-        Verdict::Do(Order::Bind { source, .. }) => place::may_be_whole(&thread, source),
+        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text)),
+        Verdict::Do(Order::Bind { source, .. }) => mount::may_be_whole(&thread, source),
         Verdict::Refuse(_) | Verdict::Do(Order::Mount { .. }) => true,
     };
     match verdict {
         Verdict::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
-        Verdict::Do(order) if concerns && may_mount() => helper::carry_out(&order, &thread, slot, state),
+        Verdict::Do(order) if concerns && may_mount() => worker::carry_out(&order, &thread, slot, state),
         // Also what the kernel is going to refuse.
         _ => Answer::Continue,
     }

@@ -2,21 +2,17 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Write},
+    io::{self, IoSliceMut, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{fs::FileExt, net::UnixStream},
     },
-    path::Path,
     time::Duration,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::call::{Memory, RawCall};
+use super::syscall::{Memory, RawCall};
 
 /// A system call that waits for an answer, as seccomp_unotify(2) reports it.
 #[derive(Clone, Copy, Debug)]
@@ -158,22 +154,6 @@ pub(super) fn receive_descriptor(
     }
 }
 
-/// Sends a datagram with a descriptor.
-pub(crate) fn send_descriptor(
-    socket: BorrowedFd<'_>,
-    to: &Path,
-    text: &[u8],
-    descriptor: BorrowedFd<'_>,
-) -> io::Result<()> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor];
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    let to = SocketAddrUnix::new(to)?;
-    rustix::net::sendmsg_addr(socket, &to, &[IoSlice::new(text)], &mut control, SendFlags::empty())?;
-    Ok(())
-}
-
 /// Lets a descriptor through execve(2) in a child that is about to make it; for `pre_exec`.
 pub(super) fn inherit(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: the call takes plain integers.
@@ -202,19 +182,11 @@ pub(super) fn kill_group(leader: u32) {
     unsafe { libc::kill(-leader.cast_signed(), libc::SIGKILL) };
 }
 
-/// A second descriptor for a thing by number, if it is open.
-pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the descriptor is only borrowed for the call, which refuses a number that is not open.
-    let borrowed = (number > 2).then(|| unsafe { BorrowedFd::borrow_raw(number) })?;
-    let copy = rustix::io::fcntl_dupfd_cloexec(borrowed.as_fd(), 3).ok()?;
-    // SAFETY: what was handed down under this number is used under the new one only.
-    unsafe { libc::close(number) };
-    Some(copy)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{os::fd::AsFd, thread};
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
     use super::*;
 
@@ -254,13 +226,14 @@ mod tests {
 
     #[test]
     fn a_descriptor_comes_with_its_message() {
-        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let receiver = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-        send_descriptor(socket.as_fd(), &path, b"text", io::stdin().as_fd()).unwrap();
-        let stream = UnixStream::from(OwnedFd::from(receiver));
-        let (message, descriptor) = receive_descriptor(&stream, |_| true).unwrap();
+        let (one, other) = pair();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let (stdin, parts) = (io::stdin(), [io::IoSlice::new(b"text")]);
+        let descriptors = [stdin.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        rustix::net::sendmsg(&one, &parts, &mut control, SendFlags::empty()).unwrap();
+        let (message, descriptor) = receive_descriptor(&other, |_| true).unwrap();
         assert_eq!(message, b"text");
         assert!(descriptor.is_some());
     }

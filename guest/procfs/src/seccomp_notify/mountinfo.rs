@@ -1,51 +1,21 @@
 //! The table of mounts of a process (proc_pid_mountinfo(5)), as far as unmounts and binds need it.
 
-use super::call::Kind;
+use bulkhead_guest_common::mountinfo::{Mount, parse};
 
-/// The type of the warden's own file system in the table.
-const OURS: &[u8] = b"fuse.bulkhead";
+use super::syscall::Kind;
+use crate::fuse::mount::TYPE;
 
 /// The option that files in a mount which a container made have, and those in its first procfs and sysfs have not. It
 /// means nothing for a file, and copies of the mount keep it.
 const MARK: &[u8] = b"nodiratime";
 
-/// A mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Line<'a> {
-    id: u64,
-    parent: u64,
-    root: &'a [u8],
-    options: &'a [u8],
-    kind: &'a [u8],
-}
-
-impl<'a> Line<'a> {
-    fn read(line: &'a [u8]) -> Option<Self> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let id = number(fields.next()?)?;
-        let parent = number(fields.next()?)?;
-        let root = fields.nth(1)?;
-        let options = fields.nth(1)?;
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        Some(Self { id, parent, root, options, kind })
-    }
-
-    fn is_ours(&self) -> bool {
-        self.kind == OURS && self.options.split(|byte| *byte == b',').any(|option| option == MARK)
-    }
-}
-
-fn number(field: &[u8]) -> Option<u64> {
-    std::str::from_utf8(field).ok()?.parse().ok()
-}
-
-fn lines(table: &[u8]) -> impl Iterator<Item = Line<'_>> {
-    table.split(|byte| *byte == b'\n').filter_map(Line::read)
+fn is_ours(mount: &Mount<'_>) -> bool {
+    mount.fs_type == TYPE.as_bytes() && mount.has_option(MARK)
 }
 
 /// Whether there is any file of the warden in a mount that a container made.
 pub(crate) fn has_ours(table: &[u8]) -> bool {
-    lines(table).any(|line| line.is_ours())
+    parse(table).any(|mount| is_ours(&mount))
 }
 
 /// Whether a mount is a procfs or sysfs and files of the warden, which carry nothing themselves, are all that is mounted
@@ -53,19 +23,19 @@ pub(crate) fn has_ours(table: &[u8]) -> bool {
 pub(crate) fn has_only_ours(table: &[u8], id: u64) -> bool {
     let mut is_right_kind = false;
     let mut on_it = Vec::new();
-    for line in lines(table) {
-        if line.id == id {
-            is_right_kind = line.kind == b"proc" || line.kind == b"sysfs";
-        } else if line.parent == id {
-            if !line.is_ours() {
+    for mount in parse(table) {
+        if mount.id == id {
+            is_right_kind = mount.fs_type == b"proc" || mount.fs_type == b"sysfs";
+        } else if mount.parent == id {
+            if !is_ours(&mount) {
                 return false;
             }
-            on_it.push(line.id);
+            on_it.push(mount.id);
         }
     }
     on_it.sort_unstable();
-    let carries = |line: &Line<'_>| on_it.binary_search(&line.parent).is_ok();
-    is_right_kind && !on_it.is_empty() && !lines(table).any(|line| carries(&line))
+    let carries = |mount: &Mount<'_>| on_it.binary_search(&mount.parent).is_ok();
+    is_right_kind && !on_it.is_empty() && !parse(table).any(|mount| carries(&mount))
 }
 
 /// File systems whose places in procfs and sysfs are folders that the kernel keeps empty for them.
@@ -87,19 +57,19 @@ const ON_EMPTY_FOLDERS: &[&[u8]] = &[
 /// The kernel lets a new user namespace mount one only if it sees a whole one already, and the warden's files hide
 /// something.
 pub(crate) fn shows_all(table: &[u8], kind: Kind) -> bool {
-    let hides = |line: &Line<'_>| line.kind != OURS && !ON_EMPTY_FOLDERS.contains(&line.kind);
-    let is_whole = |line: &Line<'_>| {
-        line.kind == kind.name().as_bytes()
-            && line.root == b"/"
-            && line.options.split(|byte| *byte == b',').next() == Some(b"rw")
+    let hides = |mount: &Mount<'_>| mount.fs_type != TYPE.as_bytes() && !ON_EMPTY_FOLDERS.contains(&mount.fs_type);
+    let is_whole = |mount: &Mount<'_>| {
+        mount.fs_type == kind.name().as_bytes()
+            && mount.is_whole()
+            && mount.options.split(|byte| *byte == b',').next() == Some(b"rw")
     };
-    lines(table).filter(is_whole).any(|whole| !lines(table).any(|line| line.parent == whole.id && hides(&line)))
+    parse(table).filter(is_whole).any(|whole| !parse(table).any(|mount| mount.parent == whole.id && hides(&mount)))
 }
 
 /// What a mount is, if it is the whole of a procfs or sysfs.
 pub(crate) fn whole(table: &[u8], id: u64) -> Option<Kind> {
-    let line = lines(table).find(|line| line.id == id && line.root == b"/")?;
-    [Kind::Proc, Kind::Sys].into_iter().find(|kind| kind.name().as_bytes() == line.kind)
+    let mount = parse(table).find(|mount| mount.id == id && mount.is_whole())?;
+    [Kind::Proc, Kind::Sys].into_iter().find(|kind| kind.name().as_bytes() == mount.fs_type)
 }
 
 #[cfg(test)]

@@ -18,11 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_guest_common::bounded;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    call::Order,
     sys::{self, Answer},
+    syscall::Order,
 };
 
 /// How long an order may take.
@@ -118,9 +119,7 @@ fn is_readable(pipe: &io::PipeReader, deadline: Instant) -> bool {
 
 /// The order that the warden wrote.
 pub(super) fn read_order() -> io::Result<Order> {
-    let mut text = Vec::new();
-    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    input.take(MAX_ORDER).read_to_end(&mut text)?;
+    let text = bounded::read(File::from(io::stdin().as_fd().try_clone_to_owned()?), MAX_ORDER)?;
     serde_json::from_slice(&text).map_err(Into::into)
 }
 

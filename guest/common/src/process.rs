@@ -1,27 +1,56 @@
 //! Who a thread is: its `status` in procfs.
 
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
 /// `CAP_SYS_ADMIN`, which mounting and names take.
 const ADMINISTRATION: u64 = 1 << 21;
 
 /// Most supplementary groups that the kernel allows.
 const MAX_GROUPS: usize = 65_536;
 
+/// A process, told apart from later ones with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id in the VM.
+    pub pid: u32,
+    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
+    pub started: u64,
+}
+
+impl Process {
+    /// The process with this number now.
+    pub fn find(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The command name may hold anything but is followed by the last parenthesis.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let started = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, started })
+    }
+
+    /// Whether it has not ended.
+    pub fn lives(self) -> bool {
+        Self::find(self.pid) == Some(self)
+    }
+}
+
 /// Ids and capabilities by which the kernel judges a thread's access to files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Status {
+pub struct Status {
     /// File-system user id.
-    pub(crate) user: u32,
+    pub user: u32,
     /// File-system group id.
-    pub(crate) group: u32,
+    pub group: u32,
     /// Supplementary groups.
-    pub(crate) groups: Vec<u32>,
+    pub groups: Vec<u32>,
     /// Effective capabilities, in the thread's own user namespace.
-    pub(crate) effective: u64,
+    pub effective: u64,
 }
 
 impl Status {
     /// Reads the text; `None` when something is missing.
-    pub(crate) fn read(text: &[u8]) -> Option<Self> {
+    pub fn read(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         // Real, effective, saved, file system.
@@ -36,7 +65,7 @@ impl Status {
     }
 
     /// Whether the thread may mount, or set a name, where it is root.
-    pub(crate) fn is_administrator(&self) -> bool {
+    pub fn is_administrator(&self) -> bool {
         self.effective & ADMINISTRATION != 0
     }
 }

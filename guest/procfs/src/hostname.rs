@@ -11,19 +11,20 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::{fd::AsFd, unix::fs::FileExt},
     thread,
 };
 
+use bulkhead_guest_common::{
+    bounded,
+    namespace::{self, Identity},
+    process::Status,
+    registry::Container,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::{
-    namespace::{self, Identity},
-    nodes::Node,
-    registry::Container,
-    status::Status,
-};
+use crate::files::Node;
 
 /// Longer than a name and the line's end.
 const ROOM: usize = 128;
@@ -77,8 +78,7 @@ impl Caller<'_> {
 
     /// Whether the caller has `CAP_SYS_ADMIN` where a namespace belongs.
     fn administers(self, home: &File) -> io::Result<bool> {
-        let mut text = Vec::new();
-        self.open("status")?.take(MAX_STATUS).read_to_end(&mut text)?;
+        let text = bounded::read(self.open("status")?, MAX_STATUS)?;
         let has_capability = Status::read(&text).is_some_and(|status| status.is_administrator());
         Ok(has_capability && namespace::is_within(home.as_fd(), Identity::of(self.open("ns/user")?)?)?)
     }

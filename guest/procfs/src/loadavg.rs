@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{cgroup::Cgroup, registry::Container, views::CGROUPS};
+use bulkhead_guest_common::registry::Container;
+
+use crate::{cgroup::Cgroup, generated::CGROUPS};
 
 /// Most processes that are looked at in a container, and most tasks in all of them.
 const MAX_PROCESSES: usize = 1024;

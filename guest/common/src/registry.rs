@@ -5,14 +5,14 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::namespace::Identity;
+use crate::{bounded, namespace::Identity, process::Process};
 
 /// Everything of the warden's, on a tmpfs.
 pub const STATE: &str = "/run/sysbox-runc/warden";
@@ -24,32 +24,7 @@ pub const TREE: &str = "/run/sysbox-runc/warden/fs";
 const MAX_FILE: u64 = 16 * 1024;
 
 /// Numbers of containers: an inode number has eight bits for the file.
-pub(crate) const MAX_SLOT: u64 = u64::MAX >> 8;
-
-/// A process, told apart from later ones with the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Process id in the VM.
-    pub pid: u32,
-    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
-    pub started: u64,
-}
-
-impl Process {
-    /// The process with this number now.
-    pub fn find(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command name may hold anything but is followed by the last parenthesis.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let started = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, started })
-    }
-
-    /// Whether it has not ended.
-    pub fn lives(self) -> bool {
-        Self::find(self.pid) == Some(self)
-    }
-}
+pub const MAX_SLOT: u64 = u64::MAX >> 8;
 
 /// A container, as its runtime describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,20 +141,18 @@ impl Registry {
     }
 
     /// Where a container's own values are kept.
-    pub(crate) fn values_file(&self, slot: u64) -> PathBuf {
+    pub fn values_file(&self, slot: u64) -> PathBuf {
         self.values.join(format!("{slot}.json"))
     }
 }
 
 /// A small file's contents.
-pub(crate) fn read(path: &Path) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut text).ok()?;
-    Some(text)
+pub fn read(path: &Path) -> Option<Vec<u8>> {
+    bounded::read_file(path, MAX_FILE).ok()
 }
 
 /// Writes a file so that it is seen whole or not at all.
-pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
     file.write_all(contents)?;
@@ -187,11 +160,13 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
+mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A container that lives as long as this process.
-    pub(crate) fn container(id: &str) -> Container {
+    fn container(id: &str) -> Container {
         let creator = Process::find(std::process::id()).unwrap();
         let user_namespace = Identity::of(File::open("/proc/self/ns/user").unwrap()).unwrap();
         Container {
@@ -205,13 +180,6 @@ pub(crate) mod testing {
             creator,
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::{testing::container, *};
 
     #[test]
     fn numbers_are_never_used_twice() {

@@ -11,6 +11,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use bulkhead_guest_common::notify;
 use rustix::time::ClockId;
 
 use super::{
@@ -63,12 +64,8 @@ impl fmt::Display for Name {
 
 /// The descriptors that an earlier warden left. To be called once, before anything else uses their numbers.
 pub(super) fn inherited() -> Vec<(Name, OwnedFd)> {
-    let kept = std::env::var(KEPT_LISTENERS).unwrap_or_default();
-    let pairs = kept.split(',').filter_map(|pair| {
-        let (name, number) = pair.split_once('=')?;
-        Some((Name::read(name)?, sys::adopt(number.parse().ok()?)?))
-    });
-    pairs.collect()
+    let stored = notify::inherited(KEPT_LISTENERS).into_iter();
+    stored.filter_map(|(name, listener)| Some((Name::read(&name)?, listener))).collect()
 }
 
 /// Has the kernel go on with what an earlier warden took and did not answer.

@@ -1,6 +1,6 @@
 //! The list of files that a container has of its own.
 
-use crate::rules::{Lines, Rule};
+use crate::sysctl_rules::{Lines, Rule};
 
 /// A file.
 #[derive(Debug, PartialEq, Eq)]

@@ -43,7 +43,7 @@ pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Whether a namespace belongs to a user namespace or to one inside of it.
-pub(crate) fn is_within(namespace: BorrowedFd<'_>, outer: Identity) -> io::Result<bool> {
+pub fn is_within(namespace: BorrowedFd<'_>, outer: Identity) -> io::Result<bool> {
     let mut user = owner(namespace)?;
     for _ in 0..MOST_LEVELS {
         if Identity::of(&user)? == outer {

@@ -10,13 +10,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use bulkhead_guest_common::registry::Container;
 use rustix::time::ClockId;
 
 use crate::{
     cgroup::{self, Cgroup, Limits},
-    load::Loads,
-    nodes::View,
-    registry::Container,
+    files::View,
+    loadavg::Loads,
 };
 
 /// Where the VM has its cgroups.
@@ -84,7 +84,7 @@ fn uptime(age: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::testing::container;
+    use crate::testing::container;
 
     #[test]
     fn uptime_has_the_same_number_twice_and_begins_with_the_container() {
