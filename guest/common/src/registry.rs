@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::{bounded, namespace::Identity, process::Process};
 
 /// The service's directory, on a tmpfs.
-pub const STATE: &str = "/run/sysbox-runc/warden";
+pub const STATE: &str = "/run/sysbox-runc/procfs";
 
 /// Mount point of the tree of files, below [`STATE`].
-pub const TREE: &str = "/run/sysbox-runc/warden/fs";
+pub const TREE: &str = "/run/sysbox-runc/procfs/fs";
 
 /// Maximum length of a file, in bytes.
 const MAX_FILE: u64 = 16 * 1024;

@@ -79,7 +79,7 @@ Usage: bulkhead-procfs --device=FD [--listener=FD] [--state=DIR]
 Options:
   --device=FD    an open /dev/fuse whose file system is mounted already
   --listener=FD  a listening socket to which crun sends the seccomp descriptors of containers
-  --state=DIR    directory of the container registry (default: /run/sysbox-runc/warden)
+  --state=DIR    directory of the container registry (default: /run/sysbox-runc/procfs)
 
 init starts it; the descriptors are inherited.";
 

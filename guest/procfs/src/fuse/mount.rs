@@ -33,7 +33,7 @@ pub fn mount(target: &Path) -> io::Result<OwnedFd> {
     );
     let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).map_err(io::Error::other)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("warden", target, TYPE, flags, options)?;
+    rustix::mount::mount("bulkhead-procfs", target, TYPE, flags, options)?;
     Ok(device)
 }
 
@@ -83,8 +83,8 @@ mod tests {
     fn the_connection_is_that_of_the_last_mount_at_the_place() {
         let table = b"\
             22 1 0:20 / /proc rw - proc proc rw\n\
-            40 22 0:44 / /run/w/fs rw,nosuid - fuse.bulkhead warden rw,user_id=0\n\
-            41 22 0:45 / /run/w/fs rw,nosuid shared:4 - fuse.bulkhead warden rw,user_id=0\n\
+            40 22 0:44 / /run/w/fs rw,nosuid - fuse.bulkhead bulkhead-procfs rw,user_id=0\n\
+            41 22 0:45 / /run/w/fs rw,nosuid shared:4 - fuse.bulkhead bulkhead-procfs rw,user_id=0\n\
             42 22 0:46 / /run/w/other rw - tmpfs tmpfs rw\n";
         assert_eq!(connection(table, Path::new("/run/w/fs")), Some(45));
         assert_eq!(connection(table, Path::new("/run/w/other")), None);

@@ -73,7 +73,7 @@ pub(crate) use self::{mount::main as worker, sys::share_heaps};
 
 /// The socket to which crun sends the descriptors. init listens on it, so that containers can start while no service
 /// runs.
-pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
+pub const SOCKET: &str = "/run/sysbox-runc/procfs/mounts";
 
 /// Maximum number of containers and `exec` sessions served at once; further ones see the kernel's own files.
 const MAX_LISTENERS: usize = 2048;

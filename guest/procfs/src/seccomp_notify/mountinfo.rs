@@ -87,18 +87,18 @@ mod tests {
     const TABLE: &[u8] = b"\
         22 1 0:20 / / rw - overlay overlay rw\n\
         23 22 0:21 / /proc rw,nosuid shared:4 - proc proc rw\n\
-        24 23 0:22 /1/proc+uptime /proc/uptime rw,nosuid - fuse.bulkhead warden rw\n\
+        24 23 0:22 /1/proc+uptime /proc/uptime rw,nosuid - fuse.bulkhead bulkhead-procfs rw\n\
         30 22 0:23 / /p rw,relatime - proc proc rw\n\
-        31 30 0:22 /1/proc+uptime /p/uptime rw,nodiratime,relatime - fuse.bulkhead warden rw\n\
-        32 30 0:22 /1/proc+meminfo /p/meminfo rw,nodiratime,relatime master:3 - fuse.bulkhead warden rw\n\
+        31 30 0:22 /1/proc+uptime /p/uptime rw,nodiratime,relatime - fuse.bulkhead bulkhead-procfs rw\n\
+        32 30 0:22 /1/proc+meminfo /p/meminfo rw,nodiratime,relatime master:3 - fuse.bulkhead bulkhead-procfs rw\n\
         40 22 0:24 / /q rw - proc proc rw\n\
-        41 40 0:22 /1/proc+uptime /q/uptime rw,nodiratime - fuse.bulkhead warden rw\n\
+        41 40 0:22 /1/proc+uptime /q/uptime rw,nodiratime - fuse.bulkhead bulkhead-procfs rw\n\
         42 40 0:25 / /q/bus rw - tmpfs tmpfs rw\n\
         50 22 0:26 / /r rw - proc proc rw\n\
-        51 50 0:22 /1/proc+uptime /r/uptime rw,nodiratime - fuse.bulkhead warden rw\n\
+        51 50 0:22 /1/proc+uptime /r/uptime rw,nodiratime - fuse.bulkhead bulkhead-procfs rw\n\
         52 51 0:27 / /r/uptime rw - ext4 /dev/x rw\n\
         60 22 0:28 / /s rw - tmpfs tmpfs rw\n\
-        61 60 0:22 /1/proc+uptime /s/x rw,nodiratime - fuse.bulkhead warden rw\n\
+        61 60 0:22 /1/proc+uptime /s/x rw,nodiratime - fuse.bulkhead bulkhead-procfs rw\n\
         70 22 0:29 / /t rw - proc proc rw\n";
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_procfs_that_something_else_is_mounted_on_hides_it() {
-        let proc = "9 1 0:1 / /proc rw,nosuid - proc proc rw\n11 9 0:3 /1/proc+uptime /proc/uptime rw - fuse.bulkhead warden rw\n\
+        let proc = "9 1 0:1 / /proc rw,nosuid - proc proc rw\n11 9 0:3 /1/proc+uptime /proc/uptime rw - fuse.bulkhead bulkhead-procfs rw\n\
                     12 9 0:4 / /proc/sys/fs/binfmt_misc rw - binfmt_misc b rw\n";
         assert!(shows_all(proc.as_bytes(), Kind::Proc));
         assert!(!shows_all(proc.as_bytes(), Kind::Sys));
