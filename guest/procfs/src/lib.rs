@@ -165,8 +165,10 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
     let device = Arc::new(device);
     let registry = Registry::open(state)?;
     let epoch = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    // Handles count up from here; no server opens 2^30 files in a second.
-    let server = Arc::new(fuse::server::Server::new(registry.clone(), epoch.tv_sec.unsigned_abs() << 30));
+    // Handles count up from the nanosecond of the start. No server opens files that fast, so handles never repeat, not
+    // even those of a server that was started in the same second.
+    let epoch = epoch.tv_sec.unsigned_abs() * 1_000_000_000 + epoch.tv_nsec.unsigned_abs();
+    let server = Arc::new(fuse::server::Server::new(registry.clone(), epoch));
     let works: Vec<Arc<Work>> = (0..WORKERS).map(|_| Arc::default()).collect();
     // Before a worker reads, or its own requests would be sent again as well. Fails on a connection without FUSE_INIT,
     // which has nothing to send again.
