@@ -79,10 +79,10 @@ test_binary() {
 # has_nextest: whether cargo-nextest is installed.
 has_nextest() { cargo nextest --version >/dev/null 2>&1; }
 
-# integration_tests: the names of all integration tests of the workspace but bare_metal, whose guests need KVM.
+# integration_tests [PACKAGE]: the names of the integration tests of the workspace, or of one package.
 integration_tests() {
-    cargo metadata --no-deps --format-version 1 |
-        jq -r '.packages[].targets[] | select(.kind == ["test"] and .name != "bare_metal") | .name'
+    cargo metadata --no-deps --format-version 1 | jq -r --arg package "${1:-}" \
+        '.packages[] | select($package == "" or .name == $package) | .targets[] | select(.kind == ["test"]).name'
 }
 
 # --- style --------------------------------------------------------------------------------------------------------
@@ -122,15 +122,16 @@ suite_unit() {
         cargo nextest run --no-tests=pass --workspace --filterset 'not binary(bare_metal)' "${NAMES[@]}"
     else
         local targets
-        mapfile -t targets < <(integration_tests)
+        # The guests of bare_metal need KVM; that is the kind `kvm`.
+        mapfile -t targets < <(integration_tests | grep -vx bare_metal)
         cargo test --quiet --workspace --lib --bins --examples "${targets[@]/#/--test=}" -- "${NAMES[@]}"
     fi
     # These mount a FUSE tree, which root of a container may not.
     if [[ $EUID == 0 && -w /dev/fuse ]] && unshare --mount true 2>/dev/null; then
         local test binary
-        for test in restart names traps; do
-            binary=$(test_binary bulkhead-warden "$test")
-            (cd guest/warden && timeout 600 "$binary" --ignored --test-threads=1 "${NAMES[@]}") | timed
+        for test in $(integration_tests bulkhead-procfs); do
+            binary=$(test_binary bulkhead-procfs "$test")
+            (cd guest/procfs && timeout 600 "$binary" --ignored --test-threads=1 "${NAMES[@]}") | timed
         done
     else
         say "the tests that mount a FUSE tree are left out: they need root and /dev/fuse"
@@ -152,11 +153,11 @@ suite_bundles() {
     local binary
     BULKHEAD_TEST_USERLAND=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
     BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" alpine)
-    cargo build --quiet --package bulkhead-warden
-    BULKHEAD_TEST_WARDEN=$target_dir/debug/bulkhead-warden
+    cargo build --quiet --package bulkhead-procfs
+    BULKHEAD_TEST_WARDEN=$target_dir/debug/bulkhead-procfs
     build_probe
     export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_WARDEN
-    binary=$(test_binary sysbox-runc bundles)
+    binary=$(test_binary bulkhead-runtime bundles)
     (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${NAMES[@]}") 2>&1 | timed
 }
 
@@ -239,12 +240,12 @@ tests_of() {
             ;;
         unit)
             local targets
-            mapfile -t targets < <(integration_tests)
+            mapfile -t targets < <(integration_tests | grep -vx bare_metal)
             cargo test --quiet --workspace --lib --bins --examples "${targets[@]/#/--test=}" -- --list "${NAMES[@]}" |
                 sed -n 's/: test$//p'
             ;;
         bundles)
-            binary=$(test_binary sysbox-runc bundles)
+            binary=$(test_binary bulkhead-runtime bundles)
             "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
             ;;
         kvm)

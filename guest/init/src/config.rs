@@ -10,7 +10,7 @@ pub(crate) const ISOLATING: &str = "sysbox-runc";
 pub(crate) const ISOLATING_PATH: &str = "/usr/bin/sysbox-runc";
 
 /// What dockerd starts for each published port.
-const PROXY_PATH: &str = "/usr/sbin/bulkhead-proxy";
+const PROXY_PATH: &str = "/usr/sbin/bulkhead-port-proxy";
 
 /// Options that would open another way to the daemon, move its state off the data disk, or contradict the command
 /// line that init gives it; dockerd refuses to start when one is in both places.
@@ -184,7 +184,7 @@ mod tests {
     fn ports_are_published_by_our_own_program_whatever_is_asked_for() {
         let options = daemon(&configuration(true, json!({"userland-proxy": false, "userland-proxy-path": "/evil"})));
         assert_eq!(options["userland-proxy"], json!(true));
-        assert_eq!(options["userland-proxy-path"], json!("/usr/sbin/bulkhead-proxy"));
+        assert_eq!(options["userland-proxy-path"], json!("/usr/sbin/bulkhead-port-proxy"));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use bulkhead_procfs::traps::KEPT_LISTENERS;
 use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
-use bulkhead_warden::traps::KEPT_LISTENERS;
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -85,7 +85,7 @@ impl Service {
                 "--group=root".to_owned(),
                 "--pidfile=".to_owned(),
             ],
-            Self::Warden => vec!["/usr/sbin/bulkhead-warden".to_owned()],
+            Self::Warden => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
         };
         words
     }

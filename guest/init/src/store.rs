@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bulkhead_warden::traps::KEPT_PREFIX;
+use bulkhead_procfs::traps::KEPT_PREFIX;
 
 /// Descriptors that are kept for each of the two; one for each container that has one.
 const MOST: usize = 2048;

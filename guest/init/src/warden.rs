@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_warden::{mount, registry, traps};
+use bulkhead_procfs::{mount, registry, traps};
 
 use crate::{error::Error, kmsg, mounts};
 

@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use bulkhead_warden::{namespace, registry::Process};
+use bulkhead_procfs::{namespace, registry::Process};
 use serde_json::Value;
 
 use crate::{

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_warden::{namespace::Identity, registry::Process};
+use bulkhead_procfs::{namespace::Identity, registry::Process};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 

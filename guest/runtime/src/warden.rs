@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use bulkhead_warden::{
+use bulkhead_procfs::{
     NODES, Node,
     namespace::Identity,
     registry::{Container, Process, Registry, STATE, TREE, cgroup_path},

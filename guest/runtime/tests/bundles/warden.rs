@@ -1,6 +1,6 @@
 //! The warden, as init starts it.
 
-#[path = "../../../warden/tests/support/mod.rs"]
+#[path = "../../../procfs/tests/support/mod.rs"]
 mod support;
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_warden::registry;
+use bulkhead_procfs::registry;
 
 /// A warden that ends with its owner.
 pub struct Warden(support::Warden);

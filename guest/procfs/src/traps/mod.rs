@@ -113,13 +113,13 @@ impl Traps {
         let traps = Arc::clone(self);
         let run = move || {
             if traps.running.fetch_add(1, Ordering::Relaxed) == MOST {
-                eprintln!("bulkhead-warden: more than {MOST} containers that may mount");
+                eprintln!("bulkhead-procfs: more than {MOST} containers that may mount");
             }
             run(&traps);
             traps.running.fetch_sub(1, Ordering::Relaxed);
         };
         if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
-            eprintln!("bulkhead-warden: can't serve a container's mounts: {error}");
+            eprintln!("bulkhead-procfs: can't serve a container's mounts: {error}");
             // Calls that nobody answers would wait for ever; without the descriptor they fail.
             if let Some(name) = name {
                 self.notifier.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
@@ -137,7 +137,7 @@ impl Traps {
         let slot = parse(&message).and_then(|message| message.metadata.parse().ok()).unwrap_or_default();
         let name = Name::new(slot);
         if let Err(error) = self.notifier.give(&format!("FDSTORE=1\nFDNAME={name}"), listener.as_fd()) {
-            eprintln!("bulkhead-warden: init can't keep a descriptor: {error}");
+            eprintln!("bulkhead-procfs: init can't keep a descriptor: {error}");
         }
         self.watch(&name, &listener);
     }
@@ -161,7 +161,7 @@ fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
             // Its caller was killed meanwhile, or all of them.
             Err(error) if [Some(libc::ENOENT), Some(libc::EINTR)].contains(&error.raw_os_error()) => continue,
             Err(error) => {
-                eprintln!("bulkhead-warden: can't receive a container's calls: {error}");
+                eprintln!("bulkhead-procfs: can't receive a container's calls: {error}");
                 return;
             }
         };

@@ -44,9 +44,9 @@ const WORKERS: usize = 4;
 const ROUND: Duration = Duration::from_secs(5);
 
 const HELP: &str = "\
-bulkhead-warden serves the files of /proc and /sys that each container has of its own
+bulkhead-procfs serves the files of /proc and /sys that each container has of its own
 
-Usage: bulkhead-warden --device=FD [--listener=FD] [--state=DIR]
+Usage: bulkhead-procfs --device=FD [--listener=FD] [--state=DIR]
 
 init starts it with an open /dev/fuse, which is mounted already, and a socket that listens for crun.";
 
@@ -105,7 +105,7 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bulkhead-warden: {error}");
+            eprintln!("bulkhead-procfs: {error}");
             ExitCode::FAILURE
         }
     }
@@ -137,7 +137,7 @@ fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<(
         thread::Builder::new().name("worker".into()).spawn(move || {
             let end = server.serve(&device, &work);
             if let Err(error) = &end {
-                eprintln!("bulkhead-warden: can't read requests: {error}");
+                eprintln!("bulkhead-procfs: can't read requests: {error}");
             }
             // One that ends means all do: the connection is gone.
             std::process::exit(i32::from(end.is_err()));

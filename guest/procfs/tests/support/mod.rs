@@ -11,7 +11,7 @@ use std::{
     process::{Child, Command},
 };
 
-use bulkhead_warden::{mount, registry::Registry, traps::KEPT_LISTENERS};
+use bulkhead_procfs::{mount, registry::Registry, traps::KEPT_LISTENERS};
 
 /// The kernel's files about FUSE connections.
 const CONTROL: &str = "/sys/fs/fuse/connections";

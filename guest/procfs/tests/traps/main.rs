@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_warden::{
+use bulkhead_procfs::{
     namespace::Identity,
     registry::{Container, Process, Registry},
     traps::KEPT_PREFIX,
@@ -43,7 +43,7 @@ impl Init {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
         let state = dir.path().join("warden");
-        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-warden")), &state);
+        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &state);
         fs::create_dir(dir.path().join("p")).unwrap();
         // The contained process is nobody here.
         set_mode(dir.path(), 0o755);

@@ -1,5 +1,5 @@
 //! The warden: see the library.
 
 fn main() -> std::process::ExitCode {
-    bulkhead_warden::main()
+    bulkhead_procfs::main()
 }

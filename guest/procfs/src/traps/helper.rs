@@ -42,7 +42,7 @@ pub(super) fn carry_out(order: &Order, thread: &OwnedFd, slot: u64, state: &Path
     match start(order, thread, slot, state) {
         Ok((child, pipe)) => wait(child, &pipe),
         Err(error) => {
-            eprintln!("bulkhead-warden: can't start a helper: {error}");
+            eprintln!("bulkhead-procfs: can't start a helper: {error}");
             Answer::Continue
         }
     }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_warden::{
+use bulkhead_procfs::{
     namespace::Identity,
     registry::{Container, Process, Registry},
 };
@@ -30,7 +30,7 @@ struct Init {
 impl Init {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-warden")), &dir.path().join("warden"));
+        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &dir.path().join("warden"));
         Self { dir, warden }
     }
 

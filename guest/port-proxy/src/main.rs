@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let parent = Parent::inherited();
     let mapping = match arguments::parse(std::env::args().skip(1)) {
         Ok(Arguments::Version) => {
-            println!("bulkhead-proxy version {}", env!("CARGO_PKG_VERSION"));
+            println!("bulkhead-port-proxy version {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
         Ok(Arguments::Publish(port)) => publish(&port),

@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use bulkhead_warden::{
+use bulkhead_procfs::{
     namespace::Identity,
     registry::{Container, Process, Registry},
 };
@@ -36,7 +36,7 @@ impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-warden")), &dir.path().join("warden"));
+        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &dir.path().join("warden"));
         Self { dir, warden }
     }
 
