@@ -3,12 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
-mod support;
-
 use std::{path::PathBuf, time::Duration};
 
 use bulkhead::vmm::api::{Event, ExitReason, VmConfig};
-use support::{Vmm, guest::machine};
+use support::{guest::machine, vmm::Vmm};
 
 /// Emulation is some thirty times slower than hardware.
 const BOOT: Duration = Duration::from_secs(60);

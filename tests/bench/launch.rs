@@ -13,8 +13,9 @@ use bulkhead::{
     backend::plan::{CMDLINE, DATA_SERIAL},
     vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock},
 };
+use support::control;
 
-use crate::{Result, control};
+use crate::Result;
 
 /// Size of the data disk, a new sparse file for each run, in bytes.
 const DATA_BYTES: u64 = 16 << 30;

@@ -3,8 +3,6 @@
 
 mod agent;
 mod console;
-#[path = "../support/control.rs"]
-mod control;
 mod launch;
 mod network;
 mod process;

@@ -16,13 +16,12 @@ use bollard::{
     },
 };
 use futures_util::StreamExt;
-use tokio::io::AsyncWriteExt;
-
-use crate::{
+use support::{
     client::{self, connect},
     engine::{Isolation, Pattern, engine, shell, write_pattern},
     process::{COMMAND, poll, run, stream},
 };
+use tokio::io::AsyncWriteExt;
 
 /// Time for the 64 MiB to go through and come back.
 const BULK: Duration = Duration::from_secs(300);

@@ -7,8 +7,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-
-use crate::{
+use support::{
     client,
     engine::{Isolation, engine},
     home::pid,

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{
+use support::{
     client::connect,
     engine::{Isolation, STOP, engine, shell},
-    home::{Home, OwnHome, empty_erofs, program},
+    home::{Home, OwnHome, empty_erofs},
     process::{COMMAND, run},
+    program,
 };
 
 /// Time for a refusal.

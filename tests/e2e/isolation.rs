@@ -3,8 +3,7 @@
 use std::{fs, thread};
 
 use serde_json::Value;
-
-use crate::{
+use support::{
     client,
     engine::{Engine, Isolation, engine},
     home::pid,

@@ -11,12 +11,12 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-
-use crate::{
+use support::{
     client::{self, Events},
     engine::{Engine, Isolation, START, STOP, engine, images, shell},
-    home::{Home, OwnHome, empty_erofs, is_alive, pid, program},
+    home::{Home, OwnHome, empty_erofs, is_alive, pid},
     process::{COMMAND, poll, run},
+    program,
 };
 
 /// Time for a death to be noticed.

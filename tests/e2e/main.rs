@@ -8,13 +8,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
-mod client;
-mod engine;
 mod examine;
-mod home;
 mod input;
 mod isolation;
 mod lifecycle;
-mod process;
 mod shutdown;
 mod sockets;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{
+use support::{
     engine::{Engine, Isolation, engine, images},
-    process::{COMMAND, poll},
+    process::{COMMAND, Ran, poll},
 };
 
 const SOCKET: &str = "/var/run/docker.sock:/var/run/docker.sock";
@@ -12,50 +12,48 @@ const DENIED: &str = "enhanced container isolation: docker socket mount denied f
                       \"docker.io/library/docker\"; image is not in the allowed list; if you wish to allow it, configure \
                       the docker socket image list in the Docker Desktop settings.";
 
-impl Engine {
-    /// Loads the image of the docker command line; its id.
-    fn load_cli(&self) -> String {
-        let tar = images().join("docker.tar");
-        self.docker(&["load", "--quiet", "--input", tar.to_str().unwrap()]).ok();
-        self.docker(&["image", "inspect", "--format", "{{.Id}}", "docker:cli"]).ok().trim().to_owned()
-    }
+/// Loads the image of the docker command line; its id.
+fn load_cli(engine: &Engine) -> String {
+    let tar = images().join("docker.tar");
+    engine.docker(&["load", "--quiet", "--input", tar.to_str().unwrap()]).ok();
+    engine.docker(&["image", "inspect", "--format", "{{.Id}}", "docker:cli"]).ok().trim().to_owned()
+}
 
-    /// Sets the exceptions and starts anew.
-    fn except(&self, exceptions: &serde_json::Value) {
-        self.home.bulkhead(&["settings", "set", "dockerSocketMount", &exceptions.to_string()], COMMAND).ok();
-        self.restart();
-    }
+/// Sets the exceptions and restarts.
+fn except(engine: &Engine, exceptions: &serde_json::Value) {
+    engine.home.bulkhead(&["settings", "set", "dockerSocketMount", &exceptions.to_string()], COMMAND).ok();
+    engine.restart();
+}
 
-    fn run_with_socket(&self, script: &str) -> crate::process::Ran {
-        self.docker(&["run", "--rm", "-v", SOCKET, "docker:cli", "sh", "-c", script])
-    }
+fn run_with_socket(engine: &Engine, script: &str) -> Ran {
+    engine.docker(&["run", "--rm", "-v", SOCKET, "docker:cli", "sh", "-c", script])
 }
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn an_image_that_is_allowed_by_its_id_has_a_socket_with_rules_and_nobody_else_has() {
     let engine = engine(Isolation::On);
-    let id = engine.load_cli();
+    let id = load_cli(&engine);
     // A name alone is what `docker load` and `docker tag` give.
     let by = |image: &str| serde_json::json!({"imageList": {"images": [image]}, "commandList": {"commands": ["push"]}});
-    engine.except(&by("docker:cli"));
-    assert!(engine.run_with_socket("true").fails(125).contains(DENIED));
-    engine.except(&by(&id));
-    assert!(engine.run_with_socket("docker ps --format '{{.Image}}'").ok().contains("docker:cli"));
+    except(&engine, &by("docker:cli"));
+    assert!(run_with_socket(&engine, "true").fails(125).contains(DENIED));
+    except(&engine, &by(&id));
+    assert!(run_with_socket(&engine, "docker ps --format '{{.Image}}'").ok().contains("docker:cli"));
 
     let url = "http://localhost/v1.43/images/myimage/push?tag=latest";
-    let said = engine.run_with_socket(&format!("curl -s --unix-socket /var/run/docker.sock -XPOST '{url}'")).ok();
+    let said = run_with_socket(&engine, &format!("curl -s --unix-socket /var/run/docker.sock -XPOST '{url}'")).ok();
     let text = "enhanced container isolation: docker command \\\"/v1.43/images/myimage/push?tag=latest\\\" is blocked; if \
                 you wish to allow it, configure the docker socket command list in the Docker Desktop settings.";
     assert!(said.contains(text), "{said}");
 
     // What it makes is isolated, too; attached input ends on its own.
-    let map = engine.run_with_socket("docker run --rm alpine cat /proc/self/uid_map").ok();
+    let map = run_with_socket(&engine, "docker run --rm alpine cat /proc/self/uid_map").ok();
     assert!(map.trim_start().starts_with("0 ") && map.trim_end().ends_with(" 65536"), "{map}");
-    assert_eq!(engine.run_with_socket("echo in | docker run --rm -i alpine cat").ok(), "in\n");
+    assert_eq!(run_with_socket(&engine, "echo in | docker run --rm -i alpine cat").ok(), "in\n");
     let alpine = DENIED.replace("library/docker\"", "library/alpine\"");
     for nested in ["-v /var/run/docker.sock:/s", "--volumes-from $(hostname)"] {
-        let said = engine.run_with_socket(&format!("docker run --rm {nested} alpine true 2>&1; true")).ok();
+        let said = run_with_socket(&engine, &format!("docker run --rm {nested} alpine true 2>&1; true")).ok();
         assert!(said.contains(&alpine), "{said}");
     }
     assert!(engine.docker(&["run", "--rm", "-v", SOCKET, "alpine", "true"]).fails(125).contains(&alpine));
@@ -65,8 +63,8 @@ fn an_image_that_is_allowed_by_its_id_has_a_socket_with_rules_and_nobody_else_ha
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_containers_socket_outlives_a_boot_and_ends_with_the_permission() {
     let engine = engine(Isolation::On);
-    let id = engine.load_cli();
-    engine.except(&serde_json::json!({"imageList": {"images": [id]}}));
+    let id = load_cli(&engine);
+    except(&engine, &serde_json::json!({"imageList": {"images": [id]}}));
     let name = "keeper";
     engine.docker(&["run", "-d", "--name", name, "--restart=always", "-v", SOCKET, "docker:cli", "sleep", "1d"]).ok();
     engine.restart();
@@ -75,7 +73,7 @@ fn a_containers_socket_outlives_a_boot_and_ends_with_the_permission() {
         ran.status.success().then_some(ran.stdout)
     });
     assert!(names.contains(name), "{names}");
-    engine.except(&serde_json::json!({}));
+    except(&engine, &serde_json::json!({}));
     assert!(engine.docker(&["start", name]).fails(1).contains(DENIED));
     engine.docker(&["rm", "--force", name]).ok();
 }

@@ -10,27 +10,17 @@
 // A helper of a test that cannot go on shall panic, as the test itself does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../e2e/client.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod client;
-#[path = "../e2e/engine.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod engine;
-#[path = "../e2e/home.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod home;
 mod options;
-#[path = "../e2e/process.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod process;
 mod races;
 mod real;
 mod table;
 
 use std::{fs, path::PathBuf, time::Instant};
 
-use engine::{Engine, Isolation, engine};
-use process::{COMMAND, run};
+use support::{
+    engine::{Engine, Isolation, engine},
+    process::{self, COMMAND, run},
+};
 use table::{Column, Outcome, Table};
 
 /// The image that has the probe in it, as its entry point.

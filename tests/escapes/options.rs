@@ -2,11 +2,13 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, thread};
 
-use crate::{
-    IMAGE, build,
+use support::{
     engine::Engine,
-    probe,
     process::{COMMAND, Ran, run},
+};
+
+use crate::{
+    IMAGE, build, probe,
     table::{self, Column, Outcome, Table},
 };
 

@@ -4,9 +4,10 @@
 
 use std::fs;
 
+use support::engine::Engine;
+
 use crate::{
     IMAGE,
-    engine::Engine,
     table::{Column, Outcome, Table},
 };
 

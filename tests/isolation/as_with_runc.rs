@@ -2,13 +2,15 @@
 
 use std::thread;
 
+use support::{
+    engine::{Engine, Isolation, engine, home},
+    process::COMMAND,
+};
+
 use crate::{
     FIRST,
     cases::{CASES, Case, LATER},
-    engine::{Engine, Isolation, engine, home},
-    need_image,
-    process::COMMAND,
-    shell,
+    need_image, shell,
     table::{Expect, State, Table, check},
     wanted,
 };

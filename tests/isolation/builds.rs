@@ -2,8 +2,9 @@
 
 use std::fs;
 
+use support::engine::Engine;
+
 use crate::{
-    engine::Engine,
     folder, shell,
     table::{Expect, check},
 };

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
+use support::{
     engine::{START, images},
     home::{Home, OwnHome},
     process::{COMMAND, run, run_with},

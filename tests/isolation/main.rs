@@ -13,24 +13,10 @@
 mod as_with_runc;
 mod builds;
 mod cases;
-#[path = "../e2e/client.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod client;
 mod cost;
-#[path = "../e2e/engine.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod engine;
-#[path = "../e2e/home.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod home;
 mod nested;
 mod nodes;
 mod policy;
-#[path = "../e2e/process.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod process;
-#[path = "../network/registry.rs"]
-mod registry;
 mod rows;
 mod situation;
 mod sockets;
@@ -38,8 +24,10 @@ mod table;
 
 use std::{fs, path::Path, time::Duration};
 
-use engine::{Engine, images};
-use process::{COMMAND, Ran, run};
+use support::{
+    engine::{Engine, images},
+    process::{COMMAND, Ran, run},
+};
 
 /// What the first container sees of its ids.
 const FIRST: &str = "         0     100000      65536\n";
@@ -50,7 +38,7 @@ const CASE: Duration = Duration::from_secs(300);
 /// Runs lines of a shell with the engine as docker's context; standard error is where standard output is.
 #[track_caller]
 fn shell(engine: &Engine, lines: &str) -> Ran {
-    let program = Path::new(home::program());
+    let program = Path::new(support::program());
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = engine.home.command("bash");
     command

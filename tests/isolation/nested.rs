@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
-use crate::{
-    FIRST,
+use support::{
     engine::Engine,
-    need_image,
     process::{poll, run},
-    shell,
+};
+
+use crate::{
+    FIRST, need_image, shell,
     table::{
         Expect::{Holds, Says},
         check,

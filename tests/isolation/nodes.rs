@@ -1,7 +1,8 @@
 //! Files of /proc and /sys that a container has of its own.
 
+use support::engine::Engine;
+
 use crate::{
-    engine::Engine,
     shell,
     table::{
         Expect::{Holds, Says},

@@ -2,10 +2,10 @@
 
 use std::fs;
 
+use support::engine::Engine;
+
 use crate::{
-    FIRST,
-    engine::Engine,
-    shell,
+    FIRST, shell,
     situation::{BROKEN, POLICY},
     sockets::MOUNT,
     table::{

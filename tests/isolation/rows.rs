@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    builds,
+use support::{
     engine::{Engine, Isolation, engine},
     home::pid,
-    need_image, nested, nodes, policy,
+};
+
+use crate::{
+    builds, need_image, nested, nodes, policy,
     situation::{Situation, Situations},
     sockets,
     table::{

@@ -8,12 +8,14 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::{
+use support::{
     engine::{Engine, START, STOP},
-    folder,
     process::COMMAND,
     registry::Registry,
-    shell,
+};
+
+use crate::{
+    folder, shell,
     table::{State, guarded},
 };
 

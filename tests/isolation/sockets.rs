@@ -5,9 +5,12 @@
 
 use std::thread;
 
-use crate::{
+use support::{
     engine::Engine,
     process::{COMMAND, run},
+};
+
+use crate::{
     shell, situation,
     table::{
         Expect::{Fails, Holds, Says},

@@ -2,7 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::{engine::Engine, shell};
+use support::engine::Engine;
+
+use crate::shell;
 
 /// Longest part of a message in the table.
 const SHORT: usize = 110;

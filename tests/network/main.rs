@@ -6,7 +6,6 @@
 mod bulk;
 mod compose;
 mod ports;
-mod registry;
 mod settings;
 
 use std::{
@@ -20,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use registry::Registry;
 use sha2::{Digest, Sha256};
+use support::registry::Registry;
 
 const BULKHEAD: &str = env!("CARGO_BIN_EXE_bulkhead");
 const PROFILE: &str = "network-test";

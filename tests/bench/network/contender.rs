@@ -22,7 +22,9 @@ use bulkhead::{
 use bulkhead_protocol::Transport;
 
 use super::Setup;
-use crate::{Result, control, launch, process};
+use support::control;
+
+use crate::{Result, launch, process};
 
 /// Where the guest serves connections from outside.
 const PUBLISHED: u16 = 5001;

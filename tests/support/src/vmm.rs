@@ -1,11 +1,5 @@
 //! Runs `bulkhead vmm` as its backend would and talks to it over the control socket.
 
-#![allow(dead_code, reason = "each suite uses a part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
-
-pub mod control;
-pub mod guest;
-
 use std::{
     os::fd::OwnedFd,
     process::{Child, Command as Process, Stdio},
@@ -13,6 +7,8 @@ use std::{
 };
 
 use bulkhead::vmm::api::{Command, Event, ExitReason, VmConfig};
+
+use crate::{control, program};
 
 /// A vmm process; killed when dropped.
 pub struct Vmm {
@@ -24,7 +20,7 @@ impl Vmm {
     /// Starts the process without telling it anything.
     pub fn spawn() -> Self {
         let (ours, theirs) = control::pair().unwrap();
-        let mut process = Process::new(env!("CARGO_BIN_EXE_bulkhead"));
+        let mut process = Process::new(program());
         process.arg("vmm").stdin(Stdio::null()).stderr(Stdio::inherit());
         Self { child: Some(control::spawn(&mut process, Some(&theirs)).unwrap()), socket: ours }
     }

@@ -11,8 +11,9 @@ use serde_json::Value;
 
 use crate::{
     client,
-    home::{Home, program},
+    home::Home,
     process::{COMMAND, Ran, run},
+    program,
 };
 
 /// Time for a start; the emulated machine needs half a minute.

@@ -1,8 +1,5 @@
 //! XDG folders of their own, and what runs in them.
 
-#[path = "autopsy.rs"]
-mod autopsy;
-
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
@@ -16,7 +13,11 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use crate::process::{COMMAND, Ran, poll, run};
+use crate::{
+    autopsy,
+    process::{COMMAND, Ran, poll, run},
+    program,
+};
 
 /// Lines of each log beside a failure.
 const LINES: usize = 40;
@@ -25,10 +26,6 @@ const LINES: usize = 40;
 pub struct Home {
     folder: PathBuf,
     pids: Mutex<BTreeSet<u32>>,
-}
-
-pub fn program() -> &'static str {
-    env!("CARGO_BIN_EXE_bulkhead")
 }
 
 impl Home {
