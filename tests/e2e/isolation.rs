@@ -5,7 +5,7 @@ use std::{fs, thread};
 use serde_json::Value;
 use support::{
     client,
-    engine::{Engine, Isolation, engine},
+    engine::{Engine, ISOLATION, Isolation, engine},
     home::pid,
     process::{COMMAND, run},
 };
@@ -122,8 +122,7 @@ fn steps_of_a_build_run_in_a_user_namespace() {
 fn without_isolation_containers_run_under_runc_and_share_all_ids() {
     let engine = engine(Isolation::On);
     let before = engine.home.status();
-    engine.set(Isolation::Off);
-    engine.restart();
+    engine.run_with(&[(ISOLATION, "false")]);
     let after = engine.home.status();
     assert_eq!(after["vm"]["enhancedContainerIsolation"], false, "a restart reads the settings again");
     assert_eq!(pid(&after, "backendPid"), pid(&before, "backendPid"), "a restart keeps the backend");

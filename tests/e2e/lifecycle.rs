@@ -13,7 +13,7 @@ use nix::{
 use serde_json::Value;
 use support::{
     client::{self, Events},
-    engine::{Engine, Isolation, START, STOP, engine, images, shell},
+    engine::{Engine, ISOLATION, Isolation, START, STOP, engine, images, shell},
     home::{Home, OwnHome, empty_erofs, is_alive, pid},
     process::{COMMAND, poll, run},
     program,
@@ -90,7 +90,7 @@ fn a_killed_vm_is_reported_and_the_next_start_finds_what_was_synced() {
     let (code, body) = engine.get("/_ping");
     assert_eq!(code, 503, "{body}");
     assert!(body.contains("engine is not running (state: failed)"), "{body}");
-    engine.set(Isolation::On);
+    engine.write_settings(&[(ISOLATION, "true")]);
     engine.start();
     let started = engine.home.status();
     assert_eq!(pid(&started, "backendPid"), pid(&status, "backendPid"));
@@ -116,7 +116,7 @@ fn a_killed_backend_takes_its_vm_along_and_the_next_start_takes_over() {
     drop(Flock::lock(lock, FlockArg::LockExclusiveNonblock).expect("the lock is held by nobody alive"));
     let refused = client::ask(&engine.home.docker_socket(), "GET", "/_ping").unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
-    engine.set(Isolation::On);
+    engine.write_settings(&[(ISOLATION, "true")]);
     engine.start();
     assert_three_processes(engine.home);
     engine.assert_answers();

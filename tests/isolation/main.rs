@@ -26,7 +26,7 @@ use std::{fs, path::Path, time::Duration};
 
 use support::{
     engine::{Engine, images},
-    process::{COMMAND, Ran, run},
+    process::{Ran, run},
 };
 
 /// What the first container sees of its ids.
@@ -59,17 +59,6 @@ fn folder(engine: &Engine) -> std::path::PathBuf {
     let folder = engine.home.path("work");
     fs::create_dir_all(&folder).unwrap();
     folder
-}
-
-/// Loads a test image unless it is there.
-#[track_caller]
-fn need_image(engine: &Engine, name: &str, file: &str) {
-    if engine.get(&format!("/images/{name}/json")).0 != 200 {
-        let tar = images().join(file);
-        let mut command = engine.home.docker_command(&["load", "--quiet", "--input"]);
-        command.arg(tar);
-        run(command, COMMAND * 5).ok();
-    }
 }
 
 /// Whether a row or case is asked for.

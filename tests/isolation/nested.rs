@@ -8,7 +8,7 @@ use support::{
 };
 
 use crate::{
-    FIRST, need_image, shell,
+    FIRST, shell,
     table::{
         Expect::{Holds, Says},
         check,
@@ -26,7 +26,7 @@ const CYCLES: usize = 20;
 
 /// Starts an inner engine that has the image `alpine`; it goes with `remove_containers`.
 fn inner_engine(engine: &Engine) -> Result<(), String> {
-    need_image(engine, "docker:dind", "dind.tar");
+    engine.need_image("docker:dind", "dind.tar");
     if shell(engine, "docker exec inner docker image inspect alpine").status.success() {
         return Ok(());
     }
@@ -88,7 +88,7 @@ pub fn compose_works_inside(engine: &Engine) -> Result<(), String> {
 }
 
 pub fn systemd_is_process_1(engine: &Engine) -> Result<(), String> {
-    need_image(engine, "systemd:latest", "systemd.tar");
+    engine.need_image("systemd:latest", "systemd.tar");
     engine.docker(&["run", "--detach", "--privileged", "--name=services", "systemd"]).ok();
     let said = poll("systemd is up or has ended", UP, || {
         let ran = run(engine.home.docker_command(&["exec", "services", "systemctl", "is-system-running"]), UP);

@@ -15,7 +15,7 @@ use support::{
 };
 
 use crate::{
-    builds, need_image, nested, nodes, policy,
+    builds, nested, nodes, policy,
     situation::{Situation, Situations},
     sockets,
     table::{
@@ -356,7 +356,7 @@ const ALL: &[(Situation, &[Row])] = &[
 fn rows_of_the_documentation() {
     let mut table = Table::default();
     let engine = engine(Isolation::On);
-    need_image(&engine, "debian:latest", "debian.tar");
+    engine.need_image("debian:latest", "debian.tar");
     let mut situations = Situations::new(&engine);
     for (situation, rows) in ALL {
         for row in rows.iter().filter(|row| wanted(&format!("{} {}", row.0, row.1))) {

@@ -9,8 +9,7 @@ use std::{
 };
 
 use support::{
-    engine::{Engine, START, STOP},
-    process::COMMAND,
+    engine::{Engine, ISOLATION, START, STOP},
     registry::Registry,
 };
 
@@ -157,8 +156,8 @@ impl Situation {
         }
     }
 
-    /// What the person has set; `None` is nothing.
-    fn settings(self) -> [(&'static str, Option<String>); 3] {
+    /// The user's settings.
+    fn settings(self) -> Vec<(&'static str, String)> {
         let isolation = match self {
             Self::Locked | Self::Broken => Some("false".to_owned()),
             Self::Free => None,
@@ -167,7 +166,8 @@ impl Situation {
         let own = images().filter(|_| self.has_exceptions() && !self.has_policy());
         let exceptions = own.and_then(|images| images.exceptions(self)).map(|exceptions| exceptions.to_string());
         let options = own.map(|images| format!(r#"{{"registry-mirrors": ["http://{}"]}}"#, images.registry));
-        [("enhancedContainerIsolation", isolation), ("dockerSocketMount", exceptions), ("dockerDaemonOptions", options)]
+        let all = [(ISOLATION, isolation), ("dockerSocketMount", exceptions), ("dockerDaemonOptions", options)];
+        all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 }
 
@@ -211,24 +211,21 @@ impl<'a> Situations<'a> {
             self.registry = Some(registry);
             let _ = IMAGES.set(Images::make(engine, port)?);
         }
-        let anew = self.now.has_policy() || to.has_policy();
+        // A policy takes effect at a start of the backend; a restart keeps the one that the backend has read.
+        let stopped = self.now.has_policy() || to.has_policy();
         self.now = to;
-        if anew {
+        if stopped {
             engine.home.bulkhead(&["stop"], STOP).ok();
             let _ = fs::remove_dir_all(FOLDER);
         }
-        for (key, value) in to.settings() {
-            let arguments = match &value {
-                Some(value) => vec!["settings", "set", key, value],
-                None => vec!["settings", "unset", key],
-            };
-            engine.home.bulkhead(&arguments, COMMAND).ok();
-        }
+        let settings = to.settings();
+        engine.write_settings(&settings.iter().map(|(key, value)| (*key, value.as_str())).collect::<Vec<_>>());
         if let Some(policy) = to.policy() {
             fs::create_dir_all(FOLDER).and_then(|()| fs::write(POLICY, policy)).map_err(|error| error.to_string())?;
         }
-        if anew {
+        if stopped {
             let ran = engine.home.bulkhead(&["start", "--timeout", "220"], START);
+            engine.note_start();
             // For the rows about what it says.
             fs::write(folder(engine).join("start.log"), format!("{}{}", ran.stdout, ran.stderr)).unwrap();
             ran.ok();
@@ -252,9 +249,7 @@ impl Drop for Situations<'_> {
         if self.now.has_policy() {
             let _ = fs::remove_dir_all(FOLDER);
         }
-        for (key, _) in self.now.settings() {
-            home.bulkhead(&["settings", "unset", key], COMMAND);
-        }
+        self.engine.write_settings(&[]);
     }
 }
 

@@ -50,9 +50,9 @@ impl Container {
 
 /// What a command that cannot work says.
 fn refused(arguments: &[&str]) -> String {
-    let output = docker(arguments);
-    assert!(!output.status.success(), "{arguments:?} succeeded");
-    String::from_utf8(output.stderr).unwrap()
+    let ran = docker(arguments);
+    assert!(!ran.status.success(), "{arguments:?} succeeded");
+    ran.stderr
 }
 
 pub(crate) fn connect(ip: IpAddr, port: u16) -> io::Result<TcpStream> {
@@ -95,7 +95,7 @@ fn assert_gone(port: u16) {
 
 /// The rows of `bulkhead ports` for a port.
 fn published(port: u16) -> Vec<serde_json::Value> {
-    let all: serde_json::Value = serde_json::from_slice(&bulkhead(&["ports", "--format", "json"]).stdout).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&bulkhead(&["ports", "--format", "json"])).unwrap();
     all["ports"].as_array().unwrap().iter().filter(|row| row["hostPort"] == port).cloned().collect()
 }
 
@@ -121,7 +121,7 @@ fn a_port_listens_on_every_address_of_both_kinds_while_its_container_runs() {
         (&row["containerIp"], &row["containerPort"], &row["protocol"]),
         (&address.into(), &80.into(), &"tcp".into())
     );
-    let text = String::from_utf8(bulkhead(&["ports"]).stdout).unwrap();
+    let text = bulkhead(&["ports"]);
     let line = text.lines().find(|line| line.starts_with(&format!("0.0.0.0:{port} "))).unwrap();
     assert!(line.ends_with("tcp       published"), "{text}");
 
@@ -237,13 +237,11 @@ fn a_killed_network_process_costs_no_port() {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn a_port_is_back_after_the_engine_crashed_with_the_container_that_is_restarted() {
-    let _engine = engine();
+fn without_isolation_a_port_is_back_after_the_engine_crashed() {
     // Only without isolation does a container see the processes of the VM.
-    bulkhead(&["settings", "set", "enhancedContainerIsolation", "false"]);
-    bulkhead(&["restart", "--timeout", "300"]);
+    let _engine = engine_with(&[(ISOLATION, "false")]);
     let port = free(1);
-    let web = Container::web("again.example", &["--restart", "always", "--publish", &format!("{port}:80")]);
+    let _web = Container::web("again.example", &["--restart", "always", "--publish", &format!("{port}:80")]);
     assert_eq!(fetch(HERE, port), "again.example");
     let crash = ["run", "--rm", "--privileged", "--pid=host", "alpine", "sh", "-c", "kill -9 $(pidof dockerd)"];
     docker(&crash);
@@ -253,7 +251,4 @@ fn a_port_is_back_after_the_engine_crashed_with_the_container_that_is_restarted(
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(fetch(HERE, port), "again.example");
-    drop(web);
-    bulkhead(&["settings", "set", "enhancedContainerIsolation", "true"]);
-    bulkhead(&["restart", "--timeout", "300"]);
 }

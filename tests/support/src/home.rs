@@ -28,7 +28,14 @@ pub struct Home {
     pids: Mutex<BTreeSet<u32>>,
 }
 
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Home {
+    /// New, empty directories.
     pub fn new() -> Self {
         // Not in /tmp, which often is memory; short, because of the sockets.
         let folder = tempfile::Builder::new().prefix("bh").tempdir_in("/var/tmp").unwrap().keep();
