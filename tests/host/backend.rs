@@ -13,8 +13,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use support::program;
 
-use crate::home::{Home, program, refused};
+use crate::home::{Home, refused};
 
 #[test]
 fn a_second_backend_for_the_same_profile_is_refused_and_the_first_goes_on() {

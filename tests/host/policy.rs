@@ -8,9 +8,10 @@ use std::{
 };
 
 use serde_json::json;
+use support::program;
 
 use crate::{
-    home::{Home, program, refused},
+    home::{Home, refused},
     start::{has_kvm, put_image},
 };
 

@@ -3,8 +3,9 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Output};
 
 use serde_json::json;
+use support::program;
 
-use crate::home::{Home, is_root, program, refused};
+use crate::home::{Home, is_root, refused};
 
 /// As [`Home::bulkhead`], with a KVM that this machine may not have.
 fn with_any_kvm(home: &Home, arguments: &[&str]) -> Option<Output> {

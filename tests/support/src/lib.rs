@@ -1,9 +1,7 @@
 //! Helpers that the test suites share: the engine that most tests use, and the VMM without an engine.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
-#![allow(missing_docs)]
 
-pub mod autopsy;
 pub mod client;
 pub mod control;
 pub mod engine;
@@ -12,6 +10,8 @@ pub mod home;
 pub mod process;
 pub mod registry;
 pub mod vmm;
+
+mod autopsy;
 
 use std::sync::OnceLock;
 

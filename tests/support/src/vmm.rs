@@ -17,7 +17,7 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Starts the process without telling it anything.
+    /// Starts the process and sends it nothing.
     pub fn spawn() -> Self {
         let (ours, theirs) = control::pair().unwrap();
         let mut process = Process::new(program());
@@ -32,10 +32,12 @@ impl Vmm {
         vmm
     }
 
+    /// Sends a command, with a descriptor beside it if there is one.
     pub fn send(&self, command: &Command, fd: Option<&OwnedFd>) {
         self.send_raw(&serde_json::to_vec(command).unwrap(), fd);
     }
 
+    /// Sends any bytes as one packet.
     pub fn send_raw(&self, packet: &[u8], fd: Option<&OwnedFd>) {
         control::send(&self.socket, packet, fd).unwrap();
     }
@@ -52,14 +54,12 @@ impl Vmm {
             match self.event(deadline.saturating_duration_since(Instant::now())) {
                 Some(Event::Exited(reason)) => return reason,
                 Some(_) => {}
-                None => panic!("the vmm ended without a word"),
+                None => panic!("the vmm closed its socket without the event of an exit"),
             }
         }
     }
-}
 
-impl Vmm {
-    /// Closes the control socket, as a backend that died would, and leaves the process to itself.
+    /// Closes the control socket, as the kernel does for a backend that died, and returns the process.
     pub fn disconnect(mut self) -> Child {
         self.child.take().unwrap()
     }
