@@ -1,4 +1,4 @@
-//! Stops, starts and sudden deaths: nothing that was synced is lost, nothing stale stays, the status is true.
+//! Stops, starts and sudden deaths: synced data survives, nothing stale stays, the status is true.
 
 use std::{
     fs::{self, File},
@@ -65,7 +65,7 @@ fn a_dead_dockerd_is_started_again_and_the_status_says_so_meanwhile() {
     assert_eq!((&down["state"], &down["waitingFor"]), (&"starting".into(), &"engine".into()), "{down}");
     assert!(down["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{down}");
     let up = events.until("the engine is up again", START, |status| status["state"] == "running");
-    assert_eq!(pid(&up, "vmmPid"), pid(&before, "vmmPid"), "the VM was made anew");
+    assert_eq!(pid(&up, "vmmPid"), pid(&before, "vmmPid"), "the VM was replaced");
     assert!(up.get("reason").is_none(), "{up}");
     engine.assert_answers();
     assert_eq!(engine.home.status()["state"], "running");
@@ -158,9 +158,10 @@ fn a_throw_away_engine_runs_one_command_and_leaves_nothing_behind() {
     assert_eq!(ran.status.code(), Some(7), "{}", ran.stderr);
     assert_eq!(ran.stdout, "Loaded image: alpine:latest\ninside\n");
     assert_eq!(home.processes(), Vec::<u32>::new());
-    for folder in ["config", "data", "state", "run"] {
-        let left: Vec<_> = fs::read_dir(home.path(folder).join("bulkhead")).into_iter().flatten().flatten().collect();
-        assert!(left.is_empty(), "{folder}: {left:?}");
+    for directory in ["config", "data", "state", "run"] {
+        let left: Vec<_> =
+            fs::read_dir(home.path(directory).join("bulkhead")).into_iter().flatten().flatten().collect();
+        assert!(left.is_empty(), "{directory}: {left:?}");
     }
     assert_eq!(fs::read_dir(home.path("docker")).unwrap().count(), 0, "docker's configuration was touched");
 }

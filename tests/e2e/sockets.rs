@@ -52,7 +52,7 @@ fn an_image_that_is_allowed_by_its_id_has_a_socket_with_rules_and_nobody_else_ha
                 you wish to allow it, configure the docker socket command list in the Docker Desktop settings.";
     assert!(said.contains(text), "{said}");
 
-    // What it makes is isolated, too; attached input ends on its own.
+    // Containers that it makes are isolated, too; attached input ends on its own.
     let map = run_with_socket(&engine, "docker run --rm alpine cat /proc/self/uid_map").ok();
     assert!(map.trim_start().starts_with("0 ") && map.trim_end().ends_with(" 65536"), "{map}");
     assert_eq!(run_with_socket(&engine, "echo in | docker run --rm -i alpine cat").ok(), "in\n");

@@ -5,10 +5,9 @@
 //! each; the others are options of `docker run` and races between containers. One table is printed at the end.
 //!
 //! `scripts/test escapes` runs this suite where KVM runs Linux guests, or inside the emulated AMD-V machine, with
-//! `BULKHEAD_TEST_IMAGES` naming the folder of `tests/images/build` and `BULKHEAD_TEST_PROBE` the built program.
+//! `BULKHEAD_TEST_IMAGES` naming the directory of `tests/images/build` and `BULKHEAD_TEST_PROBE` the built program.
 
-// A helper of a test that cannot go on shall panic, as the test itself does.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod options;
 mod races;
@@ -29,8 +28,7 @@ const IMAGE: &str = "probe";
 /// A volume for those who need one.
 const VOLUME: &str = "escapes";
 
-/// Where read-only mounts are, and what they are called in the table. The last one is not for runc, which mounts nothing
-/// below procfs.
+/// Read-only mounts and their names in the table. The last one is not for runc, which mounts nothing below procfs.
 const MOUNTS: [(&str, &str); 7] = [
     ("/", "read-only root"),
     ("/ro", "read-only volume"),
@@ -81,7 +79,7 @@ fn make_image(engine: &Engine) {
     engine.docker(&["rm", "made"]).ok();
 }
 
-/// A container with a key; returns what tells the others about it.
+/// Starts a container that has a key; returns the variable from which the other containers know the key.
 fn start_victim(engine: &Engine) -> String {
     engine.docker(&["rm", "--force", "victim"]);
     engine.docker(&["run", "--detach", "--name=victim", "--privileged", IMAGE, "victim"]).ok();
@@ -146,8 +144,8 @@ fn in_other_ways(engine: &Engine, table: &mut Table, victim: &str) {
         table.extra(way, table::lines(&engine.docker(&arguments).ok()));
     }
     for fd in 3..13 {
-        let folder = format!("--workdir=/proc/self/fd/{fd}");
-        let ran = engine.docker(&["exec", &folder, "host", "/probe", "only", "working directory"]);
+        let directory = format!("--workdir=/proc/self/fd/{fd}");
+        let ran = engine.docker(&["exec", &directory, "host", "/probe", "only", "working directory"]);
         let way = format!("docker exec, working directory {fd}");
         if ran.status.success() {
             table.extra(&way, table::lines(&ran.stdout));
@@ -161,13 +159,13 @@ fn in_other_ways(engine: &Engine, table: &mut Table, victim: &str) {
 
 /// A build whose step is the probe.
 fn build(engine: &Engine, options: &[&str]) -> process::Ran {
-    let folder = engine.home.path("escape-build");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("Dockerfile"), format!("FROM {IMAGE}\nRUN [\"/probe\", \"all\"]\n")).unwrap();
+    let directory = engine.home.path("escape-build");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("Dockerfile"), format!("FROM {IMAGE}\nRUN [\"/probe\", \"all\"]\n")).unwrap();
     let mut arguments = vec!["build", "--no-cache", "--rm"];
     arguments.extend(options);
-    let folder = folder.display().to_string();
-    arguments.push(&folder);
+    let directory = directory.display().to_string();
+    arguments.push(&directory);
     let mut command = engine.home.docker_command(&arguments);
     command.env("DOCKER_BUILDKIT", "0");
     run(command, COMMAND)

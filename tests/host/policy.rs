@@ -17,7 +17,7 @@ use crate::{
 
 const LOCKED: &str = r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#;
 
-/// Why no other image can be named under it.
+/// The refusal of another image under it.
 const NO_OTHER: &str = "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so no other guest \
                         image can be named; leave out --kernel and --rootfs, and unset BULKHEAD_KERNEL and \
                         BULKHEAD_ROOTFS";

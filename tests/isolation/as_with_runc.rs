@@ -1,4 +1,4 @@
-//! The same commands with isolation on and off come to the same.
+//! The same commands have the same output with isolation on and off.
 
 use std::thread;
 
@@ -53,7 +53,7 @@ fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
     )
 }
 
-/// Row 20: what is made before isolation is switched on is named, and isolated from then on.
+/// Row 20: containers from before isolation are named when it is switched on, and isolated from then on.
 fn switch_on(engine: &Engine, table: &mut Table) {
     const BEFORE: &str = "made before Enhanced Container Isolation was turned on: before; they ";
     engine.docker(&["create", "--name=before", "alpine", "cat", "/proc/self/uid_map"]).ok();

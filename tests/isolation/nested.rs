@@ -52,7 +52,7 @@ fn inner_engine(engine: &Engine) -> Result<(), String> {
 
 pub fn an_inner_engine_works(engine: &Engine) -> Result<(), String> {
     inner_engine(engine)?;
-    // What is inside has the ids of the container that it is in.
+    // An inner container has the IDs of the container around it.
     let line = "docker exec inner docker run --rm alpine sh -c 'echo inner; cat /proc/self/uid_map'";
     let expected = "inner\n         0     100000      65536\n";
     check(engine, line, Says(expected))?;
@@ -101,8 +101,8 @@ pub fn systemd_is_process_1(engine: &Engine) -> Result<(), String> {
     if !matches!(said.trim(), "running" | "degraded") {
         return Err(format!("{said}{failed}{}", shell(engine, "docker logs --tail 20 services").stdout));
     }
-    // Units that Sysbox's documentation names as ones that don't work, one for modules, which the kernel has none of, and
-    // no others.
+    // Units that Sysbox's documentation names as ones that do not work, and one that loads modules, which this kernel
+    // cannot do.
     let known = [
         "systemd-journald-audit.socket",
         "systemd-udev-trigger.service",

@@ -1,5 +1,5 @@
 //! The VM's network from inside of containers. `scripts/test` runs this suite where there is a KVM that runs Linux
-//! guests; `BULKHEAD_TEST_IMAGES` names the folder that `tests/images/build` prints.
+//! guests; `BULKHEAD_TEST_IMAGES` names the directory that `tests/images/build` prints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
@@ -26,7 +26,7 @@ use support::{
     registry::Registry,
 };
 
-/// The emulated machine has it. Only there do tests change what belongs to the whole machine.
+/// The emulated machine has it. Only there do tests change files of the whole machine.
 const THROW_AWAY_MACHINE: &str = "/etc/kvm-host";
 
 /// Time for a command that moves much data or waits for another.
@@ -231,9 +231,9 @@ fn names_are_those_that_the_host_resolves_at_that_moment() {
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn an_image_is_pushed_to_and_pulled_from_a_registry_on_the_hosts_loopback() {
     let _engine = engine();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let _registry = Registry::serve(folder.path(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "");
+    let _registry = Registry::serve(directory.path(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "");
     let name = format!("host.docker.internal:{port}/alpine");
     let image = done(&["image", "inspect", "--format", "{{.Id}}", "alpine"]);
     done(&["tag", "alpine", &name]);

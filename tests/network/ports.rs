@@ -10,8 +10,8 @@ use super::*;
 pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HERE6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// How long a port may go on after the engine said that its container is gone: a few messages.
-const END: Duration = Duration::from_secs(5);
+/// Time for a port to close after the engine reported the end of its container: a few messages.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A container, removed at the end.
 pub(crate) struct Container(String);
@@ -34,7 +34,7 @@ impl Container {
         Self::run(&[&["--hostname", name], arguments, &server].concat())
     }
 
-    /// What it has printed.
+    /// Its output so far.
     pub(crate) fn output(&self) -> String {
         done(&["logs", &self.0])
     }
@@ -48,7 +48,7 @@ impl Container {
     }
 }
 
-/// What a command that cannot work says.
+/// Standard error of a command that must fail.
 fn refused(arguments: &[&str]) -> String {
     let ran = docker(arguments);
     assert!(!ran.status.success(), "{arguments:?} succeeded");
@@ -83,7 +83,7 @@ pub(crate) fn get(ip: IpAddr, port: u16, path: &str) -> String {
 
 #[track_caller]
 fn assert_gone(port: u16) {
-    let deadline = Instant::now() + END;
+    let deadline = Instant::now() + CLOSE_TIMEOUT;
     for ip in [HERE, HERE6] {
         while connect(ip, port).is_ok() {
             assert!(Instant::now() < deadline, "{ip} {port} still listens");
@@ -202,7 +202,7 @@ fn a_port_that_the_host_does_not_give_is_refused_in_the_engines_words() {
     let message = words("192.0.2.1:8080:80");
     assert!(message.contains("listen tcp4 192.0.2.1:8080: bind: cannot assign requested address"), "{message}");
     assert!(published(port).is_empty() && published(8080).is_empty());
-    // Free again, it is had by the next one.
+    // Once it is free, the next container gets it.
     drop(taken);
     done(&run(&format!("{port}:80")).each_ref().map(String::as_str));
     if nix::unistd::geteuid().is_root() {
@@ -223,7 +223,7 @@ fn a_killed_network_process_costs_no_port() {
     assert_eq!(fetch(HERE, port), "kept.example");
     let killed = network_process().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed), nix::sys::signal::Signal::SIGKILL).unwrap();
-    // All the time: whoever connects meanwhile waits for the next process.
+    // A client that connects meanwhile waits for the next process.
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut waiting = Vec::new();
     while network_process().is_none_or(|pid| pid == killed) {

@@ -39,7 +39,7 @@ fn own_address() -> Option<Ipv4Addr> {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_shall_be() {
+fn the_guests_network_is_the_one_that_is_set_and_the_loopback_closes_with_its_setting() {
     let body = pattern(1 << 20);
     let (expected, port) = (digest(&body), http(body));
     let fetch = |name: &str| shell(&format!("wget -T 5 -qO- http://{name}:{port}/ | sha256sum"));
@@ -57,7 +57,7 @@ fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_
         let printed = fetch(name);
         assert!(printed.contains(&nothing) && printed.contains("wget: "), "{name}: {printed}");
     }
-    // The name server is no service of the loopback.
+    // The name server is not a service of the loopback.
     let printed = shell("nslookup -type=a localhost 10.78.0.1 || true");
     assert!(printed.contains("10.78.0.1"), "{printed}");
 }
@@ -90,7 +90,7 @@ fn ports_are_published_on_the_hosts_loopback_only_when_the_settings_say_so() {
     done(&["network", "rm", "loopback-only"]);
 }
 
-/// An HTTP proxy that asks for a name and a password and notes what it is asked for.
+/// An HTTP proxy that demands a name and a password and notes the requests.
 fn proxy(credentials: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&asked);
@@ -127,16 +127,16 @@ fn proxy(credentials: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
 /// A registry with a certificate of a private authority, on this machine's own address.
 struct PrivateRegistry {
     _registry: Registry,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     place: String,
 }
 
 impl PrivateRegistry {
     fn start(address: Ipv4Addr) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
         let make = |arguments: &[&str]| {
-            let output = Command::new("openssl").args(arguments).current_dir(folder.path()).output().unwrap();
+            let output = Command::new("openssl").args(arguments).current_dir(directory.path()).output().unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         };
         let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
@@ -164,17 +164,17 @@ impl PrivateRegistry {
             "server.crt",
         ];
         make(&[&server[..], &curve].concat());
-        let path = |name: &str| folder.path().join(name).display().to_string();
+        let path = |name: &str| directory.path().join(name).display().to_string();
         let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", path("server.crt"), path("server.key"));
-        let registry = Registry::serve(folder.path(), SocketAddr::from((address, port)), &tls);
-        Self { _registry: registry, folder, place: format!("{address}:{port}") }
+        let registry = Registry::serve(directory.path(), SocketAddr::from((address, port)), &tls);
+        Self { _registry: registry, directory, place: format!("{address}:{port}") }
     }
 
-    /// What this machine trusts, and this registry's authority.
+    /// Writes the certificates that this machine trusts, and this registry's authority, into one file.
     fn bundle(&self) -> PathBuf {
         let mut all = fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
-        all.extend(fs::read(self.folder.path().join("ca.crt")).unwrap());
-        let path = self.folder.path().join("bundle.crt");
+        all.extend(fs::read(self.directory.path().join("ca.crt")).unwrap());
+        let path = self.directory.path().join("bundle.crt");
         fs::write(&path, all).unwrap();
         path
     }
@@ -259,7 +259,7 @@ fn serve_file(address: Ipv4Addr, body: Vec<u8>) -> u16 {
     port
 }
 
-/// Data both ways between a container and this machine, and no port that anybody would wait for in vain.
+/// Moves data both ways between a container and this machine; publishing a port is refused.
 fn data_moves(name: &str, address: Ipv4Addr) {
     let body = pattern(16 << 20);
     let (expected, port) = (digest(&body), serve_file(address, body));

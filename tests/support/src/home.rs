@@ -85,8 +85,8 @@ impl Home {
     /// New, empty directories.
     pub fn new() -> Self {
         // Not in /tmp, which often is memory; short, because of the sockets.
-        let folder = tempfile::Builder::new().prefix("bh").tempdir_in("/var/tmp").unwrap().keep();
-        Self { directories: Directories::make(folder), pids: Mutex::default() }
+        let directory = tempfile::Builder::new().prefix("bh").tempdir_in("/var/tmp").unwrap().keep();
+        Self { directories: Directories::make(directory), pids: Mutex::default() }
     }
 
     /// Path of `name` below the root.
@@ -170,21 +170,21 @@ impl Home {
         poll("the processes end", limit, || self.processes().is_empty().then_some(()));
         let runtime = fs::read_dir(self.path("run/bulkhead")).into_iter().flatten().flatten();
         let files: Vec<_> = runtime.map(|entry| entry.path()).collect();
-        assert!(files.is_empty(), "left in the runtime folder: {files:?}");
+        assert!(files.is_empty(), "left in the runtime directory: {files:?}");
         let contexts = fs::read_dir(self.path("docker/contexts/meta")).into_iter().flatten();
         assert_eq!(contexts.count(), 0, "a docker context is left");
         // A backend holds a lock on the directory of the data disk.
-        if let Ok(folder) = fs::File::open(self.path("data/bulkhead/default")) {
-            assert!(Flock::lock(folder, FlockArg::LockExclusiveNonblock).is_ok(), "the data's lock is held");
+        if let Ok(directory) = fs::File::open(self.path("data/bulkhead/default")) {
+            assert!(Flock::lock(directory, FlockArg::LockExclusiveNonblock).is_ok(), "the data's lock is held");
         }
         assert_eq!(self.status()["state"], "stopped");
     }
 
     /// The ends of both logs.
     pub fn logs(&self) -> String {
-        let folder = self.path("state/bulkhead");
+        let directory = self.path("state/bulkhead");
         let mut text = String::new();
-        for profile in fs::read_dir(folder).into_iter().flatten().flatten() {
+        for profile in fs::read_dir(directory).into_iter().flatten().flatten() {
             for name in ["console.log", "backend.log"] {
                 let path = profile.path().join(name);
                 let lines = bulkhead::backend::logs::tail(&path, LOG_LINES).unwrap_or_default();
@@ -214,7 +214,7 @@ pub fn pid(status: &Value, key: &str) -> Option<u32> {
     status[key].as_u64().and_then(|pid| pid.try_into().ok())
 }
 
-/// Whether the process runs; a zombie does not.
+/// Returns whether the process runs; a zombie does not.
 pub fn is_alive(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/stat")).is_ok_and(|stat| !is_zombie(&stat))
 }

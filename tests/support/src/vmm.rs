@@ -74,7 +74,7 @@ impl Drop for Vmm {
     }
 }
 
-/// Whether the process ends by itself in time; one that does not is killed.
+/// Returns whether the process ends by itself in time; kills one that does not.
 pub fn ended(child: &mut Child, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     while Instant::now() < deadline {
