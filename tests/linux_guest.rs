@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use bulkhead::vmm::api::{Event, ExitReason, VmConfig};
+use bulkhead_vmm::api::{Event, ExitReason, VmConfig};
 use support::{guest::machine, vmm::Vmm};
 
 /// Emulation is some thirty times slower than hardware.

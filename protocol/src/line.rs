@@ -6,22 +6,26 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::MAX_LINE;
 
-/// Why a line could not be read.
+/// An error of reading or writing a line.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// The stream failed.
+    /// The stream failed, or ended within a line.
     #[error("the stream failed")]
     Io(#[from] io::Error),
-    /// The peer sent more than [`MAX_LINE`] bytes without a line feed.
-    #[error("a line is longer than {MAX_LINE} bytes")]
+    /// The line is longer than [`MAX_LINE`] bytes.
+    #[error("a message is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// The line is not the expected JSON.
-    #[error("a line is not a message")]
+    /// The line is not the JSON of a message. It has been read whole, so the next line can be read.
+    #[error("invalid message")]
     Syntax(#[from] serde_json::Error),
 }
 
-/// Encodes a message as one line, terminator included.
+/// Encodes a message as one line, line feed included.
+///
+/// # Errors
+/// When the line would be longer than [`MAX_LINE`] bytes.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, LineError> {
+    // Compact JSON escapes line feeds in strings, so the only one is the last byte.
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     if line.len() > MAX_LINE {
@@ -30,7 +34,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, LineError> {
     Ok(line)
 }
 
-/// Reads messages and never holds more than [`MAX_LINE`] bytes of an unfinished one.
+/// Reads messages from a blocking stream. It never holds more than [`MAX_LINE`] bytes of an unfinished one.
 #[derive(Debug)]
 pub struct LineReader<R> {
     inner: BufReader<R>,
@@ -42,9 +46,14 @@ impl<R: Read> LineReader<R> {
         Self { inner: BufReader::new(stream) }
     }
 
-    /// The next message, or `None` at a clean end between two messages.
+    /// Returns the next message, or `None` at an end of the stream between two messages.
+    ///
+    /// # Errors
+    /// After [`LineError::Syntax`] reading can go on; every other error is final.
     pub fn read<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
         let mut line = Vec::new();
+        // A peer can send without a line feed for ever: `take` ends the read, and so bounds the line, before it is
+        // parsed. One byte more than allowed, to tell a line of the maximum length from a longer one.
         let read = (&mut self.inner).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
         if read == 0 {
             return Ok(None);
@@ -52,6 +61,7 @@ impl<R: Read> LineReader<R> {
         if line.len() > MAX_LINE {
             return Err(LineError::TooLong);
         }
+        // The stream ended within a line: what is there may be half a message, so it is not parsed.
         if line.last() != Some(&b'\n') {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }

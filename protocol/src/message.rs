@@ -1,4 +1,7 @@
-//! The messages themselves.
+//! The messages of the agent connection.
+//!
+//! The names of types, fields and variants are the JSON's names, unless serde renames them: a renamed field is another
+//! wire format.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,22 +9,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::SocketExceptions;
 
-/// A step of the start that the guest can report; the order is the order in time.
+/// A stage of the start, as the guest reports it. The order of the variants is the order in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// The kernel runs and has started PID 1.
+    /// The kernel has started PID 1.
     Kernel,
-    /// PID 1 has its configuration.
+    /// PID 1 has applied its configuration.
     Agent,
-    /// The data disk is formatted, grown and mounted.
+    /// The data disk is mounted.
     Disk,
-    /// dockerd answers `_ping` through the gate.
+    /// dockerd answers `GET /_ping` through the gate.
     Engine,
 }
 
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The names of the JSON as well.
         f.write_str(match self {
             Self::Kernel => "kernel",
             Self::Agent => "agent",
@@ -34,7 +38,7 @@ impl std::fmt::Display for Stage {
 /// The agent's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Must equal [`crate::PROTOCOL_VERSION`].
+    /// The agent's [`crate::PROTOCOL_VERSION`]; the backend refuses any other than its own.
     pub protocol: u32,
     /// `uname -r` of the guest.
     pub kernel: String,
@@ -42,43 +46,43 @@ pub struct Hello {
     pub uptime_us: u64,
 }
 
-/// The guest's one network interface.
+/// The configuration of the guest's only network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// Its address.
+    /// Address of the guest.
     pub address: Ipv4Addr,
-    /// Length of the network's prefix in bits.
+    /// Length of the network's prefix in bits (0 to 32).
     pub prefix: u8,
     /// Default router.
     pub gateway: Ipv4Addr,
     /// Name server.
     pub nameserver: Ipv4Addr,
-    /// The host's loopback services.
+    /// Address behind which the host's loopback is: `host.docker.internal`, and the engine's `host-gateway`.
     pub host: Ipv4Addr,
-    /// Whether the guest has to know the host's names itself: its name server does not.
+    /// Put the host's names into the guest's `/etc/hosts`, because the name server does not know them.
     #[serde(default)]
     pub hosts_file: bool,
-    /// The same network in IPv6, if it has that.
+    /// The interface's IPv6 configuration; `None` for a network without IPv6.
     #[serde(default)]
     pub ipv6: Option<Network6>,
     /// Largest IP packet in bytes.
     pub mtu: u16,
 }
 
-/// The interface's IPv6 side.
+/// The IPv6 configuration of the guest's network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network6 {
-    /// Its address.
+    /// Address of the guest.
     pub address: Ipv6Addr,
-    /// Length of the network's prefix in bits.
+    /// Length of the network's prefix in bits (0 to 128).
     pub prefix: u8,
     /// Default router.
     pub gateway: Ipv6Addr,
-    /// The host's loopback services.
+    /// Address behind which the host's loopback is.
     pub host: Ipv6Addr,
 }
 
-/// A transport protocol.
+/// The transport protocol of a published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -90,6 +94,7 @@ pub enum Transport {
 
 impl std::fmt::Display for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // As in the engine's messages (`listen tcp4 …`) and in `docker port`.
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
@@ -97,42 +102,53 @@ impl std::fmt::Display for Transport {
     }
 }
 
-/// A published port as the engine asks for it (`docker run --publish`).
+/// A published port, as the engine requests it (`docker run --publish`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortMapping {
-    /// Its protocol.
+    /// Transport protocol.
     pub transport: Transport,
-    /// The host's address to listen on.
+    /// Address of the host to listen on; unspecified (`0.0.0.0` or `::`) for all of its addresses.
     pub host_ip: IpAddr,
-    /// The host's port.
+    /// Port of the host, never 0: the engine has chosen one by now.
     pub host_port: u16,
-    /// The container's address in the guest.
+    /// Address of the container in the guest; may be of the other family than `host_ip`.
     pub container_ip: IpAddr,
-    /// The container's port.
+    /// Port of the container.
     pub container_port: u16,
 }
 
-/// Everything the guest needs to know to start the engine; sent once, after [`Hello`].
+/// The configuration of the guest: everything that it needs to start the engine.
+///
+/// The backend derives it from settings and policy, and sends it once for each start, as the answer to [`Hello`]
+/// ([`HostMessage::Configure`]). Nothing of it can change while the guest runs: a changed setting takes a restart of
+/// the VM. The encoded message must fit into one line ([`crate::MAX_LINE`]), of which `daemon_options`,
+/// `container_environment` and `socket_exceptions` can be the largest parts; [`crate::encode`] fails otherwise.
+///
+/// A new field needs `#[serde(default)]` if an older peer may leave it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
-    /// The guest's host name, as `docker info` shows it.
+    /// The guest's host name, as `docker info` shows it: at most 63 letters, digits, `-` and `.`. The guest replaces an
+    /// invalid one by `bulkhead`.
     pub hostname: String,
-    /// Host wall clock at the time of sending, in nanoseconds since the Unix epoch.
+    /// The host's wall clock at the moment of sending, in nanoseconds since the Unix epoch. The guest sets its clock by
+    /// it, so a configuration that was made earlier has to get the current time first.
     pub time_unix_ns: u64,
-    /// Enhanced Container Isolation on.
+    /// Enhanced Container Isolation is on.
     pub isolation: bool,
-    /// The data disk's virtio-blk serial (`/sys/block/*/serial`).
+    /// The data disk's virtio-blk serial (`/sys/block/*/serial`). Only the first 20 bytes count.
     pub data_disk_serial: String,
-    /// The network, if the VM has one.
+    /// The network interface; `None` for a VM without a network.
     #[serde(default)]
     pub network: Option<Network>,
-    /// Extra keys for dockerd's `daemon.json`; the agent's own keys win.
+    /// Options for dockerd's `daemon.json`, by their names there. The agent drops options that would weaken the
+    /// isolation or contradict its own, whatever the spelling.
     #[serde(default)]
     pub daemon_options: serde_json::Map<String, serde_json::Value>,
-    /// Environment of new containers, `NAME=VALUE`, where they do not set the same name themselves.
+    /// Environment of new containers, each as `NAME=VALUE`; a name that the container sets itself is left alone.
     #[serde(default)]
     pub container_environment: Vec<String>,
-    /// Which containers may have the engine's socket while isolation is on.
+    /// The images whose containers may have the engine's socket while isolation is on. Boxed to keep [`HostMessage`]
+    /// small.
     #[serde(default)]
     pub socket_exceptions: Box<SocketExceptions>,
     /// Refuse `docker load`.
@@ -140,7 +156,7 @@ pub struct Configuration {
     pub block_load: bool,
 }
 
-/// How the guest shall end.
+/// The kind of shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ShutdownMode {
@@ -150,109 +166,112 @@ pub enum ShutdownMode {
     Reboot,
 }
 
-/// Backend to agent.
+/// A message of the backend to the agent.
+// An unknown `type` makes the line a `LineError::Syntax`, which the agent logs and skips; unknown fields are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum HostMessage {
-    /// Certificates that the host trusts, in PEM; any number of these come before [`HostMessage::Configure`], together
-    /// at most [`crate::MAX_CERTIFICATES`] bytes.
+    /// Certificates that the host trusts. Any number of these messages come before [`HostMessage::Configure`]; together
+    /// they have at most [`crate::MAX_CERTIFICATES`] bytes. Without any, the guest trusts those of its image.
     Certificates {
-        /// Whole certificates, one after the other.
+        /// Whole certificates in PEM, one after the other.
         pem: String,
     },
-    /// Answer to [`GuestMessage::Hello`].
+    /// The answer to [`GuestMessage::Hello`].
     Configure(Configuration),
-    /// Answer to [`GuestMessage::Publish`] with the same id.
+    /// The answer to [`GuestMessage::Publish`] with the same id.
     Published {
-        /// The request's id.
+        /// The id of the request.
         id: u64,
-        /// Why the host does not listen, in the engine's own words (`listen tcp4 0.0.0.0:80: bind: …`).
+        /// The reason for which the host does not listen, in the engine's own words
+        /// (`listen tcp4 0.0.0.0:80: bind: …`); `None` when it listens.
         error: Option<String>,
     },
-    /// Ask for [`GuestMessage::Described`].
+    /// Requests [`GuestMessage::Described`].
     Describe,
-    /// End the guest.
+    /// Takes the guest down; [`GuestMessage::Goodbye`] follows at once.
     Shutdown {
         /// Power off or reboot.
         mode: ShutdownMode,
-        /// Milliseconds that containers get between SIGTERM and SIGKILL.
+        /// Time for containers between SIGTERM and SIGKILL, in milliseconds. The guest limits it to ten minutes.
         grace_ms: u64,
     },
 }
 
-/// Why a stage could not be reached.
+/// A failed stage of the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The stage that failed.
     pub stage: Stage,
-    /// One sentence for a person: the cause and what to do.
+    /// The cause and the remedy in one line, for the user.
     pub reason: String,
 }
 
-/// A thread of the guest.
+/// A thread of the guest, as seen during a moment of half a second.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestThread {
-    /// Its process.
+    /// Process id in the guest.
     pub process: u32,
-    /// Its name.
+    /// The thread's name, which its program chooses.
     pub name: String,
-    /// Its state as `/proc/PID/stat` has it, such as `R` or `D`.
+    /// State as in `/proc/PID/stat`: `R` running, `S` sleeping, `D` uninterruptible, and others.
     pub state: char,
-    /// Share of one CPU in per cent.
+    /// Share of one CPU, in per cent.
     pub busy: u16,
-    /// The kernel's function in which it waits, or nothing.
+    /// The function of the guest's kernel in which the thread waits; empty when it does not wait.
     pub waits: String,
 }
 
-/// What the guest does, for a person who wonders why it does not answer.
+/// Diagnostics of a guest: the load, the memory and the busiest threads, for a user whose engine does not respond.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
-    /// `/proc/loadavg`.
+    /// The line in `/proc/loadavg`.
     pub load: String,
-    /// Memory in KiB.
+    /// The guest's memory in KiB (`MemTotal`).
     pub memory_kib: u64,
-    /// Memory in KiB that programs could still have (`MemAvailable`).
+    /// Memory in KiB that programs can still allocate (`MemAvailable`).
     pub available_kib: u64,
-    /// Threads, of all.
+    /// Number of all threads.
     pub threads: u64,
-    /// The threads that used most of a moment, and those that wait without being interruptible; the busiest first.
+    /// The threads that used the CPU during the moment, and those in uninterruptible sleep; the busiest first.
     pub busiest: Vec<GuestThread>,
 }
 
-/// Agent to backend.
+/// A message of the agent to the backend.
+// An unknown `type` is an error of the guest, at which the backend ends the connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GuestMessage {
-    /// First message on the connection; stands for [`Stage::Kernel`].
+    /// The first message of the connection. It stands for [`Stage::Kernel`], which is not reported otherwise.
     Hello(Hello),
     /// A stage was reached.
     Reached {
-        /// Which.
+        /// The stage.
         stage: Stage,
-        /// Microseconds since the guest kernel started.
+        /// Microseconds since the guest kernel started (`CLOCK_BOOTTIME`).
         uptime_us: u64,
     },
-    /// The start failed for good; the guest waits for a shutdown.
+    /// The start failed for good. The guest waits for a shutdown, or, before stage `agent`, powers off.
     Failed(Failure),
-    /// The engine ended by itself and is being started again; [`Stage::Engine`] follows when it is back.
+    /// A service of the engine ended and is started again; [`Stage::Engine`] follows when the engine answers again.
     EngineDown {
-        /// What ended and how, for a person.
+        /// The service, its exit status or signal, and perhaps its last line of output, for the user.
         reason: String,
     },
-    /// The host shall listen for a container; [`HostMessage::Published`] answers.
+    /// Requests that the host listens for a container; [`HostMessage::Published`] is the answer.
     Publish {
-        /// Names the mapping from now on; never used again while the guest runs.
+        /// Identifies the mapping; never reused while the guest runs.
         id: u64,
-        /// What to listen on, and for whom.
+        /// The port of the host and the port of the container.
         port: PortMapping,
     },
-    /// The mapping with this id is over.
+    /// Ends a mapping, whether or not it was answered.
     Unpublish {
-        /// Which.
+        /// The id of the mapping.
         id: u64,
     },
-    /// Answer to [`HostMessage::Describe`], a moment later.
+    /// The answer to [`HostMessage::Describe`], about half a second later.
     Described(Description),
-    /// The guest is going down now; the last message.
+    /// The guest is going down.
     Goodbye,
 }

@@ -165,7 +165,7 @@ pub(super) async fn serve(
                 let _ = events.send(VmEvent::GuestFailed(error.to_string())).await;
             }
             Err(error) => {
-                warn!("{}", crate::report::chain(&error));
+                warn!("{}", bulkhead_ipc::report::chain(&error));
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -14,7 +14,7 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
-use crate::inherited::FD;
+use bulkhead_ipc::inherited::FD;
 
 /// Starts `bulkhead VERB` as [`spawn_program`] does.
 pub(super) fn spawn(verb: &str, theirs: BorrowedFd<'_>, log: std::fs::File) -> io::Result<Child> {

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{vmm::Channel, wire::Examination};
-use crate::vmm::api::{Command, VcpuView};
+use bulkhead_vmm::api::{Command, VcpuView};
 
 /// How often the vCPUs are looked at: one that spins is in the same place again.
 const LOOKS: usize = 3;

@@ -50,9 +50,9 @@ use self::{
 };
 use crate::{
     engine::{self, context::DockerContext},
-    report::chain,
     settings::{PathError, Paths, Policy},
 };
+use bulkhead_ipc::report::chain;
 
 /// Size in bytes from which the backend's log is begun anew when a backend starts.
 const MAX_LOG: u64 = 4 << 20;

@@ -7,8 +7,8 @@ use bulkhead_protocol::SocketExceptions;
 use crate::{
     image::{Image, ImageError},
     settings::{Paths, Policy, PortBinding, Settings, SettingsError},
-    vmm::api::{Disk, VmConfig, Vsock},
 };
+use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 
 use super::{
     disk::{DiskError, DiskPlan},

@@ -19,10 +19,8 @@ use super::{
     vmm::Channel,
     wire::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
 };
-use crate::{
-    report::chain,
-    settings::{Paths, Policy},
-};
+use crate::settings::{Paths, Policy};
+use bulkhead_ipc::report::chain;
 
 /// Seconds after which a VM that was asked to shut down is killed, when nobody says otherwise.
 const STOP_SECONDS: u64 = 60;

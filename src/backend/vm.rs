@@ -24,10 +24,8 @@ use super::{
     vmm::{self, Channel, VmmError},
     wire::{Examination, StartOptions},
 };
-use crate::{
-    settings::{Paths, Policy},
-    vmm::api::{Command, Event},
-};
+use crate::settings::{Paths, Policy};
+use bulkhead_vmm::api::{Command, Event};
 
 /// Why a VM could not be begun.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +133,7 @@ impl Vm {
             daemon_options: plan.daemon_options.clone(),
             proxy: plan.proxy.clone(),
             certificates: certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
-                plan.warn(crate::report::chain(&error));
+                plan.warn(bulkhead_ipc::report::chain(&error));
                 Vec::new()
             }),
         };
@@ -157,7 +155,7 @@ impl Vm {
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
             // The process is already gone; why is known once it has been waited for.
-            warn!("{}", crate::report::chain(&error));
+            warn!("{}", bulkhead_ipc::report::chain(&error));
         }
         Ok(Self { plan, pid, channel, kill, orders, events, agent, ports, desks })
     }
@@ -247,7 +245,7 @@ async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, even
             Ok(Some(Event::Vcpus { views })) => desks.vcpus.answer(&views),
             Ok(None) => break,
             Err(error) => {
-                warn!("{}", crate::report::chain(&error));
+                warn!("{}", bulkhead_ipc::report::chain(&error));
                 let _ = child.start_kill();
                 break;
             }

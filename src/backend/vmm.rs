@@ -24,7 +24,7 @@ use tokio::{
 
 use serde::Serialize;
 
-use crate::vmm::api::{Event, ExitReason, MAX_PACKET};
+use bulkhead_vmm::api::{Event, ExitReason, MAX_PACKET};
 
 use super::{child, state::End};
 
@@ -161,11 +161,12 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-    use crate::{packets, vmm::api::Command};
+    use bulkhead_ipc::channel;
+    use bulkhead_vmm::api::Command;
 
     /// Reads one packet as the child does.
     fn receive_blocking(socket: &OwnedFd) -> (Command, Option<OwnedFd>) {
-        packets::receive(socket, MAX_PACKET).unwrap().unwrap()
+        channel::receive(socket, MAX_PACKET).unwrap().unwrap()
     }
 
     #[tokio::test]

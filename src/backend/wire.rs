@@ -18,10 +18,8 @@ use bulkhead_protocol::{Description, PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::state::Accepted;
-use crate::{
-    settings::{NetworkKind, PolicyFacts, ProfileName, ProxyEnvironment},
-    vmm::api::VcpuView,
-};
+use crate::settings::{NetworkKind, PolicyFacts, ProfileName, ProxyEnvironment};
+use bulkhead_vmm::api::VcpuView;
 
 /// Longest request body in bytes.
 pub const MAX_BODY: usize = 64 * 1024;

@@ -140,7 +140,7 @@ pub(super) async fn until_ready(
         Ok(Err(error)) => Err(CliError::Failed(format!(
             "the guest says that its engine answers, but {} does not: {}",
             paths.docker_socket().display(),
-            crate::report::chain(&error)
+            bulkhead_ipc::report::chain(&error)
         ))),
         Err(_) => Err(CliError::Failed(format!(
             "the guest says that its engine answers, but {} gave no answer in time; see `{}`",

@@ -12,11 +12,9 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{
-    backend::{Link, wire::Status},
-    report::chain,
-    vmm::api::Command,
-};
+use crate::backend::{Link, wire::Status};
+use bulkhead_ipc::report::chain;
+use bulkhead_vmm::api::Command;
 
 /// Clients that are told at once that there is no engine.
 const MAX_REFUSALS: usize = 32;

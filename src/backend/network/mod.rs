@@ -28,7 +28,9 @@ use super::{
     vm::VmEvent,
     vmm::{Channel, VmmError},
 };
-use crate::{net::control, report::chain, vmm::api::Command};
+use bulkhead_ipc::report::chain;
+use bulkhead_net::control;
+use bulkhead_vmm::api::Command;
 use passt::Passt;
 use plan::Backend;
 use tap::TapError;

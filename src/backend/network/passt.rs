@@ -6,10 +6,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{
-    inherited::FD,
-    net::addresses::{Addresses, MTU},
-};
+use bulkhead_ipc::inherited::FD;
+use bulkhead_net::addresses::{Addresses, MTU};
 
 /// Why passt cannot be used.
 #[derive(Debug, thiserror::Error)]

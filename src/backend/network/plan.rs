@@ -8,13 +8,11 @@ use super::{
     passt::{Passt, PasstError},
     tap::{Tap, TapError},
 };
-use crate::{
-    net::{
-        addresses::{Addresses, MTU, PREFIX6},
-        control::Setup,
-        nameservers,
-    },
-    settings::{NetworkKind, Settings, Subnet},
+use crate::settings::{NetworkKind, Settings, Subnet};
+use bulkhead_net::{
+    addresses::{Addresses, MTU, PREFIX6},
+    control::Setup,
+    nameservers,
 };
 
 /// Why a VM cannot have its network.

@@ -123,7 +123,7 @@ impl Tap {
         if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let header: libc::c_int = crate::net::VIRTIO_HEADER as libc::c_int;
+        let header: libc::c_int = bulkhead_net::VIRTIO_HEADER as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) } < 0 {
             return Err(io::Error::last_os_error());

@@ -12,10 +12,10 @@ use crate::{
         client::{self, Client, ClientError},
         command,
     },
-    report::chain,
     settings::Paths,
-    vmm::api::VcpuView,
 };
+use bulkhead_ipc::report::chain;
+use bulkhead_vmm::api::VcpuView;
 
 /// How long the engine may take to answer `_ping`.
 const PING: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::vmm::api::{Command, Event, ExitReason, VmConfig};
+use bulkhead_vmm::api::{Command, Event, ExitReason, VmConfig};
 
 use crate::{control, program};
 
