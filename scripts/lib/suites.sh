@@ -11,7 +11,7 @@ readonly KINDS=(style unit bundles kvm linux e2e escapes network isolation)
 readonly VM_KINDS=(isolation network e2e escapes linux kvm)
 
 declare -rA DESCRIPTIONS=(
-    [style]="rustfmt, clippy and shellcheck"
+    [style]="rustfmt, clippy, shellcheck and the rules for dependencies"
     [unit]="unit and property tests, and the host program as far as it goes without a VM"
     [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
     [kvm]="guests of a few instructions on any /dev/kvm"
@@ -87,7 +87,7 @@ integration_tests() {
 
 # --- style --------------------------------------------------------------------------------------------------------
 
-readonly STYLE_CHECKS=(rustfmt clippy shellcheck)
+readonly STYLE_CHECKS=(rustfmt clippy shellcheck dependencies deny)
 
 check_rustfmt() {
     cargo fmt --all --check
@@ -103,6 +103,33 @@ check_shellcheck() {
     need_packages shellcheck
     # shellcheck disable=SC2046 # the names of our own scripts have no blanks
     shellcheck --severity=warning $(git ls-files | xargs grep -lE '^#!.*(bash|sh)$') scripts/lib/*.sh
+}
+
+check_dependencies() { scripts/lib/dependencies; }
+
+# The version of cargo-deny, which is built once into the cache.
+readonly CARGO_DENY=0.20.2
+
+install_deny() {
+    [[ ! -x $1/bin/cargo-deny ]] || return 0
+    with_progress "building cargo-deny $CARGO_DENY (a few minutes)" "$BULKHEAD_CACHE/log/cargo-deny.log" \
+        nice cargo install --locked --root "$1" "cargo-deny@$CARGO_DENY"
+}
+
+check_deny() {
+    local root=$BULKHEAD_CACHE/tools/cargo-deny-$CARGO_DENY deny
+    if ! locked cargo-deny install_deny "$root"; then
+        say "deny: skipped: cargo-deny $CARGO_DENY could not be built (see above)"
+        return 0
+    fi
+    deny=("$root/bin/cargo-deny" --locked --log-level warn)
+    "${deny[@]}" check bans licenses sources
+    # The database of advisories is a repository on GitHub, which not every machine reaches.
+    if timeout 60 "${deny[@]}" fetch db >/dev/null 2>&1; then
+        "${deny[@]}" check advisories
+    else
+        say "deny: advisories skipped: their database cannot be fetched"
+    fi
 }
 
 suite_style() {
