@@ -17,7 +17,7 @@ fuzz_target!(|text: &str| {
     assert_eq!(reaches_engine_socket(&text.replace('/', "/.//")), reaches);
     let _ = normalise_image(text);
     let _ = Entry::parse(text).map(|entry| entry.names(&normalise_image(text)));
-    // What is sent on means what was judged.
+    // The target that is sent on means the one that was judged.
     let (path, query) = text.split_once('?').unwrap_or((text, ""));
     let straight = canonical(path);
     assert_eq!(bulkhead_gate::policy::segments(&straight), bulkhead_gate::policy::segments(path));

@@ -13,11 +13,11 @@ use std::{
 pub struct Registry(Child);
 
 impl Registry {
-    /// Serves what is pushed from `folder`, where `http` is the indented rest of its configuration; returns when it
-    /// listens.
-    pub fn serve(folder: &Path, address: SocketAddr, http: &str) -> Self {
-        let configuration = folder.join("config.yml");
-        let storage = folder.join("storage");
+    /// Starts a registry that keeps its images in `directory`; returns when it listens. `http` is appended to that section
+    /// of its configuration, indented.
+    pub fn serve(directory: &Path, address: SocketAddr, http: &str) -> Self {
+        let configuration = directory.join("config.yml");
+        let storage = directory.join("storage");
         let text = format!(
             "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{http}",
             storage.display()

@@ -1,5 +1,5 @@
-//! What hangs, when a test gave up waiting: which threads run and which sleep, whether the engine still answers, and
-//! what guest and vCPUs do.
+//! The report of a test that gave up waiting: the threads that run and those that sleep, the answer of the engine, and
+//! the state of guest and vCPUs.
 
 use std::{
     collections::BTreeMap,
@@ -15,16 +15,16 @@ use bulkhead::backend::api::Examination;
 
 use crate::client;
 
-/// How long the threads are watched.
-const WATCHED: Duration = Duration::from_secs(1);
+/// Time between the two samples of the threads.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the engine has to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time for the engine to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The threads of some processes, the answer of the engine behind a socket, and what its backend knows of the guest.
+/// Reports the threads of some processes, the answer of the engine behind a socket, and its backend's view of the guest.
 pub fn report(processes: &[u32], socket: &Path, control: &Path) -> String {
     let before = threads(processes);
-    thread::sleep(WATCHED);
+    thread::sleep(SAMPLE_INTERVAL);
     let mut text = String::from("--- threads: process, name, state, CPU, where it waits\n");
     for ((process, thread), now) in threads(processes) {
         // Clock ticks of USER_HZ, which is 100 for every program: of one second they are per cent.
@@ -37,7 +37,7 @@ pub fn report(processes: &[u32], socket: &Path, control: &Path) -> String {
     let _ = writeln!(text, "--- {}: {}", control.display(), examined.trim_end());
     let starved = serde_json::from_str::<Examination>(&examined).unwrap_or_default().starved();
     if !starved.is_empty() {
-        // scripts/test looks for this line.
+        // scripts/lib/suites.sh looks for this line.
         let _ = writeln!(text, "--- KVM keeps interrupts from the vCPUs {starved:?}");
     }
     text
@@ -70,7 +70,7 @@ fn threads(processes: &[u32]) -> BTreeMap<(u32, u32), Thread> {
     processes.iter().flat_map(tasks).collect()
 }
 
-/// One request, in words.
+/// Describes the outcome of one request.
 fn ping(socket: &Path) -> String {
     let begun = Instant::now();
     match first_line(socket) {
@@ -81,7 +81,7 @@ fn ping(socket: &Path) -> String {
 
 fn first_line(socket: &Path) -> io::Result<String> {
     let mut stream = client::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     client::request(&mut stream, "GET", "/_ping")?;
     let mut bytes = [0; 64];
     let length = stream.read(&mut bytes)?;

@@ -1,7 +1,4 @@
-//! XDG folders of their own, and what runs in them.
-
-#[path = "autopsy.rs"]
-mod autopsy;
+//! XDG directories of a test, and the processes that run in them.
 
 use std::{
     collections::BTreeSet,
@@ -16,49 +13,45 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use crate::process::{COMMAND, Ran, poll, run};
+use crate::{
+    autopsy,
+    process::{COMMAND, Ran, poll, run},
+    program,
+};
 
-/// Lines of each log beside a failure.
-const LINES: usize = 40;
+/// Lines of each log in the report of a failure.
+const LOG_LINES: usize = 40;
 
-/// One person's folders. The cache stays the real one: the guest image is there.
-pub struct Home {
-    folder: PathBuf,
-    pids: Mutex<BTreeSet<u32>>,
-}
+/// XDG directories below one of the test's, so that nothing of the user's is read or written.
+#[derive(Debug)]
+pub struct Directories(PathBuf);
 
-pub fn program() -> &'static str {
-    env!("CARGO_BIN_EXE_bulkhead")
-}
-
-impl Home {
-    pub fn new() -> Self {
-        // Not in /tmp, which often is memory; short, because of the sockets.
-        let folder = tempfile::Builder::new().prefix("bh").tempdir_in("/var/tmp").unwrap().keep();
-        let home = Self { folder, pids: Mutex::default() };
-        for name in ["config", "data", "state", "run", "docker"] {
-            fs::create_dir(home.path(name)).unwrap();
+impl Directories {
+    /// Makes the directories in `root`.
+    pub fn make(root: PathBuf) -> Self {
+        let directories = Self(root);
+        for name in ["config", "data", "state", "cache", "run", "docker"] {
+            fs::create_dir(directories.path(name)).unwrap();
         }
-        home
+        directories
     }
 
+    /// The directory above them.
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// Path of `name` below the root.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.0.join(name)
     }
 
+    /// Path of a socket or lock of the default profile.
     pub fn runtime(&self, name: &str) -> PathBuf {
         self.path("run/bulkhead/default").join(name)
     }
 
-    pub fn docker_socket(&self) -> PathBuf {
-        self.runtime("docker.sock")
-    }
-
-    pub fn control_socket(&self) -> PathBuf {
-        self.runtime("control.sock")
-    }
-
-    /// A command with this home's environment.
+    /// A command that finds these directories in its environment. The cache stays the user's.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -73,7 +66,55 @@ impl Home {
         }
         command
     }
+}
 
+/// A user's directories and the engine in them. The cache stays the real one: the guest image is there.
+pub struct Home {
+    directories: Directories,
+    /// Processes that a status named once; the program's own may no longer.
+    pids: Mutex<BTreeSet<u32>>,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Home {
+    /// New, empty directories.
+    pub fn new() -> Self {
+        // Not in /tmp, which often is memory; short, because of the sockets.
+        let directory = tempfile::Builder::new().prefix("bh").tempdir_in("/var/tmp").unwrap().keep();
+        Self { directories: Directories::make(directory), pids: Mutex::default() }
+    }
+
+    /// Path of `name` below the root.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directories.path(name)
+    }
+
+    /// Path of a socket or lock of the default profile.
+    pub fn runtime(&self, name: &str) -> PathBuf {
+        self.directories.runtime(name)
+    }
+
+    /// The engine's socket.
+    pub fn docker_socket(&self) -> PathBuf {
+        self.runtime("docker.sock")
+    }
+
+    /// The backend's socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime("control.sock")
+    }
+
+    /// A command with this home's environment.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.directories.command(program)
+    }
+
+    /// Runs a verb of the program.
     #[track_caller]
     pub fn bulkhead(&self, arguments: &[&str], limit: Duration) -> Ran {
         let mut command = self.command(program());
@@ -88,6 +129,7 @@ impl Home {
         command
     }
 
+    /// Runs a docker command through that context.
     #[track_caller]
     pub fn docker(&self, arguments: &[&str]) -> Ran {
         run(self.docker_command(arguments), COMMAND)
@@ -103,7 +145,7 @@ impl Home {
         status
     }
 
-    /// Processes of ours that still live: those once seen in a status and those whose environment names this home.
+    /// Processes of the program that still live: those that a status named and those whose environment names this home.
     pub fn processes(&self) -> Vec<u32> {
         let seen = self.pids.lock().unwrap();
         let name = Path::new(program()).file_name().unwrap().as_encoded_bytes();
@@ -112,7 +154,7 @@ impl Home {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
             let is_program = read("comm").trim_ascii_end() == name;
-            let mentions = contains(&read("environ"), self.folder.as_os_str().as_encoded_bytes());
+            let mentions = contains(&read("environ"), self.directories.root().as_os_str().as_encoded_bytes());
             if is_program && !is_zombie(&read("stat")) && (seen.contains(&pid) || mentions) {
                 ours.push(pid);
             }
@@ -120,38 +162,39 @@ impl Home {
         ours
     }
 
-    /// Nothing is where no engine and no backend should be. A backend that gave up its lock may need a moment to end.
+    /// Panics unless every process, socket, lock and docker context is gone. A backend that gave up its lock may need a
+    /// moment to end.
     #[track_caller]
     pub fn assert_nothing_runs(&self) {
         let limit = Duration::from_secs(10);
         poll("the processes end", limit, || self.processes().is_empty().then_some(()));
         let runtime = fs::read_dir(self.path("run/bulkhead")).into_iter().flatten().flatten();
         let files: Vec<_> = runtime.map(|entry| entry.path()).collect();
-        assert!(files.is_empty(), "left in the runtime folder: {files:?}");
+        assert!(files.is_empty(), "left in the runtime directory: {files:?}");
         let contexts = fs::read_dir(self.path("docker/contexts/meta")).into_iter().flatten();
         assert_eq!(contexts.count(), 0, "a docker context is left");
-        // The folder of the data disk is what a backend holds a lock on.
-        if let Ok(folder) = fs::File::open(self.path("data/bulkhead/default")) {
-            assert!(Flock::lock(folder, FlockArg::LockExclusiveNonblock).is_ok(), "the data's lock is held");
+        // A backend holds a lock on the directory of the data disk.
+        if let Ok(directory) = fs::File::open(self.path("data/bulkhead/default")) {
+            assert!(Flock::lock(directory, FlockArg::LockExclusiveNonblock).is_ok(), "the data's lock is held");
         }
         assert_eq!(self.status()["state"], "stopped");
     }
 
     /// The ends of both logs.
     pub fn logs(&self) -> String {
-        let folder = self.path("state/bulkhead");
+        let directory = self.path("state/bulkhead");
         let mut text = String::new();
-        for profile in fs::read_dir(folder).into_iter().flatten().flatten() {
+        for profile in fs::read_dir(directory).into_iter().flatten().flatten() {
             for name in ["console.log", "backend.log"] {
                 let path = profile.path().join(name);
-                let lines = bulkhead::backend::logs::tail(&path, LINES).unwrap_or_default();
+                let lines = bulkhead::backend::logs::tail(&path, LOG_LINES).unwrap_or_default();
                 text.extend(["--- ", &path.display().to_string(), "\n", &lines.join("\n"), "\n"]);
             }
         }
         text
     }
 
-    /// What is known when a test failed: the logs, and who hangs.
+    /// The report of a failure: the logs, and the processes that may hang.
     pub fn autopsy(&self) -> String {
         let processes = self.processes();
         if processes.is_empty() {
@@ -160,8 +203,9 @@ impl Home {
         self.logs() + &autopsy::report(&processes, &self.docker_socket(), &self.control_socket())
     }
 
+    /// Removes the directories.
     pub fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(self.directories.root());
     }
 }
 
@@ -170,6 +214,7 @@ pub fn pid(status: &Value, key: &str) -> Option<u32> {
     status[key].as_u64().and_then(|pid| pid.try_into().ok())
 }
 
+/// Returns whether the process runs; a zombie does not.
 pub fn is_alive(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/stat")).is_ok_and(|stat| !is_zombie(&stat))
 }
@@ -184,7 +229,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// A superblock that passes a glance (`fs/erofs/erofs_fs.h`), and garbage behind it.
+/// A superblock that passes the checks of `bulkhead start` (`fs/erofs/erofs_fs.h`), and garbage behind it.
 pub fn empty_erofs() -> Vec<u8> {
     let mut image = vec![0xA5; 1 << 20];
     image[1024..1152].fill(0);
@@ -193,7 +238,7 @@ pub fn empty_erofs() -> Vec<u8> {
     image
 }
 
-/// A home of one test: what runs in it is ended and the folders removed with it.
+/// A home of one test: its processes end and its directories go when it is dropped.
 pub struct OwnHome(pub Home);
 
 impl std::ops::Deref for OwnHome {

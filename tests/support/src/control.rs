@@ -53,7 +53,7 @@ pub fn send(socket: &OwnedFd, packet: &[u8], fd: Option<&OwnedFd>) -> io::Result
     Ok(())
 }
 
-/// The next event; `None` when the process closed its end, [`io::ErrorKind::TimedOut`] when it says nothing in time.
+/// The next event; `None` when the process closed its end, [`io::ErrorKind::TimedOut`] when none comes in time.
 pub fn receive(socket: &OwnedFd, within: Duration) -> io::Result<Option<Event>> {
     let timeout = PollTimeout::try_from(within).map_err(io::Error::other)?;
     if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {

@@ -1,6 +1,11 @@
-//! The engine that most tests share.
+//! The engine that the tests of a suite share.
+//!
+//! A boot costs half a minute in the emulated machine, more than most tests, so a test asks for an engine that runs with
+//! certain settings, and the engine restarts only when it runs with others. Tests run in the order of their names, which
+//! is why those that need the same settings have names beside each other.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     path::PathBuf,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -11,8 +16,9 @@ use serde_json::Value;
 
 use crate::{
     client,
-    home::{Home, program},
+    home::Home,
     process::{COMMAND, Ran, run},
+    program,
 };
 
 /// Time for a start; the emulated machine needs half a minute.
@@ -24,19 +30,31 @@ pub const STOP: Duration = Duration::from_secs(120);
 /// Enhanced Container Isolation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
+    /// On, with no other setting.
     On,
+    /// Off, with no other setting.
     Off,
-    /// The test does not care.
+    /// The test holds for any settings.
     Either,
 }
 
-/// What containers have to be there.
+/// The setting behind [`Isolation`].
+pub const ISOLATION: &str = "enhancedContainerIsolation";
+
+/// Name of the container that only runs.
 const SLEEPER: &str = "sleeper";
 
 static HOME: OnceLock<Home> = OnceLock::new();
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The home of the shared engine, whatever its state.
+/// The settings as they are in the home, and those that the engine was last started with.
+static SETTINGS: Mutex<[BTreeMap<String, String>; 2]> = Mutex::new([BTreeMap::new(), BTreeMap::new()]);
+
+fn lock_settings() -> MutexGuard<'static, [BTreeMap<String, String>; 2]> {
+    SETTINGS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The home of the shared engine, in any state.
 pub fn home() -> &'static Home {
     HOME.get_or_init(|| {
         std::panic::set_hook(Box::new({
@@ -54,7 +72,7 @@ pub fn home() -> &'static Home {
     })
 }
 
-/// After the last test, also when tests failed.
+/// Runs after the last test, also when tests failed.
 extern "C" fn clean_up() {
     if let Some(home) = HOME.get() {
         let mut stop = home.command(program());
@@ -65,65 +83,127 @@ extern "C" fn clean_up() {
 
 /// The shared engine; one test at a time has it.
 pub struct Engine {
+    /// The home that it runs in.
     pub home: &'static Home,
     _turn: MutexGuard<'static, ()>,
+}
+
+/// The shared engine as the last test left it.
+pub fn turn() -> Engine {
+    // A test that failed does not keep the next from trying.
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Engine { home: home(), _turn: turn }
 }
 
 /// The shared engine, running with isolation on or off and with the image `alpine`.
 #[track_caller]
 pub fn engine(isolation: Isolation) -> Engine {
-    // A test that failed does not keep the next from trying.
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let engine = Engine { home: home(), _turn: turn };
-    let mut status = if engine.home.path("state/bulkhead").exists() { engine.home.status() } else { Value::Null };
-    let fits = |status: &Value| match isolation {
-        Isolation::Either => true,
-        _ => status["vm"]["enhancedContainerIsolation"] == (isolation == Isolation::On),
-    };
-    if status["state"] != "running" || !fits(&status) {
-        engine.set(isolation);
-        if status["state"] == "running" {
-            engine.restart();
-        } else {
-            engine.start();
+    match isolation {
+        Isolation::On => engine_with(&[(ISOLATION, "true")]),
+        Isolation::Off => engine_with(&[(ISOLATION, "false")]),
+        Isolation::Either => {
+            let engine = turn();
+            if engine.status()["state"] != "running" {
+                engine.start();
+            }
+            engine.need_image("alpine:latest", "alpine.tar");
+            engine
         }
-        status = engine.home.status();
     }
-    assert!(status["state"] == "running" && fits(&status), "{status}");
-    if engine.get("/images/alpine:latest/json").0 != 200 {
-        let tar = images().join("alpine.tar");
-        engine.docker(&["load", "--quiet", "--input", tar.to_str().unwrap()]).ok();
-    }
+}
+
+/// The shared engine, running with exactly these settings and with the image `alpine`.
+#[track_caller]
+pub fn engine_with(settings: &[(&str, &str)]) -> Engine {
+    let engine = turn();
+    engine.run_with(settings);
+    engine.need_image("alpine:latest", "alpine.tar");
     engine
 }
 
-/// The folder of the test images.
+/// The directory of the test images.
 pub fn images() -> PathBuf {
-    std::env::var_os("BULKHEAD_TEST_IMAGES").expect("BULKHEAD_TEST_IMAGES names the folder with alpine.tar").into()
+    std::env::var_os("BULKHEAD_TEST_IMAGES").expect("BULKHEAD_TEST_IMAGES names the directory with alpine.tar").into()
 }
 
 impl Engine {
+    /// The status, or null before the first start: `bulkhead status` would make the profile.
+    #[track_caller]
+    fn status(&self) -> Value {
+        if self.home.path("state/bulkhead").exists() { self.home.status() } else { Value::Null }
+    }
+
+    /// Restarts or starts the engine unless it runs with these settings.
+    #[track_caller]
+    pub fn run_with(&self, settings: &[(&str, &str)]) {
+        self.write_settings(settings);
+        let fits = {
+            let [written, in_force] = &*lock_settings();
+            written == in_force
+        };
+        let mut status = self.status();
+        if status["state"] != "running" || !fits {
+            if status["state"] == "running" {
+                self.restart();
+            } else {
+                self.start();
+            }
+            status = self.home.status();
+        }
+        let isolation = settings.iter().find(|(key, _)| *key == ISOLATION).is_none_or(|(_, value)| *value == "true");
+        assert!(status["state"] == "running" && status["vm"][ISOLATION] == isolation, "{status}");
+    }
+
     /// `bulkhead start` of an engine that does not run; returns when it answers.
     #[track_caller]
     pub fn start(&self) {
         let printed = self.home.bulkhead(&["start", "--timeout", "220"], START).ok();
         assert!(printed.contains("the engine is ready"), "{printed}");
+        self.note_start();
         self.home.status();
     }
 
+    /// `bulkhead restart`; returns when the engine answers.
     #[track_caller]
     pub fn restart(&self) {
         let printed = self.home.bulkhead(&["restart", "--timeout", "220"], START).ok();
         assert!(printed.contains("the engine is ready again"), "{printed}");
+        self.note_start();
     }
 
-    /// Changes the setting; a restart makes it count.
+    /// Notes that the engine was started with the settings as they are, by other means than [`Engine::start`] and
+    /// [`Engine::restart`].
+    pub fn note_start(&self) {
+        let [written, in_force] = &mut *lock_settings();
+        in_force.clone_from(written);
+    }
+
+    /// Makes these the only settings; a restart puts them into force.
     #[track_caller]
-    pub fn set(&self, isolation: Isolation) {
-        let value = if isolation == Isolation::Off { "false" } else { "true" };
-        self.home.bulkhead(&["settings", "set", "enhancedContainerIsolation", value], COMMAND).ok();
+    pub fn write_settings(&self, settings: &[(&str, &str)]) {
+        let wanted: BTreeMap<_, _> =
+            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let [written, _] = &mut *lock_settings();
+        for key in written.keys().filter(|key| !wanted.contains_key(*key)) {
+            self.home.bulkhead(&["settings", "unset", key], COMMAND).ok();
+        }
+        for (key, value) in wanted.iter().filter(|(key, value)| written.get(*key) != Some(value)) {
+            self.home.bulkhead(&["settings", "set", key, value], COMMAND).ok();
+        }
+        *written = wanted;
     }
 
+    /// Loads an image of `tests/images` unless it is there.
+    #[track_caller]
+    pub fn need_image(&self, name: &str, file: &str) {
+        if self.get(&format!("/images/{name}/json")).0 != 200 {
+            let tar = images().join(file);
+            // The largest have 200 MB, which cross the emulated machine slowly.
+            run(self.home.docker_command(&["load", "--quiet", "--input", tar.to_str().unwrap()]), COMMAND * 5).ok();
+        }
+    }
+
+    /// A docker command.
     #[track_caller]
     pub fn docker(&self, arguments: &[&str]) -> Ran {
         self.home.docker(arguments)
@@ -156,19 +236,19 @@ impl Engine {
         for id in self.containers() {
             let path = format!("/containers/{id}?force=1");
             let (status, body) = client::ask(&self.home.docker_socket(), "DELETE", &path).unwrap();
-            // Who asked for `--rm` may have been quicker.
+            // With `--rm` the engine removes it, too, and may be first.
             assert!(matches!(status, 204 | 404 | 409), "{status} {body}");
         }
     }
 
-    /// The name of a container that runs and does nothing.
+    /// Name of a container that only runs; starts it where it does not.
     #[track_caller]
     pub fn sleeper(&self) -> &'static str {
         let (_, body) = self.get(&format!("/containers/{SLEEPER}/json"));
         let running = serde_json::from_str::<Value>(&body).is_ok_and(|it| it["State"]["Running"] == true);
         if !running {
             self.docker(&["rm", "--force", SLEEPER]);
-            // As process 1 sleep would not end by SIGTERM, and each stop would take its whole time.
+            // As process 1 sleep would ignore SIGTERM, and each stop would last until its timeout.
             self.docker(&["run", "--detach", "--init", "--name", SLEEPER, "alpine", "sleep", "3600"]).ok();
         }
         SLEEPER
@@ -182,13 +262,13 @@ impl Engine {
         self.docker_with(&arguments, text.as_bytes()).ok();
     }
 
-    /// What [`Engine::write_durably`] wrote.
+    /// Reads the text that [`Engine::write_durably`] wrote.
     #[track_caller]
     pub fn read_back(&self, volume: &str) -> String {
         self.docker(&["run", "--rm", "-v", &format!("{volume}:/v"), "alpine", "cat", "/v/file"]).ok()
     }
 
-    /// Whether a request through `docker.sock` is answered by the engine.
+    /// Panics unless the engine answers through `docker.sock`.
     #[track_caller]
     pub fn assert_answers(&self) {
         assert_eq!(self.get("/_ping"), (200, "OK".into()));
@@ -203,7 +283,7 @@ pub fn shell(home: &Home, line: &str, limit: Duration) -> Ran {
     run(command, limit)
 }
 
-/// Writes bytes that are a function of their place, `length` of them.
+/// Writes the first `length` bytes of the [`Pattern`].
 pub fn write_pattern(output: &mut dyn Write, length: usize) -> std::io::Result<()> {
     let mut pattern = Pattern::default();
     let mut left = length;
@@ -216,7 +296,7 @@ pub fn write_pattern(output: &mut dyn Write, length: usize) -> std::io::Result<(
     Ok(())
 }
 
-/// A stream of bytes that no reordering, loss or repetition leaves as it is.
+/// A stream of bytes in which reordering, loss and repetition show: each block differs from all others.
 pub struct Pattern(u64);
 
 impl Default for Pattern {
@@ -226,8 +306,10 @@ impl Default for Pattern {
 }
 
 impl Pattern {
+    /// Bytes of a block.
     pub const BLOCK: usize = 64 * 1024;
 
+    /// The next block of the stream.
     pub fn next_block(&mut self) -> Vec<u8> {
         let mut block = Vec::with_capacity(Self::BLOCK);
         while block.len() < Self::BLOCK {

@@ -1,4 +1,4 @@
-//! HTTP over a Unix socket by hand: nothing between the test and the bytes.
+//! HTTP over a Unix socket by hand, with nothing between the test and the bytes.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -12,19 +12,19 @@ use std::{
 use serde_json::Value;
 
 /// Time for one answer.
-pub const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection whose reads and writes end.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.set_write_timeout(Some(ANSWER))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     Ok(stream)
 }
 
 /// Writes a request without a body.
 pub fn request(stream: &mut impl Write, method: &str, path: &str) -> io::Result<()> {
-    // 1.0: the server closes after the answer, which has no chunks then.
+    // With HTTP/1.0 the server closes after the answer, so its end is the stream's and nothing is chunked.
     stream.write_all(format!("{method} {path} HTTP/1.0\r\nHost: bulkhead\r\n\r\n").as_bytes())
 }
 
@@ -46,18 +46,19 @@ pub fn ask(socket: &Path, method: &str, path: &str) -> io::Result<(u16, String)>
     answer(&mut stream)
 }
 
-/// The states of a backend as they come.
+/// The stream of a backend's states.
 pub struct Events {
     lines: mpsc::Receiver<Value>,
 }
 
 impl Events {
+    /// Follows the backend behind a control socket.
     pub fn follow(control: &Path) -> Self {
         let mut stream = UnixStream::connect(control).unwrap();
         stream.write_all(b"GET /v1/events HTTP/1.1\r\nHost: bulkhead\r\n\r\n").unwrap();
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            // The sizes of the chunks are lines of their own and no JSON objects.
+            // The sizes of the chunks are lines as well, but not JSON objects.
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
                 if line.starts_with('{') && sender.send(serde_json::from_str(&line).unwrap()).is_err() {
                     return;
@@ -67,7 +68,7 @@ impl Events {
         Self { lines }
     }
 
-    /// The next status that is as wanted; what came before it is lost.
+    /// The next status for which `wanted` holds; those before it are dropped.
     #[track_caller]
     pub fn until(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + limit;
@@ -81,7 +82,7 @@ impl Events {
         }
     }
 
-    /// Waits for the end of the stream, which is the backend's.
+    /// Waits for the end of the stream, which ends with the backend.
     #[track_caller]
     pub fn end(&self, limit: Duration) {
         let deadline = Instant::now() + limit;

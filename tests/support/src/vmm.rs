@@ -1,11 +1,5 @@
 //! Runs `bulkhead vmm` as its backend would and talks to it over the control socket.
 
-#![allow(dead_code, reason = "each suite uses a part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
-
-pub mod control;
-pub mod guest;
-
 use std::{
     os::fd::OwnedFd,
     process::{Child, Command as Process, Stdio},
@@ -14,6 +8,8 @@ use std::{
 
 use bulkhead_vmm::api::{Command, Event, ExitReason, VmConfig};
 
+use crate::{control, program};
+
 /// A vmm process; killed when dropped.
 pub struct Vmm {
     child: Option<Child>,
@@ -21,10 +17,10 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Starts the process without telling it anything.
+    /// Starts the process and sends it nothing.
     pub fn spawn() -> Self {
         let (ours, theirs) = control::pair().unwrap();
-        let mut process = Process::new(env!("CARGO_BIN_EXE_bulkhead"));
+        let mut process = Process::new(program());
         process.arg("vmm").stdin(Stdio::null()).stderr(Stdio::inherit());
         Self { child: Some(control::spawn(&mut process, Some(&theirs)).unwrap()), socket: ours }
     }
@@ -36,10 +32,12 @@ impl Vmm {
         vmm
     }
 
+    /// Sends a command, with a descriptor beside it if there is one.
     pub fn send(&self, command: &Command, fd: Option<&OwnedFd>) {
         self.send_raw(&serde_json::to_vec(command).unwrap(), fd);
     }
 
+    /// Sends any bytes as one packet.
     pub fn send_raw(&self, packet: &[u8], fd: Option<&OwnedFd>) {
         control::send(&self.socket, packet, fd).unwrap();
     }
@@ -56,14 +54,12 @@ impl Vmm {
             match self.event(deadline.saturating_duration_since(Instant::now())) {
                 Some(Event::Exited(reason)) => return reason,
                 Some(_) => {}
-                None => panic!("the vmm ended without a word"),
+                None => panic!("the vmm closed its socket without the event of an exit"),
             }
         }
     }
-}
 
-impl Vmm {
-    /// Closes the control socket, as a backend that died would, and leaves the process to itself.
+    /// Closes the control socket, as the kernel does for a backend that died, and returns the process.
     pub fn disconnect(mut self) -> Child {
         self.child.take().unwrap()
     }
@@ -78,7 +74,7 @@ impl Drop for Vmm {
     }
 }
 
-/// Whether the process ends by itself in time; one that does not is killed.
+/// Returns whether the process ends by itself in time; kills one that does not.
 pub fn ended(child: &mut Child, within: Duration) -> bool {
     let deadline = Instant::now() + within;
     while Instant::now() < deadline {

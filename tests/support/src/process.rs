@@ -21,11 +21,14 @@ use nix::{
 /// Time for a docker command; the emulated machine needs ten seconds for what hardware does in a third of one.
 pub const COMMAND: Duration = Duration::from_secs(90);
 
-/// What a command that ended said.
+/// A command that ended.
 #[derive(Debug)]
 pub struct Ran {
+    /// Its exit status.
     pub status: ExitStatus,
+    /// Standard output; bytes that are not UTF-8 are replaced.
     pub stdout: String,
+    /// Standard error, likewise.
     pub stderr: String,
 }
 
@@ -44,7 +47,7 @@ impl Ran {
         self.stderr
     }
 
-    /// The one line that begins with `error:`, which a verb of bulkhead that fails says last.
+    /// Standard error of a verb that fails: its last line, and no other, begins with `error:`.
     #[track_caller]
     pub fn refused(self) -> String {
         let message = self.fails(1);
@@ -54,14 +57,14 @@ impl Ran {
     }
 }
 
-/// Kills a process group unless it is dropped in time.
-pub struct Watchdog {
+/// Kills a process group at a deadline unless it is dropped before.
+struct Watchdog {
     fired: Arc<AtomicBool>,
     cancel: mpsc::Sender<()>,
 }
 
 impl Watchdog {
-    pub fn new(child: &Child, limit: Duration) -> Self {
+    fn new(child: &Child, limit: Duration) -> Self {
         let group = Pid::from_raw(-child.id().cast_signed());
         let fired = Arc::new(AtomicBool::new(false));
         let (cancel, cancelled) = mpsc::channel();
@@ -75,7 +78,7 @@ impl Watchdog {
         Self { fired, cancel }
     }
 
-    pub fn fired(&self) -> bool {
+    fn fired(&self) -> bool {
         self.fired.load(Ordering::SeqCst)
     }
 }
@@ -86,14 +89,14 @@ impl Drop for Watchdog {
     }
 }
 
-/// What a person would type.
+/// The command as a user types it.
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 /// Starts a command in a process group of its own, with pipes to it.
-pub fn spawn(mut command: Command) -> Child {
+fn spawn(mut command: Command) -> Child {
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -105,7 +108,7 @@ pub fn run_with(command: Command, input: &[u8], limit: Duration) -> Ran {
     let mut child = spawn(command);
     let watchdog = Watchdog::new(&child, limit);
     let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_owned());
-    // Who does not read all of its input has seen enough.
+    // EPIPE is not an error: a command may end without reading all of its input.
     let feeder = thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().unwrap();
     feeder.join().unwrap();
@@ -156,7 +159,7 @@ where
     begun.elapsed()
 }
 
-/// Asks again until there is an answer; for what no event tells.
+/// Asks until there is an answer, for states that come without an event.
 #[track_caller]
 pub fn poll<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
