@@ -300,7 +300,7 @@ fn hostile(place: &str) {
             arguments[1] = texts[1].as_ptr() as u64;
         }
         let [first, second, third, fourth, fifth] = arguments;
-        // SAFETY: the kernel reads the texts and refuses what is no memory.
+        // SAFETY: the kernel reads the texts and refuses unmapped addresses.
         let result = unsafe { libc::syscall(number, first, second, third, fourth, fifth) };
         if number == libc::SYS_fsopen && result >= 0 {
             // SAFETY: the call has made it for this process.
