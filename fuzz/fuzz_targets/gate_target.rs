@@ -1,7 +1,7 @@
 //! Request targets, bind paths and image references as the gate reads them.
 #![no_main]
 
-use bulkhead_gate::policy::{
+use bulkhead_gate::rules::{
     Asked, Entry, Inspection, Isolation, canonical, normalise_image, permits, pulls, reaches_engine_socket, segments,
 };
 use bulkhead_protocol::SocketCommands;
@@ -20,7 +20,7 @@ fuzz_target!(|text: &str| {
     // What is sent on means what was judged.
     let (path, query) = text.split_once('?').unwrap_or((text, ""));
     let straight = canonical(path);
-    assert_eq!(bulkhead_gate::policy::segments(&straight), bulkhead_gate::policy::segments(path));
+    assert_eq!(bulkhead_gate::rules::segments(&straight), bulkhead_gate::rules::segments(path));
     assert_eq!(canonical(&straight), straight);
     let _ = pulls(&segments, query);
     let asked = Asked { method: "POST", segments: &segments, query, form: false };

@@ -14,7 +14,7 @@ use tokio::{
     net::{UnixStream, unix::OwnedWriteHalf},
 };
 
-use crate::linger::Linger;
+use crate::half_close::Linger;
 
 /// Bytes held per direction.
 const BUFFER: usize = 64 * 1024;

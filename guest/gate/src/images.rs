@@ -18,8 +18,8 @@ use hyper::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{AskError, Engine, REGISTRY_PATIENCE, segment},
-    policy::{Entry, encode, normalise_image, normalise_with_tag},
+    dockerd::{AskError, Engine, REGISTRY_PATIENCE, segment},
+    rules::{Entry, encode, normalise_image, normalise_with_tag},
 };
 
 /// How long an answer of a registry holds.

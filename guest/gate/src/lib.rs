@@ -4,22 +4,22 @@
 //! few requests that decide what a container may reach, refuses or rewrites them, and streams everything else through
 //! unchanged, hijacked connections included.
 
-mod answer;
-mod create;
-mod engine;
+mod create_with_socket;
+mod dockerd;
+mod fd_store;
+mod half_close;
 mod hijack;
 mod images;
-mod linger;
 mod listener;
-pub mod policy;
 mod proxy;
 mod refresh;
+mod removals;
+mod response;
+pub mod rules;
 mod sockets;
-mod store;
-mod watch;
 
+pub use fd_store::inherited;
 pub use listener::{ListenError, UnixEntrance, VsockEntrance};
-pub use policy::Isolation;
 pub use proxy::{Caller, Gate, serve_connection};
+pub use rules::Isolation;
 pub use sockets::{Places, Sockets, adopt, answer_runtime, mark_place};
-pub use store::inherited;

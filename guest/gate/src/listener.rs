@@ -15,7 +15,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use crate::store;
+use crate::fd_store;
 
 /// Receive buffer of a vsock stream in bytes. The kernel charges every queued packet for more than its payload and
 /// resets a stream that overflows, so small packets need a large buffer.
@@ -77,7 +77,7 @@ impl UnixEntrance {
         let entrance = Self::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|source| ListenError::Unix { path: path.to_owned(), source })?;
-        store::keep(name, entrance.0.as_fd());
+        fd_store::keep(name, entrance.0.as_fd());
         Ok(entrance)
     }
 

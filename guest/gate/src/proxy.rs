@@ -26,13 +26,13 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, sync::watch, time::timeout};
 
 use crate::{
-    answer::{self, Body},
-    create,
-    engine::{AskError, Engine},
+    create_with_socket,
+    dockerd::{AskError, Engine},
+    half_close::{Flight, InFlight, Linger},
     hijack,
-    linger::{Flight, InFlight, Linger},
-    policy::{self, Inspection, Isolation, Judged, Refusal},
     refresh::Touch,
+    response::{self, Body},
+    rules::{self, Inspection, Isolation, Judged, Refusal},
     sockets::{Places, Sockets},
 };
 
@@ -179,7 +179,7 @@ impl ProxyError {
         if let Some(cause) = self.source() {
             eprintln!("{self}: {cause}");
         }
-        answer::error(self.status(), &self.to_string())
+        response::error(self.status(), &self.to_string())
     }
 }
 
@@ -193,13 +193,13 @@ fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[Strin
     }
     if let (Caller::Container(_), Some(list)) = (caller, &gate.sockets.commands) {
         let form = |kind: &HeaderValue| kind.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"form");
-        let asked = policy::Asked {
+        let asked = rules::Asked {
             method: parts.method.as_str(),
             segments,
             query: parts.uri.query().unwrap_or_default(),
             form: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
         };
-        if !policy::permits(list, asked) {
+        if !rules::permits(list, asked) {
             let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
             return Err(Refusal::Command(target.to_owned()).into());
         }
@@ -216,7 +216,7 @@ fn drain(mut body: Incoming) {
 /// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
 /// where the Docker API has one.
 fn straighten(parts: &mut request::Parts, segments: &[String]) {
-    let path = policy::canonical(parts.uri.path());
+    let path = rules::canonical(parts.uri.path());
     let target = parts.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
     parts.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
     let hijacks = match segments {
@@ -233,7 +233,7 @@ fn straighten(parts: &mut request::Parts, segments: &[String]) {
 
 async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {
     let (mut parts, body) = request.into_parts();
-    let segments = policy::segments(parts.uri.path());
+    let segments = rules::segments(parts.uri.path());
     if let Err(refusal) = admit(gate, caller, &parts, &segments) {
         drain(body);
         return Err(refusal);
@@ -242,17 +242,17 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
         Some(touch) => touch.begin(&gate.upstream).await,
         None => None,
     };
-    let environment = policy::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
+    let environment = rules::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
     let environment = environment.filter(|environment| !environment.is_empty());
     let mut socket = None;
     let body = match (Inspection::of(gate.isolation, &segments), environment) {
-        (None, None) => answer::streamed(body),
+        (None, None) => response::streamed(body),
         (inspection, environment) => {
             let judged = inspect(inspection, environment, body).await?;
             socket = judged.socket;
             parts.headers.remove(header::TRANSFER_ENCODING);
             parts.headers.insert(header::CONTENT_LENGTH, judged.body.len().into());
-            answer::full(judged.body)
+            response::full(judged.body)
         }
     };
     // Only what was inspected goes on: path and query, whatever form the target had.
@@ -267,7 +267,7 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
     let pulled = pulled(gate, &parts, &segments);
     let request = Request::from_parts(parts, body);
     let response = match socket {
-        Some(wanted) => create::create(gate, wanted, request).await?,
+        Some(wanted) => create_with_socket::create(gate, wanted, request).await?,
         None => forward(gate, caller, request).await?,
     };
     if let Some(pulled) = pulled.filter(|_| response.status().is_success()) {
@@ -281,7 +281,7 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
 
 /// The question to a registry that a pull raises.
 fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Option<impl Future<Output = ()> + use<>> {
-    let reference = policy::pulls(segments, parts.uri.query().unwrap_or_default())?;
+    let reference = rules::pulls(segments, parts.uri.query().unwrap_or_default())?;
     let listed = gate.sockets.images.pulled(&reference)?;
     let mut credentials = HeaderMap::new();
     if let Some(value) = parts.headers.get("x-registry-auth") {
@@ -316,7 +316,7 @@ async fn inspect(
         match environment {
             // Nothing to create; the engine says so better.
             Some(environment) if !judged.body.iter().all(u8::is_ascii_whitespace) => {
-                let body = Bytes::from(policy::environment::add(&judged.body, &environment)?);
+                let body = Bytes::from(rules::environment::add(&judged.body, &environment)?);
                 Ok::<_, Refusal>(Judged { body, ..judged })
             }
             _ => Ok(judged),
@@ -353,7 +353,7 @@ pub(crate) async fn forward(
         // must stay without chunks, as it is in HTTP/1.0.
         *response.version_mut() = Version::HTTP_10;
     }
-    Ok(response.map(answer::streamed))
+    Ok(response.map(response::streamed))
 }
 
 /// Whether the body has no framing of its own and is a container's output.

@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use crate::{
-    engine::{Engine, segment},
-    policy::Isolation,
+    dockerd::{Engine, segment},
+    rules::Isolation,
 };
 
 const RUNTIME: &str = "/usr/bin/sysbox-runc";

@@ -23,11 +23,11 @@ use tokio::{
 };
 
 use crate::{
+    fd_store,
     images::{Images, Reason, read_json, write_json},
-    policy::Refusal,
     proxy::{Caller, Gate, serve_connection},
-    store,
-    watch::Removals,
+    removals::Removals,
+    rules::Refusal,
 };
 
 /// Connections of one container at once; more wait in its socket's queue.
@@ -131,7 +131,7 @@ fn open(gate: &Arc<Gate>, id: &str) -> io::Result<()> {
     let listener = net::UnixListener::bind(&path)?;
     // Its owner is the container's root there: the mount maps the ids.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
-    store::keep(id, listener.as_fd());
+    fd_store::keep(id, listener.as_fd());
     serve(gate, id, listener)
 }
 
@@ -179,7 +179,7 @@ async fn accept(gate: Arc<Gate>, listener: UnixListener, closed: watch::Receiver
 fn close(gate: &Gate, id: &str) {
     if gate.sockets.live().remove(id).is_some() {
         let _ = fs::remove_file(gate.sockets.socket(id));
-        store::release(id);
+        fd_store::release(id);
     }
 }
 

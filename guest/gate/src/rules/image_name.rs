@@ -37,7 +37,7 @@ pub(crate) fn normalise_with_tag(reference: &str) -> Option<(String, String)> {
     if is_id(reference) || reference.contains('@') {
         return None;
     }
-    let (name, tag) = super::reference::split_tag(reference);
+    let (name, tag) = super::image_pattern::split_tag(reference);
     Some((normalise(name), tag.unwrap_or("latest").to_owned()))
 }
 

@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Refusal,
-    json::{Object, array, is_field, object, parse, string, write},
+    go_json::{Object, array, is_field, object, parse, string, write},
     paths::{is_engine_socket, reaches_engine_socket},
 };
 

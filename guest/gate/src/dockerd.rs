@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
-use crate::policy;
+use crate::rules;
 
 /// Longest answer that is read, in bytes; a list of images is the longest.
 const ANSWER: usize = 32 * 1024 * 1024;
@@ -95,7 +95,7 @@ impl Engine {
 
 /// Percent-encodes everything that does not belong into one segment of a path.
 pub(crate) fn segment(name: &str) -> String {
-    policy::encode(name, b"_.-")
+    rules::encode(name, b"_.-")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The entries of the list of images that may have the engine's socket, and the names that they are compared with.
 
-use super::image::{is_id, normalise};
+use super::image_name::{is_id, normalise};
 
 /// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]

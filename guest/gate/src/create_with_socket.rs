@@ -5,11 +5,11 @@ use http_body_util::{BodyExt, Limited};
 use hyper::{Request, Response, StatusCode};
 
 use crate::{
-    answer::{self, Body},
-    engine::{AskError, Engine},
+    dockerd::{AskError, Engine},
     images::{self, Reason},
-    policy::{Refusal, Wanted},
     proxy::{Gate, ProxyError, forward},
+    response::{self, Body},
+    rules::{Refusal, Wanted},
 };
 
 /// Longest answer to `POST /containers/create`, in bytes.
@@ -53,7 +53,7 @@ pub(crate) async fn create(gate: &Gate, wanted: Wanted, request: Request<Body>) 
             Err(error)
         }
         // Without a socket it may yet be none that has one; the runtime asks if it has.
-        _ => Ok(Response::from_parts(parts, answer::full(body))),
+        _ => Ok(Response::from_parts(parts, response::full(body))),
     }
 }
 

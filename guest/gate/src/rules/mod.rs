@@ -4,23 +4,23 @@
 //! options of the `local` driver, and a swarm service. Their JSON is read as the engine reads it (Go's
 //! `encoding/json`): keys in any case, every one of several equal keys.
 
+mod bodies;
 mod commands;
-mod create;
 pub(crate) mod environment;
-mod image;
-mod json;
+mod go_json;
+mod image_name;
+mod image_pattern;
 mod paths;
-mod reference;
 mod target;
 
 use bytes::Bytes;
 
+pub use bodies::Wanted;
 pub use commands::{Asked, permits, pulls};
-pub use create::Wanted;
-pub use image::normalise as normalise_image;
-pub(crate) use image::normalise_with_tag;
+pub use image_name::normalise as normalise_image;
+pub(crate) use image_name::normalise_with_tag;
+pub use image_pattern::Entry;
 pub use paths::reaches_engine_socket;
-pub use reference::Entry;
 pub use target::{canonical, encode, segments};
 
 /// Whether Enhanced Container Isolation is on.
@@ -124,10 +124,10 @@ impl Inspection {
         }
         match self {
             Self::Container => {
-                create::container(&body).map(|(text, socket)| Judged { body: Bytes::from(text), socket })
+                bodies::container(&body).map(|(text, socket)| Judged { body: Bytes::from(text), socket })
             }
-            Self::Volume => create::volume(&body).map(|()| Judged { body, socket: None }),
-            Self::Service => create::service(&body).map(|()| Judged { body, socket: None }),
+            Self::Volume => bodies::volume(&body).map(|()| Judged { body, socket: None }),
+            Self::Service => bodies::service(&body).map(|()| Judged { body, socket: None }),
         }
     }
 }

@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Refusal,
-    json::{Object, array, is_field, parse, string, write},
+    go_json::{Object, array, is_field, parse, string, write},
 };
 
 /// The name in `NAME=VALUE`, or in `NAME`, which takes a variable of the image away.
