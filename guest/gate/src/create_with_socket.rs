@@ -5,29 +5,33 @@ use http_body_util::{BodyExt, Limited};
 use hyper::{Request, Response, StatusCode};
 
 use crate::{
-    dockerd::{AskError, Engine},
-    images::{self, Reason},
+    dockerd::{Dockerd, DockerdError},
+    images::{self, SocketGrant},
     proxy::{Gate, ProxyError, forward},
     response::{self, Body},
-    rules::{Refusal, Wanted},
+    rules::{Refusal, SocketRequest},
 };
 
 /// Longest answer to `POST /containers/create`, in bytes.
-const ANSWER: usize = 1024 * 1024;
+const MAX_RESPONSE: usize = 1024 * 1024;
 
 /// Judges the image, lets the engine make the container, judges the image that it really has, and keeps the reason.
 ///
 /// The name could mean another image between the question and the making; the container's own never changes.
-pub(crate) async fn create(gate: &Gate, wanted: Wanted, request: Request<Body>) -> Result<Response<Body>, ProxyError> {
-    let refusal = || ProxyError::Refused(Refusal::socket(&wanted.image));
-    let engine = Engine::new(&gate.upstream);
-    if wanted.certain {
+pub(crate) async fn create(
+    gate: &Gate,
+    requested: SocketRequest,
+    request: Request<Body>,
+) -> Result<Response<Body>, ProxyError> {
+    let refusal = || ProxyError::Refused(Refusal::socket(&requested.image));
+    let dockerd = Dockerd::new(&gate.upstream);
+    if requested.explicit {
         if gate.sockets.images.is_empty() {
             return Err(refusal());
         }
         // An image that is not there is the engine's to miss: clients pull it then.
-        if let Some(image) = images::find(&engine, &wanted.image).await.map_err(ProxyError::Unjudged)?
-            && gate.sockets.images.judge(&engine, &image).await.map_err(ProxyError::Unjudged)?.is_none()
+        if let Some(image) = images::find(&dockerd, &requested.image).await.map_err(ProxyError::SocketCheck)?
+            && gate.sockets.images.find_grant(&dockerd, &image).await.map_err(ProxyError::SocketCheck)?.is_none()
         {
             return Err(refusal());
         }
@@ -37,16 +41,16 @@ pub(crate) async fn create(gate: &Gate, wanted: Wanted, request: Request<Body>) 
         return Ok(response);
     }
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, ANSWER).collect().await.map_err(|_| ProxyError::BrokenAnswer)?.to_bytes();
-    let id = id_of(&body).ok_or(ProxyError::BrokenAnswer)?;
-    let kept = match reason(gate, &engine, &id).await {
-        Ok(Some(reason)) => gate.sockets.record(&id, &reason).map_err(ProxyError::Unkept),
+    let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(|_| ProxyError::InvalidResponse)?.to_bytes();
+    let id = id_of(&body).ok_or(ProxyError::InvalidResponse)?;
+    let kept = match reason(gate, &dockerd, &id).await {
+        Ok(Some(reason)) => gate.sockets.record(&id, &reason).map_err(ProxyError::SaveGrant),
         Ok(None) => Err(refusal()),
-        Err(error) => Err(ProxyError::Unjudged(error)),
+        Err(error) => Err(ProxyError::SocketCheck(error)),
     };
     match kept {
-        Err(error) if wanted.certain => {
-            if let Err(error) = engine.delete(&format!("/containers/{id}?force=true&v=true")).await {
+        Err(error) if requested.explicit => {
+            if let Err(error) = dockerd.delete(&format!("/containers/{id}?force=true&v=true")).await {
                 // It can't be started: the runtime asks again.
                 eprintln!("container {id} may not have the socket that it asks for, and stays: {error}");
             }
@@ -63,14 +67,14 @@ fn id_of(body: &Bytes) -> Option<String> {
 }
 
 /// Why the container may have the socket by the image that it was made of.
-async fn reason(gate: &Gate, engine: &Engine, id: &str) -> Result<Option<Reason>, AskError> {
+async fn reason(gate: &Gate, dockerd: &Dockerd, id: &str) -> Result<Option<SocketGrant>, DockerdError> {
     if gate.sockets.images.is_empty() {
         return Ok(None);
     }
-    let container: serde_json::Value = engine.get(&format!("/containers/{id}/json")).await?;
+    let container: serde_json::Value = dockerd.get(&format!("/containers/{id}/json")).await?;
     let Some(image) = container["Image"].as_str() else { return Ok(None) };
-    match images::find(engine, image).await? {
-        Some(image) => gate.sockets.images.judge(engine, &image).await,
+    match images::find(dockerd, image).await? {
+        Some(image) => gate.sockets.images.find_grant(dockerd, &image).await,
         None => Ok(None),
     }
 }

@@ -15,24 +15,24 @@ use tokio::{net::UnixStream, time::timeout};
 use crate::rules;
 
 /// Longest answer that is read, in bytes; a list of images is the longest.
-const ANSWER: usize = 32 * 1024 * 1024;
+const MAX_RESPONSE: usize = 32 * 1024 * 1024;
 /// What the engine knows itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a registry has to be asked for.
-pub(crate) const REGISTRY_PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const REGISTRY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A question stayed without an answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum AskError {
+pub(crate) enum DockerdError {
     /// The engine is not there.
     #[error("the Docker engine is not reachable")]
     Connect(#[from] std::io::Error),
     /// The exchange broke.
     #[error("the Docker engine broke off its answer")]
-    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Response(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It took too long.
     #[error("the Docker engine takes too long to answer")]
-    Late,
+    Timeout,
     /// Another status than success.
     #[error("the Docker engine answers {0}")]
     Status(StatusCode),
@@ -40,40 +40,42 @@ pub(crate) enum AskError {
 
 /// Asks the engine behind a unix socket.
 #[derive(Clone, Debug)]
-pub(crate) struct Engine {
+pub(crate) struct Dockerd {
     socket: PathBuf,
 }
 
-impl Engine {
+impl Dockerd {
     /// The engine that listens on `socket`.
     pub(crate) fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned() }
     }
 
     /// `GET` of a JSON answer.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
-        self.get_with(path, HeaderMap::new(), PATIENCE).await
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, DockerdError> {
+        self.get_with_headers(path, HeaderMap::new(), REQUEST_TIMEOUT).await
     }
 
     /// The same, with headers and a patience of one's own.
-    pub(crate) async fn get_with<T: DeserializeOwned>(
+    pub(crate) async fn get_with_headers<T: DeserializeOwned>(
         &self,
         path: &str,
         headers: HeaderMap,
         patience: Duration,
-    ) -> Result<T, AskError> {
-        let body = timeout(patience, self.ask(Method::GET, path, headers)).await.map_err(|_| AskError::Late)??;
-        serde_json::from_slice(&body).map_err(|error| AskError::Broken(error.into()))
+    ) -> Result<T, DockerdError> {
+        let body = timeout(patience, self.request_body(Method::GET, path, headers))
+            .await
+            .map_err(|_| DockerdError::Timeout)??;
+        serde_json::from_slice(&body).map_err(|error| DockerdError::Response(error.into()))
     }
 
     /// `DELETE`.
-    pub(crate) async fn delete(&self, path: &str) -> Result<(), AskError> {
-        let asked = self.ask(Method::DELETE, path, HeaderMap::new());
-        timeout(PATIENCE, asked).await.map_err(|_| AskError::Late)?.map(drop)
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), DockerdError> {
+        let asked = self.request_body(Method::DELETE, path, HeaderMap::new());
+        timeout(REQUEST_TIMEOUT, asked).await.map_err(|_| DockerdError::Timeout)?.map(drop)
     }
 
-    async fn ask(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Bytes, AskError> {
-        let broken = |error: hyper::Error| AskError::Broken(error.into());
+    async fn request_body(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Bytes, DockerdError> {
+        let broken = |error: hyper::Error| DockerdError::Response(error.into());
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
@@ -82,13 +84,13 @@ impl Engine {
             .uri(path)
             .header("host", "docker")
             .body(Empty::<Bytes>::new())
-            .map_err(|error| AskError::Broken(error.into()))?;
+            .map_err(|error| DockerdError::Response(error.into()))?;
         request.headers_mut().extend(headers);
         let response = sender.send_request(request).await.map_err(broken)?;
         if !response.status().is_success() {
-            return Err(AskError::Status(response.status()));
+            return Err(DockerdError::Status(response.status()));
         }
-        let body = Limited::new(response.into_body(), ANSWER).collect().await.map_err(AskError::Broken)?;
+        let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await.map_err(DockerdError::Response)?;
         Ok(body.to_bytes())
     }
 }

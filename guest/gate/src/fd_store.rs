@@ -25,7 +25,7 @@ pub fn inherited() -> Vec<(String, OwnedFd)> {
     kept.split(',').filter_map(owned).collect()
 }
 
-fn tell(text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn notify(text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
@@ -57,14 +57,14 @@ fn tell(text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
 
 /// Has a socket kept under a name; without anybody who keeps it, it ends with the gate.
 pub(crate) fn keep(name: &str, fd: BorrowedFd<'_>) {
-    if let Err(error) = tell(&format!("FDSTORE=1\nFDNAME={name}"), Some(fd)) {
+    if let Err(error) = notify(&format!("FDSTORE=1\nFDNAME={name}"), Some(fd)) {
         eprintln!("the socket {name} will not outlive the gate: {error}");
     }
 }
 
 /// Has it kept no more.
 pub(crate) fn release(name: &str) {
-    if let Err(error) = tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None) {
+    if let Err(error) = notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None) {
         eprintln!("the socket {name} is kept on: {error}");
     }
 }

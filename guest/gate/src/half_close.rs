@@ -21,9 +21,9 @@ use tokio::{
 };
 
 /// How long an answer may take after the client has closed its sending half.
-const GRACE: Duration = Duration::from_secs(30);
+const HALF_CLOSE_GRACE: Duration = Duration::from_secs(30);
 /// How often a half-closed connection is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Counts the requests in flight on a connection.
 #[derive(Clone, Debug, Default)]
@@ -31,44 +31,44 @@ pub(crate) struct InFlight(Arc<AtomicUsize>);
 
 /// One request in flight, until dropped.
 #[derive(Debug)]
-pub(crate) struct Flight(InFlight);
+pub(crate) struct InFlightGuard(InFlight);
 
 impl InFlight {
     /// Counts a request.
-    pub(crate) fn enter(&self) -> Flight {
+    pub(crate) fn enter(&self) -> InFlightGuard {
         self.0.fetch_add(1, Ordering::AcqRel);
-        Flight(self.clone())
+        InFlightGuard(self.clone())
     }
 
-    fn none(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.0.load(Ordering::Acquire) == 0
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 #[derive(Debug)]
-struct Ended {
+struct InputEnd {
     since: Instant,
-    look: Interval,
+    check: Interval,
 }
 
 /// A stream that reports the end of its input late.
 #[derive(Debug)]
-pub(crate) struct Linger {
+pub(crate) struct HalfCloseStream {
     stream: UnixStream,
     in_flight: InFlight,
-    ended: Option<Ended>,
+    input_end: Option<InputEnd>,
 }
 
-impl Linger {
+impl HalfCloseStream {
     /// Wraps a client's stream.
     pub(crate) fn new(stream: UnixStream, in_flight: InFlight) -> Self {
-        Self { stream, in_flight, ended: None }
+        Self { stream, in_flight, input_end: None }
     }
 
     /// The stream itself, on which a seen end is seen again.
@@ -77,10 +77,10 @@ impl Linger {
     }
 }
 
-impl AsyncRead for Linger {
+impl AsyncRead for HalfCloseStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.ended.is_none() {
+        if this.input_end.is_none() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
             if buffer.filled().len() > before || buffer.remaining() == 0 {
@@ -89,17 +89,19 @@ impl AsyncRead for Linger {
         }
         let now = Instant::now();
         // The first look comes a moment later: the last answer may not be written out yet.
-        let ended = this.ended.get_or_insert_with(|| Ended { since: now, look: interval_at(now + LOOK, LOOK) });
+        let input_end = this
+            .input_end
+            .get_or_insert_with(|| InputEnd { since: now, check: interval_at(now + CHECK_INTERVAL, CHECK_INTERVAL) });
         loop {
-            ready!(ended.look.poll_tick(cx));
-            if this.in_flight.none() || ended.since.elapsed() >= GRACE {
+            ready!(input_end.check.poll_tick(cx));
+            if this.in_flight.is_empty() || input_end.since.elapsed() >= HALF_CLOSE_GRACE {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 }
 
-impl AsyncWrite for Linger {
+impl AsyncWrite for HalfCloseStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

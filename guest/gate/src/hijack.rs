@@ -14,10 +14,10 @@ use tokio::{
     net::{UnixStream, unix::OwnedWriteHalf},
 };
 
-use crate::half_close::Linger;
+use crate::half_close::HalfCloseStream;
 
 /// Bytes held per direction.
-const BUFFER: usize = 64 * 1024;
+const BUFFER_SIZE: usize = 64 * 1024;
 
 /// A connection could not be tunnelled.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub(crate) enum HijackError {
 }
 
 fn client_parts(upgraded: Upgraded) -> Result<(UnixStream, Bytes), HijackError> {
-    let parts = upgraded.downcast::<TokioIo<Linger>>().map_err(|_| HijackError::Kind)?;
+    let parts = upgraded.downcast::<TokioIo<HalfCloseStream>>().map_err(|_| HijackError::Kind)?;
     Ok((parts.io.into_inner().into_inner(), parts.read_buf))
 }
 
@@ -47,7 +47,7 @@ fn engine_parts(upgraded: Upgraded) -> Result<(UnixStream, Bytes), HijackError> 
 async fn one_way(early: Bytes, from: impl AsyncRead + Unpin, mut to: OwnedWriteHalf) -> io::Result<()> {
     to.write_all(&early).await?;
     drop(early);
-    copy_buf(&mut BufReader::with_capacity(BUFFER, from), &mut to).await?;
+    copy_buf(&mut BufReader::with_capacity(BUFFER_SIZE, from), &mut to).await?;
     match to.shutdown().await {
         // The other side is gone altogether, so it knows.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),

@@ -18,14 +18,14 @@ use hyper::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dockerd::{AskError, Engine, REGISTRY_PATIENCE, segment},
-    rules::{Entry, encode, normalise_image, normalise_with_tag},
+    dockerd::{Dockerd, DockerdError, REGISTRY_TIMEOUT, segment},
+    rules::{ImagePattern, encode, normalise_image, normalise_with_tag},
 };
 
 /// How long an answer of a registry holds.
-const FRESH: Duration = Duration::from_secs(120);
+const MAX_DIGEST_AGE: Duration = Duration::from_secs(120);
 /// Answers that are remembered.
-const REMEMBERED: usize = 4096;
+const MAX_CACHED_DIGESTS: usize = 4096;
 
 /// An image, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -68,7 +68,7 @@ impl Image {
 
 /// Why a container may have the socket; kept with the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Reason {
+pub(crate) struct SocketGrant {
     /// The entry of the list, as it stands there.
     pub(crate) entry: String,
     /// Its image is built from one that the entry speaks of.
@@ -76,32 +76,32 @@ pub(crate) struct Reason {
 }
 
 #[derive(Clone, Debug)]
-struct Answer {
+struct CachedDigest {
     digest: String,
     at: Option<Instant>,
 }
 
 /// The list of images, and what registries said of it.
 #[derive(Debug)]
-pub(crate) struct Images {
-    entries: Vec<(String, Entry)>,
+pub(crate) struct AllowedImages {
+    entries: Vec<(String, ImagePattern)>,
     derived: bool,
-    answers: Mutex<HashMap<String, Answer>>,
+    digests: Mutex<HashMap<String, CachedDigest>>,
     /// Where answers outlive the gate.
-    memory: PathBuf,
+    cache_file: PathBuf,
 }
 
-impl Images {
-    pub(crate) fn new(exceptions: &SocketExceptions, memory: PathBuf) -> Self {
+impl AllowedImages {
+    pub(crate) fn new(exceptions: &SocketExceptions, cache_file: PathBuf) -> Self {
         let entry = |text: &String| {
-            let entry = Entry::parse(text);
+            let entry = ImagePattern::parse(text);
             if entry.is_none() {
                 eprintln!("{text:?} in the list of images names none and allows none");
             }
             Some((text.clone(), entry?))
         };
         let entries = exceptions.images.iter().filter_map(entry).collect();
-        Self { entries, derived: exceptions.derived, answers: Mutex::default(), memory }
+        Self { entries, derived: exceptions.derived, digests: Mutex::default(), cache_file }
     }
 
     /// Whether nobody can be allowed.
@@ -110,31 +110,35 @@ impl Images {
     }
 
     /// Whether a reason still holds under this list.
-    pub(crate) fn upholds(&self, reason: &Reason) -> bool {
-        self.entries
-            .iter()
-            .any(|(text, entry)| *entry == Entry::Any || *text == reason.entry && (!reason.derived || self.derived))
+    pub(crate) fn still_grants(&self, reason: &SocketGrant) -> bool {
+        self.entries.iter().any(|(text, entry)| {
+            *entry == ImagePattern::Any || *text == reason.entry && (!reason.derived || self.derived)
+        })
     }
 
     /// Why a container of `image` may have the socket, if it may.
-    pub(crate) async fn judge(&self, engine: &Engine, image: &Image) -> Result<Option<Reason>, AskError> {
-        if let Some(entry) = self.allows(engine, image).await {
-            return Ok(Some(Reason { entry, derived: false }));
+    pub(crate) async fn find_grant(
+        &self,
+        dockerd: &Dockerd,
+        image: &Image,
+    ) -> Result<Option<SocketGrant>, DockerdError> {
+        if let Some(entry) = self.allows(dockerd, image).await {
+            return Ok(Some(SocketGrant { entry, derived: false }));
         }
         if !self.derived || !image.repo_digests.is_empty() {
             return Ok(None);
         }
-        let local: Vec<Image> = engine.get("/images/json").await?;
+        let local: Vec<Image> = dockerd.get("/images/json").await?;
         for other in local {
             if other.id == image.id || !self.could_allow(&other) {
                 continue;
             }
             // The list does not tell of layers.
-            let Some(parent) = find(engine, &other.id).await? else { continue };
+            let Some(parent) = find(dockerd, &other.id).await? else { continue };
             if image.is_built_on(&parent)
-                && let Some(entry) = self.allows(engine, &parent).await
+                && let Some(entry) = self.allows(dockerd, &parent).await
             {
-                return Ok(Some(Reason { entry, derived: true }));
+                return Ok(Some(SocketGrant { entry, derived: true }));
             }
         }
         Ok(None)
@@ -142,21 +146,21 @@ impl Images {
 
     fn could_allow(&self, image: &Image) -> bool {
         self.entries.iter().any(|(_, entry)| match entry {
-            Entry::Id(id) => *id == image.id,
-            entry => image.digests().any(|(name, _)| entry.names(&name)),
+            ImagePattern::Id(id) => *id == image.id,
+            entry => image.digests().any(|(name, _)| entry.covers(&name)),
         })
     }
 
-    async fn allows(&self, engine: &Engine, image: &Image) -> Option<String> {
+    async fn allows(&self, dockerd: &Dockerd, image: &Image) -> Option<String> {
         for (text, entry) in &self.entries {
             let allowed = match entry {
-                Entry::Any => true,
-                Entry::Id(id) => *id == image.id,
-                Entry::Digest { digest, .. } => {
-                    image.digests().any(|(name, had)| entry.names(&name) && had == digest.as_str())
+                ImagePattern::Any => true,
+                ImagePattern::Id(id) => *id == image.id,
+                ImagePattern::Digest { digest, .. } => {
+                    image.digests().any(|(name, had)| entry.covers(&name) && had == digest.as_str())
                 }
-                Entry::Name { tag: None, .. } => image.digests().any(|(name, _)| entry.names(&name)),
-                Entry::Name { tag: Some(tag), .. } => self.has_tag(engine, image, entry, tag).await,
+                ImagePattern::Name { tag: None, .. } => image.digests().any(|(name, _)| entry.covers(&name)),
+                ImagePattern::Name { tag: Some(tag), .. } => self.has_tag(dockerd, image, entry, tag).await,
             };
             if allowed {
                 return Some(text.clone());
@@ -165,9 +169,9 @@ impl Images {
         None
     }
 
-    async fn has_tag(&self, engine: &Engine, image: &Image, entry: &Entry, tag: &str) -> bool {
-        for (name, digest) in image.digests().filter(|(name, _)| entry.names(name)) {
-            if self.digest(engine, &name, tag, HeaderMap::new()).await.is_some_and(|current| current == digest) {
+    async fn has_tag(&self, dockerd: &Dockerd, image: &Image, entry: &ImagePattern, tag: &str) -> bool {
+        for (name, digest) in image.digests().filter(|(name, _)| entry.covers(name)) {
+            if self.digest(dockerd, &name, tag, HeaderMap::new()).await.is_some_and(|current| current == digest) {
                 return true;
             }
         }
@@ -175,11 +179,11 @@ impl Images {
     }
 
     /// What a registry means by a tag.
-    async fn digest(&self, engine: &Engine, name: &str, tag: &str, credentials: HeaderMap) -> Option<String> {
+    async fn digest(&self, dockerd: &Dockerd, name: &str, tag: &str, credentials: HeaderMap) -> Option<String> {
         let reference = format!("{name}:{tag}");
-        let known = self.remembered(&reference);
-        if let Some(Answer { digest, at: Some(at) }) = &known
-            && at.elapsed() < FRESH
+        let known = self.cached_digest(&reference);
+        if let Some(CachedDigest { digest, at: Some(at) }) = &known
+            && at.elapsed() < MAX_DIGEST_AGE
         {
             return Some(digest.clone());
         }
@@ -187,9 +191,9 @@ impl Images {
             "/distribution/{}/json",
             reference.split('/').map(|part| encode(part, b"_.-:")).collect::<Vec<_>>().join("/")
         );
-        match engine.get_with::<Distribution>(&path, credentials, REGISTRY_PATIENCE).await {
+        match dockerd.get_with_headers::<Distribution>(&path, credentials, REGISTRY_TIMEOUT).await {
             Ok(Distribution { descriptor }) => {
-                self.remember(reference, descriptor.digest.clone());
+                self.cache_digest(reference, descriptor.digest.clone());
                 Some(descriptor.digest)
             }
             Err(error) => {
@@ -200,47 +204,48 @@ impl Images {
         }
     }
 
-    fn remembered(&self, reference: &str) -> Option<Answer> {
-        let mut answers = self.answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if answers.is_empty() {
-            let stored: HashMap<String, String> = read_json(&self.memory).unwrap_or_default();
-            answers.extend(stored.into_iter().map(|(name, digest)| (name, Answer { digest, at: None })));
+    fn cached_digest(&self, reference: &str) -> Option<CachedDigest> {
+        let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if digests.is_empty() {
+            let stored: HashMap<String, String> = read_json(&self.cache_file).unwrap_or_default();
+            digests.extend(stored.into_iter().map(|(name, digest)| (name, CachedDigest { digest, at: None })));
         }
-        answers.get(reference).cloned()
+        digests.get(reference).cloned()
     }
 
-    fn remember(&self, reference: String, digest: String) {
-        let mut answers = self.answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if answers.len() >= REMEMBERED {
-            answers.clear();
+    fn cache_digest(&self, reference: String, digest: String) {
+        let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if digests.len() >= MAX_CACHED_DIGESTS {
+            digests.clear();
         }
-        answers.insert(reference, Answer { digest, at: Some(Instant::now()) });
+        digests.insert(reference, CachedDigest { digest, at: Some(Instant::now()) });
         let stored: HashMap<&str, &str> =
-            answers.iter().map(|(name, answer)| (name.as_str(), answer.digest.as_str())).collect();
-        if let Err(error) = write_json(&self.memory, &stored) {
-            eprintln!("what registries said can't be kept in {}: {error}", self.memory.display());
+            digests.iter().map(|(name, answer)| (name.as_str(), answer.digest.as_str())).collect();
+        if let Err(error) = write_json(&self.cache_file, &stored) {
+            eprintln!("what registries said can't be kept in {}: {error}", self.cache_file.display());
         }
     }
 
     /// Makes an answer one that is asked for again.
-    fn age(&self, reference: &str) {
-        let mut answers = self.answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(answer) = answers.get_mut(reference) {
+    fn expire(&self, reference: &str) {
+        let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(answer) = digests.get_mut(reference) {
             answer.at = None;
         }
     }
 
     /// Whether it is worth asking what `reference` is when it is pulled: later the registry may be out of reach.
-    pub(crate) fn pulled(&self, reference: &str) -> Option<(String, String)> {
+    pub(crate) fn listed_tag(&self, reference: &str) -> Option<(String, String)> {
         let (name, tag) = normalise_with_tag(reference)?;
-        let listed = |entry: &Entry| matches!(entry, Entry::Name { tag: Some(listed), .. } if *listed == tag);
-        self.entries.iter().any(|(_, entry)| listed(entry) && entry.names(&name)).then_some((name, tag))
+        let listed =
+            |entry: &ImagePattern| matches!(entry, ImagePattern::Name { tag: Some(listed), .. } if *listed == tag);
+        self.entries.iter().any(|(_, entry)| listed(entry) && entry.covers(&name)).then_some((name, tag))
     }
 
     /// Asks for it anew.
-    pub(crate) async fn look_up(&self, engine: &Engine, (name, tag): (String, String), credentials: HeaderMap) {
-        self.age(&format!("{name}:{tag}"));
-        self.digest(engine, &name, &tag, credentials).await;
+    pub(crate) async fn refresh_tag(&self, dockerd: &Dockerd, (name, tag): (String, String), credentials: HeaderMap) {
+        self.expire(&format!("{name}:{tag}"));
+        self.digest(dockerd, &name, &tag, credentials).await;
     }
 }
 
@@ -256,26 +261,26 @@ struct Descriptor {
 }
 
 /// The image of this name or id, if the engine has one.
-pub(crate) async fn find(engine: &Engine, name: &str) -> Result<Option<Image>, AskError> {
+pub(crate) async fn find(dockerd: &Dockerd, name: &str) -> Result<Option<Image>, DockerdError> {
     if name.is_empty() {
         return Ok(None);
     }
-    match engine.get(&format!("/images/{}/json", segment(name))).await {
+    match dockerd.get(&format!("/images/{}/json", segment(name))).await {
         Ok(image) => Ok(Some(image)),
-        Err(AskError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(None),
+        Err(DockerdError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 /// Longest file that is read, in bytes.
-const FILE: u64 = 4 * 1024 * 1024;
+const MAX_JSON_FILE: u64 = 4 * 1024 * 1024;
 
 /// Reads a JSON file that is not too long.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     use std::io::Read;
 
     let mut text = Vec::new();
-    fs::File::open(path).ok()?.take(FILE).read_to_end(&mut text).ok()?;
+    fs::File::open(path).ok()?.take(MAX_JSON_FILE).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -319,23 +324,25 @@ mod tests {
     fn a_reason_holds_as_long_as_its_entry_is_listed() {
         let list = |images: &[&str], derived| {
             let images = images.iter().map(|image| (*image).to_owned()).collect();
-            Images::new(&SocketExceptions { images, derived, commands: None }, PathBuf::new())
+            AllowedImages::new(&SocketExceptions { images, derived, commands: None }, PathBuf::new())
         };
-        let direct = Reason { entry: "docker:cli".to_owned(), derived: false };
-        let derived = Reason { derived: true, ..direct.clone() };
-        assert!(list(&["docker:cli"], false).upholds(&direct) && !list(&["docker:cli"], false).upholds(&derived));
-        assert!(list(&["docker:cli"], true).upholds(&derived));
-        assert!(!list(&["docker:dind"], true).upholds(&direct) && !list(&[], true).upholds(&direct));
-        assert!(list(&["*"], false).upholds(&derived));
+        let direct = SocketGrant { entry: "docker:cli".to_owned(), derived: false };
+        let derived = SocketGrant { derived: true, ..direct.clone() };
+        assert!(
+            list(&["docker:cli"], false).still_grants(&direct) && !list(&["docker:cli"], false).still_grants(&derived)
+        );
+        assert!(list(&["docker:cli"], true).still_grants(&derived));
+        assert!(!list(&["docker:dind"], true).still_grants(&direct) && !list(&[], true).still_grants(&direct));
+        assert!(list(&["*"], false).still_grants(&derived));
     }
 
     #[test]
     fn a_pull_of_what_a_listed_tag_means_is_noticed() {
         let exceptions = SocketExceptions { images: vec!["docker:cli".into(), "a/*:*".into()], ..Default::default() };
-        let images = Images::new(&exceptions, PathBuf::new());
-        assert_eq!(images.pulled("docker:cli"), Some(("docker.io/library/docker".into(), "cli".into())));
+        let images = AllowedImages::new(&exceptions, PathBuf::new());
+        assert_eq!(images.listed_tag("docker:cli"), Some(("docker.io/library/docker".into(), "cli".into())));
         for other in ["docker", "docker:dind", "a/b:c", "docker@sha256:00"] {
-            assert_eq!(images.pulled(other), None, "{other}");
+            assert_eq!(images.listed_tag(other), None, "{other}");
         }
     }
 }

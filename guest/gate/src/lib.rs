@@ -19,7 +19,7 @@ pub mod rules;
 mod sockets;
 
 pub use fd_store::inherited;
-pub use listener::{ListenError, UnixEntrance, VsockEntrance};
+pub use listener::{ListenError, UnixAcceptor, VsockAcceptor};
 pub use proxy::{Caller, Gate, serve_connection};
 pub use rules::Isolation;
-pub use sockets::{Places, Sockets, adopt, answer_runtime, mark_place};
+pub use sockets::{Directories, Sockets, adopt_socket, answer_runtime, create_placeholder};

@@ -19,7 +19,7 @@ use crate::fd_store;
 
 /// Receive buffer of a vsock stream in bytes. The kernel charges every queued packet for more than its payload and
 /// resets a stream that overflows, so small packets need a large buffer.
-const VSOCK_BUFFER: u64 = 8 * 1024 * 1024;
+const VSOCK_BUFFER_SIZE: u64 = 8 * 1024 * 1024;
 
 /// `linux/vm_sockets.h`.
 const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
@@ -28,7 +28,7 @@ const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
 const BACKLOG: libc::c_int = 1024;
 
 /// Pause after a failed accept, which is mostly a lack of descriptors that others will free.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A listener could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +55,9 @@ pub enum ListenError {
 
 /// A unix socket that only its owner may use (mode 0600).
 #[derive(Debug)]
-pub struct UnixEntrance(UnixListener);
+pub struct UnixAcceptor(UnixListener);
 
-impl UnixEntrance {
+impl UnixAcceptor {
     /// Listens on `path`; a socket that an earlier process left there is replaced.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         let bind = || {
@@ -74,11 +74,11 @@ impl UnixEntrance {
 
     /// Listens on `path` for all of its group, with a socket that outlives this process (see [`crate::store`]).
     pub fn bind_kept(path: &Path, name: &str) -> Result<Self, ListenError> {
-        let entrance = Self::bind(path)?;
+        let acceptor = Self::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|source| ListenError::Unix { path: path.to_owned(), source })?;
-        fd_store::keep(name, entrance.0.as_fd());
-        Ok(entrance)
+        fd_store::keep(name, acceptor.0.as_fd());
+        Ok(acceptor)
     }
 
     /// Goes on with such a socket.
@@ -104,14 +104,14 @@ impl UnixEntrance {
 
 /// A vsock port of the guest that only the host may use.
 #[derive(Debug)]
-pub struct VsockEntrance(AsyncFd<OwnedFd>);
+pub struct VsockAcceptor(AsyncFd<OwnedFd>);
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn set_buffer(socket: &OwnedFd, option: libc::c_int) -> io::Result<()> {
-    let bytes = VSOCK_BUFFER;
+    let bytes = VSOCK_BUFFER_SIZE;
     // SAFETY: the option value points to a u64 of the given size that outlives the call.
     check(unsafe {
         libc::setsockopt(
@@ -162,7 +162,7 @@ fn accept(listener: RawFd) -> io::Result<Option<OwnedFd>> {
     Ok((peer.svm_cid == libc::VMADDR_CID_HOST).then_some(stream))
 }
 
-impl VsockEntrance {
+impl VsockAcceptor {
     /// Listens on `port` of every CID of this machine.
     pub fn bind(port: u32) -> Result<Self, ListenError> {
         let register = |socket| {
@@ -193,5 +193,5 @@ impl VsockEntrance {
 
 async fn pause(error: &io::Error) {
     eprintln!("can't accept a connection: {error}");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
+    tokio::time::sleep(RETRY_INTERVAL).await;
 }

@@ -7,12 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use bulkhead_gate::{Caller, Gate, Isolation, ListenError, Places, Sockets, UnixEntrance, VsockEntrance};
+use bulkhead_gate::{Caller, Directories, Gate, Isolation, ListenError, Sockets, UnixAcceptor, VsockAcceptor};
 use bulkhead_protocol::{ENGINE_SOCKET, GRANTS_SOCKET, SOCKET_EXCEPTIONS, SocketExceptions};
 use tokio::{net::UnixStream, sync::Semaphore};
 
 /// Connections served at once; more wait in the listeners' queues.
-const CONNECTIONS: usize = 4096;
+const MAX_CONNECTIONS: usize = 4096;
 
 /// The command line.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ const USAGE: &str = "usage: bulkhead-gate --isolation=on|off --upstream=SOCKET -
                      [--block-load]";
 
 /// The name under which the socket at [`ENGINE_SOCKET`] is kept while isolation is off.
-const SHARED: &str = "engine";
+const SHARED_SOCKET: &str = "engine";
 
 impl Arguments {
     fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
@@ -95,9 +95,9 @@ async fn admit(gate: &Arc<Gate>, slots: &Arc<Semaphore>, stream: UnixStream) {
 }
 
 /// Serves everybody who comes through a unix socket.
-async fn serve(gate: Arc<Gate>, slots: Arc<Semaphore>, entrance: UnixEntrance) {
+async fn serve(gate: Arc<Gate>, slots: Arc<Semaphore>, acceptor: UnixAcceptor) {
     loop {
-        let stream = entrance.accept().await;
+        let stream = acceptor.accept().await;
         admit(&gate, &slots, stream).await;
     }
 }
@@ -112,23 +112,23 @@ fn serve_containers(
     let mut shared = None;
     for (name, fd) in inherited {
         match isolation {
-            Isolation::On => bulkhead_gate::adopt(gate, &name, fd.into()),
-            Isolation::Off if name == SHARED => shared = Some(UnixEntrance::adopt(fd)?),
+            Isolation::On => bulkhead_gate::adopt_socket(gate, &name, fd.into()),
+            Isolation::Off if name == SHARED_SOCKET => shared = Some(UnixAcceptor::adopt(fd)?),
             Isolation::Off => {}
         }
     }
     if isolation == Isolation::Off {
-        let entrance = match shared {
-            Some(entrance) => entrance,
-            None => UnixEntrance::bind_kept(Path::new(ENGINE_SOCKET), SHARED)?,
+        let acceptor = match shared {
+            Some(acceptor) => acceptor,
+            None => UnixAcceptor::bind_kept(Path::new(ENGINE_SOCKET), SHARED_SOCKET)?,
         };
-        tokio::spawn(serve(Arc::clone(gate), Arc::clone(slots), entrance));
+        tokio::spawn(serve(Arc::clone(gate), Arc::clone(slots), acceptor));
         return Ok(());
     }
-    if let Err(error) = bulkhead_gate::mark_place(Path::new(ENGINE_SOCKET)) {
+    if let Err(error) = bulkhead_gate::create_placeholder(Path::new(ENGINE_SOCKET)) {
         eprintln!("containers can't ask for {ENGINE_SOCKET}: {error}");
     }
-    let runtime = UnixEntrance::bind(Path::new(GRANTS_SOCKET))?;
+    let runtime = UnixAcceptor::bind(Path::new(GRANTS_SOCKET))?;
     let gate = Arc::clone(gate);
     tokio::spawn(async move {
         loop {
@@ -143,14 +143,14 @@ async fn run(arguments: Arguments, inherited: Vec<(String, OwnedFd)>) -> Result<
     let isolation = arguments.isolation;
     let gate = Gate::new(arguments.upstream, isolation)
         .with_environment(container_environment())
-        .with_sockets(Sockets::new(socket_exceptions(), Places::default()))
+        .with_sockets(Sockets::new(socket_exceptions(), Directories::default()))
         .with_load_blocked(arguments.block_load);
     let gate = Arc::new(gate);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let unix = UnixEntrance::bind(&arguments.listen)?;
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let unix = UnixAcceptor::bind(&arguments.listen)?;
     serve_containers(&gate, isolation, &slots, inherited)?;
     if let Some(port) = arguments.vsock_port {
-        let vsock = VsockEntrance::bind(port)?;
+        let vsock = VsockAcceptor::bind(port)?;
         let (gate, slots) = (Arc::clone(&gate), Arc::clone(&slots));
         tokio::spawn(async move {
             loop {

@@ -27,20 +27,20 @@ use tokio::{net::UnixStream, sync::watch, time::timeout};
 
 use crate::{
     create_with_socket,
-    dockerd::{AskError, Engine},
-    half_close::{Flight, InFlight, Linger},
+    dockerd::{Dockerd, DockerdError},
+    half_close::{HalfCloseStream, InFlight, InFlightGuard},
     hijack,
-    refresh::Touch,
+    refresh::FileRefresh,
     response::{self, Body},
-    rules::{self, Inspection, Isolation, Judged, Refusal},
-    sockets::{Places, Sockets},
+    rules::{self, Inspection, Isolation, Refusal, Verified},
+    sockets::{Directories, Sockets},
 };
 
 /// Longest body that is inspected, in bytes; a create request is a few KiB.
-const INSPECTED: usize = 4 * 1024 * 1024;
+const MAX_INSPECTED_BODY: usize = 4 * 1024 * 1024;
 
 /// How long a refused request may go on; clients stop when they have read the answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What stands between clients and the engine.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub enum Caller {
 impl Gate {
     /// A gate in front of the engine that listens on the unix socket `upstream`.
     pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
-        let sockets = Sockets::new(SocketExceptions::default(), Places::default());
+        let sockets = Sockets::new(SocketExceptions::default(), Directories::default());
         Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
     }
 
@@ -100,12 +100,12 @@ impl Caller {
 
 /// A body that counts as in flight until its last byte is taken.
 #[derive(Debug)]
-struct Tracked {
+struct TrackedBody {
     body: Body,
-    _flight: Flight,
+    _guard: InFlightGuard,
 }
 
-impl HttpBody for Tracked {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -126,13 +126,13 @@ impl HttpBody for Tracked {
 pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream, caller: Caller) {
     let in_flight = InFlight::default();
     let service = service_fn(|request| {
-        let (gate, caller, flight) = (Arc::clone(&gate), caller.clone(), in_flight.enter());
+        let (gate, caller, guard) = (Arc::clone(&gate), caller.clone(), in_flight.enter());
         async move {
             let response = handle(&gate, &caller, request).await.unwrap_or_else(|error| error.answer());
-            Ok::<_, Infallible>(response.map(|body| Tracked { body, _flight: flight }))
+            Ok::<_, Infallible>(response.map(|body| TrackedBody { body, _guard: guard }))
         }
     });
-    let io = TokioIo::new(Linger::new(stream, in_flight.clone()));
+    let io = TokioIo::new(HalfCloseStream::new(stream, in_flight.clone()));
     // A client that breaks off is no news.
     let _ = server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
 }
@@ -143,35 +143,35 @@ pub(crate) enum ProxyError {
     #[error("the Docker API has no CONNECT")]
     Connect,
     #[error("the request's JSON is longer than 4 MiB")]
-    TooLong,
+    BodyTooLong,
     #[error("the request's body broke off")]
-    BrokenBody,
+    IncompleteBody,
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("the request could not be inspected")]
-    Uninspected(#[source] tokio::task::JoinError),
+    InspectionAborted(#[source] tokio::task::JoinError),
     #[error("the Docker engine is starting or restarting; try again in a moment")]
-    NotReachable(#[source] std::io::Error),
+    Unreachable(#[source] std::io::Error),
     #[error("the Docker engine ended the connection without an answer")]
-    BrokeOff(#[source] hyper::Error),
+    Disconnected(#[source] hyper::Error),
     #[error("the Docker engine's answer could not be read")]
-    BrokenAnswer,
+    InvalidResponse,
     #[error("whether the container may have the docker socket could not be found out")]
-    Unjudged(#[source] AskError),
+    SocketCheck(#[source] DockerdError),
     #[error("that the container may have the docker socket could not be written down")]
-    Unkept(#[source] std::io::Error),
+    SaveGrant(#[source] std::io::Error),
 }
 
 impl ProxyError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BrokenBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
+            Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::IncompleteBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
-            Self::Uninspected(_) | Self::Unkept(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReachable(_) | Self::Unjudged(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BrokeOff(_) | Self::BrokenAnswer => StatusCode::BAD_GATEWAY,
+            Self::InspectionAborted(_) | Self::SaveGrant(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unreachable(_) | Self::SocketCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Disconnected(_) | Self::InvalidResponse => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -184,7 +184,7 @@ impl ProxyError {
 }
 
 /// Refuses what is never passed on, whatever its body.
-fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[String]) -> Result<(), ProxyError> {
+fn check_route(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[String]) -> Result<(), ProxyError> {
     if parts.method == Method::CONNECT {
         return Err(ProxyError::Connect);
     }
@@ -193,13 +193,13 @@ fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[Strin
     }
     if let (Caller::Container(_), Some(list)) = (caller, &gate.sockets.commands) {
         let form = |kind: &HeaderValue| kind.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"form");
-        let asked = rules::Asked {
+        let info = rules::RequestInfo {
             method: parts.method.as_str(),
             segments,
             query: parts.uri.query().unwrap_or_default(),
-            form: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
+            form_body: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
         };
-        if !rules::permits(list, asked) {
+        if !rules::permits(list, info) {
             let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
             return Err(Refusal::Command(target.to_owned()).into());
         }
@@ -210,12 +210,12 @@ fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[Strin
 /// Takes the rest of a refused request: a client that is still sending would find its connection closed, and not the
 /// answer.
 fn drain(mut body: Incoming) {
-    tokio::spawn(timeout(PATIENCE, async move { while let Some(Ok(_)) = body.frame().await {} }));
+    tokio::spawn(timeout(DRAIN_TIMEOUT, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
 /// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
 /// where the Docker API has one.
-fn straighten(parts: &mut request::Parts, segments: &[String]) {
+fn canonicalise(parts: &mut request::Parts, segments: &[String]) {
     let path = rules::canonical(parts.uri.path());
     let target = parts.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
     parts.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
@@ -234,12 +234,12 @@ fn straighten(parts: &mut request::Parts, segments: &[String]) {
 async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {
     let (mut parts, body) = request.into_parts();
     let segments = rules::segments(parts.uri.path());
-    if let Err(refusal) = admit(gate, caller, &parts, &segments) {
+    if let Err(refusal) = check_route(gate, caller, &parts, &segments) {
         drain(body);
         return Err(refusal);
     }
-    let files = match Touch::of(gate.isolation, &parts.method, &segments) {
-        Some(touch) => touch.begin(&gate.upstream).await,
+    let files = match FileRefresh::of(gate.isolation, &parts.method, &segments) {
+        Some(refresh) => refresh.before_request(&gate.upstream).await,
         None => None,
     };
     let environment = rules::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
@@ -248,17 +248,17 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
     let body = match (Inspection::of(gate.isolation, &segments), environment) {
         (None, None) => response::streamed(body),
         (inspection, environment) => {
-            let judged = inspect(inspection, environment, body).await?;
-            socket = judged.socket;
+            let verified = inspect(inspection, environment, body).await?;
+            socket = verified.socket;
             parts.headers.remove(header::TRANSFER_ENCODING);
-            parts.headers.insert(header::CONTENT_LENGTH, judged.body.len().into());
-            response::full(judged.body)
+            parts.headers.insert(header::CONTENT_LENGTH, verified.body.len().into());
+            response::full(verified.body)
         }
     };
     // Only what was inspected goes on: path and query, whatever form the target had.
     parts.uri = parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into());
     if matches!(caller, Caller::Container(_)) {
-        straighten(&mut parts, &segments);
+        canonicalise(&mut parts, &segments);
     }
     parts.version = Version::HTTP_11;
     // The server side of this gate has answered it.
@@ -267,39 +267,39 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
     let pulled = pulled(gate, &parts, &segments);
     let request = Request::from_parts(parts, body);
     let response = match socket {
-        Some(wanted) => create_with_socket::create(gate, wanted, request).await?,
+        Some(socket_request) => create_with_socket::create(gate, socket_request, request).await?,
         None => forward(gate, caller, request).await?,
     };
     if let Some(pulled) = pulled.filter(|_| response.status().is_success()) {
         tokio::spawn(pulled);
     }
     if let Some(files) = files.filter(|files| files.change) {
-        files.refresh().await;
+        files.after_request().await;
     }
     Ok(response)
 }
 
 /// The question to a registry that a pull raises.
 fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Option<impl Future<Output = ()> + use<>> {
-    let reference = rules::pulls(segments, parts.uri.query().unwrap_or_default())?;
-    let listed = gate.sockets.images.pulled(&reference)?;
+    let reference = rules::pulled_image(segments, parts.uri.query().unwrap_or_default())?;
+    let listed = gate.sockets.images.listed_tag(&reference)?;
     let mut credentials = HeaderMap::new();
     if let Some(value) = parts.headers.get("x-registry-auth") {
         credentials.insert("x-registry-auth", value.clone());
     }
     let gate = Arc::clone(gate);
-    Some(async move { gate.sockets.images.look_up(&Engine::new(&gate.upstream), listed, credentials).await })
+    Some(async move { gate.sockets.images.refresh_tag(&Dockerd::new(&gate.upstream), listed, credentials).await })
 }
 
 /// A body that is short enough to be inspected.
-async fn whole(mut body: Incoming) -> Result<Bytes, ProxyError> {
-    match Limited::new(&mut body, INSPECTED).collect().await {
+async fn read_body(mut body: Incoming) -> Result<Bytes, ProxyError> {
+    match Limited::new(&mut body, MAX_INSPECTED_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             drain(body);
-            Err(ProxyError::TooLong)
+            Err(ProxyError::BodyTooLong)
         }
-        Err(_) => Err(ProxyError::BrokenBody),
+        Err(_) => Err(ProxyError::IncompleteBody),
     }
 }
 
@@ -307,23 +307,23 @@ async fn inspect(
     inspection: Option<Inspection>,
     environment: Option<Arc<[String]>>,
     body: Incoming,
-) -> Result<Judged, ProxyError> {
-    let bytes = whole(body).await?;
+) -> Result<Verified, ProxyError> {
+    let bytes = read_body(body).await?;
     // Resolving links may wait for a file share.
-    let judged = tokio::task::spawn_blocking(move || {
-        let passed = Judged { body: bytes.clone(), socket: None };
-        let judged = inspection.map_or(Ok(passed), |inspection| inspection.judge(bytes))?;
+    let verified = tokio::task::spawn_blocking(move || {
+        let passed = Verified { body: bytes.clone(), socket: None };
+        let verified = inspection.map_or(Ok(passed), |inspection| inspection.judge(bytes))?;
         match environment {
             // Nothing to create; the engine says so better.
-            Some(environment) if !judged.body.iter().all(u8::is_ascii_whitespace) => {
-                let body = Bytes::from(rules::environment::add(&judged.body, &environment)?);
-                Ok::<_, Refusal>(Judged { body, ..judged })
+            Some(environment) if !verified.body.iter().all(u8::is_ascii_whitespace) => {
+                let body = Bytes::from(rules::environment::add(&verified.body, &environment)?);
+                Ok::<_, Refusal>(Verified { body, ..verified })
             }
-            _ => Ok(judged),
+            _ => Ok(verified),
         }
     })
     .await;
-    Ok(judged.map_err(ProxyError::Uninspected)??)
+    Ok(verified.map_err(ProxyError::InspectionAborted)??)
 }
 
 /// Passes a request on and its answer back.
@@ -332,12 +332,12 @@ pub(crate) async fn forward(
     caller: &Caller,
     mut request: Request<Body>,
 ) -> Result<Response<Body>, ProxyError> {
-    let stream = UnixStream::connect(&gate.upstream).await.map_err(ProxyError::NotReachable)?;
+    let stream = UnixStream::connect(&gate.upstream).await.map_err(ProxyError::Unreachable)?;
     let handshake = client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(ProxyError::BrokeOff)?;
+    let (mut sender, connection) = handshake.map_err(ProxyError::Disconnected)?;
     tokio::spawn(connection.with_upgrades());
     let client_side = hyper::upgrade::on(&mut request);
-    let mut response = sender.send_request(request).await.map_err(ProxyError::BrokeOff)?;
+    let mut response = sender.send_request(request).await.map_err(ProxyError::Disconnected)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let engine_side = hyper::upgrade::on(&mut response);
         let caller = caller.clone();

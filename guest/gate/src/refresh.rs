@@ -14,17 +14,17 @@ use tokio::{
 };
 
 use crate::{
-    dockerd::{Engine, segment},
+    dockerd::{Dockerd, segment},
     rules::Isolation,
 };
 
 const RUNTIME: &str = "/usr/bin/sysbox-runc";
 /// The request goes on without a refresh after this long: stale names are better than a client that hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request that touches a container's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Touch {
+pub struct FileRefresh {
     /// Id, name or prefix as the client gave it.
     container: String,
     /// The files are changed.
@@ -33,14 +33,14 @@ pub struct Touch {
 
 /// The files of a container that a request touches.
 #[derive(Debug)]
-pub struct Files {
+pub struct RefreshedContainer {
     /// The container's full id.
     id: String,
     /// The request changes them, so the container's side has to forget what it knows afterwards.
     pub change: bool,
 }
 
-impl Touch {
+impl FileRefresh {
     /// Whether a request with these path segments (without version) looks into or changes a container's files.
     pub fn of(isolation: Isolation, method: &Method, segments: &[String]) -> Option<Self> {
         if isolation == Isolation::Off {
@@ -57,19 +57,19 @@ impl Touch {
 
     /// Finds the container and makes both sides forget, before the request goes on. A container that does not exist is
     /// the engine's to complain about.
-    pub async fn begin(self, upstream: &Path) -> Option<Files> {
-        let deadline = Instant::now() + PATIENCE;
+    pub async fn before_request(self, upstream: &Path) -> Option<RefreshedContainer> {
+        let deadline = Instant::now() + REFRESH_TIMEOUT;
         let id = timeout_at(deadline, full_id(upstream, &self.container)).await.ok().flatten()?;
-        let files = Files { id, change: self.changes };
+        let files = RefreshedContainer { id, change: self.changes };
         files.refresh_until(deadline).await;
         Some(files)
     }
 }
 
-impl Files {
+impl RefreshedContainer {
     /// Makes both sides forget again, after the request.
-    pub async fn refresh(&self) {
-        self.refresh_until(Instant::now() + PATIENCE).await;
+    pub async fn after_request(&self) {
+        self.refresh_until(Instant::now() + REFRESH_TIMEOUT).await;
     }
 
     async fn refresh_until(&self, deadline: Instant) {
@@ -88,7 +88,7 @@ async fn full_id(upstream: &Path, container: &str) -> Option<String> {
         return Some(container.to_owned());
     }
     let path = format!("/containers/{}/json", segment(container));
-    let description: serde_json::Value = Engine::new(upstream).get(&path).await.ok()?;
+    let description: serde_json::Value = Dockerd::new(upstream).get(&path).await.ok()?;
     description["Id"].as_str().filter(|id| is_container_id(id)).map(str::to_owned)
 }
 
@@ -96,9 +96,9 @@ async fn full_id(upstream: &Path, container: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn touch(method: Method, path: &str) -> Option<Touch> {
+    fn touch(method: Method, path: &str) -> Option<FileRefresh> {
         let segments: Vec<_> = path.split('/').map(str::to_owned).collect();
-        Touch::of(Isolation::On, &method, &segments)
+        FileRefresh::of(Isolation::On, &method, &segments)
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
             (Method::GET, "containers/x/export"),
             (Method::POST, "containers/x/exec"),
         ] {
-            assert_eq!(touch(method, path), Some(Touch { container: "x".into(), changes: false }), "{path}");
+            assert_eq!(touch(method, path), Some(FileRefresh { container: "x".into(), changes: false }), "{path}");
         }
         assert!(touch(Method::PUT, "containers/x/archive").unwrap().changes);
     }

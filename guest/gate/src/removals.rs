@@ -17,7 +17,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub(crate) struct Removals(AsyncFd<OwnedFd>);
 
 /// Bytes of the fixed part of `struct inotify_event`.
-const HEAD: usize = size_of::<libc::inotify_event>();
+const EVENT_HEADER: usize = size_of::<libc::inotify_event>();
 
 impl Removals {
     /// Removals from `folder`, from now on.
@@ -54,15 +54,15 @@ impl Removals {
     }
 }
 
-fn number(bytes: &[u8]) -> u32 {
+fn read_u32(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
 /// The names in a buffer of events (inotify(7)); `None` when it says that the queue ran over.
 fn names(mut events: &[u8]) -> Option<Vec<String>> {
     let mut names = Vec::new();
-    while let Some((head, rest)) = events.split_at_checked(HEAD) {
-        let (mask, length) = (number(&head[4..8]), number(&head[12..16]) as usize);
+    while let Some((head, rest)) = events.split_at_checked(EVENT_HEADER) {
+        let (mask, length) = (read_u32(&head[4..8]), read_u32(&head[12..16]) as usize);
         if mask & (libc::IN_Q_OVERFLOW | libc::IN_IGNORED) != 0 {
             return None;
         }
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn lost_events_are_told() {
-        let mut event = [0; HEAD];
+        let mut event = [0; EVENT_HEADER];
         event[4..8].copy_from_slice(&libc::IN_Q_OVERFLOW.to_le_bytes());
         assert_eq!(names(&event), None);
         assert_eq!(names(&event[..5]), Some(Vec::new()));

@@ -24,31 +24,31 @@ use tokio::{
 
 use crate::{
     fd_store,
-    images::{Images, Reason, read_json, write_json},
+    images::{AllowedImages, SocketGrant, read_json, write_json},
     proxy::{Caller, Gate, serve_connection},
     removals::Removals,
     rules::Refusal,
 };
 
 /// Connections of one container at once; more wait in its socket's queue.
-const CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: usize = 128;
 /// How long the runtime may take to ask.
-const PATIENCE: Duration = Duration::from_secs(10);
+const GRANT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept or a lost watch.
-const PAUSE: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// File beside those of the container.
-const REASON: &str = "bulkhead-socket.json";
+const GRANT_FILE: &str = "bulkhead-socket.json";
 
 /// Where things are.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct Directories {
     /// Folder of the sockets.
     pub sockets: PathBuf,
     /// The engine's data.
     pub data: PathBuf,
 }
 
-impl Default for Places {
+impl Default for Directories {
     fn default() -> Self {
         let sockets = bulkhead_protocol::container_socket("");
         Self { sockets, data: PathBuf::from("/var/lib/docker") }
@@ -57,58 +57,58 @@ impl Default for Places {
 
 /// A container's socket; when it is dropped, everything that uses it ends.
 #[derive(Debug)]
-struct Live {
+struct OpenSocket {
     _closed: watch::Sender<()>,
 }
 
 /// Who may have a socket, and those who have.
 #[derive(Debug)]
 pub struct Sockets {
-    pub(crate) images: Images,
+    pub(crate) images: AllowedImages,
     pub(crate) commands: Option<SocketCommands>,
-    places: Places,
-    live: Mutex<HashMap<String, Live>>,
-    watched: Mutex<bool>,
+    directories: Directories,
+    open_sockets: Mutex<HashMap<String, OpenSocket>>,
+    watching: Mutex<bool>,
 }
 
 impl Sockets {
     /// The sockets under these exceptions.
-    pub fn new(exceptions: SocketExceptions, places: Places) -> Self {
+    pub fn new(exceptions: SocketExceptions, directories: Directories) -> Self {
         Self {
-            images: Images::new(&exceptions, places.data.join("bulkhead/digests.json")),
+            images: AllowedImages::new(&exceptions, directories.data.join("bulkhead/digests.json")),
             commands: exceptions.commands,
-            places,
-            live: Mutex::default(),
-            watched: Mutex::default(),
+            directories,
+            open_sockets: Mutex::default(),
+            watching: Mutex::default(),
         }
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open_sockets(&self) -> MutexGuard<'_, HashMap<String, OpenSocket>> {
+        self.open_sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn containers(&self) -> PathBuf {
-        self.places.data.join("containers")
+        self.directories.data.join("containers")
     }
 
     fn socket(&self, id: &str) -> PathBuf {
-        self.places.sockets.join(id)
+        self.directories.sockets.join(id)
     }
 
     /// Keeps the reason with the container.
-    pub(crate) fn record(&self, id: &str, reason: &Reason) -> io::Result<()> {
+    pub(crate) fn record(&self, id: &str, grant: &SocketGrant) -> io::Result<()> {
         let folder = self.containers().join(id);
         if !is_container_id(id) || !folder.is_dir() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        write_json(&folder.join(REASON), reason)
+        write_json(&folder.join(GRANT_FILE), grant)
     }
 
     /// Whether the container may have its socket now.
     fn admit(&self, id: &str) -> Result<(), Refusal> {
         let folder = self.containers().join(id);
-        let reason: Option<Reason> = read_json(&folder.join(REASON));
-        if reason.is_some_and(|reason| self.images.upholds(&reason)) {
+        let grant: Option<SocketGrant> = read_json(&folder.join(GRANT_FILE));
+        if grant.is_some_and(|grant| self.images.still_grants(&grant)) {
             return Ok(());
         }
         let container: serde_json::Value = read_json(&folder.join("config.v2.json")).unwrap_or_default();
@@ -119,10 +119,10 @@ impl Sockets {
 /// Makes a container's socket, unless there is one.
 fn open(gate: &Arc<Gate>, id: &str) -> io::Result<()> {
     let sockets = &gate.sockets;
-    if sockets.live().contains_key(id) {
+    if sockets.open_sockets().contains_key(id) {
         return Ok(());
     }
-    fs::create_dir_all(&sockets.places.sockets)?;
+    fs::create_dir_all(&sockets.directories.sockets)?;
     let path = sockets.socket(id);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -139,7 +139,7 @@ fn serve(gate: &Arc<Gate>, id: &str, listener: net::UnixListener) -> io::Result<
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (sender, closed) = watch::channel(());
-    gate.sockets.live().insert(id.to_owned(), Live { _closed: sender });
+    gate.sockets.open_sockets().insert(id.to_owned(), OpenSocket { _closed: sender });
     let gate_of_its_own = Arc::clone(gate);
     tokio::spawn(async move {
         let mut over = closed.clone();
@@ -154,14 +154,14 @@ fn serve(gate: &Arc<Gate>, id: &str, listener: net::UnixListener) -> io::Result<
 }
 
 async fn accept(gate: Arc<Gate>, listener: UnixListener, closed: watch::Receiver<()>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 eprintln!("can't accept a container's connection: {error}");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;
             }
         };
@@ -177,7 +177,7 @@ async fn accept(gate: Arc<Gate>, listener: UnixListener, closed: watch::Receiver
 }
 
 fn close(gate: &Gate, id: &str) {
-    if gate.sockets.live().remove(id).is_some() {
+    if gate.sockets.open_sockets().remove(id).is_some() {
         let _ = fs::remove_file(gate.sockets.socket(id));
         fd_store::release(id);
     }
@@ -185,7 +185,7 @@ fn close(gate: &Gate, id: &str) {
 
 /// Closes the sockets of containers that are no more.
 fn close_removed(gate: &Gate) {
-    let known: Vec<String> = gate.sockets.live().keys().cloned().collect();
+    let known: Vec<String> = gate.sockets.open_sockets().keys().cloned().collect();
     let folder = gate.sockets.containers();
     for id in known.iter().filter(|id| !folder.join(id).exists()) {
         close(gate, id);
@@ -194,14 +194,14 @@ fn close_removed(gate: &Gate) {
 
 /// Begins to watch for removed containers, once; the folder is there when the first socket is.
 fn watch_removals(gate: &Arc<Gate>) {
-    let mut watched = gate.sockets.watched.lock().unwrap_or_else(PoisonError::into_inner);
-    if std::mem::replace(&mut *watched, true) {
+    let mut watching = gate.sockets.watching.lock().unwrap_or_else(PoisonError::into_inner);
+    if std::mem::replace(&mut *watching, true) {
         return;
     }
     let gate = Arc::clone(gate);
     tokio::spawn(async move {
         loop {
-            let watched = async {
+            let watching = async {
                 let removals = Removals::of(&gate.sockets.containers())?;
                 close_removed(&gate);
                 while let Some(names) = removals.next().await? {
@@ -211,17 +211,17 @@ fn watch_removals(gate: &Arc<Gate>) {
                 }
                 Ok::<_, io::Error>(())
             };
-            if let Err(error) = watched.await {
+            if let Err(error) = watching.await {
                 eprintln!("can't watch for removed containers: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     });
 }
 
 /// Takes the sockets over that an earlier gate had.
-pub fn adopt(gate: &Arc<Gate>, id: &str, listener: net::UnixListener) {
+pub fn adopt_socket(gate: &Arc<Gate>, id: &str, listener: net::UnixListener) {
     if !is_container_id(id) {
         eprintln!("a socket that is kept as {id:?} is none of a container");
     } else if let Err(error) = serve(gate, id, listener) {
@@ -258,7 +258,7 @@ async fn converse(gate: &Arc<Gate>, mut stream: UnixStream) -> io::Result<()> {
 
 /// Answers the runtime.
 pub async fn answer_runtime(gate: Arc<Gate>, stream: UnixStream) {
-    match timeout(PATIENCE, converse(&gate, stream)).await {
+    match timeout(GRANT_TIMEOUT, converse(&gate, stream)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => eprintln!("the runtime got no answer: {error}"),
         Err(_) => eprintln!("the runtime never asked"),
@@ -266,7 +266,7 @@ pub async fn answer_runtime(gate: Arc<Gate>, stream: UnixStream) {
 }
 
 /// Makes something to bind at the path under which containers ask for the engine's socket.
-pub fn mark_place(path: &Path) -> io::Result<()> {
+pub fn create_placeholder(path: &Path) -> io::Result<()> {
     fs::OpenOptions::new().append(true).create(true).open(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_gate::{Caller, Gate, Isolation, UnixEntrance, serve_connection};
+use bulkhead_gate::{Caller, Gate, Isolation, UnixAcceptor, serve_connection};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -40,10 +40,10 @@ impl Fixture {
     fn gate(isolation: Isolation) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let gate = Arc::new(Gate::new(folder.path().join("engine"), isolation));
-        let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
+        let acceptor = UnixAcceptor::bind(&folder.path().join("gate")).unwrap();
         tokio::spawn(async move {
             loop {
-                tokio::spawn(serve_connection(Arc::clone(&gate), entrance.accept().await, Caller::Host));
+                tokio::spawn(serve_connection(Arc::clone(&gate), acceptor.accept().await, Caller::Host));
             }
         });
         Self { folder, requests: Arc::default() }

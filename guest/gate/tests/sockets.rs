@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_gate::{Caller, Gate, Isolation, Places, Sockets, UnixEntrance, adopt, answer_runtime, serve_connection};
+use bulkhead_gate::{
+    Caller, Directories, Gate, Isolation, Sockets, UnixAcceptor, adopt_socket, answer_runtime, serve_connection,
+};
 use bulkhead_protocol::{GRANTED, SocketCommands, SocketExceptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -120,8 +122,8 @@ impl Fixture {
     /// A gate over what an earlier one left.
     fn within(folder: TempDir, world: Shared, exceptions: SocketExceptions) -> Self {
         let path = |name: &str| folder.path().join(name);
-        let places = Places { sockets: path("sockets"), data: path("data") };
-        let gate = Gate::new(path("engine"), Isolation::On).with_sockets(Sockets::new(exceptions, places));
+        let directories = Directories { sockets: path("sockets"), data: path("data") };
+        let gate = Gate::new(path("engine"), Isolation::On).with_sockets(Sockets::new(exceptions, directories));
         let fixture = Self { gate: Arc::new(gate), world, folder };
         fixture.serve();
         fixture
@@ -132,13 +134,13 @@ impl Fixture {
     }
 
     fn serve(&self) {
-        let (gate, entrance) = (Arc::clone(&self.gate), UnixEntrance::bind(&self.path("gate")).unwrap());
+        let (gate, acceptor) = (Arc::clone(&self.gate), UnixAcceptor::bind(&self.path("gate")).unwrap());
         tokio::spawn(async move {
             loop {
-                tokio::spawn(serve_connection(Arc::clone(&gate), entrance.accept().await, Caller::Host));
+                tokio::spawn(serve_connection(Arc::clone(&gate), acceptor.accept().await, Caller::Host));
             }
         });
-        let (gate, runtime) = (Arc::clone(&self.gate), UnixEntrance::bind(&self.path("runtime")).unwrap());
+        let (gate, runtime) = (Arc::clone(&self.gate), UnixAcceptor::bind(&self.path("runtime")).unwrap());
         tokio::spawn(async move {
             loop {
                 answer_runtime(Arc::clone(&gate), runtime.accept().await).await;
@@ -435,7 +437,7 @@ async fn a_socket_that_was_kept_goes_on_with_a_new_gate() {
         async move { exchange(&path, &get("/containers/json")).await }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    adopt(&fixture.gate, &id, listener);
+    adopt_socket(&fixture.gate, &id, listener);
     assert!(timeout(SOON, waiting).await.unwrap().unwrap().contains("passed"));
     std::fs::remove_dir_all(fixture.path("data/containers").join(&id)).unwrap();
     let gone = async {
@@ -564,8 +566,8 @@ async fn input_ends_on_its_own_over_a_containers_socket() {
 async fn docker_load_can_be_blocked_for_everybody() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Arc::new(Gate::new(folder.path().join("engine"), Isolation::Off).with_load_blocked(true));
-    let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
-    tokio::spawn(async move { serve_connection(gate, entrance.accept().await, Caller::Host).await });
+    let acceptor = UnixAcceptor::bind(&folder.path().join("gate")).unwrap();
+    tokio::spawn(async move { serve_connection(gate, acceptor.accept().await, Caller::Host).await });
     let answer = exchange(&folder.path().join("gate"), &post("/v1.43/images//%6coad?quiet=1", "tar")).await;
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("docker load is blocked"), "{answer}");
 }
@@ -574,8 +576,8 @@ async fn docker_load_can_be_blocked_for_everybody() {
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Arc::new(Gate::new(folder.path().join("engine"), Isolation::Off).with_load_blocked(true));
-    let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
-    tokio::spawn(async move { serve_connection(gate, entrance.accept().await, Caller::Host).await });
+    let acceptor = UnixAcceptor::bind(&folder.path().join("gate")).unwrap();
+    tokio::spawn(async move { serve_connection(gate, acceptor.accept().await, Caller::Host).await });
     let mut stream = UnixStream::connect(folder.path().join("gate")).await.unwrap();
     let tar = vec![0; 8 << 20];
     let head = format!("POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Length: {}\r\n\r\n", tar.len());

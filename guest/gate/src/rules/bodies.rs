@@ -13,43 +13,43 @@ const RUNTIME: &str = "\"sysbox-runc\"";
 
 /// What mounts show of the engine's sockets; the worst counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Shown {
+enum Exposure {
     Nothing,
     /// The socket that containers can be allowed, and no more.
-    Socket,
+    EngineSocket,
     /// Folders or sockets that nobody can be allowed.
-    More,
+    Forbidden,
 }
 
-type Found = Result<Shown, Refusal>;
+type ExposureResult = Result<Exposure, Refusal>;
 
 /// A container that would have the engine's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct SocketRequest {
     /// The image, as it was asked for.
     pub image: String,
     /// It asks for the socket; otherwise it could get it from another container (`VolumesFrom`).
-    pub certain: bool,
+    pub explicit: bool,
 }
 
 fn text(body: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(body).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
-fn shown_by_path(path: &str) -> Shown {
+fn shown_by_path(path: &str) -> Exposure {
     if !path.starts_with('/') || !reaches_engine_socket(path) {
         // A source that is no path is the name of a volume.
-        Shown::Nothing
+        Exposure::Nothing
     } else if is_engine_socket(path) {
-        Shown::Socket
+        Exposure::EngineSocket
     } else {
-        Shown::More
+        Exposure::Forbidden
     }
 }
 
 /// Options of the `local` driver: `device` and every path in `o` (`lowerdir=…:…`). A volume is for everybody, so that
 /// it can show no socket at all.
-fn check_volume_options(options: &RawValue) -> Found {
+fn check_volume_options(options: &RawValue) -> ExposureResult {
     for (key, value) in &object(options)?.0 {
         let Some(value) = string(value)? else { continue };
         let denied = match key.as_str() {
@@ -57,18 +57,18 @@ fn check_volume_options(options: &RawValue) -> Found {
             _ => value.split([',', '=', ':']).any(|word| word.starts_with('/') && reaches_engine_socket(word)),
         };
         if denied {
-            return Ok(Shown::More);
+            return Ok(Exposure::Forbidden);
         }
     }
-    Ok(Shown::Nothing)
+    Ok(Exposure::Nothing)
 }
 
 /// One element of `Mounts`.
-fn check_mount(mount: &RawValue) -> Found {
+fn check_mount(mount: &RawValue) -> ExposureResult {
     let mount = object(mount)?;
-    let mut shown = Shown::Nothing;
+    let mut shown = Exposure::Nothing;
     for source in mount.all("Source") {
-        shown = shown.max(string(source)?.map_or(Shown::Nothing, |source| shown_by_path(&source)));
+        shown = shown.max(string(source)?.map_or(Exposure::Nothing, |source| shown_by_path(&source)));
     }
     for volume in mount.all("VolumeOptions") {
         for driver in object(volume)?.all("DriverConfig") {
@@ -81,8 +81,8 @@ fn check_mount(mount: &RawValue) -> Found {
 }
 
 /// `Mounts` and `Binds` of a host configuration or of anything that has members of these names.
-fn check_mounts(config: &Object<'_>) -> Found {
-    let mut shown = Shown::Nothing;
+fn check_mounts(config: &Object<'_>) -> ExposureResult {
+    let mut shown = Exposure::Nothing;
     for binds in config.all("Binds") {
         for bind in array(binds)? {
             let Some(bind) = string(bind)? else { continue };
@@ -128,7 +128,7 @@ fn with_runtime(host: &Object<'_>) -> String {
 
 /// `POST /containers/create`: refuses what nobody is allowed, says whether the engine's socket is asked for, and sets
 /// the runtime; the rest stays byte for byte.
-pub(super) fn container(body: &[u8]) -> Result<(String, Option<Wanted>), Refusal> {
+pub(super) fn container(body: &[u8]) -> Result<(String, Option<SocketRequest>), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
     // Old engines also read the host configuration's members from the top.
     let mut shown = check_mounts(&config)?;
@@ -147,19 +147,19 @@ pub(super) fn container(body: &[u8]) -> Result<(String, Option<Wanted>), Refusal
         }
         members.push((key, kept));
     }
-    if shown == Shown::More {
+    if shown == Exposure::Forbidden {
         return Err(refuse_for(&config)?);
     }
-    let certain = shown == Shown::Socket;
-    let wanted = if certain || takes { Some(Wanted { image: image_of(&config)?, certain }) } else { None };
-    Ok((write(members.iter().map(|(key, value)| (*key, value.as_str()))), wanted))
+    let explicit = shown == Exposure::EngineSocket;
+    let requested = if explicit || takes { Some(SocketRequest { image: image_of(&config)?, explicit }) } else { None };
+    Ok((write(members.iter().map(|(key, value)| (*key, value.as_str()))), requested))
 }
 
 /// `POST /volumes/create`: refuses a volume that is a path to an engine socket.
 pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
     for options in config.all("DriverOpts") {
-        if check_volume_options(options)? != Shown::Nothing {
+        if check_volume_options(options)? != Exposure::Nothing {
             let name = config.all("Name").last().map(string).transpose()?.flatten().unwrap_or_default();
             return Err(Refusal::SocketVolume { name });
         }
@@ -174,7 +174,7 @@ pub(super) fn service(body: &[u8]) -> Result<(), Refusal> {
     for task in service.all("TaskTemplate") {
         for container in object(task)?.all("ContainerSpec") {
             let container = object(container)?;
-            if check_mounts(&container)? != Shown::Nothing {
+            if check_mounts(&container)? != Exposure::Nothing {
                 return Err(refuse_for(&container)?);
             }
         }
@@ -195,28 +195,29 @@ mod tests {
 
     fn create(body: &str) -> Result<Value, String> {
         match container(body.as_bytes()) {
-            Ok((_, Some(Wanted { image, certain: true }))) => Err(Refusal::socket(&image).to_string()),
+            Ok((_, Some(SocketRequest { image, explicit: true }))) => Err(Refusal::socket(&image).to_string()),
             Ok((text, _)) => Ok(serde_json::from_str(&text).unwrap()),
             Err(refusal) => Err(refusal.to_string()),
         }
     }
 
-    fn wanted(host: Value) -> Result<Option<Wanted>, Refusal> {
-        container(json!({"Image": "docker:cli", "HostConfig": host}).to_string().as_bytes()).map(|(_, wanted)| wanted)
+    fn requested(host: Value) -> Result<Option<SocketRequest>, Refusal> {
+        container(json!({"Image": "docker:cli", "HostConfig": host}).to_string().as_bytes())
+            .map(|(_, requested)| requested)
     }
 
     #[test]
     fn the_socket_itself_can_be_allowed_and_what_shows_more_can_not() {
-        let asked = |certain| Ok(Some(Wanted { image: "docker:cli".to_owned(), certain }));
+        let asked = |explicit| Ok(Some(SocketRequest { image: "docker:cli".to_owned(), explicit }));
         for host in [
             json!({"Binds": ["/var/run/docker.sock:/var/run/docker.sock"]}),
             json!({"Binds": ["/run//docker.sock:/x:ro", "v:/y"]}),
             json!({"Mounts": [{"Type": "bind", "Source": "/run/docker.sock", "Target": "/x"}]}),
         ] {
-            assert_eq!(wanted(host.clone()), asked(true), "{host}");
+            assert_eq!(requested(host.clone()), asked(true), "{host}");
         }
-        assert_eq!(wanted(json!({"VolumesFrom": ["other:ro"]})), asked(false));
-        assert_eq!(wanted(json!({"VolumesFrom": [], "Binds": ["v:/y"]})), Ok(None));
+        assert_eq!(requested(json!({"VolumesFrom": ["other:ro"]})), asked(false));
+        assert_eq!(requested(json!({"VolumesFrom": [], "Binds": ["v:/y"]})), Ok(None));
         for host in [
             json!({"Binds": ["/var/run/docker.sock:/s", "/var/run:/x"]}),
             json!({"Binds": ["/run/bulkhead/dockerd.sock:/s"]}),
@@ -226,7 +227,7 @@ mod tests {
             json!({"Mounts": [{"Source": "/run/docker.sock"}, {"VolumeOptions": {"DriverConfig": {"Options":
                 {"o": "bind", "device": "/run/docker.sock"}}}}]}),
         ] {
-            assert!(wanted(host.clone()).is_err(), "{host}");
+            assert!(requested(host.clone()).is_err(), "{host}");
         }
     }
 
@@ -346,8 +347,8 @@ mod tests {
 
         #[test]
         fn whatever_passes_has_one_runtime_and_no_socket_that_nobody_asks_about(value in any_json()) {
-            if let Ok((text, wanted)) = container(value.to_string().as_bytes()) {
-                let known = wanted.is_some_and(|wanted| wanted.certain);
+            if let Ok((text, requested)) = container(value.to_string().as_bytes()) {
+                let known = requested.is_some_and(|requested| requested.explicit);
                 let passed: Value = serde_json::from_str(&text).unwrap();
                 if let Some(Value::Object(host)) = passed.get("HostConfig") {
                     prop_assert_eq!(&host["Runtime"], "sysbox-runc");

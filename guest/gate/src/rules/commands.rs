@@ -8,30 +8,34 @@ use bulkhead_protocol::SocketCommands;
 
 /// One thing that a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Use {
+struct CommandUse {
     owners: &'static [&'static str],
     groups: &'static [&'static str],
     helpers: &'static [&'static str],
 }
 
-const fn of(owners: &'static [&'static str], groups: &'static [&'static str], helpers: &'static [&'static str]) -> Use {
-    Use { owners, groups, helpers }
+const fn of(
+    owners: &'static [&'static str],
+    groups: &'static [&'static str],
+    helpers: &'static [&'static str],
+) -> CommandUse {
+    CommandUse { owners, groups, helpers }
 }
 
 const CONTAINER: &[&str] = &["container"];
 const IMAGE: &[&str] = &["image"];
-const PULL: Use = of(&["pull"], IMAGE, &[]);
-const IMPORT: Use = of(&["import"], IMAGE, &[]);
-const EXEC: Use = of(&["exec"], CONTAINER, &[]);
-const BUILD: Use = of(&["build", "buildx"], &["builder", "image"], &[]);
-const PRUNE_BUILDS: Use = of(&["builder", "buildx"], &["builder", "system"], &[]);
+const PULL: CommandUse = of(&["pull"], IMAGE, &[]);
+const IMPORT: CommandUse = of(&["import"], IMAGE, &[]);
+const EXEC: CommandUse = of(&["exec"], CONTAINER, &[]);
+const BUILD: CommandUse = of(&["build", "buildx"], &["builder", "image"], &[]);
+const PRUNE_BUILDS: CommandUse = of(&["builder", "buildx"], &["builder", "system"], &[]);
 
 /// What belongs to no command is refused by a list of the only allowed ones.
-const UNKNOWN: Use = of(&[], &[], &[]);
+const UNKNOWN: CommandUse = of(&[], &[], &[]);
 
 /// A request, as far as commands are concerned.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct RequestInfo<'a> {
     /// In any case.
     pub method: &'a str,
     /// Without version.
@@ -39,11 +43,11 @@ pub struct Asked<'a> {
     /// As it stands behind the question mark.
     pub query: &'a str,
     /// Whether the body can have parameters, too.
-    pub form: bool,
+    pub form_body: bool,
 }
 
 /// Requests below `/containers`.
-fn container(method: &str, rest: &[&str]) -> Use {
+fn container(method: &str, rest: &[&str]) -> CommandUse {
     let one = |name, helpers| of(name, CONTAINER, helpers);
     match (method, rest) {
         (_, ["json"]) => one(&["ps"], &[]),
@@ -74,7 +78,7 @@ fn container(method: &str, rest: &[&str]) -> Use {
 }
 
 /// Requests below `/images`; names of images have slashes.
-fn image(method: &str, rest: &[&str]) -> Use {
+fn image(method: &str, rest: &[&str]) -> CommandUse {
     let one = |name, helpers| of(name, IMAGE, helpers);
     match (method, rest) {
         (_, ["json"]) => one(&["images"], &[]),
@@ -103,7 +107,7 @@ fn values(query: &str, name: &str) -> impl Iterator<Item = String> {
 }
 
 /// The image that a request pulls.
-pub fn pulls(segments: &[String], query: &str) -> Option<String> {
+pub fn pulled_image(segments: &[String], query: &str) -> Option<String> {
     if !matches!(segments, [images, create] if images == "images" && create == "create") {
         return None;
     }
@@ -116,23 +120,23 @@ pub fn pulls(segments: &[String], query: &str) -> Option<String> {
 }
 
 /// `POST /images/create` is two commands; the parameters say which. In doubt it is both.
-fn create_image(asked: Asked<'_>) -> Vec<Use> {
-    let has = |name| values(asked.query, name).next().is_some();
+fn create_image(info: RequestInfo<'_>) -> Vec<CommandUse> {
+    let has = |name| values(info.query, name).next().is_some();
     let (pull, import) = (has("fromImage"), has("fromSrc"));
     match (pull, import) {
-        (true, false) if !asked.form => vec![PULL],
-        (false, true) if !asked.form => vec![IMPORT],
+        (true, false) if !info.form_body => vec![PULL],
+        (false, true) if !info.form_body => vec![IMPORT],
         _ => vec![PULL, IMPORT],
     }
 }
 
 /// Everything that a request does; nothing for what every client needs before any command.
-fn uses(asked: Asked<'_>) -> Vec<Use> {
-    let segments: Vec<&str> = asked.segments.iter().map(String::as_str).collect();
-    let method = asked.method.to_ascii_uppercase();
+fn uses(info: RequestInfo<'_>) -> Vec<CommandUse> {
+    let segments: Vec<&str> = info.segments.iter().map(String::as_str).collect();
+    let method = info.method.to_ascii_uppercase();
     let only = match segments[..] {
         ["_ping" | "version"] => return Vec::new(),
-        ["images", "create"] => return create_image(asked),
+        ["images", "create"] => return create_image(info),
         ["containers", ref rest @ ..] => container(&method, rest),
         ["images", ref rest @ ..] => image(&method, rest),
         ["exec", ..] => EXEC,
@@ -168,8 +172,8 @@ fn means(word: &str, commands: &[&str], groups: &[&str]) -> bool {
 }
 
 /// Whether a list lets a request pass.
-pub fn permits(list: &SocketCommands, asked: Asked<'_>) -> bool {
-    uses(asked).iter().all(|one| {
+pub fn permits(list: &SocketCommands, info: RequestInfo<'_>) -> bool {
+    uses(info).iter().all(|one| {
         let owned = list.commands.iter().any(|word| means(word, one.owners, one.groups));
         if list.allow { owned || list.commands.iter().any(|word| means(word, one.helpers, &[])) } else { !owned }
     })
@@ -188,7 +192,7 @@ mod tests {
     fn passes(list: &SocketCommands, request: &str) -> bool {
         let (method, target) = request.split_once(' ').unwrap();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        permits(list, Asked { method, segments: &segments(path), query, form: false })
+        permits(list, RequestInfo { method, segments: &segments(path), query, form_body: false })
     }
 
     #[test]
@@ -286,18 +290,18 @@ mod tests {
             assert!(!passes(&deny_pull, odd), "{odd}");
         }
         let segments = segments("/images/create");
-        let form = Asked { method: "POST", segments: &segments, query: "fromSrc=-", form: true };
-        assert!(!permits(&deny_pull, form), "parameters of the body win over those of the query");
+        let with_body = RequestInfo { method: "POST", segments: &segments, query: "fromSrc=-", form_body: true };
+        assert!(!permits(&deny_pull, with_body), "parameters of the body win over those of the query");
     }
 
     #[test]
     fn a_pull_is_told_with_its_tag() {
-        let pulled = |query: &str| pulls(&segments("/v1.43/images/create"), query);
+        let pulled = |query: &str| pulled_image(&segments("/v1.43/images/create"), query);
         assert_eq!(pulled("fromImage=docker&tag=cli").as_deref(), Some("docker:cli"));
         assert_eq!(pulled("tag=a&fromImage=reg%3A5000%2Fx").as_deref(), Some("reg:5000/x:a"));
         assert_eq!(pulled("fromImage=x&tag=sha256:00").as_deref(), Some("x@sha256:00"));
         assert_eq!(pulled("fromImage=&fromSrc=-"), None);
-        assert_eq!(pulls(&segments("/images/x/create"), "fromImage=x"), None);
+        assert_eq!(pulled_image(&segments("/images/x/create"), "fromImage=x"), None);
     }
 
     #[test]
@@ -324,8 +328,8 @@ mod tests {
                     if mask >> (at % 64) & 1 == 1 { format!("%{byte:02x}") } else { char::from(byte).to_string() }
                 })
                 .collect();
-            let asked = Asked { method: &method, segments: &segments(&path), query: &query, form: false };
-            prop_assert!(!permits(&list(false, "push"), asked), "{path}");
+            let info = RequestInfo { method: &method, segments: &segments(&path), query: &query, form_body: false };
+            prop_assert!(!permits(&list(false, "push"), info), "{path}");
         }
 
         #[test]
@@ -334,10 +338,10 @@ mod tests {
         ) {
             let mut segments = vec!["volumes".to_owned()];
             segments.extend(rest);
-            let asked = Asked { method: &method, segments: &segments, query: &query, form: false };
-            prop_assert!(!permits(&list(false, "volume*"), asked));
-            let asked = Asked { segments: &segments[1..], ..asked };
-            let _ = permits(&list(true, "run"), asked);
+            let info = RequestInfo { method: &method, segments: &segments, query: &query, form_body: false };
+            prop_assert!(!permits(&list(false, "volume*"), info));
+            let info = RequestInfo { segments: &segments[1..], ..info };
+            let _ = permits(&list(true, "run"), info);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::image_name::{is_id, normalise};
 
 /// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub enum ImagePattern {
     /// `*`: every image.
     Any,
     /// `sha256:…`: the image of this id, wherever it came from.
@@ -38,7 +38,7 @@ fn is_digest(text: &str) -> bool {
     text.starts_with("sha256:") && is_id(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
-impl Entry {
+impl ImagePattern {
     /// Reads an entry; `None` when it is none, which allows nothing.
     pub fn parse(text: &str) -> Option<Self> {
         if text == "*" {
@@ -64,7 +64,7 @@ impl Entry {
     }
 
     /// Whether the entry can speak of an image of the repository `name`.
-    pub fn names(&self, repository: &str) -> bool {
+    pub fn covers(&self, repository: &str) -> bool {
         match self {
             Self::Any => true,
             Self::Id(_) => false,
@@ -91,13 +91,13 @@ pub(super) fn matches(pattern: &str, text: &str) -> bool {
     loop {
         match (pattern_parts.next(), text_parts.next()) {
             (None, None) => return true,
-            (Some(pattern), Some(text)) if matches_part(pattern, text) => {}
+            (Some(pattern), Some(text)) if matches_segment(pattern, text) => {}
             _ => return false,
         }
     }
 }
 
-fn matches_part(pattern: &str, text: &str) -> bool {
+fn matches_segment(pattern: &str, text: &str) -> bool {
     let mut pieces = pattern.split('*');
     let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let Some(last) = pieces.next_back() else { return rest.is_empty() };
@@ -116,8 +116,8 @@ mod tests {
 
     use super::*;
 
-    fn name(name: &str, tag: Option<&str>) -> Entry {
-        Entry::Name { name: name.to_owned(), tag: tag.map(ToOwned::to_owned) }
+    fn name(name: &str, tag: Option<&str>) -> ImagePattern {
+        ImagePattern::Name { name: name.to_owned(), tag: tag.map(ToOwned::to_owned) }
     }
 
     #[test]
@@ -130,15 +130,15 @@ mod tests {
             ("your-registry.com/ci-tools/*:*", name("your-registry.com/ci-tools/*", None)),
             ("localhost:5000/a", name("localhost:5000/a", Some("latest"))),
             ("kind/desktop-cloud-provider-kind:", name("docker.io/kind/desktop-cloud-provider-kind", Some("latest"))),
-            ("*", Entry::Any),
+            ("*", ImagePattern::Any),
         ] {
-            assert_eq!(Entry::parse(text), Some(expected), "{text}");
+            assert_eq!(ImagePattern::parse(text), Some(expected), "{text}");
         }
         let digest = format!("sha256:{}", "ab".repeat(32));
-        assert_eq!(Entry::parse(&digest), Some(Entry::Id(digest.clone())));
-        let pinned = Entry::Digest { name: "docker.io/library/docker".to_owned(), digest: digest.clone() };
-        assert_eq!(Entry::parse(&format!("docker@{digest}")), Some(pinned.clone()));
-        assert_eq!(Entry::parse(&format!("docker:cli@{digest}")), Some(pinned));
+        assert_eq!(ImagePattern::parse(&digest), Some(ImagePattern::Id(digest.clone())));
+        let pinned = ImagePattern::Digest { name: "docker.io/library/docker".to_owned(), digest: digest.clone() };
+        assert_eq!(ImagePattern::parse(&format!("docker@{digest}")), Some(pinned.clone()));
+        assert_eq!(ImagePattern::parse(&format!("docker:cli@{digest}")), Some(pinned));
     }
 
     #[test]
@@ -146,30 +146,30 @@ mod tests {
         for text in
             ["", "docker@", "docker@sha256:12", "docker:3.*", "a//b", "/a", "a/", "docker:t a", "d\u{f6}cker", "@", ":"]
         {
-            assert_eq!(Entry::parse(text), None, "{text:?}");
+            assert_eq!(ImagePattern::parse(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn a_wildcard_stays_within_its_part_of_the_name() {
-        let entry = Entry::parse("testcontainers/*:*").unwrap();
-        assert!(entry.names("docker.io/testcontainers/ryuk"));
+        let entry = ImagePattern::parse("testcontainers/*:*").unwrap();
+        assert!(entry.covers("docker.io/testcontainers/ryuk"));
         for other in [
             "docker.io/testcontainers",
             "docker.io/testcontainers/a/b",
             "evil.io/testcontainers/ryuk",
             "docker.io/library/testcontainers",
         ] {
-            assert!(!entry.names(other), "{other}");
+            assert!(!entry.covers(other), "{other}");
         }
-        assert!(Entry::parse("ghcr.io/a*c/x-*-y:*").unwrap().names("ghcr.io/abc/x-1-2-y"));
-        assert!(!Entry::parse("ghcr.io/a*c/x-*-y:*").unwrap().names("ghcr.io/abc/x-y"));
+        assert!(ImagePattern::parse("ghcr.io/a*c/x-*-y:*").unwrap().covers("ghcr.io/abc/x-1-2-y"));
+        assert!(!ImagePattern::parse("ghcr.io/a*c/x-*-y:*").unwrap().covers("ghcr.io/abc/x-y"));
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic_and_an_entry_names_itself(text in "[a-z0-9./:@*_-]{0,60}|.{0,60}") {
-            if let Some(Entry::Name { name, tag }) = Entry::parse(&text) {
+            if let Some(ImagePattern::Name { name, tag }) = ImagePattern::parse(&text) {
                 prop_assert!(matches(&name, &name));
                 prop_assert!(!tag.is_some_and(|tag| tag.contains(['*', ':', '/'])));
             }

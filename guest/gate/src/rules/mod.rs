@@ -15,11 +15,11 @@ mod target;
 
 use bytes::Bytes;
 
-pub use bodies::Wanted;
-pub use commands::{Asked, permits, pulls};
+pub use bodies::SocketRequest;
+pub use commands::{RequestInfo, permits, pulled_image};
 pub use image_name::normalise as normalise_image;
 pub(crate) use image_name::normalise_with_tag;
-pub use image_pattern::Entry;
+pub use image_pattern::ImagePattern;
 pub use paths::reaches_engine_socket;
 pub use target::{canonical, encode, segments};
 
@@ -78,11 +78,11 @@ impl Refusal {
 
 /// A request that may go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judged {
+pub struct Verified {
     /// The body to pass on.
     pub body: Bytes,
     /// The container that would have the engine's socket.
-    pub socket: Option<Wanted>,
+    pub socket: Option<SocketRequest>,
 }
 
 /// A kind of request that is looked at.
@@ -117,17 +117,17 @@ impl Inspection {
     }
 
     /// What becomes of a request with this body.
-    pub fn judge(self, body: Bytes) -> Result<Judged, Refusal> {
+    pub fn judge(self, body: Bytes) -> Result<Verified, Refusal> {
         if body.iter().all(u8::is_ascii_whitespace) {
             // Nothing to create; the engine says so better.
-            return Ok(Judged { body, socket: None });
+            return Ok(Verified { body, socket: None });
         }
         match self {
             Self::Container => {
-                bodies::container(&body).map(|(text, socket)| Judged { body: Bytes::from(text), socket })
+                bodies::container(&body).map(|(text, socket)| Verified { body: Bytes::from(text), socket })
             }
-            Self::Volume => bodies::volume(&body).map(|()| Judged { body, socket: None }),
-            Self::Service => bodies::service(&body).map(|()| Judged { body, socket: None }),
+            Self::Volume => bodies::volume(&body).map(|()| Verified { body, socket: None }),
+            Self::Service => bodies::service(&body).map(|()| Verified { body, socket: None }),
         }
     }
 }
