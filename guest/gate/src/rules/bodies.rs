@@ -3,9 +3,9 @@
 use serde_json::value::RawValue;
 
 use super::{
-    Refusal,
     go_json::{Object, array, is_field, object, parse, string, write},
     paths::{is_engine_socket, reaches_engine_socket},
+    refusal::Refusal,
 };
 
 /// The runtime of every container while isolation is on, as a JSON string.

@@ -3,8 +3,8 @@
 use serde_json::value::RawValue;
 
 use super::{
-    Refusal,
     go_json::{Object, array, is_field, parse, string, write},
+    refusal::Refusal,
 };
 
 /// The name in `NAME=VALUE`, or in `NAME`, which takes a variable of the image away.

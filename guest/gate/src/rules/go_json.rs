@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::Refusal;
+use super::refusal::Refusal;
 
 /// The members of an object in their order, equal keys included.
 #[derive(Debug, Default)]

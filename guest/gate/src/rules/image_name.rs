@@ -9,6 +9,15 @@ pub(super) fn is_id(name: &str) -> bool {
     digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Splits `name[:tag]`.
+pub(super) fn split_tag(reference: &str) -> (&str, Option<&str>) {
+    let last = reference.rfind('/').map_or(0, |slash| slash + 1);
+    match reference[last..].find(':') {
+        Some(colon) => (&reference[..last + colon], Some(&reference[last + colon + 1..])),
+        None => (reference, None),
+    }
+}
+
 /// The full name without tag and digest: `alpine:3.20` is `docker.io/library/alpine`. An id stays as it is.
 pub fn normalise(reference: &str) -> String {
     if is_id(reference) {
@@ -37,7 +46,7 @@ pub(crate) fn normalise_with_tag(reference: &str) -> Option<(String, String)> {
     if is_id(reference) || reference.contains('@') {
         return None;
     }
-    let (name, tag) = super::image_pattern::split_tag(reference);
+    let (name, tag) = split_tag(reference);
     Some((normalise(name), tag.unwrap_or("latest").to_owned()))
 }
 

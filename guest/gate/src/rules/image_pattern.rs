@@ -1,6 +1,6 @@
 //! The entries of the list of images that may have the engine's socket, and the names that they are compared with.
 
-use super::image_name::{is_id, normalise};
+use super::image_name::{is_id, normalise, split_tag};
 
 /// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +23,6 @@ pub enum ImagePattern {
         /// `None` for any tag.
         tag: Option<String>,
     },
-}
-
-/// Splits `name[:tag]`.
-pub(super) fn split_tag(reference: &str) -> (&str, Option<&str>) {
-    let last = reference.rfind('/').map_or(0, |slash| slash + 1);
-    match reference[last..].find(':') {
-        Some(colon) => (&reference[..last + colon], Some(&reference[last + colon + 1..])),
-        None => (reference, None),
-    }
 }
 
 fn is_digest(text: &str) -> bool {
