@@ -6,8 +6,10 @@ use hyper::{Request, Response, StatusCode};
 
 use crate::{
     dockerd::{Dockerd, DockerdError},
+    error::ProxyError,
+    forward::forward,
+    gate::{Caller, Gate},
     images::{self, SocketGrant},
-    proxy::{Gate, ProxyError, forward},
     response::{self, Body},
     rules::{Refusal, SocketRequest},
 };
@@ -36,7 +38,7 @@ pub(crate) async fn create(
             return Err(refusal());
         }
     }
-    let response = forward(gate, &crate::proxy::Caller::Host, request).await?;
+    let response = forward(gate, &Caller::Host, request).await?;
     if response.status() != StatusCode::CREATED {
         return Ok(response);
     }

@@ -7,8 +7,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -19,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     dockerd::{Dockerd, DockerdError, REGISTRY_TIMEOUT, segment},
+    json_file::{read_json, write_json},
     rules::{ImagePattern, encode, normalise_image, normalise_with_tag},
 };
 
@@ -270,28 +270,6 @@ pub(crate) async fn find(dockerd: &Dockerd, name: &str) -> Result<Option<Image>,
         Err(DockerdError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Longest file that is read, in bytes.
-const MAX_JSON_FILE: u64 = 4 * 1024 * 1024;
-
-/// Reads a JSON file that is not too long.
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    use std::io::Read;
-
-    let mut text = Vec::new();
-    fs::File::open(path).ok()?.take(MAX_JSON_FILE).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
-}
-
-/// Replaces a JSON file; a crash leaves the old or the new one.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(&new, serde_json::to_vec(value)?)?;
-    fs::rename(&new, path)
 }
 
 #[cfg(test)]

@@ -6,20 +6,27 @@
 
 mod create_with_socket;
 mod dockerd;
+mod error;
 mod fd_store;
+mod forward;
+mod gate;
 mod half_close;
 mod hijack;
 mod images;
+mod json_file;
 mod listener;
 mod proxy;
 mod refresh;
 mod removals;
 mod response;
 pub mod rules;
+mod socket_server;
 mod sockets;
 
 pub use fd_store::inherited;
+pub use gate::{Caller, Gate};
 pub use listener::{ListenError, UnixAcceptor, VsockAcceptor};
-pub use proxy::{Caller, Gate, serve_connection};
+pub use proxy::serve_connection;
 pub use rules::Isolation;
-pub use sockets::{Directories, Sockets, adopt_socket, answer_runtime, create_placeholder};
+pub use socket_server::{adopt_socket, answer_runtime, create_placeholder};
+pub use sockets::{Directories, Sockets};

@@ -2,38 +2,35 @@
 
 use std::{
     convert::Infallible,
-    error::Error as _,
-    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bulkhead_protocol::SocketExceptions;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, Method, Request, Response, Uri, Version,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
-    client,
     header::{self, HeaderValue},
     http::request,
     server,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, sync::watch, time::timeout};
+use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
     create_with_socket,
-    dockerd::{Dockerd, DockerdError},
+    dockerd::Dockerd,
+    error::ProxyError,
+    forward::forward,
+    gate::{Caller, Gate},
     half_close::{HalfCloseStream, InFlight, InFlightGuard},
-    hijack,
     refresh::FileRefresh,
     response::{self, Body},
-    rules::{self, Inspection, Isolation, Refusal, Verified},
-    sockets::{Directories, Sockets},
+    rules::{self, Inspection, Refusal, Verified},
 };
 
 /// Longest body that is inspected, in bytes; a create request is a few KiB.
@@ -41,62 +38,6 @@ const MAX_INSPECTED_BODY: usize = 4 * 1024 * 1024;
 
 /// How long a refused request may go on; clients stop when they have read the answer.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What stands between clients and the engine.
-#[derive(Debug)]
-pub struct Gate {
-    pub(crate) upstream: PathBuf,
-    isolation: Isolation,
-    environment: Arc<[String]>,
-    pub(crate) sockets: Sockets,
-    block_load: bool,
-}
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub enum Caller {
-    /// The host, or the guest itself.
-    Host,
-    /// A container, over a socket of its own; its connections end when the sender is dropped.
-    Container(watch::Receiver<()>),
-}
-
-impl Gate {
-    /// A gate in front of the engine that listens on the unix socket `upstream`.
-    pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
-        let sockets = Sockets::new(SocketExceptions::default(), Directories::default());
-        Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
-    }
-
-    /// The same, where some containers may have the engine's socket.
-    #[must_use]
-    pub fn with_sockets(self, sockets: Sockets) -> Self {
-        Self { sockets, ..self }
-    }
-
-    /// The same, perhaps without `docker load`.
-    #[must_use]
-    pub fn with_load_blocked(self, block_load: bool) -> Self {
-        Self { block_load, ..self }
-    }
-
-    /// The same, with `NAME=VALUE`s that every new container has unless it is created with others.
-    #[must_use]
-    pub fn with_environment(self, environment: Vec<String>) -> Self {
-        Self { environment: environment.into(), ..self }
-    }
-}
-
-impl Caller {
-    /// Returns when the caller's socket is closed; never for the host.
-    async fn gone(self) {
-        match self {
-            Self::Host => std::future::pending().await,
-            // The sender never sends: this is its end.
-            Self::Container(mut closed) => drop(closed.changed().await),
-        }
-    }
-}
 
 /// A body that counts as in flight until its last byte is taken.
 #[derive(Debug)]
@@ -135,52 +76,6 @@ pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream, caller: Calle
     let io = TokioIo::new(HalfCloseStream::new(stream, in_flight.clone()));
     // A client that breaks off is no news.
     let _ = server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
-}
-
-/// Why the gate answers instead of the engine.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ProxyError {
-    #[error("the Docker API has no CONNECT")]
-    Connect,
-    #[error("the request's JSON is longer than 4 MiB")]
-    BodyTooLong,
-    #[error("the request's body broke off")]
-    IncompleteBody,
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    #[error("the request could not be inspected")]
-    InspectionAborted(#[source] tokio::task::JoinError),
-    #[error("the Docker engine is starting or restarting; try again in a moment")]
-    Unreachable(#[source] std::io::Error),
-    #[error("the Docker engine ended the connection without an answer")]
-    Disconnected(#[source] hyper::Error),
-    #[error("the Docker engine's answer could not be read")]
-    InvalidResponse,
-    #[error("whether the container may have the docker socket could not be found out")]
-    SocketCheck(#[source] DockerdError),
-    #[error("that the container may have the docker socket could not be written down")]
-    SaveGrant(#[source] std::io::Error),
-}
-
-impl ProxyError {
-    fn status(&self) -> StatusCode {
-        match self {
-            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::IncompleteBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
-            Self::Refused(_) => StatusCode::FORBIDDEN,
-            Self::InspectionAborted(_) | Self::SaveGrant(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unreachable(_) | Self::SocketCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Disconnected(_) | Self::InvalidResponse => StatusCode::BAD_GATEWAY,
-        }
-    }
-
-    fn answer(&self) -> Response<Body> {
-        if let Some(cause) = self.source() {
-            eprintln!("{self}: {cause}");
-        }
-        response::error(self.status(), &self.to_string())
-    }
 }
 
 /// Refuses what is never passed on, whatever its body.
@@ -324,42 +219,4 @@ async fn inspect(
     })
     .await;
     Ok(verified.map_err(ProxyError::InspectionAborted)??)
-}
-
-/// Passes a request on and its answer back.
-pub(crate) async fn forward(
-    gate: &Gate,
-    caller: &Caller,
-    mut request: Request<Body>,
-) -> Result<Response<Body>, ProxyError> {
-    let stream = UnixStream::connect(&gate.upstream).await.map_err(ProxyError::Unreachable)?;
-    let handshake = client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(ProxyError::Disconnected)?;
-    tokio::spawn(connection.with_upgrades());
-    let client_side = hyper::upgrade::on(&mut request);
-    let mut response = sender.send_request(request).await.map_err(ProxyError::Disconnected)?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let engine_side = hyper::upgrade::on(&mut response);
-        let caller = caller.clone();
-        tokio::spawn(async move {
-            // A broken stream is the normal end of many an attach.
-            tokio::select! {
-                _ = hijack::tunnel(client_side, engine_side) => {}
-                () = caller.gone() => {}
-            }
-        });
-    } else if is_raw_stream(response.headers()) {
-        // Without an upgrade dockerd answers attach and exec with bytes up to the end of the connection; the answer
-        // must stay without chunks, as it is in HTTP/1.0.
-        *response.version_mut() = Version::HTTP_10;
-    }
-    Ok(response.map(response::streamed))
-}
-
-/// Whether the body has no framing of its own and is a container's output.
-fn is_raw_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], header::HeaderValue::as_bytes);
-    kind.starts_with(b"application/vnd.docker.")
-        && !headers.contains_key(header::CONTENT_LENGTH)
-        && !headers.contains_key(header::TRANSFER_ENCODING)
 }
