@@ -5,27 +5,17 @@
 //! makes an image an allowed one. A tag means what its registry says that it means now; when that can't be asked, what
 //! it said last.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::path::PathBuf;
 
 use bulkhead_protocol::SocketExceptions;
 use hyper::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dockerd::{Dockerd, DockerdError, REGISTRY_TIMEOUT, segment},
-    json_file::{read_json, write_json},
-    rules::{ImagePattern, encode, normalise_image, normalise_with_tag},
+    dockerd::{Dockerd, DockerdError, segment},
+    registry_digests::RegistryDigests,
+    rules::{ImagePattern, normalise_image, normalise_with_tag},
 };
-
-/// How long an answer of a registry holds.
-const MAX_DIGEST_AGE: Duration = Duration::from_secs(120);
-/// Answers that are remembered.
-const MAX_CACHED_DIGESTS: usize = 4096;
 
 /// An image, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -75,20 +65,12 @@ pub(crate) struct SocketGrant {
     pub(crate) derived: bool,
 }
 
-#[derive(Clone, Debug)]
-struct CachedDigest {
-    digest: String,
-    at: Option<Instant>,
-}
-
 /// The list of images, and what registries said of it.
 #[derive(Debug)]
 pub(crate) struct AllowedImages {
     entries: Vec<(String, ImagePattern)>,
     derived: bool,
-    digests: Mutex<HashMap<String, CachedDigest>>,
-    /// Where answers outlive the gate.
-    cache_file: PathBuf,
+    registry: RegistryDigests,
 }
 
 impl AllowedImages {
@@ -101,7 +83,7 @@ impl AllowedImages {
             Some((text.clone(), entry?))
         };
         let entries = exceptions.images.iter().filter_map(entry).collect();
-        Self { entries, derived: exceptions.derived, digests: Mutex::default(), cache_file }
+        Self { entries, derived: exceptions.derived, registry: RegistryDigests::new(cache_file) }
     }
 
     /// Whether nobody can be allowed.
@@ -171,67 +153,16 @@ impl AllowedImages {
 
     async fn has_tag(&self, dockerd: &Dockerd, image: &Image, entry: &ImagePattern, tag: &str) -> bool {
         for (name, digest) in image.digests().filter(|(name, _)| entry.covers(name)) {
-            if self.digest(dockerd, &name, tag, HeaderMap::new()).await.is_some_and(|current| current == digest) {
+            if self
+                .registry
+                .current(dockerd, &name, tag, HeaderMap::new())
+                .await
+                .is_some_and(|current| current == digest)
+            {
                 return true;
             }
         }
         false
-    }
-
-    /// What a registry means by a tag.
-    async fn digest(&self, dockerd: &Dockerd, name: &str, tag: &str, credentials: HeaderMap) -> Option<String> {
-        let reference = format!("{name}:{tag}");
-        let known = self.cached_digest(&reference);
-        if let Some(CachedDigest { digest, at: Some(at) }) = &known
-            && at.elapsed() < MAX_DIGEST_AGE
-        {
-            return Some(digest.clone());
-        }
-        let path = format!(
-            "/distribution/{}/json",
-            reference.split('/').map(|part| encode(part, b"_.-:")).collect::<Vec<_>>().join("/")
-        );
-        match dockerd.get_with_headers::<Distribution>(&path, credentials, REGISTRY_TIMEOUT).await {
-            Ok(Distribution { descriptor }) => {
-                self.cache_digest(reference, descriptor.digest.clone());
-                Some(descriptor.digest)
-            }
-            Err(error) => {
-                let instead = if known.is_some() { "what it said last counts" } else { "no image is allowed by it" };
-                eprintln!("what {reference} is could not be asked at its registry: {error}; {instead}");
-                known.map(|known| known.digest)
-            }
-        }
-    }
-
-    fn cached_digest(&self, reference: &str) -> Option<CachedDigest> {
-        let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if digests.is_empty() {
-            let stored: HashMap<String, String> = read_json(&self.cache_file).unwrap_or_default();
-            digests.extend(stored.into_iter().map(|(name, digest)| (name, CachedDigest { digest, at: None })));
-        }
-        digests.get(reference).cloned()
-    }
-
-    fn cache_digest(&self, reference: String, digest: String) {
-        let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if digests.len() >= MAX_CACHED_DIGESTS {
-            digests.clear();
-        }
-        digests.insert(reference, CachedDigest { digest, at: Some(Instant::now()) });
-        let stored: HashMap<&str, &str> =
-            digests.iter().map(|(name, answer)| (name.as_str(), answer.digest.as_str())).collect();
-        if let Err(error) = write_json(&self.cache_file, &stored) {
-            eprintln!("what registries said can't be kept in {}: {error}", self.cache_file.display());
-        }
-    }
-
-    /// Makes an answer one that is asked for again.
-    fn expire(&self, reference: &str) {
-        let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(answer) = digests.get_mut(reference) {
-            answer.at = None;
-        }
     }
 
     /// Whether it is worth asking what `reference` is when it is pulled: later the registry may be out of reach.
@@ -244,20 +175,9 @@ impl AllowedImages {
 
     /// Asks for it anew.
     pub(crate) async fn refresh_tag(&self, dockerd: &Dockerd, (name, tag): (String, String), credentials: HeaderMap) {
-        self.expire(&format!("{name}:{tag}"));
-        self.digest(dockerd, &name, &tag, credentials).await;
+        self.registry.expire(&format!("{name}:{tag}"));
+        self.registry.current(dockerd, &name, &tag, credentials).await;
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Distribution {
-    descriptor: Descriptor,
-}
-
-#[derive(Debug, Deserialize)]
-struct Descriptor {
-    digest: String,
 }
 
 /// The image of this name or id, if the engine has one.

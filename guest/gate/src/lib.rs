@@ -17,6 +17,7 @@ mod json_file;
 mod listener;
 mod proxy;
 mod refresh;
+mod registry_digests;
 mod removals;
 mod response;
 pub mod rules;
