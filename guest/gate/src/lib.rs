@@ -4,6 +4,7 @@
 //! few requests that decide what a container may reach, refuses or rewrites them, and streams everything else through
 //! unchanged, hijacked connections included.
 
+mod configuration;
 mod create_with_socket;
 mod dockerd;
 mod error;
@@ -24,6 +25,7 @@ pub mod rules;
 mod socket_server;
 mod sockets;
 
+pub use configuration::{ConfigurationError, read_configuration};
 pub use fd_store::inherited;
 pub use gate::{Caller, Gate};
 pub use listener::{ListenError, UnixAcceptor, VsockAcceptor};

@@ -1,79 +1,16 @@
 //! `bulkhead-gate`: serves the Docker API on vsock and on a unix socket, in front of dockerd.
 
-use std::{
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{error::Error, os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
 
 use bulkhead_gate::{Caller, Directories, Gate, Isolation, ListenError, Sockets, UnixAcceptor, VsockAcceptor};
-use bulkhead_protocol::{ENGINE_SOCKET, GRANTS_SOCKET, SOCKET_EXCEPTIONS, SocketExceptions};
+use bulkhead_protocol::{ENGINE_SOCKET, GRANTS_SOCKET, gate::Configuration};
 use tokio::{net::UnixStream, sync::Semaphore};
 
 /// Connections served at once; more wait in the listeners' queues.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// The command line.
-#[derive(Debug, PartialEq, Eq)]
-struct Arguments {
-    isolation: Isolation,
-    upstream: PathBuf,
-    listen: PathBuf,
-    vsock_port: Option<u32>,
-    block_load: bool,
-}
-
-const USAGE: &str = "usage: bulkhead-gate --isolation=on|off --upstream=SOCKET --listen=SOCKET [--vsock-port=PORT] \
-                     [--block-load]";
-
 /// The name under which the socket at [`ENGINE_SOCKET`] is kept while isolation is off.
 const SHARED_SOCKET: &str = "engine";
-
-impl Arguments {
-    fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut isolation, mut upstream, mut listen, mut vsock_port) = (None, None, None, None);
-        let mut block_load = false;
-        for word in words {
-            match word.split_once('=') {
-                Some(("--isolation", "on")) => isolation = Some(Isolation::On),
-                Some(("--isolation", "off")) => isolation = Some(Isolation::Off),
-                Some(("--upstream", path)) => upstream = Some(PathBuf::from(path)),
-                Some(("--listen", path)) => listen = Some(PathBuf::from(path)),
-                Some(("--vsock-port", port)) => {
-                    vsock_port = Some(port.parse().map_err(|_| format!("{port:?} is not a vsock port"))?);
-                }
-                None if word == "--block-load" => block_load = true,
-                _ => return Err(format!("unknown argument {word:?}")),
-            }
-        }
-        // No default for isolation: a forgotten option must not open the gate.
-        match (isolation, upstream, listen) {
-            (Some(isolation), Some(upstream), Some(listen)) => {
-                Ok(Self { isolation, upstream, listen, vsock_port, block_load })
-            }
-            _ => Err("--isolation, --upstream and --listen are needed".to_owned()),
-        }
-    }
-}
-
-/// What new containers have in their environment: in a variable, because a command line is no place for passwords.
-fn container_environment() -> Vec<String> {
-    let Ok(text) = std::env::var(bulkhead_protocol::CONTAINER_ENVIRONMENT) else { return Vec::new() };
-    serde_json::from_str(&text).unwrap_or_else(|error| {
-        eprintln!("{} is no list: {error}", bulkhead_protocol::CONTAINER_ENVIRONMENT);
-        Vec::new()
-    })
-}
-
-/// Which containers may have the engine's socket. What can't be read allows nobody.
-fn socket_exceptions() -> SocketExceptions {
-    let Ok(text) = std::env::var(SOCKET_EXCEPTIONS) else { return SocketExceptions::default() };
-    serde_json::from_str(&text).unwrap_or_else(|error| {
-        eprintln!("{SOCKET_EXCEPTIONS} can't be read, no container may have the socket: {error}");
-        SocketExceptions::default()
-    })
-}
 
 /// Tells whoever started the gate that it serves (sd_notify(3)).
 fn notify_ready() {
@@ -139,17 +76,17 @@ fn serve_containers(
     Ok(())
 }
 
-async fn run(arguments: Arguments, inherited: Vec<(String, OwnedFd)>) -> Result<(), ListenError> {
-    let isolation = arguments.isolation;
-    let gate = Gate::new(arguments.upstream, isolation)
-        .with_environment(container_environment())
-        .with_sockets(Sockets::new(socket_exceptions(), Directories::default()))
-        .with_load_blocked(arguments.block_load);
+async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) -> Result<(), ListenError> {
+    let isolation = Isolation::from(configuration.isolation);
+    let gate = Gate::new(configuration.dockerd_socket, isolation)
+        .with_environment(configuration.container_environment)
+        .with_sockets(Sockets::new(configuration.socket_exceptions, Directories::default()))
+        .with_load_blocked(configuration.block_load);
     let gate = Arc::new(gate);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let unix = UnixAcceptor::bind(&arguments.listen)?;
+    let unix = UnixAcceptor::bind(&configuration.unix_socket)?;
     serve_containers(&gate, isolation, &slots, inherited)?;
-    if let Some(port) = arguments.vsock_port {
+    if let Some(port) = configuration.vsock_port {
         let vsock = VsockAcceptor::bind(port)?;
         let (gate, slots) = (Arc::clone(&gate), Arc::clone(&slots));
         tokio::spawn(async move {
@@ -164,12 +101,23 @@ async fn run(arguments: Arguments, inherited: Vec<(String, OwnedFd)>) -> Result<
     Ok(())
 }
 
+/// Prints an error and its causes on one line.
+fn report(error: &dyn Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    eprintln!("{text}");
+}
+
 fn main() -> ExitCode {
     let inherited = bulkhead_gate::inherited();
-    let arguments = match Arguments::parse(std::env::args().skip(1)) {
-        Ok(arguments) => arguments,
-        Err(reason) => {
-            eprintln!("{reason}\n{USAGE}");
+    let configuration = match bulkhead_gate::read_configuration() {
+        Ok(configuration) => configuration,
+        Err(error) => {
+            report(&error);
             return ExitCode::from(2);
         }
     };
@@ -180,36 +128,14 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments, inherited)),
+        Ok(runtime) => runtime.block_on(run(configuration, inherited)),
         Err(source) => {
             eprintln!("can't start the threads: {source}");
             return ExitCode::FAILURE;
         }
     };
     if let Err(error) = ended {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        eprintln!("{error}{cause}");
+        report(&error);
     }
     ExitCode::FAILURE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(line: &str) -> Result<Arguments, String> {
-        Arguments::parse(line.split_whitespace().map(str::to_owned))
-    }
-
-    #[test]
-    fn isolation_has_no_default() {
-        assert!(parse("--upstream=/u --listen=/l").is_err());
-        assert!(parse("--isolation=maybe --upstream=/u --listen=/l").is_err());
-        assert_eq!(parse("--isolation=on --upstream=/u --listen=/l").unwrap().isolation, Isolation::On);
-    }
-
-    #[test]
-    fn an_unknown_argument_is_an_error() {
-        assert!(parse("--isolation=on --upstream=/u --listen=/l --tcp=2375").is_err());
-    }
 }

@@ -6,7 +6,7 @@
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use bulkhead_protocol::is_container_id;
+use bulkhead_protocol::{gate::CONFIGURATION, is_container_id};
 use hyper::Method;
 use tokio::{
     process::Command,
@@ -73,7 +73,8 @@ impl RefreshedContainer {
     }
 
     async fn refresh_until(&self, deadline: Instant) {
-        let command = Command::new(RUNTIME).args(["refresh", &self.id]).stdin(Stdio::null()).status();
+        let command =
+            Command::new(RUNTIME).args(["refresh", &self.id]).env_remove(CONFIGURATION).stdin(Stdio::null()).status();
         if let Ok(status) = timeout_at(deadline, command).await
             && !status.as_ref().is_ok_and(std::process::ExitStatus::success)
         {

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
+use bulkhead_protocol::{Configuration, KEPT_SOCKETS, gate};
 use bulkhead_warden::traps::KEPT_LISTENERS;
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -61,19 +61,9 @@ impl Service {
         }
     }
 
-    fn command_line(self, configuration: &Configuration) -> Vec<String> {
-        let words: Vec<String> = match self {
-            Self::Gate => {
-                let mut words = vec![
-                    "/usr/sbin/bulkhead-gate".to_owned(),
-                    format!("--isolation={}", if configuration.isolation { "on" } else { "off" }),
-                    format!("--upstream={DOCKERD_SOCKET}"),
-                    format!("--listen={}", ping::GATE),
-                    format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
-                ];
-                words.extend(configuration.block_load.then(|| "--block-load".to_owned()));
-                words
-            }
+    fn command_line(self) -> Vec<String> {
+        match self {
+            Self::Gate => vec!["/usr/sbin/bulkhead-gate".to_owned()],
             Self::Containerd => vec!["/usr/bin/containerd".to_owned(), format!("--config={CONTAINERD_CONFIG}")],
             Self::Dockerd => vec![
                 "/usr/sbin/dockerd".to_owned(),
@@ -86,8 +76,7 @@ impl Service {
                 "--pidfile=".to_owned(),
             ],
             Self::Warden => vec!["/usr/sbin/bulkhead-warden".to_owned()],
-        };
-        words
+        }
     }
 
     /// `oom_score_adj`: the engine goes last, containers (0) first.
@@ -138,7 +127,7 @@ pub(crate) fn start(
     remove_remains(service);
     let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
-    let mut words = service.command_line(configuration);
+    let mut words = service.command_line();
     // Copies: what runs after the fork borrows nothing.
     let mut given = Vec::new();
     if let Some(held) = handed.held.filter(|_| service == Service::Warden) {
@@ -161,7 +150,8 @@ pub(crate) fn start(
         .stderr(writer);
     match service {
         Service::Gate => {
-            set_gate_rules(&mut command, configuration);
+            let text = serde_json::to_string(&gate_configuration(configuration));
+            command.env(gate::CONFIGURATION, text.map_err(Error::system("write the gate's configuration"))?);
             given.extend(hand_down(&mut command, KEPT_SOCKETS, handed.store, Owner::Gate)?);
         }
         Service::Warden => given.extend(hand_down(&mut command, KEPT_LISTENERS, handed.store, Owner::Warden)?),
@@ -193,14 +183,16 @@ pub(crate) fn start(
     Ok(pid)
 }
 
-/// What the gate needs besides its command line.
-fn set_gate_rules(command: &mut Command, configuration: &Configuration) {
-    if !configuration.container_environment.is_empty() {
-        let environment = serde_json::Value::from(configuration.container_environment.clone());
-        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
-    }
-    if let Ok(exceptions) = serde_json::to_string(&configuration.socket_exceptions) {
-        command.env(SOCKET_EXCEPTIONS, exceptions);
+/// The part of the VM's configuration that the gate enforces, and the sockets that it connects.
+fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
+    gate::Configuration {
+        isolation: configuration.isolation,
+        dockerd_socket: DOCKERD_SOCKET.into(),
+        unix_socket: ping::GATE.into(),
+        vsock_port: Some(bulkhead_protocol::DOCKER_PORT),
+        block_load: configuration.block_load,
+        container_environment: configuration.container_environment.clone(),
+        socket_exceptions: (*configuration.socket_exceptions).clone(),
     }
 }
 
@@ -230,13 +222,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_is_told_what_to_enforce() {
-        let line = |isolation: bool, block_load: bool| {
+    fn the_gate_gets_everything_that_it_enforces() {
+        for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
-                "data_disk_serial": "", "block_load": block_load});
-            Service::Gate.command_line(&serde_json::from_value(text).unwrap()).join(" ")
-        };
-        assert!(line(true, false).contains("--isolation=on") && !line(true, false).contains("--block-load"));
-        assert!(line(false, true).contains("--isolation=off") && line(false, true).ends_with(" --block-load"));
+                "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
+                "socket_exceptions": {"images": ["docker:cli"]}});
+            let gate = gate_configuration(&serde_json::from_value(text).unwrap());
+            assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
+            assert_eq!(gate.container_environment, ["A=1"]);
+            assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
+            assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
+        }
     }
 }

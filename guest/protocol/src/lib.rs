@@ -7,6 +7,7 @@
 //! The agent speaks first ([`GuestMessage::Hello`]); the backend answers with [`HostMessage::Configure`].
 //! The guest is not trusted: the backend reads with [`LineReader`], which bounds what a peer can make it hold.
 
+pub mod gate;
 mod line;
 mod message;
 mod ports;
@@ -41,12 +42,6 @@ pub const MAX_LINE: usize = 64 * 1024;
 
 /// Most bytes of certificates in PEM.
 pub const MAX_CERTIFICATES: usize = 2 << 20;
-
-/// Variable in which init gives the gate [`Configuration::container_environment`], as a JSON array.
-pub const CONTAINER_ENVIRONMENT: &str = "BULKHEAD_CONTAINER_ENVIRONMENT";
-
-/// Variable in which init gives the gate [`Configuration::socket_exceptions`], as JSON.
-pub const SOCKET_EXCEPTIONS: &str = "BULKHEAD_SOCKET_EXCEPTIONS";
 
 /// Variable in which init tells the gate the sockets that it has kept for it: `NAME=DESCRIPTOR`, with commas between.
 pub const KEPT_SOCKETS: &str = "BULKHEAD_KEPT_SOCKETS";

@@ -16,6 +16,12 @@ pub enum Isolation {
     Off,
 }
 
+impl From<bool> for Isolation {
+    fn from(on: bool) -> Self {
+        if on { Self::On } else { Self::Off }
+    }
+}
+
 /// A request that may go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
