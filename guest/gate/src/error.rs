@@ -1,6 +1,6 @@
-//! Errors that the gate answers with instead of the engine.
+//! Errors that the gate answers with instead of dockerd.
 
-use std::error::Error as _;
+use std::error::Error;
 
 use hyper::{Response, StatusCode};
 
@@ -10,28 +10,28 @@ use crate::{
     rules::Refusal,
 };
 
-/// Why the gate answers instead of the engine.
+/// A request that dockerd does not answer. The text is the `message` that docker shows to the user.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
-    #[error("the Docker API has no CONNECT")]
+    #[error("the Docker API does not support CONNECT")]
     Connect,
-    #[error("the request's JSON is longer than 4 MiB")]
+    #[error("the request body is longer than 4 MiB and cannot be inspected")]
     BodyTooLong,
-    #[error("the request's body broke off")]
+    #[error("the request body ended early")]
     IncompleteBody,
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("the request could not be inspected")]
+    #[error("could not inspect the request")]
     InspectionAborted(#[source] tokio::task::JoinError),
     #[error("the Docker engine is starting or restarting; try again in a moment")]
     Unreachable(#[source] std::io::Error),
-    #[error("the Docker engine ended the connection without an answer")]
+    #[error("the Docker engine closed the connection without a response")]
     Disconnected(#[source] hyper::Error),
-    #[error("the Docker engine's answer could not be read")]
+    #[error("invalid response from the Docker engine")]
     InvalidResponse,
-    #[error("whether the container may have the docker socket could not be found out")]
+    #[error("could not check whether the container may use the Docker socket")]
     SocketCheck(#[source] DockerdError),
-    #[error("that the container may have the docker socket could not be written down")]
+    #[error("could not save the container's permission to use the Docker socket")]
     SaveGrant(#[source] std::io::Error),
 }
 
@@ -43,15 +43,29 @@ impl ProxyError {
             Self::IncompleteBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::InspectionAborted(_) | Self::SaveGrant(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            // Both go away by themselves: dockerd or the registry is not there yet.
             Self::Unreachable(_) | Self::SocketCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Disconnected(_) | Self::InvalidResponse => StatusCode::BAD_GATEWAY,
         }
     }
 
-    pub(crate) fn answer(&self) -> Response<Body> {
-        if let Some(cause) = self.source() {
-            eprintln!("{self}: {cause}");
+    /// Makes the HTTP response. The causes go to the log only: they name paths of the VM, which are of no use to the
+    /// client and none of a container's business.
+    pub(crate) fn response(&self) -> Response<Body> {
+        if self.source().is_some() {
+            eprintln!("{}", chain(self));
         }
         response::error(self.status(), &self.to_string())
     }
+}
+
+/// Formats an error and its causes on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

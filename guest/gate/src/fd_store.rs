@@ -1,6 +1,7 @@
-//! Listening sockets that outlive the gate, because whoever started it keeps them (`FDSTORE` of sd_notify(3)).
+//! Listening sockets that outlive the gate, because init stores them (`FDSTORE` of sd_notify(3)).
 //!
-//! A socket that a container has mounted is the one with which it was made: another at the same path is not it.
+//! A container's bind mount refers to the inode of its socket. A new socket at the same path is another inode, so a
+//! restarted gate has to continue with the very same socket, or the container never reaches the engine again.
 
 use std::{
     io,
@@ -11,26 +12,30 @@ use std::{
     },
 };
 
-/// The sockets that an earlier gate left, by name. To be called once, before anything else opens descriptors.
+/// Takes the sockets that an earlier gate left, by name. Call it once, before anything else opens descriptors.
 pub fn inherited() -> Vec<(String, OwnedFd)> {
     let kept = std::env::var(bulkhead_protocol::KEPT_SOCKETS).unwrap_or_default();
     let owned = |pair: &str| {
         let (name, fd) = pair.split_once('=')?;
+        // Standard streams have owners already.
         let fd: i32 = fd.parse().ok().filter(|fd| *fd > 2)?;
-        // SAFETY: fcntl(2) with F_SETFD takes no pointers; it fails for what is no open descriptor.
+        // Set again here, because init had to clear it for the exec: programs that the gate starts get no sockets.
+        // SAFETY: fcntl(2) with F_SETFD takes no pointers; it fails for a number that is not an open descriptor.
         let open = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-        // SAFETY: it is open, and was handed down for this process alone, which asks once.
+        // SAFETY: it is open, and init handed it down for this process alone, which takes it once.
         open.then(|| (name.to_owned(), unsafe { OwnedFd::from_raw_fd(fd) }))
     };
     kept.split(',').filter_map(owned).collect()
 }
 
+/// Sends a datagram of sd_notify(3), with at most one descriptor.
 fn notify(text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    // Without an init (in tests) nothing is stored.
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
     let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
-    // Aligned as a control message has to be, and large enough for one with a descriptor.
+    // Aligned for a cmsghdr, and large enough for one with a descriptor (24 bytes on x86-64).
     let mut control = [0_u64; 4];
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -55,16 +60,17 @@ fn notify(text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Has a socket kept under a name; without anybody who keeps it, it ends with the gate.
-pub(crate) fn keep(name: &str, fd: BorrowedFd<'_>) {
+/// Stores a socket under a name, in place of an earlier one of that name.
+pub(crate) fn store(name: &str, fd: BorrowedFd<'_>) {
+    // Not fatal: the socket works for as long as this gate lives.
     if let Err(error) = notify(&format!("FDSTORE=1\nFDNAME={name}"), Some(fd)) {
-        eprintln!("the socket {name} will not outlive the gate: {error}");
+        eprintln!("cannot store the socket {name}, so it ends with this gate: {error}");
     }
 }
 
-/// Has it kept no more.
-pub(crate) fn release(name: &str) {
+/// Removes a socket from the store.
+pub(crate) fn remove(name: &str) {
     if let Err(error) = notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None) {
-        eprintln!("the socket {name} is kept on: {error}");
+        eprintln!("cannot remove the socket {name} from the store: {error}");
     }
 }

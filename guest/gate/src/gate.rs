@@ -10,17 +10,19 @@ use crate::{
     sockets::{Directories, Sockets},
 };
 
-/// What stands between clients and the engine.
+/// The rules in force and the sockets of containers.
 #[derive(Debug)]
 pub struct Gate {
+    /// dockerd's own unix socket.
     pub(crate) upstream: PathBuf,
     pub(crate) isolation: Isolation,
+    /// `NAME=VALUE` for new containers.
     pub(crate) environment: Arc<[String]>,
     pub(crate) sockets: Sockets,
     pub(crate) block_load: bool,
 }
 
-/// Who is at the other end of a connection.
+/// The client at the other end of a connection.
 #[derive(Clone, Debug)]
 pub enum Caller {
     /// The host, or the guest itself.
@@ -30,25 +32,26 @@ pub enum Caller {
 }
 
 impl Gate {
-    /// A gate in front of the engine that listens on the unix socket `upstream`.
+    /// Creates a gate in front of the dockerd that listens on the unix socket `upstream`.
     pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
+        // Strict until something else is configured: no image is allowed to have the socket.
         let sockets = Sockets::new(SocketExceptions::default(), Directories::default());
         Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
     }
 
-    /// The same, where some containers may have the engine's socket.
+    /// Sets the containers that may have the engine's socket.
     #[must_use]
     pub fn with_sockets(self, sockets: Sockets) -> Self {
         Self { sockets, ..self }
     }
 
-    /// The same, perhaps without `docker load`.
+    /// Refuses `docker load`, or not.
     #[must_use]
     pub fn with_load_blocked(self, block_load: bool) -> Self {
         Self { block_load, ..self }
     }
 
-    /// The same, with `NAME=VALUE`s that every new container has unless it is created with others.
+    /// Sets the `NAME=VALUE` pairs of each new container that does not set the same names itself.
     #[must_use]
     pub fn with_environment(self, environment: Vec<String>) -> Self {
         Self { environment: environment.into(), ..self }
@@ -57,10 +60,10 @@ impl Gate {
 
 impl Caller {
     /// Returns when the caller's socket is closed; never for the host.
-    pub(crate) async fn gone(self) {
+    pub(crate) async fn closed(self) {
         match self {
             Self::Host => std::future::pending().await,
-            // The sender never sends: this is its end.
+            // Nothing is ever sent: `changed` fails as soon as the sender is dropped, and that is the signal.
             Self::Container(mut closed) => drop(closed.changed().await),
         }
     }

@@ -1,7 +1,9 @@
-//! A client that has closed only its sending half still wants its answer.
+//! A client stream that reports the end of its input late.
 //!
-//! To an HTTP server the end of input during a request means that the client is gone, and it drops the request. So
-//! the end is reported late: when no request is in flight any more, or after a grace, for the clients that are gone.
+//! A client may close its sending half after the request and wait for the response; `docker run` without stdin does so
+//! on its attach. hyper takes the end of input during a request for the end of the client and drops the request. So the
+//! end is withheld until no request is in flight. A client that is really gone looks the same to a read, so a grace
+//! bounds the wait.
 
 use std::{
     io,
@@ -20,16 +22,16 @@ use tokio::{
     time::{Instant, Interval, interval_at},
 };
 
-/// How long an answer may take after the client has closed its sending half.
+/// Time that a response may take after the client has closed its sending half.
 const HALF_CLOSE_GRACE: Duration = Duration::from_secs(30);
-/// How often a half-closed connection is looked at.
+/// Interval at which a half-closed connection is checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Counts the requests in flight on a connection.
+/// Number of requests in flight on a connection; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InFlight(Arc<AtomicUsize>);
 
-/// One request in flight, until dropped.
+/// A request in flight, until dropped.
 #[derive(Debug)]
 pub(crate) struct InFlightGuard(InFlight);
 
@@ -51,13 +53,14 @@ impl Drop for InFlightGuard {
     }
 }
 
+/// A withheld end of input.
 #[derive(Debug)]
 struct InputEnd {
     since: Instant,
     check: Interval,
 }
 
-/// A stream that reports the end of its input late.
+/// A client's stream under hyper.
 #[derive(Debug)]
 pub(crate) struct HalfCloseStream {
     stream: UnixStream,
@@ -71,7 +74,7 @@ impl HalfCloseStream {
         Self { stream, in_flight, input_end: None }
     }
 
-    /// The stream itself, on which a seen end is seen again.
+    /// Returns the stream itself. An end that was withheld is not lost: the next read on the socket reports it again.
     pub(crate) fn into_inner(self) -> UnixStream {
         self.stream
     }
@@ -83,18 +86,23 @@ impl AsyncRead for HalfCloseStream {
         if this.input_end.is_none() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+            // A read without room for bytes says nothing about the end.
             if buffer.filled().len() > before || buffer.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
         let now = Instant::now();
-        // The first look comes a moment later: the last answer may not be written out yet.
+        // The first check comes an interval later and not at once. The guard of a request is dropped when hyper takes
+        // the last bytes of the response, which may still have to be written to the socket.
         let input_end = this
             .input_end
             .get_or_insert_with(|| InputEnd { since: now, check: interval_at(now + CHECK_INTERVAL, CHECK_INTERVAL) });
         loop {
+            // Polling by time: nothing wakes this task when another one drops the last guard. It happens only on the
+            // few connections that are half-closed, so the cost is small.
             ready!(input_end.check.poll_tick(cx));
             if this.in_flight.is_empty() || input_end.since.elapsed() >= HALF_CLOSE_GRACE {
+                // No bytes and no error: the end of input, as hyper expects it.
                 return Poll::Ready(Ok(()));
             }
         }

@@ -1,9 +1,9 @@
-//! Which images' containers may have the engine's socket.
+//! The images whose containers may use the engine.
 //!
-//! What counts is what an image is, not what it is called: its id, and the digests under which a registry gave it to
-//! the engine (`RepoDigests`). `docker tag`, `docker load` and `docker build` give names only, so that none of them
-//! makes an image an allowed one. A tag means what its registry says that it means now; when that can't be asked, what
-//! it said last.
+//! An image counts by its content, not by its name: by its ID, and by the digests under which a registry gave it to
+//! dockerd (`RepoDigests`). `docker tag`, `docker load` and `docker build` set names only, so none of them can turn an
+//! image into an allowed one. A tag stands for the image that its registry has under it now or, if the registry is out
+//! of reach, for the last one known.
 
 use std::path::PathBuf;
 
@@ -12,17 +12,18 @@ use hyper::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dockerd::{Dockerd, DockerdError, segment},
+    dockerd::{Dockerd, DockerdError, encode_segment},
     registry_digests::RegistryDigests,
     rules::{ImagePattern, normalise_image, normalise_with_tag},
 };
 
-/// An image, as far as it matters here.
+/// The part of dockerd's description of an image that decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Image {
-    /// `sha256:…` of its configuration.
+    /// `sha256:…`, the digest of its configuration.
     pub(crate) id: String,
+    /// `name@sha256:…`, the digest being that of the manifest in a registry.
     #[serde(deserialize_with = "list")]
     repo_digests: Vec<String>,
     #[serde(rename = "RootFS")]
@@ -32,17 +33,18 @@ pub(crate) struct Image {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Root {
+    /// Digests of the uncompressed layers, the bottom first.
     #[serde(deserialize_with = "list")]
     layers: Vec<String>,
 }
 
-/// Go writes an empty list as `null`.
+/// Reads a list that Go writes as `null` if it is empty.
 fn list<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 impl Image {
-    /// Full names of repositories, and the digests under which these gave the image.
+    /// Returns full names of repositories, and the digests under which these gave the image.
     fn digests(&self) -> impl Iterator<Item = (String, &str)> {
         self.repo_digests
             .iter()
@@ -50,22 +52,23 @@ impl Image {
             .map(|(name, digest)| (normalise_image(name), digest))
     }
 
-    /// Whether it has all of `parent` at its bottom.
+    /// Returns true if all layers of `parent` are at its bottom.
     fn is_built_on(&self, parent: &Self) -> bool {
+        // Every image is built on one without layers (`FROM scratch`).
         !parent.root.layers.is_empty() && self.root.layers.starts_with(&parent.root.layers)
     }
 }
 
-/// Why a container may have the socket; kept with the container.
+/// The reason for which a container may have the socket; saved with the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketGrant {
-    /// The entry of the list, as it stands there.
+    /// The entry as written in the list.
     pub(crate) entry: String,
-    /// Its image is built from one that the entry speaks of.
+    /// The image is not covered by the entry, but built on one that is.
     pub(crate) derived: bool,
 }
 
-/// The list of images, and what registries said of it.
+/// The administrator's list of images, with the current digests of its tags.
 #[derive(Debug)]
 pub(crate) struct AllowedImages {
     entries: Vec<(String, ImagePattern)>,
@@ -78,7 +81,9 @@ impl AllowedImages {
         let entry = |text: &String| {
             let entry = ImagePattern::parse(text);
             if entry.is_none() {
-                eprintln!("{text:?} in the list of images names none and allows none");
+                eprintln!(
+                    "ignoring {text:?} in the list of images that may use the Docker socket: not an image reference"
+                );
             }
             Some((text.clone(), entry?))
         };
@@ -86,19 +91,20 @@ impl AllowedImages {
         Self { entries, derived: exceptions.derived, registry: RegistryDigests::new(cache_file) }
     }
 
-    /// Whether nobody can be allowed.
+    /// Returns true if no image is allowed.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether a reason still holds under this list.
-    pub(crate) fn still_grants(&self, reason: &SocketGrant) -> bool {
+    /// Returns true if a saved grant is valid under today's list.
+    pub(crate) fn still_grants(&self, grant: &SocketGrant) -> bool {
+        // By the entry's text: the image itself is not looked up again, because this runs while dockerd holds locks.
         self.entries.iter().any(|(text, entry)| {
-            *entry == ImagePattern::Any || *text == reason.entry && (!reason.derived || self.derived)
+            *entry == ImagePattern::Any || *text == grant.entry && (!grant.derived || self.derived)
         })
     }
 
-    /// Why a container of `image` may have the socket, if it may.
+    /// Returns the grant for containers of `image`; `None` if they may not use the engine.
     pub(crate) async fn find_grant(
         &self,
         dockerd: &Dockerd,
@@ -107,15 +113,18 @@ impl AllowedImages {
         if let Some(entry) = self.allows(dockerd, image).await {
             return Ok(Some(SocketGrant { entry, derived: false }));
         }
+        // `allowDerivedImages` is for images built on this machine. One with a digest comes from a registry, where
+        // anybody can push an image with the layers of an allowed one.
         if !self.derived || !image.repo_digests.is_empty() {
             return Ok(None);
         }
         let local: Vec<Image> = dockerd.get("/images/json").await?;
         for other in local {
+            // Cheap test first: with a tag in the list each `allows` can be a question to a registry.
             if other.id == image.id || !self.could_allow(&other) {
                 continue;
             }
-            // The list does not tell of layers.
+            // The list of images has no layers in it.
             let Some(parent) = find(dockerd, &other.id).await? else { continue };
             if image.is_built_on(&parent)
                 && let Some(entry) = self.allows(dockerd, &parent).await
@@ -126,6 +135,7 @@ impl AllowedImages {
         Ok(None)
     }
 
+    /// Returns true if `allows` is worth its cost: an entry has the image's ID or repository.
     fn could_allow(&self, image: &Image) -> bool {
         self.entries.iter().any(|(_, entry)| match entry {
             ImagePattern::Id(id) => *id == image.id,
@@ -133,6 +143,7 @@ impl AllowedImages {
         })
     }
 
+    /// Returns the first entry that covers `image` itself.
     async fn allows(&self, dockerd: &Dockerd, image: &Image) -> Option<String> {
         for (text, entry) in &self.entries {
             let allowed = match entry {
@@ -141,6 +152,7 @@ impl AllowedImages {
                 ImagePattern::Digest { digest, .. } => {
                     image.digests().any(|(name, had)| entry.covers(&name) && had == digest.as_str())
                 }
+                // Any tag: it is enough that the repository gave the image, under whatever tag and whenever.
                 ImagePattern::Name { tag: None, .. } => image.digests().any(|(name, _)| entry.covers(&name)),
                 ImagePattern::Name { tag: Some(tag), .. } => self.has_tag(dockerd, image, entry, tag).await,
             };
@@ -151,6 +163,7 @@ impl AllowedImages {
         None
     }
 
+    /// Returns true if a registry has the image under `tag` now. A local tag proves nothing.
     async fn has_tag(&self, dockerd: &Dockerd, image: &Image, entry: &ImagePattern, tag: &str) -> bool {
         for (name, digest) in image.digests().filter(|(name, _)| entry.covers(name)) {
             if self
@@ -165,7 +178,8 @@ impl AllowedImages {
         false
     }
 
-    /// Whether it is worth asking what `reference` is when it is pulled: later the registry may be out of reach.
+    /// Returns repository and tag of a pulled `reference` if the list has the tag. Its digest is worth asking for at
+    /// once: when the container is created, the registry may be out of reach.
     pub(crate) fn listed_tag(&self, reference: &str) -> Option<(String, String)> {
         let (name, tag) = normalise_with_tag(reference)?;
         let listed =
@@ -173,20 +187,22 @@ impl AllowedImages {
         self.entries.iter().any(|(_, entry)| listed(entry) && entry.covers(&name)).then_some((name, tag))
     }
 
-    /// Asks for it anew.
+    /// Asks the registry for a tag's digest again, even if the last response is recent.
     pub(crate) async fn refresh_tag(&self, dockerd: &Dockerd, (name, tag): (String, String), credentials: HeaderMap) {
         self.registry.expire(&format!("{name}:{tag}"));
         self.registry.current(dockerd, &name, &tag, credentials).await;
     }
 }
 
-/// The image of this name or id, if the engine has one.
+/// Returns the image with this name or ID, if dockerd has it.
 pub(crate) async fn find(dockerd: &Dockerd, name: &str) -> Result<Option<Image>, DockerdError> {
+    // `/images//json` would be the list of all images.
     if name.is_empty() {
         return Ok(None);
     }
-    match dockerd.get(&format!("/images/{}/json", segment(name))).await {
+    match dockerd.get(&format!("/images/{}/json", encode_segment(name))).await {
         Ok(image) => Ok(Some(image)),
+        // 400: not a valid reference, which the creation will report to the client.
         Err(DockerdError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(None),
         Err(error) => Err(error),
     }

@@ -4,14 +4,15 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 
-/// Longest file that is read, in bytes.
+/// Maximum length of a file that is read, in bytes.
 const MAX_JSON_FILE: u64 = 4 * 1024 * 1024;
 
-/// Reads a JSON file that is not too long.
+/// Reads a JSON file; `None` if it is missing, too long or invalid.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     use std::io::Read;
 
     let mut text = Vec::new();
+    // A file that is too long is cut off, and so is not valid JSON.
     fs::File::open(path).ok()?.take(MAX_JSON_FILE).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
@@ -19,9 +20,10 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T
 /// Replaces a JSON file; a crash leaves the old or the new one.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
     let new = path.with_extension("new");
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
     }
     fs::write(&new, serde_json::to_vec(value)?)?;
+    // rename(2) is atomic: a gate that is killed here never leaves half a grant.
     fs::rename(&new, path)
 }

@@ -1,28 +1,32 @@
 //! `bulkhead-gate`: serves the Docker API on vsock and on a unix socket, in front of dockerd.
 
-use std::{error::Error, os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
+use std::{os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
 
-use bulkhead_gate::{Caller, Directories, Gate, Isolation, ListenError, Sockets, UnixAcceptor, VsockAcceptor};
+use bulkhead_gate::{Caller, Directories, Gate, Isolation, ListenError, Sockets, UnixAcceptor, VsockAcceptor, chain};
 use bulkhead_protocol::{ENGINE_SOCKET, GRANTS_SOCKET, gate::Configuration};
 use tokio::{net::UnixStream, sync::Semaphore};
 
-/// Connections served at once; more wait in the listeners' queues.
+/// Maximum HTTP connections of the host and the guest at a time; more wait in the listeners' queues. Upgraded
+/// connections (attach, exec) do not count.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// The name under which the socket at [`ENGINE_SOCKET`] is kept while isolation is off.
+/// Name in init's descriptor store of the socket at [`ENGINE_SOCKET`] while isolation is off.
 const SHARED_SOCKET: &str = "engine";
 
-/// Tells whoever started the gate that it serves (sd_notify(3)).
+/// Reports to init that the gate serves (sd_notify(3)).
 fn notify_ready() {
+    // Not set when the gate is run by hand.
     if let Some(path) = std::env::var_os("NOTIFY_SOCKET")
         && let Ok(socket) = std::os::unix::net::UnixDatagram::unbound()
         && let Err(error) = socket.send_to(b"READY=1", path)
     {
-        eprintln!("can't report readiness: {error}");
+        eprintln!("cannot report readiness to init: {error}");
     }
 }
 
+/// Serves a connection in a task of its own, as soon as there is room for one.
 async fn admit(gate: &Arc<Gate>, slots: &Arc<Semaphore>, stream: UnixStream) {
+    // Waits here and not in the task, so that a flood of connections stays in the kernel's queue and costs no memory.
     let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
     let gate = Arc::clone(gate);
     tokio::spawn(async move {
@@ -31,7 +35,7 @@ async fn admit(gate: &Arc<Gate>, slots: &Arc<Semaphore>, stream: UnixStream) {
     });
 }
 
-/// Serves everybody who comes through a unix socket.
+/// Serves the clients of a unix socket.
 async fn serve(gate: Arc<Gate>, slots: Arc<Semaphore>, acceptor: UnixAcceptor) {
     loop {
         let stream = acceptor.accept().await;
@@ -39,7 +43,7 @@ async fn serve(gate: Arc<Gate>, slots: Arc<Semaphore>, acceptor: UnixAcceptor) {
     }
 }
 
-/// Sockets that containers have: one each with isolation, else the engine's own for all that mount it.
+/// Serves the sockets in containers: one each with isolation, without it one for all containers that mount it.
 fn serve_containers(
     gate: &Arc<Gate>,
     isolation: Isolation,
@@ -47,24 +51,28 @@ fn serve_containers(
     inherited: Vec<(String, OwnedFd)>,
 ) -> Result<(), ListenError> {
     let mut shared = None;
+    // Sockets of an earlier gate come first: clients are already waiting in their queues.
     for (name, fd) in inherited {
         match isolation {
             Isolation::On => bulkhead_gate::adopt_socket(gate, &name, fd.into()),
             Isolation::Off if name == SHARED_SOCKET => shared = Some(UnixAcceptor::adopt(fd)?),
+            // A container's own socket cannot outlive a boot, and isolation changes at boot only.
             Isolation::Off => {}
         }
     }
     if isolation == Isolation::Off {
         let acceptor = match shared {
             Some(acceptor) => acceptor,
-            None => UnixAcceptor::bind_kept(Path::new(ENGINE_SOCKET), SHARED_SOCKET)?,
+            None => UnixAcceptor::bind_stored(Path::new(ENGINE_SOCKET), SHARED_SOCKET)?,
         };
         tokio::spawn(serve(Arc::clone(gate), Arc::clone(slots), acceptor));
         return Ok(());
     }
+    // Only a marker: a bind of this path makes the runtime ask for the container's own socket.
     if let Err(error) = bulkhead_gate::create_placeholder(Path::new(ENGINE_SOCKET)) {
-        eprintln!("containers can't ask for {ENGINE_SOCKET}: {error}");
+        eprintln!("cannot create {ENGINE_SOCKET}, so no container can mount the Docker socket: {error}");
     }
+    // The runtime has a socket of its own, which does not share the slots above: a start must not wait for clients.
     let runtime = UnixAcceptor::bind(Path::new(GRANTS_SOCKET))?;
     let gate = Arc::clone(gate);
     tokio::spawn(async move {
@@ -84,6 +92,7 @@ async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) ->
         .with_load_blocked(configuration.block_load);
     let gate = Arc::new(gate);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // All listeners exist before readiness is reported, so that init's first ping and early clients find them.
     let unix = UnixAcceptor::bind(&configuration.unix_socket)?;
     serve_containers(&gate, isolation, &slots, inherited)?;
     if let Some(port) = configuration.vsock_port {
@@ -101,26 +110,17 @@ async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) ->
     Ok(())
 }
 
-/// Prints an error and its causes on one line.
-fn report(error: &dyn Error) {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    eprintln!("{text}");
-}
-
 fn main() -> ExitCode {
+    // First of all: init names descriptors by number, which must not have been reused.
     let inherited = bulkhead_gate::inherited();
     let configuration = match bulkhead_gate::read_configuration() {
         Ok(configuration) => configuration,
         Err(error) => {
-            report(&error);
+            eprintln!("{}", chain(&error));
             return ExitCode::from(2);
         }
     };
+    // Bytes are copied and little else is done, so a few threads and small stacks are enough.
     let threads = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(4));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
@@ -130,12 +130,12 @@ fn main() -> ExitCode {
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(run(configuration, inherited)),
         Err(source) => {
-            eprintln!("can't start the threads: {source}");
+            eprintln!("cannot start the worker threads: {source}");
             return ExitCode::FAILURE;
         }
     };
     if let Err(error) = ended {
-        report(&error);
+        eprintln!("{}", chain(&error));
     }
     ExitCode::FAILURE
 }

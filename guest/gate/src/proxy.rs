@@ -1,4 +1,4 @@
-//! One client connection: requests inspected where the policy says so, everything else streamed through.
+//! One client connection: checks its requests where the rules say so, and streams everything else through.
 
 use std::{
     convert::Infallible,
@@ -33,13 +33,13 @@ use crate::{
     rules::{self, Inspection, Refusal, Verified},
 };
 
-/// Longest body that is inspected, in bytes; a create request is a few KiB.
+/// Maximum length of a body that is inspected, in bytes; a create request is a few KiB.
 const MAX_INSPECTED_BODY: usize = 4 * 1024 * 1024;
 
-/// How long a refused request may go on; clients stop when they have read the answer.
+/// Limit for reading the rest of a refused request; clients stop when they have read the response.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A body that counts as in flight until its last byte is taken.
+/// A response body that counts as in flight until its last byte is taken.
 #[derive(Debug)]
 struct TrackedBody {
     body: Body,
@@ -67,26 +67,33 @@ impl HttpBody for TrackedBody {
 pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream, caller: Caller) {
     let in_flight = InFlight::default();
     let service = service_fn(|request| {
+        // Counted from here to the last byte of the response, see `half_close`.
         let (gate, caller, guard) = (Arc::clone(&gate), caller.clone(), in_flight.enter());
         async move {
-            let response = handle(&gate, &caller, request).await.unwrap_or_else(|error| error.answer());
+            let response = handle(&gate, &caller, request).await.unwrap_or_else(|error| error.response());
             Ok::<_, Infallible>(response.map(|body| TrackedBody { body, _guard: guard }))
         }
     });
     let io = TokioIo::new(HalfCloseStream::new(stream, in_flight.clone()));
-    // A client that breaks off is no news.
+    // hyper follows RFC 9112, section 6.3: chunks win over a length, whose header is removed, and two different lengths
+    // end the connection. So dockerd cannot see a second, unchecked request where the gate saw a body. The error is
+    // dropped because clients break off all the time.
     let _ = server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
 }
 
-/// Refuses what is never passed on, whatever its body.
+/// Refuses the requests that are never passed on, whatever their body.
 fn check_route(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[String]) -> Result<(), ProxyError> {
+    // The target of CONNECT is not a path, so that none of the rules would apply to it.
     if parts.method == Method::CONNECT {
         return Err(ProxyError::Connect);
     }
+    // For any method, since dockerd has only POST at this path.
     if gate.block_load && matches!(segments, [images, load] if images == "images" && load == "load") {
         return Err(Refusal::Load.into());
     }
     if let (Caller::Container(_), Some(list)) = (caller, &gate.sockets.commands) {
+        // Go reads parameters from bodies of two types, `application/x-www-form-urlencoded` and `multipart/form-data`.
+        // The test is wider than that on purpose: in doubt the request counts as both commands of its route.
         let form = |kind: &HeaderValue| kind.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"form");
         let info = rules::RequestInfo {
             method: parts.method.as_str(),
@@ -95,6 +102,7 @@ fn check_route(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &
             form_body: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
         };
         if !rules::permits(list, info) {
+            // Docker documents the text with path and query as the client sent them.
             let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
             return Err(Refusal::Command(target.to_owned()).into());
         }
@@ -102,17 +110,22 @@ fn check_route(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &
     Ok(())
 }
 
-/// Takes the rest of a refused request: a client that is still sending would find its connection closed, and not the
-/// answer.
+/// Reads and drops the rest of a refused request, in the background.
+///
+/// Without this the connection would be closed under a client that is still sending, and the reset would overtake the
+/// response: the user would see "broken pipe" instead of the reason.
 fn drain(mut body: Incoming) {
     tokio::spawn(timeout(DRAIN_TIMEOUT, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
-/// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
-/// where the Docker API has one.
+/// Rewrites a container's request to the one spelling that was checked, and removes the wish for another protocol
+/// from all routes where the Docker API does not switch.
 fn canonicalise(parts: &mut request::Parts, segments: &[String]) {
+    // dockerd's router cleans paths in its own way. With the canonical spelling there is nothing left to clean, and
+    // no difference between the two ways that a container could exploit.
     let path = rules::canonical(parts.uri.path());
     let target = parts.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    // `canonical` encodes everything that a URI cannot hold, so the fallback is never taken; `/` is harmless.
     parts.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
     let hijacks = match segments {
         [only] => matches!(only.as_str(), "session" | "grpc"),
@@ -120,6 +133,8 @@ fn canonicalise(parts: &mut request::Parts, segments: &[String]) {
         [exec, _, start] => exec == "exec" && start == "start",
         _ => false,
     };
+    // After an upgrade bytes pass unchecked. On any other route an upgrade that dockerd or one of its handlers came to
+    // accept would be a tunnel past the list of commands.
     if !hijacks {
         parts.headers.remove(header::UPGRADE);
         parts.headers.remove(header::CONNECTION);
@@ -133,7 +148,7 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
         drain(body);
         return Err(refusal);
     }
-    let files = match FileRefresh::of(gate.isolation, &parts.method, &segments) {
+    let refreshed = match FileRefresh::of(gate.isolation, &parts.method, &segments) {
         Some(refresh) => refresh.before_request(&gate.upstream).await,
         None => None,
     };
@@ -145,37 +160,47 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
         (inspection, environment) => {
             let verified = inspect(inspection, environment, body).await?;
             socket = verified.socket;
+            // The body has another length now, and it is sent whole and not in chunks.
             parts.headers.remove(header::TRANSFER_ENCODING);
             parts.headers.insert(header::CONTENT_LENGTH, verified.body.len().into());
             response::full(verified.body)
         }
     };
-    // Only what was inspected goes on: path and query, whatever form the target had.
+    // A target can be an absolute URI (`POST http://x/containers/create`). Only path and query were checked, so only
+    // they are passed on.
     parts.uri = parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into());
     if matches!(caller, Caller::Container(_)) {
         canonicalise(&mut parts, &segments);
     }
+    // The version is that of this connection, not of the client's.
     parts.version = Version::HTTP_11;
-    // The server side of this gate has answered it.
+    // hyper has answered `Expect: 100-continue` itself, when the body was first read.
     parts.headers.remove(header::EXPECT);
+    // An HTTP/1.0 client need not send one, and Go's server refuses HTTP/1.1 without.
     parts.headers.entry(header::HOST).or_insert(header::HeaderValue::from_static("docker"));
-    let pulled = pulled(gate, &parts, &segments);
+    let tag_refresh = tag_refresh(gate, &parts, &segments);
     let request = Request::from_parts(parts, body);
     let response = match socket {
         Some(socket_request) => create_with_socket::create(gate, socket_request, request).await?,
         None => forward(gate, caller, request).await?,
     };
-    if let Some(pulled) = pulled.filter(|_| response.status().is_success()) {
-        tokio::spawn(pulled);
+    // The pull goes on while its response streams; asking the registry meanwhile delays no client.
+    if let Some(tag_refresh) = tag_refresh.filter(|_| response.status().is_success()) {
+        tokio::spawn(tag_refresh);
     }
-    if let Some(files) = files.filter(|files| files.change) {
-        files.after_request().await;
+    // The response to an upload comes after the last byte was written, so the container sees the files from here on.
+    if let Some(container) = refreshed.filter(|container| container.changed) {
+        container.after_request().await;
     }
     Ok(response)
 }
 
-/// The question to a registry that a pull raises.
-fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Option<impl Future<Output = ()> + use<>> {
+/// Returns the question to a registry that a pull of a listed tag raises, with the pull's credentials.
+fn tag_refresh(
+    gate: &Arc<Gate>,
+    parts: &request::Parts,
+    segments: &[String],
+) -> Option<impl Future<Output = ()> + use<>> {
     let reference = rules::pulled_image(segments, parts.uri.query().unwrap_or_default())?;
     let listed = gate.sockets.images.listed_tag(&reference)?;
     let mut credentials = HeaderMap::new();
@@ -186,7 +211,7 @@ fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Opti
     Some(async move { gate.sockets.images.refresh_tag(&Dockerd::new(&gate.upstream), listed, credentials).await })
 }
 
-/// A body that is short enough to be inspected.
+/// Reads a body that has to be inspected.
 async fn read_body(mut body: Incoming) -> Result<Bytes, ProxyError> {
     match Limited::new(&mut body, MAX_INSPECTED_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
@@ -198,18 +223,19 @@ async fn read_body(mut body: Incoming) -> Result<Bytes, ProxyError> {
     }
 }
 
+/// Checks a body and adds the environment to it.
 async fn inspect(
     inspection: Option<Inspection>,
     environment: Option<Arc<[String]>>,
     body: Incoming,
 ) -> Result<Verified, ProxyError> {
     let bytes = read_body(body).await?;
-    // Resolving links may wait for a file share.
+    // The rules follow links in the file system, which can block, and 4 MiB of JSON take a moment.
     let verified = tokio::task::spawn_blocking(move || {
-        let passed = Verified { body: bytes.clone(), socket: None };
-        let verified = inspection.map_or(Ok(passed), |inspection| inspection.judge(bytes))?;
+        let unchecked = Verified { body: bytes.clone(), socket: None };
+        let verified = inspection.map_or(Ok(unchecked), |inspection| inspection.judge(bytes))?;
         match environment {
-            // Nothing to create; the engine says so better.
+            // An empty body creates nothing. dockerd's error about it is clearer than one about JSON.
             Some(environment) if !verified.body.iter().all(u8::is_ascii_whitespace) => {
                 let body = Bytes::from(rules::environment::add(&verified.body, &environment)?);
                 Ok::<_, Refusal>(Verified { body, ..verified })

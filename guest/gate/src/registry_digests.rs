@@ -12,27 +12,32 @@ use serde::Deserialize;
 
 use crate::{
     dockerd::{Dockerd, REGISTRY_TIMEOUT},
+    error::chain,
     json_file::{read_json, write_json},
     rules::encode,
 };
 
-/// How long an answer of a registry holds.
+/// Time for which a registry's response is used without asking again.
 const MAX_DIGEST_AGE: Duration = Duration::from_secs(120);
-/// Answers that are remembered.
+/// Maximum number of digests kept.
 const MAX_CACHED_DIGESTS: usize = 4096;
 
+/// A registry's last response for a tag.
 #[derive(Clone, Debug)]
 struct CachedDigest {
     digest: String,
+    /// Time of the response; `None` if it is from the file or has been expired.
     at: Option<Instant>,
 }
 
+/// The digests by `name:tag`.
 #[derive(Debug)]
 pub(crate) struct RegistryDigests {
     digests: Mutex<HashMap<String, CachedDigest>>,
     file: PathBuf,
 }
 
+/// Response to `GET /distribution/{name}/json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Distribution {
@@ -45,11 +50,14 @@ struct Descriptor {
 }
 
 impl RegistryDigests {
+    /// Digests that are saved in `file`, which need not exist yet.
     pub(crate) fn new(file: PathBuf) -> Self {
         Self { digests: Mutex::default(), file }
     }
 
-    /// What a registry means by a tag.
+    /// Returns the digest that a tag stands for; `None` if its registry has never said.
+    ///
+    /// `credentials` are those of the client that pulls; without them the registry is asked anonymously.
     pub(crate) async fn current(
         &self,
         dockerd: &Dockerd,
@@ -59,11 +67,13 @@ impl RegistryDigests {
     ) -> Option<String> {
         let reference = format!("{name}:{tag}");
         let known = self.cached(&reference);
+        // Many containers that are created in a row cost one question.
         if let Some(CachedDigest { digest, at: Some(at) }) = &known
             && at.elapsed() < MAX_DIGEST_AGE
         {
             return Some(digest.clone());
         }
+        // dockerd asks the registry, with its own proxy, mirrors and certificates.
         let path = format!(
             "/distribution/{}/json",
             reference.split('/').map(|part| encode(part, b"_.-:")).collect::<Vec<_>>().join("/")
@@ -74,13 +84,15 @@ impl RegistryDigests {
                 Some(descriptor.digest)
             }
             Err(error) => {
-                let instead = if known.is_some() { "what it said last counts" } else { "no image is allowed by it" };
-                eprintln!("what {reference} is could not be asked at its registry: {error}; {instead}");
+                // An attacker who cuts the network off can only keep the old digest in force.
+                let instead = if known.is_some() { "using the last known digest" } else { "it allows no image" };
+                eprintln!("cannot ask the registry for the digest of {reference}: {}; {instead}", chain(&error));
                 known.map(|known| known.digest)
             }
         }
     }
 
+    /// Returns the last response; reads the file on first use.
     fn cached(&self, reference: &str) -> Option<CachedDigest> {
         let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if digests.is_empty() {
@@ -90,8 +102,10 @@ impl RegistryDigests {
         digests.get(reference).cloned()
     }
 
+    /// Keeps a response, here and in the file.
     fn store(&self, reference: String, digest: String) {
         let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // With wildcards in the list, names can come from clients. Starting over is simple, and rare.
         if digests.len() >= MAX_CACHED_DIGESTS {
             digests.clear();
         }
@@ -99,11 +113,11 @@ impl RegistryDigests {
         let stored: HashMap<&str, &str> =
             digests.iter().map(|(name, answer)| (name.as_str(), answer.digest.as_str())).collect();
         if let Err(error) = write_json(&self.file, &stored) {
-            eprintln!("what registries said can't be kept in {}: {error}", self.file.display());
+            eprintln!("cannot save digests of tags in {}: {error}", self.file.display());
         }
     }
 
-    /// Makes an answer one that is asked for again.
+    /// Makes the next request for a tag ask its registry; the digest stays as the last known one.
     pub(crate) fn expire(&self, reference: &str) {
         let mut digests = self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(answer) = digests.get_mut(reference) {

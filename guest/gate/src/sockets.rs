@@ -1,9 +1,8 @@
-//! The sockets of the containers that may have one.
+//! The grants of containers that may use the engine, and their open sockets.
 //!
-//! Each has a socket of its own, which is bound into it where it asked for the engine's. When a container is made, the
-//! gate judges its image and writes the reason down beside the engine's own files of the container, so that both go
-//! together. When it is started, by whomever and also while the engine itself is not yet up, the runtime asks here;
-//! the socket is made then, and closed with all its connections when the container is removed.
+//! A grant is a file in dockerd's own directory of the container, so that it is deleted together with the container and
+//! survives a restart of the VM. It is written at creation and read again at each start, see `create_with_socket` and
+//! `socket_server`.
 
 use std::{
     collections::HashMap,
@@ -21,15 +20,15 @@ use crate::{
     rules::Refusal,
 };
 
-/// File beside those of the container.
+/// Name of the grant's file, beside dockerd's own files of the container.
 const GRANT_FILE: &str = "bulkhead-socket.json";
 
-/// Where things are.
+/// Directories that the gate uses.
 #[derive(Clone, Debug)]
 pub struct Directories {
-    /// Folder of the sockets.
+    /// The containers' sockets.
     pub sockets: PathBuf,
-    /// The engine's data.
+    /// dockerd's data (`/var/lib/docker`).
     pub data: PathBuf,
 }
 
@@ -40,44 +39,47 @@ impl Default for Directories {
     }
 }
 
-/// A container's socket; when it is dropped, everything that uses it ends.
+/// A container's socket. Dropping it ends its listener and all its connections.
 #[derive(Debug)]
 pub(crate) struct OpenSocket {
     _closed: watch::Sender<()>,
 }
 
 impl OpenSocket {
-    /// A socket, and the receiver that sees its end.
+    /// Returns a socket, and a receiver that fails when the socket is dropped.
     pub(crate) fn new() -> (Self, watch::Receiver<()>) {
         let (sender, closed) = watch::channel(());
         (Self { _closed: sender }, closed)
     }
 }
 
-/// Who may have a socket, and those who have.
+/// The exceptions in force, and the sockets that are open.
 #[derive(Debug)]
 pub struct Sockets {
     pub(crate) images: AllowedImages,
     pub(crate) commands: Option<SocketCommands>,
     pub(crate) directories: Directories,
-    open_sockets: Mutex<HashMap<String, OpenSocket>>,
+    /// By container ID.
+    open: Mutex<HashMap<String, OpenSocket>>,
+    /// A task watches for removed containers.
     pub(crate) watching: Mutex<bool>,
 }
 
 impl Sockets {
-    /// The sockets under these exceptions.
+    /// Creates the state under these exceptions, without open sockets.
     pub fn new(exceptions: SocketExceptions, directories: Directories) -> Self {
         Self {
+            // On the data disk: the registry may be out of reach after the next boot.
             images: AllowedImages::new(&exceptions, directories.data.join("bulkhead/digests.json")),
             commands: exceptions.commands,
             directories,
-            open_sockets: Mutex::default(),
+            open: Mutex::default(),
             watching: Mutex::default(),
         }
     }
 
     pub(crate) fn open_sockets(&self) -> MutexGuard<'_, HashMap<String, OpenSocket>> {
-        self.open_sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn containers(&self) -> PathBuf {
@@ -88,23 +90,29 @@ impl Sockets {
         self.directories.sockets.join(id)
     }
 
-    /// Keeps the reason with the container.
-    pub(crate) fn record(&self, id: &str, grant: &SocketGrant) -> io::Result<()> {
-        let folder = self.containers().join(id);
-        if !is_container_id(id) || !folder.is_dir() {
+    /// Saves the grant with the container.
+    pub(crate) fn save_grant(&self, id: &str, grant: &SocketGrant) -> io::Result<()> {
+        let directory = self.containers().join(id);
+        // dockerd makes the directory before it answers the creation. Without it the grant would outlive the container.
+        if !is_container_id(id) || !directory.is_dir() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        write_json(&folder.join(GRANT_FILE), grant)
+        write_json(&directory.join(GRANT_FILE), grant)
     }
 
-    /// Whether the container may have its socket now.
-    pub(crate) fn admit(&self, id: &str) -> Result<(), Refusal> {
-        let folder = self.containers().join(id);
-        let grant: Option<SocketGrant> = read_json(&folder.join(GRANT_FILE));
+    /// Checks whether the container may have its socket now. `id` has to be a container ID.
+    ///
+    /// Asks neither dockerd nor a registry, because dockerd holds the container's lock while the runtime waits for this
+    /// answer, and may not serve its API yet.
+    pub(crate) fn check_grant(&self, id: &str) -> Result<(), Refusal> {
+        let directory = self.containers().join(id);
+        let grant: Option<SocketGrant> = read_json(&directory.join(GRANT_FILE));
+        // The list can have changed since the creation.
         if grant.is_some_and(|grant| self.images.still_grants(&grant)) {
             return Ok(());
         }
-        let container: serde_json::Value = read_json(&folder.join("config.v2.json")).unwrap_or_default();
+        // For the message only: the image's name, as dockerd has saved it.
+        let container: serde_json::Value = read_json(&directory.join("config.v2.json")).unwrap_or_default();
         Err(Refusal::socket(container["Config"]["Image"].as_str().unwrap_or_default()))
     }
 }

@@ -1,12 +1,18 @@
-//! Which commands of the docker command line a request belongs to, and whether a list lets it pass.
+//! Commands of the docker command line: the ones that a request belongs to, and the list that allows or denies them.
 //!
-//! A request has *owners*, commands that can't be had without it, and *helpers*, commands that make it on their way. A
-//! list of refused commands looks at owners only: to refuse what merely helps would refuse other commands, too. A list
-//! of the only allowed ones looks at both.
+//! A request has *owners*, commands that do not work without it, and *helpers*, commands that make it on their way. A
+//! deny list compares owners only: denying a helper's request would break its owners, too. An allow list compares both,
+//! so that each allowed command can do its work.
+//!
+//! | Request                    | Owners              | Helpers                                  |
+//! |----------------------------|---------------------|------------------------------------------|
+//! | `POST /containers/create`  | `create`, `run`     |                                          |
+//! | `GET /containers/ID/json`  | `inspect`, `port`   | `run`, `start`, `attach`, `exec`, …      |
+//! | `POST /session`            | `build`, `buildx`   |                                          |
 
 use bulkhead_protocol::SocketCommands;
 
-/// One thing that a request does.
+/// An effect of a request, as commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct CommandUse {
     owners: &'static [&'static str],
@@ -14,6 +20,7 @@ struct CommandUse {
     helpers: &'static [&'static str],
 }
 
+/// Makes a [`CommandUse`] of owners, the groups that they belong to (`image*`), and helpers.
 const fn of(
     owners: &'static [&'static str],
     groups: &'static [&'static str],
@@ -30,23 +37,26 @@ const EXEC: CommandUse = of(&["exec"], CONTAINER, &[]);
 const BUILD: CommandUse = of(&["build", "buildx"], &["builder", "image"], &[]);
 const PRUNE_BUILDS: CommandUse = of(&["builder", "buildx"], &["builder", "system"], &[]);
 
-/// What belongs to no command is refused by a list of the only allowed ones.
+/// A request of no known command, which only an allow list refuses.
 const UNKNOWN: CommandUse = of(&[], &[], &[]);
 
-/// A request, as far as commands are concerned.
+/// The parts of a request that determine its commands.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestInfo<'a> {
-    /// In any case.
+    /// The method, in any case.
     pub method: &'a str,
-    /// Without version.
+    /// The path as split by [`segments`](super::segments), without the version.
     pub segments: &'a [String],
-    /// As it stands behind the question mark.
+    /// The text behind the question mark, as it came.
     pub query: &'a str,
-    /// Whether the body can have parameters, too.
+    /// The body can have parameters, too.
     pub form_body: bool,
 }
 
-/// Requests below `/containers`.
+/// Returns the use of a request below `/containers`.
+///
+/// Methods are compared only where they distinguish commands. dockerd answers 404 or 405 to the others; here a wrong
+/// method must not turn a known request into an unknown one, which a deny list lets pass.
 fn container(method: &str, rest: &[&str]) -> CommandUse {
     let one = |name, helpers| of(name, CONTAINER, helpers);
     match (method, rest) {
@@ -77,7 +87,7 @@ fn container(method: &str, rest: &[&str]) -> CommandUse {
     }
 }
 
-/// Requests below `/images`; names of images have slashes.
+/// Returns the use of a request below `/images`. Names of images contain slashes, hence `..`.
 fn image(method: &str, rest: &[&str]) -> CommandUse {
     let one = |name, helpers| of(name, IMAGE, helpers);
     match (method, rest) {
@@ -96,9 +106,10 @@ fn image(method: &str, rest: &[&str]) -> CommandUse {
     }
 }
 
-/// The values of a parameter that are not empty.
+/// Returns the values of a parameter that are not empty.
 fn values(query: &str, name: &str) -> impl Iterator<Item = String> {
     let plain = |text: &str| super::target::decode(&text.replace('+', " "));
+    // As Go's `url.ParseQuery`: a plus sign is a space, and keys can be escaped as well (`%66romImage`).
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=')?;
         let there = !value.is_empty() && plain(key) == name.as_bytes();
@@ -106,12 +117,13 @@ fn values(query: &str, name: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// The image that a request pulls.
+/// Returns the image that a request pulls.
 pub fn pulled_image(segments: &[String], query: &str) -> Option<String> {
     if !matches!(segments, [images, create] if images == "images" && create == "create") {
         return None;
     }
     let image = values(query, "fromImage").next()?;
+    // `tag` can hold a digest.
     Some(match values(query, "tag").next() {
         Some(tag) if tag.contains(':') => format!("{image}@{tag}"),
         Some(tag) => format!("{image}:{tag}"),
@@ -119,10 +131,11 @@ pub fn pulled_image(segments: &[String], query: &str) -> Option<String> {
     })
 }
 
-/// `POST /images/create` is two commands; the parameters say which. In doubt it is both.
+/// Returns the uses of `POST /images/create`, which is `pull` or `import` by its parameters, and both in doubt.
 fn create_image(info: RequestInfo<'_>) -> Vec<CommandUse> {
     let has = |name| values(info.query, name).next().is_some();
     let (pull, import) = (has("fromImage"), has("fromSrc"));
+    // Parameters in a body take precedence in Go, and this body is not read here.
     match (pull, import) {
         (true, false) if !info.form_body => vec![PULL],
         (false, true) if !info.form_body => vec![IMPORT],
@@ -130,7 +143,7 @@ fn create_image(info: RequestInfo<'_>) -> Vec<CommandUse> {
     }
 }
 
-/// Everything that a request does; nothing for what every client needs before any command.
+/// Returns all uses of a request; none for those that every client makes before any command.
 fn uses(info: RequestInfo<'_>) -> Vec<CommandUse> {
     let segments: Vec<&str> = info.segments.iter().map(String::as_str).collect();
     let method = info.method.to_ascii_uppercase();
@@ -139,9 +152,11 @@ fn uses(info: RequestInfo<'_>) -> Vec<CommandUse> {
         ["images", "create"] => return create_image(info),
         ["containers", ref rest @ ..] => container(&method, rest),
         ["images", ref rest @ ..] => image(&method, rest),
+        // start, resize and inspect of an exec are parts of the one command.
         ["exec", ..] => EXEC,
         ["commit"] => of(&["commit"], CONTAINER, &[]),
         ["build", "prune"] => PRUNE_BUILDS,
+        // BuildKit works over /session and /grpc alone; /build is the older builder.
         ["build" | "session" | "grpc", ..] => BUILD,
         ["volumes", "prune"] => of(&["volume"], &["volume", "system"], &[]),
         ["networks", "prune"] => of(&["network"], &["network", "system"], &[]),
@@ -163,17 +178,19 @@ fn uses(info: RequestInfo<'_>) -> Vec<CommandUse> {
     vec![only]
 }
 
-/// Whether a word of a list means one of these commands or groups.
+/// Returns true if a word of a list means one of these commands or groups.
 fn means(word: &str, commands: &[&str], groups: &[&str]) -> bool {
+    // `image*` is the group `image`, and each command that begins so. Without a star a word is a command or a group.
     match word.strip_suffix('*') {
         Some(prefix) => groups.contains(&prefix) || commands.iter().any(|command| command.starts_with(prefix)),
         None => commands.contains(&word) || groups.contains(&word),
     }
 }
 
-/// Whether a list lets a request pass.
+/// Returns true if a list lets a request pass.
 pub fn permits(list: &SocketCommands, info: RequestInfo<'_>) -> bool {
     uses(info).iter().all(|one| {
+        // A request with several uses needs all of them. One without any passes, as /_ping and /version do.
         let owned = list.commands.iter().any(|word| means(word, one.owners, one.groups));
         if list.allow { owned || list.commands.iter().any(|word| means(word, one.helpers, &[])) } else { !owned }
     })

@@ -1,22 +1,22 @@
-//! The entries of the list of images that may have the engine's socket, and the names that they are compared with.
+//! The entries of the list of images that may use the engine (`imageList.images` of the policy).
 
 use super::image_name::{is_id, normalise, split_tag};
 
-/// One entry of the list.
+/// An entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImagePattern {
     /// `*`: every image.
     Any,
-    /// `sha256:…`: the image of this id, wherever it came from.
+    /// `sha256:…`: the image with this ID, wherever it came from.
     Id(String),
-    /// `name@sha256:…`: what a registry gave as this digest of this repository.
+    /// `name@sha256:…`: the image that a registry gave as this digest of this repository.
     Digest {
         /// Full name, perhaps with `*`.
         name: String,
         /// `sha256:…`.
         digest: String,
     },
-    /// `name[:tag]`: what a registry gives by this name.
+    /// `name[:tag]`: the image that a registry gives by this name.
     Name {
         /// Full name, perhaps with `*`.
         name: String,
@@ -25,12 +25,13 @@ pub enum ImagePattern {
     },
 }
 
+/// Returns true for a digest as dockerd writes it, in lower case. Any other spelling would never match one.
 fn is_digest(text: &str) -> bool {
     text.starts_with("sha256:") && is_id(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 impl ImagePattern {
-    /// Reads an entry; `None` when it is none, which allows nothing.
+    /// Reads an entry; `None` for an invalid one, which allows nothing.
     pub fn parse(text: &str) -> Option<Self> {
         if text == "*" {
             return Some(Self::Any);
@@ -39,13 +40,14 @@ impl ImagePattern {
             return Some(Self::Id(text.to_owned()));
         }
         if let Some((name, digest)) = text.split_once('@') {
+            // `name:tag@digest`: the digest decides, the tag is for the reader.
             let name = normalise(split_tag(name).0);
             return (is_digest(digest) && is_name(&name)).then(|| Self::Digest { name, digest: digest.to_owned() });
         }
         let (name, tag) = split_tag(text);
         let tag = match tag {
             Some("*") => None,
-            // An empty tag is in Docker's own examples.
+            // An empty tag (`name:`) is in Docker's own examples.
             None | Some("") => Some("latest".to_owned()),
             Some(tag) if is_tag(tag) => Some(tag.to_owned()),
             Some(_) => return None,
@@ -54,21 +56,24 @@ impl ImagePattern {
         is_name(&name).then_some(Self::Name { name, tag })
     }
 
-    /// Whether the entry can speak of an image of the repository `name`.
+    /// Returns true if the entry can cover an image of the repository, a full name. Digest and tag are not compared.
     pub fn covers(&self, repository: &str) -> bool {
         match self {
             Self::Any => true,
+            // IDs are for images without a repository.
             Self::Id(_) => false,
             Self::Digest { name, .. } | Self::Name { name, .. } => matches(name, repository),
         }
     }
 }
 
+/// Returns true for a valid tag. A `*` within a tag is not supported, so that `3.*` is an error and not a literal.
 fn is_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len())
         && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
+/// Returns true if a name consists of the letters of repositories, hosts with ports, IPv6 addresses, and `*`.
 fn is_name(name: &str) -> bool {
     name.split('/').all(|part| !part.is_empty())
         && name.bytes().all(|byte| {
@@ -76,7 +81,10 @@ fn is_name(name: &str) -> bool {
         })
 }
 
-/// Whether `text` fits `pattern`, whose `*` stand for any characters but a slash. Takes time in proportion to both.
+/// Returns true if `text` fits `pattern`, whose `*` stand for any characters but a slash.
+///
+/// So `testcontainers/*` does not cover a name that only begins in the same way. The time is proportional to both
+/// lengths, unlike that of a matcher which backtracks.
 pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let (mut pattern_parts, mut text_parts) = (pattern.split('/'), text.split('/'));
     loop {
@@ -88,7 +96,10 @@ pub(super) fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
+/// Compares one component of a name.
 fn matches_segment(pattern: &str, text: &str) -> bool {
+    // The text has to begin with the first piece and end with the last. The first occurrence of each piece in between
+    // leaves most for the others, so there is no need to try later ones.
     let mut pieces = pattern.split('*');
     let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let Some(last) = pieces.next_back() else { return rest.is_empty() };
@@ -98,6 +109,7 @@ fn matches_segment(pattern: &str, text: &str) -> bool {
             None => return false,
         }
     }
+    // `rest` excludes everything matched so far: `a*a` does not match `a`.
     rest.ends_with(last)
 }
 

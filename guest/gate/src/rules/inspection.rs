@@ -1,4 +1,4 @@
-//! The requests whose bodies are inspected, and the result.
+//! The requests whose bodies are inspected.
 
 use bytes::Bytes;
 
@@ -7,12 +7,12 @@ use super::{
     refusal::Refusal,
 };
 
-/// Whether Enhanced Container Isolation is on.
+/// Enhanced Container Isolation (ECI).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
-    /// The policy of this module is enforced.
+    /// These rules are enforced.
     On,
-    /// Everything passes.
+    /// Bodies pass unchecked.
     Off,
 }
 
@@ -22,16 +22,16 @@ impl From<bool> for Isolation {
     }
 }
 
-/// A request that may go on.
+/// A request that passes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// The body to pass on.
     pub body: Bytes,
-    /// The container that would have the engine's socket.
+    /// The container asks, or may ask, for the engine's socket, so that its image decides.
     pub socket: Option<SocketRequest>,
 }
 
-/// A kind of request that is looked at.
+/// A kind of request whose body is inspected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspection {
     /// `POST /containers/create`.
@@ -42,18 +42,20 @@ pub enum Inspection {
     Service,
 }
 
-/// Whether a request with this path creates a container.
+/// Returns true if a request with this path creates a container.
 pub fn is_container_create(segments: &[String]) -> bool {
     matches!(segments, [first, second] if first == "containers" && second == "create")
 }
 
 impl Inspection {
-    /// What a request with this path, taken apart by [`segments`], is looked at for. The method does not matter: to
-    /// look at too many is harmless.
+    /// Returns the inspection for a path, as split by [`segments`](super::segments). The method does not matter: one
+    /// inspection too many is harmless.
     pub fn of(isolation: Isolation, segments: &[String]) -> Option<Self> {
         if isolation == Isolation::Off {
             return None;
         }
+        // The bodies of all other requests stream through unread. The runtime checks what containers mount that those
+        // start, such as the steps of a build.
         match segments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             _ if is_container_create(segments) => Some(Self::Container),
             ["volumes", "create"] => Some(Self::Volume),
@@ -62,10 +64,10 @@ impl Inspection {
         }
     }
 
-    /// What becomes of a request with this body.
+    /// Checks a body, and returns the one to pass on.
     pub fn judge(self, body: Bytes) -> Result<Verified, Refusal> {
         if body.iter().all(u8::is_ascii_whitespace) {
-            // Nothing to create; the engine says so better.
+            // An empty body creates nothing. dockerd's error about it is clearer than one about JSON.
             return Ok(Verified { body, socket: None });
         }
         match self {

@@ -1,8 +1,14 @@
-//! What a request may ask for while Enhanced Container Isolation is on.
+//! The rules for API requests. They decide by the text of a request and make no requests themselves.
 //!
-//! Three kinds of requests can bring a path of the guest into a container: creating a container, a volume with
-//! options of the `local` driver, and a swarm service. Their JSON is read as the engine reads it (Go's
-//! `encoding/json`): keys in any case, every one of several equal keys.
+//! Three kinds of requests can bring a path of the guest into a container: the creation of a container, of a volume
+//! with options of the `local` driver, and of a swarm service. Their JSON is read as dockerd reads it (Go's
+//! `encoding/json`): keys in any case, and every one of several equal keys.
+//!
+//! - `inspection` finds the requests whose bodies count, `bodies` checks them, `paths` recognises the engine's sockets;
+//! - `commands` maps routes to commands of the docker command line, for the list of commands;
+//! - `image_pattern` reads the list of images, `image_name` completes names;
+//! - `environment` adds variables to new containers, with isolation or without;
+//! - `target` and `go_json` read paths and JSON as dockerd does.
 
 mod bodies;
 mod commands;
