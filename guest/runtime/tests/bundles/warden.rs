@@ -11,12 +11,12 @@ use std::{
 use bulkhead_guest_common::registry;
 
 /// A warden that ends with its owner.
-pub struct Warden(support::Warden);
+pub struct Warden(support::Service);
 
 impl Warden {
     /// Mounts the tree and starts `program`.
     pub fn start(program: &Path) -> Self {
-        Self(support::Warden::new(program, Path::new(registry::STATE)))
+        Self(support::Service::new(program, Path::new(registry::STATE)))
     }
 
     fn id(&self) -> u32 {
