@@ -1,13 +1,14 @@
-//! The backend's end of the connection to the agent, which is init in the guest. Nothing that the agent sends is trusted.
+//! The backend's end of the connection to the agent, which is init in the guest. Nothing that the agent sends is
+//! trusted.
 //!
-//! The agent connects to vsock port [`bulkhead_protocol::AGENT_PORT`] of the host. The vmm's vsock device connects that to
-//! the unix socket on which the backend listens. Two checks keep others out. The device takes connections of the guest
-//! from ports below 1024 only, which needs a capability of the VM that no isolated container has. And the backend accepts
-//! only the process id of its own vmm, since any process of this user can reach the socket.
+//! The agent connects to vsock port [`bulkhead_protocol::AGENT_PORT`] of the host. The vmm's vsock device connects that
+//! to the unix socket on which the backend listens. Two checks keep others out. The device takes connections of the
+//! guest from ports below 1024 only, which needs a capability of the VM that no isolated container has. And the backend
+//! accepts only the process id of its own vmm, since any process of this user can reach the socket.
 //!
 //! The agent introduces itself (Hello) and receives the host's certificates, then its configuration. From then on it
-//! reports each stage of the start, publishes ports and answers questions; the backend sends questions and, at the end, the
-//! shutdown. Lines are bounded, texts are shortened and cleaned for a terminal, and a stage counts once
+//! reports each stage of the start, publishes ports and answers questions; the backend sends questions and, at the end,
+//! the shutdown. Lines are bounded, texts are shortened and cleaned for a terminal, and a stage counts once
 //! ([`super::state`]).
 
 use std::{
@@ -182,8 +183,8 @@ impl AgentServer {
             tokio::select! {
                 message = reader.next() => match message? {
                     Some(GuestMessage::Publish { id, port }) => {
-                        // One request at a time, and none before the answer to the last one is written: a guest that asks
-                        // without end, or does not read, delays only itself.
+                        // One request at a time, and none before the answer to the last one is written: a guest that
+                        // asks without end, or does not read, delays only itself.
                         let error = self.ports.publish(id, port).await.err().map(|error| error.to_string());
                         debug!(?port, ?error, "the guest publishes a port");
                         write(&mut writer, &HostMessage::Published { id, error }).await?;
@@ -231,8 +232,8 @@ async fn refuse_others(listener: &UnixListener) -> Infallible {
 
 /// Returns whether the vmm made the connection; another process of this user must not pass for the guest.
 fn is_from(stream: &UnixStream, vmm: u32) -> bool {
-    // SO_PEERCRED names the process that called connect(2). The id cannot be reused: the vmm is our child, and it stays a
-    // zombie until it has been waited for.
+    // SO_PEERCRED names the process that called connect(2). The id cannot be reused: the vmm is our child, and it stays
+    // a zombie until it has been waited for.
     let allowed = stream.peer_cred().is_ok_and(|peer| peer.pid() == i32::try_from(vmm).ok());
     if !allowed {
         warn!("refused a connection to the agent's socket that does not come from the VM");
@@ -378,8 +379,8 @@ mod tests {
 
     #[tokio::test]
     async fn many_that_come_after_the_agent_are_closed_and_leave_it_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent");
         let (serving, mut received) = listening(&path);
         let mut agent = connect_as_agent(&path).await;
         let connected = received.recv().await;
@@ -425,8 +426,8 @@ mod tests {
         fn an_agents_connection_is_the_only_one_until_it_ends(steps in prop::collection::vec(0..3, 0..12)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let folder = tempfile::tempdir().unwrap();
-                let path = folder.path().join("agent");
+                let directory = tempfile::tempdir().unwrap();
+                let path = directory.path().join("agent");
                 let (serving, mut received) = listening(&path);
                 let mut agent = connect_as_agent(&path).await;
                 let mut expected = vec!["connected"];

@@ -3,15 +3,15 @@
 //! | request            | body             | answer                                                          |
 //! |--------------------|------------------|-----------------------------------------------------------------|
 //! | `GET /v1/status`   |                  | [`Status`]                                                      |
-//! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the backend exits |
+//! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
 //! | `GET /v1/ports`    |                  | [`Ports`]                                                       |
 //! | `GET /v1/examination` |               | [`Examination`], after some seconds                             |
 //! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
 //! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
 //! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
 //!
-//! Everything else is answered with an HTTP error and a [`Problem`]. An unknown option is refused, so that a misspelt one is
-//! not ignored.
+//! Everything else is answered with an HTTP error and a [`Problem`]. An unknown option is refused, so that a misspelt
+//! one is not ignored.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -70,6 +70,8 @@ pub struct StageTime {
 }
 
 /// Status of a profile.
+// Most keys have defaults: after an upgrade the command line may talk to a backend of an older version, which goes on
+// running and does not know the newest of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -186,6 +188,7 @@ pub struct PublishedPort {
 
 impl From<PortMapping> for PublishedPort {
     fn from(port: PortMapping) -> Self {
+        // The keys of this API are independent of the agent's protocol, which may change with the guest image.
         let PortMapping { transport: protocol, host_ip, host_port, container_ip, container_port } = port;
         Self { protocol, host_ip, host_port, container_ip, container_port }
     }
@@ -201,8 +204,9 @@ pub struct Examination {
 }
 
 impl Examination {
-    /// Returns the vCPUs from which the same interrupt was withheld in every sample ([`VcpuView::withheld`]): it is pending
-    /// with a higher priority than any in service while `RFLAGS.IF` is set, or it is in service while a program runs.
+    /// Returns the vCPUs from which the same interrupt was withheld in every sample ([`VcpuView::withheld`]): it is
+    /// pending with a higher priority than any in service while `RFLAGS.IF` is set, or it is in service while a program
+    /// runs.
     ///
     /// A guest cannot do that to itself. The KVM below it, or the machine that emulates it, has lost an interrupt.
     pub fn starved(&self) -> Vec<usize> {

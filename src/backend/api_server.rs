@@ -1,5 +1,5 @@
-//! The server of the control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. [`super::api`] has
-//! the messages.
+//! The server of the control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. [`super::api`]
+//! has the messages.
 //!
 //! The socket has mode 0600 in a 0700 directory, and the peer's user id is checked as well. What is left is a client of
 //! this user that misbehaves: connections, heads, bodies and the time for each are bounded.
@@ -162,7 +162,8 @@ async fn change<T: DeserializeOwned + Default>(
         Ok(options) => options,
         Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("invalid body: {error}")),
     };
-    // The supervisor answers when it has accepted the request, not when the engine is up or down: that is in the events.
+    // The supervisor answers when it has accepted the request, not when the engine is up or down: that is in the
+    // events.
     let (reply, answer) = oneshot::channel();
     if api.requests.send(make(options, reply)).await.is_ok()
         && let Ok(answer) = answer.await

@@ -1,7 +1,7 @@
 //! The certificate authorities that the host trusts, for the engine.
 //!
-//! They are read at each boot and reach the agent as messages before its configuration. They replace the list of the guest
-//! image: an authority that the host does not trust is not trusted by the engine either.
+//! They are read at each boot and reach the agent as messages before its configuration. They replace the list of the
+//! guest image: an authority that the host does not trust is not trusted by the engine either.
 
 use std::{
     fs::File,
@@ -23,8 +23,8 @@ const BUNDLES: [&str; 5] = [
 /// Largest file that is read, in bytes; bundles have comments beside the certificates.
 const MAX_FILE: u64 = 8 << 20;
 
-/// Longest text of one message in bytes. JSON writes each line feed as two, and the line has to stay below the protocol's
-/// limit.
+/// Longest text of one message in bytes. JSON writes each line feed as two, and the line has to stay below the
+/// protocol's limit.
 const MAX_PART: usize = 48 * 1024;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
@@ -134,8 +134,8 @@ mod tests {
 
     #[test]
     fn a_file_without_certificates_or_no_file_is_an_error_and_no_empty_list() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
         assert!(matches!(load(Some(&path)), Err(CertificatesError::Read(..))));
         std::fs::write(&path, "nothing").unwrap();
         assert!(matches!(load(Some(&path)), Err(CertificatesError::Empty(_))));

@@ -1,9 +1,9 @@
 //! Examination of a running VM, for a user who wonders why it does not respond.
 //!
 //! `doctor` asks the backend for it. Each vCPU is sampled three times: a signal makes `KVM_RUN` return, and the vCPU's
-//! thread reads its registers and local APIC. The agent is asked for load, memory and busy threads. Every part that does
-//! not answer within seconds is reported as missing, which tells a guest that hangs from an engine that does; the command
-//! line pings the engine itself.
+//! thread reads its registers and local APIC. The agent is asked for load, memory and busy threads. Every part that
+//! does not answer within seconds is reported as missing, which tells a guest that hangs from an engine that does; the
+//! command line pings the engine itself.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -31,8 +31,8 @@ const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the guest to describe itself, half a second of which it watches its threads.
 const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Places in the agent's queue that a question leaves free: an agent that is not connected yet, or hangs, reads nothing,
-/// and questions must not keep out a shutdown.
+/// Places in the agent's queue that a question leaves free: an agent that is not connected yet, or hangs, reads
+/// nothing, and questions must not keep out a shutdown.
 const RESERVED: usize = 2;
 
 /// Waiters for the next answer of one kind.

@@ -34,7 +34,8 @@ pub enum DiskError {
     /// It would have to shrink.
     #[error(
         "the data disk {path} has {present} GiB and never shrinks, but the size is set to {asked} GiB; raise the size \
-         (`bulkhead settings set diskGiB {present}`), or remove the file, which deletes all images, containers and volumes"
+         (`bulkhead settings set diskGiB {present}`), or remove the file, which deletes all images, containers and \
+         volumes"
     )]
     Shrink {
         /// The disk.
@@ -46,8 +47,8 @@ pub enum DiskError {
     },
     /// Its file system is full.
     #[error(
-        "not enough space for the data disk {path}: {free} MiB free, {needed} MiB required; free some space in its file \
-         system"
+        "not enough space for the data disk {path}: {free} MiB free, {needed} MiB required; free some space in its \
+         file system"
     )]
     Full {
         /// The disk.
@@ -135,7 +136,8 @@ impl DiskPlan {
             .open(&self.path)
             .map_err(io_error)?;
         if file.metadata().map_err(io_error)?.len() < self.bytes {
-            // Sparse: the new end takes no space until the guest writes to it. A file system may still refuse the size (FAT).
+            // Sparse: the new end takes no space until the guest writes to it. A file system may still refuse the size
+            // (FAT).
             let grown = file.set_len(self.bytes).map_err(io_error);
             if grown.is_err() && !self.exists {
                 let _ = fs::remove_file(&self.path);
@@ -163,8 +165,8 @@ mod tests {
 
     #[test]
     fn a_new_disk_is_sparse_private_and_64_gib() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         let plan = DiskPlan::new(path.clone(), None).unwrap();
         assert!(!path.exists());
         plan.apply().unwrap();
@@ -174,8 +176,8 @@ mod tests {
 
     #[test]
     fn a_disk_grows_when_asked_and_keeps_its_size_otherwise() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         DiskPlan::new(path.clone(), Some(2)).unwrap().apply().unwrap();
         DiskPlan::new(path.clone(), Some(3)).unwrap().apply().unwrap();
         DiskPlan::new(path.clone(), None).unwrap().apply().unwrap();
@@ -184,8 +186,8 @@ mod tests {
 
     #[test]
     fn a_disk_never_shrinks() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         DiskPlan::new(path.clone(), Some(3)).unwrap().apply().unwrap();
         let error = DiskPlan::new(path.clone(), Some(2)).unwrap_err();
         assert!(matches!(error, DiskError::Shrink { present: 3, asked: 2, .. }), "{error}");
@@ -194,17 +196,17 @@ mod tests {
 
     #[test]
     fn a_size_that_no_disk_has_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for gib in [0, MAX_GIB + 1, u64::MAX] {
-            let plan = DiskPlan::new(folder.path().join("data.img"), Some(gib));
+            let plan = DiskPlan::new(directory.path().join("data.img"), Some(gib));
             assert!(matches!(plan, Err(DiskError::Size(_))), "{gib}");
         }
     }
 
     #[test]
     fn a_symbolic_link_is_no_data_disk() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         std::os::unix::fs::symlink("/dev/null", &path).unwrap();
         assert!(matches!(DiskPlan::new(path, None), Err(DiskError::NotAFile(_))));
     }

@@ -70,6 +70,7 @@ pub enum HostError {
 ///
 /// The host's own id cannot be derived from it, since that is to be kept confidential (machine-id(5)).
 pub fn machine_uuid(data_disk: &Path) -> Uuid {
+    // A host without the file, such as a container, tells its VMs apart by the disks' paths only.
     let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let digest = Sha256::new()
         .chain_update("bulkhead machine\0")
@@ -77,6 +78,7 @@ pub fn machine_uuid(data_disk: &Path) -> Uuid {
         .chain_update("\0")
         .chain_update(data_disk.as_os_str().as_bytes())
         .finalize();
+    // Version 8 (RFC 9562, 5.8) leaves the bits to the application; versions 3 and 5 would mean MD5 or SHA-1 of a name.
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     Uuid::new_v8(bytes)
@@ -117,8 +119,8 @@ fn remedy() -> String {
 
 /// Checks that KVM has hardware behind it.
 pub fn check_virtualization() -> Result<(), HostError> {
-    // A software KVM opens like any other, interprets the guest and gives up on instructions of a Linux kernel's early boot.
-    // The user would see a VM that ends for no visible reason.
+    // A software KVM opens like any other, interprets the guest and gives up on instructions of a Linux kernel's early
+    // boot. The user would see a VM that ends for no visible reason.
     if std::env::var_os(TRY_ANY_KVM).is_some() {
         return Ok(());
     }
@@ -127,6 +129,7 @@ pub fn check_virtualization() -> Result<(), HostError> {
 }
 
 fn has_virtualization(cpuinfo: &str) -> bool {
+    // Whole words of `flags` lines: on Intel a line `vmx flags` follows, and a model's name could contain anything.
     cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))

@@ -1,7 +1,7 @@
 //! Starting a backend from the command line, and waiting without polling until it is ready.
 //!
-//! The backend writes one line of JSON to its standard output ([`Readiness`]) when its sockets listen or when it cannot run.
-//! So the command reports the backend's own error and not a timeout.
+//! The backend writes one line of JSON to its standard output ([`Readiness`]) when its sockets listen or when it cannot
+//! run. So the command reports the backend's own error and not a timeout.
 
 use std::{fs::File, io, path::PathBuf, process::Stdio, time::Duration};
 
@@ -54,12 +54,13 @@ pub enum Mode {
 /// Blocks until no other command is starting a backend, so that the second of two finds the backend of the first.
 pub fn lock_start(paths: &Paths) -> Result<Flock<File>, LaunchError> {
     let root = paths.runtime_root();
-    let folder_error = |source| PathError::Folder { path: root.to_owned(), source };
-    let folder = File::open(root).map_err(folder_error)?;
-    Ok(Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| folder_error(errno.into()))?)
+    let directory_error = |source| PathError::Folder { path: root.to_owned(), source };
+    let directory = File::open(root).map_err(directory_error)?;
+    Ok(Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, errno)| directory_error(errno.into()))?)
 }
 
-/// Starts a backend and returns once it listens, with the pipe to a throw-away backend: that exits when the pipe closes.
+/// Starts a backend and returns once it listens, with the pipe to a throw-away backend: that exits when the pipe
+/// closes.
 pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, LaunchError> {
     let log = logs::append(&paths.backend_log()).map_err(LaunchError::Spawn)?;
     let mut command = Command::new(current_program().map_err(LaunchError::Spawn)?);
@@ -82,7 +83,8 @@ pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, Lau
         });
     }
     let mut child = command.spawn().map_err(LaunchError::Spawn)?;
-    // The child is dropped without being waited for: it is not killed by that, and init adopts it with this command's end.
+    // The child is dropped without being waited for: it is not killed by that, and init adopts it with this command's
+    // end.
     let silent = || LaunchError::Silent(paths.backend_log());
     let output = child.stdout.take().ok_or_else(silent)?;
     let mut line = String::new();

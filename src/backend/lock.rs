@@ -1,7 +1,8 @@
-//! The lock that allows one backend per profile: flock(2) on a file in the runtime directory, and on the data directory.
+//! The lock that allows one backend per profile: flock(2) on a file in the runtime directory, and on the data
+//! directory.
 //!
-//! The kernel releases both with the process, so a backend that was killed blocks nothing. The file contains the process
-//! id for `status`.
+//! The kernel releases both with the process, so a backend that was killed blocks nothing. The file contains the
+//! process id for `status`.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -82,16 +83,16 @@ impl ProfileLock {
                 file => file.map_err(io_error)?,
             };
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                // A backend that exits removes the file. If it did so between our open and our lock, we hold a lock on a file
-                // that no other backend will ever find: start over.
+                // A backend that exits removes the file. If it did so between our open and our lock, we hold a lock on
+                // a file that no other backend will ever find: start over.
                 Ok(lock) if is_at(&lock, &path) => break lock,
                 Ok(_) => {}
                 Err((mut file, nix::Error::EWOULDBLOCK)) => return Err(LockError::Held(read_pid(&mut file))),
                 Err((_, errno)) => return Err(io_error(errno.into())),
             }
         };
-        // The same data is reached with another XDG_RUNTIME_DIR (another session, cron), where the lock above is another
-        // file. A data disk with two writers is lost, so its directory is locked, too.
+        // The same data is reached with another XDG_RUNTIME_DIR (another session, cron), where the lock above is
+        // another file. A data disk with two writers is lost, so its directory is locked, too.
         let directory = paths.data_disk().parent().map(Path::to_owned).unwrap_or_default();
         let data = lock_data(&directory)?;
         lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(io_error)?;

@@ -55,16 +55,17 @@ pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
 
 /// Returns a line without anything that a terminal would act on.
 ///
-/// The guest decides what is in it: an escape sequence could hide a message, rename the window or, in some terminals, type
-/// a command.
+/// The guest decides what is in it: an escape sequence could hide a message, rename the window or, in some terminals,
+/// type a command.
 pub fn clean(line: &str) -> String {
     let mut characters = line.chars().peekable();
     let mut text = String::new();
     while let Some(character) = characters.next() {
         if character == '\u{1b}' && characters.peek() == Some(&'[') {
             characters.next();
-            // A control sequence is skipped whole, or its parameters would remain as text. It ends with its first byte from
-            // @ to ~ (ECMA-48, 5.4). Of any other sequence only the escape character goes, which makes it harmless.
+            // A control sequence is skipped whole, or its parameters would remain as text. It ends with its first byte
+            // from @ to ~ (ECMA-48, 5.4). Of any other sequence only the escape character goes, which makes it
+            // harmless.
             while characters.next_if(|next| ('\u{20}'..'\u{40}').contains(next)).is_some() {}
             characters.next_if(|next| ('\u{40}'..'\u{7f}').contains(next));
         } else if character == '\t' || !character.is_control() {
@@ -99,8 +100,8 @@ mod tests {
 
     #[test]
     fn rotation_keeps_one_old_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("console.log");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console.log");
         rotate(&path).unwrap();
         fs::write(&path, "one").unwrap();
         rotate(&path).unwrap();

@@ -1,9 +1,9 @@
 //! The per-profile host process, `bulkhead backend`: it owns the VM, its sockets and its logs.
 //!
-//! One thread does everything: the work is small, and a VM must die with the thread that started it. The backend locks the
-//! profile ([`lock`]), listens on `control.sock` (`api_server`) and `docker.sock` (`docker`), makes the docker context
-//! and waits. A backend without a VM is a normal state: after a failure it stays to tell `status` the reason. Backends of
-//! different profiles share nothing.
+//! One thread does everything: the work is small, and a VM must die with the thread that started it. The backend locks
+//! the profile ([`lock`]), listens on `control.sock` (`api_server`) and `docker.sock` (`docker`), makes the docker
+//! context and waits. A backend without a VM is a normal state: after a failure it stays to tell `status` the reason.
+//! Backends of different profiles share nothing.
 //!
 //! - `supervisor` owns the VM and carries out the actions that `state` decides on; `events` are its inputs.
 //! - `vm` is one VM from its boot to its end: `vmm` its process, `agent` the connection to init in the guest,
@@ -13,8 +13,8 @@
 //! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
 //! - [`launch`] starts a backend from the command line; [`logs`] are its files.
 //!
-//! The administrator's policy is read once, when the backend starts, and holds for every VM until it exits: `restart` can
-//! neither get around an older policy nor apply a newer one. Settings are read at each boot.
+//! The administrator's policy is read once, when the backend starts, and holds for every VM until it exits: `restart`
+//! can neither get around an older policy nor apply a newer one. Settings are read at each boot.
 
 mod agent;
 pub mod api;
@@ -104,8 +104,8 @@ pub struct Options {
     pub throw_away: bool,
 }
 
-/// Runs the backend of a profile until it is asked to stop. Blocks; must be called on the main thread, since a VM dies with
-/// the thread that started it (`child::spawn`).
+/// Runs the backend of a profile until it is asked to stop. Blocks; must be called on the main thread, since a VM dies
+/// with the thread that started it (`child::spawn`).
 pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let lock = match set_up(paths, options) {
         Ok(lock) => lock,
@@ -136,7 +136,8 @@ fn set_up(paths: &Paths, options: Options) -> Result<ProfileLock, BackendError> 
     let lock = ProfileLock::acquire(paths)?;
     start_log(&paths.backend_log(), options)
         .map_err(|source| BackendError::Io { path: paths.backend_log(), source })?;
-    // Each published port and each docker client under way is a descriptor; the usual soft limit of 1024 is for select(2).
+    // Each published port and each docker client under way is a descriptor; the usual soft limit of 1024 is for
+    // select(2).
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
@@ -172,6 +173,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     vm::remove_sockets(paths);
     let docker = listen(&paths.docker_socket())?;
     let control = listen(&paths.control_socket())?;
+    // A full channel makes the API's connections wait, which are bounded themselves.
     let (requests, inbox) = mpsc::channel(16);
     forward_signals(&requests)?;
     if options.throw_away {
@@ -188,8 +190,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     // Both sockets listen: whatever connects from now on waits in a backlog instead of failing.
     announce(&Readiness::Ready { docker_host: paths.docker_host() });
     supervisor.run(inbox).await;
-    // No VM is left, and the status has no publisher any more, which ends the event streams. `bulkhead stop` waits for that
-    // and for the profile's lock, so everything below is done when it returns.
+    // No VM is left, and the status has no publisher any more, which ends the event streams. `bulkhead stop` waits for
+    // that and for the profile's lock, so everything below is done when it returns.
     clients.abort();
     for socket in [paths.docker_socket(), paths.control_socket()] {
         let _ = fs::remove_file(socket);
@@ -201,6 +203,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
         warn!("{}", chain(&error));
     }
     info!("the backend exits");
+    // The API is the last to go: the answer to `stop` may still be on its way to the client.
     let _ = end.send(());
     let _ = control.await;
     Ok(())
@@ -249,6 +252,7 @@ fn forward_signals(requests: &mpsc::Sender<Request>) -> Result<(), BackendError>
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals = signal(kind).map_err(BackendError::Setup)?;
         let requests = requests.clone();
+        // For ever, not once: a second signal kills the VM.
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 if requests.send(Request::Signal).await.is_err() {

@@ -1,7 +1,7 @@
 //! The plan of a VM, from settings, options, policy and host; every check that needs no VM is made here.
 //!
-//! `bulkhead start` makes a plan before it starts a backend, only to report errors early, and the backend makes one at each
-//! boot. A plan changes nothing on the host. It has two parts: the machine for the vmm ([`Plan::machine`]) and the
+//! `bulkhead start` makes a plan before it starts a backend, only to report errors early, and the backend makes one at
+//! each boot. A plan changes nothing on the host. It has two parts: the machine for the vmm ([`Plan::machine`]) and the
 //! configuration for the agent, in the form in which the protocol carries it.
 
 use std::{fmt, path::PathBuf};
@@ -96,6 +96,7 @@ impl Plan {
         let network = NetworkPlan::new(&kind, &settings)?;
         let mut configuration = Configuration {
             hostname: paths.name().hostname(),
+            // Set when it is sent, or the guest's clock would lag by the time of its boot.
             time_unix_ns: 0,
             isolation: settings.isolation(),
             data_disk_serial: DATA_SERIAL.into(),
@@ -108,8 +109,8 @@ impl Plan {
         // After the daemon options, into which it writes.
         let warning = proxy::configure(&settings, options, network.as_ref(), &mut configuration);
         Ok(Self {
-            // Under a policy that locks isolation on, `find` refuses an image that the user named: another guest could do
-            // without isolation.
+            // Under a policy that locks isolation on, `find` refuses an image that the user named: another guest could
+            // do without isolation.
             image: Image::find(
                 paths.base(),
                 options.kernel.as_deref(),
@@ -149,8 +150,8 @@ impl Plan {
             uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
             cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
-            // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by its
-            // serial.
+            // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by
+            // its serial.
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
             vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
             console: Some(paths.console_log()),

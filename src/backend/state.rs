@@ -1,9 +1,9 @@
 //! The life of one VM as data: which input leads from which state to which, and which action follows. No I/O here.
 //!
-//! `Stopped` → `Starting` (a VM boots) → `Running` (its engine answers) → `Stopping`, after which the backend exits or, for a
-//! restart, the next VM is `Starting`. An engine that ends leads back to `Starting` without a new VM. A guest that resets
-//! itself boots again. `Failed` is the end of a start that gave up, broke, or reset [`MAX_RESETS`] times before its engine
-//! answered; `start` leads out of it.
+//! `Stopped` → `Starting` (a VM boots) → `Running` (its engine answers) → `Stopping`, after which the backend exits or,
+//! for a restart, the next VM is `Starting`. An engine that ends leads back to `Starting` without a new VM. A guest
+//! that resets itself boots again. `Failed` is the end of a start that gave up, broke, or reset [`MAX_RESETS`] times
+//! before its engine answered; `start` leads out of it.
 //!
 //! Invariants, which the property test at the end checks: at most one VM exists, an action is only given to a VM that
 //! exists, and none is left when the backend exits.

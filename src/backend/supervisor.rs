@@ -1,13 +1,13 @@
 //! Feeds the state machine and carries out its actions.
 //!
 //! One task owns the VM. Requests of the control API, signals, events of the VM and the deadline of a shutdown become
-//! inputs of [`super::state`]; the actions that follow are carried out here, and the resulting status is published to the
-//! API and, as the channel for docker clients, to [`super::docker`].
+//! inputs of [`super::state`]; the actions that follow are carried out here, and the resulting status is published to
+//! the API and, as the channel for docker clients, to [`super::docker`].
 //!
-//! A shutdown goes like this. `stop` leads to a `shutdown` message to the agent with the containers' grace: 10 s, or two
-//! thirds of `--timeout`. init stops dockerd, which stops the containers; kills what is left when the grace is over; unmounts
-//! the data disk and powers off through ACPI. A VM that is not down after the timeout (60 s) is killed. `stop --force`, or a
-//! second signal to the backend, kills it at once.
+//! A shutdown goes like this. `stop` leads to a `shutdown` message to the agent with the containers' grace: 10 s, or
+//! two thirds of `--timeout`. init stops dockerd, which stops the containers; kills what is left when the grace is
+//! over; unmounts the data disk and powers off through ACPI. A VM that is not down after the timeout (60 s) is killed.
+//! `stop --force`, or a second signal to the backend, kills it at once.
 
 use std::{
     sync::Arc,
@@ -246,6 +246,7 @@ impl Supervisor {
                 (Input::Restart, Some(reply))
             }
             Request::Signal => {
+                // systemd sends one SIGTERM and waits; an impatient user presses Ctrl-C twice.
                 self.signals += 1;
                 info!(signals = self.signals, "received a signal to stop");
                 self.set_timeout(&StopOptions::default());
@@ -270,8 +271,8 @@ impl Supervisor {
         })
     }
 
-    /// Sets the time for a shutdown. Containers get two thirds of it; the rest is for the daemons, the file system and the
-    /// power-off.
+    /// Sets the time for a shutdown. Containers get two thirds of it; the rest is for the daemons, the file system and
+    /// the power-off.
     fn set_timeout(&mut self, options: &StopOptions) {
         let timeout = options.timeout_seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_STOP_TIMEOUT));
         self.timeout = timeout.unwrap_or(STOP_TIMEOUT);
@@ -322,6 +323,7 @@ impl Supervisor {
                 self.vm = None;
                 self.deadline = None;
                 vm::remove_sockets(&self.paths);
+                // Read now: the next boot, which may follow from this very input, rotates the log.
                 self.console = logs::tail(&self.paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default();
                 Input::Ended(end)
             }
@@ -356,6 +358,7 @@ impl Supervisor {
 
     /// Assembles the status from the machine's state and the facts about the VM.
     fn snapshot(&self) -> Status {
+        // From a blank one each time, so that no state shows what belongs to another.
         let mut status = Status::stopped(&self.paths);
         status.state = self.machine.name();
         status.boot = self.machine.boots();
@@ -366,6 +369,7 @@ impl Supervisor {
             warnings.into_iter().flatten().map(ToOwned::to_owned).reduce(|all, one| format!("{all}; {one}"));
         status.backend_pid = Some(std::process::id());
         status.vmm_pid = self.vm.as_ref().map(|vm| vm.pid);
+        // A VM that ended takes its facts with it.
         status.vm = self.vm.as_ref().and(self.facts.clone());
         match self.machine.state() {
             State::Stopped => {}
@@ -376,6 +380,7 @@ impl Supervisor {
             }
             State::Running(progress) => status.stages.clone_from(&progress.stages),
             State::Stopping(then) => status.ending = *then == Then::Exit,
+            // The console explains a failure; in any other state it would be about an older VM.
             State::Failed(reason) => {
                 status.reason = Some(reason.clone());
                 status.console.clone_from(&self.console);

@@ -1,14 +1,14 @@
 //! One VM from its boot to its end: the vmm process, its packets, its network process and its agent.
 //!
-//! The start, from here on: the backend makes or grows the data disk and starts the network process, then the vmm with the
-//! control socket as descriptor 3. The boot command carries the other end of the network process's stream. The vmm opens
-//! files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init connects
-//! back ([`super::agent`]) and reports four stages: `kernel` with its Hello, `agent` when it has its configuration, `disk`
-//! when the data disk is mounted, and `engine` when `/_ping` through the gate answers. Nothing polls: each step is a
-//! message, a notification or a closed socket.
+//! The start, from here on: the backend makes or grows the data disk and starts the network process, then the vmm with
+//! the control socket as descriptor 3. The boot command carries the other end of the network process's stream. The vmm
+//! opens files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init
+//! connects back ([`super::agent`]) and reports four stages: `kernel` with its Hello, `agent` when it has its
+//! configuration, `disk` when the data disk is mounted, and `engine` when `/_ping` through the gate answers. Nothing
+//! polls: each step is a message, a notification or a closed socket.
 //!
-//! Whatever ends a VM, [`VmEvent::Ended`] is the last event, and neither the vmm nor the network process is left then. A
-//! backend that is killed takes both with it ([`super::child`]); ext4's journal keeps what the guest had synced.
+//! [`VmEvent::Ended`] is the last event of a VM, and neither the vmm nor the network process is left by then. A backend
+//! that is killed takes both with it ([`super::child`]); ext4's journal keeps what the guest had synced.
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
@@ -98,8 +98,8 @@ impl Vm {
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
         let (channel, theirs) = vmm::channel()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
-        // The network process comes first: its stream travels with the boot command. A start that fails further down drops
-        // it, which kills it.
+        // The network process comes first: its stream travels with the boot command. A start that fails further down
+        // drops it, which kills it.
         let network = match &plan.network {
             Some(network) => {
                 let log = log.try_clone().map_err(io_error(paths.backend_log()))?;

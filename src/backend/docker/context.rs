@@ -1,8 +1,8 @@
 //! The docker context of a profile, in the store of the docker command (`docker/cli`, `cli/context/store`):
 //! `<docker config>/contexts/meta/<SHA-256 of the name>/meta.json`. The current context is never changed.
 //!
-//! Backends of several profiles and docker commands may use the store at the same time, so a context is written whole and
-//! only one of ours is ever changed or removed.
+//! Backends of several profiles and docker commands may use the store at the same time, so a context is written whole
+//! and only one of ours is ever changed or removed.
 
 use std::{
     fs::{self, DirBuilder},
@@ -52,6 +52,7 @@ impl DockerContext {
     /// Returns the context of a profile whose engine is at `host`.
     pub fn new(profile: &ProfileName, host: &str) -> Result<Self, ContextError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        // The docker command looks in the same places, in this order.
         let config = variable("DOCKER_CONFIG")
             .or_else(|| variable("HOME").map(|home| home.join(".docker")))
             .ok_or(ContextError::NoHome)?;
@@ -74,6 +75,7 @@ impl DockerContext {
     /// Makes the context or brings ours up to date.
     pub fn create(&self) -> Result<(), ContextError> {
         let directory = self.directory();
+        // A user's own context of this name may lead to another engine.
         if self.owner()?.is_some_and(|ours| !ours) {
             return Err(ContextError::Foreign(self.name.clone()));
         }
@@ -98,8 +100,8 @@ impl DockerContext {
 
     /// Removes the context if it is ours and not the current one.
     pub fn remove(&self) -> Result<(), ContextError> {
-        // The docker command fails altogether when its current context is missing. Left behind, it leads to the engine again
-        // after the next start.
+        // The docker command fails altogether when its current context is missing. Left behind, it leads to the engine
+        // again after the next start.
         if self.owner()? != Some(true) || self.is_current() {
             return Ok(());
         }
@@ -132,22 +134,22 @@ impl DockerContext {
 mod tests {
     use super::*;
 
-    fn context(folder: &Path) -> DockerContext {
-        DockerContext::in_directory(&ProfileName::default(), "unix:///run/docker.sock", folder.to_owned())
+    fn context(directory: &Path) -> DockerContext {
+        DockerContext::in_directory(&ProfileName::default(), "unix:///run/docker.sock", directory.to_owned())
     }
 
     #[test]
-    fn the_folder_is_named_after_the_digest_of_the_name() {
-        let folder = context(Path::new("/d")).directory();
+    fn the_directory_is_named_after_the_digest_of_the_name() {
+        let directory = context(Path::new("/d")).directory();
         // printf bulkhead | sha256sum
-        assert_eq!(folder, Path::new("/d/contexts/meta").join(hex(&Sha256::digest("bulkhead"))));
+        assert_eq!(directory, Path::new("/d/contexts/meta").join(hex(&Sha256::digest("bulkhead"))));
         assert_eq!(hex(&Sha256::digest("")), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 
     #[test]
     fn a_context_of_ours_is_made_renewed_and_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let context = context(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let context = context(directory.path());
         context.create().unwrap();
         context.create().unwrap();
         assert!(context.directory().join("meta.json").exists());
@@ -158,8 +160,8 @@ mod tests {
 
     #[test]
     fn a_foreign_context_of_the_same_name_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let context = context(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let context = context(directory.path());
         fs::create_dir_all(context.directory()).unwrap();
         let foreign = r#"{"Name":"bulkhead","Metadata":{},"Endpoints":{"docker":{"Host":"tcp://elsewhere"}}}"#;
         let path = context.directory().join("meta.json");
@@ -171,10 +173,10 @@ mod tests {
 
     #[test]
     fn the_current_context_stays_so_that_the_docker_command_keeps_working() {
-        let folder = tempfile::tempdir().unwrap();
-        let context = context(folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let context = context(directory.path());
         context.create().unwrap();
-        fs::write(folder.path().join("config.json"), r#"{"currentContext": "bulkhead"}"#).unwrap();
+        fs::write(directory.path().join("config.json"), r#"{"currentContext": "bulkhead"}"#).unwrap();
         context.remove().unwrap();
         assert!(context.directory().exists());
     }

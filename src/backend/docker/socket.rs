@@ -1,9 +1,9 @@
-//! `docker.sock`: each client's descriptor goes to the vmm process, which makes it the host's end of a vsock stream to the
-//! gate in the guest.
+//! `docker.sock`: each client's descriptor goes to the vmm process, which makes it the host's end of a vsock stream to
+//! the gate in the guest.
 //!
-//! The backend copies no byte and closes its copy of the descriptor at once: one copy less for each byte, and no process
-//! on the way that could be slow or leak. While no engine answers, a client gets an HTTP 503 with a message that the docker
-//! command shows.
+//! The backend copies no byte and closes its copy of the descriptor at once: one copy less for each byte, and no
+//! process on the way that could be slow or leak. While no engine answers, a client gets an HTTP 503 with a message
+//! that the docker command shows.
 
 use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
@@ -74,8 +74,8 @@ fn refusal(status: &Status) -> String {
 
 /// Answers as the Docker API does, so that the docker command shows the message.
 async fn refuse(mut client: UnixStream, message: &str) -> std::io::Result<()> {
-    // The request is read to the end of its head: a client whose connection is closed while it writes may report a broken
-    // pipe instead of reading the answer.
+    // The request is read to the end of its head: a client whose connection is closed while it writes may report a
+    // broken pipe instead of reading the answer.
     let mut head = Vec::with_capacity(1024);
     while head.len() < MAX_HEAD && !head.windows(4).any(|window| window == b"\r\n\r\n") {
         if client.read_buf(&mut head).await? == 0 {
@@ -94,8 +94,8 @@ async fn refuse(mut client: UnixStream, message: &str) -> std::io::Result<()> {
         client.write_all(body.as_bytes()).await?;
     }
     client.shutdown().await?;
-    // The rest of the request is read until the client closes, because closing with unread data resets the connection and
-    // may discard the answer.
+    // The rest of the request is read until the client closes, because closing with unread data resets the connection
+    // and may discard the answer.
     let mut rest = [0; 1024];
     while client.read(&mut rest).await? > 0 {}
     Ok(())
