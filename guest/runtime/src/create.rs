@@ -14,23 +14,25 @@ use bulkhead_warden::{namespace, registry::Process};
 use serde_json::Value;
 
 use crate::{
-    binds::{self, Context, Root},
+    bind_mounts::{
+        self, Context, Root,
+        source_policy::{Asker, Policy},
+    },
     cli::{Create, Globals},
     crun,
     error::Error,
+    id_ranges::{self, Claim, Range, Record, Table},
     mountinfo::{self, Mount},
-    paths::{Asker, Policy},
-    ranges::{self, Claim, Range, Record, Table},
-    refresh, root, seccomp,
+    refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
-        devices, ids, mounts,
+        devices, id_mappings, mounts,
         namespaces::{self, Joined},
         process::{self, Facts},
     },
-    stage::Stage,
-    sys, warden, wording,
+    staging::Stage,
+    sys, warden,
 };
 
 /// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
@@ -70,9 +72,9 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     let build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
     let asker = Asker { containers: &identity.containers, build };
     let context = Context { policy: &policy, table: &mounts, asker, bundle: &bundle };
-    let judged = binds::judge(&binds, context).map_err(SpecError::from)?;
+    let judged = bind_mounts::judge(&binds, context).map_err(SpecError::from)?;
 
-    let root = root::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
+    let root = rootfs::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::clean(&mut spec);
     let covers = mounts::covers(&spec, &binds);
@@ -82,7 +84,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     let mut covers = covers.iter().peekable();
     for bind in &judged {
         while let Some(cover) = covers.next_if(|cover| cover.index < bind.index()) {
-            binds::place_cover(cover, &place, identity.userns.as_fd()).map_err(Error::system("mount a tmpfs"))?;
+            bind_mounts::place_cover(cover, &place, identity.userns.as_fd()).map_err(Error::system("mount a tmpfs"))?;
             placed.push(cover.index);
         }
         match bind.place(&stage, &place, identity.userns.as_fd()).map_err(SpecError::from)? {
@@ -94,7 +96,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
     warden::attach(&mut spec, &request.id, &state_root, identity.start, identity.id)?;
     if spec["root"]["readonly"] == true {
-        place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
+        place.freeze(&rootfs::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
     }
     drop(place);
     // The engine looked into its own mount of the root before; what it cached must not outlive what is written next.
@@ -102,7 +104,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
 
     let paths = joined.paths(identity.userns.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
-    ids::map(&mut spec, identity.start);
+    id_mappings::map(&mut spec, identity.start);
     process::adapt(&mut spec, facts());
     let config = stage.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
@@ -119,7 +121,7 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
         match never {}
     }
     let status = crun::run(&args)?;
-    if let Some(message) = globals.log.json().filter(|_| status != ExitCode::SUCCESS).and_then(wording::of_log) {
+    if let Some(message) = globals.log.json().filter(|_| status != ExitCode::SUCCESS).and_then(runc_errors::of_log) {
         return Err(Error::Told(message));
     }
     Ok(status)
@@ -140,8 +142,8 @@ fn identify(
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
     let Some(owner) = &joined.owner else {
-        let start = ranges::lowest_free(&living)?;
-        let userns = sys::new_userns(start, ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        let start = id_ranges::lowest_free(&living)?;
+        let userns = sys::new_userns(start, id_ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
         let id = namespace::Identity::of(&userns).map_err(Error::system("stat a user namespace"))?;
         let record = locked.store(new, Range { start, userns: id }, &living)?;
         return Ok(Identity { start, userns, id, containers: vec![record.id] });

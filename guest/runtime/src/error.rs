@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{cli::CliError, ranges::RangeError, root::RootError, spec::SpecError};
+use crate::{cli::CliError, id_ranges::RangeError, rootfs::RootError, spec::SpecError};
 
 /// Everything this program fails with; the causes are chained, not repeated.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::{
     mountinfo,
     spec::{
-        checks, devices, ids, mounts, namespaces,
+        checks, devices, id_mappings, mounts, namespaces,
         process::{self, Facts},
     },
 };
@@ -29,7 +29,7 @@ pub fn config(text: &[u8]) {
     let placed: Vec<_> = covers.iter().map(|cover| cover.index).collect();
     mounts::remove(&mut spec, &placed);
     namespaces::rewrite(&mut spec, &[("user", "/proc/self/fd/9".to_owned())]);
-    ids::map(&mut spec, START);
+    id_mappings::map(&mut spec, START);
     process::adapt(&mut spec, Facts { apparmor: true, selinux: false });
     let kinds: Vec<_> = checks::namespaces(&spec).map(|(kind, _)| kind.to_owned()).collect();
     assert!(kinds.iter().any(|kind| kind == "user"), "{spec}");

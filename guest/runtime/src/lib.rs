@@ -4,27 +4,24 @@
 //! namespace with ids that no other container has, id-maps its root and its binds, and leaves the rest to crun.
 //! Everything else is crun's straight away.
 
-mod binds;
+mod bind_mounts;
 mod cli;
 mod create;
 mod crun;
-mod destination;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod id_ranges;
 mod log;
 mod mountinfo;
-mod paths;
-mod ranges;
 mod refresh;
-mod root;
+mod rootfs;
+mod runc_errors;
 mod seccomp;
-mod socket;
 mod spec;
-mod stage;
+mod staging;
 mod sys;
 mod warden;
-mod wording;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 
@@ -73,7 +70,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, Error> {
         }
         Command::Create(request) => return create::create(globals, &request),
         Command::Refresh(id) => {
-            refresh::container(&ranges::Table::open(Path::new(create::STATE))?, &id);
+            refresh::container(&id_ranges::Table::open(Path::new(create::STATE))?, &id);
             return Ok(ExitCode::SUCCESS);
         }
         Command::Exec(id, args) => {
@@ -92,7 +89,7 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, Error> {
 /// The first id of a container's range.
 fn range_of(globals: &Globals, id: &str) -> Option<u32> {
     let state_root = std::path::absolute(globals.state_root()).ok()?;
-    let records = ranges::Table::open(Path::new(create::STATE)).ok()?.named(id);
+    let records = id_ranges::Table::open(Path::new(create::STATE)).ok()?.named(id);
     records.iter().find(|record| record.state_root == state_root).map(|record| record.range.start)
 }
 

@@ -1,6 +1,6 @@
 //! Lets the engine and a container see what the other wrote.
 //!
-//! Both have an overlay of their own over one writable layer (see [`crate::root`]). The data of files is shared, but
+//! Both have an overlay of their own over one writable layer (see [`crate::rootfs`]). The data of files is shared, but
 //! each overlay remembers which names exist in which layer. Reconfiguring an overlay without any change makes the
 //! kernel forget every name that is not in use. Whoever asks the engine to look into a running container's files, or
 //! to change them, asks for that first.
@@ -14,7 +14,7 @@ use std::{
 use rustix::{fs::CWD, mount::FsPickFlags};
 use serde_json::Value;
 
-use crate::ranges::Table;
+use crate::id_ranges::Table;
 
 /// Longest state file of crun that is read, in bytes.
 const MAX_STATUS: u64 = 1 << 20;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     error::Error,
-    spec::{self, traps},
+    spec::{self, seccomp_notify},
 };
 
 /// Tells the warden of the container and has its files mounted.
@@ -51,9 +51,9 @@ pub(crate) fn attach(
         list.extend(added);
     }
     // In a procfs or sysfs that the container mounts itself, too.
-    traps::forget_others(spec);
+    seccomp_notify::forget_others(spec);
     if Path::new(SOCKET).exists() {
-        traps::hold(spec, Path::new(SOCKET), slot);
+        seccomp_notify::hold(spec, Path::new(SOCKET), slot);
     }
     Ok(())
 }

@@ -2,11 +2,11 @@
 
 pub(crate) mod checks;
 pub(crate) mod devices;
-pub(crate) mod ids;
+pub(crate) mod id_mappings;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod process;
-pub(crate) mod traps;
+pub(crate) mod seccomp_notify;
 
 use std::{
     fs::File,

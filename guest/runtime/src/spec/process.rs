@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::ranges::LENGTH;
+use crate::id_ranges::LENGTH;
 
 /// What the VM's kernel has.
 #[derive(Clone, Copy, Debug)]

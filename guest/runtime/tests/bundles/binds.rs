@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 use serde_json::{Value, json};
 
-use crate::place::{PROBE, Place, RUNTIME, done};
+use crate::guest_root::{PROBE, Place, RUNTIME, done};
 
 /// A link of the image that leads into what crun mounts.
 const LINK: &str = "link-to-dev";

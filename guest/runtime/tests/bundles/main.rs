@@ -9,7 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binds;
-mod place;
+mod guest_root;
 mod warden;
 
 use std::{
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use place::{CRUN, Kernel, Place, RUNTIME};
+use guest_root::{CRUN, Kernel, Place, RUNTIME};
 
 /// Containers at once.
 const AT_ONCE: usize = 64;

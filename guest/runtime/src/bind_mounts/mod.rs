@@ -1,5 +1,9 @@
 //! Bind mounts: each source is opened once, judged, id-mapped and mounted before crun begins.
 
+mod destination;
+mod engine_socket;
+pub(crate) mod source_policy;
+
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -12,14 +16,14 @@ use rustix::{
 };
 
 use crate::{
-    destination::{self, Missing},
     mountinfo::Mount,
-    paths::{Asker, Policy, Source},
-    root, socket,
+    rootfs,
     spec::mounts::{Bind, Cover, MountError, Staged},
-    stage::{self, Stage},
+    staging::{self, Stage},
     sys,
 };
+use destination::Missing;
+use source_policy::{Asker, Policy, Source};
 
 /// What is needed to judge.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +54,14 @@ fn judge_one<'a>(bind: &'a Bind, context: Context<'_>) -> Result<Judged<'a>, Mou
     let name = || bind.source.display().to_string();
     let open = |source| MountError::Open { path: name(), source };
     let restricted = || MountError::Restricted(name());
-    let fd = stage::open_path(&context.bundle.join(&bind.source)).map_err(open)?;
-    let path = stage::path_of(&fd).map_err(open)?;
-    if socket::is_engines(&path) && !context.asker.build {
-        return Ok(Judged { bind, fd: socket::own(context.asker.containers.last())? });
+    let fd = staging::open_path(&context.bundle.join(&bind.source)).map_err(open)?;
+    let path = staging::path_of(&fd).map_err(open)?;
+    if engine_socket::is_engines(&path) && !context.asker.build {
+        return Ok(Judged { bind, fd: engine_socket::own(context.asker.containers.last())? });
     }
     let mount = mount_of(&fd, context.table).ok_or_else(restricted)?;
-    let data_fd = stage::open_path(&context.policy.data_root).map_err(open)?;
-    let data_path = stage::path_of(&data_fd).map_err(open)?;
+    let data_fd = staging::open_path(&context.policy.data_root).map_err(open)?;
+    let data_path = staging::path_of(&data_fd).map_err(open)?;
     let data = Source { path: &data_path, mount: mount_of(&data_fd, context.table).ok_or_else(restricted)? };
     if !context.policy.allows(Source { path: &path, mount }, data, context.table, context.asker) {
         return Err(restricted());
@@ -66,7 +70,7 @@ fn judge_one<'a>(bind: &'a Bind, context: Context<'_>) -> Result<Judged<'a>, Mou
 }
 
 fn mount_of(fd: impl AsFd, table: &[Mount]) -> Option<&Mount> {
-    let id = root::mount_id(fd).ok()?;
+    let id = rootfs::mount_id(fd).ok()?;
     table.iter().find(|mount| mount.id == id)
 }
 
@@ -84,11 +88,13 @@ pub(crate) struct Root {
 impl Root {
     /// The root at `path`, and the destinations in it that crun is going to mount.
     pub(crate) fn open(path: &Path, start: u32, destinations: &[PathBuf]) -> io::Result<Self> {
-        let fd = stage::open_path(path)?;
+        let fd = staging::open_path(path)?;
         let covered = destinations
             .iter()
             // What is missing has no links in it that matter.
-            .filter_map(|destination| destination::open(&fd, destination, Missing::Fail).and_then(stage::path_of).ok())
+            .filter_map(|destination| {
+                destination::open(&fd, destination, Missing::Fail).and_then(staging::path_of).ok()
+            })
             .chain(destinations.iter().map(|d| path.join(d.strip_prefix("/").unwrap_or(d))))
             .collect();
         Ok(Self { fd, path: path.to_owned(), start, covered })
@@ -107,7 +113,7 @@ impl Root {
                 let _ = sys::with_filesystem_id(self.start, make)?;
             }
         }
-        sys::make_read_only(stage::open_path(top)?.as_fd())
+        sys::make_read_only(staging::open_path(top)?.as_fd())
     }
 
     fn is_covered(&self, place: &Path) -> bool {
@@ -119,7 +125,7 @@ impl Root {
 pub(crate) fn place_cover(cover: &Cover, root: &Root, userns: BorrowedFd<'_>) -> io::Result<()> {
     let make = || destination::open(&root.fd, &cover.destination, Missing::Directory);
     let place = sys::with_filesystem_id(root.start, make)??;
-    let found = stage::path_of(&place)?;
+    let found = staging::path_of(&place)?;
     if found == root.path || root.is_covered(&found) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -141,7 +147,7 @@ pub(crate) fn place_cover(cover: &Cover, root: &Root, userns: BorrowedFd<'_>) ->
         rustix::mount::fsconfig_create(&context)?;
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(Into::into)
     })?;
-    stage::attach_on(&mount, &place)
+    staging::attach_on(&mount, &place)
 }
 
 impl Judged<'_> {
@@ -164,7 +170,7 @@ impl Judged<'_> {
         let failed = |source| MountError::Mount { path: self.bind.source.display().to_string(), source };
         let tree = self.tree(userns).map_err(failed)?;
         if let Some(place) = self.destination(root).map_err(failed)? {
-            stage::attach_on(&tree, &place).map_err(failed)?;
+            staging::attach_on(&tree, &place).map_err(failed)?;
             return Ok(None);
         }
         self.stage(stage, &tree, userns).map(Some).map_err(failed)
@@ -173,16 +179,16 @@ impl Judged<'_> {
     /// Puts a locked copy of the mount onto the stage: crun's copy of that has the locks as well.
     fn stage(&self, stage: &Stage, tree: &OwnedFd, userns: BorrowedFd<'_>) -> io::Result<Staged> {
         let path = stage.target(&format!("bind{}", self.bind.index), &self.fd)?;
-        stage::attach(tree, &path)?;
-        let clone = || stage::clone_tree(stage::open_path(&path)?, self.bind.recursive);
+        staging::attach(tree, &path)?;
+        let clone = || staging::clone_tree(staging::open_path(&path)?, self.bind.recursive);
         let locked = sys::open_in_userns(userns, clone)?;
         Stage::detach(&path)?;
-        stage::attach(&locked, &path)?;
-        Ok(Staged { taken: stage::restrictions(&locked)?, path })
+        staging::attach(&locked, &path)?;
+        Ok(Staged { taken: staging::restrictions(&locked)?, path })
     }
 
     fn tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        let tree = stage::clone_tree(&self.fd, self.bind.recursive)?;
+        let tree = staging::clone_tree(&self.fd, self.bind.recursive)?;
         // A file system that has no id maps is shown as it is: its owners appear as nobody, which only takes access
         // away. A tree with such a file system below its top is mapped at the top alone.
         if sys::idmap_mount(tree.as_fd(), userns, self.bind.recursive).is_err() && self.bind.recursive {
@@ -201,7 +207,7 @@ impl Judged<'_> {
         let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&self.fd)?.st_mode) == FileType::Directory;
         let missing = if is_directory { Missing::Directory } else { Missing::File };
         let place = sys::with_filesystem_id(root.start, || destination::open(&root.fd, path, missing))??;
-        let found = stage::path_of(&place)?;
+        let found = staging::path_of(&place)?;
         Ok(Some(place).filter(|_| found != root.path && !root.is_covered(&found)))
     }
 }

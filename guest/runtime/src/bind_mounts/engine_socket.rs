@@ -10,7 +10,7 @@ use std::{
 
 use bulkhead_protocol::{ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, container_socket};
 
-use crate::{spec::mounts::MountError, stage};
+use crate::{spec::mounts::MountError, staging};
 
 /// How long the gate may take, a new start of it included.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,7 +27,7 @@ pub(crate) fn own(container: Option<&String>) -> Result<OwnedFd, MountError> {
     let container = container.ok_or_else(restricted)?;
     let failed = |source| MountError::Open { path: ENGINE_SOCKET.to_owned(), source };
     match ask(Path::new(GRANTS_SOCKET), container).map_err(failed)? {
-        answer if answer == GRANTED => stage::open_path(&container_socket(container)).map_err(failed),
+        answer if answer == GRANTED => staging::open_path(&container_socket(container)).map_err(failed),
         answer if answer.is_empty() => Err(restricted()),
         answer => Err(MountError::Socket(answer)),
     }

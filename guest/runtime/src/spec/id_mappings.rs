@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::ranges::LENGTH;
+use crate::id_ranges::LENGTH;
 
 /// Maps the container's ids 0.. to the range that begins at `start`; whatever the spec said is replaced.
 pub(crate) fn map(spec: &mut Value, start: u32) {

@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::{
     mountinfo::{self, Layers, LayersError, Mount},
-    stage::{self, Stage},
+    staging::{self, Stage},
     sys,
 };
 
@@ -94,21 +94,21 @@ pub(crate) fn prepare(
     userns: BorrowedFd<'_>,
     start: u32,
 ) -> Result<PathBuf, RootError> {
-    let fd = stage::open_path(root).map_err(failed("open", root))?;
+    let fd = staging::open_path(root).map_err(failed("open", root))?;
     let id = mount_id(&fd).map_err(failed("stat", root))?;
-    let path = stage::path_of(&fd).map_err(failed("find", root))?;
+    let path = staging::path_of(&fd).map_err(failed("find", root))?;
     let target = stage.directory(NAME).map_err(failed("make a stage for", root))?;
     let overlay = table.iter().find(|mount| mount.id == id && mount.fs_type == b"overlay");
     let Some(mount) = overlay else {
-        let tree = stage::clone_tree(&fd, true).map_err(failed("clone", &path))?;
+        let tree = staging::clone_tree(&fd, true).map_err(failed("clone", &path))?;
         sys::idmap_mount(tree.as_fd(), userns, true).map_err(failed("id-map", &path))?;
-        stage::attach(&tree, &target).map_err(failed("attach", &path))?;
+        staging::attach(&tree, &target).map_err(failed("attach", &path))?;
         return Ok(target);
     };
     let layers =
         mountinfo::layers(&mount.options).map_err(|source| RootError::Layers { path: path.clone(), source })?;
     let overlay = mount_layers(stage, &resolve(layers, &mount.point)?, userns, start)?;
-    stage::attach(&overlay, &target).map_err(failed("attach", &path))?;
+    staging::attach(&overlay, &target).map_err(failed("attach", &path))?;
     // The root may be a directory inside of the overlay, or the mount may show one.
     let inner = mount.root.join(path.strip_prefix(&mount.point).unwrap_or(Path::new("")));
     Ok(target.join(inner.strip_prefix("/").unwrap_or(&inner)))
@@ -120,8 +120,8 @@ pub(crate) fn prepare(
 fn resolve(layers: Layers, point: &Path) -> Result<Layers, RootError> {
     let base = point.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let real = |path: &PathBuf| {
-        let fd = stage::open_path(&base.join(path)).map_err(failed("open layer", path))?;
-        stage::path_of(&fd).map_err(failed("find layer", path))
+        let fd = staging::open_path(&base.join(path)).map_err(failed("open layer", path))?;
+        staging::path_of(&fd).map_err(failed("find layer", path))
     };
     Ok(Layers {
         lower: layers.lower.iter().map(real).collect::<Result<_, _>>()?,
@@ -174,18 +174,18 @@ fn common(layers: &Layers, work: Option<&Path>) -> Option<PathBuf> {
     let base = all().skip(1).fold(all().next()?.parent()?, |base, path| {
         base.ancestors().find(|ancestor| path.starts_with(ancestor)).unwrap_or(base)
     });
-    let id = |path: &Path| stage::open_path(path).and_then(mount_id).ok();
+    let id = |path: &Path| staging::open_path(path).and_then(mount_id).ok();
     let base_id = id(base)?;
     all().all(|path| id(path) == Some(base_id)).then(|| base.to_owned())
 }
 
 /// Id-maps a copy of the mount at `path` and attaches it at `target`.
 fn map_one(target: &Path, path: &Path, userns: BorrowedFd<'_>) -> Result<(), RootError> {
-    let fd = stage::open_path(path).map_err(failed("open layer", path))?;
-    let tree = stage::clone_tree(&fd, false).map_err(failed("clone layer", path))?;
+    let fd = staging::open_path(path).map_err(failed("open layer", path))?;
+    let tree = staging::clone_tree(&fd, false).map_err(failed("clone layer", path))?;
     sys::idmap_mount(tree.as_fd(), userns, false).map_err(failed("id-map layer", path))?;
     std::fs::create_dir(target).map_err(failed("make a stage for", path))?;
-    stage::attach(&tree, target).map_err(failed("attach layer", path))
+    staging::attach(&tree, target).map_err(failed("attach layer", path))
 }
 
 fn map_together(

@@ -98,10 +98,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stage;
+    use crate::staging;
 
     fn open_in(root: &Path, path: &str, missing: Missing) -> io::Result<std::path::PathBuf> {
-        open(stage::open_path(root)?, Path::new(path), missing).and_then(stage::path_of)
+        open(staging::open_path(root)?, Path::new(path), missing).and_then(staging::path_of)
     }
 
     #[test]
