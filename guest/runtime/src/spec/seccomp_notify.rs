@@ -1,7 +1,7 @@
-//! The section of system calls: which ones the kernel holds until the warden has answered.
+//! The container's seccomp profile: mount calls that it allows are reported to the procfs service (seccomp_unotify(2)).
 //!
-//! Those are the calls that mount procfs and sysfs, and only where the engine's profile allows them. A profile that
-//! refuses them stays as it is.
+//! The kernel holds such a call until the service has answered, which puts the container's own files onto a procfs or
+//! sysfs that the container mounts. A call that the profile refuses stays refused: this only turns *allow* into *notify*.
 
 use std::path::Path;
 
@@ -9,40 +9,42 @@ use serde_json::{Value, json};
 
 use super::object;
 
-/// mount(2), what undoes it, and what opens the other way to mount.
-const HELD: [&str; 4] = ["mount", "umount2", "umount", "fsopen"];
+/// mount(2) and its reverse, and the first call of the newer way to mount.
+const NOTIFIED_SYSCALLS: [&str; 4] = ["mount", "umount2", "umount", "fsopen"];
 
-/// The kernel reports the call and waits.
-const NOTIFY: &str = "SCMP_ACT_NOTIFY";
+/// The kernel reports the call and holds it.
+const ACT_NOTIFY: &str = "SCMP_ACT_NOTIFY";
 
-const ALLOW: &str = "SCMP_ACT_ALLOW";
+const ACT_ALLOW: &str = "SCMP_ACT_ALLOW";
 
-const ERRNO: &str = "SCMP_ACT_ERRNO";
+const ACT_ERRNO: &str = "SCMP_ACT_ERRNO";
 
-/// A signal must not make the caller ask twice for what is under way.
-const WAIT: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+/// Once received, a call is interrupted by a fatal signal only: another one would make the caller repeat a mount that is
+/// under way.
+const FLAG_WAIT_KILLABLE: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
 
-/// What crun sets where no flags are given.
-const SPECULATE: &str = "SECCOMP_FILTER_FLAG_SPEC_ALLOW";
+/// The flag that crun sets where no flags are given.
+const FLAG_SPEC_ALLOW: &str = "SECCOMP_FILTER_FLAG_SPEC_ALLOW";
 
-/// All that this CPU runs; what an architecture that is not named asks for is killed.
+/// All ABIs of this CPU; a call in an ABI that is not listed kills the caller.
 const ARCHITECTURES: [&str; 3] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"];
 
-/// Whether an action lets a call through.
-fn lets_through(action: &Value) -> bool {
-    action == ALLOW || action == "SCMP_ACT_LOG"
+/// True for an action that lets a call through.
+fn allows_call(action: &Value) -> bool {
+    action == ACT_ALLOW || action == "SCMP_ACT_LOG"
 }
 
-/// Takes out a supervisor of the person's own: it would be a program of the VM's, connected to as root. What it was to
-/// decide is refused.
-pub(crate) fn forget_others(spec: &mut Value) {
+/// Removes a listener that the spec names: crun would connect to that socket of the VM as root.
+///
+/// The calls that the listener would have decided about are refused.
+pub(crate) fn remove_foreign_listener(spec: &mut Value) {
     let Some(section) = spec.get_mut("linux").and_then(|linux| linux.get_mut("seccomp")) else { return };
     let Some(section) = section.as_object_mut() else { return };
     section.remove("listenerPath");
     section.remove("listenerMetadata");
     let refuse = |action: &mut Value| {
-        if *action == NOTIFY {
-            *action = ERRNO.into();
+        if *action == ACT_NOTIFY {
+            *action = ACT_ERRNO.into();
         }
     };
     section.get_mut("defaultAction").map(refuse);
@@ -51,67 +53,77 @@ pub(crate) fn forget_others(spec: &mut Value) {
     }
 }
 
-/// Has mounts reported to the warden's socket, under the container's number there.
-pub(crate) fn hold(spec: &mut Value, socket: &Path, slot: u64) {
+/// Has mount calls reported to the procfs service's `socket`, under the container's number there.
+pub(crate) fn notify_mounts(spec: &mut Value, socket: &Path, slot: u64) {
     let linux = object(spec, "linux");
-    // Also of a privileged container, which comes without a section.
+    // A privileged container has no profile; it gets one that allows all else.
     let section = linux.entry("seccomp").or_insert(Value::Null);
     if section.is_null() {
-        *section = json!({ "defaultAction": ALLOW, "architectures": ARCHITECTURES, "syscalls": [] });
+        *section = json!({ "defaultAction": ACT_ALLOW, "architectures": ARCHITECTURES, "syscalls": [] });
     }
-    let default = lets_through(&section["defaultAction"]);
+    let default = allows_call(&section["defaultAction"]);
     let Some(section) = section.as_object_mut() else { return };
     let rules = section.entry("syscalls").or_insert(Value::Null);
     if rules.is_null() {
         *rules = json!([]);
     }
     let Some(rules) = rules.as_array_mut() else { return };
-    let held = split(rules, default);
-    if held.is_empty() {
+    let notified = split_rules(rules, default);
+    // A listener without a call to report would only keep a thread of the service busy.
+    if notified.is_empty() {
         return;
     }
-    rules.extend(held);
+    rules.extend(notified);
     section.insert("listenerPath".into(), socket.to_string_lossy().into());
     section.insert("listenerMetadata".into(), slot.to_string().into());
     let flags = section.entry("flags").or_insert(Value::Null);
     match flags.as_array_mut() {
-        Some(flags) if flags.iter().any(|flag| flag == WAIT) => {}
-        Some(flags) => flags.push(WAIT.into()),
-        None => *flags = json!([SPECULATE, WAIT]),
+        Some(flags) if flags.iter().any(|flag| flag == FLAG_WAIT_KILLABLE) => {}
+        Some(flags) => flags.push(FLAG_WAIT_KILLABLE.into()),
+        // With a list of flags crun sets no default of its own, so that one is named too.
+        None => *flags = json!([FLAG_SPEC_ALLOW, FLAG_WAIT_KILLABLE]),
     }
 }
 
-/// Takes the calls out of the rules that let them through, and returns rules that hold them.
-fn split(rules: &mut [Value], default: bool) -> Vec<Value> {
-    let mut held = Vec::new();
+/// Removes the mount calls from the rules that allow them, and returns rules that report them.
+///
+/// A call moves out of its rule, because two rules for one call exclude each other in libseccomp.
+fn split_rules(rules: &mut [Value], default_allows: bool) -> Vec<Value> {
+    let mut notified = Vec::new();
     let mut named = Vec::new();
     for rule in rules.iter_mut() {
-        let allows = lets_through(&rule["action"]);
+        let allows = allows_call(&rule["action"]);
         let arguments = rule.get("args").cloned();
         let Some(names) = rule.get_mut("names").and_then(Value::as_array_mut) else { continue };
-        let ours: Vec<Value> =
-            names.iter().filter(|name| name.as_str().is_some_and(|name| HELD.contains(&name))).cloned().collect();
+        let ours: Vec<Value> = names
+            .iter()
+            .filter(|name| name.as_str().is_some_and(|name| NOTIFIED_SYSCALLS.contains(&name)))
+            .cloned()
+            .collect();
         if ours.is_empty() {
             continue;
         }
         named.extend(ours.clone());
         if allows {
             names.retain(|name| !ours.contains(name));
-            let mut rule = json!({ "names": ours, "action": NOTIFY });
+            let mut rule = json!({ "names": ours, "action": ACT_NOTIFY });
+            // The rule's conditions stay: for other arguments it said nothing.
             if let Some(arguments) = arguments {
                 rule["args"] = arguments;
             }
-            held.push(rule);
+            notified.push(rule);
         }
     }
-    // What no rule names is let through by the default; what a rule names in part is that rule's to decide.
-    if default {
-        let others: Vec<_> = HELD.iter().filter(|name| !named.iter().any(|other| other == *name)).collect();
+    // The default covers the calls that no rule names. A call that a rule names is that rule's to decide, also where its
+    // conditions do not hold: a second rule could contradict it.
+    if default_allows {
+        let others: Vec<_> =
+            NOTIFIED_SYSCALLS.iter().filter(|name| !named.iter().any(|other| other == *name)).collect();
         if !others.is_empty() {
-            held.push(json!({ "names": others, "action": NOTIFY }));
+            notified.push(json!({ "names": others, "action": ACT_NOTIFY }));
         }
     }
-    held
+    notified
 }
 
 #[cfg(test)]
@@ -123,73 +135,74 @@ mod tests {
 
     const SOCKET: &str = "/s";
 
-    fn held(section: Value) -> Value {
+    fn rewritten(section: Value) -> Value {
         let mut spec = json!({ "linux": { "seccomp": section } });
-        forget_others(&mut spec);
-        hold(&mut spec, Path::new(SOCKET), 7);
+        remove_foreign_listener(&mut spec);
+        notify_mounts(&mut spec, Path::new(SOCKET), 7);
         spec["linux"]["seccomp"].take()
     }
 
     /// As dockerd's own, in short.
     fn profile(administration: bool) -> Value {
-        let mut rules = vec![json!({ "names": ["read", "write"], "action": ALLOW })];
+        let mut rules = vec![json!({ "names": ["read", "write"], "action": ACT_ALLOW })];
         if administration {
-            rules.push(json!({ "names": ["bpf", "fsopen", "mount", "umount", "umount2"], "action": ALLOW }));
+            rules.push(json!({ "names": ["bpf", "fsopen", "mount", "umount", "umount2"], "action": ACT_ALLOW }));
         }
-        json!({ "defaultAction": ERRNO, "defaultErrnoRet": 1, "architectures": ["SCMP_ARCH_X86_64"], "syscalls": rules })
+        json!({ "defaultAction": ACT_ERRNO, "defaultErrnoRet": 1, "architectures": ["SCMP_ARCH_X86_64"], "syscalls": rules })
     }
 
     #[test]
     fn a_profile_that_refuses_mounts_stays_as_it_is() {
-        assert_eq!(held(profile(false)), profile(false));
+        assert_eq!(rewritten(profile(false)), profile(false));
     }
 
     #[test]
-    fn a_profile_that_allows_mounts_has_them_held() {
-        let section = held(profile(true));
+    fn a_profile_that_allows_mounts_has_them_reported() {
+        let section = rewritten(profile(true));
         assert_eq!(section["syscalls"][0], profile(true)["syscalls"][0]);
-        assert_eq!(section["syscalls"][1], json!({ "names": ["bpf"], "action": ALLOW }));
+        assert_eq!(section["syscalls"][1], json!({ "names": ["bpf"], "action": ACT_ALLOW }));
         let names = json!(["fsopen", "mount", "umount", "umount2"]);
-        assert_eq!(section["syscalls"][2], json!({ "names": names, "action": NOTIFY }));
+        assert_eq!(section["syscalls"][2], json!({ "names": names, "action": ACT_NOTIFY }));
         assert_eq!(section["listenerPath"], SOCKET);
         assert_eq!(section["listenerMetadata"], "7");
-        assert_eq!(section["flags"], json!([SPECULATE, WAIT]));
+        assert_eq!(section["flags"], json!([FLAG_SPEC_ALLOW, FLAG_WAIT_KILLABLE]));
     }
 
     #[test]
-    fn a_privileged_container_has_them_held_and_everything_else_allowed_in_every_abi() {
-        for section in [Value::Null, json!({ "defaultAction": ALLOW, "architectures": ARCHITECTURES })] {
-            let section = held(section);
-            assert_eq!(section["defaultAction"], ALLOW);
+    fn a_privileged_container_has_them_reported_and_everything_else_allowed_in_every_abi() {
+        for section in [Value::Null, json!({ "defaultAction": ACT_ALLOW, "architectures": ARCHITECTURES })] {
+            let section = rewritten(section);
+            assert_eq!(section["defaultAction"], ACT_ALLOW);
             assert_eq!(section["architectures"], json!(ARCHITECTURES));
-            assert_eq!(section["syscalls"], json!([{ "names": HELD, "action": NOTIFY }]));
+            assert_eq!(section["syscalls"], json!([{ "names": NOTIFIED_SYSCALLS, "action": ACT_NOTIFY }]));
         }
     }
 
     #[test]
     fn what_a_profile_refuses_stays_refused_and_conditions_stay() {
         let rules = json!([
-            { "names": ["mount"], "action": ERRNO },
-            { "names": ["umount2"], "action": ALLOW, "args": [{ "index": 1, "value": 2, "op": "SCMP_CMP_EQ" }] },
+            { "names": ["mount"], "action": ACT_ERRNO },
+            { "names": ["umount2"], "action": ACT_ALLOW, "args": [{ "index": 1, "value": 2, "op": "SCMP_CMP_EQ" }] },
         ]);
-        let section = held(json!({ "defaultAction": ALLOW, "syscalls": rules, "flags": ["SECCOMP_FILTER_FLAG_LOG"] }));
+        let section =
+            rewritten(json!({ "defaultAction": ACT_ALLOW, "syscalls": rules, "flags": ["SECCOMP_FILTER_FLAG_LOG"] }));
         assert_eq!(section["syscalls"][0], rules[0]);
         assert_eq!(section["syscalls"][2]["args"], rules[1]["args"]);
         assert_eq!(section["syscalls"][3]["names"], json!(["umount", "fsopen"]));
-        assert_eq!(section["flags"], json!(["SECCOMP_FILTER_FLAG_LOG", WAIT]));
+        assert_eq!(section["flags"], json!(["SECCOMP_FILTER_FLAG_LOG", FLAG_WAIT_KILLABLE]));
     }
 
     #[test]
-    fn a_supervisor_of_the_persons_own_is_not_asked() {
-        let section = held(json!({
-            "defaultAction": NOTIFY,
+    fn a_users_own_listener_is_removed() {
+        let section = rewritten(json!({
+            "defaultAction": ACT_NOTIFY,
             "listenerPath": "/run/bulkhead/dockerd.sock",
             "listenerMetadata": "GET / HTTP/1.1",
-            "syscalls": [{ "names": ["mkdir", "mount"], "action": NOTIFY }],
+            "syscalls": [{ "names": ["mkdir", "mount"], "action": ACT_NOTIFY }],
         }));
         assert_eq!(
             section,
-            json!({ "defaultAction": ERRNO, "syscalls": [{ "names": ["mkdir", "mount"], "action": ERRNO }] })
+            json!({ "defaultAction": ACT_ERRNO, "syscalls": [{ "names": ["mkdir", "mount"], "action": ACT_ERRNO }] })
         );
     }
 
@@ -200,8 +213,8 @@ mod tests {
             if let Some(linux) = spec.get_mut("linux").and_then(Value::as_object_mut) {
                 linux.insert("seccomp".into(), section);
             }
-            forget_others(&mut spec);
-            hold(&mut spec, Path::new(SOCKET), 7);
+            remove_foreign_listener(&mut spec);
+            notify_mounts(&mut spec, Path::new(SOCKET), 7);
             let path = &spec["linux"]["seccomp"]["listenerPath"];
             prop_assert!(path.is_null() || path == SOCKET);
         }
