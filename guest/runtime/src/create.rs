@@ -63,6 +63,7 @@ struct ContainerUserns {
 
 /// Has crun create the container, and returns how that ended; for `run` this process becomes crun.
 pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result<ExitCode, Error> {
+    // Without links: where the bundle really is decides below whether this is a build step.
     let bundle =
         fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
     let mut spec = spec::load(&bundle)?;
@@ -106,6 +107,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     // The engine has looked into its own mount of the root; names cached there must not outlive the container's writes.
     let _ = refresh::drop_name_cache(&engine_root);
 
+    // crun gets descriptors instead of the spec's paths. They survive execve(2), by which `run` becomes crun, and fork(2).
     let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
     id_mappings::map(&mut spec, userns.first_id);
@@ -183,6 +185,7 @@ fn assign_userns(
         .ok_or_else(|| Error::system("read /proc")(io::Error::from(io::ErrorKind::NotFound)))?;
     let new =
         Claim { id: request.id.clone(), state_root: state_root.to_owned(), root: engine_root.to_owned(), creator };
+    // Held until `store`, else another container could find the same range free.
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
     let Some(owner) = &joined.owner else {
@@ -196,6 +199,7 @@ fn assign_userns(
     let not_isolated = || Error::Spec(CheckError::NotIsolated("user".into()).into());
     let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(not_isolated)?;
     let record = locked.store(new, range, &living)?;
+    // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their files.
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
     let containers = others.chain([record.id]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;

@@ -17,10 +17,10 @@ use rustix::{
 
 use crate::{error::Error, sys};
 
-/// The place of crun in the guest image, out of every PATH; `crun` and `runc` in the PATH are this program.
+/// crun in the guest image, out of every PATH; `crun` and `runc` in the PATH are this program.
 const PRIVATE: &str = "/usr/libexec/bulkhead/crun";
 
-/// The place of crun in Debian's package.
+/// crun in Debian's package.
 const PACKAGED: &str = "/usr/bin/crun";
 
 /// Major 1, minor 3: `/dev/null` in the kernel's `devices.txt`.

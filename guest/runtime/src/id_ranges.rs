@@ -139,12 +139,13 @@ impl LockedTable {
         let mut living = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed(&self.directory))? {
             let path = entry.map_err(failed(&self.directory))?.path();
+            // The lock itself, and the unfinished records of processes that were killed.
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
             match read(&path) {
                 Some(record) if lives(&record) => living.push(record),
-                // A record that cannot be read is no container's either: it is complete before it gets its name.
+                // A record that cannot be read does not belong to a container: it is complete before it gets its name.
                 _ => fs::remove_file(&path).map_err(failed(&path))?,
             }
         }
@@ -171,6 +172,7 @@ impl LockedTable {
 
 /// The first id of the lowest range that no living container has.
 pub(crate) fn lowest_free(living: &[Record]) -> Result<u32, RangeError> {
+    // The lowest one, so that the first container of a VM has the documented 100000.
     let taken = living.iter().map(|r| r.range.start).collect::<BTreeSet<_>>();
     (0..RANGES).map(|n| FIRST + n * LENGTH).find(|start| !taken.contains(start)).ok_or(RangeError::Exhausted)
 }

@@ -1,6 +1,6 @@
 //! The isolating OCI runtime: a policy layer over crun, installed as `sysbox-runc` after the runtime it behaves like.
 //!
-//! dockerd, containerd and BuildKit call it in the place of runc. For `create` and `run` it checks the bundle, gives the
+//! dockerd, containerd and BuildKit call it instead of runc. For `create` and `run` it checks the bundle, gives the
 //! container a user namespace with ids that no other container has, id-maps its root and its bind mounts, and leaves the
 //! rest to crun. The OCI work stays in a packaged program; the policy is small enough to read.
 //!
@@ -16,7 +16,7 @@
 //! 5. **Root** ([`rootfs`]): the layers of the engine's overlay are cloned and id-mapped (`open_tree`, `mount_setattr`), and
 //!    mounted as a second overlay with the file system ids of the container's root. It shares the writable layer with the
 //!    engine's own mount; on disk the owners stay unshifted.
-//! 6. **Bind mounts** ([`bind_mounts`]): each source is opened once and judged by file system and directory, not by name
+//! 6. **Bind mounts** ([`bind_mounts`]): each source is opened once and checked by file system and directory, not by name
 //!    ([`bind_mounts::source_policy`]): volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
 //!    docker-init, and for builds the builder's own files. Each is id-mapped and mounted into the root *before* crun creates
 //!    the container's mount namespace: the kernel then locks it, so that a read-only bind cannot be remounted writable or

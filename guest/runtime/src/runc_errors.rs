@@ -105,8 +105,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_message_panics_or_keeps_the_reason(message in "(executable file `)?[a-z` ]{0,9}(` not found)?( in \\$PATH)?(: No such file or directory|: Permission denied)?") {
-            let told = translate(&message).unwrap_or(message);
-            prop_assert!(REASONS.iter().all(|(reason, _)| !told.contains(reason)));
+            let translated = translate(&message).unwrap_or(message);
+            prop_assert!(REASONS.iter().all(|(reason, _)| !translated.contains(reason)));
         }
     }
 }

@@ -62,20 +62,24 @@ const fn if_equal(k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 
 /// The filter. Each number is the instruction's index, and `to` the index that a jump leads to.
 const FILTER: [libc::sock_filter; 14] = [
-    step(LOAD, ARCHITECTURE),       // 0
-    if_equal(X86_64, 3, 0),         // 1: to 5
-    if_equal(I386, 0, 10),          // 2: to 3, or to 13: this kernel has no other ABI, so nothing is allowed in one
-    step(LOAD, NUMBER),             // 3
-    if_equal(SOCKET_32, 4, 3),      // 4: to 9, or to 8
+    // The ABI comes first: one number means different calls in different ABIs. x32 has the architecture of x86-64.
+    step(LOAD, ARCHITECTURE), // 0
+    if_equal(X86_64, 3, 0),   // 1: to 5
+    if_equal(I386, 0, 10),    // 2: to 3, or to 13: this kernel has no other ABI, so nothing is allowed in one
+    // 32-bit calls.
+    step(LOAD, NUMBER),        // 3
+    if_equal(SOCKET_32, 4, 3), // 4: to 9, or to 8
+    // 64-bit calls, with or without the bit of x32. The 32-bit branch joins at 8.
     step(LOAD, NUMBER),             // 5
     step(AND, NOT_X32),             // 6
     if_equal(SOCKET_64, 1, 0),      // 7: to 9
     if_equal(IO_URING_SETUP, 4, 3), // 8: to 13, or to 12
-    step(LOAD, FAMILY),             // 9
-    if_equal(VSOCK, 0, 1),          // 10: to 12
-    step(RETURN, NO_FAMILY),        // 11
-    step(RETURN, ALLOW),            // 12
-    step(RETURN, NO_CALL),          // 13
+    // socket(2): only the family matters.
+    step(LOAD, FAMILY),      // 9
+    if_equal(VSOCK, 0, 1),   // 10: to 12
+    step(RETURN, NO_FAMILY), // 11
+    step(RETURN, ALLOW),     // 12
+    step(RETURN, NO_CALL),   // 13
 ];
 
 /// Installs the filter in this process; crun and all processes of the container inherit it.

@@ -47,7 +47,7 @@ impl ContainerRoot {
         }
         let is_directory = FileType::from_raw_mode(rustix::fs::fstat(source)?.st_mode) == FileType::Directory;
         let missing = if is_directory { Missing::Directory } else { Missing::File };
-        // What is created belongs to the container's root, as everything that crun creates does.
+        // A created mount point belongs to the container's root, like those that crun creates.
         let create = || destination::open(&self.fd, destination, missing);
         let mount_point = sys::with_filesystem_id(self.first_id, create)??;
         // Asked again by the resolved path: `/link-to-dev/x` is below crun's `/dev` as well. A mount on the root itself

@@ -76,7 +76,7 @@ impl SourcePolicy {
         mounts: &[Mount],
         requester: Requester<'_>,
     ) -> bool {
-        // Compared as a whole: the file is the image's, and no container can write it or put a link in its place.
+        // Compared as a whole: the file is the guest image's, and no container can write it or replace it with a link.
         if self.init.iter().any(|init| init == source.path) {
             return true;
         }

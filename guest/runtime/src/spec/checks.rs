@@ -1,6 +1,6 @@
 //! Checks of the spec alone: what makes it unfit for isolation, in the order in which it is reported.
 //!
-//! The namespaces that it names by path are opened and judged in [`super::namespaces`].
+//! The namespaces that it names by path are opened and checked in [`super::namespaces`].
 
 use std::io;
 

@@ -72,6 +72,7 @@ pub(crate) fn binds(spec: &Value) -> Result<Vec<Bind>, MountError> {
         let recursive = options.contains(&"rbind");
         // Any of the three can make an entry a bind; one overlooked here would reach crun unverified.
         if kind == "bind" || recursive || options.contains(&"bind") {
+            // An empty source would be the bundle itself, once joined to its path.
             let source = mount["source"].as_str().filter(|s| !s.is_empty()).ok_or(MountError::Incomplete(index))?;
             let (source, destination) = (source.into(), destination.into());
             binds.push(Bind { index, source, destination, recursive, restrictions: restrictions(&options) });
@@ -126,7 +127,7 @@ pub(crate) struct TmpfsMount {
 /// The options that a tmpfs itself takes.
 const TMPFS_OPTIONS: &[&str] = &["gid", "mode", "nr_blocks", "nr_inodes", "size", "uid"];
 
-/// Options that make no difference for a new tmpfs: they are its defaults, or are about its place in the VM.
+/// Options that make no difference for a new tmpfs: its defaults, access times, and the propagation that it has anyway.
 const NO_OP_OPTIONS: &[&str] = &[
     "async",
     "atime",
@@ -151,6 +152,7 @@ pub(crate) fn premounted_tmpfs(spec: &Value, binds: &[Bind]) -> Vec<TmpfsMount> 
     let mounts: Vec<_> = spec["mounts"].as_array().into_iter().flatten().enumerate().collect();
     let mut indices = Vec::new();
     for bind in binds.iter().filter(|bind| bind.restrictions != Restrictions::default()) {
+        // The mounts of the spec that the bind's destination is on, directly or through others.
         let above: Vec<_> = mounts
             .iter()
             .filter(|(index, mount)| {
@@ -182,6 +184,7 @@ fn parse_tmpfs(index: usize, mount: &Value) -> Option<TmpfsMount> {
         return None;
     }
     let mut own = Vec::new();
+    // An option that is in neither list may mean something that crun understands and this program does not.
     for option in &options {
         match option.split_once('=') {
             Some((name, value)) if TMPFS_OPTIONS.contains(&name) => own.push((name.to_owned(), value.to_owned())),
@@ -216,7 +219,7 @@ pub(crate) struct StagedBind {
 const KEPT_OPTIONS: &[&str] =
     &["bind", "private", "rbind", "rprivate", "rshared", "rslave", "runbindable", "shared", "slave", "unbindable"];
 
-/// Has crun bind the mount in the staging area in the place of the spec's source.
+/// Has crun bind the mount in the staging area instead of the spec's source.
 ///
 /// crun remounts a bind with the restrictions that its options name. The kernel refuses a remount that would clear a
 /// locked one, on which crun fails or retries, so the options name exactly those in force.

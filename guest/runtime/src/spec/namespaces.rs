@@ -65,7 +65,7 @@ pub(crate) fn open(spec: &Value) -> Result<JoinedNamespaces, CheckError> {
         if kind == "mount" {
             return Err(CheckError::NotIsolated(path.to_owned()));
         }
-        // The ioctl fails for a plain file, which is no way to a namespace.
+        // The ioctl fails for a plain file, which does not lead to a namespace.
         let owner = namespace::owner(namespace.as_fd()).map_err(|_| CheckError::NotIsolated(path.to_owned()))?;
         let owner = File::from(owner);
         let id = Identity::of(&owner).map_err(stat)?;
