@@ -1,41 +1,42 @@
 //! The isolating OCI runtime: a policy layer over crun, installed as `sysbox-runc` after the runtime it behaves like.
 //!
-//! dockerd, containerd and BuildKit call it instead of runc. For `create` and `run` it checks the bundle, gives the
-//! container a user namespace with ids that no other container has, id-maps its root and its bind mounts, and leaves the
-//! rest to crun. The OCI work stays in a packaged program; the policy is small enough to read.
+//! dockerd, containerd and BuildKit call it instead of runc and crun, because init mounts it over every program with one
+//! of these names. For `create` and `run` it checks the bundle, gives the container a user namespace with ids that no other
+//! container has, id-maps its root and its bind mounts, and leaves the rest to crun. The OCI work stays in a packaged
+//! program; the policy is small enough to read.
 //!
 //! # `create` and `run`
 //!
-//! 1. **Check** the spec ([`spec::checks`], [`spec::namespaces`], [`spec::devices`], [`spec::mounts`]): no namespace of the
+//! 1. **Check** the spec (`spec::checks`, `spec::namespaces`, `spec::devices`, `spec::mounts`): no namespace of the
 //!    VM is shared, neither by absence nor by path; only safe devices and harmless file system types.
-//! 2. **Id range** ([`id_ranges`]): 65536 ids from 100000 up, the lowest range that no living container has. The table has
+//! 2. **Id range** (`id_ranges`): 65536 ids from 100000 up, the lowest range that no living container has. The table has
 //!    one file for each container, on a tmpfs and under a lock. A record counts while crun knows the container or its
 //!    creator lives, so a crash leaks none. A container that joins another's namespaces shares its user namespace and range.
-//! 3. **User namespace** ([`sys::new_userns`]): created here with the map `0 START 65536`, and given to crun to join.
-//! 4. **Staging area** ([`staging`]): a tmpfs in a private mount namespace, which crun inherits.
-//! 5. **Root** ([`rootfs`]): the layers of the engine's overlay are cloned and id-mapped (`open_tree`, `mount_setattr`), and
+//! 3. **User namespace** (`sys::new_userns`): created here with the map `0 START 65536`, and given to crun to join.
+//! 4. **Staging area** (`staging`): a tmpfs in a private mount namespace, which crun inherits.
+//! 5. **Root** (`rootfs`): the layers of the engine's overlay are cloned and id-mapped (`open_tree`, `mount_setattr`), and
 //!    mounted as a second overlay with the file system ids of the container's root. It shares the writable layer with the
 //!    engine's own mount; on disk the owners stay unshifted.
-//! 6. **Bind mounts** ([`bind_mounts`]): each source is opened once and checked by file system and directory, not by name
-//!    ([`bind_mounts::source_policy`]): volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
+//! 6. **Bind mounts** (`bind_mounts`): each source is opened once and checked by file system and directory, not by name
+//!    (`bind_mounts::source_policy`): volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
 //!    docker-init, and for builds the builder's own files. Each is id-mapped and mounted into the root *before* crun creates
 //!    the container's mount namespace: the kernel then locks it, so that a read-only bind cannot be remounted writable or
 //!    unmounted. A read-only root is made so here for the same reason. A tmpfs that such a bind goes onto, `/dev` included,
 //!    is mounted here too, by a child in the container's user namespace, so that it belongs to the container as if crun had
 //!    mounted it. Below anything else that crun mounts, binds go through crun; such a bind is copied first by a child in
 //!    that user namespace, in a mount namespace of its own: the kernel locks the copy, and crun's clone of it stays locked.
-//! 7. **Rewrite** config.json ([`spec`]): id maps, namespaces, mounts, ping groups, OOM score. Annotations that steer crun
+//! 7. **Rewrite** config.json (`spec`): id maps, namespaces, mounts, ping groups, OOM score. Annotations that steer crun
 //!    are dropped.
-//! 8. **Own files of `/proc` and `/sys`** ([`warden`]): the container is entered into the registry of the service that
+//! 8. **Own files of `/proc` and `/sys`** (`warden`): the container is entered into the registry of the service that
 //!    serves them, and crun mounts them over the kernel's. Where the seccomp profile lets a container mount, its mount calls
-//!    are reported to that service ([`spec::seccomp_notify`]); a listener that the user's profile names is removed.
-//! 9. **Seccomp filter** ([`seccomp`]): a filter of this program's own, which crun and every process of the container
+//!    are reported to that service (`spec::seccomp_notify`); a listener that the user's profile names is removed.
+//! 9. **Seccomp filter** (`seccomp`): a filter of this program's own, which crun and every process of the container
 //!    inherit. It refuses vsock sockets and io_uring in every ABI, whatever profile the container has.
-//! 10. **crun** ([`crun`]): for `run` this process becomes crun, for `create` it waits. Standard streams that are the VM's
-//!     `/dev/null` are replaced. An error that callers know by runc's words is translated ([`runc_errors`]).
+//! 10. **crun** (`crun`): for `run` this process becomes crun, for `create` it waits. Standard streams that are the VM's
+//!     `/dev/null` are replaced. An error that callers know by runc's words is translated (`runc_errors`).
 //!
 //! `exec` prepares the standard streams and installs the filter in the same way. All other commands go to crun as they are,
-//! except `refresh`, a command of this program's own ([`refresh`]).
+//! except `refresh`, a command of this program's own (`refresh`).
 //!
 //! # Trust
 //!
@@ -44,7 +45,7 @@
 //! with the new one. So names are resolved once, and every decision is about an open descriptor. The engine itself is
 //! trusted: where it keeps bundles and the data directory, no container can write.
 //!
-//! All `unsafe` code is in [`sys`].
+//! All `unsafe` code is in `sys`.
 
 mod bind_mounts;
 mod cli;
