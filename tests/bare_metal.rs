@@ -6,7 +6,7 @@ mod support;
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use bulkhead::vmm::api::{Command, Event, ExitReason};
+use bulkhead_vmm::api::{Command, Event, ExitReason};
 use support::{
     Vmm,
     guest::{ENTRY, SPIN, kernel, machine, out},
@@ -130,7 +130,7 @@ fn the_vmm_ends_with_its_backend() {
 fn a_machine_that_cannot_be_built_ends_with_one_clear_reason() {
     let dir = tempfile::tempdir().unwrap();
     let good = machine(kernel(dir.path(), &SPIN));
-    let broken = |change: &dyn Fn(&mut bulkhead::vmm::api::VmConfig)| {
+    let broken = |change: &dyn Fn(&mut bulkhead_vmm::api::VmConfig)| {
         let mut config = good.clone();
         change(&mut config);
         match Vmm::boot(config).exit(SOON) {

@@ -7,7 +7,7 @@ mod support;
 
 use std::{path::PathBuf, time::Duration};
 
-use bulkhead::vmm::api::{Event, ExitReason, VmConfig};
+use bulkhead_vmm::api::{Event, ExitReason, VmConfig};
 use support::{Vmm, guest::machine};
 
 /// Emulation is some thirty times slower than hardware.

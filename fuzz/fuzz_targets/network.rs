@@ -11,7 +11,7 @@ use std::{
 };
 
 use arbitrary::Arbitrary;
-use bulkhead::net::{addresses::Addresses, fuzzing::World};
+use bulkhead_net::{addresses::Addresses, fuzzing::World};
 use libfuzzer_sys::fuzz_target;
 use nix::{
     sched::{CloneFlags, unshare},

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arbitrary::Arbitrary;
-use bulkhead::virtio::vsock::fuzzing::{CID, HEADER, World};
+use bulkhead_vmm::devices::virtio::vsock::fuzzing::{CID, HEADER, World};
 use libfuzzer_sys::fuzz_target;
 
 /// A host port where somebody listens.

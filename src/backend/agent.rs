@@ -8,8 +8,7 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION,
-    SocketExceptions, encode,
+    Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -20,7 +19,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{network::NetworkPlan, ports::Ports, proxy::ProxyPlan, vm::VmEvent};
+use super::{events::VmEvent, ports::Ports};
 
 /// How long a connection may stay silent before its first message.
 const HELLO: Duration = Duration::from_secs(60);
@@ -90,85 +89,105 @@ impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
     }
 }
 
-/// What the agent is told.
-#[derive(Clone, Debug)]
-pub(super) struct GuestPlan {
-    /// Host name.
-    pub hostname: String,
-    /// Enhanced Container Isolation.
-    pub isolation: bool,
-    /// Which containers may have the engine's socket.
-    pub socket_exceptions: SocketExceptions,
-    /// Refuse `docker load`.
-    pub block_load: bool,
-    /// virtio-blk serial of the data disk.
-    pub data_disk_serial: String,
-    /// The guest's network, if it has one.
-    pub network: Option<NetworkPlan>,
-    /// Options of dockerd.
-    pub daemon_options: serde_json::Map<String, serde_json::Value>,
-    /// The engine's proxy.
-    pub proxy: ProxyPlan,
-    /// The certificates that the host trusts, as messages.
-    pub certificates: Vec<HostMessage>,
+/// The backend's side of the agent's connection.
+#[derive(Debug)]
+pub(super) struct AgentServer {
+    /// Process id of the vmm; only its connections are accepted.
+    pub(super) vmm: u32,
+    /// The host's certificates as messages, which precede the configuration.
+    pub(super) certificates: Vec<HostMessage>,
+    /// The configuration, without the time of sending.
+    pub(super) configuration: Configuration,
+    /// The ports that the guest may publish.
+    pub(super) ports: Arc<Ports>,
+    /// Takes what the agent reports.
+    pub(super) events: mpsc::Sender<VmEvent>,
 }
 
-impl GuestPlan {
-    fn configuration(&self) -> Configuration {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut configuration = Configuration {
-            hostname: self.hostname.clone(),
-            time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-            isolation: self.isolation,
-            data_disk_serial: self.data_disk_serial.clone(),
-            network: self.network.as_ref().map(NetworkPlan::guest),
-            daemon_options: self.daemon_options.clone(),
-            container_environment: Vec::new(),
-            socket_exceptions: Box::new(self.socket_exceptions.clone()),
-            block_load: self.block_load,
-        };
-        self.proxy.apply(self.network.as_ref(), &mut configuration);
-        configuration
-    }
-}
-
-/// Accepts the agent of the VM with process id `vmm` until the events have no reader. While there is a connection it is
-/// the only one: others are closed at once, so that they neither wait nor hold memory.
-pub(super) async fn serve(
-    listener: UnixListener,
-    vmm: u32,
-    plan: GuestPlan,
-    ports: Arc<Ports>,
-    events: mpsc::Sender<VmEvent>,
-    mut outbox: mpsc::Receiver<HostMessage>,
-) {
-    while !events.is_closed() {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) if is_from(&stream, vmm) => stream,
-            Ok(_) => continue,
-            Err(error) => {
-                warn!("cannot accept the agent: {error}");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let ended = tokio::select! {
-            ended = converse(stream, &plan, &ports, &events, &mut outbox) => ended,
-            never = refuse_others(&listener) => match never {},
-        };
-        // Whose they are is gone or starts anew.
-        ports.clear();
-        let _ = events.send(VmEvent::AgentLost).await;
-        match ended {
-            Ok(()) => info!("the agent closed its connection"),
-            Err(error @ AgentError::Version(_)) => {
-                let _ = events.send(VmEvent::GuestFailed(error.to_string())).await;
-            }
-            Err(error) => {
-                warn!("{}", crate::report::chain(&error));
-                tokio::time::sleep(PAUSE).await;
+impl AgentServer {
+    /// Accepts the agent until the events have no reader. While it is connected its connection is the only one: others
+    /// are closed at once, so that they neither wait nor hold memory.
+    pub(super) async fn serve(self, listener: UnixListener, mut outbox: mpsc::Receiver<HostMessage>) {
+        while !self.events.is_closed() {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) if is_from(&stream, self.vmm) => stream,
+                Ok(_) => continue,
+                Err(error) => {
+                    warn!("cannot accept the agent: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let ended = tokio::select! {
+                ended = self.converse(stream, &mut outbox) => ended,
+                never = refuse_others(&listener) => match never {},
+            };
+            // Whose they are is gone or starts anew.
+            self.ports.clear();
+            let _ = self.events.send(VmEvent::AgentLost).await;
+            match ended {
+                Ok(()) => info!("the agent closed its connection"),
+                Err(error @ AgentError::Version(_)) => {
+                    let _ = self.events.send(VmEvent::GuestFailed(error.to_string())).await;
+                }
+                Err(error) => {
+                    warn!("{}", bulkhead_ipc::report::chain(&error));
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
+    }
+
+    async fn converse<S: AsyncRead + AsyncWrite>(
+        &self,
+        stream: S,
+        outbox: &mut mpsc::Receiver<HostMessage>,
+    ) -> Result<(), AgentError> {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = AsyncLineReader::new(reader);
+        let hello = match timeout(HELLO, reader.next()).await {
+            Ok(Ok(Some(GuestMessage::Hello(hello)))) => hello,
+            Ok(Err(error)) => return Err(error.into()),
+            _ => return Err(AgentError::NoHello),
+        };
+        let Hello { protocol, kernel, uptime_us } = hello;
+        if protocol != PROTOCOL_VERSION {
+            return Err(AgentError::Version(protocol));
+        }
+        let _ = self.events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
+        for certificates in &self.certificates {
+            write(&mut writer, certificates).await?;
+        }
+        write(&mut writer, &HostMessage::Configure(self.configuration())).await?;
+        loop {
+            tokio::select! {
+                message = reader.next() => match message? {
+                    Some(GuestMessage::Publish { id, port }) => {
+                        // One at a time, and none before the last answer was taken: the guest sets the pace, but only its own.
+                        let error = self.ports.publish(id, port).await.err().map(|error| error.to_string());
+                        debug!(?port, ?error, "the guest publishes a port");
+                        write(&mut writer, &HostMessage::Published { id, error }).await?;
+                    }
+                    Some(GuestMessage::Unpublish { id }) => self.ports.unpublish(id),
+                    Some(message) => {
+                        if let Some(event) = event(message) {
+                            let _ = self.events.send(event).await;
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                order = outbox.recv() => match order {
+                    Some(order) => write(&mut writer, &order).await?,
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// The configuration with the time of this moment, to which the guest sets its clock.
+    fn configuration(&self) -> Configuration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Configuration { time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), ..self.configuration.clone() }
     }
 }
 
@@ -196,54 +215,6 @@ fn is_from(stream: &UnixStream, vmm: u32) -> bool {
         warn!("refused a connection to the agent's socket that does not come from the VM");
     }
     allowed
-}
-
-async fn converse<S: AsyncRead + AsyncWrite>(
-    stream: S,
-    plan: &GuestPlan,
-    ports: &Ports,
-    events: &mpsc::Sender<VmEvent>,
-    outbox: &mut mpsc::Receiver<HostMessage>,
-) -> Result<(), AgentError> {
-    let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = AsyncLineReader::new(reader);
-    let hello = match timeout(HELLO, reader.next()).await {
-        Ok(Ok(Some(GuestMessage::Hello(hello)))) => hello,
-        Ok(Err(error)) => return Err(error.into()),
-        _ => return Err(AgentError::NoHello),
-    };
-    let Hello { protocol, kernel, uptime_us } = hello;
-    if protocol != PROTOCOL_VERSION {
-        return Err(AgentError::Version(protocol));
-    }
-    let _ = events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
-    for certificates in &plan.certificates {
-        write(&mut writer, certificates).await?;
-    }
-    write(&mut writer, &HostMessage::Configure(plan.configuration())).await?;
-    loop {
-        tokio::select! {
-            message = reader.next() => match message? {
-                Some(GuestMessage::Publish { id, port }) => {
-                    // One at a time, and none before the last answer was taken: the guest sets the pace, but only its own.
-                    let error = ports.publish(id, port).await.err().map(|error| error.to_string());
-                    debug!(?port, ?error, "the guest publishes a port");
-                    write(&mut writer, &HostMessage::Published { id, error }).await?;
-                }
-                Some(GuestMessage::Unpublish { id }) => ports.unpublish(id),
-                Some(message) => {
-                    if let Some(event) = event(message) {
-                        let _ = events.send(event).await;
-                    }
-                }
-                None => return Ok(()),
-            },
-            order = outbox.recv() => match order {
-                Some(order) => write(&mut writer, &order).await?,
-                None => return Ok(()),
-            },
-        }
-    }
 }
 
 fn event(message: GuestMessage) -> Option<VmEvent> {
@@ -300,17 +271,17 @@ mod tests {
 
     use super::*;
 
-    fn plan() -> GuestPlan {
-        GuestPlan {
-            hostname: "bulkhead".into(),
-            isolation: true,
-            socket_exceptions: SocketExceptions::default(),
-            block_load: false,
-            data_disk_serial: "data".into(),
-            network: None,
-            daemon_options: serde_json::Map::new(),
-            proxy: ProxyPlan::default(),
+    /// A server whose agent is this process.
+    fn server(events: mpsc::Sender<VmEvent>) -> AgentServer {
+        let configuration = serde_json::json!({
+            "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
+        });
+        AgentServer {
+            vmm: std::process::id(),
             certificates: vec![HostMessage::Certificates { pem: "one\n".into() }],
+            configuration: serde_json::from_value(configuration).unwrap(),
+            ports: Arc::new(Ports::open(false)),
+            events,
         }
     }
 
@@ -323,13 +294,14 @@ mod tests {
         let (ours, theirs) = duplex(1 << 16);
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
-        let backend =
-            tokio::spawn(async move { converse(ours, &plan(), &Ports::open(false), &events, &mut outbox).await });
+        let server = server(events);
+        let certificates = server.certificates[0].clone();
+        let backend = tokio::spawn(async move { server.converse(ours, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
         let mut line = String::new();
         agent.read_line(&mut line).await.unwrap();
-        assert_eq!(serde_json::from_str::<HostMessage>(&line).unwrap(), plan().certificates[0]);
+        assert_eq!(serde_json::from_str::<HostMessage>(&line).unwrap(), certificates);
         line.clear();
         agent.read_line(&mut line).await.unwrap();
         let Ok(HostMessage::Configure(configuration)) = serde_json::from_str(&line) else { panic!("{line}") };
@@ -353,7 +325,7 @@ mod tests {
         let (events, received) = mpsc::channel(64);
         let (orders, outbox) = mpsc::channel(1);
         let serving = async move {
-            serve(listener, std::process::id(), plan(), Arc::new(Ports::open(false)), events, outbox).await;
+            server(events).serve(listener, outbox).await;
             drop(orders);
         };
         (tokio::spawn(serving), received)
@@ -402,7 +374,7 @@ mod tests {
         let (events, _received) = mpsc::channel(8);
         let (_orders, mut outbox) = mpsc::channel(1);
         theirs.write_all(&encode(&hello(99)).unwrap()).await.unwrap();
-        let error = converse(ours, &plan(), &Ports::open(false), &events, &mut outbox).await.unwrap_err();
+        let error = server(events).converse(ours, &mut outbox).await.unwrap_err();
         assert!(matches!(error, AgentError::Version(99)));
     }
 

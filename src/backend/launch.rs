@@ -9,7 +9,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{logs, wire::Readiness};
+use super::{
+    api::Readiness,
+    child::{close_on_exec_from, current_program},
+    logs,
+};
 use crate::settings::{PathError, Paths};
 
 /// Time for a new backend to listen on its sockets.
@@ -44,13 +48,6 @@ pub enum Mode {
     ThrowAway,
 }
 
-/// The program that runs now, also after its file was replaced.
-pub fn program() -> io::Result<PathBuf> {
-    let program = std::env::current_exe()?;
-    let replaced = program.to_string_lossy().ends_with(" (deleted)");
-    Ok(if replaced { "/proc/self/exe".into() } else { program })
-}
-
 /// Only one command at a time starts a backend, so that the second finds the first one's; blocks.
 pub fn turn(paths: &Paths) -> Result<Flock<File>, LaunchError> {
     let root = paths.runtime_root();
@@ -59,25 +56,10 @@ pub fn turn(paths: &Paths) -> Result<Flock<File>, LaunchError> {
     Ok(Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| folder_error(errno.into()))?)
 }
 
-/// Lets no descriptor from `first` on survive the coming exec: a shell's are none of the child's business, and one that
-/// stays open keeps whoever waits for its end waiting. Only makes a system call.
-pub(super) fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
-    // SAFETY: a plain system call; no memory is passed and no descriptor is closed yet.
-    let result = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
-    // Kernels before 5.11 do not know it; what the standard library opens does not survive anyway.
-    match result {
-        0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
-            error => Err(error),
-        },
-    }
-}
-
 /// Starts a backend and returns once it listens. The pipe is a throw-away backend's life line: it ends when that closes.
 pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, LaunchError> {
     let log = logs::append(&paths.backend_log()).map_err(LaunchError::Spawn)?;
-    let mut command = Command::new(program().map_err(LaunchError::Spawn)?);
+    let mut command = Command::new(current_program().map_err(LaunchError::Spawn)?);
     command
         .args(["--profile", paths.name().as_str(), "backend", "--launched"])
         .stdin(Stdio::null())

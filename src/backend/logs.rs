@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Lines of the console that explain a failure.
+pub const CONSOLE_LINES: usize = 20;
+
 /// How much of a file's end is looked at for its last lines, in bytes.
 const TAIL: u64 = 256 * 1024;
 

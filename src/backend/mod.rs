@@ -1,14 +1,18 @@
 //! The per-profile process: it owns the VM, its sockets and its logs.
 //!
-//! `state` decides, `supervisor` does; `control` and `engine` are how others reach them; `vm`, `vmm` and `agent` are
+//! `state` decides, `supervisor` does; `api_server` and `docker` are how others reach them; `vm`, `vmm` and `agent` are
 //! the child process, the packets to it and the guest's voice; `plan`, `host` and `disk` say beforehand what cannot work.
 
 mod agent;
+pub mod api;
+mod api_server;
 mod certificates;
+mod channel;
 mod child;
-mod control;
+mod diagnose;
 pub mod disk;
-mod examine;
+mod docker;
+mod events;
 pub mod host;
 pub mod launch;
 pub mod lock;
@@ -17,11 +21,10 @@ mod network;
 pub mod plan;
 mod ports;
 mod proxy;
-pub mod state;
+mod state;
 mod supervisor;
-pub mod vm;
-pub mod vmm;
-pub mod wire;
+mod vm;
+mod vmm;
 
 use std::{
     fs, io,
@@ -41,18 +44,16 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
 use self::{
-    control::Api,
+    api::{Readiness, StopOptions},
+    api_server::Api,
+    docker::context::DockerContext,
     lock::{LockError, ProfileLock},
     supervisor::{Request, Supervisor},
-    wire::{Readiness, StopOptions},
 };
-use crate::{
-    engine::{self, context::DockerContext},
-    report::chain,
-    settings::{PathError, Paths, Policy},
-};
+use bulkhead_ipc::report::chain;
+
+use crate::settings::{PathError, Paths, Policy};
 
 /// Size in bytes from which the backend's log is begun anew when a backend starts.
 const MAX_LOG: u64 = 4 << 20;
@@ -164,8 +165,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let supervisor = Supervisor::new(paths.clone(), policy(), name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
-    let clients = tokio::spawn(engine::socket::serve(docker, supervisor.link(), supervisor.status()));
-    let control = tokio::spawn(control::serve(control, api, ended));
+    let clients = tokio::spawn(docker::socket::serve(docker, supervisor.link(), supervisor.status()));
+    let control = tokio::spawn(api_server::serve(control, api, ended));
     announce(&Readiness::Ready { docker_host: paths.docker_host() });
     supervisor.run(inbox).await;
     clients.abort();

@@ -1,21 +1,21 @@
 //! From settings, options and host to a machine; every check that needs no VM is made here.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use bulkhead_protocol::SocketExceptions;
+use bulkhead_protocol::Configuration;
 
 use crate::{
     image::{Image, ImageError},
     settings::{Paths, Policy, PortBinding, Settings, SettingsError},
-    vmm::api::{Disk, VmConfig, Vsock},
 };
+use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 
 use super::{
+    api::StartOptions,
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
     network::{NetworkError, NetworkPlan},
-    proxy::ProxyPlan,
-    wire::StartOptions,
+    proxy,
 };
 
 /// The guest's kernel command line.
@@ -55,40 +55,32 @@ pub enum PlanError {
 }
 
 /// A machine that can be made.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     /// vCPUs.
     pub cpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// Enhanced Container Isolation.
-    pub isolation: bool,
-    /// Which containers may have the engine's socket.
-    pub socket_exceptions: SocketExceptions,
-    /// Refuse `docker load`.
-    pub block_load: bool,
     /// The data disk.
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
-    /// Published ports are on the host's loopback, whatever address is asked for.
-    pub ports_on_loopback: bool,
-    /// The network of a VM that has one.
-    pub network: Option<NetworkPlan>,
-    /// The engine's proxy.
-    pub proxy: ProxyPlan,
-    /// Options of dockerd.
-    pub daemon_options: serde_json::Map<String, serde_json::Value>,
-    /// The file of certificates that a person named.
-    pub certificates: Option<PathBuf>,
     /// With a serial port.
     pub serial: bool,
-    /// What keeps no VM from being made but a person should know.
+    /// The network of a VM that has one.
+    pub network: Option<NetworkPlan>,
+    /// Published ports are on the host's loopback, whatever address is asked for.
+    pub ports_on_loopback: bool,
+    /// The file of certificates that the user named.
+    pub certificates: Option<PathBuf>,
+    /// The guest's part of the plan, as the agent receives it; the time is set when it is sent.
+    pub configuration: Configuration,
+    /// Non-fatal problems to show the user.
     pub warning: Option<String>,
 }
 
 impl Plan {
-    /// Reads the settings anew and checks everything under `policy`; changes nothing.
+    /// Reads the settings and checks everything under `policy`; changes nothing.
     pub fn new(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, PlanError> {
         host::check_kvm()?;
         host::check_virtualization()?;
@@ -96,7 +88,18 @@ impl Plan {
         settings.permit_options(options.cpus, options.memory_mib, options.disk_gib, options.network.as_ref())?;
         let kind = options.network.clone().unwrap_or_else(|| settings.network());
         let network = NetworkPlan::new(&kind, &settings)?;
-        let (proxy, warning) = ProxyPlan::new(&settings, options, network.as_ref());
+        let mut configuration = Configuration {
+            hostname: paths.name().hostname(),
+            time_unix_ns: 0,
+            isolation: settings.isolation(),
+            data_disk_serial: DATA_SERIAL.into(),
+            network: network.as_ref().map(NetworkPlan::guest),
+            daemon_options: settings.daemon_options(),
+            container_environment: Vec::new(),
+            socket_exceptions: Box::new(settings.socket_exceptions()),
+            block_load: settings.block_load(),
+        };
+        let warning = proxy::configure(&settings, options, network.as_ref(), &mut configuration);
         Ok(Self {
             image: Image::find(
                 paths.base(),
@@ -106,21 +109,17 @@ impl Plan {
             )?,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
-            isolation: settings.isolation(),
-            socket_exceptions: settings.socket_exceptions(),
-            block_load: settings.block_load(),
-            daemon_options: settings.daemon_options(),
-            ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
-            network,
-            proxy,
-            warning,
-            certificates: options.certificates.clone(),
-            serial: options.serial,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
+            serial: options.serial,
+            network,
+            ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
+            certificates: options.certificates.clone(),
+            configuration,
+            warning,
         })
     }
 
-    /// Adds what a person should know.
+    /// Adds a non-fatal problem.
     pub(super) fn warn(&mut self, warning: String) {
         self.warning = Some(match self.warning.take() {
             Some(first) => format!("{first}; {warning}"),
@@ -146,6 +145,19 @@ impl Plan {
             console: Some(paths.console_log()),
             serial: self.serial.then(|| paths.serial_log()),
         }
+    }
+}
+
+/// Leaves the configuration out: the proxy's URL in it may contain a password.
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("cpus", &self.cpus)
+            .field("memory_mib", &self.memory_mib)
+            .field("disk", &self.disk)
+            .field("image", &self.image)
+            .field("network", &self.network)
+            .finish_non_exhaustive()
     }
 }
 

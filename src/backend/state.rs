@@ -1,9 +1,11 @@
 //! The life of one VM as data: which input leads from which state to which, and what is to be done. No I/O here.
 
 use bulkhead_protocol::Stage;
-use serde::{Deserialize, Serialize};
 
-use super::wire::{StageTime, StateName};
+use super::{
+    api::{Outcome, StageTime, StateName},
+    events::VmEnd,
+};
 
 /// Resets in a row, without the engine answering between them, after which the start has failed.
 const MAX_RESETS: u32 = 3;
@@ -55,17 +57,6 @@ pub enum State {
     Failed(String),
 }
 
-/// Why a VM ended, as far as the machine cares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest reset itself.
-    Reset,
-    /// Anything else, in words.
-    Broken(String),
-}
-
 /// What happens to the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -93,7 +84,7 @@ pub enum Input {
     /// The time to shut down is over.
     GraceExpired,
     /// The VM's process is gone.
-    Ended(End),
+    Ended(VmEnd),
 }
 
 /// What is to be done.
@@ -103,22 +94,10 @@ pub enum Action {
     Boot,
     /// Ask the agent to power off, and send [`Input::GraceExpired`] when it takes too long.
     Shutdown,
-    /// End the VM at once.
+    /// VmEnd the VM at once.
     Kill,
-    /// End the backend.
+    /// VmEnd the backend.
     Exit,
-}
-
-/// Answer to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Accepted {
-    /// It is being done.
-    Begun,
-    /// Nothing needed doing.
-    Already,
-    /// Not while the backend is ending.
-    Ending,
 }
 
 /// The machine.
@@ -153,12 +132,12 @@ impl Machine {
     }
 
     /// Takes one input and says what is to be done and, for a request, what to answer.
-    pub fn apply(&mut self, input: Input) -> (Accepted, Option<Action>) {
+    pub fn apply(&mut self, input: Input) -> (Outcome, Option<Action>) {
         match input {
             Input::Start => self.start(),
             Input::Stop { force } => self.stop(force),
             Input::Restart => self.restart(),
-            other => (Accepted::Begun, self.report(other)),
+            other => (Outcome::Begun, self.report(other)),
         }
     }
 
@@ -169,22 +148,22 @@ impl Machine {
         Action::Boot
     }
 
-    fn start(&mut self) -> (Accepted, Option<Action>) {
+    fn start(&mut self) -> (Outcome, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => {
                 self.resets = 0;
-                (Accepted::Begun, Some(self.boot()))
+                (Outcome::Begun, Some(self.boot()))
             }
-            State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Accepted::Already, None),
+            State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Outcome::Already, None),
             State::Stopping(Then::Fail(_)) => {
                 self.state = State::Stopping(Then::Boot);
-                (Accepted::Begun, None)
+                (Outcome::Begun, None)
             }
-            State::Stopping(Then::Exit) => (Accepted::Ending, None),
+            State::Stopping(Then::Exit) => (Outcome::Ending, None),
         }
     }
 
-    fn stop(&mut self, force: bool) -> (Accepted, Option<Action>) {
+    fn stop(&mut self, force: bool) -> (Outcome, Option<Action>) {
         let action = match &self.state {
             State::Stopped | State::Failed(_) => Some(Action::Exit),
             State::Starting(_) | State::Running(_) => Some(self.take_down(Then::Exit, force)),
@@ -193,20 +172,20 @@ impl Machine {
                 force.then_some(Action::Kill)
             }
         };
-        (Accepted::Begun, action)
+        (Outcome::Begun, action)
     }
 
-    fn restart(&mut self) -> (Accepted, Option<Action>) {
+    fn restart(&mut self) -> (Outcome, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => self.start(),
             State::Starting(_) | State::Running(_) => {
                 self.resets = 0;
-                (Accepted::Begun, Some(self.take_down(Then::Boot, false)))
+                (Outcome::Begun, Some(self.take_down(Then::Boot, false)))
             }
-            State::Stopping(Then::Exit) => (Accepted::Ending, None),
+            State::Stopping(Then::Exit) => (Outcome::Ending, None),
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Boot);
-                (Accepted::Begun, None)
+                (Outcome::Begun, None)
             }
         }
     }
@@ -262,17 +241,17 @@ impl Machine {
         }
     }
 
-    fn ended(&mut self, end: End) -> Option<Action> {
+    fn ended(&mut self, end: VmEnd) -> Option<Action> {
         self.agent = false;
         match (std::mem::replace(&mut self.state, State::Stopped), end) {
             (State::Stopping(Then::Exit), _) => return Some(Action::Exit),
             (State::Stopping(Then::Boot), _) => return Some(self.boot()),
             // Who powers the guest off from inside gets what was asked for.
-            (State::Running(_), End::PowerOff) => {}
-            (State::Starting(_), End::PowerOff) => {
+            (State::Running(_), VmEnd::PowerOff) => {}
+            (State::Starting(_), VmEnd::PowerOff) => {
                 self.state = State::Failed("the guest powered itself off before the engine answered".into());
             }
-            (State::Starting(_) | State::Running(_), End::Reset) => {
+            (State::Starting(_) | State::Running(_), VmEnd::Reset) => {
                 self.resets += 1;
                 if self.resets < MAX_RESETS {
                     return Some(self.boot());
@@ -280,7 +259,7 @@ impl Machine {
                 self.state = State::Failed(format!("the guest reset itself {MAX_RESETS} times during its start"));
             }
             (State::Stopping(Then::Fail(reason)), _)
-            | (State::Starting(_) | State::Running(_), End::Broken(reason)) => self.state = State::Failed(reason),
+            | (State::Starting(_) | State::Running(_), VmEnd::Broken(reason)) => self.state = State::Failed(reason),
             (state @ (State::Stopped | State::Failed(_)), _) => self.state = state,
         }
         None
@@ -312,7 +291,7 @@ mod tests {
 
     fn running() -> Machine {
         let mut machine = Machine::default();
-        assert_eq!(machine.apply(Input::Start), (Accepted::Begun, Some(Action::Boot)));
+        assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
         machine.apply(Input::AgentConnected);
         for stage in STAGES {
             machine.apply(at(stage));
@@ -323,16 +302,16 @@ mod tests {
 
     #[test]
     fn a_second_start_is_told_that_it_runs_already() {
-        assert_eq!(running().apply(Input::Start), (Accepted::Already, None));
+        assert_eq!(running().apply(Input::Start), (Outcome::Already, None));
     }
 
     #[test]
     fn stop_asks_the_agent_and_kills_when_the_time_is_over() {
         let mut machine = running();
         assert_eq!(machine.apply(Input::Stop { force: false }).1, Some(Action::Shutdown));
-        assert_eq!(machine.apply(Input::Start).0, Accepted::Ending);
+        assert_eq!(machine.apply(Input::Start).0, Outcome::Ending);
         assert_eq!(machine.apply(Input::GraceExpired).1, Some(Action::Kill));
-        assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Exit));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::PowerOff)).1, Some(Action::Exit));
         assert_eq!(*machine.state(), State::Stopped);
     }
 
@@ -355,25 +334,25 @@ mod tests {
     fn restart_boots_again_after_the_shutdown() {
         let mut machine = running();
         assert_eq!(machine.apply(Input::Restart).1, Some(Action::Shutdown));
-        assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::PowerOff)).1, Some(Action::Boot));
         assert_eq!(machine.boots(), 2);
     }
 
     #[test]
     fn a_lost_vmm_is_a_failure_from_which_start_recovers() {
         let mut machine = running();
-        machine.apply(Input::Ended(End::Broken("killed by signal 9".into())));
+        machine.apply(Input::Ended(VmEnd::Broken("killed by signal 9".into())));
         assert_eq!(*machine.state(), State::Failed("killed by signal 9".into()));
-        assert_eq!(machine.apply(Input::Start), (Accepted::Begun, Some(Action::Boot)));
+        assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
     }
 
     #[test]
     fn a_guest_that_resets_in_a_loop_has_failed() {
         let mut machine = Machine::default();
         machine.apply(Input::Start);
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, Some(Action::Boot));
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, Some(Action::Boot));
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, None);
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, None);
         assert_eq!(machine.name(), StateName::Failed);
     }
 
@@ -383,7 +362,7 @@ mod tests {
         machine.apply(Input::Start);
         machine.apply(Input::AgentConnected);
         assert_eq!(machine.apply(Input::GuestFailed("no disk".into())).1, Some(Action::Shutdown));
-        machine.apply(Input::Ended(End::PowerOff));
+        machine.apply(Input::Ended(VmEnd::PowerOff));
         assert_eq!(*machine.state(), State::Failed("no disk".into()));
     }
 
@@ -421,9 +400,9 @@ mod tests {
             Just(Input::EngineDown("down".into())),
             Just(Input::GraceExpired),
             Just(Input::BootFailed("no".into())),
-            Just(Input::Ended(End::PowerOff)),
-            Just(Input::Ended(End::Reset)),
-            Just(Input::Ended(End::Broken("broken".into()))),
+            Just(Input::Ended(VmEnd::PowerOff)),
+            Just(Input::Ended(VmEnd::Reset)),
+            Just(Input::Ended(VmEnd::Broken("broken".into()))),
         ]
     }
 

@@ -13,16 +13,15 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
+    api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    events::VmEvent,
     logs,
     state::{Action, Input, Machine, State, Then},
-    vm::{self, Vm, VmEvent},
-    vmm::Channel,
-    wire::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    vm::{self, Vm},
+    vmm::VmmChannel,
 };
-use crate::{
-    report::chain,
-    settings::{Paths, Policy},
-};
+use crate::settings::{Paths, Policy};
+use bulkhead_ipc::report::chain;
 
 /// Seconds after which a VM that was asked to shut down is killed, when nobody says otherwise.
 const STOP_SECONDS: u64 = 60;
@@ -32,9 +31,6 @@ const MAX_STOP_SECONDS: u64 = 24 * 3600;
 
 /// What containers get between SIGTERM and SIGKILL, when nobody says otherwise.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// Lines of the console that explain a failure.
-pub const CONSOLE_LINES: usize = 20;
 
 /// What is asked of the supervisor.
 #[derive(Debug)]
@@ -52,9 +48,6 @@ pub(super) enum Request {
     /// What the VM does at the moment.
     Examine(oneshot::Sender<Examination>),
 }
-
-/// Where descriptors of docker clients go while the engine answers.
-pub type Link = Option<Arc<Channel>>;
 
 /// Owns the VM of one profile.
 #[derive(Debug)]
@@ -75,7 +68,7 @@ pub(super) struct Supervisor {
     deadline: Option<Instant>,
     signals: u32,
     status: watch::Sender<Status>,
-    link: watch::Sender<Link>,
+    link: watch::Sender<Option<Arc<VmmChannel>>>,
 }
 
 impl Supervisor {
@@ -86,7 +79,7 @@ impl Supervisor {
             Ok(context) => (context, None),
             Err(warning) => (None, Some(warning)),
         };
-        let mut status = stopped(&paths);
+        let mut status = Status::stopped(&paths);
         status.backend_pid = Some(std::process::id());
         status.context.clone_from(&context);
         status.warning.clone_from(&warning);
@@ -118,7 +111,7 @@ impl Supervisor {
     }
 
     /// The channel to the VM while its engine answers.
-    pub(super) fn link(&self) -> watch::Receiver<Link> {
+    pub(super) fn link(&self) -> watch::Receiver<Option<Arc<VmmChannel>>> {
         self.link.subscribe()
     }
 
@@ -202,7 +195,7 @@ impl Supervisor {
             cpus: vm.plan.cpus,
             memory_mib: vm.plan.memory_mib,
             disk_gib: vm.plan.disk.gib(),
-            enhanced_container_isolation: vm.plan.isolation,
+            enhanced_container_isolation: vm.plan.configuration.isolation,
             kernel: None,
             started_unix: now.as_secs(),
         });
@@ -300,7 +293,7 @@ impl Supervisor {
                 self.vm = None;
                 self.deadline = None;
                 vm::remove_sockets(&self.paths);
-                self.console = logs::tail(&self.paths.console_log(), CONSOLE_LINES).unwrap_or_default();
+                self.console = logs::tail(&self.paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default();
                 Input::Ended(end)
             }
         };
@@ -329,7 +322,7 @@ impl Supervisor {
     }
 
     fn snapshot(&self) -> Status {
-        let mut status = stopped(&self.paths);
+        let mut status = Status::stopped(&self.paths);
         status.state = self.machine.name();
         status.boot = self.machine.boots();
         status.context.clone_from(&self.context);
@@ -355,27 +348,6 @@ impl Supervisor {
             }
         }
         status
-    }
-}
-
-/// The status of a profile without a backend.
-pub fn stopped(paths: &Paths) -> Status {
-    Status {
-        profile: paths.name().clone(),
-        state: StateName::Stopped,
-        boot: 0,
-        ending: false,
-        stages: Vec::new(),
-        waiting_for: None,
-        reason: None,
-        console: Vec::new(),
-        docker_host: paths.docker_host(),
-        context: None,
-        warning: None,
-        policy: None,
-        backend_pid: None,
-        vmm_pid: None,
-        vm: None,
     }
 }
 

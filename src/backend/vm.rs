@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode, Stage};
+use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode};
 use tokio::{
     net::UnixListener,
     process::Child,
@@ -12,22 +12,22 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    agent::{self, GuestPlan},
+    agent::AgentServer,
+    api::{Examination, StartOptions},
     certificates,
+    child::ChildError,
+    diagnose::{self, Desks},
     disk::DiskError,
-    examine::{self, Desks},
+    events::VmEvent,
     logs,
-    network::{self, Keeper},
-    plan::{DATA_SERIAL, Plan, PlanError},
+    network::{self, NetSupervisor},
+    plan::{Plan, PlanError},
     ports::Ports,
-    state::End,
-    vmm::{self, Channel, VmmError},
-    wire::{Examination, StartOptions},
+    vmm::{self, VmmChannel},
 };
-use crate::{
-    settings::{Paths, Policy},
-    vmm::api::{Command, Event},
-};
+use bulkhead_vmm::api::{Command, Event};
+
+use crate::settings::{Paths, Policy};
 
 /// Why a VM could not be begun.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +38,9 @@ pub enum BootError {
     /// The data disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The process.
+    /// The vmm process.
     #[error(transparent)]
-    Vmm(#[from] VmmError),
+    Vmm(#[from] ChildError),
     /// The network process.
     #[error(transparent)]
     Network(#[from] network::StartError),
@@ -55,32 +55,6 @@ pub enum BootError {
     },
 }
 
-/// What happens to a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VmEvent {
-    /// The agent introduced itself and has its configuration.
-    AgentConnected {
-        /// The guest's kernel.
-        kernel: String,
-        /// Microseconds since the guest kernel started.
-        uptime_us: u64,
-    },
-    /// The agent's connection is gone.
-    AgentLost,
-    /// A stage was reached.
-    Reached(Stage),
-    /// The guest gave up, in words.
-    GuestFailed(String),
-    /// The engine ended and is being started again.
-    EngineDown(String),
-    /// The guest described itself, as it was asked to.
-    Described(Description),
-    /// The network process is gone for good; a fresh VM gets a fresh one.
-    NetworkDown(String),
-    /// The process is gone; the last event.
-    Ended(End),
-}
-
 /// A VM that was begun.
 #[derive(Debug)]
 pub struct Vm {
@@ -88,7 +62,7 @@ pub struct Vm {
     pub plan: Plan,
     /// Process id.
     pub pid: u32,
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     kill: Arc<Notify>,
     orders: mpsc::Sender<HostMessage>,
     events: mpsc::Receiver<VmEvent>,
@@ -109,7 +83,7 @@ impl Vm {
         }
         remove_sockets(paths);
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
-        let (channel, theirs) = Channel::pair()?;
+        let (channel, theirs) = vmm::channel()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
         let network = match &plan.network {
             Some(network) => {
@@ -125,45 +99,41 @@ impl Vm {
         let channel = Arc::new(channel);
         let (sender, events) = mpsc::channel(64);
         let (orders, outbox) = mpsc::channel(4);
-        let guest = GuestPlan {
-            hostname: paths.name().hostname(),
-            isolation: plan.isolation,
-            socket_exceptions: plan.socket_exceptions.clone(),
-            block_load: plan.block_load,
-            data_disk_serial: DATA_SERIAL.into(),
-            network: plan.network.clone(),
-            daemon_options: plan.daemon_options.clone(),
-            proxy: plan.proxy.clone(),
-            certificates: certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
-                plan.warn(crate::report::chain(&error));
-                Vec::new()
-            }),
-        };
+        let certificates = certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
+            plan.warn(bulkhead_ipc::report::chain(&error));
+            Vec::new()
+        });
         // The guest knows that it has no network, and says so itself.
         let no_ports = match &plan.network {
             Some(network) => network.no_ports(),
             None => Some("this VM has no network, so no port can be published".to_owned()),
         };
         let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
-        let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
-        let agent = tokio::spawn(agent).abort_handle();
+        let agent = AgentServer {
+            vmm: pid,
+            certificates,
+            configuration: plan.configuration.clone(),
+            ports: Arc::clone(&ports),
+            events: sender.clone(),
+        };
+        let agent = tokio::spawn(agent.serve(listener, outbox)).abort_handle();
         let kill = Arc::new(Notify::new());
         let (process, stream) = network.unzip();
-        let keeper =
-            process.map(|process| Keeper::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
+        let keeper = process
+            .map(|process| NetSupervisor::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
         let desks = Arc::<Desks>::default();
         let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), desks: Arc::clone(&desks) };
         tokio::spawn(watch(child, keeper, watched, sender));
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
             // The process is already gone; why is known once it has been waited for.
-            warn!("{}", crate::report::chain(&error));
+            warn!("{}", bulkhead_ipc::report::chain(&error));
         }
         Ok(Self { plan, pid, channel, kill, orders, events, agent, ports, desks })
     }
 
     /// Where packets to the process go.
-    pub fn channel(&self) -> Arc<Channel> {
+    pub fn channel(&self) -> Arc<VmmChannel> {
         Arc::clone(&self.channel)
     }
 
@@ -174,7 +144,7 @@ impl Vm {
 
     /// What the VM does at the moment.
     pub fn examine(&self) -> impl Future<Output = Examination> + Send + use<> {
-        examine::examine(Arc::clone(&self.channel), self.orders.clone(), Arc::clone(&self.desks))
+        diagnose::examine(Arc::clone(&self.channel), self.orders.clone(), Arc::clone(&self.desks))
     }
 
     /// The answer to whoever examines the VM.
@@ -219,13 +189,13 @@ pub fn remove_sockets(paths: &Paths) {
 
 /// What [`watch`] shares with its VM.
 struct Watched {
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     kill: Arc<Notify>,
     desks: Arc<Desks>,
 }
 
 /// Reads the child's packets until it is gone, then says how it ended; nothing of the VM is left then.
-async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, events: mpsc::Sender<VmEvent>) {
+async fn watch(mut child: Child, network: Option<NetSupervisor>, watched: Watched, events: mpsc::Sender<VmEvent>) {
     let Watched { channel, kill, desks } = watched;
     let mut said = None;
     loop {
@@ -247,7 +217,7 @@ async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, even
             Ok(Some(Event::Vcpus { views })) => desks.vcpus.answer(&views),
             Ok(None) => break,
             Err(error) => {
-                warn!("{}", crate::report::chain(&error));
+                warn!("{}", bulkhead_ipc::report::chain(&error));
                 let _ = child.start_kill();
                 break;
             }

@@ -9,10 +9,8 @@ use std::{
     time::Duration,
 };
 
-use bulkhead::{
-    backend::plan::{CMDLINE, DATA_SERIAL},
-    vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock},
-};
+use bulkhead::backend::plan::{CMDLINE, DATA_SERIAL};
+use bulkhead_vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock};
 
 use crate::{Result, control};
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::backend::wire::Examination;
+use bulkhead::backend::api::Examination;
 
 use crate::client;
 

@@ -79,7 +79,7 @@ fn start_with_a_network_that_is_not_there_says_how_to_get_it() {
     let message = refused(&output, 1);
     assert!(message.contains("ip tuntap add bh-missing mode tap user $USER"), "{message}");
     let Some(output) = with_any_kvm(&home, &["start", "--net", "tap=lo"]) else { return };
-    assert!(refused(&output, 1).contains("`lo` is no tap device"));
+    assert!(refused(&output, 1).contains("`lo` is not a tap device"));
     let mut command = home.command(program());
     command.env("PATH", home.path("bin")).env("BULKHEAD_TRY_ANY_KVM", "1").args(["start", "--net", "passt"]);
     let message = refused(&command.output().unwrap(), 1);

@@ -109,7 +109,7 @@ const CONTAINERS: &[Row] = &[
         ),
     ),
     Row("containers 24", "userns-remap and rootless mode", Other("dockerDaemonOptions takes them, init drops them (unit test)")),
-    Row("containers 25", "only much mounting is slower", In("isolation cost; sysbox-runc's bundles")),
+    Row("containers 25", "only much mounting is slower", In("isolation cost; the runtime's bundles")),
 ];
 
 /// The Docker socket in containers, without exceptions; those are in `sockets`.

@@ -10,10 +10,8 @@ use std::{
     time::Duration,
 };
 
-use bulkhead::{
-    inherited::FD,
-    vmm::api::{Event, MAX_PACKET},
-};
+use bulkhead_ipc::inherited::FD;
+use bulkhead_vmm::api::{Event, MAX_PACKET};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bulkhead::vmm::api::VmConfig;
+use bulkhead_vmm::api::VmConfig;
 
 /// Physical address of the first instruction.
 pub const ENTRY: u32 = 0x10_0000;

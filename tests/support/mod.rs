@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::vmm::api::{Command, Event, ExitReason, VmConfig};
+use bulkhead_vmm::api::{Command, Event, ExitReason, VmConfig};
 
 /// A vmm process; killed when dropped.
 pub struct Vmm {

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_guest_common::bounded;
 use bulkhead_protocol::SocketExceptions;
 use hyper::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -272,11 +273,7 @@ const FILE: u64 = 4 * 1024 * 1024;
 
 /// Reads a JSON file that is not too long.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    use std::io::Read;
-
-    let mut text = Vec::new();
-    fs::File::open(path).ok()?.take(FILE).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    serde_json::from_slice(&bounded::read_file(path, FILE).ok()?).ok()
 }
 
 /// Replaces a JSON file; a crash leaves the old or the new one.

@@ -77,10 +77,7 @@ fn socket_exceptions() -> SocketExceptions {
 
 /// Tells whoever started the gate that it serves (sd_notify(3)).
 fn notify_ready() {
-    if let Some(path) = std::env::var_os("NOTIFY_SOCKET")
-        && let Ok(socket) = std::os::unix::net::UnixDatagram::unbound()
-        && let Err(error) = socket.send_to(b"READY=1", path)
-    {
+    if let Err(error) = bulkhead_guest_common::notify::ready() {
         eprintln!("can't report readiness: {error}");
     }
 }

@@ -1,8 +1,8 @@
-//! The warden's connections: a FUSE mount and a socket for crun, which init makes and holds.
+//! The endpoints of the procfs service: a FUSE mount, and a socket for crun. init makes and holds both.
 //!
-//! Held here, they outlive every warden: what containers ask while none runs waits for the next one. Nobody may wait for
-//! ever, though. A warden that falls silent is killed ([`PATIENCE`]), and when none can be started any more the
-//! connection is aborted, so that everything that is asked fails.
+//! They outlive every process of the service: requests of containers that arrive while none runs wait for the next one.
+//! They must not wait for ever, though. A process that hangs is killed ([`crate::supervisor`]), and when none can be
+//! started any more, or the guest goes down, [`abort`] makes all requests fail.
 
 use std::{
     fs, io,
@@ -11,59 +11,60 @@ use std::{
         unix::{fs::PermissionsExt, net::UnixListener},
     },
     path::Path,
-    time::Duration,
 };
 
-use bulkhead_warden::{mount, registry, traps};
+use bulkhead_guest_common::registry;
+use bulkhead_procfs::{mount, seccomp_notify};
 
-use crate::{error::Error, kmsg, mounts};
+use crate::{error::Error, log, mounts};
 
-/// How long a warden may be silent, which says every two seconds that it answers.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Mount point of `fusectl`, through which connections are aborted.
+const FUSE_CONTROL: &str = "/sys/fs/fuse/connections";
 
-/// The kernel's files about FUSE connections.
-const CONTROL: &str = "/sys/fs/fuse/connections";
-
-/// What init holds for the warden.
+/// Descriptors that init holds for the service.
 #[derive(Debug)]
-pub(crate) struct Held {
-    /// Where requests for files arrive.
+pub(crate) struct Endpoints {
+    /// The FUSE connection, on which requests for files arrive.
     device: OwnedFd,
-    /// Where crun brings the descriptors on which mounts are reported.
+    /// The socket to which crun sends the seccomp listeners that report mounts.
     listener: OwnedFd,
 }
 
-impl Held {
-    /// Copies for a new warden, with the names of their options.
+impl Endpoints {
+    /// Returns copies for a new process, with the names of their command-line options.
     pub(crate) fn copies(&self) -> io::Result<[(String, OwnedFd); 2]> {
         Ok([("device".to_owned(), self.device.try_clone()?), ("listener".to_owned(), self.listener.try_clone()?)])
     }
 }
 
-/// Mounts the tree, opens the socket and returns the connections.
-pub(crate) fn connect() -> Result<Held, Error> {
+/// Mounts the tree and opens the socket.
+pub(crate) fn connect() -> Result<Endpoints, Error> {
     let mounted = |target: &str| {
         let target = target.into();
-        move |source| Error::Mount { what: "the warden's files".to_owned(), target, source }
+        move |source| Error::Mount { what: "the containers' files of /proc and /sys".to_owned(), target, source }
     };
-    mount::mount_control(Path::new(CONTROL)).map_err(mounted(CONTROL))?;
-    // The runtime makes its containers' mounts from below it, as users that may pass and see nothing.
+    mount::mount_control(Path::new(FUSE_CONTROL)).map_err(mounted(FUSE_CONTROL))?;
+    // Mounts of containers are made from below the tree, with the containers' ids: these may pass, and list nothing.
     for path in ["/run/sysbox-runc", registry::STATE, registry::TREE] {
         mounts::make_directory(path, 0o711)?;
     }
+    // Without a server, requests wait as long as this descriptor is open.
     let device = mount::mount(Path::new(registry::TREE)).map_err(mounted(registry::TREE))?;
-    let listener = UnixListener::bind(traps::SOCKET).map_err(Error::file("listen on", traps::SOCKET))?;
-    fs::set_permissions(traps::SOCKET, fs::Permissions::from_mode(0o600))
-        .map_err(Error::file("set the mode of", traps::SOCKET))?;
-    Ok(Held { device, listener: listener.into() })
+    // Bound here, so that crun can always connect: its connections wait in the queue while no process accepts them.
+    let listener =
+        UnixListener::bind(seccomp_notify::SOCKET).map_err(Error::file("listen on", seccomp_notify::SOCKET))?;
+    fs::set_permissions(seccomp_notify::SOCKET, fs::Permissions::from_mode(0o600))
+        .map_err(Error::file("set the mode of", seccomp_notify::SOCKET))?;
+    Ok(Endpoints { device, listener: listener.into() })
 }
 
-/// Makes everything fail that waits for the warden or will.
+/// Makes every request fail that waits for the service, now and later.
 pub(crate) fn abort() {
+    // Without isolation there is no mount to abort.
     if !Path::new(registry::STATE).exists() {
         return;
     }
-    if let Err(error) = mount::abort(Path::new(registry::TREE), Path::new(CONTROL)) {
-        kmsg::log(&format!("can't let go of the warden's files: {error}"));
+    if let Err(error) = mount::abort(Path::new(registry::TREE), Path::new(FUSE_CONTROL)) {
+        log::info(&format!("cannot abort the FUSE connection of {}: {error}", registry::TREE));
     }
 }

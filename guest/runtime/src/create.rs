@@ -13,14 +13,14 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use bulkhead_warden::{namespace, registry::Process};
+use bulkhead_guest_common::{bounded, mountinfo, namespace, process::Process};
 use serde_json::Value;
 
 use crate::{
@@ -33,7 +33,6 @@ use crate::{
     crun,
     error::Error,
     id_ranges::{self, Claim, IdRange, IdRangeTable, Record},
-    mountinfo::{self, Mount},
     refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
@@ -49,6 +48,9 @@ use crate::{
 
 /// The directory of the table of id ranges and of the staging area; a tmpfs, since no container outlives the VM.
 pub(crate) const STATE_DIR: &str = "/run/sysbox-runc";
+
+/// The size limit of the table of mounts in bytes.
+const MAX_MOUNTINFO: u64 = 64 << 20;
 
 /// A container's user namespace and the id range that it maps.
 #[derive(Debug)]
@@ -80,7 +82,9 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let staging =
         StagingArea::enter(&Path::new(STATE_DIR).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
     // Mount ids differ from one mount namespace to the next, so the table and all sources are read in this one.
-    let mounts = read_mounts().map_err(Error::system("read the table of mounts"))?;
+    let mounts =
+        bounded::read_file("/proc/self/mountinfo", MAX_MOUNTINFO).map_err(Error::system("read the table of mounts"))?;
+    let mounts: Vec<_> = mountinfo::parse(&mounts).collect();
     let policy = SourcePolicy::default();
     // Only dockerd and BuildKit write below the data directory: a client cannot make its bundle look like a build step.
     let is_build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
@@ -204,12 +208,6 @@ fn assign_userns(
     let containers = others.chain([record.id]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
     Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
-}
-
-fn read_mounts() -> io::Result<Vec<Mount>> {
-    let mut table = Vec::new();
-    File::open("/proc/self/mountinfo")?.take(mountinfo::MAX_TABLE).read_to_end(&mut table)?;
-    Ok(mountinfo::parse(&table))
 }
 
 fn lsm_support() -> LsmSupport {

@@ -1,9 +1,10 @@
 //! Entry points for the fuzz targets, with the feature `fuzzing` only.
 
+use bulkhead_guest_common::mountinfo;
 use serde_json::Value;
 
 use crate::{
-    mountinfo,
+    layers,
     spec::{
         checks, devices, id_mappings, mounts, namespaces,
         process::{self, LsmSupport},
@@ -39,6 +40,8 @@ pub fn config(text: &[u8]) {
 
 /// Parses a table of mounts, and the options of overlays.
 pub fn mount_table(table: &[u8]) {
-    let _ = mountinfo::parse(table);
-    let _ = mountinfo::layers(table);
+    for mount in mountinfo::parse(table) {
+        let _ = (mount.root(), mount.point(), layers::layers(mount.super_options));
+    }
+    let _ = layers::layers(table);
 }

@@ -8,12 +8,12 @@
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
-use bulkhead_warden::{namespace::Identity, registry::Process};
+use bulkhead_guest_common::{bounded, namespace::Identity, process::Process};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -183,9 +183,7 @@ fn failed<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> RangeError {
 }
 
 fn read(path: &Path) -> Option<Record> {
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(MAX_RECORD).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    serde_json::from_slice(&bounded::read_file(path, MAX_RECORD).ok()?).ok()
 }
 
 /// The id and a digest (FNV-1a) of the state directory, whose path cannot be part of a file name.

@@ -55,9 +55,9 @@ mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod id_ranges;
+mod layers;
 mod log;
 mod mount_fd;
-mod mountinfo;
 mod refresh;
 mod rootfs;
 mod runc_errors;
@@ -69,6 +69,7 @@ mod warden;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 
+use bulkhead_guest_common::error::chain;
 use cli::{Command, GlobalOptions};
 use error::Error;
 use id_ranges::IdRangeTable;
@@ -97,7 +98,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             globals.log.error(&error);
             if is_run && globals.log.file.is_some() {
-                eprintln!("{}", log::chain(&error));
+                eprintln!("{}", chain(&error));
             }
             ExitCode::FAILURE
         }

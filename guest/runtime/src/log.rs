@@ -1,12 +1,13 @@
 //! The log of errors: the `--log` file in the format that containerd's shim reads, or stderr.
 
 use std::{
-    fmt::Write as _,
     fs::OpenOptions,
-    io::{self, Write as _},
+    io::{self, Write},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
+
+use bulkhead_guest_common::error::chain;
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,17 +61,6 @@ impl Log {
         line.push('\n');
         line.into_bytes()
     }
-}
-
-/// An error and its causes, outermost first, separated by colons.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// UTC in RFC 3339, whole seconds; Howard Hinnant's days-to-civil algorithm.

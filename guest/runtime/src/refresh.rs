@@ -5,12 +5,9 @@
 //! overlay is reconfigured, even without a change. The gate runs `sysbox-runc refresh ID` before it lets the engine look
 //! into a running container's files, and after the engine has changed them.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::{io, path::Path};
 
+use bulkhead_guest_common::bounded;
 use rustix::{fs::CWD, mount::FsPickFlags};
 use serde_json::Value;
 
@@ -39,7 +36,6 @@ pub(crate) fn refresh_container(table: &IdRangeTable, id: &str) {
 
 /// The id of the container's first process, from crun's state.
 fn first_process(state: &Path) -> Option<u64> {
-    let mut text = Vec::new();
-    File::open(state.join("status")).ok()?.take(MAX_STATUS).read_to_end(&mut text).ok()?;
+    let text = bounded::read_file(state.join("status"), MAX_STATUS).ok()?;
     serde_json::from_slice::<Value>(&text).ok()?["pid"].as_u64().filter(|pid| *pid > 0)
 }

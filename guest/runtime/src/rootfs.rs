@@ -13,14 +13,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::mountinfo::Mount;
 use rustix::{
     fs::StatVfsMountFlags,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
 use crate::{
+    layers::{self, Layers, LayersError},
     mount_fd,
-    mountinfo::{self, Layers, LayersError, Mount},
     staging::StagingArea,
     sys,
 };
@@ -80,7 +81,7 @@ pub(crate) fn mount_point(staging: &StagingArea) -> PathBuf {
 pub(crate) fn prepare(
     staging: &StagingArea,
     root: &Path,
-    mounts: &[Mount],
+    mounts: &[Mount<'_>],
     userns: BorrowedFd<'_>,
     first_id: u32,
 ) -> Result<PathBuf, RootfsError> {
@@ -98,11 +99,11 @@ pub(crate) fn prepare(
         return Ok(target);
     };
     let layers =
-        mountinfo::layers(&mount.options).map_err(|source| RootfsError::Layers { path: path.clone(), source })?;
-    let overlay = mount_layers(staging, &resolve(layers, &mount.point)?, userns, first_id)?;
+        layers::layers(mount.super_options).map_err(|source| RootfsError::Layers { path: path.clone(), source })?;
+    let overlay = mount_layers(staging, &resolve(layers, &mount.point())?, userns, first_id)?;
     mount_fd::attach(&overlay, &target).map_err(failed("attach", &path))?;
     // The root can be a directory in the overlay, or the mount can show only one of the overlay's directories.
-    let inner = mount.root.join(path.strip_prefix(&mount.point).unwrap_or(Path::new("")));
+    let inner = mount.root().join(path.strip_prefix(mount.point()).unwrap_or(Path::new("")));
     Ok(target.join(inner.strip_prefix("/").unwrap_or(&inner)))
 }
 

@@ -6,10 +6,11 @@
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{Seek, SeekFrom},
     path::Path,
 };
 
+use bulkhead_guest_common::bounded;
 use serde_json::Value;
 
 /// The number of bytes at a log's end that are read; crun's error is its last line.
@@ -25,8 +26,7 @@ pub(crate) fn of_log(path: &Path) -> Option<String> {
     let end = log.seek(SeekFrom::End(0)).ok()?;
     // Earlier commands have written to the same log, so only its end is of interest.
     log.seek(SeekFrom::Start(end.saturating_sub(MAX_TAIL))).ok()?;
-    let mut tail = Vec::new();
-    log.take(MAX_TAIL).read_to_end(&mut tail).ok()?;
+    let tail = bounded::read(log, MAX_TAIL).ok()?;
     // The first line of the tail can be cut off; it is not JSON then, and is skipped.
     let mut lines = tail.rsplit(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let last = lines.find(|line| line["level"] == "error")?;

@@ -5,12 +5,12 @@
 
 use std::path::Path;
 
-use bulkhead_warden::{
-    NODES, Node,
+use bulkhead_guest_common::{
     namespace::Identity,
-    registry::{Container, Process, Registry, STATE, TREE, cgroup_path},
-    traps::SOCKET,
+    process::Process,
+    registry::{Container, Registry, STATE, TREE, cgroup_path},
 };
+use bulkhead_procfs::{NODES, Node, seccomp_notify::SOCKET};
 use serde_json::{Value, json};
 
 use crate::{

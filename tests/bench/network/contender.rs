@@ -11,15 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::{
-    backend::plan::CMDLINE,
-    net::{
-        addresses::{Addresses, MTU},
-        control::{Command as NetCommand, Setup as NetSetup},
-    },
-    vmm::api::{Command, Disk, VmConfig},
+use bulkhead::backend::plan::CMDLINE;
+use bulkhead_net::{
+    addresses::{Addresses, MTU},
+    control::{Command as NetCommand, Setup as NetSetup},
 };
 use bulkhead_protocol::Transport;
+use bulkhead_vmm::api::{Command, Disk, VmConfig};
 
 use super::Setup;
 use crate::{Result, control, launch, process};

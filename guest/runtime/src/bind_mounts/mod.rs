@@ -21,12 +21,12 @@ use std::{
     path::Path,
 };
 
+use bulkhead_guest_common::mountinfo::Mount;
 use container_root::ContainerRoot;
 use source_policy::{OpenedSource, Requester, SourcePolicy};
 
 use crate::{
     mount_fd,
-    mountinfo::Mount,
     spec::mounts::{Bind, MountError, StagedBind},
     staging::StagingArea,
     sys,
@@ -37,7 +37,7 @@ use crate::{
 pub(crate) struct VerifyContext<'a> {
     pub(crate) policy: &'a SourcePolicy,
     /// The VM's mounts, as this process's own mount namespace shows them.
-    pub(crate) mounts: &'a [Mount],
+    pub(crate) mounts: &'a [Mount<'a>],
     pub(crate) requester: Requester<'a>,
     /// The directory that relative sources are relative to.
     pub(crate) bundle: &'a Path,
@@ -82,7 +82,7 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     Ok(VerifiedBind { bind, source })
 }
 
-fn mount_of(fd: impl AsFd, mounts: &[Mount]) -> Option<&Mount> {
+fn mount_of<'a>(fd: impl AsFd, mounts: &'a [Mount<'a>]) -> Option<&'a Mount<'a>> {
     let id = mount_fd::mount_id(fd).ok()?;
     mounts.iter().find(|mount| mount.id == id)
 }

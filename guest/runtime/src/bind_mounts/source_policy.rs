@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::mountinfo::Mount;
+use bulkhead_guest_common::mountinfo::Mount;
 
 /// The places from which binds may come; all else belongs to the VM.
 #[derive(Clone, Debug)]
@@ -50,17 +50,17 @@ pub(crate) struct OpenedSource<'a> {
     /// The kernel's own path of it.
     pub(crate) path: &'a Path,
     /// The mount that it is on.
-    pub(crate) mount: &'a Mount,
+    pub(crate) mount: &'a Mount<'a>,
 }
 
 impl OpenedSource<'_> {
     /// The path inside its file system, the same for every mount that shows it.
     fn path_in_fs(&self) -> PathBuf {
-        match self.path.strip_prefix(&self.mount.point) {
+        match self.path.strip_prefix(self.mount.point()) {
             // `join` with an empty path would append a slash.
-            Ok(rest) if rest.as_os_str().is_empty() => self.mount.root.clone(),
-            Ok(rest) => self.mount.root.join(rest),
-            Err(_) => self.mount.root.clone(),
+            Ok(rest) if rest.as_os_str().is_empty() => self.mount.root(),
+            Ok(rest) => self.mount.root().join(rest),
+            Err(_) => self.mount.root(),
         }
     }
 }
@@ -73,7 +73,7 @@ impl SourcePolicy {
         &self,
         source: OpenedSource<'_>,
         data_root: OpenedSource<'_>,
-        mounts: &[Mount],
+        mounts: &[Mount<'_>],
         requester: Requester<'_>,
     ) -> bool {
         // Compared as a whole: the file is the guest image's, and no container can write it or replace it with a link.
@@ -93,8 +93,8 @@ impl SourcePolicy {
         // options bind /etc is at an allowed path. Such a directory is also mounted somewhere for the VM itself.
         let is_used_by_vm = mounts.iter().any(|other| {
             other.device == source.mount.device
-                && source.path_in_fs().starts_with(&other.root)
-                && !self.is_for_containers(&other.point, requester)
+                && source.path_in_fs().starts_with(other.root())
+                && !self.is_for_containers(&other.point(), requester)
         });
         self.allows_path(source.path, requester) && !is_used_by_vm
     }
@@ -137,10 +137,10 @@ impl SourcePolicy {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::mountinfo;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::mountinfo;
 
     const TABLE: &str = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /var/lib/docker rw - ext4 b rw\n\
         3 1 0:5 / /run rw - tmpfs t rw\n4 1 0:6 / /host_mnt rw - virtiofs s rw\n\
@@ -152,10 +152,10 @@ mod tests {
         10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
 
     fn allows(path: &str, build: bool) -> bool {
-        let table = mountinfo::parse(TABLE.as_bytes());
+        let table = mountinfo::parse(TABLE.as_bytes()).collect::<Vec<_>>();
         let path = Path::new(path);
         let on = |path: &Path| {
-            table.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.as_os_str().len()).unwrap()
+            table.iter().filter(|m| path.starts_with(m.point())).max_by_key(|m| m.point().as_os_str().len()).unwrap()
         };
         let data = Path::new("/var/lib/docker");
         SourcePolicy::default().allows(

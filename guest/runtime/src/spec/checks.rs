@@ -89,6 +89,7 @@ pub(crate) fn check(spec: &Value) -> Result<(), CheckError> {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::error::chain;
     use proptest::prelude::*;
 
     use super::*;
@@ -109,7 +110,7 @@ mod tests {
     fn each_namespace_of_the_host_is_named_in_the_documented_words() {
         let error = crate::error::Error::from(SpecError::from(check(&without(&["pid"])).unwrap_err()));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: invalid or unsupported container spec: sysbox containers can't share \
              namespaces [pid] with the host (because they use the linux user-namespace for isolation)"
         );
@@ -125,7 +126,7 @@ mod tests {
     fn the_network_refusal_has_the_documented_words() {
         let error = crate::error::Error::from(SpecError::from(check(&without(&["network"])).unwrap_err()));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: invalid or unsupported container spec: sysbox containers can't share a \
              network namespace with the host (because they use the linux user-namespace for isolation)"
         );

@@ -20,11 +20,11 @@ pub(crate) mod process;
 pub(crate) mod seccomp_notify;
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::bounded;
 use serde_json::{Map, Value};
 
 use checks::CheckError;
@@ -66,9 +66,8 @@ pub(crate) enum SpecError {
 pub(crate) fn load(bundle: &Path) -> Result<Value, SpecError> {
     let path = bundle.join("config.json");
     let read = || {
-        let mut text = Vec::new();
         // One byte more than allowed tells a file that is too long from one that just fits.
-        File::open(&path)?.take(MAX_CONFIG + 1).read_to_end(&mut text)?;
+        let text = bounded::read_file(&path, MAX_CONFIG + 1)?;
         if text.len() as u64 > MAX_CONFIG {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_CONFIG} bytes")));
         }

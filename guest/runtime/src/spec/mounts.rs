@@ -255,6 +255,7 @@ pub(crate) fn drop_crun_extensions(spec: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::error::chain;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -357,7 +358,7 @@ mod tests {
             "/etc/docker/daemon.json".into(),
         )));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: can't mount /etc/docker/daemon.json because it's configured as a restricted host mount"
         );
     }

@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use bulkhead_warden::namespace::{self, Identity};
+use bulkhead_guest_common::namespace::{self, Identity};
 use serde_json::{Value, json};
 
 use super::checks::{self, CheckError};

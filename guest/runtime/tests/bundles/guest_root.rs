@@ -28,7 +28,7 @@ const TABLE: &str = "run/sysbox-runc/ranges";
 pub const PROBE: &str = "/probe";
 
 /// The procfs service's program.
-const PROGRAM: &str = "usr/sbin/bulkhead-warden";
+const PROGRAM: &str = "usr/sbin/bulkhead-procfs";
 
 /// crun's state directory.
 const STATE: &str = "/run/crun-test";
@@ -70,7 +70,7 @@ impl GuestRoot {
         mount("sysfs", at("sys"), "sysfs", MountFlags::empty(), None).unwrap();
         mount("cgroup2", at("sys/fs/cgroup"), "cgroup2", MountFlags::empty(), None).unwrap();
         mount("run", at("run"), "tmpfs", MountFlags::empty(), c"mode=0755").unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_sysbox-runc"), at("usr/bin/sysbox-runc")).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_bulkhead-runtime"), at("usr/bin/sysbox-runc")).unwrap();
         for name in ["lower", "bundles"] {
             fs::create_dir_all(at("var/lib/docker").join(name)).unwrap();
         }

@@ -1,6 +1,6 @@
 //! The procfs service, as init starts it.
 
-#[path = "../../../warden/tests/support/mod.rs"]
+#[path = "../../../procfs/tests/support/mod.rs"]
 mod support;
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_warden::registry;
+use bulkhead_guest_common::registry;
 
 /// A service that ends with its owner.
 pub struct Warden(support::Warden);
