@@ -6,16 +6,16 @@
 //! init, so it ends however this process ends.
 
 mod arguments;
-mod init;
-mod parent;
+mod init_client;
+mod parent_pipe;
 
 use std::{path::Path, process::ExitCode};
 
 use arguments::Arguments;
 use bulkhead_guest_common::error::chain;
 use bulkhead_protocol::{PORTS_SOCKET, PortMapping};
-use init::Mapping;
-use parent::ParentPipe;
+use init_client::Mapping;
+use parent_pipe::ParentPipe;
 
 fn main() -> ExitCode {
     // First of all: any file opened before could get the pipe's number.
@@ -44,5 +44,5 @@ fn main() -> ExitCode {
 }
 
 fn publish(port: &PortMapping) -> Result<Mapping, String> {
-    Mapping::publish(Path::new(PORTS_SOCKET), port, init::ANSWER_TIMEOUT).map_err(|error| chain(&error))
+    Mapping::publish(Path::new(PORTS_SOCKET), port, init_client::ANSWER_TIMEOUT).map_err(|error| chain(&error))
 }

@@ -33,7 +33,7 @@ use crate::{
     crun,
     error::Error,
     id_ranges::{self, Claim, IdRange, IdRangeTable, Record},
-    refresh, rootfs, runc_errors, seccomp,
+    procfs, refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
@@ -43,7 +43,7 @@ use crate::{
         process::{self, LsmSupport},
     },
     staging::StagingArea,
-    sys, warden,
+    sys,
 };
 
 /// The directory of the table of id ranges and of the staging area; a tmpfs, since no container outlives the VM.
@@ -101,7 +101,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
         .map_err(Error::system("open the container's root"))?;
     mount_in_order(&mut spec, &staging, &container_root, userns.fd.as_fd(), &tmpfs_mounts, &verified)?;
     // The entries that this adds go onto the procfs and sysfs that crun mounts, so crun mounts them, too.
-    warden::attach(&mut spec, &request.id, &state_root, userns.first_id, userns.id)?;
+    procfs::attach(&mut spec, &request.id, &state_root, userns.first_id, userns.id)?;
     if spec["root"]["readonly"] == true {
         container_root
             .freeze(&rootfs::mount_point(&staging), &crun_destinations)

@@ -4,7 +4,7 @@ use bulkhead_guest_common::mountinfo;
 use serde_json::Value;
 
 use crate::{
-    layers,
+    overlay,
     spec::{
         checks, devices, id_mappings, mounts, namespaces,
         process::{self, LsmSupport},
@@ -41,7 +41,7 @@ pub fn config(text: &[u8]) {
 /// Parses a table of mounts, and the options of overlays.
 pub fn mount_table(table: &[u8]) {
     for mount in mountinfo::parse(table) {
-        let _ = (mount.root(), mount.point(), layers::layers(mount.super_options));
+        let _ = (mount.root(), mount.point(), overlay::layers(mount.super_options));
     }
-    let _ = layers::layers(table);
+    let _ = overlay::layers(table);
 }

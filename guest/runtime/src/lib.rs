@@ -27,7 +27,7 @@
 //!    that user namespace, in a mount namespace of its own: the kernel locks the copy, and crun's clone of it stays locked.
 //! 7. **Rewrite** config.json (`spec`): id maps, namespaces, mounts, ping groups, OOM score. Annotations that steer crun
 //!    are dropped.
-//! 8. **Own files of `/proc` and `/sys`** (`warden`): the container is entered into the registry of the service that
+//! 8. **Own files of `/proc` and `/sys`** (`procfs`): the container is entered into the registry of the service that
 //!    serves them, and crun mounts them over the kernel's. Where the seccomp profile lets a container mount, its mount calls
 //!    are reported to that service (`spec::seccomp_notify`); a listener that the user's profile names is removed.
 //! 9. **Seccomp filter** (`seccomp`): a filter of this program's own, which crun and every process of the container
@@ -55,9 +55,10 @@ mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod id_ranges;
-mod layers;
 mod log;
 mod mount_fd;
+mod overlay;
+mod procfs;
 mod refresh;
 mod rootfs;
 mod runc_errors;
@@ -65,7 +66,6 @@ mod seccomp;
 mod spec;
 mod staging;
 mod sys;
-mod warden;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 

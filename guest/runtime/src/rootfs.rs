@@ -20,8 +20,8 @@ use rustix::{
 };
 
 use crate::{
-    layers::{self, Layers, LayersError},
     mount_fd,
+    overlay::{self, Layers, LayersError},
     staging::StagingArea,
     sys,
 };
@@ -99,7 +99,7 @@ pub(crate) fn prepare(
         return Ok(target);
     };
     let layers =
-        layers::layers(mount.super_options).map_err(|source| RootfsError::Layers { path: path.clone(), source })?;
+        overlay::layers(mount.super_options).map_err(|source| RootfsError::Layers { path: path.clone(), source })?;
     let overlay = mount_layers(staging, &resolve(layers, &mount.point())?, userns, first_id)?;
     mount_fd::attach(&overlay, &target).map_err(failed("attach", &path))?;
     // The root can be a directory in the overlay, or the mount can show only one of the overlay's directories.

@@ -13,7 +13,7 @@ use rustix::mount::{
 };
 use serde_json::{Value, json};
 
-use crate::warden::Warden;
+use crate::procfs::Warden;
 
 /// The isolating runtime, under its name in the guest.
 pub const RUNTIME: &str = "sysbox-runc";

@@ -10,7 +10,7 @@
 
 mod binds;
 mod guest_root;
-mod warden;
+mod procfs;
 
 use std::{
     collections::BTreeSet,
