@@ -13,7 +13,7 @@ use rustix::mount::{
 };
 use serde_json::{Value, json};
 
-use crate::procfs::Warden;
+use crate::procfs::ProcfsService;
 
 /// The isolating runtime, under its name in the guest.
 pub const RUNTIME: &str = "sysbox-runc";
@@ -39,7 +39,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The root; it goes away with the thread that made it.
 pub struct GuestRoot {
     root: PathBuf,
-    warden: Option<Warden>,
+    procfs: Option<ProcfsService>,
 }
 
 impl GuestRoot {
@@ -63,7 +63,7 @@ impl GuestRoot {
         let root = PathBuf::from("/mnt");
         mount("root", &root, "tmpfs", MountFlags::empty(), c"mode=0755").unwrap();
         done(Command::new("tar").args(["-xpf", path(&userland), "-C", path(&root), "--exclude=./dev/*"]));
-        let guest = Self { root, warden: None };
+        let guest = Self { root, procfs: None };
         let at = |name: &str| guest.root.join(name);
         mount("proc", at("proc"), "proc", MountFlags::empty(), None).unwrap();
         mount_bind_recursive("/dev", at("dev")).unwrap();
@@ -89,13 +89,13 @@ impl GuestRoot {
         // Shared like the VM's root, of which the runtime's mount namespace is a slave.
         mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
         let root = PathBuf::from("/");
-        let warden = Some(Warden::start(&root.join(PROGRAM)));
-        Self { root, warden }
+        let procfs = Some(ProcfsService::start(&root.join(PROGRAM)));
+        Self { root, procfs }
     }
 
     /// The service of the containers' files of `/proc` and `/sys`.
-    pub fn warden(&self) -> &Warden {
-        self.warden.as_ref().unwrap()
+    pub fn procfs(&self) -> &ProcfsService {
+        self.procfs.as_ref().unwrap()
     }
 
     /// The image's files.
@@ -266,8 +266,8 @@ impl Kernel {
         // Namespaces and cgroups outlast their last process a little, and the service looks for the dead at intervals.
         let deadline = Instant::now() + TIMEOUT;
         std::thread::sleep(Duration::from_millis(300));
-        while Warden::entries() > guest.records() {
-            assert!(Instant::now() < deadline, "the procfs service keeps {} entries", Warden::entries());
+        while ProcfsService::entries() > guest.records() {
+            assert!(Instant::now() < deadline, "the procfs service keeps {} entries", ProcfsService::entries());
             std::thread::sleep(Duration::from_millis(100));
         }
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
@@ -284,8 +284,8 @@ impl Kernel {
             run: count(&guest.root.join("run")),
             all_mounts: slab("mnt_cache"),
             user_namespaces: slab("user_namespace"),
-            entries: Warden::entries(),
-            memory: guest.warden().memory(),
+            entries: ProcfsService::entries(),
+            memory: guest.procfs().memory(),
         }
     }
 

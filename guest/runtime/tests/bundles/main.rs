@@ -108,7 +108,7 @@ fn own_procfs(root: &GuestRoot, no_new_privileges: bool) {
     root.bundle("q", &["sh", "-c", "mount -t proc proc /mnt 2>&1; sleep 1; true"]);
     assert!(root.run(RUNTIME, "q").contains("permission denied"));
     root.remove("q");
-    assert_eq!(root.warden().listeners(), 0, "those of the containers that ended are gone");
+    assert_eq!(root.procfs().listeners(), 0, "those of the containers that ended are gone");
 }
 
 #[test]

@@ -11,9 +11,9 @@ use std::{
 use bulkhead_guest_common::registry;
 
 /// A service that ends with its owner.
-pub struct Warden(support::Warden);
+pub struct ProcfsService(support::Warden);
 
-impl Warden {
+impl ProcfsService {
     /// Mounts the tree of files and starts `program`.
     pub fn start(program: &Path) -> Self {
         Self(support::Warden::new(program, Path::new(registry::STATE)))
