@@ -33,8 +33,8 @@ pub(crate) enum CliError {
     /// No container id was given, or more than one.
     #[error("expected exactly one container id")]
     Id,
-    /// The id could name a file outside of the state directories.
-    #[error("invalid container id '{0}'; use up to 128 of A-Z a-z 0-9 _ + - .")]
+    /// The id could name a file outside the state directories, or be taken for an option.
+    #[error("invalid container id '{0}'; use 1 to 128 of A-Z a-z 0-9 _ + - . and do not start with - or .")]
     InvalidId(String),
 }
 

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn crun_is_told_all_that_a_bind_takes_away_and_nothing_that_the_kernel_would_refuse() {
+    fn crun_gets_exactly_the_restrictions_that_are_in_force() {
         let options = ["rbind", "rslave", "noatime", "dev", "rro", "rw", "ro", "noexec", "rdiratime", "rsuid"];
         let mut spec = json!({ "mounts": [bind("/proc/tty", &options)] });
         let restrictions = binds(&spec).unwrap()[0].restrictions;

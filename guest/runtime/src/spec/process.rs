@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_persons_own_ping_groups_are_kept_where_they_fit() {
+    fn a_users_own_ping_groups_are_kept_where_they_fit() {
         let mut spec = json!({ "linux": { "sysctl": { "net.ipv4.ping_group_range": "10 20" } } });
         let before = spec.clone();
         adapt(&mut spec, NO_LSM);

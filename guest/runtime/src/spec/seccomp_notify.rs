@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_privileged_container_has_them_reported_and_everything_else_allowed_in_every_abi() {
+    fn a_privileged_container_has_mounts_reported_and_all_else_allowed() {
         for section in [Value::Null, json!({ "defaultAction": ACT_ALLOW, "architectures": ARCHITECTURES })] {
             let section = rewritten(section);
             assert_eq!(section["defaultAction"], ACT_ALLOW);

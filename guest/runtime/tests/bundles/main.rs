@@ -34,7 +34,7 @@ const FILES: usize = 20_000;
 
 #[test]
 #[ignore = "needs root and the guest's user land; scripts/test bundles"]
-fn containers_at_once_have_ranges_of_their_own_and_500_cycles_leave_nothing() {
+fn containers_have_their_own_ranges_and_500_cycles_leave_nothing() {
     GuestRoot::with(|root| many(&root));
 }
 
@@ -113,7 +113,7 @@ fn own_procfs(root: &GuestRoot, no_new_privileges: bool) {
 
 #[test]
 #[ignore = "needs root and the guest's user land; scripts/test bundles"]
-fn a_container_that_may_write_sysctls_sets_its_name_also_in_a_procfs_that_it_mounts() {
+fn a_container_can_set_its_hostname_in_any_procfs_that_it_may_write() {
     GuestRoot::with(|root| {
         let script = "cat /proc/sys/kernel/hostname && echo one >/proc/sys/kernel/hostname && hostname && hostname two && \
                       mount -t proc proc /mnt && cat /mnt/sys/kernel/hostname && echo three >/mnt/sys/kernel/hostname && \
