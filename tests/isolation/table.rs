@@ -1,27 +1,29 @@
-//! Rows, how they are tried and the table of how they ended.
+//! Rows, their proofs and the table of their outcomes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::{engine::Engine, shell};
+use support::engine::Engine;
+
+use crate::shell;
 
 /// Longest part of a message in the table.
 const SHORT: usize = 110;
 
-/// What a command must come to.
+/// The expected outcome of a command.
 #[derive(Clone, Copy)]
 pub enum Expect {
-    /// It succeeds and says this.
+    /// It succeeds and prints this.
     Says(&'static str),
-    /// It succeeds and says something of which this is true.
+    /// It succeeds and prints something for which this holds.
     Holds(fn(&str) -> bool),
-    /// It fails with the code and says this among other things.
+    /// It fails with the code and prints this among other things.
     Fails(i32, &'static str),
 }
 
-/// How a row is known to hold.
+/// The proof of a row.
 #[derive(Clone, Copy)]
 pub enum Proof {
-    /// The lines that a person types.
+    /// The lines that a user types.
     Lines(&'static str, Expect),
     /// More than a line.
     Code(fn(&Engine) -> Result<(), String>),
@@ -35,15 +37,15 @@ pub enum Proof {
     Other(&'static str),
 }
 
-/// A row of docs/isolation.md: its table and number or name, what it says, how that is known.
+/// A row of docs/isolation.md: its table and number or name, its claim, the proof.
 pub struct Row(pub &'static str, pub &'static str, pub Proof);
 
-/// How a row ended.
+/// The outcome of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Passed,
     Failed(String),
-    /// Not there, as the suite says; with what was said when it was tried.
+    /// Not built yet, as the suite knows; with the output of the attempt.
     NotBuilt(String),
     Elsewhere(&'static str),
     Other(&'static str),
@@ -67,7 +69,7 @@ pub fn check(engine: &Engine, lines: &str, expect: Expect) -> Result<(), String>
     if holds { Ok(()) } else { Err(format!("status {code:?}: {}", said.trim_end())) }
 }
 
-/// Whatever a test panics with is its row's message.
+/// Turns a panic of a test into its row's message.
 pub fn guarded(test: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(test)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -91,7 +93,7 @@ impl Row {
     }
 }
 
-/// What was tried and how it ended.
+/// The rows with their outcomes.
 #[derive(Default)]
 pub struct Table(Vec<(String, String, State)>);
 
