@@ -24,7 +24,7 @@ use crate::{
     mounts, notify,
     output::{self, Tail},
     ping,
-    warden::Endpoints,
+    procfs::Endpoints,
 };
 
 /// dockerd's own socket; the gate is its only client. Only the VM's root can enter its directory.
@@ -45,12 +45,12 @@ pub(crate) enum Service {
     Dockerd,
     /// The FUSE server of containers' own files in `/proc` and `/sys`; only with isolation. The last one, because
     /// without isolation the table of services ends before it.
-    Warden,
+    Procfs,
 }
 
 impl Service {
     /// All services, in the order of their numbers.
-    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Warden];
+    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Procfs];
 
     /// Returns the service's name, which is also its cgroup's.
     pub(crate) fn name(self) -> &'static str {
@@ -58,7 +58,7 @@ impl Service {
             Self::Gate => "gate",
             Self::Containerd => "containerd",
             Self::Dockerd => "dockerd",
-            Self::Warden => "warden",
+            Self::Procfs => "procfs",
         }
     }
 
@@ -76,7 +76,7 @@ impl Service {
                 "--group=root".to_owned(),
                 "--pidfile=".to_owned(),
             ],
-            Self::Warden => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
+            Self::Procfs => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
         }
     }
 
@@ -85,7 +85,7 @@ impl Service {
         // At the end of memory the kernel kills containers (0) before dockerd, whose heap can be large, and dockerd
         // before the small services, without which nothing answers.
         match self {
-            Self::Gate | Self::Containerd | Self::Warden => "-999",
+            Self::Gate | Self::Containerd | Self::Procfs => "-999",
             Self::Dockerd => "-500",
         }
     }
@@ -105,7 +105,7 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
 fn remove_stale_files(service: Service) {
     let stale: &[&str] = match service {
         Service::Gate => &[ping::GATE],
-        Service::Containerd | Service::Warden => &[],
+        Service::Containerd | Service::Procfs => &[],
         Service::Dockerd => &[DOCKERD_SOCKET, "/run/docker.pid"],
     };
     for path in stale {
@@ -116,9 +116,9 @@ fn remove_stale_files(service: Service) {
 /// Descriptors that init holds for its services.
 #[derive(Debug)]
 pub(crate) struct HeldFds {
-    /// Descriptors that the gate and the warden have stored.
+    /// Descriptors that the gate and the procfs service have stored.
     pub(crate) store: FdStore,
-    /// The warden's endpoints, with isolation.
+    /// The endpoints of the procfs service, with isolation.
     pub(crate) endpoints: Option<Endpoints>,
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     // close-on-exec, like every descriptor of init, until that closure clears the flag in the child: no other program
     // that is started meanwhile inherits them.
     let mut given = Vec::new();
-    if let Some(endpoints) = held.endpoints.as_ref().filter(|_| service == Service::Warden) {
+    if let Some(endpoints) = held.endpoints.as_ref().filter(|_| service == Service::Procfs) {
         given = endpoints.copies().map_err(Error::system("duplicate a descriptor"))?.into();
         words.extend(given.iter().map(|(name, fd): &(String, OwnedFd)| format!("--{name}={}", fd.as_raw_fd())));
     }
@@ -160,7 +160,7 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
             command.env(gate::CONFIGURATION, text.map_err(Error::system("write the gate's configuration"))?);
             given.extend(pass_down(&mut command, KEPT_SOCKETS, &held.store, Owner::Gate)?);
         }
-        Service::Warden => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Warden)?),
+        Service::Procfs => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Procfs)?),
         Service::Containerd | Service::Dockerd => {}
     }
     // init's own mask blocks SIGTERM and SIGCHLD, and would be inherited across exec.

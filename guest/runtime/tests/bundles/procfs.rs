@@ -11,12 +11,12 @@ use std::{
 use bulkhead_guest_common::registry;
 
 /// A service that ends with its owner.
-pub struct ProcfsService(support::Warden);
+pub struct ProcfsService(support::Service);
 
 impl ProcfsService {
     /// Mounts the tree of files and starts `program`.
     pub fn start(program: &Path) -> Self {
-        Self(support::Warden::new(program, Path::new(registry::STATE)))
+        Self(support::Service::new(program, Path::new(registry::STATE)))
     }
 
     fn id(&self) -> u32 {
