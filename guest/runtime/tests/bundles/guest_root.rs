@@ -76,7 +76,7 @@ impl GuestRoot {
         }
         unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &guest.lower());
         fs::copy(from("BULKHEAD_TEST_PROBE"), guest.lower().join(&PROBE[1..])).unwrap();
-        fs::copy(from("BULKHEAD_TEST_WARDEN"), at(PROGRAM)).unwrap();
+        fs::copy(from("BULKHEAD_TEST_PROCFS"), at(PROGRAM)).unwrap();
         guest.enter()
     }
 

@@ -2,7 +2,7 @@
 //! other, and the cost of isolation.
 //!
 //! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land,
-//! `BULKHEAD_TEST_IMAGES` the directory of `tests/images/build`, `BULKHEAD_TEST_WARDEN` the procfs service's program and
+//! `BULKHEAD_TEST_IMAGES` the directory of `tests/images/build`, `BULKHEAD_TEST_PROCFS` the procfs service's program and
 //! `BULKHEAD_TEST_PROBE` the one that makes the attempts.
 
 // A helper that cannot go on panics, as the test itself does.
