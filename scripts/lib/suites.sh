@@ -181,9 +181,9 @@ suite_bundles() {
     BULKHEAD_TEST_USERLAND=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
     BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" alpine)
     cargo build --quiet --package bulkhead-procfs
-    BULKHEAD_TEST_WARDEN=$target_dir/debug/bulkhead-procfs
+    BULKHEAD_TEST_PROCFS=$target_dir/debug/bulkhead-procfs
     build_probe
-    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_WARDEN
+    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS
     binary=$(test_binary bulkhead-runtime bundles)
     (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${NAMES[@]}") 2>&1 | timed
 }

@@ -1,9 +1,13 @@
-//! The connection to init, which is the mapping.
+//! The connection to the guest's init: the mapping exists for as long as it is open.
+//!
+//! One request and one answer, each a JSON packet on a `SOCK_SEQPACKET` socket. After that the open connection alone counts,
+//! so a mapping ends however this process ends.
 
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
+    time::Duration,
 };
 
 use bulkhead_protocol::{MAX_PORT_PACKET, PortAnswer, PortMapping};
@@ -12,48 +16,49 @@ use nix::sys::{
         AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket,
         sockopt::ReceiveTimeout,
     },
-    time::{TimeVal, TimeValLike},
+    time::TimeVal,
 };
 
-/// Seconds for the host to answer. dockerd itself waits for 16 and then has no reason to tell.
-pub(crate) const PATIENCE: i64 = 10;
+/// Time for the host to answer. dockerd gives up after 16 seconds, and could then show no reason.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no mapping.
+/// The reason why a port is not published; `docker run` shows it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitError {
-    #[error("the port can't be published: the guest's init does not take the request")]
+    #[error("cannot publish the port: the guest's init does not accept the request")]
     Connection(#[source] io::Error),
-    #[error("the port can't be published: the host did not answer within {PATIENCE} s")]
-    Slow,
-    #[error("the port can't be published: the guest's init broke off")]
+    #[error("cannot publish the port: the host did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("cannot publish the port: the guest's init closed the connection")]
     Closed,
-    #[error("the port can't be published: the answer is not understood")]
+    #[error("cannot publish the port: invalid answer from the guest's init")]
     Syntax(#[from] serde_json::Error),
-    /// The host's own words.
+    /// The host's own text, often that of Docker's proxy.
     #[error("{0}")]
     Refused(String),
 }
 
-/// A mapping that exists as long as this does.
+/// A published port; dropping it ends the publication.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     connection: OwnedFd,
 }
 
 impl Mapping {
-    /// Asks init for it and waits for the host to listen, `patience` seconds at most.
-    pub(crate) fn publish(path: &Path, port: &PortMapping, patience: i64) -> Result<Self, InitError> {
+    /// Asks init for a mapping and waits until the host listens, or `timeout` is over.
+    pub(crate) fn publish(path: &Path, port: &PortMapping, timeout: Duration) -> Result<Self, InitError> {
         let request = serde_json::to_vec(port)?;
-        let connection = open(path, patience).map_err(InitError::Connection)?;
+        let connection = open(path, timeout).map_err(InitError::Connection)?;
         send(connection.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)
             .map_err(|errno| InitError::Connection(errno.into()))?;
         let mut packet = [0; MAX_PORT_PACKET];
         let len = loop {
             match recv(connection.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+                // A packet is never empty, so this is the end of the connection.
                 Ok(0) => return Err(InitError::Closed),
                 Ok(len) => break len,
                 Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN) => return Err(InitError::Slow),
+                Err(nix::Error::EAGAIN) => return Err(InitError::Timeout),
                 Err(errno) => return Err(InitError::Connection(errno.into())),
             }
         };
@@ -63,16 +68,18 @@ impl Mapping {
         }
     }
 
-    /// Blocks until init ends the mapping; usually dockerd ends this process before.
+    /// Blocks until init ends the mapping; usually dockerd kills this process first.
     pub(crate) fn wait(self) {
-        let _ = setsockopt(&self.connection, ReceiveTimeout, &TimeVal::seconds(0));
+        // No timeout any more: the connection is silent for as long as the container runs.
+        let _ = setsockopt(&self.connection, ReceiveTimeout, &TimeVal::new(0, 0));
         while !matches!(recv(self.connection.as_raw_fd(), &mut [0; 64], MsgFlags::empty()), Ok(0)) {}
     }
 }
 
-fn open(path: &Path, patience: i64) -> io::Result<OwnedFd> {
+fn open(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     let connection = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&connection, ReceiveTimeout, &TimeVal::seconds(patience))?;
+    let timeout = TimeVal::new(timeout.as_secs() as i64, i64::from(timeout.subsec_micros()));
+    setsockopt(&connection, ReceiveTimeout, &timeout)?;
     connect(connection.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(connection)
 }
@@ -94,18 +101,18 @@ mod tests {
         container_port: 80,
     };
 
-    fn listener(folder: &tempfile::TempDir) -> (PathBuf, OwnedFd) {
-        let path = folder.path().join("ports.sock");
+    fn listener(directory: &tempfile::TempDir) -> (PathBuf, OwnedFd) {
+        let path = directory.path().join("ports.sock");
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(8).unwrap()).unwrap();
         (path, listener)
     }
 
-    /// Publishes towards an init that answers with `answer`, or closes without one.
+    /// Publishes with an init that answers `answer`, or closes without one.
     fn publish(answer: Option<&'static str>) -> Result<Mapping, InitError> {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, listener) = listener(&folder);
+        let directory = tempfile::tempdir().unwrap();
+        let (path, listener) = listener(&directory);
         let init = thread::spawn(move || {
             use std::os::fd::FromRawFd;
             // SAFETY: accept has just made the descriptor.
@@ -117,7 +124,7 @@ mod tests {
                 send(peer.as_raw_fd(), answer.as_bytes(), MsgFlags::empty()).unwrap();
             }
         });
-        let mapping = Mapping::publish(&path, &PORT, 20);
+        let mapping = Mapping::publish(&path, &PORT, Duration::from_secs(20));
         init.join().unwrap();
         mapping
     }
@@ -141,13 +148,16 @@ mod tests {
 
     #[test]
     fn a_silent_init_is_not_waited_for_for_ever() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, _listener) = listener(&folder);
-        assert!(matches!(Mapping::publish(&path, &PORT, 1), Err(InitError::Slow)));
+        let directory = tempfile::tempdir().unwrap();
+        let (path, _listener) = listener(&directory);
+        assert!(matches!(Mapping::publish(&path, &PORT, Duration::from_secs(1)), Err(InitError::Timeout)));
     }
 
     #[test]
     fn without_init_there_is_an_error_at_once() {
-        assert!(matches!(Mapping::publish(Path::new("/nonexistent/sock"), &PORT, 1), Err(InitError::Connection(_))));
+        assert!(matches!(
+            Mapping::publish(Path::new("/nonexistent/sock"), &PORT, Duration::from_secs(1)),
+            Err(InitError::Connection(_))
+        ));
     }
 }

@@ -1,4 +1,4 @@
-//! A root file system like the guest's, seen by the test's thread only, and bundles in it.
+//! A root file system like the guest's, visible to the test's thread only, with bundles in it.
 
 use std::{
     fs::{self, File},
@@ -13,37 +13,37 @@ use rustix::mount::{
 };
 use serde_json::{Value, json};
 
-use crate::warden::Warden;
+use crate::procfs::ProcfsService;
 
-/// The isolating runtime, where the guest has it.
+/// The isolating runtime, under its name in the guest.
 pub const RUNTIME: &str = "sysbox-runc";
 
-/// What it drives.
+/// The runtime below it.
 pub const CRUN: &str = "crun";
 
-/// Where the runtime keeps its table.
+/// The runtime's table of id ranges.
 const TABLE: &str = "run/sysbox-runc/ranges";
 
-/// The program that attacks, in the image.
+/// The program that makes the attempts, in the image.
 pub const PROBE: &str = "/probe";
 
-/// The warden's program.
+/// The procfs service's program.
 const PROGRAM: &str = "usr/sbin/bulkhead-procfs";
 
-/// Where crun's state is.
+/// crun's state directory.
 const STATE: &str = "/run/crun-test";
 
-/// Time for a container to say its first word.
-const WITHIN: Duration = Duration::from_secs(30);
+/// Time for a container to print its first line, or to end.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The root; gone with the thread that made it.
-pub struct Place {
+/// The root; it goes away with the thread that made it.
+pub struct GuestRoot {
     root: PathBuf,
-    warden: Option<Warden>,
+    procfs: Option<ProcfsService>,
 }
 
-impl Place {
-    /// Runs a test in a thread of its own, which has the place as its root.
+impl GuestRoot {
+    /// Runs a test in a thread of its own, which has this root.
     pub fn with(test: impl FnOnce(Self) + Send + 'static) {
         let result = std::thread::spawn(|| test(Self::new())).join();
         if let Err(panic) = result {
@@ -59,12 +59,12 @@ impl Place {
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).unwrap();
-        // Nobody else sees it.
+        // Mounted in this namespace only.
         let root = PathBuf::from("/mnt");
         mount("root", &root, "tmpfs", MountFlags::empty(), c"mode=0755").unwrap();
         done(Command::new("tar").args(["-xpf", path(&userland), "-C", path(&root), "--exclude=./dev/*"]));
-        let place = Self { root, warden: None };
-        let at = |name: &str| place.root.join(name);
+        let guest = Self { root, procfs: None };
+        let at = |name: &str| guest.root.join(name);
         mount("proc", at("proc"), "proc", MountFlags::empty(), None).unwrap();
         mount_bind_recursive("/dev", at("dev")).unwrap();
         mount("sysfs", at("sys"), "sysfs", MountFlags::empty(), None).unwrap();
@@ -74,28 +74,28 @@ impl Place {
         for name in ["lower", "bundles"] {
             fs::create_dir_all(at("var/lib/docker").join(name)).unwrap();
         }
-        unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &place.lower());
-        fs::copy(from("BULKHEAD_TEST_PROBE"), place.lower().join(&PROBE[1..])).unwrap();
-        fs::copy(from("BULKHEAD_TEST_WARDEN"), at(PROGRAM)).unwrap();
-        place.enter()
+        unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &guest.lower());
+        fs::copy(from("BULKHEAD_TEST_PROBE"), guest.lower().join(&PROBE[1..])).unwrap();
+        fs::copy(from("BULKHEAD_TEST_PROCFS"), at(PROGRAM)).unwrap();
+        guest.enter()
     }
 
-    /// Makes the place this thread's root: in a mere chroot the kernel makes no user namespaces.
+    /// Makes this the thread's root. A chroot would not do: in one, the kernel refuses to create user namespaces.
     fn enter(self) -> Self {
         std::env::set_current_dir(&self.root).unwrap();
         rustix::process::pivot_root(".", ".").unwrap();
         unmount(".", UnmountFlags::DETACH).unwrap();
         std::env::set_current_dir("/").unwrap();
-        // The runtime puts its stage into a slave of this, as it does in the VM.
+        // Shared like the VM's root, of which the runtime's mount namespace is a slave.
         mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
         let root = PathBuf::from("/");
-        let warden = Some(Warden::start(&root.join(PROGRAM)));
-        Self { root, warden }
+        let procfs = Some(ProcfsService::start(&root.join(PROGRAM)));
+        Self { root, procfs }
     }
 
-    /// What serves the containers' files of `/proc` and `/sys`.
-    pub fn warden(&self) -> &Warden {
-        self.warden.as_ref().unwrap()
+    /// The service of the containers' files of `/proc` and `/sys`.
+    pub fn procfs(&self) -> &ProcfsService {
+        self.procfs.as_ref().unwrap()
     }
 
     /// The image's files.
@@ -107,19 +107,20 @@ impl Place {
         self.root.join("var/lib/docker/bundles").join(name)
     }
 
-    /// What a container wrote.
+    /// The files that a container wrote.
     pub fn upper(&self, name: &str) -> PathBuf {
         self.bundles(name).join("upper")
     }
 
-    /// A new bundle.
+    /// Creates a bundle.
     pub fn bundle(&self, name: &str, args: &[&str]) {
         let config = config(args);
         self.make(name, &config);
     }
 
-    /// A new bundle that may do all that isolation lets it, as one of a privileged container.
-    /// With `no_new_privileges` crun sets the filter at another moment.
+    /// Creates a bundle like that of a privileged container, with all that isolation allows.
+    ///
+    /// With `no_new_privileges` crun installs the filter at another moment.
     pub fn privileged_bundle(&self, name: &str, args: &[&str], no_new_privileges: bool) {
         let mut config = config(args);
         let all = [
@@ -141,7 +142,7 @@ impl Place {
         self.make(name, &config);
     }
 
-    /// Has a bundle's container get more mounts, after its others.
+    /// Adds mounts to a bundle, after its others.
     pub fn add_mounts(&self, name: &str, mounts: &[Value]) {
         let path = self.bundles(name).join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -167,7 +168,7 @@ impl Place {
         mount("overlay", bundle.join("rootfs"), "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
     }
 
-    /// A bundle with the same command and files of its own.
+    /// Creates a bundle with the same command and files of its own.
     pub fn copy_bundle(&self, from: &str, to: &str) {
         let config = fs::read(self.bundles(from).join("config.json")).unwrap();
         self.make(to, &serde_json::from_slice(&config).unwrap());
@@ -180,53 +181,53 @@ impl Place {
         fs::remove_dir_all(bundle).unwrap();
     }
 
-    /// A runtime's command in the guest's root.
+    /// The command line of a runtime in the guest's root.
     fn command(program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(format!("/usr/bin/{program}"));
         command.args(["--root", STATE]).args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin").current_dir("/");
         command
     }
 
-    /// Runs a container to its end; returns what it said.
+    /// Runs a container to its end and returns its output.
     pub fn run(&self, program: &str, name: &str) -> String {
         let bundle = self.bundles(name);
         done(&mut Self::command(program, &["run", "--bundle", path(&bundle), name]))
     }
 
-    /// `create` and `start`, as the engine's shim calls them.
+    /// Calls `create` and `start` as the engine's shim does.
     pub fn start(&self, program: &str, name: &str) {
         let bundle = self.bundles(name);
         let log = File::create(self.bundles(name).join("log")).unwrap();
         let mut create = Self::command(program, &["create", "--bundle", path(&bundle), name]);
-        // What the container says goes to the same place as create's own words; a pipe would stay open.
+        // The container's output goes to the same file as that of create; a pipe would stay open.
         let status = create.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).status().unwrap();
-        assert!(status.success(), "create {name}: {}", self.said(name));
+        assert!(status.success(), "create {name}: {}", self.output(name));
         done(&mut Self::command(program, &["start", name]));
     }
 
-    fn said(&self, name: &str) -> String {
+    fn output(&self, name: &str) -> String {
         fs::read_to_string(self.bundles(name).join("log")).unwrap()
     }
 
-    /// The first id of a started container's range, as it sees it.
+    /// The first id of a started container's range, from the container's own output.
     pub fn range(&self, name: &str) -> u32 {
-        let deadline = Instant::now() + WITHIN;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let said = self.said(name);
-            if let Some(line) = said.strip_suffix('\n') {
+            let output = self.output(name);
+            if let Some(line) = output.strip_suffix('\n') {
                 let ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
                 assert!(ids.len() == 3 && ids[0] == 0 && ids[2] == 65_536, "{line}");
                 return ids[1];
             }
-            assert!(Instant::now() < deadline, "{name} said: {said}");
+            assert!(Instant::now() < deadline, "{name} printed: {output}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// `kill` and `delete`, and the bundle is removed.
+    /// Kills and deletes a container, and removes its bundle.
     pub fn end(&self, program: &str, name: &str) {
         done(&mut Self::command(program, &["delete", "--force", name]));
-        let deadline = Instant::now() + WITHIN;
+        let deadline = Instant::now() + TIMEOUT;
         while unmount(self.bundles(name).join("rootfs"), UnmountFlags::empty()).is_err() {
             assert!(Instant::now() < deadline, "{name}: its root is still in use");
             std::thread::sleep(Duration::from_millis(2));
@@ -234,42 +235,43 @@ impl Place {
         fs::remove_dir_all(self.bundles(name)).unwrap();
     }
 
-    /// Entries in the table of ranges.
+    /// The number of entries in the table of id ranges.
     pub fn records(&self) -> usize {
         let files = fs::read_dir(self.root.join(TABLE)).into_iter().flatten().flatten();
         files.filter(|file| file.path().extension().is_some_and(|it| it == "json")).count()
     }
 }
 
-/// What could be left behind.
+/// Counts of what a container could leave behind.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    /// Mounts that the engine sees.
+    /// Mounts in the engine's namespace.
     pub mounts: usize,
-    /// Processes in the test's control groups, the containers'.
+    /// Processes in the control groups of the test's containers.
     pub processes: usize,
     cgroups: usize,
-    /// Files and folders below `/run`, where table, stage and crun's state are.
+    /// Files and directories below `/run`: the table, the staging area and crun's state.
     run: usize,
-    /// Mounts in all namespaces and in none; `None` without /proc/slabinfo.
+    /// Mounts in all namespaces and in none; `None` if /proc/slabinfo cannot be read.
     all_mounts: Option<usize>,
     user_namespaces: Option<usize>,
-    /// Containers that the warden knows, and its memory in KiB.
+    /// Containers in the procfs service's registry.
     entries: usize,
+    /// The service's memory in KiB.
     memory: u64,
 }
 
 impl Kernel {
-    pub fn now(place: &Place) -> Self {
-        // The last process' namespaces and cgroups go a moment after it, and the warden looks for the dead in rounds.
-        let deadline = Instant::now() + WITHIN;
+    pub fn now(guest: &GuestRoot) -> Self {
+        // Namespaces and cgroups outlast their last process a little, and the service looks for the dead at intervals.
+        let deadline = Instant::now() + TIMEOUT;
         std::thread::sleep(Duration::from_millis(300));
-        while Warden::entries() > place.records() {
-            assert!(Instant::now() < deadline, "the warden keeps {} entries", Warden::entries());
+        while ProcfsService::entries() > guest.records() {
+            assert!(Instant::now() < deadline, "the procfs service keeps {} entries", ProcfsService::entries());
             std::thread::sleep(Duration::from_millis(100));
         }
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let cgroup = place.root.join("sys/fs/cgroup/bundles");
+        let cgroup = guest.root.join("sys/fs/cgroup/bundles");
         let entries = fs::read_dir(&cgroup).into_iter().flatten().flatten();
         let cgroups: Vec<_> = entries.filter(|entry| entry.path().is_dir()).collect();
         let processes = cgroups
@@ -279,19 +281,29 @@ impl Kernel {
             mounts: table.lines().count(),
             processes: processes.sum(),
             cgroups: cgroups.len(),
-            run: count(&place.root.join("run")),
+            run: count(&guest.root.join("run")),
             all_mounts: slab("mnt_cache"),
             user_namespaces: slab("user_namespace"),
-            entries: Warden::entries(),
-            memory: place.warden().memory(),
+            entries: ProcfsService::entries(),
+            memory: guest.procfs().memory(),
         }
     }
 
-    /// Nothing is left.
+    /// Asserts that nothing is left.
     pub fn assert_no_more_than(self, before: Self) {
         assert_eq!((self.mounts, self.processes, self.cgroups), (before.mounts, before.processes, before.cgroups));
-        assert!(self.entries <= before.entries, "{} entries of the warden, {} before", self.entries, before.entries);
-        assert!(self.memory <= before.memory + 1024, "the warden has {} KiB, {} before", self.memory, before.memory);
+        assert!(
+            self.entries <= before.entries,
+            "{} entries of the procfs service, {} before",
+            self.entries,
+            before.entries
+        );
+        assert!(
+            self.memory <= before.memory + 1024,
+            "the procfs service has {} KiB, {} before",
+            self.memory,
+            before.memory
+        );
         assert!(self.run <= before.run, "{} files below /run, {} before", self.run, before.run);
         // The kernel counts a slab's objects by batches, and other programs have mounts too.
         let more = |now: Option<usize>, then: Option<usize>| now.zip(then).is_some_and(|(now, then)| now > then + 150);
@@ -300,19 +312,20 @@ impl Kernel {
     }
 }
 
-fn count(folder: &Path) -> usize {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+/// The number of files and directories below `directory`.
+fn count(directory: &Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| 1 + if entry.file_type().is_ok_and(|it| it.is_dir()) { count(&entry.path()) } else { 0 }).sum()
 }
 
-/// Objects in use of a kind that the kernel counts.
+/// The kernel's count of objects of one kind in use.
 fn slab(name: &str) -> Option<usize> {
     let table = fs::read_to_string("/proc/slabinfo").ok()?;
     let line = table.lines().find(|line| line.split_whitespace().next() == Some(name))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// As an engine writes it, in short.
+/// A config.json as an engine writes it, in short.
 fn config(args: &[&str]) -> Value {
     let capabilities = json!([
         "CAP_CHOWN",
@@ -353,7 +366,7 @@ fn config(args: &[&str]) -> Value {
                 { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" },
                 { "type": "cgroup" }
             ],
-            // An engine's profile makes the kernel ask a filter at each call, with isolation or without.
+            // With an engine's profile the kernel runs a filter at each call, with isolation or without.
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
                 "syscalls": [{
@@ -366,18 +379,18 @@ fn config(args: &[&str]) -> Value {
     })
 }
 
-/// The one layer of an image as `tests/images/build` makes it.
+/// Unpacks the one layer of an image that `tests/images/build` made.
 fn unpack(image: &Path, into: &Path) {
-    let folder = tempfile::tempdir_in(into.parent().unwrap()).unwrap();
-    done(Command::new("tar").args(["-xf", path(image), "-C", path(folder.path())]));
+    let directory = tempfile::tempdir_in(into.parent().unwrap()).unwrap();
+    done(Command::new("tar").args(["-xf", path(image), "-C", path(directory.path())]));
     let mut text = String::new();
-    File::open(folder.path().join("manifest.json")).unwrap().read_to_string(&mut text).unwrap();
+    File::open(directory.path().join("manifest.json")).unwrap().read_to_string(&mut text).unwrap();
     let manifest: Value = serde_json::from_str(&text).unwrap();
-    let layer = folder.path().join(manifest[0]["Layers"][0].as_str().unwrap());
+    let layer = directory.path().join(manifest[0]["Layers"][0].as_str().unwrap());
     done(Command::new("tar").args(["-xpf", path(&layer), "-C", path(into)]));
 }
 
-/// Runs a command that must succeed; returns its standard output.
+/// Runs a command that must succeed, and returns its standard output.
 pub fn done(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&stdout).into_owned();

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::ranges::LENGTH;
+use crate::id_ranges::LENGTH;
 
-/// Maps the container's ids 0.. to the range that begins at `start`; whatever the spec said is replaced.
+/// Maps the container's ids 0.. to the range that starts at `start`, and replaces any maps of the spec.
 pub(crate) fn map(spec: &mut Value, start: u32) {
+    // The user namespace that crun joins has this map already; by these keys crun knows the container's root in the VM.
     let linux = super::object(spec, "linux");
     for key in ["uidMappings", "gidMappings"] {
         linux.insert(key.into(), json!([{ "containerID": 0, "hostID": start, "size": LENGTH }]));

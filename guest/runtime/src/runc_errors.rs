@@ -1,8 +1,8 @@
-//! crun's reasons in runc's words, where the engine's callers go by the words.
+//! Translates errors of crun into runc's words, where callers of the engine go by the words.
 //!
-//! The docker CLI exits 127 and 126 when the error of `docker run` has "no such file or directory" or "permission denied"
-//! in it, as Go writes them. C's library begins both with a capital letter, and crun has words of its own; 125 would be
-//! the result.
+//! The docker CLI exits with 127 or 126 if the error of `docker run` contains "no such file or directory" or "permission
+//! denied", as Go writes them. The C library starts both with a capital letter, and crun has words of its own for some.
+//! Untranslated, they would make the CLI exit with 125.
 
 use std::{
     fs::File,
@@ -13,36 +13,40 @@ use std::{
 use bulkhead_guest_common::bounded;
 use serde_json::Value;
 
-/// Bytes at a log's end that are looked at.
-const TAIL: u64 = 16 * 1024;
+/// The number of bytes at a log's end that are read; crun's error is its last line.
+const MAX_TAIL: u64 = 16 * 1024;
 
-/// Reasons that callers look for: as in the C library, and as in Go.
+/// The reasons that callers look for: the C library's text, and Go's.
 const REASONS: [(&str, &str); 2] =
     [("No such file or directory", "no such file or directory"), ("Permission denied", "permission denied")];
 
-/// The last error of a log in JSON in runc's words; `None` when it needs no change.
+/// The last error of a JSON log in runc's words; `None` when crun's own are good enough.
 pub(crate) fn of_log(path: &Path) -> Option<String> {
     let mut log = File::open(path).ok()?;
     let end = log.seek(SeekFrom::End(0)).ok()?;
-    log.seek(SeekFrom::Start(end.saturating_sub(TAIL))).ok()?;
-    let tail = bounded::read(log, TAIL).ok()?;
+    // Earlier commands have written to the same log, so only its end is of interest.
+    log.seek(SeekFrom::Start(end.saturating_sub(MAX_TAIL))).ok()?;
+    let tail = bounded::read(log, MAX_TAIL).ok()?;
+    // The first line of the tail can be cut off; it is not JSON then, and is skipped.
     let mut lines = tail.rsplit(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let last = lines.find(|line| line["level"] == "error")?;
     translate(last["msg"].as_str()?)
 }
 
-/// `None` when the message has none of the reasons.
+/// Translates a message; `None` when it contains none of the reasons.
 fn translate(message: &str) -> Option<String> {
+    // The longer forms first: they end in a reason as well.
     let known = |(reason, word): (&str, &str)| message.contains(reason).then(|| message.replace(reason, word));
     command(message).or_else(|| REASONS.into_iter().find_map(known))
 }
 
-/// The message of a command that is not there or may not be run.
+/// Translates the message about a command that does not exist or may not be executed, as crun words it.
 fn command(message: &str) -> Option<String> {
     let cut = |before, after| message.split_once(before).and_then(|(_, rest): (_, &str)| rest.split_once(after));
     let reason =
         |command: &str, reason: &str| format!("unable to start container process: exec: {command:?}: {reason}");
     if let Some((name, rest)) = cut("executable file `", "` not found") {
+        // Go looks up a bare name in the PATH, and stats a path; the two have different texts.
         return Some(if rest.starts_with(" in $PATH") {
             reason(name, "executable file not found in $PATH")
         } else {
@@ -94,15 +98,15 @@ mod tests {
         assert_eq!(log(&format!("{}{denied}", line("error", "else"))).unwrap(), "exec: permission denied");
         assert_eq!(log(&format!("{denied}{}", line("error", "else"))), None);
         assert_eq!(log(&format!("{denied}{}cut off", line("warning", "else"))).unwrap(), "exec: permission denied");
-        assert_eq!(log(&format!("{denied}{}", "x".repeat(TAIL as usize))), None);
+        assert_eq!(log(&format!("{denied}{}", "x".repeat(MAX_TAIL as usize))), None);
         assert_eq!(log(""), None);
     }
 
     proptest! {
         #[test]
         fn no_message_panics_or_keeps_the_reason(message in "(executable file `)?[a-z` ]{0,9}(` not found)?( in \\$PATH)?(: No such file or directory|: Permission denied)?") {
-            let told = translate(&message).unwrap_or(message);
-            prop_assert!(REASONS.iter().all(|(reason, _)| !told.contains(reason)));
+            let translated = translate(&message).unwrap_or(message);
+            prop_assert!(REASONS.iter().all(|(reason, _)| !translated.contains(reason)));
         }
     }
 }

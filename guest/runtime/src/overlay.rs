@@ -1,4 +1,7 @@
 //! The layers of an overlay, from its super block options in the table of mounts.
+//!
+//! A path in there is escaped twice: with backslashes by the engine that mounted the overlay, as overlayfs requires for
+//! colons and backslashes, and then with octal numbers by the table. The two are undone in reverse order.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
@@ -13,36 +16,38 @@ pub(crate) struct Layers {
     pub(crate) upper: Option<PathBuf>,
 }
 
-/// Why an overlay's options can't be used.
+/// The reason why an overlay's options cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LayersError {
     /// No lower layer is named.
     #[error("the overlay names no lower layer")]
     NoLower,
-    /// Data-only layers are of no use to an engine, and their meaning differs.
+    /// There are layers that only hold the data of files in others; no engine uses them.
     #[error("the overlay has data-only layers, which are not supported")]
     DataOnly,
 }
 
-/// Reads the layers out of an overlay's super block options.
+/// Parses the layers out of an overlay's super block options.
 pub(crate) fn layers(options: &[u8]) -> Result<Layers, LayersError> {
     let mut layers = Layers::default();
-    // A comma inside of a path is escaped by the table, so this split comes first.
+    // A comma in a path is still an octal number here, so the split comes before the unescaping.
     for option in options.split(|b| *b == b',') {
         let (key, value) =
             option.iter().position(|b| *b == b'=').map_or((option, &[][..]), |at| (&option[..at], &option[at + 1..]));
         match key {
             b"lowerdir" => layers.lower = split_lower(&unescape(value))?,
+            // A layer given by itself needs no backslashes, since no colon separates it from others.
             b"lowerdir+" => layers.lower.push(OsString::from_vec(unescape(value).into_owned()).into()),
             b"datadir+" => return Err(LayersError::DataOnly),
             b"upperdir" => layers.upper = Some(without_backslashes(&unescape(value))),
+            // The other options do not change where the layers are. The work directory is the engine's.
             _ => {}
         }
     }
     if layers.lower.is_empty() { Err(LayersError::NoLower) } else { Ok(layers) }
 }
 
-/// overlayfs itself escapes colons and backslashes with a backslash.
+/// Removes the backslashes that overlayfs requires in `lowerdir` and `upperdir`.
 fn without_backslashes(value: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(value.len());
     let mut bytes = value.iter();
@@ -52,12 +57,14 @@ fn without_backslashes(value: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(out))
 }
 
+/// Splits `lowerdir` at its colons, which separate the layers; an escaped colon is part of a path.
 fn split_lower(value: &[u8]) -> Result<Vec<PathBuf>, LayersError> {
     let mut parts = Vec::new();
     let mut start = 0;
     let mut at = 0;
     while at < value.len() {
         match value[at] {
+            // Skips the character after it.
             b'\\' => at += 1,
             b':' => {
                 parts.push(&value[start..at]);
@@ -71,6 +78,7 @@ fn split_lower(value: &[u8]) -> Result<Vec<PathBuf>, LayersError> {
     if parts == [b""] {
         return Err(LayersError::NoLower);
     }
+    // Two colons in a row mean that data-only layers follow (overlayfs.rst, "Data-only lower layers").
     if parts.iter().any(|part| part.is_empty()) {
         return Err(LayersError::DataOnly);
     }

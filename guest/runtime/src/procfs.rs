@@ -1,8 +1,7 @@
-//! Files of `/proc` and `/sys` that the container has of its own: the warden serves them, and they are mounted over the
-//! kernel's.
+//! The container's own files of `/proc` and `/sys`: the procfs service serves them, and crun mounts them over the kernel's.
 //!
-//! They inform the container about itself and protect nothing: what the kernel does not allow in a user namespace, it
-//! does not allow behind them either.
+//! They inform the container about itself and protect nothing: an access that the kernel refuses in a user namespace, it
+//! refuses behind them as well.
 
 use std::path::Path;
 
@@ -16,10 +15,10 @@ use serde_json::{Value, json};
 
 use crate::{
     error::Error,
-    spec::{self, traps},
+    spec::{self, seccomp_notify},
 };
 
-/// Tells the warden of the container and has its files mounted.
+/// Enters the container into the service's registry, and has its files mounted.
 pub(crate) fn attach(
     spec: &mut Value,
     id: &str,
@@ -27,14 +26,17 @@ pub(crate) fn attach(
     owner: u32,
     user_namespace: Identity,
 ) -> Result<(), Error> {
-    let failed = Error::system("enter the container into the warden's list");
+    let failed = Error::system("register the container with the procfs service");
     let read_only = is_read_only(spec, Path::new("/proc/sys"));
+    // A file without the kernel's own below it has no mount point.
     let nodes: Vec<_> = NODES.iter().filter(|node| node.adds(read_only) && node.exists()).collect();
     let enter = || {
         let creator = Process::find(std::process::id()).ok_or(std::io::ErrorKind::NotFound)?;
         let cgroup = spec["linux"]["cgroupsPath"].as_str().and_then(cgroup_path);
         let (id, state_root) = (id.to_owned(), state_root.to_owned());
+        // The registry is files, so the service need not be running, and never makes a container wait.
         Registry::open(Path::new(STATE))?.enter(Container {
+            // Chosen by the registry.
             slot: 0,
             id,
             state_root,
@@ -50,27 +52,29 @@ pub(crate) fn attach(
     if let Some(list) = spec::array(spec, "mounts") {
         list.extend(added);
     }
-    // In a procfs or sysfs that the container mounts itself, too.
-    traps::forget_others(spec);
+    // Removed in any case: with a listener of the user's, ours could not be added, and crun would connect to theirs.
+    seccomp_notify::remove_foreign_listener(spec);
+    // A procfs or sysfs that the container mounts itself gets the files as well. Without the socket crun would fail.
     if Path::new(SOCKET).exists() {
-        traps::hold(spec, Path::new(SOCKET), slot);
+        seccomp_notify::notify_mounts(spec, Path::new(SOCKET), slot);
     }
     Ok(())
 }
 
-/// Whether crun is going to make a path read-only.
+/// True if crun is going to make the path read-only.
 fn is_read_only(spec: &Value, path: &Path) -> bool {
     let paths = spec["linux"]["readonlyPaths"].as_array().into_iter().flatten();
     paths.filter_map(Value::as_str).any(|read_only| path.starts_with(read_only))
 }
 
-/// The mounts of those nodes whose places are in file systems of the container's own.
+/// The entries for crun: the files whose places are on a procfs or sysfs that the spec itself mounts.
 fn mounts(spec: &Value, nodes: &[&Node], directory: &Path) -> Vec<Value> {
     let destinations: Vec<_> = spec["mounts"].as_array().into_iter().flatten().collect();
+    // The last mount on a path is the one that the container sees.
     let mounted = |root: &str, kind: &str| {
         destinations.iter().rfind(|mount| mount["destination"] == root).filter(|mount| mount["type"] == kind)
     };
-    // A mount of the person's own at or above the place is what they want to see.
+    // A user's own mount at the place or above it takes precedence.
     let is_covered = |path: &Path| {
         let others = destinations.iter().filter_map(|mount| mount["destination"].as_str());
         others.filter(|other| !["/", "/proc", "/sys"].contains(other)).any(|other| path.starts_with(other))
@@ -85,7 +89,8 @@ fn mounts(spec: &Value, nodes: &[&Node], directory: &Path) -> Vec<Value> {
     };
     let entry = |node: &&Node| {
         let path = Path::new(node.path);
-        // Below /proc/sys crun's own binding would lose it; the warden refuses to write there.
+        // A mount on a read-only /sys is not read-only by itself. Below /proc/sys crun's bind of the path onto itself would
+        // lose the `ro`; there the service refuses to write.
         let read_only = path.starts_with("/sys") && sysfs_is_read_only;
         let source = directory.join(node.file_name());
         let options = ["bind", "rprivate", "nosuid", "nodev", "noexec", if read_only { "ro" } else { "rw" }];
@@ -141,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_mounted_where_there_is_no_procfs_or_a_mount_of_ones_own() {
+    fn nothing_is_mounted_without_a_procfs_or_over_a_users_own_mount() {
         let mut spec = docker();
         spec["mounts"][0]["type"] = "tmpfs".into();
         assert_eq!(options(&spec, "/proc/uptime"), None);

@@ -1,7 +1,10 @@
-//! Finds, or makes, the place in a container's root where a mount goes.
+//! Finds or creates the mount point for a destination in a container's root.
 //!
-//! The root is an image's, so every link in it may be hostile: the walk follows them one by one and never leaves the
-//! root, and what comes out is an open file, not a name.
+//! The root is an image's, so every link in it may be hostile. The walk follows links one by one and never leaves the
+//! root; its result is an open file, not a name.
+//!
+//! openat2(2) with `RESOLVE_IN_ROOT` confines a lookup in the same way, but it cannot create the missing directories on
+//! the way, and those have to be created behind links as well: an image's `/var/run` is often a link to `/run`.
 
 use std::{
     collections::VecDeque,
@@ -17,15 +20,14 @@ use rustix::{
     io::Errno,
 };
 
-/// Links followed before the walk gives up, as the kernel does.
+/// The number of links after which the walk gives up, the kernel's own limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// What to make when the last part is missing.
+/// The kind of file to create when the last part is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// Nothing: the walk fails.
+    /// None: the walk fails.
     Fail,
-    /// A directory.
     Directory,
     /// An empty file.
     File,
@@ -40,18 +42,22 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     })
 }
 
-/// Opens `path` inside of `root`; missing directories on the way are made unless `missing` is [`Missing::Fail`].
+/// Opens `path` inside `root`; missing directories on the way are created unless `missing` is [`Missing::Fail`].
 pub(crate) fn open(root: impl AsFd, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let root = root.as_fd().try_clone_to_owned()?;
+    // The open directories between the root and `here`. `..` goes back on this list: a lookup of `..` in a directory that
+    // was moved away meanwhile could leave the root.
     let mut above = Vec::new();
     let mut here = root.try_clone()?;
     let mut names: VecDeque<OsString> = parts(path).collect();
     let mut links = 0;
     while let Some(name) = names.pop_front() {
         if name == ".." {
+            // At the root `..` is the root itself, as in a chroot.
             here = above.pop().map_or_else(|| root.try_clone(), Ok)?;
             continue;
         }
+        // Only the last name is a file; all before it lead to it.
         let kind = if missing == Missing::File && !names.is_empty() { Missing::Directory } else { missing };
         let next = step(&here, &name, kind)?;
         if FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) != FileType::Symlink {
@@ -62,12 +68,16 @@ pub(crate) fn open(root: impl AsFd, path: &Path, missing: Missing) -> io::Result
         if links > MAX_LINKS {
             return Err(Errno::LOOP.into());
         }
+        // Read by the descriptor of the link itself, so that the link checked is the link followed.
         let target = rustix::fs::readlinkat(&next, c"", Vec::new())?;
         let target = OsString::from_vec(target.into_bytes());
+        // An absolute target is absolute inside the container.
         if target.as_bytes().starts_with(b"/") {
             above.clear();
             here = root.try_clone()?;
         }
+        // The target's names come before those that are left. A dangling last link is followed all the same, and the
+        // file is created at its target, as crun does.
         for part in parts(Path::new(&target)).rev() {
             names.push_front(part);
         }
@@ -75,7 +85,7 @@ pub(crate) fn open(root: impl AsFd, path: &Path, missing: Missing) -> io::Result
     Ok(here)
 }
 
-/// Opens one name in a directory without following it, and makes it when it is missing.
+/// Opens one name in a directory without following it, and creates it when it is missing.
 fn step(directory: &OwnedFd, name: &OsStr, missing: Missing) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(directory, name, flags, Mode::empty()) {
@@ -85,6 +95,7 @@ fn step(directory: &OwnedFd, name: &OsStr, missing: Missing) -> io::Result<Owned
     if missing == Missing::Directory {
         rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
     } else {
+        // EXCL and NOFOLLOW: a link that appears between the two calls is an error and is not written through.
         let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(directory, name, create, Mode::from_raw_mode(0o644))?;
     }
@@ -98,10 +109,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stage;
+    use crate::mount_fd;
 
     fn open_in(root: &Path, path: &str, missing: Missing) -> io::Result<std::path::PathBuf> {
-        open(stage::open_path(root)?, Path::new(path), missing).and_then(stage::path_of)
+        open(mount_fd::open_path(root)?, Path::new(path), missing).and_then(mount_fd::path_of)
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Which container has which user and group ids: the single owner of the table.
+//! The ranges of user and group ids that containers have; this module alone writes the table.
 //!
-//! Every container has 65536 ids that no other has, from 100000 up; containers that share namespaces share a user
-//! namespace and with it a range. The table is one small file a container in a directory on a tmpfs, changed under a
-//! lock. Nobody has to give a range back: a record counts only as long as crun knows the container or the process
-//! that creates it lives, so no crash can leak one.
+//! Each container has 65536 ids that no other container has, from 100000 up. Containers that share namespaces share a
+//! user namespace, and with it a range. The table is a directory on a tmpfs with a small file for each container, changed
+//! under a lock. No range has to be given back: a record counts only while crun knows the container, or while the process
+//! that creates it lives, so a crash leaks none.
 
 use std::{
     collections::BTreeSet,
@@ -23,59 +23,53 @@ pub(crate) const FIRST: u32 = 100_000;
 /// Ids in a range.
 pub(crate) const LENGTH: u32 = 65_536;
 
-/// Ranges there are; the last id of all, 2^32 - 1, means "no id" to the kernel.
-const COUNT: u32 = (u32::MAX - FIRST) / LENGTH;
+/// The number of ranges. The last id of all, 2^32 - 1, means "no id" to the kernel and is in none.
+const RANGES: u32 = (u32::MAX - FIRST) / LENGTH;
 
-/// Longest record in bytes.
+/// The size limit of a record in bytes.
 const MAX_RECORD: u64 = 16 * 1024;
 
-/// Why there is no range.
+/// The reason why a container gets no range; the first text is sysbox-runc's own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RangeError {
     /// All ranges are in use.
     #[error(
-        "error in the container spec: invalid user/group ID config: subid allocation failed: all {COUNT} ranges are in use"
+        "error in the container spec: invalid user/group ID config: subid allocation failed: all {RANGES} ranges are in use"
     )]
     Exhausted,
-    /// The id is taken.
-    #[error("a container with the id {0} exists already")]
+    /// A living container has the id.
+    #[error("container {0} already exists")]
     Exists(String),
-    /// The directory of the table can't be used.
-    #[error("can't use the table of id ranges {}", path.display())]
+    /// A file or directory of the table cannot be read or written.
+    #[error("cannot use the table of id ranges {}", path.display())]
     Table {
-        /// The file or directory.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
 }
 
-/// One container's entry.
+/// The entry of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// The container's id.
     pub(crate) id: String,
-    /// The state directory of crun that it lives in; ids are unique only within one.
+    /// crun's state directory for it; container ids are unique only within one.
     pub(crate) state_root: PathBuf,
-    /// The root that the engine gave it, as the engine sees it.
+    /// Its root in the engine's mount namespace.
     pub(crate) root: PathBuf,
-    /// Its ids.
-    pub(crate) range: Range,
-    /// The process that creates it, which turns into crun.
+    pub(crate) range: IdRange,
+    /// The process that creates it, which becomes or waits for crun.
     pub(crate) creator: Process,
 }
 
 /// A range and the user namespace that maps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Range {
-    /// The first id.
+pub(crate) struct IdRange {
     pub(crate) start: u32,
-    /// The user namespace.
     pub(crate) userns: Identity,
 }
 
-/// A container that is to get a range.
+/// A container that asks for a range.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
     /// See [`Record::id`].
@@ -89,27 +83,29 @@ pub(crate) struct Claim {
 }
 
 impl Record {
-    /// Whether the container exists or is about to.
+    /// True while the container exists, or is being created.
     pub(crate) fn lives(&self) -> bool {
+        // crun makes the directory during `create` and removes it with `delete`. Before it does, the creator is the proof
+        // of life: this process, which waits for crun or becomes it.
         self.state_root.join(&self.id).exists() || self.creator.lives()
     }
 }
 
 /// The table in its directory.
 #[derive(Clone, Debug)]
-pub(crate) struct Table {
+pub(crate) struct IdRangeTable {
     directory: PathBuf,
 }
 
-/// The table while nobody else can change it.
+/// The table while this process alone can change it.
 #[derive(Debug)]
-pub(crate) struct Locked {
+pub(crate) struct LockedTable {
     directory: PathBuf,
     _lock: File,
 }
 
-impl Table {
-    /// The table in `directory`, which is made when missing.
+impl IdRangeTable {
+    /// Opens the table in `directory`, which is created when missing.
     pub(crate) fn open(directory: &Path) -> Result<Self, RangeError> {
         let records = directory.join("ranges");
         DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(failed(directory))?;
@@ -117,48 +113,55 @@ impl Table {
         Ok(Self { directory: records })
     }
 
-    /// Waits until no other process changes the table.
-    pub(crate) fn lock(&self) -> Result<Locked, RangeError> {
+    /// Locks the table, and waits while another process has it.
+    ///
+    /// The lock is held from the search for a free range until it is stored, else two containers could find the same.
+    pub(crate) fn lock(&self) -> Result<LockedTable, RangeError> {
         let path = self.directory.join("lock");
         let lock = File::options().create(true).append(true).open(&path).map_err(failed(&path))?;
+        // The kernel drops the lock with the process, so one that is killed blocks nobody.
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(failed(&path))?;
-        Ok(Locked { directory: self.directory.clone(), _lock: lock })
+        Ok(LockedTable { directory: self.directory.clone(), _lock: lock })
     }
 
-    /// The entries of all containers with this id, whatever the state directory; read without the lock, since
-    /// records only ever change as a whole.
+    /// The entries of all containers with this id, in any state directory.
+    ///
+    /// No lock is needed: a record appears and disappears as a whole.
     pub(crate) fn named(&self, id: &str) -> Vec<Record> {
         let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         files.filter_map(|file| read(&file.path())).filter(|record| record.id == id).collect()
     }
 }
 
-impl Locked {
-    /// The entries of the containers that live; those of the dead are removed.
+impl LockedTable {
+    /// The entries of the living containers; those of the dead are removed.
     pub(crate) fn living(&self, lives: impl Fn(&Record) -> bool) -> Result<Vec<Record>, RangeError> {
         let mut living = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed(&self.directory))? {
             let path = entry.map_err(failed(&self.directory))?.path();
+            // The lock itself, and the unfinished records of processes that were killed.
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
             match read(&path) {
                 Some(record) if lives(&record) => living.push(record),
-                // Also what can't be read: a record is complete before it gets its name.
+                // A record that cannot be read does not belong to a container: it is complete before it gets its name.
                 _ => fs::remove_file(&path).map_err(failed(&path))?,
             }
         }
         Ok(living)
     }
 
-    /// Enters the container with its range: the lowest free one, or that of a living container it shares with.
-    pub(crate) fn store(&self, claim: Claim, range: Range, living: &[Record]) -> Result<Record, RangeError> {
+    /// Enters the container with its range: the lowest free one, or that of the living container that it joins.
+    pub(crate) fn store(&self, claim: Claim, range: IdRange, living: &[Record]) -> Result<Record, RangeError> {
         let Claim { id, state_root, root, creator } = claim;
         let record = Record { id, state_root, root, range, creator };
+        // crun would refuse the id as well, but only after the record of the living container was replaced.
         if living.iter().any(|r| r.id == record.id && r.state_root == record.state_root) {
             return Err(RangeError::Exists(record.id));
         }
         let path = self.directory.join(file_name(&record.state_root, &record.id));
+        // Written under another name first: a crash in the middle leaves no half record, and readers need no lock.
         let new = path.with_extension("new");
         let text = serde_json::to_vec(&record).map_err(io::Error::from).map_err(failed(&path))?;
         File::create(&new).and_then(|mut file| file.write_all(&text)).map_err(failed(&new))?;
@@ -169,8 +172,9 @@ impl Locked {
 
 /// The first id of the lowest range that no living container has.
 pub(crate) fn lowest_free(living: &[Record]) -> Result<u32, RangeError> {
+    // The lowest one, so that the first container of a VM has the documented 100000.
     let taken = living.iter().map(|r| r.range.start).collect::<BTreeSet<_>>();
-    (0..COUNT).map(|n| FIRST + n * LENGTH).find(|start| !taken.contains(start)).ok_or(RangeError::Exhausted)
+    (0..RANGES).map(|n| FIRST + n * LENGTH).find(|start| !taken.contains(start)).ok_or(RangeError::Exhausted)
 }
 
 fn failed<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> RangeError {
@@ -182,7 +186,9 @@ fn read(path: &Path) -> Option<Record> {
     serde_json::from_slice(&bounded::read_file(path, MAX_RECORD).ok()?).ok()
 }
 
-/// The id and a digest (FNV-1a) of the state directory; `store` and `lives` compare the whole.
+/// The id and a digest (FNV-1a) of the state directory, whose path cannot be part of a file name.
+///
+/// There are only a few state directories, those of containerd and of BuildKit, so 64 bits are plenty.
 fn file_name(state_root: &Path, id: &str) -> String {
     let digest = state_root
         .as_os_str()
@@ -205,23 +211,28 @@ mod tests {
         Claim { id: format!("c{id}"), state_root: "/run/r".into(), root: "/x".into(), creator }
     }
 
-    fn claim(table: &Table, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
+    fn claim(table: &IdRangeTable, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
         let locked = table.lock()?;
         let living = locked.living(lives)?;
         let start = lowest_free(&living)?;
-        locked.store(new(id), Range { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
+        locked.store(new(id), IdRange { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
     }
 
-    fn share(table: &Table, id: usize, start: u32, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
+    fn share(
+        table: &IdRangeTable,
+        id: usize,
+        start: u32,
+        lives: impl Fn(&Record) -> bool,
+    ) -> Result<Record, RangeError> {
         let locked = table.lock()?;
         let living = locked.living(lives)?;
-        locked.store(new(id), Range { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
+        locked.store(new(id), IdRange { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
     }
 
     #[test]
     fn the_first_range_starts_at_100000_and_the_next_follows_it() {
         let dir = tempfile::tempdir().unwrap();
-        let table = Table::open(dir.path()).unwrap();
+        let table = IdRangeTable::open(dir.path()).unwrap();
         let starts = [1, 2, 3].map(|n| claim(&table, n, |_| true).unwrap().range.start);
         assert_eq!(starts, [100_000, 165_536, 231_072]);
         assert_eq!(table.named("c2").iter().map(|r| r.range.start).collect::<Vec<_>>(), [165_536]);
@@ -231,7 +242,7 @@ mod tests {
     #[test]
     fn a_living_id_is_not_given_a_second_range() {
         let dir = tempfile::tempdir().unwrap();
-        let table = Table::open(dir.path()).unwrap();
+        let table = IdRangeTable::open(dir.path()).unwrap();
         claim(&table, 1, |_| true).unwrap();
         assert!(matches!(claim(&table, 1, |_| true), Err(RangeError::Exists(_))));
     }
@@ -239,7 +250,7 @@ mod tests {
     #[test]
     fn a_shared_range_is_free_only_after_the_last_container() {
         let dir = tempfile::tempdir().unwrap();
-        let table = Table::open(dir.path()).unwrap();
+        let table = IdRangeTable::open(dir.path()).unwrap();
         let first = claim(&table, 1, |_| true).unwrap();
         share(&table, 2, first.range.start, |_| true).unwrap();
         let third = claim(&table, 3, |r| r.id != "c1").unwrap();
@@ -250,7 +261,7 @@ mod tests {
 
     #[test]
     fn every_range_fits_below_the_id_that_means_none() {
-        let end = u64::from(FIRST) + u64::from(COUNT) * u64::from(LENGTH);
+        let end = u64::from(FIRST) + u64::from(RANGES) * u64::from(LENGTH);
         assert!(u32::try_from(end).is_ok());
         assert!(end + u64::from(LENGTH) > u64::from(u32::MAX));
     }
@@ -265,7 +276,7 @@ mod tests {
     #[test]
     fn a_torn_record_does_not_keep_the_table_from_working() {
         let dir = tempfile::tempdir().unwrap();
-        let table = Table::open(dir.path()).unwrap();
+        let table = IdRangeTable::open(dir.path()).unwrap();
         fs::write(dir.path().join("ranges/x@0.json"), "{\"id\":").unwrap();
         fs::write(dir.path().join("ranges/y@0.new"), "{").unwrap();
         assert_eq!(claim(&table, 1, |_| true).unwrap().range.start, FIRST);
@@ -292,7 +303,7 @@ mod tests {
         #[test]
         fn no_two_living_containers_ever_have_one_range_unless_they_share_it(steps in steps()) {
             let dir = tempfile::tempdir().unwrap();
-            let table = Table::open(dir.path()).unwrap();
+            let table = IdRangeTable::open(dir.path()).unwrap();
             // Container -> (range, group of those that share).
             let mut model = BTreeMap::<usize, (u32, usize)>::new();
             for (group, step) in steps.into_iter().enumerate() {
@@ -301,7 +312,7 @@ mod tests {
                 match step {
                     Step::Create(n) => match claim(&table, n, lives) {
                         Ok(record) => {
-                            let lowest = (0..COUNT).map(|k| FIRST + k * LENGTH)
+                            let lowest = (0..RANGES).map(|k| FIRST + k * LENGTH)
                                 .find(|s| model.values().all(|(t, _)| t != s)).unwrap();
                             prop_assert_eq!(record.range.start, lowest);
                             prop_assert!(model.insert(n, (record.range.start, group)).is_none());

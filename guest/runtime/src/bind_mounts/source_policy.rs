@@ -1,24 +1,24 @@
-//! Which paths of the VM a container may have bound into it.
+//! The rules for sources of bind mounts: which places of the VM a container may have.
 //!
-//! What counts is not the name but what is really there: the source is opened once, links are followed by that, and
-//! a mount on the way is traced to the file system and the directory of it that it shows.
+//! The name of a source counts for nothing. It is opened once, which follows its links, and the mount that it turns out
+//! to be on is traced to a file system and a directory there. A path of the VM under another name is still that path.
 
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest_common::mountinfo::Mount;
 
-/// The places from which binds may come.
+/// The places from which binds may come; all else belongs to the VM.
 #[derive(Clone, Debug)]
-pub(crate) struct Policy {
+pub(crate) struct SourcePolicy {
     /// The engine's data directory.
     pub(crate) data_root: PathBuf,
-    /// Where the person's own directories are mounted.
+    /// The mount points of the user's own directories.
     pub(crate) shares: Vec<PathBuf>,
-    /// The engine's little init, by any of its paths.
+    /// All paths of the engine's init program, which `docker run --init` binds into a container.
     pub(crate) init: Vec<PathBuf>,
 }
 
-impl Default for Policy {
+impl Default for SourcePolicy {
     fn default() -> Self {
         Self {
             data_root: "/var/lib/docker".into(),
@@ -35,76 +35,85 @@ impl Default for Policy {
     }
 }
 
-/// Who asks.
+/// The container, or the step of an image build, that asks for a bind.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker<'a> {
-    /// Containers whose own files it may have: those whose user namespace it shares, and last itself.
+pub(crate) struct Requester<'a> {
+    /// The containers whose own files it may have: those that share its user namespace, and itself last.
     pub(crate) containers: &'a [String],
-    /// The step of an image build rather than a container.
-    pub(crate) build: bool,
+    /// It is a step of an image build.
+    pub(crate) is_build: bool,
 }
 
-/// A source, opened.
+/// An open source.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Source<'a> {
-    /// The path that the kernel knows it by.
+pub(crate) struct OpenedSource<'a> {
+    /// The kernel's own path of it.
     pub(crate) path: &'a Path,
     /// The mount that it is on.
     pub(crate) mount: &'a Mount<'a>,
 }
 
-impl Source<'_> {
-    /// The path inside of its file system.
-    fn inner(&self) -> PathBuf {
-        inner(self.mount, self.path)
+impl OpenedSource<'_> {
+    /// The path inside its file system, the same for every mount that shows it.
+    fn path_in_fs(&self) -> PathBuf {
+        match self.path.strip_prefix(self.mount.point()) {
+            // `join` with an empty path would append a slash.
+            Ok(rest) if rest.as_os_str().is_empty() => self.mount.root(),
+            Ok(rest) => self.mount.root().join(rest),
+            Err(_) => self.mount.root(),
+        }
     }
 }
 
-fn inner(mount: &Mount<'_>, path: &Path) -> PathBuf {
-    match path.strip_prefix(mount.point()) {
-        Ok(rest) if rest.as_os_str().is_empty() => mount.root(),
-        Ok(rest) => mount.root().join(rest),
-        Err(_) => mount.root(),
-    }
-}
-
-impl Policy {
-    /// Whether `source` may be bound.
+impl SourcePolicy {
+    /// Decides whether `source` may be bound.
     ///
-    /// `data` is the data directory, opened the same way, and `table` the mounts of the VM.
-    pub(crate) fn allows(&self, source: Source<'_>, data: Source<'_>, table: &[Mount<'_>], asker: Asker<'_>) -> bool {
+    /// `data_root` is the data directory, opened in the same way, and `mounts` the VM's table.
+    pub(crate) fn allows(
+        &self,
+        source: OpenedSource<'_>,
+        data_root: OpenedSource<'_>,
+        mounts: &[Mount<'_>],
+        requester: Requester<'_>,
+    ) -> bool {
+        // Compared as a whole: the file is the guest image's, and no container can write it or replace it with a link.
         if self.init.iter().any(|init| init == source.path) {
             return true;
         }
-        if source.mount.device == data.mount.device {
-            // The same file system can show one directory at many paths: judge by the one below the data directory.
+        if source.mount.device == data_root.mount.device {
+            // One file system can show a directory at many paths. dockerd binds `volume-subpath`s through a path in /tmp,
+            // and a volume with driver options can show all of the data disk as its `_data`. The position below the data
+            // directory decides, whatever path was opened.
             return source
-                .inner()
-                .strip_prefix(data.inner())
-                .is_ok_and(|rest| self.allows_name(&self.data_root.join(rest), asker));
+                .path_in_fs()
+                .strip_prefix(data_root.path_in_fs())
+                .is_ok_and(|rest| self.allows_path(&self.data_root.join(rest), requester));
         }
-        let shown_elsewhere = table.iter().any(|other| {
+        // On another file system the position says nothing, and an allowed path is not enough: a volume whose driver
+        // options bind /etc is at an allowed path. Such a directory is also mounted somewhere for the VM itself.
+        let is_used_by_vm = mounts.iter().any(|other| {
             other.device == source.mount.device
-                && source.inner().starts_with(other.root())
-                && !self.is_for_containers(&other.point(), asker)
+                && source.path_in_fs().starts_with(other.root())
+                && !self.is_for_containers(&other.point(), requester)
         });
-        self.allows_name(source.path, asker) && !shown_elsewhere
+        self.allows_path(source.path, requester) && !is_used_by_vm
     }
 
-    /// Whether the mount point is one where only things for containers are mounted.
-    fn is_for_containers(&self, point: &Path, asker: Asker<'_>) -> bool {
+    /// True for a mount point below which there are only mounts for containers.
+    fn is_for_containers(&self, point: &Path, requester: Requester<'_>) -> bool {
         let below = |name: &str| point.starts_with(self.data_root.join(name));
         self.shares.iter().any(|share| point.starts_with(share))
             || below("volumes")
             || below("containers")
-            || asker.build && (below("buildkit") || below("overlay2") || below("tmp"))
+            || requester.is_build && (below("buildkit") || below("overlay2") || below("tmp"))
     }
 
-    fn allows_name(&self, path: &Path, asker: Asker<'_>) -> bool {
+    fn allows_path(&self, path: &Path, requester: Requester<'_>) -> bool {
         if self.shares.iter().any(|share| path.starts_with(share)) {
             return true;
         }
         let Ok(rest) = path.strip_prefix(&self.data_root) else { return false };
+        // `None` for a `..` or a name that is not UTF-8: dockerd makes neither, so both are refused.
         let names: Option<Vec<&str>> = rest
             .components()
             .map(|component| match component {
@@ -113,11 +122,14 @@ impl Policy {
             })
             .collect();
         match names.as_deref() {
+            // A volume's contents, but not its directory: beside `_data` dockerd keeps the volume's options.
             Some(["volumes", _, "_data", ..]) => true,
+            // Single files, since config.v2.json and hostconfig.json beside them decide about the next start.
             Some(["containers", id, "hosts" | "hostname" | "resolv.conf"] | ["containers", id, "mounts", _, ..]) => {
-                asker.containers.iter().any(|container| container == id)
+                requester.containers.iter().any(|container| container == id)
             }
-            Some(["buildkit" | "overlay2" | "tmp", _, ..]) => asker.build,
+            // BuildKit's files of the step, the layers and cache mounts that it works on, and its temporary mounts.
+            Some(["buildkit" | "overlay2" | "tmp", _, ..]) => requester.is_build,
             _ => false,
         }
     }
@@ -139,18 +151,18 @@ mod tests {
         9 2 0:8 / /var/lib/docker/containers/me/mounts/shm rw - tmpfs shm rw\n\
         10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
 
-    fn judge(path: &str, build: bool) -> bool {
+    fn allows(path: &str, build: bool) -> bool {
         let table = mountinfo::parse(TABLE.as_bytes()).collect::<Vec<_>>();
         let path = Path::new(path);
         let on = |path: &Path| {
             table.iter().filter(|m| path.starts_with(m.point())).max_by_key(|m| m.point().as_os_str().len()).unwrap()
         };
         let data = Path::new("/var/lib/docker");
-        Policy::default().allows(
-            Source { path, mount: on(path) },
-            Source { path: data, mount: on(data) },
+        SourcePolicy::default().allows(
+            OpenedSource { path, mount: on(path) },
+            OpenedSource { path: data, mount: on(data) },
             &table,
-            Asker { containers: &["me".to_owned()], build },
+            Requester { containers: &["me".to_owned()], is_build: build },
         )
     }
 
@@ -167,7 +179,7 @@ mod tests {
             "/var/lib/docker/volumes/tmp/_data",
             "/tmp/safepath",
         ] {
-            assert!(judge(path, false), "{path}");
+            assert!(allows(path, false), "{path}");
         }
     }
 
@@ -189,30 +201,30 @@ mod tests {
             "/usr/bin/docker-initx",
             "/var/lib/docker/buildkit/x",
         ] {
-            assert!(!judge(path, false), "{path}");
+            assert!(!allows(path, false), "{path}");
         }
     }
 
     #[test]
     fn a_volume_that_shows_a_path_of_the_vm_is_refused() {
         for volume in ["bad", "disk", "sock"] {
-            assert!(!judge(&format!("/var/lib/docker/volumes/{volume}/_data"), false), "{volume}");
+            assert!(!allows(&format!("/var/lib/docker/volumes/{volume}/_data"), false), "{volume}");
         }
     }
 
     #[test]
     fn a_build_step_may_have_what_the_builder_makes_and_nothing_else() {
-        assert!(judge("/var/lib/docker/buildkit/executor/hosts.x", true));
-        assert!(judge("/var/lib/docker/overlay2/x/diff", true));
-        assert!(!judge("/var/lib/docker/containers/other/hosts", true));
-        assert!(!judge("/etc", true));
+        assert!(allows("/var/lib/docker/buildkit/executor/hosts.x", true));
+        assert!(allows("/var/lib/docker/overlay2/x/diff", true));
+        assert!(!allows("/var/lib/docker/containers/other/hosts", true));
+        assert!(!allows("/etc", true));
     }
 
     proptest! {
         #[test]
         fn nothing_outside_of_the_listed_places_is_ever_allowed(path in "(/(etc|run|var|lib|docker|volumes|_data|host_mnt|[a-z]{1,3})){0,7}") {
             let path = if path.is_empty() { "/".to_owned() } else { path };
-            if judge(&path, false) {
+            if allows(&path, false) {
                 let parts: Vec<_> = path.split('/').collect();
                 prop_assert!(
                     parts[1] == "host_mnt"
