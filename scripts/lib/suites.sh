@@ -181,9 +181,9 @@ suite_bundles() {
     BULKHEAD_TEST_USERLAND=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
     BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" alpine)
     cargo build --quiet --package bulkhead-procfs
-    BULKHEAD_TEST_WARDEN=$target_dir/debug/bulkhead-procfs
+    BULKHEAD_TEST_PROCFS=$target_dir/debug/bulkhead-procfs
     build_probe
-    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_WARDEN
+    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS
     binary=$(test_binary bulkhead-runtime bundles)
     (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${NAMES[@]}") 2>&1 | timed
 }
@@ -223,6 +223,11 @@ suite_vm() {
     [[ $kind == kvm ]] || options+=(--ignored)
     # The tables of these are what one wants to see.
     case $kind in escapes | isolation) options+=(--show-output) ;; esac
+    if [[ $kind == isolation ]]; then
+        # In the target directory, which the emulated machine may write.
+        export BULKHEAD_TEST_REPORT=$target_dir/isolation-report
+        rm -rf "$BULKHEAD_TEST_REPORT"
+    fi
     if [[ -n $CUT ]]; then
         mapfile -t failed < <(all_only "$kind")
         ((${#failed[@]} == 0)) || options+=(--exact "${failed[@]/#/--skip=}")
@@ -251,7 +256,20 @@ suite_vm() {
         fi
     done
     rm "$output"
+    if [[ $kind == isolation && $status == 0 && -z ${NAMES[*]} ]]; then isolation_report; fi
     return "$status"
+}
+
+# isolation_report: puts the tables that the isolation suite wrote together as docs/isolation-report.md.
+isolation_report() {
+    {
+        printf '# Report of the isolation suite\n\nWritten by `scripts/test isolation` for the rows of '
+        printf '[isolation.md](isolation.md), [docker-socket.md](docker-socket.md)\nand [policy.md](policy.md); '
+        printf 'copy it to `docs/isolation-report.md` when it changes.\n'
+        cat "$BULKHEAD_TEST_REPORT"/*.md
+    } >"$target_dir/isolation-report.md"
+    cmp --quiet "$target_dir/isolation-report.md" docs/isolation-report.md ||
+        say "the report differs from docs/isolation-report.md: $target_dir/isolation-report.md"
 }
 
 # --- lists --------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ fn everything_is_as_with_runc() {
         prepare(&engine);
         try_all(&engine, &mut table, "ECI on", &cases);
     }
-    table.finish();
+    table.finish("Docker with isolation on and off");
 }
 
 fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {

@@ -377,7 +377,7 @@ fn rows_of_the_documentation() {
         }
     }
     drop(situations);
-    table.finish();
+    table.finish("Rows");
 }
 
 fn another_user_cannot_reach_the_engine(engine: &Engine) -> Result<(), String> {

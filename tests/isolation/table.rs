@@ -1,6 +1,11 @@
 //! Rows, their proofs and the table of their outcomes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    fmt::Write,
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
 use support::engine::Engine;
 
@@ -103,27 +108,59 @@ impl Table {
         self.0.push((row.to_owned(), what.to_owned(), state));
     }
 
-    /// Prints all rows and panics if one failed.
-    pub fn finish(self) {
+    /// Prints all rows, writes the part `title` of the report, and panics if a row failed.
+    pub fn finish(self, title: &str) {
         let mut counts = [0; 5];
         for (row, what, state) in &self.0 {
-            let (index, word, detail) = match state {
-                State::Passed => (0, "passed", ""),
-                State::Failed(why) => (1, "FAILED", why.as_str()),
-                State::NotBuilt(why) => (2, "not built yet", why.as_str()),
-                State::Elsewhere(test) => (3, "in another test", *test),
-                State::Other(why) => (4, "does not apply", *why),
-            };
+            let (index, word, detail) = state.words();
             counts[index] += 1;
-            let detail: String = detail.replace('\n', " | ").chars().take(SHORT).collect();
-            println!("{row:<14} {what:<62} {word:<16} {detail}");
+            println!("{row:<14} {what:<62} {word:<16} {}", short(detail));
         }
         let [passed, failed, later, elsewhere, other] = counts;
         println!(
             "{passed} passed, {failed} failed, {later} not built yet, {elsewhere} in other tests, {other} do not apply"
         );
+        // A run of some rows says nothing about the others.
+        if let (Some(directory), None) =
+            (std::env::var_os("BULKHEAD_TEST_REPORT"), std::env::var_os("BULKHEAD_TEST_ROWS"))
+        {
+            let file = Path::new(&directory).join(format!("{}.md", title.to_lowercase().replace(' ', "-")));
+            fs::create_dir_all(&directory).and_then(|()| fs::write(file, self.markdown(title))).unwrap();
+        }
         let wrong = |state: &State| matches!(state, State::Failed(_));
         let failed: Vec<_> = self.0.iter().filter(|(.., state)| wrong(state)).collect();
         assert!(failed.is_empty(), "{failed:#?}");
     }
+
+    /// The rows as a section of docs/isolation-report.md.
+    fn markdown(&self, title: &str) -> String {
+        let mut text = format!("\n## {title}\n\n| Row | Behaviour | Outcome |\n|---|---|---|\n");
+        for (row, what, state) in &self.0 {
+            let (_, word, detail) = state.words();
+            let separator = if detail.is_empty() { "" } else { ": " };
+            // A bar within a cell would begin another one.
+            let line = [row, what].map(|cell| cell.replace('|', "\\|")).join(" | ");
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "| {line} | {word}{separator}{} |", short(detail).replace('|', "\\|"));
+        }
+        text
+    }
+}
+
+impl State {
+    /// The state's place among the counts, its word in the table, and the details.
+    fn words(&self) -> (usize, &'static str, &str) {
+        match self {
+            Self::Passed => (0, "passed", ""),
+            Self::Failed(why) => (1, "FAILED", why),
+            Self::NotBuilt(why) => (2, "not built yet", why),
+            Self::Elsewhere(test) => (3, "in another test", test),
+            Self::Other(why) => (4, "does not apply", why),
+        }
+    }
+}
+
+/// The start of a message, on one line.
+fn short(detail: &str) -> String {
+    detail.replace('\n', " | ").chars().take(SHORT).collect()
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
-use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
+use bulkhead_protocol::{Configuration, KEPT_SOCKETS, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -62,19 +62,9 @@ impl Service {
         }
     }
 
-    fn command_line(self, configuration: &Configuration) -> Vec<String> {
-        let words: Vec<String> = match self {
-            Self::Gate => {
-                let mut words = vec![
-                    "/usr/sbin/bulkhead-gate".to_owned(),
-                    format!("--isolation={}", if configuration.isolation { "on" } else { "off" }),
-                    format!("--upstream={DOCKERD_SOCKET}"),
-                    format!("--listen={}", ping::GATE),
-                    format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
-                ];
-                words.extend(configuration.block_load.then(|| "--block-load".to_owned()));
-                words
-            }
+    fn command_line(self) -> Vec<String> {
+        match self {
+            Self::Gate => vec!["/usr/sbin/bulkhead-gate".to_owned()],
             Self::Containerd => vec!["/usr/bin/containerd".to_owned(), format!("--config={CONTAINERD_CONFIG}")],
             Self::Dockerd => vec![
                 "/usr/sbin/dockerd".to_owned(),
@@ -87,8 +77,7 @@ impl Service {
                 "--pidfile=".to_owned(),
             ],
             Self::Procfs => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
-        };
-        words
+        }
     }
 
     /// Returns the service's `oom_score_adj` (proc_pid_oom_score_adj(5)).
@@ -140,7 +129,7 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     // that it forks as well.
     let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("create a pipe"))?;
-    let mut words = service.command_line(configuration);
+    let mut words = service.command_line();
     // Descriptors are passed by number, and copies live in the closure that runs after the fork. They are
     // close-on-exec, like every descriptor of init, until that closure clears the flag in the child: no other program
     // that is started meanwhile inherits them.
@@ -167,7 +156,8 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
         .stderr(writer);
     match service {
         Service::Gate => {
-            set_gate_environment(&mut command, configuration);
+            let text = serde_json::to_string(&gate_configuration(configuration));
+            command.env(gate::CONFIGURATION, text.map_err(Error::system("write the gate's configuration"))?);
             given.extend(pass_down(&mut command, KEPT_SOCKETS, &held.store, Owner::Gate)?);
         }
         Service::Procfs => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Procfs)?),
@@ -203,15 +193,16 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     Ok(pid)
 }
 
-/// Sets the variables that the gate reads besides its command line.
-fn set_gate_environment(command: &mut Command, configuration: &Configuration) {
-    // In variables, which only root can read in /proc, unlike arguments: a proxy's URL can contain a password.
-    if !configuration.container_environment.is_empty() {
-        let environment = serde_json::Value::from(configuration.container_environment.clone());
-        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
-    }
-    if let Ok(exceptions) = serde_json::to_string(&configuration.socket_exceptions) {
-        command.env(SOCKET_EXCEPTIONS, exceptions);
+/// The part of the VM's configuration that the gate enforces, and the sockets that it connects.
+fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
+    gate::Configuration {
+        isolation: configuration.isolation,
+        dockerd_socket: DOCKERD_SOCKET.into(),
+        unix_socket: ping::GATE.into(),
+        vsock_port: Some(bulkhead_protocol::DOCKER_PORT),
+        block_load: configuration.block_load,
+        container_environment: configuration.container_environment.clone(),
+        socket_exceptions: (*configuration.socket_exceptions).clone(),
     }
 }
 
@@ -242,13 +233,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_gets_its_rules_as_arguments() {
-        let line = |isolation: bool, block_load: bool| {
+    fn the_gate_gets_everything_that_it_enforces() {
+        for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
-                "data_disk_serial": "", "block_load": block_load});
-            Service::Gate.command_line(&serde_json::from_value(text).unwrap()).join(" ")
-        };
-        assert!(line(true, false).contains("--isolation=on") && !line(true, false).contains("--block-load"));
-        assert!(line(false, true).contains("--isolation=off") && line(false, true).ends_with(" --block-load"));
+                "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
+                "socket_exceptions": {"images": ["docker:cli"]}});
+            let gate = gate_configuration(&serde_json::from_value(text).unwrap());
+            assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
+            assert_eq!(gate.container_environment, ["A=1"]);
+            assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
+            assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
+        }
     }
 }

@@ -1,22 +1,25 @@
-//! The command line that dockerd gives its `docker-proxy`, in the manner of Go's `flag` package.
+//! The command line that dockerd gives its `docker-proxy`.
+//!
+//! The parser is written by hand to accept what Go's `flag` package does, and to refuse the rest in its words: one or two
+//! dashes, `-name value` or `-name=value`.
 
 use std::{net::IpAddr, str::FromStr};
 
 use bulkhead_protocol::{PortMapping, Transport};
 
-/// What the command line asks for.
+/// The action that a command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arguments {
-    /// Publish this port.
+    /// Publish a port.
     Publish(PortMapping),
     /// Print the version.
     Version,
 }
 
-/// Why the command line is not understood.
+/// The reason why a command line is refused; some texts are those of Go's `flag` package.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ArgumentError {
-    #[error("{0} ports can't be published: only TCP and UDP reach this engine")]
+    #[error("cannot publish {0} ports: only TCP and UDP reach this engine")]
     Transport(String),
     #[error("flag provided but not defined: {0}")]
     Unknown(String),
@@ -24,18 +27,19 @@ pub(crate) enum ArgumentError {
     NoValue(&'static str),
     #[error("invalid value {value:?} for flag -{name}")]
     Value { name: &'static str, value: String },
-    #[error("the flag -{0} is missing")]
+    #[error("missing flag -{0}")]
     Missing(&'static str),
 }
 
 /// The flags that have a value.
 const VALUES: [&str; 5] = ["proto", "host-ip", "host-port", "container-ip", "container-port"];
 
-/// Reads the arguments behind the program's name.
+/// Parses the arguments after the program's name.
 pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, ArgumentError> {
     let mut given: [Option<String>; VALUES.len()] = Default::default();
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
+        // A word without a dash has no name, and is refused like an unknown flag below.
         let flag = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')).unwrap_or_default();
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
@@ -43,13 +47,14 @@ pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments
         };
         if let Some(index) = VALUES.iter().position(|known| *known == name) {
             let value = value.or_else(|| arguments.next());
+            // Of a flag given twice the last value counts, as in Go.
             given[index] = Some(value.ok_or(ArgumentError::NoValue(VALUES[index]))?);
             continue;
         }
         match name {
             "v" | "version" => return Ok(Arguments::Version),
-            // Newer engines bind in the guest as well, and hand the socket over as descriptor 4; the host's is the one
-            // that counts.
+            // Newer engines bind the port in the guest as well, and pass the socket as descriptor 4. Clients connect to the
+            // host's socket, so this one is left alone.
             "use-listen-fd" => {}
             _ => return Err(ArgumentError::Unknown(argument)),
         }
@@ -74,7 +79,7 @@ fn value<T: FromStr>(name: &'static str, text: Option<String>) -> Result<T, Argu
     text.parse().map_err(|_| ArgumentError::Value { name, value: text })
 }
 
-/// The engine has chosen a port by now: 0 would be another one than it tells its clients.
+/// Parses a port. The engine has chosen one by now: for 0 the host would choose another than the engine shows its clients.
 fn port(name: &'static str, text: Option<String>) -> Result<u16, ArgumentError> {
     match value(name, text)? {
         0 => Err(ArgumentError::Value { name, value: "0".to_owned() }),
@@ -122,7 +127,7 @@ mod tests {
     #[test]
     fn sctp_is_refused_with_what_would_work() {
         let error = parse(words(&LINE.replace("tcp", "sctp"))).unwrap_err();
-        assert_eq!(error.to_string(), "sctp ports can't be published: only TCP and UDP reach this engine");
+        assert_eq!(error.to_string(), "cannot publish sctp ports: only TCP and UDP reach this engine");
     }
 
     #[test]

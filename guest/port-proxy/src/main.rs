@@ -1,24 +1,25 @@
-//! Stands in the guest where dockerd expects its `docker-proxy`: one process for each published port, from the
-//! container's start to its end.
+//! The guest's replacement for dockerd's `docker-proxy`: one process for each published port, from the container's start
+//! to its end.
 //!
 //! It moves no data and does not listen. It asks init for the mapping, init asks the host, and there the backend listens
-//! and the network process passes connections into the guest. The mapping lives as long as this process' connection to
-//! init, so that it ends however this process ends.
+//! and the network process passes connections into the guest. The mapping exists as long as this process's connection to
+//! init, so it ends however this process ends.
 
 mod arguments;
-mod init;
-mod parent;
+mod init_client;
+mod parent_pipe;
 
 use std::{path::Path, process::ExitCode};
 
 use arguments::Arguments;
 use bulkhead_guest_common::error::chain;
 use bulkhead_protocol::{PORTS_SOCKET, PortMapping};
-use init::Mapping;
-use parent::Parent;
+use init_client::Mapping;
+use parent_pipe::ParentPipe;
 
 fn main() -> ExitCode {
-    let parent = Parent::inherited();
+    // First of all: any file opened before could get the pipe's number.
+    let parent = ParentPipe::inherited();
     let mapping = match arguments::parse(std::env::args().skip(1)) {
         Ok(Arguments::Version) => {
             println!("bulkhead-port-proxy version {}", env!("CARGO_PKG_VERSION"));
@@ -27,14 +28,14 @@ fn main() -> ExitCode {
         Ok(Arguments::Publish(port)) => publish(&port),
         Err(error) => Err(error.to_string()),
     };
-    let outcome = mapping.as_ref().map(|_| ()).map_err(Clone::clone);
-    if let Err(reason) = &outcome {
+    let result = mapping.as_ref().map(|_| ()).map_err(Clone::clone);
+    if let Err(reason) = &result {
         eprintln!("{reason}");
     }
-    // A dockerd that does not listen has given up.
-    let told = parent.is_none_or(|parent| parent.tell(&outcome).is_ok());
+    // If the pipe is broken, dockerd has given up, and must not find the port taken when it tries again.
+    let reported = parent.is_none_or(|parent| parent.report(&result).is_ok());
     match mapping {
-        Ok(mapping) if told => {
+        Ok(mapping) if reported => {
             mapping.wait();
             ExitCode::SUCCESS
         }
@@ -43,5 +44,5 @@ fn main() -> ExitCode {
 }
 
 fn publish(port: &PortMapping) -> Result<Mapping, String> {
-    Mapping::publish(Path::new(PORTS_SOCKET), port, init::PATIENCE).map_err(|error| chain(&error))
+    Mapping::publish(Path::new(PORTS_SOCKET), port, init_client::ANSWER_TIMEOUT).map_err(|error| chain(&error))
 }

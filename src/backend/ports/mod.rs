@@ -222,7 +222,7 @@ impl Table {
             Ok(socket) => Some(Arc::new(socket)),
             // `-p 8080:80` publishes on `0.0.0.0` and on `::`. On a host without IPv6 the second must not fail the
             // container, so the mapping exists without a socket.
-            Err(error) if error.is_no_family() && port.host_ip.is_unspecified() => None,
+            Err(error) if error.lacks_family() && port.host_ip.is_unspecified() => None,
             Err(error) => return Err(error.into()),
         };
         self.last += 1;
