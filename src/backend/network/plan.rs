@@ -11,7 +11,7 @@ use super::{
 use crate::settings::{NetworkKind, Settings, Subnet};
 use bulkhead_net::{
     addresses::{Addresses, MTU, PREFIX6},
-    control::Setup,
+    api::Setup,
     nameservers,
 };
 

@@ -31,7 +31,7 @@ use super::{
     tap::TapError,
 };
 use bulkhead_ipc::report::chain;
-use bulkhead_net::control;
+use bulkhead_net::api;
 use bulkhead_vmm::api::Command;
 
 use crate::backend::{
@@ -53,7 +53,7 @@ const RESTART_INTERVAL: Duration = Duration::from_millis(200);
 const NAME: &str = "network";
 
 /// The channel to a network process of ours, which answers nothing.
-type NetChannel = Channel<control::Command, Infallible>;
+type NetChannel = Channel<api::Command, Infallible>;
 
 /// The network process of one VM.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChann
     let (child, control) = match &plan.backend {
         Backend::Own(setup) => {
             let (child, control) = own(output)?;
-            control.send(&control::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
+            control.send(&api::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
             (child, Some(control))
         }
         Backend::Tap(tap) => {
@@ -99,8 +99,8 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChann
             let device = tap.open().await?;
             let (child, control) = own(output)?;
             // A packet carries one descriptor, so the device follows in a packet of its own.
-            control.send(&control::Command::SetupTap, Some(backend.as_fd())).await?;
-            control.send(&control::Command::Tap, Some(device.as_fd())).await?;
+            control.send(&api::Command::SetupTap, Some(backend.as_fd())).await?;
+            control.send(&api::Command::Tap, Some(device.as_fd())).await?;
             (child, Some(control))
         }
         Backend::Passt(passt) => {
@@ -121,7 +121,7 @@ fn own(log: File) -> Result<(Child, NetChannel), ChildError> {
 }
 
 fn channel() -> Result<(NetChannel, OwnedFd), ChildError> {
-    Channel::pair(NAME, control::MAX_PACKET)
+    Channel::pair(NAME, api::MAX_PACKET)
 }
 
 /// Keeps a VM's network process running until the VM has ended.
@@ -215,10 +215,10 @@ async fn hand_over(control: &NetChannel, ports: &Ports) -> Infallible {
         for change in ports.changes(&mut known) {
             let sent = match change {
                 Change::Listen { id, transport, target, socket } => {
-                    let command = control::Command::Listen { id, transport, target };
+                    let command = api::Command::Listen { id, transport, target };
                     control.send(&command, Some(socket.as_fd())).await
                 }
-                Change::Forget { id } => control.send(&control::Command::Forget { id }, None).await,
+                Change::Forget { id } => control.send(&api::Command::Forget { id }, None).await,
             };
             if let Err(error) = sent {
                 // The process is gone. The supervisor waits for its end and starts this from scratch for the next one,
@@ -252,9 +252,9 @@ mod tests {
         }
     }
 
-    async fn next(process: &Arc<OwnedFd>) -> (control::Command, Option<OwnedFd>) {
+    async fn next(process: &Arc<OwnedFd>) -> (api::Command, Option<OwnedFd>) {
         let process = Arc::clone(process);
-        spawn_blocking(move || control::receive(&process).unwrap().unwrap()).await.unwrap()
+        spawn_blocking(move || api::receive(&process).unwrap().unwrap()).await.unwrap()
     }
 
     #[tokio::test]
@@ -270,7 +270,7 @@ mod tests {
             let task = tokio::spawn(async move { hand_over(&channel, &its).await });
             let (command, socket) = next(&process).await;
             let target = "172.17.0.2:80".parse().unwrap();
-            assert_eq!(command, control::Command::Listen { id: 1, transport: Transport::Tcp, target });
+            assert_eq!(command, api::Command::Listen { id: 1, transport: Transport::Tcp, target });
             let listener = TcpListener::from(socket.unwrap());
             assert_eq!(listener.local_addr().unwrap().port(), port.host_port);
             task.abort();
@@ -281,8 +281,8 @@ mod tests {
         let listener = TcpListener::from(next(&process).await.1.unwrap());
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         ports.unpublish(1);
-        assert_eq!(next(&process).await.0, control::Command::Forget { id: 1 });
+        assert_eq!(next(&process).await.0, api::Command::Forget { id: 1 });
         ports.publish(2, mapping()).await.unwrap();
-        assert!(matches!(next(&process).await.0, control::Command::Listen { id: 2, .. }));
+        assert!(matches!(next(&process).await.0, api::Command::Listen { id: 2, .. }));
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use bulkhead::backend::plan::CMDLINE;
 use bulkhead_net::{
     addresses::{Addresses, MTU},
-    control::{Command as NetCommand, Setup as NetSetup},
+    api::{Command as NetCommand, Setup as NetSetup},
 };
 use bulkhead_protocol::Transport;
 use bulkhead_vmm::api::{Command, Disk, VmConfig};

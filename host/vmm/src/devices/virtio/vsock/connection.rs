@@ -111,6 +111,7 @@ pub(super) struct Readiness {
 }
 
 /// A stream between a port of the guest and a host stream.
+#[expect(clippy::struct_excessive_bools, reason = "readiness and packets owed are independent; the phases are enums")]
 #[derive(Debug)]
 pub(super) struct Connection<S> {
     key: Key,

@@ -1,15 +1,16 @@
-//! Pings: ours are answered here (RFC 792, RFC 4443), others go out through the host's unprivileged ICMP sockets
-//! (icmp(7)), where the host lets this user have them.
+//! ICMP echo (RFC 792, RFC 4443): pings of gateway and host are answered here, others leave through the host's
+//! unprivileged ICMP sockets (icmp(7)), if the host allows this user to have them.
+//!
+//! No other ICMP message is served: errors neither reach the guest nor leave it.
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use nix::sys::socket::{MsgFlags, recv, send};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, IpProtocol};
-use std::os::fd::AsRawFd;
 use vmm_sys_util::epoll::Epoll;
 
 use super::{
@@ -21,16 +22,16 @@ use super::{
     socket,
 };
 
-/// Most pings of different identity at a time; one more takes the oldest one's place.
-const MOST: usize = 256;
-/// An identity that is silent for so long is over.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Answers taken from one socket before others have their turn.
+/// Number of ping sockets; one more takes the place of the least recently used one.
+const MAX_SOCKETS: usize = 256;
+/// Time without a ping or a reply after which a socket is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Replies taken from one socket before others have their turn.
 const BURST: usize = 16;
-/// Type, code, checksum, identifier, sequence number.
+/// Length of type, code, checksum, identifier and sequence number.
 const HEADER: usize = 8;
 
-/// Who pings whom.
+/// The two ends and the guest's identifier, one for each running ping(8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     guest: IpAddr,
@@ -38,21 +39,21 @@ struct Key {
     identifier: [u8; 2],
 }
 
-/// All pings under way.
+/// The ping sockets.
 pub(super) struct Echo(Associations<Key, OwnedFd>);
 
 impl Default for Echo {
     fn default() -> Self {
-        Self(Associations::new(MOST, SILENCE))
+        Self(Associations::new(MAX_SOCKETS, IDLE_TIMEOUT))
     }
 }
 
-/// Request and reply of this version's protocol.
+/// Message types of request and reply.
 fn types(address: IpAddr) -> (u8, u8) {
     if address.is_ipv4() { (8, 0) } else { (128, 129) }
 }
 
-/// A reply to the guest with this message's identifier, number and data.
+/// A reply to the guest with the sequence number and data of this message.
 fn reply(from: IpAddr, to: IpAddr, identifier: [u8; 2], message: &[u8]) -> Frame {
     let protocol = if from.is_ipv4() { IpProtocol::Icmp } else { IpProtocol::Icmpv6 };
     ip::frame(from, to, protocol, message.len(), |reply| {
@@ -67,9 +68,10 @@ fn reply(from: IpAddr, to: IpAddr, identifier: [u8; 2], message: &[u8]) -> Frame
 }
 
 impl Echo {
-    /// An ICMP message of the guest; the answer, if it is one to give here.
+    /// Takes an ICMP message of the guest; returns the reply if it comes from here.
     pub(super) fn receive(&mut self, epoll: &Epoll, addresses: &Addresses, packet: &Packet<'_>) -> Option<Frame> {
         let message = packet.payload();
+        // Type "echo request", code 0.
         if message.len() < HEADER || message[..2] != [types(packet.source).0, 0] {
             return None;
         }
@@ -80,42 +82,44 @@ impl Echo {
         let key = Key { guest: packet.source, peer: packet.destination, identifier };
         let id = self.0.find(&key).or_else(|| self.associate(epoll, addresses, key))?;
         let (_, socket) = self.0.touch(id)?;
-        // What the host does not take is lost, as pings may be.
+        // The kernel puts the socket's own identifier and a checksum into the message. One that the socket does not take is
+        // lost, as pings may be.
         let _ = send(socket.as_raw_fd(), message, MsgFlags::empty());
         None
     }
 
     fn associate(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key) -> Option<u64> {
-        // Ports do not matter here, but zero is no destination.
+        // The same rules as for TCP and UDP. Pings have no port, but `on_host` refuses zero.
         let peer = addresses.on_host(SocketAddr::new(key.peer, 1))?.ip();
         let socket = socket::ping(peer).ok()?;
         let id = self.0.next();
         events::watch(epoll, &socket, Token::Echo(id)).ok()?;
-        // What gives way is closed, and that is all.
+        // The socket that gives way is dropped, and with that closed.
         self.0.insert(key, socket);
         Some(id)
     }
 
-    /// Takes what arrived for an identity.
-    pub(super) fn answered(&mut self, id: u64, scratch: &mut [u8], mtu: u16, out: &mut Vec<Frame>) {
+    /// Passes replies of a socket on to the guest.
+    pub(super) fn receive_replies(&mut self, id: u64, scratch: &mut [u8], mtu: u16, out: &mut Vec<Frame>) {
         for _ in 0..BURST {
             let Some((key, socket)) = self.0.get(id) else { return };
-            // An error is the answer to something that was sent; it is consumed with this.
+            // An error, which belongs to an earlier ping, is cleared by this. The guest does not learn of it.
             let Ok(len) = recv(socket.as_raw_fd(), scratch, MsgFlags::MSG_DONTWAIT) else { return };
             self.0.touch(id);
             let message = &scratch[..len];
+            // The kernel delivers only replies to this socket's pings; the rest is what the far end may still choose.
             if len >= HEADER && message[0] == types(key.peer).1 && ip::header_len(key.peer) + len <= usize::from(mtu) {
                 out.push(reply(key.peer, key.guest, key.identifier, message));
             }
         }
     }
 
-    /// Ends what is silent.
-    pub(super) fn sweep(&mut self, now: Instant) {
-        self.0.sweep(now);
+    /// Closes idle sockets.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.0.expire(now);
     }
 
-    /// Whether anything could become silent.
+    /// True if nothing can expire.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -170,11 +174,11 @@ mod tests {
         let mut out = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(5);
         while out.is_empty() && Instant::now() < deadline {
-            echo.answered(0, &mut [0; 2000], 1500, &mut out);
+            echo.receive_replies(0, &mut [0; 2000], 1500, &mut out);
         }
         let reply = Packet::parse(&out[0].bytes[ETHERNET_HEADER..]).unwrap();
         assert_eq!((reply.source, &reply.payload()[4..]), (own.ip(), &[0xab, 0xcd, 0, 1, b'x'][..]));
-        echo.sweep(Instant::now() + SILENCE * 2);
+        echo.expire(Instant::now() + IDLE_TIMEOUT * 2);
         assert!(echo.0.lens() == [0, 0]);
     }
 

@@ -9,11 +9,11 @@ use virtio_queue::{
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{
+use crate::{
     frame::{Frame, VIRTIO_HEADER},
     offload::{Head, head_len},
-    ring::{Offered, Ring},
-    sender::Receiver,
+    ring::{Ring, RxSink},
+    sink::FrameSink,
 };
 use bulkhead_vmm::memory;
 
@@ -37,7 +37,7 @@ fn a_frame_goes_into_as_many_buffers_as_it_needs_which_appear_at_once() {
     let mut ring = ring(mock.create_queue().unwrap());
     let bytes: Vec<u8> = (0..250).collect();
     let frame = Frame { header: [9; VIRTIO_HEADER], bytes: bytes.clone() };
-    assert!(ring.give(&memory, &frame, true));
+    assert!(ring.push_frame(&memory, &frame, true));
     assert_eq!(mock.used().idx().load(), 3);
     let mut received = Vec::new();
     for index in 0..3 {
@@ -52,9 +52,9 @@ fn a_frame_goes_into_as_many_buffers_as_it_needs_which_appear_at_once() {
     assert_eq!(ring.call.as_ref().unwrap().read().unwrap(), 1);
 
     // One buffer is left: too little, so the frame waits and the buffer stays.
-    assert!(!ring.give(&memory, &frame, true));
+    assert!(!ring.push_frame(&memory, &frame, true));
     assert_eq!(mock.used().idx().load(), 3);
-    assert!(ring.give(&memory, &Frame { header: [0; VIRTIO_HEADER], bytes: vec![1; 80] }, true));
+    assert!(ring.push_frame(&memory, &Frame { header: [0; VIRTIO_HEADER], bytes: vec![1; 80] }, true));
     assert_eq!(mock.used().idx().load(), 4);
 }
 
@@ -67,7 +67,7 @@ fn without_mergeable_buffers_a_frame_that_does_not_fit_is_lost_and_the_next_one_
     mock.build_multiple_desc_chains(&buffers).unwrap();
     let mut ring = ring(mock.create_queue().unwrap());
     for len in [200, 50] {
-        assert!(ring.give(&memory, &Frame { header: [0; VIRTIO_HEADER], bytes: vec![1; len] }, false));
+        assert!(ring.push_frame(&memory, &Frame { header: [0; VIRTIO_HEADER], bytes: vec![1; len] }, false));
     }
     let lens: Vec<_> = (0..2).map(|index| mock.used().ring().ref_at(index).unwrap().load().len()).collect();
     assert_eq!(lens, [0, 62]);
@@ -84,7 +84,7 @@ fn the_guests_frames_are_taken_without_their_header_and_broken_ones_are_passed_o
     mock.build_multiple_desc_chains(&descriptors).unwrap();
     let mut ring = ring(mock.create_queue().unwrap());
     let mut taken = Vec::new();
-    assert!(!ring.take(&memory, 9, |frame| taken.push(frame.to_vec())));
+    assert!(!ring.pop_frames(&memory, 9, |frame| taken.push(frame.to_vec())));
     assert_eq!(taken, [b"frame".to_vec(), b"fram".to_vec()]);
     assert_eq!(mock.used().idx().load(), 4);
     assert_eq!(ring.queue.next_used(), 4);
@@ -95,7 +95,7 @@ proptest! {
     fn no_queue_makes_the_device_panic_or_touch_what_is_not_guest_memory(
         bytes in bulkhead_queue::testing::queue(), frames in vec(0_usize..70_000, 1..4), event_idx: bool, mergeable: bool
     ) {
-        super::fuzzing::rings(&bytes, &frames, event_idx, mergeable);
+        crate::fuzzing::rings(&bytes, &frames, event_idx, mergeable);
     }
 }
 
@@ -109,9 +109,9 @@ fn give_read(count: u64, mergeable: bool, most: usize, there: usize) -> (Option<
         .collect();
     mock.build_multiple_desc_chains(&buffers).unwrap();
     let mut ring = ring(mock.create_queue().unwrap());
-    let key = super::tcp::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
+    let key = crate::key::Key { guest: ([1, 1, 1, 1], 1).into(), peer: ([2, 2, 2, 2], 2).into() };
     let mut source = (0..there).map(|index| (index ^ index >> 8) as u8).collect::<std::collections::VecDeque<_>>();
-    let result = Offered { ring: &mut ring, memory: &memory, mergeable }.take(
+    let result = RxSink { ring: &mut ring, memory: &memory, mergeable }.take(
         head_len(&key),
         most,
         &mut |parts| {
@@ -166,15 +166,15 @@ fn waiting_for_buffers_ends_with_more_of_them_and_not_with_those_that_were_too_f
     mock.build_multiple_desc_chains(&[buffer(0), buffer(1)]).unwrap();
     let mut ring = ring(mock.create_queue().unwrap());
     let frame = Frame { header: [0; VIRTIO_HEADER], bytes: vec![1; 280] };
-    assert!(!ring.give(&memory, &frame, true));
-    assert!(!ring.await_buffers(&memory));
+    assert!(!ring.push_frame(&memory, &frame, true));
+    assert!(!ring.enable_kick(&memory));
     mock.desc_table().store(2, buffer(2)).unwrap();
     mock.avail().ring().ref_at(2).unwrap().store(2);
     mock.avail().idx().store(3);
-    assert!(ring.await_buffers(&memory));
-    assert!(ring.give(&memory, &frame, true));
+    assert!(ring.enable_kick(&memory));
+    assert!(ring.push_frame(&memory, &frame, true));
     // An index that cannot be true is no reason to go on looking.
     mock.avail().idx().store(1000);
-    assert!(!ring.give(&memory, &frame, true));
-    assert!(!ring.await_buffers(&memory));
+    assert!(!ring.push_frame(&memory, &frame, true));
+    assert!(!ring.enable_kick(&memory));
 }

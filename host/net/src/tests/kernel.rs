@@ -28,14 +28,14 @@ use nix::{
 };
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
-use super::{
+use crate::{
     addresses::{MTU, PREFIX6, example},
     events::{Token, ending},
-    frame::{MOST, VIRTIO_HEADER},
+    frame::{MAX_FRAME, VIRTIO_HEADER},
     fuzzing::Frames,
-    sender::Sent,
+    offload::Offload,
     stack::Stack,
-    tcp::Offload,
+    tcp::sender::Sent,
 };
 
 const DEVICE: &str = "wire0";
@@ -87,7 +87,7 @@ pub(super) fn make() -> io::Result<(File, File)> {
         return Err(io::Error::last_os_error());
     }
     let addresses = example();
-    let mac = super::addresses::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = crate::addresses::GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     run("ip", &["link", "set", "lo", "up"]);
     run("ip", &["link", "set", DEVICE, "address", &mac, "mtu", &MTU.to_string(), "up"]);
     run("ip", &["addr", "add", &format!("{}/{}", addresses.guest, addresses.prefix), "dev", DEVICE]);
@@ -170,7 +170,7 @@ fn serve(
     let mut stack = Stack::new(Arc::clone(&epoll), example());
     stack.offload = Offload { checksum: true, segmentation: true };
     let mut events = vec![EpollEvent::default(); 256];
-    let mut buffer = vec![0; VIRTIO_HEADER + MOST];
+    let mut buffer = vec![0; VIRTIO_HEADER + MAX_FRAME];
     let (mut next, mut more) = (0, false);
     let mut state = 1_u32;
     let mut is_lost = || {

@@ -1,4 +1,4 @@
-//! The wire between one connection's stack and the guest.
+//! smoltcp's device and interface for one connection: a slot for the guest's packet, a list of frames for the guest.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,16 @@ use smoltcp::{
 
 use super::{
     frame::{self, ETHERNET_HEADER, Frame},
-    tcp::Key,
+    key::Key,
 };
 
-/// The wire of one connection: a packet in, packets out.
+/// smoltcp's view of the wire (`phy::Device`).
 pub(super) struct Wire {
+    /// The guest's packet, for the next poll.
     pub(super) incoming: Option<Vec<u8>>,
+    /// Frames for the guest since they were last taken.
     pub(super) outgoing: Vec<Frame>,
-    /// Packets that may go out now.
+    /// Length of `outgoing` from which on smoltcp emits no more by itself.
     pub(super) room: usize,
 }
 
@@ -44,11 +46,18 @@ impl TxToken for Outgoing<'_> {
     }
 }
 
+impl Wire {
+    pub(super) fn new() -> Self {
+        Self { incoming: None, outgoing: Vec::new(), room: usize::MAX }
+    }
+}
+
 impl Device for Wire {
     type RxToken<'a> = Incoming;
     type TxToken<'a> = Outgoing<'a>;
 
     fn receive(&mut self, _timestamp: Instant) -> Option<(Incoming, Outgoing<'_>)> {
+        // Not bounded by `room`: the guest's packet is always processed, and brings one answer at most.
         let packet = self.incoming.take()?;
         Some((Incoming(packet), Outgoing(&mut self.outgoing)))
     }
@@ -60,21 +69,22 @@ impl Device for Wire {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
+        // Segments up to the size of an IP packet; `offload` lets the guest cut them.
         capabilities.max_transmission_unit = usize::from(u16::MAX);
-        // Between guest and here there is only memory.
+        // The guest leaves TCP's checksum out (VIRTIO_NET_F_CSUM), and `offload` makes the one towards it.
         capabilities.checksum.tcp = Checksum::None;
         capabilities
     }
 }
 
-/// The interface of one connection: it has the far end's address, and everything else is behind it.
+/// The interface of one connection. It has the far end's address; every other address is behind a route.
 pub(super) fn interface(key: Key, wire: &mut Wire, now: Instant) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = random();
     let mut interface = Interface::new(config, wire, now);
     interface.update_ip_addrs(|addresses| {
         let address = IpAddress::from(key.peer.ip());
-        // One address and one route always have room.
+        // The lists have a fixed capacity, of at least one each.
         let _ = addresses.push(IpCidr::new(address, if key.peer.is_ipv4() { 32 } else { 128 }));
     });
     let _ = match key.peer.ip() {
@@ -84,9 +94,11 @@ pub(super) fn interface(key: Key, wire: &mut Wire, now: Instant) -> Interface {
     interface
 }
 
-/// Initial sequence numbers are not to be guessed.
+/// A seed for smoltcp's initial sequence numbers: a container must not be able to guess those of another container's
+/// connection (RFC 9293, 3.4.1).
 fn random() -> u64 {
     let mut bytes = [0; 8];
+    // Small requests are neither interrupted nor cut short once the kernel's pool is ready (getrandom(2)).
     // SAFETY: the pointer and length are those of `bytes`.
     unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     u64::from_ne_bytes(bytes)

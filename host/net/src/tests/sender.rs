@@ -9,13 +9,13 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 use smoltcp::time::{Duration, Instant};
 
-use super::{
+use crate::{
     addresses::example,
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::Frames,
-    offload,
-    sender::{Sender, Sent},
-    tcp::{Key, SEGMENT},
+    key::Key,
+    offload::{self, SEGMENT},
+    tcp::sender::{Sender, Sent},
 };
 
 fn key(v6: bool) -> Key {
@@ -57,8 +57,8 @@ fn number(segment: &[u8], at: usize) -> u32 {
 /// A sender after the handshake, for a guest whose window has this scale.
 fn connected(host: &TcpStream, v6: bool, begin: u32, scale: u8) -> Sender {
     let mut sender = Sender::new(key(v6), host).unwrap();
-    sender.hear(&mut segment(6, 0, SYN, 60_000, &[3, 3, scale, 0]), Instant::ZERO);
-    sender.speak(&mut segment(begin.wrapping_sub(1), 7, SYN | ACK, 65_535, &[3, 3, 4, 0]));
+    sender.on_ack(&mut segment(6, 0, SYN, 60_000, &[3, 3, scale, 0]), Instant::ZERO);
+    sender.rewrite_seq(&mut segment(begin.wrapping_sub(1), 7, SYN | ACK, 65_535, &[3, 3, 4, 0]));
     sender
 }
 
@@ -95,7 +95,7 @@ impl Guest<'_> {
         self.edge = self.edge.max(self.received + (usize::from(shown) << scale));
         let ack = self.begin.wrapping_add(self.received as u32);
         let mut bytes = segment(7, ack, ACK, shown, &[]);
-        assert!(sender.hear(&mut bytes, now));
+        assert!(sender.on_ack(&mut bytes, now));
         // The stack stands where it stood.
         assert_eq!(number(&bytes, 8), self.begin);
     }
@@ -181,9 +181,9 @@ proptest! {
             }
             let mut frames = Frames { frames: Vec::new(), most: 3 };
             if bytes.get(13).is_some_and(|flags| flags & 1 == 1) {
-                sender.speak(&mut bytes);
+                sender.rewrite_seq(&mut bytes);
             }
-            sender.hear(&mut bytes, now);
+            sender.on_ack(&mut bytes, now);
             now += Duration::from_millis(pause.into());
             sender.expire(now);
             let _ = sender.send(&host, (&mut true, true), SEGMENT, now, &mut frames);
@@ -205,17 +205,17 @@ fn the_stack_s_segments_stand_where_the_data_does_and_its_question_is_a_byte_tha
     }
     // Sent, not acknowledged: an acknowledgement of the stack, and its question.
     let mut plain = segment(1000, 8, ACK, 9, &[]);
-    sender.speak(&mut plain);
+    sender.rewrite_seq(&mut plain);
     let mut question = segment(999, 8, ACK, 9, &[]);
     question.push(0);
-    sender.speak(&mut question);
+    sender.rewrite_seq(&mut question);
     assert_eq!((number(&plain, 4), number(&question, 4)), (1300, 999));
     // The guest's end of it all, after its end was acknowledged: one beyond the data.
     let mut bytes = segment(8, 1301, ACK, 9, &[]);
-    assert!(!sender.hear(&mut bytes, Instant::ZERO));
+    assert!(!sender.on_ack(&mut bytes, Instant::ZERO));
     assert_eq!(number(&bytes, 8), 1001);
     // A question of the guest stands one before where the stack does, and is for the stack.
-    assert!(!sender.hear(&mut segment(7, 1300, ACK, 9, &[]), Instant::ZERO));
+    assert!(!sender.on_ack(&mut segment(7, 1300, ACK, 9, &[]), Instant::ZERO));
     assert!(sender.is_empty());
 }
 
@@ -288,7 +288,7 @@ fn a_look_that_finds_less_than_there_was_room_for_is_the_last_unless_the_end_may
 
 /// Bytes that a look at the whole socket finds.
 fn left(host: &TcpStream) -> usize {
-    super::socket::look_from(host, 0).unwrap();
+    crate::socket::set_peek_offset(host, 0).unwrap();
     host.peek(&mut vec![0; 100_000]).unwrap_or(0)
 }
 
@@ -375,8 +375,8 @@ fn a_failing_socket_is_told_apart_from_an_empty_one() {
     let mut frames = Frames { frames: Vec::new(), most: 9 };
     let mut readable = true;
     assert_eq!(sender.send(&host, (&mut readable, true), SEGMENT, Instant::ZERO, &mut frames).unwrap(), Sent::Idle);
-    assert!(!readable && !sender.wants(readable));
-    super::socket::reset(far);
+    assert!(!readable && !sender.has_work(readable));
+    crate::socket::reset(far);
     let failed = loop {
         if let Err(error) = sender.send(&host, (&mut true, true), SEGMENT, Instant::ZERO, &mut frames) {
             break error;

@@ -14,7 +14,7 @@ use smoltcp::{
     },
 };
 
-use super::{
+use crate::{
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::World,
 };

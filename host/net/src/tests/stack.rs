@@ -19,14 +19,14 @@ use smoltcp::{
 };
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
-use super::{
+use crate::{
     addresses::{PREFIX6, example},
     events::{Token, ending},
     frame::{ETHERNET_HEADER, Frame},
     fuzzing::take,
     ip,
+    offload::Offload,
     stack::Stack,
-    tcp::Offload,
 };
 
 /// The guest's wire.
@@ -230,7 +230,7 @@ fn a_reset_reaches_the_other_side_both_ways() {
     world.socket(handle).abort();
     world.until("the end", |world| world.stack.is_empty());
     assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
-    let (port, server) = self::server(super::socket::reset);
+    let (port, server) = self::server(crate::socket::reset);
     let handle = world.connect(example().host, port, 1001);
     world.until("the reset", |world| world.socket(handle).state() == State::Closed);
     server.join().unwrap();

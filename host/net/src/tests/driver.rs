@@ -3,7 +3,7 @@
 //! The driver has the buffers of Linux's (4 KiB, mergeable) and hands frames to a tap device. It counts what a frame
 //! costs, and the process's CPU time:
 //!
-//!     BULKHEAD_NET_PROGRAM=target/release/bulkhead cargo test --lib net::driver_tests -- --ignored --nocapture
+//!     BULKHEAD_NET_PROGRAM=target/release/bulkhead cargo test --lib net::tests::driver -- --ignored --nocapture
 
 use std::{
     fs::File,
@@ -32,14 +32,14 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{
-    Loop,
+use crate::{
     addresses::example,
-    control::{Command, Setup},
-    frame::{MOST, VIRTIO_HEADER},
-    front::Front,
-    kernel_tests::{make, turn},
+    api::{Command, Setup},
+    event_loop::EventLoop,
+    frame::{MAX_FRAME, VIRTIO_HEADER},
+    frontend::Frontend,
     stack::Stack,
+    tests::kernel::{make, turn},
 };
 use bulkhead_queue::GuestRam;
 use bulkhead_vmm::{
@@ -161,7 +161,7 @@ struct Counters {
 /// Moves frames between the queues and the tap device.
 fn drive(mut rx: Side, mut tx: Side, mut tap: File, end: &AtomicBool, counters: &Counters) {
     let add = |counter: &AtomicU64, count: u64| counter.fetch_add(count, Ordering::Relaxed);
-    let mut frame = vec![0; VIRTIO_HEADER + MOST];
+    let mut frame = vec![0; VIRTIO_HEADER + MAX_FRAME];
     let mut free: Vec<u16> = (0..SLOTS).collect();
     while !end.load(Ordering::Relaxed) {
         if !rx.listen() {
@@ -257,10 +257,10 @@ fn start_within(published: TcpListener) -> (UnixStream, OwnedFd) {
     let (frontend, backend) = UnixStream::pair().unwrap();
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     thread::spawn(move || {
-        let front = Front::new(theirs, backend).unwrap();
-        let mut stack = Stack::new(Arc::clone(&front.epoll), example());
+        let frontend = Frontend::new(theirs, backend).unwrap();
+        let mut stack = Stack::new(Arc::clone(&frontend.epoll), example());
         stack.publish(1, bulkhead_protocol::Transport::Tcp, published.into(), (example().guest, 80).into());
-        Loop { front, stack }.run()
+        EventLoop { frontend, stack }.run()
     });
     (frontend, ours)
 }

@@ -1,4 +1,6 @@
-//! Published TCP ports: the host's listening sockets, and where in the guest their connections go.
+//! Published TCP ports: the host's listening sockets, with their targets in the guest.
+//!
+//! While there is no room for connections, no socket is watched, and clients wait in the kernel's backlog.
 
 use std::{
     collections::HashMap,
@@ -7,9 +9,9 @@ use std::{
 
 use vmm_sys_util::epoll::Epoll;
 
-use super::events::{self, Token};
+use crate::events::{self, Token};
 
-/// Connections taken from one socket before others have their turn.
+/// Connections accepted from one socket before others have their turn.
 const BURST: usize = 64;
 
 struct Listener {
@@ -19,22 +21,22 @@ struct Listener {
 
 /// All published TCP ports.
 #[derive(Default)]
-pub(super) struct Published {
+pub(crate) struct Listeners {
     listeners: HashMap<u64, Listener>,
-    /// Whether the sockets are not looked at, because there are too many connections: clients wait in the backlog.
+    /// The sockets are not watched.
     paused: bool,
 }
 
 /// A client's connection.
-pub(super) struct Arrival {
-    pub(super) stream: TcpStream,
-    pub(super) client: SocketAddr,
-    pub(super) target: SocketAddr,
+pub(crate) struct Accepted {
+    pub(crate) stream: TcpStream,
+    pub(crate) client: SocketAddr,
+    pub(crate) target: SocketAddr,
 }
 
-impl Published {
+impl Listeners {
     /// Publishes a listening socket.
-    pub(super) fn add(&mut self, epoll: &Epoll, id: u64, socket: TcpListener, target: SocketAddr) {
+    pub(crate) fn add(&mut self, epoll: &Epoll, id: u64, socket: TcpListener, target: SocketAddr) {
         let ready = socket.set_nonblocking(true).is_ok()
             && (self.paused || events::watch(epoll, &socket, Token::Published(id)).is_ok());
         if ready {
@@ -42,53 +44,55 @@ impl Published {
         }
     }
 
-    /// Ends a published port; true if there was one.
-    pub(super) fn remove(&mut self, epoll: &Epoll, id: u64) -> bool {
+    /// Closes a published port; false if there was none.
+    pub(crate) fn remove(&mut self, epoll: &Epoll, id: u64) -> bool {
         let Some(listener) = self.listeners.remove(&id) else { return false };
         // The backend has the same socket open: closing our descriptor alone would leave it registered.
-        events::forget(epoll, &listener.socket);
+        events::unwatch(epoll, &listener.socket);
         true
     }
 
-    /// Takes at most `room` connections that wait.
-    pub(super) fn accept(&mut self, epoll: &Epoll, id: u64, room: usize) -> Vec<Arrival> {
-        let mut arrivals = Vec::new();
-        let Some(listener) = self.listeners.get(&id) else { return arrivals };
-        while arrivals.len() < room.min(BURST) {
+    /// Accepts at most `room` waiting connections.
+    pub(crate) fn accept(&mut self, epoll: &Epoll, id: u64, room: usize) -> Vec<Accepted> {
+        let mut accepted = Vec::new();
+        let Some(listener) = self.listeners.get(&id) else { return accepted };
+        while accepted.len() < room.min(BURST) {
             match listener.socket.accept() {
-                Ok((stream, client)) => arrivals.push(Arrival { stream, client, target: listener.target }),
+                Ok((stream, client)) => accepted.push(Accepted { stream, client, target: listener.target }),
                 Err(error) => match error.raw_os_error() {
-                    // Not this host's fault, and nobody is left to be served.
+                    // The client of one connection is gone; the next may be fine (accept(2)).
                     Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO) => {}
+                    // Level-triggered events would make the loop spin over clients that cannot be accepted.
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                         self.pause(epoll);
-                        return arrivals;
+                        return accepted;
                     }
-                    _ => return arrivals,
+                    _ => return accepted,
                 },
             }
         }
-        if room == arrivals.len() {
+        if room == accepted.len() {
             self.pause(epoll);
         }
-        arrivals
+        accepted
     }
 
     fn pause(&mut self, epoll: &Epoll) {
         self.paused = true;
-        self.listeners.values().for_each(|listener| events::forget(epoll, &listener.socket));
+        self.listeners.values().for_each(|listener| events::unwatch(epoll, &listener.socket));
     }
 
-    /// Whether clients wait for something to end.
-    pub(super) fn is_paused(&self) -> bool {
+    /// True while clients may wait for a connection to end.
+    pub(crate) fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// Looks at the sockets again, after something has ended.
-    pub(super) fn resume(&mut self, epoll: &Epoll) {
+    /// Watches the sockets again, after a connection has ended.
+    pub(crate) fn resume(&mut self, epoll: &Epoll) {
         if std::mem::take(&mut self.paused) {
             for (id, listener) in &self.listeners {
                 if events::watch(epoll, &listener.socket, Token::Published(*id)).is_err() {
+                    // The next call tries again; sockets that are watched already stay so.
                     self.paused = true;
                 }
             }
@@ -103,8 +107,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_no_room_clients_wait_and_nobody_spins() {
-        let (epoll, mut published) = (Epoll::new().unwrap(), Published::default());
+    fn with_no_room_clients_wait_and_nothing_spins() {
+        let (epoll, mut published) = (Epoll::new().unwrap(), Listeners::default());
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         published.add(&epoll, 3, socket, "172.17.0.2:80".parse().unwrap());

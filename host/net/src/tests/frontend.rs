@@ -19,7 +19,7 @@ use bulkhead_vmm::{
     memory,
 };
 
-use super::{Device, addresses};
+use crate::{addresses, vhost::Device};
 
 /// A backend that answers until the frontend is gone.
 fn backend() -> (UnixStream, Arc<Mutex<Device>>, JoinHandle<()>) {
@@ -108,7 +108,7 @@ fn a_backends_signal_becomes_its_queues_interrupt_and_a_successor_takes_over_unt
     assert_eq!(second.lock().unwrap().rings[0].queue.next_avail(), 7);
 
     net.reset();
-    assert!(!second.lock().unwrap().rings.iter().any(super::ring::Ring::runs));
+    assert!(!second.lock().unwrap().rings.iter().any(crate::ring::Ring::runs));
 }
 
 #[test]

@@ -14,9 +14,9 @@ use nix::sys::socket::{
     sockopt::{Linger, RcvBuf},
 };
 
-use super::{
+use crate::{
     addresses::example,
-    driver_tests::{SIZE, World},
+    tests::driver::{SIZE, World},
 };
 use bulkhead_queue::testing::Numbers;
 
