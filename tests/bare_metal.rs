@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
-mod support;
-
 use std::{fs, path::PathBuf, time::Duration};
 
-use bulkhead::vmm::api::{Command, Event, ExitReason};
+use bulkhead_vmm::api::{Command, Event, ExitReason};
 use support::{
-    Vmm,
     guest::{ENTRY, SPIN, kernel, machine, out},
+    vmm::{self, Vmm},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -123,14 +121,14 @@ fn the_vmm_ends_with_its_backend() {
     let vmm = Vmm::boot(machine(kernel(dir.path(), &SPIN)));
     assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
     let mut child = vmm.disconnect();
-    assert!(support::ended(&mut child, SOON), "still running without a backend");
+    assert!(vmm::ended(&mut child, SOON), "still running without a backend");
 }
 
 #[test]
 fn a_machine_that_cannot_be_built_ends_with_one_clear_reason() {
     let dir = tempfile::tempdir().unwrap();
     let good = machine(kernel(dir.path(), &SPIN));
-    let broken = |change: &dyn Fn(&mut bulkhead::vmm::api::VmConfig)| {
+    let broken = |change: &dyn Fn(&mut bulkhead_vmm::api::VmConfig)| {
         let mut config = good.clone();
         change(&mut config);
         match Vmm::boot(config).exit(SOON) {

@@ -12,4 +12,4 @@ static DISK: LazyLock<File> = LazyLock::new(|| {
     file
 });
 
-fuzz_target!(|data: (bool, &[u8])| bulkhead::virtio::block::fuzzing::requests(&DISK, data.0, data.1));
+fuzz_target!(|data: (bool, &[u8])| bulkhead_vmm::devices::virtio::block::fuzzing::requests(&DISK, data.0, data.1));

@@ -1,7 +1,7 @@
 //! Questions to the guest's name server.
 #![no_main]
 
-use bulkhead::net::fuzzing::{World, dns_question};
+use bulkhead_net::fuzzing::{World, dns_question};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|message: &[u8]| dns_question(message, &World::addresses()));

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use bulkhead::net::fuzzing::rings;
+use bulkhead_net::fuzzing::rings;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]

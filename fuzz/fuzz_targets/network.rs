@@ -11,7 +11,7 @@ use std::{
 };
 
 use arbitrary::Arbitrary;
-use bulkhead::net::{addresses::Addresses, fuzzing::World};
+use bulkhead_net::{addresses::Addresses, fuzzing::World};
 use libfuzzer_sys::fuzz_target;
 use nix::{
     sched::{CloneFlags, unshare},
@@ -109,7 +109,7 @@ struct Segment<'a> {
     data: &'a [u8],
 }
 
-/// What the guest's end of a connection knows.
+/// The state of the guest's end of a connection.
 #[derive(Clone, Copy, Default)]
 struct End {
     next: u32,

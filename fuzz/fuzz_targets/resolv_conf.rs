@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| bulkhead::net::fuzzing::resolv_conf(text));
+fuzz_target!(|text: &str| bulkhead_net::fuzzing::resolv_conf(text));

@@ -7,10 +7,14 @@ use std::{
 };
 
 use arbitrary::Arbitrary;
-use bulkhead::{
-    devices::pci_root::PciFunction,
-    virtio::{ActivateError, Activation, VirtioDevice, pci::VirtioPci},
-    vmm::{bus::BusDevice, interrupts::GsiRouter, memory::GuestRam},
+use bulkhead_vmm::{
+    bus::BusDevice,
+    devices::{
+        pci_root::PciFunction,
+        virtio::{ActivateError, Activation, VirtioDevice, pci::VirtioPci},
+    },
+    interrupts::GsiRouter,
+    memory::GuestRam,
 };
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestAddress;

@@ -15,8 +15,8 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
     backend::{
+        api::{Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
         lock,
-        wire::{Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
     },
     settings::Paths,
 };

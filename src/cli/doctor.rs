@@ -10,9 +10,9 @@ use super::{CliError, Format, print};
 use crate::{
     backend::{disk::DiskPlan, host},
     image::Image,
-    report::chain,
     settings::{Paths, Policy, Settings, Size},
 };
+use bulkhead_ipc::report::chain;
 
 /// Check whether this machine can run the engine; says what is wrong and what to do.
 ///

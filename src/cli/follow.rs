@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     backend::{
-        CONSOLE_LINES, logs,
-        wire::{StateName, Status},
+        api::{StateName, Status},
+        logs,
     },
     settings::Paths,
 };
@@ -140,7 +140,7 @@ pub(super) async fn until_ready(
         Ok(Err(error)) => Err(CliError::Failed(format!(
             "the guest says that its engine answers, but {} does not: {}",
             paths.docker_socket().display(),
-            crate::report::chain(&error)
+            bulkhead_ipc::report::chain(&error)
         ))),
         Err(_) => Err(CliError::Failed(format!(
             "the guest says that its engine answers, but {} gave no answer in time; see `{}`",
@@ -160,7 +160,7 @@ fn stuck(paths: &Paths, limit: Duration, stage: &str, output: Output) -> CliErro
         ));
     }
     // A throw-away engine's logs are about to be removed.
-    last_words(&logs::tail(&paths.console_log(), CONSOLE_LINES).unwrap_or_default());
+    last_words(&logs::tail(&paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default());
     CliError::Failed(message)
 }
 

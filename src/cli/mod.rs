@@ -24,9 +24,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use self::client::ClientError;
 use crate::{
     backend::{BackendError, launch::LaunchError, plan::PlanError},
-    report::chain,
     settings::{Base, PathError, Paths, Policy, ProfileName, SettingsError},
 };
+use bulkhead_ipc::report::chain;
 
 /// Exit status of every verb but `run`.
 const EXIT_CODES: &str = "\

@@ -8,7 +8,7 @@ use super::{
     print, table,
 };
 use crate::{
-    backend::wire::{Ports, PublishedPort},
+    backend::api::{Ports, PublishedPort},
     settings::Paths,
 };
 

@@ -7,7 +7,7 @@ use super::{
     print, start,
 };
 use crate::{
-    backend::{state::Accepted, wire::StopOptions},
+    backend::api::{Outcome, StopOptions},
     settings::Paths,
 };
 
@@ -26,7 +26,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     if let Some(client) = Client::connect(paths).await? {
         let mut events = client.events().await?;
         let answer = client.restart(&StopOptions::default()).await?;
-        if answer.outcome != Accepted::Ending {
+        if answer.outcome != Outcome::Ending {
             let limit = follow::limit(arguments.timeout);
             start::tell_policy(paths, &client).await;
             follow::until_ready(paths, &mut events, answer.boot, limit, Output::Stdout).await?;

@@ -13,11 +13,10 @@ use super::{
 };
 use crate::{
     backend::{
+        api::{Outcome, StartOptions, StateName, Status},
         launch::{self, Mode},
         lock,
         plan::Plan,
-        state::Accepted,
-        wire::{StartOptions, StateName, Status},
     },
     settings::{NetworkKind, Paths, Policy, PolicyFacts, ProxyEnvironment, Size},
 };
@@ -108,8 +107,8 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     let answer = client.start(&options).await?;
     tell_policy(paths, &client).await;
     match answer.outcome {
-        Accepted::Begun => {}
-        Accepted::Already => {
+        Outcome::Begun => {}
+        Outcome::Already => {
             let status = client.status().await?;
             if arguments.machine != Machine::default() {
                 eprintln!(
@@ -122,7 +121,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
             }
             print("the engine is already being started")?;
         }
-        Accepted::Ending => return Err(gone(paths)),
+        Outcome::Ending => return Err(gone(paths)),
     }
     if arguments.detach {
         return print(&format!("the engine is being started; `{}` shows how far it is", command(paths, "status")));
@@ -189,7 +188,7 @@ pub(super) async fn ensure_backend(
     Plan::new(paths, options, &Policy::system())?;
     paths.create()?;
     let mine = paths.clone();
-    let turn = blocking(move || launch::turn(&mine)).await??;
+    let turn = blocking(move || launch::lock_start(&mine)).await??;
     if is_there(paths).await? {
         return Ok(None);
     }

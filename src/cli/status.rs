@@ -3,8 +3,8 @@
 use super::{CliError, Format, client::Client, command, older, print, seconds, start, table};
 use crate::{
     backend::{
-        lock, stopped,
-        wire::{StateName, Status},
+        api::{StateName, Status},
+        lock,
     },
     settings::{Paths, Policy},
 };
@@ -44,7 +44,7 @@ async fn read(paths: &Paths) -> Result<Status, CliError> {
     if let Some(client) = Client::connect(paths).await? {
         return Ok(client.status().await?);
     }
-    let mut status = stopped(paths);
+    let mut status = Status::stopped(paths);
     // The one that a backend would begin with.
     status.policy = Policy::system().facts().cloned();
     // A backend that does not listen any more but lives is on its way out.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{CliError, client::Client, command, print, start::until_gone};
 use crate::{
-    backend::{lock, wire::StopOptions},
+    backend::{api::StopOptions, lock},
     settings::Paths,
 };
 

@@ -8,15 +8,16 @@ use std::{
 };
 
 use serde_json::json;
+use support::program;
 
 use crate::{
-    home::{Home, program, refused},
+    home::{Home, refused},
     start::{has_kvm, put_image},
 };
 
 const LOCKED: &str = r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#;
 
-/// Why no other image can be named under it.
+/// The refusal of another image under it.
 const NO_OTHER: &str = "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so no other guest \
                         image can be named; leave out --kernel and --rootfs, and unset BULKHEAD_KERNEL and \
                         BULKHEAD_ROOTFS";

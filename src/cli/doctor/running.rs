@@ -7,15 +7,15 @@ use tokio::time::timeout;
 
 use super::Check;
 use crate::{
-    backend::wire::Examination,
+    backend::api::Examination,
     cli::{
         client::{self, Client, ClientError},
         command,
     },
-    report::chain,
     settings::Paths,
-    vmm::api::VcpuView,
 };
+use bulkhead_ipc::report::chain;
+use bulkhead_vmm::api::VcpuView;
 
 /// How long the engine may take to answer `_ping`.
 const PING: Duration = Duration::from_secs(10);

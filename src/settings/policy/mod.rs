@@ -26,7 +26,7 @@ use super::{
     BLOCK_LOAD, CONTAINERS_PROXY, DAEMON_OPTIONS, Definition, ISOLATION, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP,
     PROXY_HTTPS, PROXY_MODE, Proxy, SOCKET_MOUNT, SUBNET,
 };
-use crate::report::chain;
+use bulkhead_ipc::report::chain;
 
 /// What a policy says of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]

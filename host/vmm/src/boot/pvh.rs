@@ -1,0 +1,31 @@
+//! PVH boot parameters (Xen's x86/HVM direct boot ABI).
+
+use linux_loader::{
+    configurator::{BootConfigurator, BootParams, pvh::PvhBootConfigurator},
+    loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info},
+};
+use vm_memory::GuestAddress;
+
+use super::memory_map;
+use crate::{error::VmmError, layout, memory::GuestRam};
+
+const MAGIC: u32 = 0x336e_c578;
+
+pub(super) fn write(memory: &GuestRam, rsdp: u64) -> Result<(), VmmError> {
+    let map: Vec<_> = memory_map::entries(memory)
+        .into_iter()
+        .map(|(addr, size, type_)| hvm_memmap_table_entry { addr, size, type_, reserved: 0 })
+        .collect();
+    let info = hvm_start_info {
+        magic: MAGIC,
+        version: 1,
+        cmdline_paddr: layout::CMDLINE_START,
+        rsdp_paddr: rsdp,
+        memmap_paddr: layout::PVH_MEMMAP_START,
+        memmap_entries: map.len() as u32,
+        ..Default::default()
+    };
+    let mut params = BootParams::new(&info, GuestAddress(layout::PVH_INFO_START));
+    params.set_sections(&map, GuestAddress(layout::PVH_MEMMAP_START));
+    PvhBootConfigurator::write_bootparams(&params, memory).map_err(|_| VmmError::GuestMemory("PVH start information"))
+}

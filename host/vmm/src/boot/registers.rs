@@ -1,0 +1,115 @@
+//! Initial registers of the first vCPU; KVM's reset state is right for all others.
+
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::Entry;
+use crate::{
+    error::{VmmError, kvm},
+    layout,
+    memory::GuestRam,
+};
+
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+/// Bit 1 of RFLAGS is always set.
+const RFLAGS: u64 = 2;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+
+/// A flat 4 GiB segment for slot `index` of the GDT.
+fn segment(index: u16, type_: u8, long: bool) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector: index * 8,
+        type_,
+        present: 1,
+        dpl: 0,
+        db: u8::from(!long),
+        s: 1,
+        l: u8::from(long),
+        g: 1,
+        ..Default::default()
+    }
+}
+
+/// The 8-byte descriptor of a segment (Intel SDM 3A, 3.4.5).
+fn descriptor(segment: &kvm_segment) -> u64 {
+    let limit = u64::from(segment.limit >> 12);
+    let access = u64::from(segment.type_)
+        | u64::from(segment.s) << 4
+        | u64::from(segment.dpl) << 5
+        | u64::from(segment.present) << 7;
+    let flags = u64::from(segment.l) << 1 | u64::from(segment.db) << 2 | u64::from(segment.g) << 3;
+    (limit & 0xffff) | access << 40 | (limit >> 16 & 0xf) << 48 | flags << 52
+}
+
+pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), VmmError> {
+    let long = matches!(entry, Entry::Linux64 { .. });
+    // Boot protocol: __BOOT_CS is 0x10 and __BOOT_DS 0x18.
+    let code = segment(2, 0xb, long);
+    let data = segment(3, 0x3, false);
+    let mut task = segment(4, 0xb, false);
+    (task.s, task.limit, task.db, task.g) = (0, 0x67, 0, 0);
+    for (i, value) in [0, 0, descriptor(&code), descriptor(&data), descriptor(&task)].into_iter().enumerate() {
+        memory
+            .write_obj(value, GuestAddress(layout::GDT_START + i as u64 * 8))
+            .map_err(|_| VmmError::GuestMemory("the GDT"))?;
+    }
+    memory.write_obj(0u64, GuestAddress(layout::IDT_START + 8)).map_err(|_| VmmError::GuestMemory("the IDT"))?;
+
+    let mut special = vcpu.get_sregs().map_err(kvm("read registers"))?;
+    special.gdt.base = layout::GDT_START;
+    special.gdt.limit = 5 * 8 - 1;
+    special.idt.base = layout::IDT_START + 8;
+    special.idt.limit = 7;
+    special.cs = code;
+    for segment in [&mut special.ds, &mut special.es, &mut special.fs, &mut special.gs, &mut special.ss] {
+        *segment = data;
+    }
+    special.tr = task;
+    special.cr0 = CR0_PE | CR0_ET;
+    special.cr4 = 0;
+    let mut general = kvm_regs { rflags: RFLAGS, ..Default::default() };
+    match entry {
+        Entry::Pvh { address } => {
+            general.rip = address;
+            general.rbx = layout::PVH_INFO_START;
+        }
+        Entry::Linux64 { address } => {
+            general.rip = address;
+            general.rsi = layout::ZERO_PAGE_START;
+            special.cr3 = layout::PAGE_TABLES_START;
+            special.cr4 = CR4_PAE;
+            special.cr0 |= CR0_PG;
+            special.efer = EFER_LME | EFER_LMA;
+        }
+    }
+    vcpu.set_sregs(&special).map_err(kvm("set registers"))?;
+    vcpu.set_regs(&general).map_err(kvm("set registers"))
+}
+
+/// Model-specific registers of every vCPU: fast string operations, write-back memory by default.
+pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
+    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
+        .map_err(|_| VmmError::KvmCapability("room for two MSRs"))?;
+    vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flat_code_segment_has_the_descriptor_every_manual_shows() {
+        assert_eq!(descriptor(&segment(2, 0xb, true)), 0x00af_9b00_0000_ffff);
+        assert_eq!(descriptor(&segment(3, 0x3, false)), 0x00cf_9300_0000_ffff);
+    }
+}

@@ -1,0 +1,53 @@
+//! The vmm's end of the control socket.
+
+use std::{
+    io::IoSlice,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::sys::socket::{MsgFlags, SockType};
+
+use super::{
+    api::{Command, Event, MAX_PACKET},
+    error::VmmError,
+};
+use bulkhead_ipc::{channel, inherited, report::chain};
+
+/// The socket.
+pub(super) struct Control(OwnedFd);
+
+impl Control {
+    /// Takes the inherited descriptor, if it is what the backend hands over.
+    pub(super) fn inherited() -> Result<Self, VmmError> {
+        inherited::socket(SockType::SeqPacket).map(Self).ok_or_else(|| {
+            let fd = inherited::FD;
+            VmmError::Control(format!(
+                "descriptor {fd} is no SOCK_SEQPACKET socket; `bulkhead vmm` is started by the backend"
+            ))
+        })
+    }
+
+    /// The next command with the descriptor beside it; `None` when the backend is gone.
+    pub(super) fn receive(&self) -> Result<Option<(Command, Option<OwnedFd>)>, VmmError> {
+        channel::receive(&self.0, MAX_PACKET).map_err(|error| VmmError::Control(chain(&error)))
+    }
+
+    /// Sends an event; a backend that is gone is noticed by [`Self::receive`].
+    pub(super) fn send(&self, event: &Event) {
+        if let Ok(packet) = serde_json::to_vec(event) {
+            let _ = nix::sys::socket::sendmsg::<()>(
+                self.0.as_raw_fd(),
+                &[IoSlice::new(&packet)],
+                &[],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+        }
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

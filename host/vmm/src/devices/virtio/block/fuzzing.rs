@@ -1,0 +1,23 @@
+//! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
+#![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
+
+use std::fs::File;
+
+use virtio_queue::QueueT;
+
+use super::{disk::DiskFile, request::Request};
+use bulkhead_queue::fuzzing;
+
+/// Requests in any guest memory: `bytes` are its beginning, laid out as [`fuzzing`] says. The disk is `file`, whose length must not change.
+pub fn requests(file: &File, readonly: bool, bytes: &[u8]) {
+    let before = file.metadata().unwrap().len();
+    let disk = DiskFile::new(file.try_clone().unwrap(), readonly, "fuzz").unwrap();
+    let (memory, mut queue) = (fuzzing::memory(bytes), fuzzing::queue());
+    for _ in 0..fuzzing::SIZE {
+        let Some(chain) = queue.pop_descriptor_chain(&memory) else { break };
+        let head = chain.head_index();
+        let written = Request::parse(chain, &memory).map_or(0, |request| request.execute(&disk, &memory));
+        let _ = queue.add_used(&memory, head, written);
+    }
+    assert_eq!(file.metadata().unwrap().len(), before);
+}

@@ -1,0 +1,11 @@
+//! The thread that serves the queue.
+
+use super::{disk::DiskFile, request::Request};
+use crate::{
+    devices::virtio::{ActiveQueue, worker::Stop},
+    memory::GuestRam,
+};
+
+pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
+    queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)));
+}

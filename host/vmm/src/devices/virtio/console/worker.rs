@@ -1,0 +1,30 @@
+//! The thread that takes what the guest prints.
+
+use std::{
+    io::Read,
+    sync::{Mutex, PoisonError},
+};
+
+use virtio_queue::DescriptorChain;
+
+use super::ConsoleLog;
+use crate::{
+    devices::virtio::{ActiveQueue, worker::Stop},
+    memory::GuestRam,
+};
+
+pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+    queue.serve(stop, memory, |chain| {
+        take(chain, memory, log);
+        0
+    });
+}
+
+fn take(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+    if let Ok(mut reader) = chain.reader(memory) {
+        let mut piece = [0; 4096];
+        while let Ok(len @ 1..) = reader.read(&mut piece) {
+            log.lock().unwrap_or_else(PoisonError::into_inner).append(&piece[..len]);
+        }
+    }
+}

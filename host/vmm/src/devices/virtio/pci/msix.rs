@@ -1,0 +1,300 @@
+//! MSI-X table and pending bits (PCI local bus specification 3.0, 6.8.2).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{
+    devices::virtio::Interrupt,
+    interrupts::{MsiMessage, MsiVector},
+};
+
+/// Bytes of one table entry.
+pub(super) const ENTRY: usize = 16;
+const CONTROL_ENABLE: u16 = 1 << 15;
+const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
+const VECTOR_MASKED: u32 = 1;
+
+struct Entry {
+    message: MsiMessage,
+    masked: bool,
+    /// KVM delivers the vector; while it is masked, what is pending waits in its eventfd.
+    connected: bool,
+    vector: MsiVector,
+}
+
+struct State {
+    entries: Vec<Entry>,
+    enabled: bool,
+    function_masked: bool,
+}
+
+/// The MSI-X state of one function, shared with the interrupts handed to its device.
+#[derive(Clone)]
+pub(super) struct Msix(Arc<Mutex<State>>);
+
+/// One vector as a device sees it.
+struct Vector {
+    msix: Msix,
+    index: usize,
+}
+
+impl Interrupt for Vector {
+    fn trigger(&self) {
+        self.msix.trigger(self.index);
+    }
+
+    fn event(&self) -> Option<EventFd> {
+        self.msix.state().entries.get(self.index)?.vector.event().try_clone().ok()
+    }
+}
+
+/// What a device gets when the driver assigned no vector (`VIRTIO_MSI_NO_VECTOR`).
+struct NoVector;
+
+impl Interrupt for NoVector {
+    fn trigger(&self) {}
+
+    fn event(&self) -> Option<EventFd> {
+        None
+    }
+}
+
+impl Msix {
+    pub(super) fn new(vectors: Vec<MsiVector>) -> Self {
+        let entry = |vector| Entry { message: MsiMessage::default(), masked: true, connected: false, vector };
+        let entries = vectors.into_iter().map(entry).collect();
+        Self(Arc::new(Mutex::new(State { entries, enabled: false, function_masked: false })))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.state().entries.len()
+    }
+
+    /// The interrupt behind a vector number that the driver chose.
+    pub(super) fn interrupt(&self, vector: u16) -> Arc<dyn Interrupt> {
+        if usize::from(vector) < self.len() {
+            Arc::new(Vector { msix: self.clone(), index: usize::from(vector) })
+        } else {
+            Arc::new(NoVector)
+        }
+    }
+
+    /// The message control word (6.8.2.3).
+    pub(super) fn control(&self) -> u16 {
+        let state = self.state();
+        let flags = u16::from(state.enabled) << 15 | u16::from(state.function_masked) << 14;
+        flags | (state.entries.len() as u16 - 1)
+    }
+
+    pub(super) fn set_control(&self, value: u16) {
+        let mut state = self.state();
+        state.enabled = value & CONTROL_ENABLE != 0;
+        state.function_masked = value & CONTROL_FUNCTION_MASK != 0;
+        for index in 0..state.entries.len() {
+            state.connect(index);
+        }
+    }
+
+    fn trigger(&self, index: usize) {
+        if let Some(entry) = self.state().entries.get(index) {
+            entry.vector.trigger();
+        }
+    }
+
+    /// Reads the table; only aligned double and quad words are defined (6.8.2), anything else reads as zero.
+    pub(super) fn read_table(&self, offset: usize, data: &mut [u8]) {
+        data.fill(0);
+        let state = self.state();
+        if let Some(entry) = state.entries.get(offset / ENTRY) {
+            let bytes = entry.bytes();
+            let at = offset % ENTRY;
+            if aligned(at, data.len()) {
+                data.copy_from_slice(&bytes[at..at + data.len()]);
+            }
+        }
+    }
+
+    pub(super) fn write_table(&self, offset: usize, data: &[u8]) {
+        let at = offset % ENTRY;
+        if !aligned(at, data.len()) {
+            return;
+        }
+        let mut state = self.state();
+        let index = offset / ENTRY;
+        let Some(entry) = state.entries.get_mut(index) else { return };
+        let mut bytes = entry.bytes();
+        bytes[at..at + data.len()].copy_from_slice(data);
+        let word = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        entry.message = MsiMessage { address: u64::from(word(0)) | u64::from(word(4)) << 32, data: word(8) };
+        entry.masked = word(12) & VECTOR_MASKED != 0;
+        if !entry.masked
+            && let Err(error) = entry.vector.route(entry.message)
+        {
+            tracing::warn!(%error, "an interrupt of the guest is lost");
+        }
+        state.connect(index);
+    }
+
+    /// Reads the pending bit array.
+    pub(super) fn read_pending(&self, offset: usize, data: &mut [u8]) {
+        let state = self.state();
+        for (i, byte) in data.iter_mut().enumerate() {
+            let first = (offset + i) * 8;
+            *byte = (0..8)
+                .filter(|bit| {
+                    state.entries.get(first + bit).is_some_and(|entry| !entry.connected && entry.vector.waits())
+                })
+                .fold(0, |b, bit| b | 1 << bit);
+        }
+    }
+}
+
+fn aligned(at: usize, len: usize) -> bool {
+    matches!(len, 4 | 8) && at.is_multiple_of(len)
+}
+
+impl Entry {
+    fn bytes(&self) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        bytes[..8].copy_from_slice(&self.message.address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.message.data.to_le_bytes());
+        bytes[12..].copy_from_slice(&u32::from(self.masked).to_le_bytes());
+        bytes
+    }
+}
+
+impl State {
+    fn open(&self, index: usize) -> bool {
+        self.enabled && !self.function_masked && self.entries.get(index).is_some_and(|entry| !entry.masked)
+    }
+
+    /// Lets KVM deliver the vector, or not, as the masks say.
+    fn connect(&mut self, index: usize) {
+        let open = self.open(index);
+        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.connected != open) else { return };
+        let done = if open { entry.vector.connect() } else { entry.vector.disconnect() };
+        match done {
+            Ok(()) => entry.connected = open,
+            Err(error) => tracing::warn!(%error, "an interrupt of the guest is lost"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use kvm_ioctls::{Kvm, VcpuFd};
+
+    use super::*;
+    use crate::interrupts::GsiRouter;
+
+    const VECTOR: u8 = 0x41;
+    const ENABLED: u16 = CONTROL_ENABLE;
+    /// Interrupt request register (Intel SDM 3A, 11.8.4), the word and bit of the vector.
+    const REQUESTED: (usize, i32) = (0x200 + (VECTOR as usize / 32) * 0x10, 1 << (VECTOR % 32));
+
+    /// A CPU that never runs: what reaches its local APIC stays to be seen.
+    struct Cpu(VcpuFd);
+
+    impl Cpu {
+        /// Whether the vector was delivered since the last time.
+        fn take(&self) -> bool {
+            let mut lapic = self.0.get_lapic().unwrap();
+            let bytes: Vec<u8> =
+                lapic.regs[REQUESTED.0..REQUESTED.0 + 4].iter().map(|byte| byte.cast_unsigned()).collect();
+            let word = i32::from_le_bytes(bytes.try_into().unwrap());
+            for (to, from) in lapic.regs[REQUESTED.0..].iter_mut().zip((word & !REQUESTED.1).to_le_bytes()) {
+                *to = from.cast_signed();
+            }
+            self.0.set_lapic(&lapic).unwrap();
+            word & REQUESTED.1 != 0
+        }
+
+        /// The same, with some patience: KVM may deliver on a thread of its own.
+        fn takes(&self) -> bool {
+            (0..2000).any(|_| {
+                self.take() || {
+                    thread::sleep(Duration::from_millis(1));
+                    false
+                }
+            })
+        }
+    }
+
+    /// One vector, routed, enabled and masked; `None` where there is no KVM, which the test says.
+    fn one_vector() -> Option<(Cpu, Msix)> {
+        let Ok(vm) = Kvm::new().and_then(|kvm| kvm.create_vm()) else {
+            println!("left out: no /dev/kvm");
+            return None;
+        };
+        vm.set_tss_address(crate::layout::TSS_START as usize).unwrap();
+        vm.create_irq_chip().unwrap();
+        let cpu = Cpu(vm.create_vcpu(0).unwrap());
+        // Switched on by software, or nothing is accepted (spurious-interrupt vector register, 11.9).
+        let mut lapic = cpu.0.get_lapic().unwrap();
+        (lapic.regs[0xf0], lapic.regs[0xf1]) = (-1, 1);
+        cpu.0.set_lapic(&lapic).unwrap();
+        let msix = Msix::new(vec![GsiRouter::new(Arc::new(vm)).vector().unwrap()]);
+        msix.write_table(0, &0xfee0_0000_u64.to_le_bytes());
+        msix.write_table(8, &u32::from(VECTOR).to_le_bytes());
+        msix.set_control(ENABLED);
+        Some((cpu, msix))
+    }
+
+    fn mask(msix: &Msix, masked: bool) {
+        msix.write_table(12, &u32::from(masked).to_le_bytes());
+    }
+
+    fn pending(msix: &Msix) -> bool {
+        let mut bits = [0; 8];
+        msix.read_pending(0, &mut bits);
+        bits[0] & 1 != 0
+    }
+
+    #[test]
+    fn what_is_triggered_while_masked_is_pending_and_delivered_once_when_unmasked() {
+        let Some((cpu, msix)) = one_vector() else { return };
+        let interrupt = msix.interrupt(0);
+        interrupt.trigger();
+        assert!(pending(&msix) && !cpu.take());
+        mask(&msix, false);
+        assert!(cpu.takes() && !pending(&msix));
+        // The same with the whole function, and with an event of another process.
+        msix.set_control(ENABLED | CONTROL_FUNCTION_MASK);
+        interrupt.event().unwrap().write(1).unwrap();
+        assert!(pending(&msix) && !cpu.take());
+        msix.set_control(ENABLED);
+        assert!(cpu.takes());
+        // Nothing is left over for a further time.
+        mask(&msix, true);
+        mask(&msix, false);
+        thread::sleep(Duration::from_millis(20));
+        assert!(!cpu.take());
+    }
+
+    #[test]
+    fn no_interrupt_is_lost_while_the_driver_masks_and_moves_its_vector() {
+        let Some((cpu, msix)) = one_vector() else { return };
+        let events = [msix.interrupt(0).event().unwrap(), msix.interrupt(0).event().unwrap()];
+        for round in 0..500_u64 {
+            let event = events[round as usize % 2].try_clone().unwrap();
+            let device = thread::spawn(move || {
+                thread::sleep(Duration::from_micros(round * 37 % 400));
+                event.write(1).unwrap();
+            });
+            for _ in 0..3 {
+                mask(&msix, true);
+                msix.write_table(8, &u32::from(VECTOR).to_le_bytes());
+                mask(&msix, false);
+            }
+            device.join().unwrap();
+            assert!(cpu.takes(), "round {round}");
+        }
+    }
+}

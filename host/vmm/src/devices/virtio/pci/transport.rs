@@ -1,0 +1,210 @@
+//! One virtio function: configuration space and BAR in front of a device.
+
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{
+    common::{Common, Request},
+    config_space::ConfigSpace,
+    msix::Msix,
+};
+use crate::{
+    bus::BusDevice,
+    devices::{
+        pci_root::PciFunction,
+        virtio::{Activation, ActiveQueue, VirtioDevice},
+    },
+    error::{VmmError, host, kvm},
+    interrupts::GsiRouter,
+    memory::GuestRam,
+};
+
+/// Size of the one BAR in bytes.
+pub const BAR_SIZE: u64 = 0x8000;
+
+/// A part of the BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Region {
+    Common,
+    Isr,
+    Device,
+    Notify,
+    MsixTable,
+    MsixPending,
+}
+
+impl Region {
+    const ALL: [Self; 6] = [Self::Common, Self::Isr, Self::Device, Self::Notify, Self::MsixTable, Self::MsixPending];
+
+    pub(super) fn start(self) -> u64 {
+        self as u64 * 0x1000
+    }
+
+    pub(super) fn len(self) -> u64 {
+        match self {
+            Self::Common => 0x40,
+            _ => 0x1000,
+        }
+    }
+
+    /// `cfg_type` of the region's capability (virtio 1.3, 4.1.4).
+    pub(super) fn cfg_type(self) -> u8 {
+        match self {
+            Self::Common => 1,
+            Self::Notify => 2,
+            Self::Isr => 3,
+            _ => 4,
+        }
+    }
+
+    fn find(offset: u64, len: usize) -> Option<(Self, u64)> {
+        Self::ALL
+            .into_iter()
+            .find(|region| offset >= region.start() && offset + len as u64 <= region.start() + region.len())
+            .map(|region| (region, offset - region.start()))
+    }
+}
+
+/// A virtio device on the PCI bus.
+pub struct VirtioPci {
+    device: Box<dyn VirtioDevice>,
+    memory: Arc<GuestRam>,
+    config: ConfigSpace,
+    common: Common,
+    msix: Msix,
+    kicks: Vec<EventFd>,
+    active: bool,
+}
+
+impl VirtioPci {
+    /// Puts `device` behind a function whose BAR is at `bar`, with an ioeventfd for each queue.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Arc<GuestRam>,
+        vm: &VmFd,
+        router: &Arc<GsiRouter>,
+        bar: u64,
+    ) -> Result<Arc<Mutex<Self>>, VmmError> {
+        let sizes = device.queue_max_sizes().to_vec();
+        // One vector for configuration changes, one for each queue.
+        let vectors = (0..=sizes.len()).map(|_| router.vector()).collect::<Result<Vec<_>, _>>()?;
+        let msix = Msix::new(vectors);
+        let kicks = (0..sizes.len())
+            .map(|queue| {
+                let kick = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+                let address = IoEventAddress::Mmio(bar + Region::Notify.start() + queue as u64 * 4);
+                vm.register_ioevent(&kick, &address, NoDatamatch).map_err(kvm("attach an ioeventfd"))?;
+                Ok(kick)
+            })
+            .collect::<Result<Vec<_>, VmmError>>()?;
+        let config = ConfigSpace::new(device.device_type(), class(device.device_type()), bar as u32, &msix);
+        let common = Common::new(device.features(), &sizes, sizes.len() + 1);
+        Ok(Arc::new(Mutex::new(Self { device, memory, config, common, msix, kicks, active: false })))
+    }
+
+    fn activate(&mut self) {
+        let Some(built) = self.common.build_queues(&self.memory) else {
+            tracing::warn!(device = self.device.device_type(), "the guest set up a virtqueue wrongly");
+            return self.needs_reset();
+        };
+        let mut queues = Vec::new();
+        for (kick, built) in self.kicks.iter().zip(built) {
+            let Some((queue, vector)) = built else {
+                queues.push(None);
+                continue;
+            };
+            let Ok(kick) = kick.try_clone() else { return self.needs_reset() };
+            // A kick from before the reset, if any, is none of the new driver's; the device looks at the queue first.
+            let _ = kick.read();
+            queues.push(Some(ActiveQueue { queue, kick, interrupt: self.msix.interrupt(vector) }));
+        }
+        let activation = Activation {
+            memory: Arc::clone(&self.memory),
+            features: self.common.features(),
+            queues,
+            config_interrupt: self.msix.interrupt(self.common.config_vector()),
+        };
+        self.active = true;
+        if let Err(error) = self.device.activate(activation) {
+            tracing::warn!(device = self.device.device_type(), %error, "a virtio device could not start");
+            self.needs_reset();
+        }
+    }
+
+    fn needs_reset(&mut self) {
+        self.common.set_needs_reset();
+        self.msix.interrupt(self.common.config_vector()).trigger();
+    }
+
+    fn reset(&mut self) {
+        if std::mem::take(&mut self.active) {
+            self.device.reset();
+        }
+        self.common.reset();
+    }
+
+    fn bar_read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match Region::find(offset, data.len()) {
+            Some((Region::Common, at)) => self.common.read(at, data),
+            Some((Region::Device, at)) => self.device.read_config(at, data),
+            Some((Region::MsixTable, at)) => self.msix.read_table(at as usize, data),
+            Some((Region::MsixPending, at)) => self.msix.read_pending(at as usize, data),
+            // Without legacy interrupts the ISR status is always zero.
+            Some((Region::Isr | Region::Notify, _)) | None => {}
+        }
+    }
+}
+
+/// PCI class code, programming interface first (PCI code and id assignment specification).
+fn class(device_type: u32) -> [u8; 3] {
+    match device_type {
+        1 => [0, 0, 2],    // Ethernet controller
+        2 => [0, 0, 1],    // mass storage
+        3 => [0, 0x80, 7], // other communication controller
+        _ => [0, 0, 0xff],
+    }
+}
+
+impl BusDevice for VirtioPci {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.bar_read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match Region::find(offset, data.len()) {
+            Some((Region::Common, at)) => match self.common.write(at, data) {
+                Request::Activate => self.activate(),
+                Request::Reset => self.reset(),
+                Request::None => {}
+            },
+            Some((Region::MsixTable, at)) => self.msix.write_table(at as usize, data),
+            // KVM turns notifications into ioeventfds; one of odd width or through the window ends here.
+            Some((Region::Notify, at)) => {
+                if let Some(kick) = self.kicks.get(at as usize / 4) {
+                    let _ = kick.write(1);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn config_read(&self, offset: usize, data: &mut [u8]) {
+        self.config.read(offset, data, &self.msix);
+        if let Some(access) = self.config.window(offset, data.len()) {
+            self.bar_read(access.offset, &mut data[..access.len]);
+        }
+    }
+
+    fn config_write(&mut self, offset: usize, data: &[u8]) {
+        if let Some(access) = self.config.window(offset, data.len()) {
+            BusDevice::write(self, access.offset, &data[..access.len]);
+        } else {
+            self.config.write(offset, data, &self.msix);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
+#![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use virtio_queue::QueueT;
+use vmm_sys_util::epoll::EpollEvent;
+
+use super::{
+    hybrid::{ConnectParser, MAX_LINE},
+    muxer::{Endpoint, Muxer},
+    packet::{HEADER_LEN, Header},
+    segments::{self, Access},
+    stream::SocketStream,
+};
+use bulkhead_queue::fuzzing;
+
+/// The guest's context id in [`World`].
+pub const CID: u64 = 3;
+/// Bytes of a packet's header.
+pub const HEADER: usize = HEADER_LEN;
+const LISTENER: u64 = 1;
+const MOST: usize = 8;
+
+/// The host's side of the device, with real sockets.
+pub struct World {
+    muxer: Muxer,
+    now: Instant,
+    hosts: Vec<UnixStream>,
+}
+
+impl World {
+    /// A device whose hybrid socket is at `path`, where `listener` listens without blocking.
+    pub fn new(path: &Path, listener: &Arc<UnixListener>) -> Self {
+        let endpoint =
+            Endpoint { guest_cid: CID, path: path.to_owned(), listener: Arc::clone(listener), max_connections: MOST };
+        Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), now: Instant::now(), hosts: Vec::new() }
+    }
+
+    /// A packet of the guest.
+    pub fn transmit(&mut self, header: &[u8; HEADER], payload: &mut [u8]) {
+        let header = Header::parse(header);
+        let complete = header.len as usize <= payload.len();
+        let end = payload.len().min(header.len as usize);
+        let segment = [(&mut payload[..end]).into()];
+        self.muxer.transmit(&header, complete.then_some(&segment[..]), self.now);
+    }
+
+    /// What the guest gets next in a buffer with this much room for data: the header's bytes and the length.
+    pub fn receive(&mut self, room: usize) -> Option<[u8; HEADER]> {
+        let mut buffer = vec![0_u8; room];
+        let header = self.muxer.next_packet(&[buffer.as_mut_slice().into()], self.now)?;
+        assert!(header.len as usize <= room);
+        Some(header.to_bytes())
+    }
+
+    /// A client on the host wants to reach a port of the guest.
+    pub fn connect(&mut self, port: u32) {
+        if self.hosts.len() < MOST {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            self.hosts.push(ours);
+            self.muxer.connect(port, SocketStream::new(theirs.into()), false, self.now);
+        }
+    }
+
+    /// The host's client writes, reads or leaves.
+    pub fn host(&mut self, index: usize, bytes: &[u8], leaves: bool) {
+        if self.hosts.is_empty() {
+            return;
+        }
+        let index = index % self.hosts.len();
+        let _ = self.hosts[index].write(bytes);
+        let _ = self.hosts[index].read(&mut [0; 4096]);
+        if leaves {
+            self.hosts.swap_remove(index);
+        }
+    }
+
+    /// Lets sockets and timers have their turn.
+    pub fn turn(&mut self, later: Duration) {
+        self.now += later;
+        let mut events = [EpollEvent::default(); 16];
+        let count = self.muxer.epoll().wait(0, &mut events).unwrap();
+        for event in &events[..count] {
+            match event.data() {
+                LISTENER => self.muxer.accept(self.now),
+                token => self.muxer.event(token, event.event_set(), self.now),
+            }
+        }
+        self.muxer.expire(self.now);
+        assert!(self.muxer.len() <= MOST);
+    }
+}
+
+/// A host client's first line, in pieces of `piece` bytes.
+pub fn hybrid_line(line: &[u8], piece: usize) {
+    let mut parser = ConnectParser::default();
+    let mut taken = 0;
+    for part in line.chunks(piece.max(1)) {
+        let (len, progress) = parser.feed(part);
+        taken += len;
+        if progress != super::hybrid::Progress::Partial {
+            break;
+        }
+    }
+    assert!(taken <= MAX_LINE);
+}
+
+/// Packets' memory from chains in any guest memory: `bytes` are its beginning, laid out as
+/// [`fuzzing`] says.
+pub fn chains(bytes: &[u8]) {
+    let (memory, mut queue) = (fuzzing::memory(bytes), fuzzing::queue());
+    let (mut chain, mut payload) = (Vec::new(), Vec::new());
+    for turn in 0..fuzzing::SIZE {
+        let access = if turn % 2 == 0 { Access::Readable } else { Access::Writable };
+        let Some(descriptors) = queue.pop_descriptor_chain(&memory) else { break };
+        let head = descriptors.head_index();
+        if let Ok(total) = segments::gather(&memory, descriptors, access, &mut chain) {
+            assert_eq!(total, segments::total(&chain));
+            let mut header = [0; HEADER_LEN];
+            if segments::copy_out(&chain, &mut header) == HEADER_LEN {
+                let len = Header::parse(&header).len as usize;
+                segments::window(&chain, HEADER_LEN, len, &mut payload);
+                assert_eq!(segments::total(&payload), len.min(total - HEADER_LEN));
+            }
+        }
+        let _ = queue.add_used(&memory, head, 0);
+    }
+}

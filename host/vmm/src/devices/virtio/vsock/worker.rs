@@ -1,0 +1,349 @@
+//! The device's thread: one epoll over the queues' kicks, the hybrid socket, all streams and the handle's wishes.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::{
+    epoll::{ControlOperation, EpollEvent, EventSet},
+    eventfd::{EFD_NONBLOCK, EventFd},
+};
+
+use super::{
+    muxer::{Endpoint, Muxer},
+    packet::{HEADER_LEN, Header},
+    segments::{self, Access, Segment},
+    stream::SocketStream,
+};
+use crate::{
+    devices::virtio::{ActiveQueue, Interrupt},
+    memory::GuestRam,
+};
+
+/// Most connect requests kept for a guest whose driver is not up.
+const MAX_WISHES: usize = 1024;
+
+/// Packets handled in one direction before the other has its turn.
+const BUDGET: usize = 64;
+
+const CONTROL: u64 = 0;
+const KICK_RX: u64 = 1;
+const KICK_TX: u64 = 2;
+const LISTENER: u64 = 3;
+
+/// A host stream that shall be connected to a port of the guest.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) guest_port: u32,
+    pub(super) stream: OwnedFd,
+}
+
+/// What the device, its handles and the thread share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// `None` once the device is gone.
+    wishes: Mutex<Option<VecDeque<Wish>>>,
+    wake: EventFd,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            wishes: Mutex::new(Some(VecDeque::new())),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// Keeps a wish until a thread takes it; when too many wait or the device is gone, the stream is closed.
+    pub(super) fn wish(&self, wish: Wish) {
+        match &mut *self.wishes() {
+            Some(wishes) if wishes.len() < MAX_WISHES => wishes.push_back(wish),
+            Some(_) => {
+                tracing::warn!(port = wish.guest_port, "a vsock stream was turned away: too many wait for the guest");
+                return;
+            }
+            None => return,
+        }
+        self.wake();
+    }
+
+    /// Closes the streams that wait, and those that still come.
+    pub(super) fn close(&self) {
+        *self.wishes() = None;
+    }
+
+    /// Tells the thread to end, or allows a new one to run.
+    pub(super) fn set_stop(&self, stop: bool) {
+        self.stop.store(stop, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Fails only if the counter is full; then the thread is awake anyway.
+        let _ = self.wake.write(1);
+    }
+
+    fn take_wishes(&self) -> VecDeque<Wish> {
+        self.wishes().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, Option<VecDeque<Wish>>> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A queue and what is known of it.
+struct Ring {
+    queue: Queue,
+    interrupt: Arc<dyn Interrupt>,
+    /// Buffers were returned since the driver was last told.
+    returned: bool,
+    /// The driver broke the ring; it is not looked at until the device is reset.
+    broken: bool,
+}
+
+impl Ring {
+    fn new(queue: Queue, interrupt: Arc<dyn Interrupt>) -> Self {
+        Self { queue, interrupt, returned: false, broken: false }
+    }
+
+    fn pop<'m>(&mut self, memory: &'m GuestRam) -> Option<DescriptorChain<&'m GuestRam>> {
+        if self.broken {
+            return None;
+        }
+        let popped = self.queue.iter(memory).map(|mut chains| chains.next());
+        self.unless_broken(popped).flatten()
+    }
+
+    fn give_back(&mut self, memory: &GuestRam, head: u16, len: u32) {
+        self.returned = true;
+        let added = self.queue.add_used(memory, head, len);
+        self.unless_broken(added);
+    }
+
+    /// Asks for a kick with the next buffer; true if there is one already.
+    fn enable_kicks(&mut self, memory: &GuestRam) -> bool {
+        let more = self.queue.enable_notification(memory);
+        self.unless_broken(more).unwrap_or(false) && !self.broken
+    }
+
+    fn disable_kicks(&mut self, memory: &GuestRam) {
+        let disabled = self.queue.disable_notification(memory);
+        self.unless_broken(disabled);
+    }
+
+    /// Tells the driver of returned buffers, if it wants to know.
+    fn notify(&mut self, memory: &GuestRam) {
+        if std::mem::take(&mut self.returned) && self.queue.needs_notification(memory).unwrap_or(true) {
+            self.interrupt.trigger();
+        }
+    }
+
+    fn unless_broken<T>(&mut self, result: Result<T, virtio_queue::Error>) -> Option<T> {
+        result
+            .inspect_err(|error| {
+                if !std::mem::replace(&mut self.broken, true) {
+                    tracing::warn!(%error, "the guest broke a vsock queue; it rests until the device is reset");
+                }
+            })
+            .ok()
+    }
+}
+
+/// What the thread is started with.
+pub(super) struct Parts {
+    pub(super) memory: Arc<GuestRam>,
+    pub(super) rx: ActiveQueue,
+    pub(super) tx: ActiveQueue,
+    /// Never written to, because nothing happens that a guest would have to hear of; kept for its descriptors.
+    pub(super) event: Option<ActiveQueue>,
+    pub(super) endpoint: Endpoint,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// Sets up what can fail, so that the caller learns of it before the thread runs.
+pub(super) fn prepare(parts: &Parts) -> io::Result<Muxer> {
+    let muxer = Muxer::new(parts.endpoint.clone(), LISTENER)?;
+    for (fd, token) in [
+        (parts.shared.wake.as_raw_fd(), CONTROL),
+        (parts.rx.kick.as_raw_fd(), KICK_RX),
+        (parts.tx.kick.as_raw_fd(), KICK_TX),
+    ] {
+        // Edge-triggered: each write to an event counter is an edge, so the counters need no reading.
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+        muxer.epoll().ctl(ControlOperation::Add, fd, event)?;
+    }
+    Ok(muxer)
+}
+
+/// Runs until told to stop.
+pub(super) fn run(parts: Parts, muxer: Muxer) {
+    let Parts { memory, rx, tx, event: _event, endpoint: _, shared } = parts;
+    let mut worker = Worker {
+        memory: &memory,
+        shared: &shared,
+        rx: Ring::new(rx.queue, rx.interrupt),
+        tx: Ring::new(tx.queue, tx.interrupt),
+        tx_waits: true,
+        muxer,
+        chain: Vec::new(),
+        payload: Vec::new(),
+    };
+    worker.run();
+    // The counters are watched until here.
+    drop((rx.kick, tx.kick));
+}
+
+struct Worker<'m> {
+    memory: &'m GuestRam,
+    shared: &'m Shared,
+    rx: Ring,
+    tx: Ring,
+    /// The transmit queue may hold packets.
+    tx_waits: bool,
+    muxer: Muxer,
+    /// Scratch: the memory of a chain, and of its payload.
+    chain: Vec<Segment<'m>>,
+    payload: Vec<Segment<'m>>,
+}
+
+impl<'m> Worker<'m> {
+    fn run(&mut self) {
+        let mut events = [EpollEvent::default(); 64];
+        // Buffers and wishes may have come before the thread.
+        let mut more = true;
+        self.grant_wishes(Instant::now());
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let timeout = if more { 0 } else { self.sleep_ms() };
+            let count = match self.muxer.epoll().wait(timeout, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => {
+                    tracing::error!(%error, "the vsock device stops: it can't wait for events");
+                    return;
+                }
+            };
+            let now = Instant::now();
+            for event in &events[..count] {
+                match event.data() {
+                    CONTROL => self.grant_wishes(now),
+                    // New buffers are tried below in any case.
+                    KICK_RX => {}
+                    KICK_TX => self.tx_waits = true,
+                    LISTENER => self.muxer.accept(now),
+                    token => self.muxer.event(token, event.event_set(), now),
+                }
+            }
+            self.muxer.expire(now);
+            self.transmit(now);
+            let output_left = self.receive(now);
+            more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.broken);
+        }
+    }
+
+    /// For `epoll_wait`: rounded up, so that a deadline has passed when the thread wakes.
+    fn sleep_ms(&self) -> i32 {
+        match self.muxer.timeout(Instant::now()) {
+            None => -1,
+            Some(timeout) => i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
+        }
+    }
+
+    fn grant_wishes(&mut self, now: Instant) {
+        for Wish { guest_port, stream } in self.shared.take_wishes() {
+            self.muxer.connect(guest_port, SocketStream::new(stream), false, now);
+        }
+    }
+
+    /// Takes packets from the guest, a bounded number.
+    fn transmit(&mut self, now: Instant) {
+        if !self.tx_waits {
+            return;
+        }
+        self.tx.disable_kicks(self.memory);
+        for _ in 0..BUDGET {
+            if self.muxer.is_stalled() {
+                break;
+            }
+            if let Some(chain) = self.tx.pop(self.memory) {
+                let head = chain.head_index();
+                self.take_packet(chain, now);
+                self.tx.give_back(self.memory, head, 0);
+            } else if !self.tx.enable_kicks(self.memory) {
+                self.tx_waits = false;
+                break;
+            }
+        }
+        self.tx.notify(self.memory);
+    }
+
+    /// One packet of the guest. Its header is copied once and never looked at in guest memory again.
+    fn take_packet(&mut self, chain: DescriptorChain<&'m GuestRam>, now: Instant) {
+        let Ok(total) = segments::gather(self.memory, chain, Access::Readable, &mut self.chain) else {
+            return;
+        };
+        let mut bytes = [0; HEADER_LEN];
+        if segments::copy_out(&self.chain, &mut bytes) < HEADER_LEN {
+            return;
+        }
+        let header = Header::parse(&bytes);
+        let len = header.len as usize;
+        segments::window(&self.chain, HEADER_LEN, len, &mut self.payload);
+        let complete = len <= total - HEADER_LEN;
+        self.muxer.transmit(&header, complete.then_some(&self.payload[..]), now);
+    }
+
+    /// Gives the guest packets, a bounded number; true if there may be more and buffers for them.
+    fn receive(&mut self, now: Instant) -> bool {
+        if !self.muxer.has_output() {
+            return false;
+        }
+        self.rx.disable_kicks(self.memory);
+        let mut budget = BUDGET;
+        while budget > 0 && self.muxer.has_output() {
+            let Some(chain) = self.rx.pop(self.memory) else {
+                if self.rx.enable_kicks(self.memory) {
+                    self.rx.disable_kicks(self.memory);
+                    continue;
+                }
+                break;
+            };
+            budget -= 1;
+            let head = chain.head_index();
+            if let Some(len) = self.fill(chain, now) {
+                self.rx.give_back(self.memory, head, len);
+            } else {
+                self.rx.queue.go_to_previous_position();
+                budget = 0;
+                break;
+            }
+        }
+        self.rx.notify(self.memory);
+        budget == 0 && self.muxer.has_output()
+    }
+
+    /// Puts a packet into a buffer and returns the bytes used of it; `None` if there is no packet. A buffer that can't
+    /// hold what there is goes back empty.
+    fn fill(&mut self, chain: DescriptorChain<&'m GuestRam>, now: Instant) -> Option<u32> {
+        let gathered = segments::gather(self.memory, chain, Access::Writable, &mut self.chain);
+        if gathered.is_err() || gathered.is_ok_and(|total| total < HEADER_LEN) {
+            return Some(0);
+        }
+        segments::window(&self.chain, HEADER_LEN, usize::MAX, &mut self.payload);
+        let Some(header) = self.muxer.next_packet(&self.payload, now) else {
+            return self.payload.is_empty().then_some(0);
+        };
+        segments::copy_in(&self.chain, &header.to_bytes());
+        Some(HEADER_LEN as u32 + header.len)
+    }
+}

@@ -1,0 +1,281 @@
+//! Puts a machine together and runs it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+};
+
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{
+    api::{ExitReason, Statistics, VcpuView, VmConfig},
+    boot,
+    bus::{Bus, BusDevice},
+    cpuid,
+    error::{VmmError, host, kvm},
+    exit::ExitSignal,
+    interrupts::GsiRouter,
+    layout, look,
+    memory::{self, GuestRam},
+    usage,
+    vcpu::{self, Buses, ExitCounters, Shared},
+};
+use crate::devices::{
+    pci_root::PciRoot,
+    power::{self, Power},
+    serial::{self, SerialPort},
+    virtio::{
+        VirtioDevice,
+        block::Block,
+        console::{Console, ConsoleLog},
+        net::{Net, NetHandle},
+        pci::{BAR_SIZE, VirtioPci},
+        rng::Rng,
+        vsock::{Vsock, VsockHandle},
+    },
+};
+use bulkhead_ipc::{report::chain, sandbox};
+
+/// Most vCPUs of a machine.
+const MOST_CPUS: u8 = 32;
+
+/// A machine whose vCPUs run.
+pub(super) struct Machine {
+    memory: Arc<GuestRam>,
+    vcpus: Vec<Arc<Shared>>,
+    console: Arc<Mutex<ConsoleLog>>,
+    vsock: Option<VsockHandle>,
+    net: Option<NetHandle>,
+    exit: ExitSignal,
+}
+
+/// The files of a machine, opened before the process confines itself.
+struct Files {
+    disks: Vec<(File, bool, String)>,
+    console: Option<File>,
+    serial: Option<File>,
+}
+
+/// What the parts are plugged into.
+struct Board {
+    vm: Arc<VmFd>,
+    memory: Arc<GuestRam>,
+    router: Arc<GsiRouter>,
+    ports: Bus,
+    mmio: Bus,
+    pci: PciRoot,
+    slots: u64,
+}
+
+impl Machine {
+    /// Builds the machine and lets its vCPUs enter the guest; `network` leads to the network device's backend.
+    pub(super) fn start(config: &VmConfig, network: Option<OwnedFd>) -> Result<Self, VmmError> {
+        if !(1..=MOST_CPUS).contains(&config.cpus) {
+            return Err(VmmError::VcpuCount(config.cpus));
+        }
+        let files = Files::open(config)?;
+        let kvm_fd = Kvm::new().map_err(VmmError::OpenKvm)?;
+        let vm = create_vm(&kvm_fd)?;
+        let memory = Arc::new(memory::create(config.memory_mib)?);
+        memory::register(&vm, &memory)?;
+        let exit = ExitSignal::new().map_err(host("an eventfd"))?;
+        let console = Arc::new(Mutex::new(ConsoleLog::new(files.console)));
+        let mut board = Board::new(vm, memory);
+        board.plug_platform(files.serial, &exit)?;
+        for (file, readonly, name) in files.disks {
+            let block = Block::new(file, readonly, &name).map_err(host("the size of a disk"))?;
+            board.plug_virtio(Box::new(block))?;
+        }
+        let vsock = match &config.vsock {
+            None => None,
+            Some(vsock) => {
+                let (device, handle) = Vsock::new(vsock.cid, vsock.socket.clone())
+                    .map_err(|source| open_failed("the vsock socket", &vsock.socket, source))?;
+                board.plug_virtio(Box::new(device))?;
+                Some(handle)
+            }
+        };
+        board.plug_virtio(Box::new(Rng::default()))?;
+        board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
+        let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
+        let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
+        let entry = boot::load(&board.memory, config)?;
+        // Everything is open; the threads that the guest can reach start confined.
+        sandbox::confine_vmm(sockets)?;
+        look::prepare().map_err(host("a signal handler"))?;
+        let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
+        Ok(Self { memory, vcpus, console, vsock, net, exit })
+    }
+
+    /// Raised when the machine ends.
+    pub(super) fn exit(&self) -> &ExitSignal {
+        &self.exit
+    }
+
+    /// Streams into the guest, if the machine has a vsock device.
+    pub(super) fn vsock(&self) -> Option<&VsockHandle> {
+        self.vsock.as_ref()
+    }
+
+    /// The network device's connection, if the machine has one.
+    pub(super) fn net(&self) -> Option<&NetHandle> {
+        self.net.as_ref()
+    }
+
+    /// Counters up to now.
+    pub(super) fn statistics(&self) -> Statistics {
+        let sum = |pick: fn(&ExitCounters) -> &std::sync::atomic::AtomicU64| {
+            self.vcpus.iter().map(|vcpu| pick(&vcpu.exits).load(Ordering::Relaxed)).sum()
+        };
+        let exits = BTreeMap::from([
+            ("port".to_owned(), sum(|c| &c.port)),
+            ("mmio".to_owned(), sum(|c| &c.mmio)),
+            ("other".to_owned(), sum(|c| &c.other)),
+        ]);
+        let (guest_resident_kib, overhead_kib) = usage::resident_kib(&self.memory);
+        Statistics { exits, overhead_kib, guest_resident_kib }
+    }
+
+    /// Where each vCPU is.
+    pub(super) fn look(&self) -> Vec<Option<VcpuView>> {
+        let windows: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.window).collect();
+        look::look(&windows)
+    }
+
+    /// Tells a reset that follows a kernel panic from one that the guest wanted.
+    pub(super) fn explain(&self, reason: ExitReason) -> ExitReason {
+        let mut log = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        if reason == ExitReason::Reset && log.panicked() { ExitReason::Panic } else { reason }
+    }
+}
+
+impl Files {
+    fn open(config: &VmConfig) -> Result<Self, VmmError> {
+        let disks = config
+            .disks
+            .iter()
+            .map(|disk| {
+                let file = OpenOptions::new().read(true).write(!disk.readonly).open(&disk.path);
+                let file = file.map_err(|source| open_failed("the disk", &disk.path, source))?;
+                Ok((file, disk.readonly, disk.serial.clone()))
+            })
+            .collect::<Result<_, VmmError>>()?;
+        let log = |what, path: &Option<std::path::PathBuf>| {
+            path.as_deref()
+                .map(|path| {
+                    let file = OpenOptions::new().append(true).create(true).open(path);
+                    file.map_err(|source| open_failed(what, path, source))
+                })
+                .transpose()
+        };
+        Ok(Self {
+            disks,
+            console: log("the console log", &config.console)?,
+            serial: log("the serial log", &config.serial)?,
+        })
+    }
+}
+
+impl Board {
+    fn new(vm: Arc<VmFd>, memory: Arc<GuestRam>) -> Self {
+        let router = GsiRouter::new(Arc::clone(&vm));
+        Self { vm, memory, router, ports: Bus::default(), mmio: Bus::default(), pci: PciRoot::new(), slots: 0 }
+    }
+
+    fn plug_platform(&mut self, serial: Option<File>, exit: &ExitSignal) -> Result<(), VmmError> {
+        let power = Arc::new(Mutex::new(Power::new(exit.clone())));
+        insert(&mut self.ports, u64::from(layout::POWER_PORT), power::LEN, power)?;
+        if let Some(output) = serial {
+            let line = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+            self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(kvm("attach an irqfd"))?;
+            let port = Arc::new(Mutex::new(SerialPort::new(line, ConsoleLog::new(Some(output)))));
+            insert(&mut self.ports, u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
+        }
+        Ok(())
+    }
+
+    fn plug_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), VmmError> {
+        let bar = layout::PCI_MMIO_START + self.slots * BAR_SIZE;
+        self.slots += 1;
+        let function = VirtioPci::new(device, Arc::clone(&self.memory), &self.vm, &self.router, bar)?;
+        insert(&mut self.mmio, bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
+        self.pci.plug(function).map(|_| ()).ok_or(VmmError::GuestMemory("one more PCI device"))
+    }
+
+    /// A backend that cannot be used costs the guest its network, not its start.
+    fn plug_network(&mut self, stream: OwnedFd) -> Result<Option<NetHandle>, VmmError> {
+        match Net::new(stream.into()) {
+            Ok((device, handle)) => {
+                self.plug_virtio(Box::new(device))?;
+                Ok(Some(handle))
+            }
+            Err(error) => {
+                tracing::warn!("the machine has no network: {}", chain(&error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes the vCPUs and lets them run.
+    fn run(
+        mut self,
+        kvm_fd: &Kvm,
+        cpus: u8,
+        entry: boot::Entry,
+        exit: &ExitSignal,
+    ) -> Result<(Vec<Arc<Shared>>, Arc<GuestRam>), VmmError> {
+        let pci = Arc::new(Mutex::new(self.pci));
+        insert(&mut self.mmio, layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
+        let buses = Arc::new(Buses { ports: self.ports, memory: self.mmio });
+        let supported = cpuid::supported(kvm_fd)?;
+        let mut vcpus = Vec::new();
+        for id in 0..cpus {
+            let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("make a vCPU"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, cpus)?).map_err(kvm("set CPU features"))?;
+            boot::set_msrs(&vcpu)?;
+            if id == 0 {
+                boot::set_registers(&vcpu, &self.memory, entry)?;
+            }
+            vcpus.push(vcpu);
+        }
+        let mut running = Vec::new();
+        for (id, vcpu) in (0..cpus).zip(vcpus) {
+            let shared = Arc::new(Shared::default());
+            running.push(Arc::clone(&shared));
+            vcpu::spawn(id, vcpu, Arc::clone(&buses), shared, exit.clone())?;
+        }
+        Ok((running, self.memory))
+    }
+}
+
+fn create_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, VmmError> {
+    for (capability, name) in
+        [(Cap::Irqfd, "irqfd"), (Cap::Ioeventfd, "ioeventfd"), (Cap::IrqRouting, "interrupt routing")]
+    {
+        if !kvm_fd.check_extension(capability) {
+            return Err(VmmError::KvmCapability(name));
+        }
+    }
+    let vm = loop {
+        match kvm_fd.create_vm() {
+            // KVM_CREATE_VM can be interrupted by a signal.
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => break other.map_err(kvm("make a VM"))?,
+        }
+    };
+    vm.set_tss_address(layout::TSS_START as usize).map_err(kvm("set the TSS address"))?;
+    vm.create_irq_chip().map_err(kvm("make an interrupt controller"))?;
+    Ok(Arc::new(vm))
+}
+
+fn insert(bus: &mut Bus, start: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmmError> {
+    bus.insert(start, len, device).map_err(|_| VmmError::GuestMemory("a device at a taken address"))
+}
+
+fn open_failed(what: &'static str, path: &Path, source: std::io::Error) -> VmmError {
+    VmmError::OpenFile { what, path: path.to_path_buf(), source }
+}

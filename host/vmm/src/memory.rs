@@ -1,0 +1,105 @@
+//! Guest memory: one memfd, mapped shared, so that vhost-user processes can map it too.
+
+use std::{fs::File, io};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
+
+use super::{
+    error::{VmmError, kvm},
+    layout,
+};
+
+pub use bulkhead_queue::GuestRam;
+
+/// The ranges of guest memory of this size: below the device hole and, for the rest, above 4 GiB.
+pub fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
+    let low = bytes.min(layout::LOW_MEMORY_END);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if bytes > low {
+        ranges.push((GuestAddress(layout::HIGH_MEMORY_START), bytes - low));
+    }
+    ranges
+}
+
+/// Makes guest memory of `mib` MiB. Nothing is resident until the guest touches it.
+pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
+    let bytes = mib
+        .checked_mul(1 << 20)
+        .filter(|bytes| (64 << 20..1 << 44).contains(bytes))
+        .ok_or(VmmError::Memory { mib, source: io::Error::from(io::ErrorKind::InvalidInput) })?;
+    let file = memfd(bytes).map_err(|source| VmmError::Memory { mib, source })?;
+    let mut offset = 0;
+    let mut files = Vec::new();
+    for (address, len) in ranges(bytes) {
+        let file = file.try_clone().map_err(|source| VmmError::Memory { mib, source })?;
+        files.push((address, len as usize, Some(FileOffset::new(file, offset))));
+        offset += len;
+    }
+    let memory = GuestRegionCollection::from_ranges_with_files(files).map_err(VmmError::MapMemory)?;
+    advise_huge_pages(&memory);
+    Ok(memory)
+}
+
+fn memfd(bytes: u64) -> io::Result<File> {
+    let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    file.set_len(bytes)?;
+    // A process that maps this memory may not shrink it under us (SIGBUS).
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
+    Ok(file)
+}
+
+/// Asks for transparent huge pages; only a hint, shmem ignores it unless `shmem_enabled` is `advise` or `always`.
+fn advise_huge_pages(memory: &GuestRam) {
+    for region in memory.iter() {
+        // SAFETY: the range is exactly one mapping of ours, and MADV_HUGEPAGE changes no contents.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
+    }
+}
+
+/// Gives guest memory to the VM.
+pub fn register(vm: &VmFd, memory: &GuestRam) -> Result<(), VmmError> {
+    for (slot, region) in memory.iter().enumerate() {
+        let description = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region stays mapped as long as the VM: both live until the process ends.
+        unsafe { vm.set_user_memory_region(description) }.map_err(kvm("map guest memory"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ranges_add_up_and_leave_the_device_hole_free(mib in 64u64..1 << 20) {
+            let ranges = ranges(mib << 20);
+            prop_assert_eq!(ranges.iter().map(|(_, len)| len).sum::<u64>(), mib << 20);
+            for (start, len) in ranges {
+                let end = start.0 + len;
+                prop_assert!(end <= layout::LOW_MEMORY_END || start.0 >= layout::HIGH_MEMORY_START);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_sizes_that_make_no_machine_are_refused() {
+        for mib in [0, 1, 63, 1 << 30, u64::MAX] {
+            assert!(create(mib).is_err(), "{mib} MiB");
+        }
+    }
+}
