@@ -3,7 +3,7 @@
 //! The driver has the buffers of Linux's (4 KiB, mergeable) and hands frames to a tap device. It counts what a frame
 //! costs, and the process's CPU time:
 //!
-//!     BULKHEAD_NET_PROGRAM=target/release/bulkhead cargo test --lib net::tests::driver -- --ignored --nocapture
+//!     BULKHEAD_NET_PROGRAM=target/release/bulkhead cargo test -p bulkhead-net driver -- --ignored --nocapture
 
 use std::{
     fs::File,
