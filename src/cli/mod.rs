@@ -6,7 +6,6 @@ mod doctor;
 mod env;
 mod follow;
 mod logs;
-mod older;
 mod policy;
 mod ports;
 mod restart;
@@ -15,6 +14,7 @@ mod settings;
 mod start;
 mod status;
 mod stop;
+mod unisolated;
 mod version;
 
 use std::{io, process::ExitCode};

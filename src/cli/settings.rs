@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use super::{CliError, Format, older, print, runtime, table};
+use super::{CliError, Format, print, runtime, table, unisolated};
 use crate::settings::{Base, DEFINITIONS, Definition, Kind, Policy, ProfileName, Settings};
 
 /// Show and change settings; a change takes effect at the next `start` or `restart`.
@@ -52,7 +52,7 @@ pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -
             let was_on = load().is_ok_and(|settings| settings.isolation());
             Settings::update(&paths, &policy, definition, Some(definition.parse(&value)?))?;
             let turned_on = !was_on && load()?.isolation();
-            if turned_on && let Some(line) = runtime()?.block_on(older::of_setting(&paths)) {
+            if turned_on && let Some(line) = runtime()?.block_on(unisolated::of_setting(&paths)) {
                 eprintln!("note: {line}");
             }
         }

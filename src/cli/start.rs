@@ -9,7 +9,7 @@ use super::{
     client::{Client, ClientError},
     command,
     follow::{self, Output},
-    older, print,
+    print, unisolated,
 };
 use crate::{
     backend::{
@@ -154,7 +154,7 @@ pub(super) async fn tell_policy(paths: &Paths, client: &Client<'_>) {
 pub(super) async fn tell_older(paths: &Paths, client: &Client<'_>) {
     let isolated = client.status().await.ok().and_then(|status| status.vm);
     if isolated.is_some_and(|vm| vm.enhanced_container_isolation)
-        && let Some(line) = older::of(paths, client).await
+        && let Some(line) = unisolated::of(paths, client).await
     {
         eprintln!("note: {line}");
     }

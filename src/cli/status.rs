@@ -1,6 +1,6 @@
 //! `bulkhead status`.
 
-use super::{CliError, Format, client::Client, command, older, print, seconds, start, table};
+use super::{CliError, Format, client::Client, command, print, seconds, start, table, unisolated};
 use crate::{
     backend::{
         lock, stopped,
@@ -31,7 +31,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
             let isolated = status.vm.as_ref().is_some_and(|vm| vm.enhanced_container_isolation);
             let client = if running && isolated { Client::connect(paths).await? } else { None };
             let older = match &client {
-                Some(client) => older::of(paths, client).await,
+                Some(client) => unisolated::of(paths, client).await,
                 None => None,
             };
             print(&pretty(paths, &status, older))
