@@ -6,7 +6,7 @@ use super::{
     SettingsError, daemon,
     network::NetworkKind,
     proxy::{self, ProxyUrl},
-    sockets,
+    socket_mount,
     subnet::Subnet,
 };
 
@@ -89,7 +89,7 @@ definitions! {
     SOCKET_MOUNT: "dockerSocketMount",
         Kind::Text {
             default: "",
-            fits: |text| sockets::parse(text).is_some(),
+            fits: |text| socket_mount::parse(text).is_some(),
             expected: "a JSON object as dockerSocketMount of a policy has it, such as \
                        {\"imageList\": {\"images\": [\"docker:cli\"]}, \"commandList\": {\"commands\": [\"push\"]}}",
             conceal: None,

@@ -8,7 +8,7 @@ pub mod policy;
 mod profile;
 mod proxy;
 mod size;
-mod sockets;
+mod socket_mount;
 mod subnet;
 
 use std::{
@@ -191,8 +191,8 @@ impl Settings {
 
     /// Which containers may have the engine's socket while isolation is on.
     pub fn socket_exceptions(&self) -> SocketExceptions {
-        let mount = sockets::parse(self.get(&SOCKET_MOUNT).as_str().unwrap_or_default());
-        mount.as_ref().map(sockets::exceptions).unwrap_or_default()
+        let mount = socket_mount::parse(self.get(&SOCKET_MOUNT).as_str().unwrap_or_default());
+        mount.as_ref().map(socket_mount::exceptions).unwrap_or_default()
     }
 
     /// Whether `docker load` is refused.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{AdminSettings, HttpProxy, SocketMount};
-use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET, sockets};
+use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET, socket_mount};
 
 /// The version of the format that this program knows.
 const VERSION: u32 = 2;
@@ -183,7 +183,7 @@ pub(in crate::settings) fn check_exceptions(exceptions: &SocketMount) -> Result<
     if let Some(at) = images.iter().position(|image| !word(image)) {
         return Err(key(&format!("{PATH}.imageList.images[{at}]"), "write name[:tag], name@digest or *"));
     }
-    if serde_json::to_string(exceptions).map_or(true, |text| text.len() > sockets::LONGEST) {
+    if serde_json::to_string(exceptions).map_or(true, |text| text.len() > socket_mount::LONGEST) {
         return Err(key(PATH, "it is longer than 16 KiB"));
     }
     let commands = exceptions.command_list.get().map(|list| list.commands.as_slice()).unwrap_or_default();
