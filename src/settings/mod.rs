@@ -2,6 +2,7 @@
 
 mod daemon;
 mod definition;
+mod maybe;
 mod network;
 mod paths;
 pub mod policy;

@@ -1,11 +1,62 @@
 //! Which containers may have the engine's socket: the policy's `dockerSocketMount`, and a setting of the same form.
 
 use bulkhead_protocol::{SocketCommands, SocketExceptions};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::policy::{ListKind, SocketMount, check_exceptions};
+use super::{maybe::Maybe, policy::check_exceptions};
 
 /// Longest text, in bytes: with all else that the guest is told it fits into one message.
 pub(super) const LONGEST: usize = 16 * 1024;
+
+/// Exceptions for the engine's socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SocketMount {
+    /// Whose containers may have it.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub image_list: Maybe<ImageList>,
+    /// What may be asked through it.
+    #[serde(default, skip_serializing_if = "Maybe::is_none")]
+    pub command_list: Maybe<CommandList>,
+}
+
+/// Images whose containers may have the engine's socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageList {
+    /// `name[:tag]`, with `*` for any tag, `name@digest`, `sha256:…` for the image of this id, or `*` for all.
+    #[serde(default)]
+    pub images: Vec<String>,
+    /// Whether local images built from these may have it, too.
+    #[serde(default = "allowed")]
+    pub allow_derived_images: bool,
+}
+
+fn allowed() -> bool {
+    true
+}
+
+/// Commands that are refused, or the only ones that are not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CommandList {
+    /// What becomes of the commands.
+    #[serde(default, rename = "type")]
+    pub kind: ListKind,
+    /// Names as in `docker --help`, or groups such as `image*`.
+    pub commands: Vec<String>,
+}
+
+/// What becomes of the commands of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ListKind {
+    /// They are refused.
+    #[default]
+    Deny,
+    /// All others are refused.
+    Allow,
+}
 
 /// What a text says; `None` when it says nothing that holds. No text is no exception.
 pub(super) fn parse(text: &str) -> Option<SocketMount> {

@@ -2,61 +2,10 @@
 //!
 //! A key that is there must have a value of its kind: `null` is none. Keys that are not listed are ignored.
 
-use std::borrow::Cow;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{Deserialize, Serialize};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// A key that may be left out, but not be `null`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Maybe<T>(Option<T>);
-
-impl<T> Maybe<T> {
-    /// What the file says, if it has the key.
-    pub fn get(&self) -> Option<&T> {
-        self.0.as_ref()
-    }
-
-    fn is_none(&self) -> bool {
-        self.0.is_none()
-    }
-}
-
-impl<T> Default for Maybe<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Maybe<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::deserialize(deserializer).map(|value| Self(Some(value)))
-    }
-}
-
-impl<T: Serialize> Serialize for Maybe<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for Maybe<T> {
-    fn inline_schema() -> bool {
-        T::inline_schema()
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        T::schema_name()
-    }
-
-    fn schema_id() -> Cow<'static, str> {
-        T::schema_id()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
-    }
-}
+use crate::settings::{maybe::Maybe, socket_mount::SocketMount};
 
 /// A setting that an administrator decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -114,55 +63,6 @@ pub struct Isolation {
     /// Which containers may have the engine's socket; without it, none.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub docker_socket_mount: Maybe<SocketMount>,
-}
-
-/// Exceptions for the engine's socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SocketMount {
-    /// Whose containers may have it.
-    #[serde(default, skip_serializing_if = "Maybe::is_none")]
-    pub image_list: Maybe<ImageList>,
-    /// What may be asked through it.
-    #[serde(default, skip_serializing_if = "Maybe::is_none")]
-    pub command_list: Maybe<CommandList>,
-}
-
-/// Images whose containers may have the engine's socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageList {
-    /// `name[:tag]`, with `*` for any tag, `name@digest`, `sha256:…` for the image of this id, or `*` for all.
-    #[serde(default)]
-    pub images: Vec<String>,
-    /// Whether local images built from these may have it, too.
-    #[serde(default = "allowed")]
-    pub allow_derived_images: bool,
-}
-
-fn allowed() -> bool {
-    true
-}
-
-/// Commands that are refused, or the only ones that are not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct CommandList {
-    /// What becomes of the commands.
-    #[serde(default, rename = "type")]
-    pub kind: ListKind,
-    /// Names as in `docker --help`, or groups such as `image*`.
-    pub commands: Vec<String>,
-}
-
-/// What becomes of the commands of a list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ListKind {
-    /// They are refused.
-    #[default]
-    Deny,
-    /// All others are refused.
-    Allow,
 }
 
 /// The VM.

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use self::document::{HttpProxy, ProxyMode};
 pub(super) use self::parse::check_exceptions;
 pub use self::{
-    document::{AdminSettings, ListKind, PortBinding, SocketMount, schema},
+    document::{AdminSettings, PortBinding, schema},
     file::{PolicySource, Untrusted},
     parse::{Invalid, Parsed, parse},
 };

@@ -2,8 +2,11 @@
 
 use serde_json::Value;
 
-use super::document::{AdminSettings, HttpProxy, SocketMount};
-use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET, socket_mount};
+use super::document::{AdminSettings, HttpProxy};
+use crate::settings::{
+    DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET,
+    socket_mount::{self, SocketMount},
+};
 
 /// The version of the format that this program knows.
 const VERSION: u32 = 2;
