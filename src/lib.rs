@@ -4,6 +4,7 @@ pub mod backend;
 pub mod cli;
 pub mod devices;
 pub mod engine;
+mod hex;
 pub mod image;
 pub mod inherited;
 pub mod net;

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::settings::Base;
+use crate::{hex::hex, settings::Base};
 
 /// The command that builds an image.
 const BUILD: &str = "build it with `scripts/image`";
@@ -229,16 +229,6 @@ fn digest(path: &Path) -> io::Result<String> {
         }
     }
     Ok(hex(&hasher.finalize()))
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        for nibble in [byte >> 4, byte & 15] {
-            text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
-        }
-        text
-    })
 }
 
 /// What the fuzz targets reach of this room.
