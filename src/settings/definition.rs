@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    SettingsError, daemon,
+    daemon,
+    error::SettingsError,
     network::NetworkKind,
     proxy::{self, ProxyUrl},
     socket_mount,

@@ -2,6 +2,7 @@
 
 mod daemon;
 mod definition;
+mod error;
 mod maybe;
 mod network;
 mod paths;
@@ -16,7 +17,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     str::FromStr,
     sync::Arc,
 };
@@ -31,6 +32,7 @@ use self::definition::{
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
+    error::SettingsError,
     network::{InvalidNetwork, NetworkKind},
     paths::{Base, PathError, Paths},
     policy::{Policy, PolicyFacts, PolicySource, PortBinding},
@@ -42,53 +44,6 @@ pub use self::{
 
 /// Largest settings file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Why settings could not be read or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// No such setting.
-    #[error("there is no setting `{0}`; `bulkhead settings list` shows all")]
-    UnknownKey(String),
-    /// The value does not fit the setting.
-    #[error("`{value}` is no value for {key}: {expected}")]
-    InvalidValue {
-        /// The setting.
-        key: &'static str,
-        /// What was given.
-        value: String,
-        /// What would be accepted.
-        expected: String,
-    },
-    /// The administrator decided it.
-    #[error("{key} is locked by {file}; only the administrator of this machine can change it")]
-    Locked {
-        /// The setting.
-        key: &'static str,
-        /// The policy.
-        file: PathBuf,
-    },
-    /// The file is not a JSON object.
-    #[error("{path} is not a JSON object; correct or remove it")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said, if it is no JSON at all.
-        #[source]
-        source: Option<serde_json::Error>,
-    },
-    /// The file cannot be read or written.
-    #[error("cannot use {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The folder cannot be used.
-    #[error(transparent)]
-    Path(#[from] PathError),
-}
 
 /// What a person set, under what the administrator decides; keys that this version does not know are kept as they are.
 #[derive(Clone, Debug, Default, PartialEq)]

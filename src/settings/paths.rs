@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::ProfileName;
+use super::profile::ProfileName;
 
 /// Longest path of a Unix socket in bytes: `sun_path` holds 108, its terminator included (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
