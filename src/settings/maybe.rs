@@ -26,9 +26,15 @@ impl<T> Default for Maybe<T> {
     }
 }
 
+impl<T> From<T> for Maybe<T> {
+    fn from(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Maybe<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::deserialize(deserializer).map(|value| Self(Some(value)))
+        T::deserialize(deserializer).map(Self::from)
     }
 }
 

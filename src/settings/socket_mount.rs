@@ -4,10 +4,13 @@ use bulkhead_protocol::{SocketCommands, SocketExceptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{maybe::Maybe, policy::check_exceptions};
+use super::maybe::Maybe;
 
 /// Longest text, in bytes: with all else that the guest is told it fits into one message.
-pub(super) const LONGEST: usize = 16 * 1024;
+const MAX_TEXT: usize = 16 * 1024;
+
+/// Longest name of an image or a command, in bytes.
+const MAX_WORD: usize = 512;
 
 /// Exceptions for the engine's socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -63,14 +66,46 @@ pub(super) fn parse(text: &str) -> Option<SocketMount> {
     if text.trim().is_empty() {
         return Some(SocketMount::default());
     }
-    if text.len() > LONGEST || !text.trim_start().starts_with('{') {
+    if text.len() > MAX_TEXT || !text.trim_start().starts_with('{') {
         return None;
     }
     let mut unknown = false;
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let mount: SocketMount = serde_ignored::deserialize(&mut deserializer, |_| unknown = true).ok()?;
     deserializer.end().ok()?;
-    (!unknown && check_exceptions(&mount).is_ok()).then_some(mount)
+    (!unknown && check(&mount).is_ok()).then_some(mount)
+}
+
+/// A part of exceptions that cannot hold.
+#[derive(Debug)]
+pub(super) struct Misfit {
+    /// Its path below `dockerSocketMount`, such as `.imageList.images[0]`.
+    pub(super) place: String,
+    /// The remedy.
+    pub(super) problem: &'static str,
+}
+
+/// Checks that exceptions can hold, for a policy or a setting.
+pub(super) fn check(exceptions: &SocketMount) -> Result<(), Misfit> {
+    let misfit = |place: String, problem| Err(Misfit { place, problem });
+    let word = |text: &str| (1..=MAX_WORD).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let images = exceptions.image_list.get().map(|list| list.images.as_slice()).unwrap_or_default();
+    if let Some(at) = images.iter().position(|image| !word(image)) {
+        return misfit(format!(".imageList.images[{at}]"), "write name[:tag], name@digest or *");
+    }
+    if serde_json::to_string(exceptions).map_or(true, |text| text.len() > MAX_TEXT) {
+        return misfit(String::new(), "it is longer than 16 KiB");
+    }
+    let commands = exceptions.command_list.get().map(|list| list.commands.as_slice()).unwrap_or_default();
+    let command = |text: &String| {
+        let name = text.strip_suffix('*').unwrap_or(text);
+        word(name) && name.bytes().all(|byte| byte.is_ascii_lowercase())
+    };
+    if let Some(at) = commands.iter().position(|text| !command(text)) {
+        let place = format!(".commandList.commands[{at}]");
+        return misfit(place, "write a name as in `docker --help`, or a group such as image*");
+    }
+    Ok(())
 }
 
 /// The same for the guest.
@@ -131,7 +166,7 @@ mod tests {
         ] {
             assert!(parse(text).is_none(), "{text}");
         }
-        let long = format!(r#"{{"imageList": {{"images": [{}"a"]}}}}"#, "\"aaaaaaaa\",".repeat(LONGEST / 10));
+        let long = format!(r#"{{"imageList": {{"images": [{}"a"]}}}}"#, "\"aaaaaaaa\",".repeat(MAX_TEXT / 10));
         assert!(parse(&long).is_none());
     }
 

@@ -52,6 +52,14 @@ pub struct AdminSettings {
     pub port_binding_behavior: Maybe<Setting<PortBinding>>,
 }
 
+impl AdminSettings {
+    /// The document that stands for a file which cannot be used: isolation on and locked, without exceptions.
+    pub(super) fn strictest() -> Self {
+        let isolation = Isolation { locked: true, value: true, docker_socket_mount: Maybe::default() };
+        Self { enhanced_container_isolation: isolation.into(), ..Self::default() }
+    }
+}
+
 /// Enhanced Container Isolation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -6,10 +6,10 @@ use std::{
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    super::{Base, NetworkKind, Settings, SettingsError},
+    super::{Base, NetworkKind, Settings, SettingsError, definition::SUBNET},
     *,
 };
 
