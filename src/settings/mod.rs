@@ -1,8 +1,20 @@
-//! Settings of a profile: what a person may set, where it is kept, and the names and paths around it.
+//! The settings of a profile: the values of a user, under the policy of the machine's administrator.
+//!
+//! | Subject                                             | File                                                     |
+//! |-----------------------------------------------------|----------------------------------------------------------|
+//! | each setting, its kind of value and its default     | `definition.rs`                                          |
+//! | the value in effect: locked, set, policy or default | [`Settings::get`] below                                  |
+//! | refusing to change a locked setting                 | `locks.rs`                                               |
+//! | the administrator's policy, `admin-settings.json`   | `policy/`                                                |
+//! | the forms of values                                 | `daemon.rs`, `network.rs`, `proxy.rs`, `socket_mount.rs` … |
+//! | names of profiles, directories and files            | `profile.rs`, `paths.rs`                                 |
+//!
+//! Values are read when a VM is planned (`backend/plan.rs`), so a change takes effect at the next `start` or `restart`.
 
 mod daemon;
 mod definition;
 mod error;
+mod locks;
 mod maybe;
 mod network;
 mod paths;
@@ -103,17 +115,7 @@ impl Settings {
         &self.policy
     }
 
-    /// Refuses a value of an option that is not the one which is locked.
-    fn permit(&self, definition: &Definition, option: Option<Value>) -> Result<(), SettingsError> {
-        match (self.policy.lock(definition), option) {
-            (Some(file), Some(value)) if value != self.get(definition) => {
-                Err(SettingsError::Locked { key: definition.key, file: file.to_owned() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses options of `start` that contradict what is locked.
+    /// Refuses options of `start` that contradict a locked setting.
     pub fn permit_options(
         &self,
         cpus: Option<u8>,
@@ -121,10 +123,14 @@ impl Settings {
         disk_gib: Option<u64>,
         network: Option<&NetworkKind>,
     ) -> Result<(), SettingsError> {
-        self.permit(&CPUS, cpus.map(Into::into))?;
-        self.permit(&MEMORY_MIB, memory_mib.map(Into::into))?;
-        self.permit(&DISK_GIB, disk_gib.map(Into::into))?;
-        self.permit(&NETWORK, network.map(|kind| kind.to_string().into()))
+        let permit = |definition: &Definition, option: Option<Value>| match option {
+            Some(option) => locks::refuse_option(&self.policy, definition, &self.get(definition), &option),
+            None => Ok(()),
+        };
+        permit(&CPUS, cpus.map(Into::into))?;
+        permit(&MEMORY_MIB, memory_mib.map(Into::into))?;
+        permit(&DISK_GIB, disk_gib.map(Into::into))?;
+        permit(&NETWORK, network.map(|kind| kind.to_string().into()))
     }
 
     /// Whether a person set it.
@@ -232,21 +238,21 @@ impl Settings {
         self.policy.lock(&DAEMON_OPTIONS).is_some()
     }
 
-    /// Sets (`Some`) or unsets (`None`) one value in the profile's file, atomically and alone, if `policy` allows it.
+    /// Sets (`Some`) or unsets (`None`) one value in the profile's file unless `policy` locks it. Atomic, and safe
+    /// against other writers.
     pub fn update(
         paths: &Paths,
         policy: &Policy,
         definition: &Definition,
         value: Option<Value>,
     ) -> Result<(), SettingsError> {
-        if let Some(file) = policy.lock(definition) {
-            return Err(SettingsError::Locked { key: definition.key, file: file.to_owned() });
-        }
-        let folder = paths.create_config()?;
+        locks::refuse_change(policy, definition)?;
+        let directory = paths.create_config()?;
         let path = paths.settings();
         let io_error = |source| SettingsError::Io { path: path.clone(), source };
-        // Two writers at once must not lose one of the two changes.
-        let lock = File::open(&folder).map_err(io_error)?;
+        // The lock is on the directory because the file is replaced: two writers that had locked two different inodes
+        // of it would each lose the other's change.
+        let lock = File::open(&directory).map_err(io_error)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(errno.into()))?;
         let mut settings = Self::load(&path)?;
         match value {
@@ -258,14 +264,17 @@ impl Settings {
                 settings.values.remove(definition.key);
             }
         }
-        replace(&folder, &path, &Value::Object(settings.values)).map_err(io_error)?;
+        replace(&directory, &path, &Value::Object(settings.values)).map_err(io_error)?;
         drop(lock);
         Ok(())
     }
 }
 
-fn replace(folder: &Path, path: &Path, value: &Value) -> io::Result<()> {
-    let new = folder.join(".settings.json.new");
+/// Replaces a file by rename, so that a reader or a crash finds either the old or the new contents.
+fn replace(directory: &Path, path: &Path, value: &Value) -> io::Result<()> {
+    // One fixed name is enough, as writers hold the lock; a leftover of a crashed one is truncated.
+    let new = directory.join(".settings.json.new");
+    // Proxies have passwords, so only the user may read it.
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     writeln!(file, "{value:#}")?;
     file.sync_all()?;
