@@ -132,15 +132,15 @@ mod tests {
             ("enhancedContainerIsolation.dockerSocketMount", "in force"),
             ("linuxVM.dockerDaemonOptions", "in force"),
             ("linuxVM.vpnkitCIDR", "in force"),
-            ("proxy.mode", "without effect: containersProxy goes before it"),
-            ("proxy.http ", "without effect: containersProxy goes before it"),
+            ("proxy.mode", "without effect: containersProxy takes precedence"),
+            ("proxy.http ", "without effect: containersProxy takes precedence"),
             ("proxy.pac", "not enforced yet: "),
             ("containersProxy.mode", "in force"),
             ("containersProxy.http ", "in force"),
             ("containersProxy.https", "in force"),
             ("containersProxy.exclude", "in force"),
-            ("containersProxy.embeddedPac", "not enforced yet: no proxy auto-configuration"),
-            ("containersProxy.transparentPorts", "not enforced yet: no traffic is led to the proxy"),
+            ("containersProxy.embeddedPac", "not enforced yet: proxy auto-configuration"),
+            ("containersProxy.transparentPorts", "not enforced yet: traffic is not redirected"),
             ("filesharingAllowedDirectories", "not enforced yet: "),
             ("blockDockerLoad", "in force"),
             ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_used_is_shown_with_its_problem_and_isolation_locked() {
         let text = pretty(&policy("[]"));
-        assert!(text.contains("cannot be used: the file: write an object;"), "{text}");
+        assert!(text.contains("cannot be used: the file: must be an object;"), "{text}");
         let line = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
         assert_eq!(line, ["enhancedContainerIsolation", "true", "yes", "in", "force"]);
     }

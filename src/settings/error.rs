@@ -4,28 +4,28 @@ use std::{io, path::PathBuf};
 
 use super::paths::PathError;
 
-/// Why settings could not be read or changed.
+/// Settings that cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// No such setting.
-    #[error("there is no setting `{0}`; `bulkhead settings list` shows all")]
+    /// Not a setting.
+    #[error("unknown setting `{0}`; `bulkhead settings list` shows all settings")]
     UnknownKey(String),
-    /// The value does not fit the setting.
-    #[error("`{value}` is no value for {key}: {expected}")]
+    /// A value that the setting does not accept.
+    #[error("invalid value `{value}` for {key}: {expected}")]
     InvalidValue {
         /// The setting.
         key: &'static str,
-        /// What was given.
+        /// The value, with passwords concealed.
         value: String,
-        /// What would be accepted.
+        /// The accepted values, as in "must be true or false".
         expected: String,
     },
-    /// The administrator decided it.
+    /// A setting that the administrator locked.
     #[error("{key} is locked by {file}; only the administrator of this machine can change it")]
     Locked {
         /// The setting.
         key: &'static str,
-        /// The policy.
+        /// The policy file.
         file: PathBuf,
     },
     /// The file is not a JSON object.
@@ -33,7 +33,7 @@ pub enum SettingsError {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// What the parser said, if it is no JSON at all.
+        /// The parser's error; `None` for JSON of another kind.
         #[source]
         source: Option<serde_json::Error>,
     },
@@ -42,11 +42,11 @@ pub enum SettingsError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The folder cannot be used.
+    /// A directory of the profile cannot be used.
     #[error(transparent)]
     Path(#[from] PathError),
 }

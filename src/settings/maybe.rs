@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Maybe<T>(Option<T>);
 
 impl<T> Maybe<T> {
-    /// What the file says, if it has the key.
+    /// The key's value, if the object has the key.
     pub fn get(&self) -> Option<&T> {
         self.0.as_ref()
     }
@@ -34,6 +34,7 @@ impl<T> From<T> for Maybe<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Maybe<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // `Option` would take `null` for an absent key. Called for keys that are there; `serde(default)` does the rest.
         T::deserialize(deserializer).map(Self::from)
     }
 }
@@ -44,6 +45,7 @@ impl<T: Serialize> Serialize for Maybe<T> {
     }
 }
 
+// The schema of the value itself; that of an `Option` would allow `null`.
 impl<T: JsonSchema> JsonSchema for Maybe<T> {
     fn inline_schema() -> bool {
         T::inline_schema()

@@ -57,7 +57,7 @@ pub use self::{
 /// Largest settings file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// What a person set, under what the administrator decides; keys that this version does not know are kept as they are.
+/// The values of a settings file under a policy. Keys that this version does not know are kept in the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     values: Map<String, Value>,
@@ -65,14 +65,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the file; a missing one holds nothing.
+    /// Reads a file; a missing one sets nothing.
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
         let io_error = |source| SettingsError::Io { path: path.to_owned(), source };
         let text = match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(io_error(error)),
             Ok(metadata) if metadata.len() > MAX_FILE => {
-                return Err(io_error(io::Error::other("the file is too large for settings")));
+                return Err(io_error(io::Error::other("the file is larger than 1 MiB")));
             }
             Ok(_) => fs::read(path).map_err(io_error)?,
         };
@@ -85,6 +85,8 @@ impl Settings {
             Ok(_) => return Err(SettingsError::Syntax { path: path.to_owned(), source: None }),
             Err(source) => return Err(SettingsError::Syntax { path: path.to_owned(), source: Some(source) }),
         };
+        // A value of the wrong kind fails the whole file. With the default in its place, a VM would run with settings
+        // that the user did not choose, and nobody would notice.
         for definition in DEFINITIONS {
             if let Some(value) = values.get(definition.key) {
                 definition.check(value)?;
@@ -93,15 +95,16 @@ impl Settings {
         Ok(Self { values, policy: Arc::default() })
     }
 
-    /// The same settings where `policy` holds.
+    /// The same values under `policy`.
     #[must_use]
     pub fn under(self, policy: Policy) -> Self {
         Self { policy: Arc::new(policy), ..self }
     }
 
-    /// The value that holds: the one that is locked, else the one set, else the policy's, else the default.
+    /// The value in effect: the policy's if it is locked, else the user's, else the policy's, else the default.
     pub fn get(&self, definition: &Definition) -> Value {
         let rule = self.policy.rule(definition);
+        // A locked rule comes first: the file may be edited by hand, past the check in `update`.
         let locked = rule.filter(|rule| rule.locked).map(|rule| &rule.value);
         locked
             .or_else(|| self.values.get(definition.key))
@@ -110,7 +113,7 @@ impl Settings {
             .unwrap_or_else(|| definition.default_value())
     }
 
-    /// What the administrator decides.
+    /// The administrator's policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -133,10 +136,13 @@ impl Settings {
         permit(&NETWORK, network.map(|kind| kind.to_string().into()))
     }
 
-    /// Whether a person set it.
+    /// Returns whether the file has a value for it, in effect or not.
     pub fn is_set(&self, definition: &Definition) -> bool {
         self.values.contains_key(definition.key)
     }
+
+    // The getters below cannot meet a value of the wrong kind: `parse`, `update` and the policy have checked every
+    // value. The fallbacks only keep them free of panics.
 
     fn flag(&self, definition: &Definition) -> bool {
         self.get(definition).as_bool().unwrap_or_default()
@@ -151,13 +157,13 @@ impl Settings {
         self.flag(&ISOLATION)
     }
 
-    /// Which containers may have the engine's socket while isolation is on.
+    /// The containers that may have the engine's socket while isolation is on.
     pub fn socket_exceptions(&self) -> SocketExceptions {
         let mount = socket_mount::parse(self.get(&SOCKET_MOUNT).as_str().unwrap_or_default());
         mount.as_ref().map(socket_mount::exceptions).unwrap_or_default()
     }
 
-    /// Whether `docker load` is refused.
+    /// Returns whether `docker load` is refused.
     pub fn block_load(&self) -> bool {
         self.flag(&BLOCK_LOAD)
     }
@@ -174,10 +180,11 @@ impl Settings {
 
     /// Size of the data disk in GiB, if set.
     pub fn disk_gib(&self) -> Option<u64> {
+        // Not the default: an existing disk keeps its size unless the user asks for another.
         self.is_set(&DISK_GIB).then(|| self.get(&DISK_GIB).as_u64()).flatten()
     }
 
-    /// What the VM is connected to.
+    /// The network of the VM.
     pub fn network(&self) -> NetworkKind {
         self.text(&NETWORK).unwrap_or_default()
     }
@@ -187,53 +194,57 @@ impl Settings {
         self.text(&SUBNET).unwrap_or_default()
     }
 
-    /// Whether the guest's names for the host lead to the host's loopback.
+    /// Returns whether the guest's names for the host lead to the host's loopback interface.
     pub fn host_loopback(&self) -> bool {
         self.flag(&HOST_LOOPBACK)
     }
 
-    /// Where published ports listen.
+    /// The host addresses on which published ports listen.
     pub fn port_binding(&self) -> PortBinding {
         serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
     }
 
-    /// The engine's proxy, if it is not that of the environment. That of a policy for containers comes first: it is
-    /// there to govern pulls.
+    /// The engine's proxy; `None` for that of the environment.
     pub fn proxy(&self) -> Option<Proxy> {
+        // A policy's `containersProxy` governs pulls as well, and pulls are the engine's requests.
         if let Some(proxy) = self.policys_containers_proxy() {
             return Some(proxy);
         }
         if self.get(&PROXY_MODE) != "manual" {
             return None;
         }
+        // Manual without URLs means no proxy, not the environment's.
         let exclude = self.get(&PROXY_EXCLUDE);
         let exclude = exclude.as_array().into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned);
         Some(Proxy { http: self.text(&PROXY_HTTP), https: self.text(&PROXY_HTTPS), exclude: exclude.collect() })
     }
 
-    /// Whether containers are told of the engine's proxy.
+    /// Returns whether new containers get the engine's proxy in their environment.
     pub fn containers_proxy(&self) -> bool {
         self.flag(&CONTAINERS_PROXY)
     }
 
-    /// The proxy that a policy has for containers, unless somebody who may has turned it off.
+    /// The policy's proxy for containers, unless the user may turn it off and did.
     fn policys_containers_proxy(&self) -> Option<Proxy> {
         self.policy.containers_proxy().filter(|_| self.containers_proxy())
     }
 
-    /// Options of dockerd. A proxy or an address for ports that is decided elsewhere cannot be had by another name.
+    /// Options of dockerd, without those that would bypass another setting.
     pub fn daemon_options(&self) -> Map<String, Value> {
         let mut options = daemon::parse(self.get(&DAEMON_OPTIONS).as_str().unwrap_or_default()).unwrap_or_default();
+        // The proxy plan overwrites `proxies` only if it has a proxy. Under a policy that decides for none, the user's
+        // must go as well.
         if self.policy.lock(&PROXY_MODE).is_some() || self.policys_containers_proxy().is_some() {
             options.remove("proxies");
         }
+        // `OnlyLoopback` is enforced by the backend; with this `docker ps` shows the loopback for it, too.
         if self.port_binding() != PortBinding::All {
             daemon::publish_on_loopback(&mut options);
         }
         options
     }
 
-    /// Whether what these options say of a proxy wins over the settings of it and the environment.
+    /// Returns whether a proxy in these options takes precedence over the proxy settings and the environment.
     pub fn daemon_options_win(&self) -> bool {
         self.policy.lock(&DAEMON_OPTIONS).is_some()
     }
@@ -254,6 +265,7 @@ impl Settings {
         // of it would each lose the other's change.
         let lock = File::open(&directory).map_err(io_error)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(errno.into()))?;
+        // Read under the lock. A damaged file fails here and is not overwritten.
         let mut settings = Self::load(&path)?;
         match value {
             Some(value) => {
@@ -277,25 +289,26 @@ fn replace(directory: &Path, path: &Path, value: &Value) -> io::Result<()> {
     // Proxies have passwords, so only the user may read it.
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     writeln!(file, "{value:#}")?;
+    // Before the rename: otherwise a power cut could leave the new name with no contents.
     file.sync_all()?;
     fs::rename(&new, path)
 }
 
-/// What the fuzz targets reach of this room.
+/// Entry points of the fuzz targets into this module.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     use super::{DEFINITIONS, Path, Settings, policy};
 
-    /// Reads a settings file, a policy, and a value as the command line gives it.
+    /// Reads `text` as a settings file, as a policy and as a value from the command line.
     pub fn settings(text: &[u8]) {
         if let Ok(parsed) = policy::parse(text) {
-            // What was accepted reads back as the same.
+            // An accepted policy reads back as the same.
             let text = serde_json::to_vec(&parsed.document).unwrap_or_default();
             assert_eq!(policy::parse(&text).map(|again| again.document), Ok(parsed.document));
         }
         if let Ok(settings) = Settings::parse(text, Path::new("settings.json")) {
             for definition in DEFINITIONS {
-                // What was accepted holds when it is looked at again.
+                // An accepted value is valid when it is checked again.
                 assert!(!settings.is_set(definition) || definition.check(&settings.get(definition)).is_ok());
             }
         }

@@ -69,7 +69,7 @@ fn a_policy_file_is_checked_with_the_place_of_what_is_wrong() {
     let pipe = home.path("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     let message = refused(&home.bulkhead(&["policy", "validate", pipe.to_str().unwrap()]), 1);
-    assert!(message.contains("no regular file"), "{message}");
+    assert!(message.contains("not a regular file"), "{message}");
 }
 
 #[test]

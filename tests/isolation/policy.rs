@@ -23,7 +23,7 @@ const CHANGED: &str = "the policy /etc/bulkhead/admin-settings.json changed sinc
 
 const UNUSABLE: &str = "the policy /etc/bulkhead/admin-settings.json cannot be used: ";
 
-const STRICTEST: &str = "until it is corrected Enhanced Container Isolation is on and locked";
+const STRICTEST: &str = "until it is corrected, Enhanced Container Isolation is on and locked";
 
 /// Without a file.
 pub const ABSENT: &[Row] = &[Row(

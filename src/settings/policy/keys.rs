@@ -1,8 +1,8 @@
 //! The table of the policy's keys: the path of each in the file, its value, the setting that it decides, its effect.
 //!
-//! A new key needs a field of [`AdminSettings`] (`document.rs`) and a row of [`KEYS`]. Everything else that is done key by
-//! key comes from the rows: the rules under which settings stand, the checks of values, the names that a misspelt key is
-//! compared with, and the lines of `bulkhead policy show`.
+//! A new key needs a field of [`AdminSettings`] (`document.rs`) and a row of [`KEYS`]. Everything else that is done key
+//! by key comes from the rows: the rules under which settings stand, the checks of values, the names that a misspelt
+//! key is compared with, and the lines of `bulkhead policy show`.
 
 use std::collections::BTreeMap;
 
@@ -39,10 +39,10 @@ pub struct Line {
     pub key: String,
     /// The value, without passwords.
     pub value: Value,
-    /// Whether it is locked; `None` for a key without a lock.
+    /// The state of its lock; `None` for a key without a lock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locked: Option<bool>,
-    /// Whether it has an effect.
+    /// It has an effect.
     pub enforced: bool,
     /// The missing feature that leaves it without an effect.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +138,7 @@ pub(super) fn rules(file: &AdminSettings) -> BTreeMap<&'static str, Rule> {
             SetsAs(setting, convert) => (setting, convert(&value)),
             Nothing | Like(_) => return None,
         };
+        // A key without a lock, if it ever decides a setting, gives a default.
         Some((setting.key, Rule { value, locked: locked == Some(true) }))
     };
     KEYS.iter().filter_map(rule).collect()
@@ -163,7 +164,7 @@ pub(super) fn lines(file: &AdminSettings) -> Vec<Line> {
     KEYS.iter().filter_map(line).collect()
 }
 
-/// Checks that every value which becomes a setting's is one that the setting accepts.
+/// Checks the values that have the form of a setting.
 pub(super) fn check(file: &AdminSettings) -> Result<(), Invalid> {
     for key in KEYS {
         let (Sets(setting) | Like(setting), Some(entry)) = (&key.target, (key.entry)(file)) else { continue };
@@ -188,9 +189,13 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     std::iter::once("configurationFileVersion").chain(KEYS.iter().flat_map(of).flatten())
 }
 
+// The rest are the parts of the rows above. An entry is `None` if the object around its key is missing.
+
 fn entry(value: impl Into<Value>, locked: bool) -> Entry {
     Entry { value: value.into(), locked: Some(locked), end: "" }
 }
+
+// In these the value is one of two keys of an object, so its path goes on.
 
 fn setting<T: Serialize>(key: &Maybe<Setting<T>>) -> Option<Entry> {
     let setting = key.get()?;
@@ -202,11 +207,11 @@ fn isolation(file: &AdminSettings) -> Option<Entry> {
     Some(Entry { end: ".value", ..entry(isolation.value, isolation.locked) })
 }
 
-/// The exceptions of a file. A lock of isolation covers them even where there are none: isolation with exceptions of
-/// somebody else would not be the one that was locked.
 fn socket_mount(file: &AdminSettings) -> Option<Entry> {
     let isolation = file.enhanced_container_isolation.get()?;
     let exceptions = isolation.docker_socket_mount.get();
+    // A lock of isolation covers the exceptions, also where the policy has none: with exceptions of a user's own it
+    // would not be the isolation that was locked.
     (isolation.locked || exceptions.is_some())
         .then(|| entry(exceptions.map(json).unwrap_or_default(), isolation.locked))
 }
@@ -216,7 +221,8 @@ fn as_text(object: &Value) -> Value {
     if object.is_null() { "".into() } else { object.to_string().into() }
 }
 
-// The keys of a proxy have one lock: under a lock each, half of a proxy could be the administrator's and half another's.
+// The keys of a proxy have one lock: under a lock each, half of a proxy could be the administrator's and half
+// another's.
 
 fn of_engine(file: &AdminSettings, value: fn(&HttpProxy) -> Value) -> Option<Entry> {
     file.proxy.get().map(|proxy| entry(value(proxy), proxy.locked))
@@ -265,14 +271,18 @@ fn directories(file: &AdminSettings) -> Option<Entry> {
     Some(Entry { value: json(directories), locked: None, end: "" })
 }
 
+// Effects. A key without one must not look as if it protected anything, so `policy show` gives the reason in its last
+// column.
+
 fn in_force(_: &AdminSettings) -> Effect {
     Effect::InForce
 }
 
 fn engines_proxy(file: &AdminSettings) -> Effect {
+    // `Settings::proxy` returns the containers' proxy before the engine's. In mode system it is no proxy at all.
     match file.containers_proxy.get() {
         Some(proxy) if proxy.mode == ProxyMode::Manual => {
-            Effect::Overruled("containersProxy goes before it while that is on")
+            Effect::Overruled("containersProxy takes precedence while it is on")
         }
         _ => Effect::InForce,
     }
@@ -291,19 +301,19 @@ fn of_mode(mode: Option<ProxyMode>, manual: Effect) -> Effect {
 }
 
 fn no_pac(_: &AdminSettings) -> Effect {
-    Effect::Missing("no proxy auto-configuration is read")
+    Effect::Missing("proxy auto-configuration is not supported")
 }
 
 fn no_transparent_ports(_: &AdminSettings) -> Effect {
-    Effect::Missing("no traffic is led to the proxy, new containers are told of it instead")
+    Effect::Missing("traffic is not redirected; new containers get the proxy in their environment instead")
 }
 
 fn no_file_sharing(_: &AdminSettings) -> Effect {
-    Effect::Missing("no folder of the host is shared")
+    Effect::Missing("host directories cannot be shared")
 }
 
 fn no_tcp(_: &AdminSettings) -> Effect {
-    Effect::Missing("the engine never listens on TCP, whatever is set")
+    Effect::Missing("the engine never listens on TCP, whatever the value")
 }
 
 fn json(of: &impl Serialize) -> Value {

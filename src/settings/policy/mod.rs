@@ -1,6 +1,17 @@
-//! What the administrator of this machine decides for everybody on it: `admin-settings.json`.
+//! The policy of the machine's administrator for all its users: `admin-settings.json`.
 //!
-//! A file that is there but cannot be read or understood means the strictest: isolation on and locked.
+//! | Step                                                    | File          |
+//! |---------------------------------------------------------|---------------|
+//! | find the file, and trust it by its owner and mode       | `file.rs`     |
+//! | parse it, refuse anything doubtful                      | `parse.rs`    |
+//! | the shape of the file, from which its schema is made    | `document.rs` |
+//! | each key: the setting that it decides, its effect       | `keys.rs`     |
+//!
+//! From there a rule takes its way through `Settings::get` of the parent module, which prefers a locked value, into the
+//! plan of a VM (`backend/plan.rs`). A change of a locked setting is refused by `locks.rs` of the parent module.
+//!
+//! A file that exists but cannot be used stands for the strictest policy: isolation on and locked. A backend reads the
+//! file once, when it starts, and keeps its rules until it ends.
 
 mod document;
 mod file;
@@ -28,9 +39,9 @@ use super::{
     definition::{Definition, ISOLATION},
     proxy::Proxy,
 };
-use crate::report::chain;
+use crate::{hex::hex, report::chain};
 
-/// Which policy a backend has, as `status` tells it.
+/// The identity of the policy that a backend has, as `status` reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyFacts {
@@ -39,24 +50,24 @@ pub struct PolicyFacts {
     /// SHA-256 of its contents, when they could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Why it counts as the strictest there is.
+    /// The reason why it cannot be used; the strictest policy stands in for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
 impl PolicyFacts {
-    /// What a person has to know of a file that cannot be used.
+    /// The warning to users about a file that cannot be used.
     pub fn warning(&self) -> Option<String> {
         let problem = self.problem.as_ref()?;
         Some(format!(
-            "the policy {} cannot be used: {problem}; until it is corrected Enhanced Container Isolation is on and \
+            "the policy {} cannot be used: {problem}; until it is corrected, Enhanced Container Isolation is on and \
              locked",
             self.file.display()
         ))
     }
 }
 
-/// What holds for everybody on this machine.
+/// The rules for all users of a machine; none without a policy file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     facts: Option<PolicyFacts>,
@@ -65,11 +76,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy of `source`; no policy when there is no file.
+    /// Reads the policy of `source`. Never fails: without a file there are no rules, and a file that cannot be used
+    /// stands for the strictest ones.
     pub fn read(source: &PolicySource) -> Self {
         let Some((file, text)) = source.find() else { return Self::default() };
-        let digest = text.as_ref().ok().map(|text| digest(text));
+        // The digest tells an edited file from the one that a backend has, also where both are unusable.
+        let digest = text.as_ref().ok().map(|text| hex(&Sha256::digest(text)));
         let parsed = text.map_err(|error| chain(&error)).and_then(|text| parse(&text).map_err(|error| chain(&error)));
+        // From here on there is no difference: the strictest rules go the same way as those of a valid file.
         let (parsed, problem) = match parsed {
             Ok(parsed) => (parsed, None),
             Err(problem) => (Parsed { document: AdminSettings::strictest(), unknown: Vec::new() }, Some(problem)),
@@ -78,36 +92,39 @@ impl Policy {
         Self { facts: Some(PolicyFacts { file: file.to_owned(), digest, problem }), parsed, rules }
     }
 
-    /// This machine's policy.
+    /// Reads this machine's policy.
     pub fn system() -> Self {
         Self::read(&PolicySource::system())
     }
 
-    /// Which it is, if there is one.
+    /// The identity of the policy, if there is one.
     pub fn facts(&self) -> Option<&PolicyFacts> {
         self.facts.as_ref()
     }
 
-    /// What it says of a setting.
+    /// The rule for a setting.
     pub fn rule(&self, definition: &Definition) -> Option<&Rule> {
         self.rules.get(definition.key)
     }
 
-    /// The file that locks a setting, if one does.
+    /// The file that locks a setting.
     pub fn lock(&self, definition: &Definition) -> Option<&Path> {
         let facts = self.facts.as_ref()?;
         self.rule(definition).filter(|rule| rule.locked).map(|_| facts.file.as_path())
     }
 
-    /// The file that locks isolation on, if one does.
+    /// The file that locks isolation on.
     pub fn isolation_lock(&self) -> Option<&Path> {
+        // A policy may lock it off as well; then there is nothing that another guest image could leave out.
         self.lock(&ISOLATION).filter(|_| self.rule(&ISOLATION).is_some_and(|rule| rule.value == true))
     }
 
-    /// The proxy that containers and pulls have while [`CONTAINERS_PROXY`] is on, if it is not the engine's.
+    /// The proxy of containers and of pulls while the setting `containersProxy` is on; `None` for the engine's proxy.
     pub fn containers_proxy(&self) -> Option<Proxy> {
+        // Read from the document and not from a rule: users cannot name this proxy, the setting only turns it on or
+        // off.
         let proxy = self.parsed.document.containers_proxy.get().filter(|proxy| proxy.mode == ProxyMode::Manual)?;
-        // What is no URL was refused when the file was read.
+        // Valid or empty: `parse` refuses anything else.
         let url = |text: &str| text.parse().ok();
         Some(Proxy { http: url(&proxy.http), https: url(&proxy.https), exclude: proxy.exclude.clone() })
     }
@@ -117,24 +134,16 @@ impl Policy {
         &self.parsed.unknown
     }
 
-    /// Every key that the file has, and whether it has an effect.
+    /// A line of `policy show` for each key of the file.
     pub fn lines(&self) -> Vec<Line> {
         keys::lines(&self.parsed.document)
     }
 }
 
-/// Reads any file as a policy: paths of its unknown keys, or why it is none.
+/// Reads any file as a policy; returns the paths of its unknown keys, or the reason why it is not valid.
 pub fn validate(path: &Path) -> Result<Vec<String>, String> {
     let text = file::read_any(path).map_err(|error| chain(&error))?;
     parse(&text).map(|parsed| parsed.unknown).map_err(|error| chain(&error))
-}
-
-fn digest(text: &[u8]) -> String {
-    use std::fmt::Write;
-    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 #[cfg(test)]
