@@ -96,7 +96,7 @@ fn a_locked_policy_leaves_the_installed_image_and_refuses_to_have_another_named(
         assert!(line.ends_with(&format!(" FAIL image: {NO_OTHER}")), "{line}");
     }
     // That one is damaged, and was looked at.
-    assert!(doctor(LOCKED, &[]).unwrap().contains("/data/bulkhead/image/vmlinux does not have the SHA-256"));
+    assert!(doctor(LOCKED, &[]).unwrap().contains("/data/bulkhead/image/vmlinux does not match the SHA-256"));
     let free = r#"{"enhancedContainerIsolation": {"value": true, "locked": false}}"#;
     for policy in [free, "{}"] {
         let line = doctor(policy, &both).unwrap();
