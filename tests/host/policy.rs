@@ -58,7 +58,7 @@ fn a_policy_file_is_checked_with_the_place_of_what_is_wrong() {
     );
     assert!(good.status.success(), "{good:?}");
     let warning = String::from_utf8_lossy(&good.stderr).into_owned();
-    assert_eq!(warning, "warning: the key analyticsEnabled is not known and is ignored\n");
+    assert_eq!(warning, "warning: unknown key analyticsEnabled is ignored\n");
     for (text, place) in [
         ("{\n  \"proxy\": }", "line 2 column 12"),
         (r#"{"enhancedContainerIsolation": {"value": "on", "locked": true}}"#, "enhancedContainerIsolation.value: "),
