@@ -2,5 +2,6 @@
 
 pub mod backend;
 pub mod cli;
+mod hex;
 pub mod image;
 pub mod settings;

@@ -1,4 +1,7 @@
 //! Finds and checks the guest image: the kernel and the root file system.
+//!
+//! Where the policy locks isolation on, this is also where an image of the user's own is refused: another root file
+//! system could leave the isolation out.
 
 mod format;
 
@@ -12,7 +15,7 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::settings::Base;
+use crate::{hex::hex, settings::Base};
 
 /// The command that builds an image.
 const BUILD: &str = "build it with `scripts/image`";
@@ -21,50 +24,50 @@ const KERNEL: &str = "vmlinux";
 const ROOTFS: &str = "rootfs.erofs";
 const MANIFEST: &str = "manifest.json";
 
-/// Why there is no usable image.
+/// An image that cannot be found or used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Nowhere.
+    /// No directory has an image.
     #[error("no guest image found (looked in {}); {BUILD}{remedy}", list(.folders))]
     Missing {
-        /// Where it could have been.
+        /// The directories that could have one.
         folders: Vec<PathBuf>,
-        /// What else can be done.
+        /// Another remedy than building one.
         remedy: &'static str,
     },
-    /// An image of one's own could leave isolation out.
+    /// A named image under a policy that locks isolation on.
     #[error(
         "enhancedContainerIsolation is locked by {0}, so no other guest image can be named; leave out --kernel and \
          --rootfs, and unset BULKHEAD_KERNEL and BULKHEAD_ROOTFS"
     )]
     Locked(PathBuf),
-    /// One of two files was named.
-    #[error("the kernel and the root file system go together: name both (--kernel and --rootfs) or none")]
+    /// Only one of the two files is named.
+    #[error("the kernel and the root file system go together: give both --kernel and --rootfs, or neither")]
     Half,
-    /// A file cannot be read.
+    /// A file that cannot be read.
     #[error("cannot read {path}; {BUILD}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The manifest is no manifest.
+    /// A manifest that is not valid.
     #[error("{path} is damaged; {BUILD} again")]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The error of the parser.
         #[source]
         source: serde_json::Error,
     },
-    /// The file is not what it should be.
+    /// A file that is truncated, changed or of another format.
     #[error("{path} {problem}; {BUILD} again")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem, as the end of a sentence about the path.
         problem: String,
     },
 }
@@ -85,7 +88,7 @@ struct Entry {
     sha256: String,
 }
 
-/// A guest image whose files exist, have the right size and begin as they should.
+/// A guest image whose files exist, have the right size and the right format.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// ELF vmlinux or bzImage.
@@ -96,24 +99,25 @@ pub struct Image {
 }
 
 impl Image {
-    /// Finds the image: the two files named, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first folder of
-    /// data folder, `../share/bulkhead` beside the program, and cache folder that has one.
+    /// Finds the image: the two named files, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first that is in
+    /// the user's data directory, in `../share/bulkhead` beside the program, or in the user's cache directory.
     ///
-    /// With `lock`, the policy that locks isolation on, none can be named, and what is installed beside the program goes
-    /// before what is in a person's folders.
+    /// With `lock`, the policy that locks isolation on, naming an image is an error, and one that is installed beside
+    /// the program is preferred to those in the user's directories.
     pub fn find(
         base: &Base,
         kernel: Option<&Path>,
         rootfs: Option<&Path>,
         lock: Option<&Path>,
     ) -> Result<Self, ImageError> {
+        // An empty variable counts as unset, as `BULKHEAD_KERNEL= bulkhead start` is meant.
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let options = (kernel.map(Path::to_owned), rootfs.map(Path::to_owned));
         let variables = (variable("BULKHEAD_KERNEL"), variable("BULKHEAD_ROOTFS"));
         Self::choose(base, [options, variables], lock)
     }
 
-    /// Kernel and root file system as they are named, the first pair first.
+    /// Chooses among pairs of named files, the first pair first, and the directories.
     fn choose(
         base: &Base,
         named: [(Option<PathBuf>, Option<PathBuf>); 2],
@@ -122,12 +126,16 @@ impl Image {
         for pair in named {
             match (pair, lock) {
                 ((None, None), _) => {}
+                // Before the pair is checked for completeness: half a pair is as much of an attempt.
                 (_, Some(file)) => return Err(ImageError::Locked(file.to_owned())),
+                // Without a manifest: the two need not be of one build.
                 ((Some(kernel), Some(rootfs)), None) => return Self { kernel, rootfs, manifest: None }.checked(),
                 _ => return Err(ImageError::Half),
             }
         }
         let folders = folders(base, lock.is_some());
+        // One file is enough to choose a directory. A copy that broke off is then an error, instead of another image
+        // that is used without a word.
         let has_one = |folder: &&PathBuf| folder.join(KERNEL).exists() || folder.join(MANIFEST).exists();
         if let Some(folder) = folders.iter().find(has_one) {
             return Self::in_folder(folder);
@@ -137,11 +145,13 @@ impl Image {
     }
 
     fn in_folder(folder: &Path) -> Result<Self, ImageError> {
-        // One build is used throughout, even when a new one replaces the link meanwhile.
+        // The cache's directory is a link to the newest build. Resolved once, so that a build which replaces it
+        // meanwhile cannot mix its files with those of the old one.
         let folder = fs::canonicalize(folder).map_err(|source| ImageError::Io { path: folder.to_owned(), source })?;
         let path = folder.join(MANIFEST);
         let manifest = match fs::read(&path) {
             Ok(text) => Some(serde_json::from_slice(&text).map_err(|source| ImageError::Manifest { path, source })?),
+            // An image that was put together by hand may have none.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ImageError::Io { path, source }),
         };
@@ -150,9 +160,11 @@ impl Image {
 
     fn checked(mut self) -> Result<Self, ImageError> {
         for path in [&mut self.kernel, &mut self.rootfs] {
-            // The backend that opens it may run in another folder.
+            // Made absolute: the process that opens it may have another working directory.
             *path = fs::canonicalize(&*path).map_err(|source| ImageError::Io { path: path.clone(), source })?;
         }
+        // The quick checks, because each start makes them. `doctor` also compares the digests, for which it reads both
+        // files completely (`verify`).
         self.check_size(KERNEL, &self.kernel)?;
         self.check_size(ROOTFS, &self.rootfs)?;
         check_format(&self.kernel, format::kernel)?;
@@ -169,7 +181,7 @@ impl Image {
         match self.entry(name) {
             Some(entry) if entry.size != size => Err(ImageError::Damaged {
                 path: path.to_owned(),
-                problem: format!("has {size} bytes where its manifest says {}", entry.size),
+                problem: format!("has {size} bytes, but its manifest says {}", entry.size),
             }),
             _ => Ok(()),
         }
@@ -180,7 +192,7 @@ impl Image {
         self.manifest.as_ref().map(|manifest| manifest.version.as_str())
     }
 
-    /// Reads both files whole and compares their digests; without a manifest there is nothing to compare.
+    /// Reads both files completely and compares their digests with the manifest's; without a manifest it does nothing.
     pub fn verify(&self) -> Result<(), ImageError> {
         for (name, path) in [(KERNEL, &self.kernel), (ROOTFS, &self.rootfs)] {
             let Some(entry) = self.entry(name) else { continue };
@@ -188,7 +200,7 @@ impl Image {
             if !digest.eq_ignore_ascii_case(&entry.sha256) {
                 return Err(ImageError::Damaged {
                     path: path.clone(),
-                    problem: "does not have the SHA-256 that its manifest names".into(),
+                    problem: "does not match the SHA-256 in its manifest".into(),
                 });
             }
         }
@@ -199,6 +211,7 @@ impl Image {
 fn folders(base: &Base, installed_first: bool) -> Vec<PathBuf> {
     let beside =
         std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join("share/bulkhead")));
+    // The user can write to two of the three, the data and the cache directory. Under a lock those come last.
     let mut folders = [Some(base.data_image()), beside, Some(base.cached_image())];
     if installed_first {
         folders.swap(0, 1);
@@ -213,6 +226,7 @@ fn check_format(
     let io_error = |source| ImageError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io_error)?;
     let metadata = file.metadata().map_err(io_error)?;
+    // The outer error is one of reading, the inner one is about the contents.
     let problem =
         if metadata.is_file() { check(&mut file, metadata.len()).map_err(io_error)? } else { Err("is not a file") };
     problem.map_err(|problem| ImageError::Damaged { path: path.to_owned(), problem: problem.into() })
@@ -221,6 +235,7 @@ fn check_format(
 fn digest(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
+    // In pieces: the root file system has hundreds of MiB.
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
@@ -231,29 +246,19 @@ fn digest(path: &Path) -> io::Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Bytes as lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        for nibble in [byte >> 4, byte & 15] {
-            text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
-        }
-        text
-    })
-}
-
-/// What the fuzz targets reach of this room.
+/// Entry points of the fuzz targets into this module.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     use std::{fs::File, io::Write};
 
     use super::{Manifest, format};
 
-    /// Reads a manifest.
+    /// Parses a manifest.
     pub fn manifest(text: &[u8]) {
         let _ = serde_json::from_slice::<Manifest>(text);
     }
 
-    /// Looks at a kernel and a root file system with these contents; `file` is for reading and writing.
+    /// Checks `contents` as a kernel and as a root file system; `file` is open for reading and writing.
     pub fn formats(file: &mut File, contents: &[u8]) -> std::io::Result<()> {
         file.set_len(0)?;
         std::io::Seek::rewind(file)?;

@@ -176,7 +176,10 @@ fn a_guest_that_panics_is_a_failed_start_with_the_consoles_tail() {
     let arguments = ["start", "--timeout", "100", "--kernel", &kernel, "--rootfs", rootfs.to_str().unwrap()];
     let message = home.bulkhead(&arguments, START).refused();
     assert!(message.ends_with("error: the guest kernel panicked\n"), "{message}");
-    assert!(message.starts_with("the guest's last words:\n") && message.contains("Kernel panic"), "{message}");
+    assert!(
+        message.starts_with("last lines of the guest's console:\n") && message.contains("Kernel panic"),
+        "{message}"
+    );
     let status = home.status();
     assert_eq!((&status["state"], &status["reason"]), (&"failed".into(), &"the guest kernel panicked".into()));
     let console = status["console"].to_string();

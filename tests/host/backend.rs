@@ -182,7 +182,7 @@ fn without_a_vm_no_port_is_published_with_and_without_a_backend() {
         String::from_utf8(output.stdout).unwrap()
     };
     let nothing = || {
-        assert_eq!(ports(&[]), "no port is published\n");
+        assert_eq!(ports(&[]), "no published ports\n");
         let answer: Value = serde_json::from_str(&ports(&["--format", "json"])).unwrap();
         assert_eq!(answer, json!({"ports": []}));
     };

@@ -50,7 +50,7 @@ fn start_with_a_truncated_image_names_the_file() {
     put_image(&home);
     fs::write(home.path("data/bulkhead/image/rootfs.erofs"), "short").unwrap();
     let Some(output) = with_any_kvm(&home, &["start"]) else { return };
-    assert!(refused(&output, 1).contains("rootfs.erofs has 5 bytes where its manifest says 4096"));
+    assert!(refused(&output, 1).contains("rootfs.erofs has 5 bytes, but its manifest says 4096"));
 }
 
 #[test]

@@ -18,12 +18,12 @@ use crate::{
 const LOCKED_BY: &str = "is locked by /etc/bulkhead/admin-settings.json; only the administrator of this machine can \
                          change it\n";
 
-const CHANGED: &str = "the policy /etc/bulkhead/admin-settings.json changed since the backend began; it takes effect \
-                       after `bulkhead stop` and `bulkhead start`, not after a restart";
+const CHANGED: &str = "the policy /etc/bulkhead/admin-settings.json has changed since the backend started; the change \
+                       takes effect after `bulkhead stop` and `bulkhead start`, not after a restart";
 
 const UNUSABLE: &str = "the policy /etc/bulkhead/admin-settings.json cannot be used: ";
 
-const STRICTEST: &str = "until it is corrected Enhanced Container Isolation is on and locked";
+const STRICTEST: &str = "until it is corrected, Enhanced Container Isolation is on and locked";
 
 /// Without a file.
 pub const ABSENT: &[Row] = &[Row(
@@ -31,7 +31,7 @@ pub const ABSENT: &[Row] = &[Row(
     "absent: everybody decides for themselves",
     Lines(
         "bulkhead policy show; bulkhead settings set hostLoopback true && bulkhead settings unset hostLoopback",
-        Says("there is no policy; everybody decides for themselves\n"),
+        Says("there is no policy; all settings are up to the user\n"),
     ),
 )];
 

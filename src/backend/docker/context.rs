@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{image::hex, settings::ProfileName};
+use crate::{hex::hex, settings::ProfileName};
 
 /// Key in the metadata that marks a context as ours; the docker command keeps keys that it does not know.
 const PROFILE_KEY: &str = "io.bulkhead.profile";

@@ -14,13 +14,15 @@ use crate::{
 };
 use bulkhead_ipc::report::chain;
 
-/// Check whether this machine can run the engine; says what is wrong and what to do.
+/// Check whether this machine can run the engine.
 ///
-/// The guest image is read whole and compared with its digests. Where the engine runs, its VM is asked, too: when guest
-/// or engine do not answer, what they do at the moment is told. Exit status 1 when a check fails.
+/// Each failed check comes with its remedy. The whole guest image is read to verify its digests. If the engine is
+/// running, its VM is checked too; if it does not respond, doctor reports what it is doing.
+///
+/// Exit status 1 if a check fails.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Text for people or JSON for programs.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -30,12 +32,13 @@ struct Check {
     result: Result<String, String>,
 }
 
-/// What went well in words, or the whole chain of what did not.
+/// A check with its result, or the error with its causes.
 fn check<E: std::error::Error>(name: &'static str, result: Result<String, E>) -> Check {
     Check { name, result: result.map_err(|error| chain(&error)) }
 }
 
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
+    // All checks are made before the first is printed, the slow ones included: the JSON is one list.
     let mut checks = checks(paths);
     checks.extend(super::runtime()?.block_on(running::checks(paths)));
     let failed = checks.iter().filter(|check| check.result.is_err()).count();
@@ -63,9 +66,12 @@ pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliEr
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The checks that need no running engine. They are the ones of `backend/plan.rs`, except that none stops at the first
+/// failure.
 fn checks(paths: &Paths) -> Vec<Check> {
     let settings = Settings::load(&paths.settings());
     let system = Policy::system();
+    // With a settings file that cannot be read, the other checks go by the defaults.
     let wanted = settings.as_ref().map(|settings| (settings.cpus(), settings.memory_mib(), settings.disk_gib()));
     let (cpus, memory, disk) = wanted.unwrap_or_default();
     vec![
@@ -90,6 +96,7 @@ fn checks(paths: &Paths) -> Vec<Check> {
             DiskPlan::new(paths.data_disk(), disk)
                 .map(|plan| format!("{} with up to {}", plan.path().display(), Size::from_bytes(plan.gib() << 30))),
         ),
+        // Creates them, as `start` would: nothing else shows whether that works.
         check("folders", paths.create().map(|()| paths.docker_host())),
     ]
 }
@@ -97,14 +104,16 @@ fn checks(paths: &Paths) -> Vec<Check> {
 fn policy(policy: &Policy) -> Result<String, String> {
     match policy.facts() {
         None => Ok("none".into()),
+        // A policy that cannot be used fails the check, although the engine runs under its strictest form.
         Some(facts) => facts.warning().map_or_else(|| Ok(facts.file.display().to_string()), Err),
     }
 }
 
 fn image(paths: &Paths, policy: &Policy) -> Result<String, crate::image::ImageError> {
+    // The image that `start` without options would use, with the environment of this command and under the same policy.
     let image = Image::find(paths.base(), None, None, policy.isolation_lock())?;
     image.verify()?;
     let version =
-        image.version().map_or("without manifest, contents not checked".into(), |version| format!("version {version}"));
+        image.version().map_or("no manifest, contents not verified".into(), |version| format!("version {version}"));
     Ok(format!("{} ({version})", image.rootfs.display()))
 }
