@@ -55,6 +55,7 @@ pub(super) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Connects to the profile's backend; `None` if none is listening.
     pub(super) async fn connect(paths: &'a Paths) -> Result<Option<Self>, ClientError> {
+        // Only a probe: each request connects again.
         match UnixStream::connect(paths.control_socket()).await {
             Ok(_) => Ok(Some(Self { paths })),
             // A backend that was killed leaves a socket without a listener.

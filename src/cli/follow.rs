@@ -105,10 +105,10 @@ pub(super) async fn until_ready(
     limit: Option<Duration>,
     output: Output,
 ) -> Result<(), CliError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     // An `Instant` cannot be infinite.
-    let far = begun + Duration::from_secs(10 * 365 * 24 * 3600);
-    let deadline = limit.map_or(far, |limit| begun + limit);
+    let far = started + Duration::from_secs(10 * 365 * 24 * 3600);
+    let deadline = limit.map_or(far, |limit| started + limit);
     let mut reporter = Reporter::new(output);
     let mut last = None;
     loop {
@@ -138,6 +138,7 @@ pub(super) async fn until_ready(
                 StateName::Stopped => {
                     return Err(CliError::Failed("the engine was stopped while it was starting".into()));
                 }
+                // A restart shuts the old VM down first.
                 StateName::Starting | StateName::Stopping => {}
             }
         }
@@ -163,6 +164,7 @@ pub(super) async fn until_ready(
 fn stuck(paths: &Paths, limit: Duration, stage: &str, output: Output) -> CliError {
     let seconds = limit.as_secs();
     let message = format!("the engine was not ready after {seconds} s: the start is stuck at stage `{stage}`");
+    // `start` leaves the VM running, so its user can look at it; `run` ends it.
     if output == Output::Stdout {
         let (logs, stop) = (command(paths, "logs"), command(paths, "stop --force"));
         return CliError::Failed(format!(

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_yet_is_said_to_have_none() {
+    fn a_key_without_an_effect_is_shown_as_such() {
         let text = pretty(&policy(
             r#"{"enhancedContainerIsolation": {"locked": true, "value": true,
                  "dockerSocketMount": {"imageList": {"images": ["docker:cli"]}}},
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn which_of_two_proxies_has_an_effect_is_said() {
+    fn the_proxy_without_an_effect_is_shown_as_such() {
         let state = |text: &str, key: &str| {
             let lines = policy(text).lines();
             state(lines.iter().find(|line| line.key == key).unwrap_or_else(|| panic!("{key}: {lines:?}")))
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_shown_with_its_problem_and_isolation_locked() {
+    fn an_unusable_file_is_shown_with_its_problem_and_isolation_locked() {
         let text = pretty(&policy("[]"));
         assert!(text.contains("cannot be used: the file: must be an object;"), "{text}");
         let line = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();

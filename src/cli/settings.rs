@@ -115,6 +115,7 @@ fn list(settings: &Settings, format: Format) -> String {
                 let range = match definition.kind {
                     Kind::Choice { values } => format!(" [{}]", values.join(", ")),
                     Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
+                    // The meaning says it in words.
                     Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } => String::new(),
                 };
                 vec![

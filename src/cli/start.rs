@@ -132,6 +132,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
         return print(&format!("the engine is starting; `{}` shows its progress", command(paths, "status")));
     }
     follow::until_ready(paths, &mut events, answer.boot, follow::limit(arguments.timeout), Output::Stdout).await?;
+    // Complete only now: some of it, such as a docker context that could not be made, is found on the way.
     let status = client.status().await?;
     if let Some(warning) = status.warning {
         eprintln!("warning: {warning}");

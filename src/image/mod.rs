@@ -28,10 +28,10 @@ const MANIFEST: &str = "manifest.json";
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// No directory has an image.
-    #[error("no guest image found (looked in {}); {BUILD}{remedy}", list(.folders))]
+    #[error("no guest image found (looked in {}); {BUILD}{remedy}", list(.directories))]
     Missing {
         /// The directories that could have one.
-        folders: Vec<PathBuf>,
+        directories: Vec<PathBuf>,
         /// Another remedy than building one.
         remedy: &'static str,
     },
@@ -72,8 +72,8 @@ pub enum ImageError {
     },
 }
 
-fn list(folders: &[PathBuf]) -> String {
-    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+fn list(directories: &[PathBuf]) -> String {
+    directories.iter().map(|directory| directory.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -133,29 +133,30 @@ impl Image {
                 _ => return Err(ImageError::Half),
             }
         }
-        let folders = folders(base, lock.is_some());
+        let directories = directories(base, lock.is_some());
         // One file is enough to choose a directory. A copy that broke off is then an error, instead of another image
         // that is used without a word.
-        let has_one = |folder: &&PathBuf| folder.join(KERNEL).exists() || folder.join(MANIFEST).exists();
-        if let Some(folder) = folders.iter().find(has_one) {
-            return Self::in_folder(folder);
+        let has_one = |directory: &&PathBuf| directory.join(KERNEL).exists() || directory.join(MANIFEST).exists();
+        if let Some(directory) = directories.iter().find(has_one) {
+            return Self::in_directory(directory);
         }
         let remedy = if lock.is_some() { "" } else { ", or name one with --kernel and --rootfs" };
-        Err(ImageError::Missing { folders, remedy })
+        Err(ImageError::Missing { directories, remedy })
     }
 
-    fn in_folder(folder: &Path) -> Result<Self, ImageError> {
+    fn in_directory(directory: &Path) -> Result<Self, ImageError> {
         // The cache's directory is a link to the newest build. Resolved once, so that a build which replaces it
         // meanwhile cannot mix its files with those of the old one.
-        let folder = fs::canonicalize(folder).map_err(|source| ImageError::Io { path: folder.to_owned(), source })?;
-        let path = folder.join(MANIFEST);
+        let directory =
+            fs::canonicalize(directory).map_err(|source| ImageError::Io { path: directory.to_owned(), source })?;
+        let path = directory.join(MANIFEST);
         let manifest = match fs::read(&path) {
             Ok(text) => Some(serde_json::from_slice(&text).map_err(|source| ImageError::Manifest { path, source })?),
             // An image that was put together by hand may have none.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ImageError::Io { path, source }),
         };
-        Self { kernel: folder.join(KERNEL), rootfs: folder.join(ROOTFS), manifest }.checked()
+        Self { kernel: directory.join(KERNEL), rootfs: directory.join(ROOTFS), manifest }.checked()
     }
 
     fn checked(mut self) -> Result<Self, ImageError> {
@@ -208,15 +209,15 @@ impl Image {
     }
 }
 
-fn folders(base: &Base, installed_first: bool) -> Vec<PathBuf> {
+fn directories(base: &Base, installed_first: bool) -> Vec<PathBuf> {
     let beside =
         std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join("share/bulkhead")));
     // The user can write to two of the three, the data and the cache directory. Under a lock those come last.
-    let mut folders = [Some(base.data_image()), beside, Some(base.cached_image())];
+    let mut directories = [Some(base.data_image()), beside, Some(base.cached_image())];
     if installed_first {
-        folders.swap(0, 1);
+        directories.swap(0, 1);
     }
-    folders.into_iter().flatten().collect()
+    directories.into_iter().flatten().collect()
 }
 
 fn check_format(
@@ -273,14 +274,14 @@ pub mod fuzzing {
 mod tests {
     use super::{format::samples, *};
 
-    fn folder(manifest: Option<&str>) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(KERNEL), samples::elf()).unwrap();
-        fs::write(folder.path().join(ROOTFS), samples::erofs()).unwrap();
+    fn directory(manifest: Option<&str>) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(KERNEL), samples::elf()).unwrap();
+        fs::write(directory.path().join(ROOTFS), samples::erofs()).unwrap();
         if let Some(manifest) = manifest {
-            fs::write(folder.path().join(MANIFEST), manifest).unwrap();
+            fs::write(directory.path().join(MANIFEST), manifest).unwrap();
         }
-        folder
+        directory
     }
 
     fn manifest(kernel: &[u8], rootfs: &[u8]) -> String {
@@ -295,37 +296,37 @@ mod tests {
 
     #[test]
     fn a_whole_image_is_accepted_and_verified() {
-        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
-        let image = Image::in_folder(folder.path()).unwrap();
+        let directory = directory(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let image = Image::in_directory(directory.path()).unwrap();
         assert_eq!(image.version(), Some("7"));
         image.verify().unwrap();
     }
 
     #[test]
-    fn a_truncated_file_is_refused_with_its_path_and_the_command_that_builds_it() {
-        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
-        let path = folder.path().join(ROOTFS);
+    fn a_truncated_file_is_refused_with_its_path_and_remedy() {
+        let directory = directory(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let path = directory.path().join(ROOTFS);
         File::options().write(true).open(&path).unwrap().set_len(2048).unwrap();
-        let message = Image::in_folder(folder.path()).unwrap_err().to_string();
+        let message = Image::in_directory(directory.path()).unwrap_err().to_string();
         assert!(message.contains("rootfs.erofs has 2048 bytes"), "{message}");
         assert!(message.contains("scripts/image"), "{message}");
     }
 
     #[test]
     fn a_truncated_file_is_noticed_without_a_manifest_too() {
-        let folder = folder(None);
-        let path = folder.path().join(ROOTFS);
+        let directory = directory(None);
+        let path = directory.path().join(ROOTFS);
         File::options().write(true).open(&path).unwrap().set_len(2048).unwrap();
-        assert!(matches!(Image::in_folder(folder.path()), Err(ImageError::Damaged { .. })));
+        assert!(matches!(Image::in_directory(directory.path()), Err(ImageError::Damaged { .. })));
     }
 
     #[test]
     fn a_changed_byte_is_found_by_the_full_check_only() {
-        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let directory = directory(Some(&manifest(&samples::elf(), &samples::erofs())));
         let mut rootfs = samples::erofs();
         *rootfs.last_mut().unwrap() ^= 1;
-        fs::write(folder.path().join(ROOTFS), rootfs).unwrap();
-        let image = Image::in_folder(folder.path()).unwrap();
+        fs::write(directory.path().join(ROOTFS), rootfs).unwrap();
+        let image = Image::in_directory(directory.path()).unwrap();
         assert!(matches!(image.verify(), Err(ImageError::Damaged { .. })));
     }
 
@@ -335,9 +336,9 @@ mod tests {
 
     #[test]
     fn under_a_lock_no_image_can_be_named_and_the_default_one_is_used() {
-        let (home, mine, file) = (tempfile::tempdir().unwrap(), folder(None), Path::new("/policy.json"));
-        let folder = fs::canonicalize(mine.path()).unwrap();
-        let (kernel, rootfs) = (Some(folder.join(KERNEL)), Some(folder.join(ROOTFS)));
+        let (home, mine, file) = (tempfile::tempdir().unwrap(), directory(None), Path::new("/policy.json"));
+        let directory = fs::canonicalize(mine.path()).unwrap();
+        let (kernel, rootfs) = (Some(directory.join(KERNEL)), Some(directory.join(ROOTFS)));
         let (base, nothing) = (base(home.path()), (None, None));
         let pairs = [(kernel.clone(), rootfs.clone()), (kernel.clone(), None), (None, rootfs)];
         for pair in pairs.clone() {
@@ -353,7 +354,7 @@ mod tests {
         let missing = default().unwrap_err().to_string();
         assert!(missing.contains("no guest image found") && !missing.contains("--kernel"), "{missing}");
         fs::create_dir_all(base.cached_image().parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(&folder, base.cached_image()).unwrap();
+        std::os::unix::fs::symlink(&directory, base.cached_image()).unwrap();
         assert_eq!(default().unwrap().kernel, kernel.unwrap());
     }
 
@@ -361,7 +362,7 @@ mod tests {
     fn under_a_lock_an_installed_image_goes_before_a_persons() {
         let home = tempfile::tempdir().unwrap();
         let base = base(home.path());
-        let (free, locked) = (folders(&base, false), folders(&base, true));
+        let (free, locked) = (directories(&base, false), directories(&base, true));
         assert_eq!((&free[0], &free[2]), (&base.data_image(), &base.cached_image()));
         assert_eq!(locked, [free[1].clone(), free[0].clone(), free[2].clone()]);
         assert!(locked[0].ends_with("share/bulkhead"), "{locked:?}");
@@ -369,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_damaged_manifest_is_named() {
-        let folder = folder(Some("{"));
-        assert!(matches!(Image::in_folder(folder.path()), Err(ImageError::Manifest { .. })));
+        let directory = directory(Some("{"));
+        assert!(matches!(Image::in_directory(directory.path()), Err(ImageError::Manifest { .. })));
     }
 }

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_on_the_loopback_are_an_option_of_the_default_network_and_of_new_ones() {
+    fn ports_on_the_loopback_are_set_for_the_default_and_for_new_networks() {
         let mut options =
             parse(r#"{"ip": "0.0.0.0", "default-network-opts": {"macvlan": {"a": "b"}, "bridge": 1}}"#).unwrap();
         publish_on_loopback(&mut options);

@@ -224,7 +224,7 @@ impl Definition {
     pub fn concealed(&self, value: &Value) -> Value {
         match (self.kind, value) {
             (Kind::Text { conceal: Some(conceal), .. }, Value::String(text)) => conceal(text).into(),
-            // Not even a text: nobody knows which part of it is secret.
+            // Of the wrong kind: there is no telling which part of it is secret.
             (Kind::Text { conceal: Some(_), .. }, _) => "***".into(),
             _ => value.clone(),
         }

@@ -225,6 +225,7 @@ impl Proxy {
     /// networks.
     pub fn no_proxy(&self, own: &[String]) -> String {
         let mut words: Vec<&str> = OWN.into_iter().chain(own.iter().map(String::as_str)).collect();
+        // The guest's own names come first and only once; the user's list often has `localhost`, too.
         for word in &self.exclude {
             if !words.contains(&word.as_str()) {
                 words.push(word);

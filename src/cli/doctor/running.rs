@@ -47,9 +47,9 @@ pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
 }
 
 async fn ping(paths: &Paths) -> Result<String, String> {
-    let begun = Instant::now();
+    let started = Instant::now();
     match timeout(PING_TIMEOUT, client::ping(&paths.docker_socket())).await {
-        Ok(Ok(())) => Ok(format!("responds after {} ms", begun.elapsed().as_millis())),
+        Ok(Ok(())) => Ok(format!("responds after {} ms", started.elapsed().as_millis())),
         Ok(Err(error)) => Err(chain(&error)),
         Err(_) => Err(format!("no response within {} s", PING_TIMEOUT.as_secs())),
     }
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vcpu_that_stays_in_one_place_is_told_once_and_its_held_back_interrupts_are() {
+    fn a_vcpu_that_stays_in_one_place_is_shown_once_with_its_interrupts() {
         let spinning = VcpuView { rflags: 2, pending: vec![33, 236], in_service: vec![236], ..view(0x10) };
         let looks = [vec![Some(view(0x10)), None], vec![Some(spinning.clone()), None], vec![Some(spinning), None]];
         let examined = |vcpus| Examination { vcpus, guest: None };
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_does_not_answer_is_told_with_what_is_busy() {
+    fn an_engine_that_does_not_respond_is_shown_with_busy_threads() {
         let busy = GuestThread { process: 7, name: "dockerd".into(), state: 'R', busy: 98, waits: String::new() };
         let stuck = GuestThread { state: 'D', busy: 0, waits: "io_schedule".into(), ..busy.clone() };
         let mut guest = Description {

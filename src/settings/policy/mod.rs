@@ -80,6 +80,7 @@ impl Policy {
     /// Reads the policy of `source`. Never fails: without a file there are no rules, and a file that cannot be used
     /// stands for the strictest ones.
     pub fn read(source: &PolicySource) -> Self {
+        // Read once: contents and digest are of the same moment.
         let Some((file, text)) = source.find() else { return Self::default() };
         // The digest tells an edited file from the one that a backend has, also where both are unusable.
         let digest = text.as_ref().ok().map(|text| hex(&Sha256::digest(text)));

@@ -18,16 +18,16 @@ fn me() -> u32 {
 }
 
 struct Place {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.path().join("admin-settings.json")
+        self.directory.path().join("admin-settings.json")
     }
 
     fn read(&self) -> Policy {
@@ -102,7 +102,7 @@ fn a_locked_value_wins_over_settings_and_a_free_one_is_a_default() {
 }
 
 #[test]
-fn isolation_is_locked_on_only_by_a_policy_that_says_both_or_cannot_be_used() {
+fn isolation_is_locked_on_by_an_explicit_or_an_unusable_policy_only() {
     let lock = |text: &str| policy(text).isolation_lock().is_some();
     assert!(lock(r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#) && lock("{"));
     for text in [
@@ -138,11 +138,11 @@ fn locked_options_of_dockerd_replace_the_persons() {
 }
 
 #[test]
-fn a_locked_setting_can_neither_be_set_nor_unset_and_the_message_names_the_file() {
+fn a_locked_setting_cannot_be_set_or_unset_and_the_error_names_the_file() {
     let place = Place::new();
     fs::write(place.file(), r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#).unwrap();
     let policy = place.read();
-    let home = place.folder.path().to_owned();
+    let home = place.directory.path().to_owned();
     let base = Base::from_variables(|name| (name == "HOME").then(|| home.clone()), me()).unwrap();
     let paths = base.profile(&"default".parse().unwrap()).unwrap();
     for value in [Some(false.into()), Some(true.into()), None] {
@@ -268,7 +268,7 @@ fn a_file_that_another_could_have_written_is_not_believed() {
     let other = Policy::read(&PolicySource::new(vec![place.file()], me() + 1));
     assert!(problem(&other).contains(&format!("belongs to user {}", me())), "{}", problem(&other));
     assert_strictest(other);
-    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     assert!(problem(&place.read()).starts_with("its directory is writable"), "{}", problem(&place.read()));
     fs::remove_file(place.file()).unwrap();
     assert_strictest(place.read());
