@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{
     fs::{self, File},
     io::Read,
@@ -20,7 +18,7 @@ use bulkhead_guest_common::{
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
-use self::support::Warden;
+use support::procfs::Warden;
 
 /// The first id of the containers' ranges; the second container has the same, which only a test can do.
 const START: u32 = 100_000;

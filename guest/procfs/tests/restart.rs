@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -18,7 +16,7 @@ use bulkhead_guest_common::{
     registry::{Container, Registry},
 };
 
-use self::support::Warden;
+use support::procfs::Warden;
 
 /// The longest that a read may take while the warden is killed every 50 ms; init's patience is no part of it.
 const BOUND: Duration = Duration::from_secs(5);

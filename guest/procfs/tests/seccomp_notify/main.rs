@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod contained;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::{
     fs, io,
@@ -25,7 +23,7 @@ use bulkhead_guest_common::{
 };
 use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
 
-use self::support::Warden;
+use support::procfs::Warden;
 
 /// What the contained process is to do; without it, it does nothing.
 const SCENARIO: &str = "WARDEN_TEST_SCENARIO";

@@ -1,22 +1,20 @@
 //! The warden, as init starts it.
 
-#[path = "../../../procfs/tests/support/mod.rs"]
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
 use bulkhead_guest_common::registry;
+use support::procfs;
 
 /// A warden that ends with its owner.
-pub struct Warden(support::Warden);
+pub struct Warden(procfs::Warden);
 
 impl Warden {
     /// Mounts the tree and starts `program`.
     pub fn start(program: &Path) -> Self {
-        Self(support::Warden::new(program, Path::new(registry::STATE)))
+        Self(procfs::Warden::new(program, Path::new(registry::STATE)))
     }
 
     fn id(&self) -> u32 {
