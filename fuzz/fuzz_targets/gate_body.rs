@@ -1,7 +1,7 @@
 //! Bodies of requests that the gate looks into.
 #![no_main]
 
-use bulkhead_gate::policy::Inspection;
+use bulkhead_gate::rules::Inspection;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 

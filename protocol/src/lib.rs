@@ -28,6 +28,7 @@
 //! Programs of the guest use [`PORTS_SOCKET`] (port processes and init) and [`GRANTS_SOCKET`] (runtime and gate), and
 //! the environment variables below (init to the gate). They are part of one image, so they need no version.
 
+pub mod gate;
 mod line;
 mod message;
 mod ports;
@@ -62,12 +63,6 @@ pub const MAX_LINE: usize = 64 * 1024;
 
 /// Maximum of all certificates together, in bytes of PEM.
 pub const MAX_CERTIFICATES: usize = 2 << 20;
-
-/// Environment variable in which init passes [`Configuration::container_environment`] to the gate, as a JSON array.
-pub const CONTAINER_ENVIRONMENT: &str = "BULKHEAD_CONTAINER_ENVIRONMENT";
-
-/// Environment variable in which init passes [`Configuration::socket_exceptions`] to the gate, as JSON.
-pub const SOCKET_EXCEPTIONS: &str = "BULKHEAD_SOCKET_EXCEPTIONS";
 
 /// Environment variable in which init lists the sockets that the gate has stored with it (`FDSTORE=1` of sd_notify(3)),
 /// as `NAME=DESCRIPTOR` with commas between.

@@ -1,16 +1,17 @@
-//! What the control API says: JSON with camelCase keys.
+//! Messages of the control API: JSON with camelCase keys.
 //!
 //! | request            | body             | answer                                                          |
 //! |--------------------|------------------|-----------------------------------------------------------------|
 //! | `GET /v1/status`   |                  | [`Status`]                                                      |
 //! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
 //! | `GET /v1/ports`    |                  | [`Ports`]                                                       |
-//! | `GET /v1/examination` |               | [`Examination`], some seconds later                             |
+//! | `GET /v1/examination` |               | [`Examination`], after some seconds                             |
 //! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
 //! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
 //! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
 //!
-//! Everything else is answered with an HTTP error and a [`Problem`].
+//! Everything else is answered with an HTTP error and a [`Problem`]. An unknown option is refused, so that a misspelt
+//! one is not ignored.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -27,22 +28,22 @@ pub const MAX_BODY: usize = 64 * 1024;
 /// Longest [`Status`] line in bytes that a client accepts.
 pub const MAX_STATUS: usize = 256 * 1024;
 
-/// Longest answer in bytes that a client accepts: that of some thousand ports.
+/// Longest other answer in bytes that a client accepts: the list of some thousand ports.
 pub const MAX_ANSWER: usize = 1 << 20;
 
-/// Where the VM is in its life.
+/// State of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateName {
-    /// No VM.
+    /// There is no VM.
     Stopped,
-    /// A VM runs, its engine does not answer yet.
+    /// A VM runs; its engine does not answer yet.
     Starting,
     /// The engine answers.
     Running,
     /// The VM is going down.
     Stopping,
-    /// No VM, for a reason.
+    /// There is no VM, because the last one failed.
     Failed,
 }
 
@@ -58,16 +59,18 @@ impl std::fmt::Display for StateName {
     }
 }
 
-/// A stage and when it was reached.
+/// A stage of the start, with its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageTime {
     /// The stage.
     pub stage: Stage,
-    /// Milliseconds since the boot began, on the host's clock.
+    /// Milliseconds from the start of the boot, on the host's clock.
     pub ms: u64,
 }
 
-/// Everything there is to know about a profile.
+/// Status of a profile.
+// Most keys have defaults: after an upgrade the command line may talk to a backend of an older version, which goes on
+// running and does not know the newest of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -75,42 +78,42 @@ pub struct Status {
     pub profile: ProfileName,
     /// The state.
     pub state: StateName,
-    /// Counts the VMs that this backend began; stages belong to the last one.
+    /// Number of VMs that this backend has started; stages belong to the last one.
     #[serde(default)]
     pub boot: u64,
-    /// The backend ends when the VM is down.
+    /// The backend exits when the VM is down.
     #[serde(default)]
     pub ending: bool,
     /// Stages reached.
     #[serde(default)]
     pub stages: Vec<StageTime>,
-    /// The stage that is being waited for.
+    /// The next stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<Stage>,
-    /// Why it failed, or why the engine is being started again.
+    /// The reason that the start failed, or that the engine is being started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The console's last lines, when the VM failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub console: Vec<String>,
-    /// What `DOCKER_HOST` has to be.
+    /// Value for `DOCKER_HOST`.
     pub docker_host: String,
-    /// Name of the docker context, if there is one.
+    /// Name of the docker context, if it exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
-    /// What does not keep the engine from running but a person should know.
+    /// Non-fatal problems to show the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// The administrator's policy that this backend began with.
+    /// The administrator's policy, as this backend read it when it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyFacts>,
     /// Process id of the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_pid: Option<u32>,
-    /// Process id of the VM.
+    /// Process id of the vmm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
-    /// What the running VM was made with.
+    /// The running VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmFacts>,
 }
@@ -138,7 +141,7 @@ impl Status {
     }
 }
 
-/// What a VM was made with.
+/// Facts about a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VmFacts {
@@ -152,21 +155,21 @@ pub struct VmFacts {
     pub disk_gib: u64,
     /// Enhanced Container Isolation.
     pub enhanced_container_isolation: bool,
-    /// The guest's kernel, once it said so.
+    /// `uname -r` of the guest, once init has reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// Seconds since the Unix epoch at which the VM was begun.
+    /// Start of the VM in seconds since the Unix epoch.
     pub started_unix: u64,
 }
 
 /// The published ports of a profile, by host port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
-    /// Those that listen now.
+    /// The ports that listen now.
     pub ports: Vec<PublishedPort>,
 }
 
-/// A port of the host that leads to a container.
+/// A port of the host on which a container is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishedPort {
@@ -184,35 +187,39 @@ pub struct PublishedPort {
 
 impl From<PortMapping> for PublishedPort {
     fn from(port: PortMapping) -> Self {
+        // The keys of this API are independent of the agent's protocol, which may change with the guest image.
         let PortMapping { transport: protocol, host_ip, host_port, container_ip, container_port } = port;
         Self { protocol, host_ip, host_port, container_ip, container_port }
     }
 }
 
-/// What a running VM does at the moment; what does not answer is missing.
+/// State of a running VM; each part that did not answer is missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Examination {
-    /// The vCPUs as they were seen some times in a row, each time all of them in order.
+    /// Samples of the vCPUs in the order of time, each with all vCPUs in order.
     pub vcpus: Vec<Vec<Option<VcpuView>>>,
-    /// What the guest says of itself.
+    /// The guest's description of itself.
     pub guest: Option<Description>,
 }
 
 impl Examination {
-    /// The vCPUs that would take an interrupt but did not get it from one look to the last: one that is above all that
-    /// they serve waits while they let interrupts in, or a program runs in the middle of one. No guest does that to
-    /// itself; the KVM below it, or the machine that emulates it, has lost something.
+    /// Returns the vCPUs from which the same interrupt was withheld in every sample ([`VcpuView::withheld`]): it is
+    /// pending with a higher priority than any in service while `RFLAGS.IF` is set, or it is in service while a program
+    /// runs.
+    ///
+    /// A guest cannot do that to itself. The KVM below it, or the machine that emulates it, has lost an interrupt.
     pub fn starved(&self) -> Vec<usize> {
         let count = self.vcpus.iter().map(Vec::len).max().unwrap_or_default();
         let starves = |vcpu: &usize| {
-            let seen: Vec<_> = self.vcpus.iter().map(|look| look.get(*vcpu)?.as_ref()?.withheld()).collect();
-            seen.len() > 1 && seen[0].is_some() && seen.iter().all(|one| *one == seen[0])
+            let withheld: Vec<_> = self.vcpus.iter().map(|sample| sample.get(*vcpu)?.as_ref()?.withheld()).collect();
+            // In a single sample, or with another interrupt each time, it may just have been on its way.
+            withheld.len() > 1 && withheld[0].is_some() && withheld.iter().all(|one| *one == withheld[0])
         };
         (0..count).filter(starves).collect()
     }
 }
 
-/// What `start` may ask for; what is left out follows the settings.
+/// Options of a start; what is left out follows the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StartOptions {
@@ -224,25 +231,25 @@ pub struct StartOptions {
     /// Size of the data disk in GiB.
     #[serde(rename = "diskGiB")]
     pub disk_gib: Option<u64>,
-    /// Kernel, absolute.
+    /// Path of the kernel, absolute.
     pub kernel: Option<PathBuf>,
-    /// Root file system, absolute.
+    /// Path of the root file system, absolute.
     pub rootfs: Option<PathBuf>,
-    /// With a serial port that logs the kernel's messages.
+    /// Give the VM a serial port that logs the kernel's messages.
     pub serial: bool,
-    /// What the VM is connected to.
+    /// The VM's network.
     pub network: Option<NetworkKind>,
-    /// The proxy that the environment of the command names.
+    /// The proxy in the environment of the command.
     pub proxy: ProxyEnvironment,
-    /// The certificates that it trusts (`SSL_CERT_FILE`), absolute.
+    /// Path of the certificates that the command's environment trusts (`SSL_CERT_FILE`), absolute.
     pub certificates: Option<PathBuf>,
 }
 
-/// How to stop.
+/// Options of a stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StopOptions {
-    /// Without asking the guest.
+    /// End the VM at once, without asking the guest.
     pub force: bool,
     /// Seconds after which the VM is killed.
     pub timeout_seconds: Option<u64>,
@@ -263,16 +270,16 @@ pub enum Outcome {
 /// Answer to a request that changes the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// The [`Status::boot`] to wait for: of the VM that runs, or of the one that follows.
+    /// The [`Status::boot`] to wait for: that of the VM that runs, or of the one that follows it.
     pub boot: u64,
 }
 
-/// Why a request was refused.
+/// Reason that a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// For a person.
+    /// Text for the user.
     pub message: String,
 }
 
@@ -282,11 +289,11 @@ pub struct Problem {
 pub enum Readiness {
     /// The sockets are listening.
     Ready {
-        /// What `DOCKER_HOST` has to be.
+        /// Value for `DOCKER_HOST`.
         #[serde(rename = "dockerHost")]
         docker_host: String,
     },
-    /// The backend ended.
+    /// The backend exited.
     Error {
         /// Cause and remedy.
         message: String,
@@ -326,7 +333,7 @@ mod tests {
             Examination { vcpus, guest: None }.starved()
         };
         assert_eq!(starved(&[&waits, &waits, &waits]), [1]);
-        // One look is none, and what changes is on its way.
+        // A single sample proves nothing, and an interrupt that changes is on its way.
         assert!(starved(&[&waits]).is_empty());
         assert!(starved(&[&waits, &waits, &open]).is_empty());
         assert!(starved(&[&waits, &VcpuView { pending: vec![33], ..open.clone() }]).is_empty());

@@ -1,4 +1,8 @@
-//! The control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. See [`super::api`].
+//! The server of the control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. [`super::api`]
+//! has the messages.
+//!
+//! The socket has mode 0600 in a 0700 directory, and the peer's user id is checked as well. What is left is a client of
+//! this user that misbehaves: connections, heads, bodies and the time for each are bounded.
 
 use std::{
     convert::Infallible,
@@ -31,37 +35,38 @@ use super::{
     supervisor::Request,
 };
 
-/// Connections served at once.
+/// Connections at once.
 const MAX_CONNECTIONS: usize = 64;
 
-/// Time for the head of a request to arrive whole.
-const HEAD: Duration = Duration::from_secs(5);
+/// Time for the whole head of a request to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for the body of a request to arrive whole.
-const BODY: Duration = Duration::from_secs(5);
+/// Time for the whole body of a request to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of a request's head.
+/// Longest head of a request in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Time for the last answers to be taken when the backend ends.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Time for clients to read their last answers when the backend exits.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// What the handlers work on.
+/// The handlers' connection to the supervisor.
 #[derive(Clone, Debug)]
 pub(super) struct Api {
-    /// To the supervisor.
+    /// Requests to the supervisor.
     pub requests: mpsc::Sender<Request>,
-    /// From the supervisor.
+    /// The supervisor's status.
     pub status: watch::Receiver<Status>,
 }
 
-/// Serves until `end` fires, then lets open answers finish for a moment.
+/// Serves until `end` fires, then gives open answers a moment to finish.
 pub(super) async fn serve(listener: UnixListener, api: Api, mut end: oneshot::Receiver<()>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             _ = &mut end => break,
+            // Finished tasks are collected as they come, or the set would grow with each request.
             Some(_) = connections.join_next() => {}
             accepted = accept(&listener, &permits) => {
                 if let Some((stream, permit)) = accepted {
@@ -74,17 +79,21 @@ pub(super) async fn serve(listener: UnixListener, api: Api, mut end: oneshot::Re
             }
         }
     }
+    // A connection of `events` ends when the status has no sender left; the others after the answer in progress.
     drop(api);
-    let _ = timeout(FAREWELL, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(EXIT_GRACE, async { while connections.join_next().await.is_some() {} }).await;
 }
 
+/// Accepts a connection of this user; returns `None` for any other, and after an error.
 async fn accept(
     listener: &UnixListener,
     permits: &Arc<Semaphore>,
 ) -> Option<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    // The permit first: a connection beyond the bound waits in the backlog and costs this process nothing.
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {
+            // The socket's mode keeps out every other user but root, who is refused here.
             let own = nix::unistd::geteuid().as_raw();
             if stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
                 return Some((stream, permit));
@@ -92,6 +101,7 @@ async fn accept(
             warn!("refused a control connection of another user");
         }
         Err(error) => {
+            // Without a pause, EMFILE would make this a busy loop.
             warn!("cannot accept a control connection: {error}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -106,7 +116,7 @@ async fn serve_connection(stream: UnixStream, api: Api) {
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -130,28 +140,30 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
         "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
         "/v1/status" | "/v1/events" | "/v1/ports" | "/v1/examination" => wrong_method("GET"),
         "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
-        _ => problem(StatusCode::NOT_FOUND, "there is no such resource"),
+        _ => problem(StatusCode::NOT_FOUND, "no such resource"),
     }
 }
 
-/// Reads the body, hands the request to the supervisor and returns its answer.
+/// Reads the body, passes the request to the supervisor and returns its answer.
 async fn change<T: DeserializeOwned + Default>(
     request: HttpRequest<Incoming>,
     api: &Api,
     make: fn(T, oneshot::Sender<Answer>) -> Request,
 ) -> Reply {
-    let body = match timeout(BODY, Limited::new(request.into_body(), MAX_BODY).collect()).await {
+    let body = match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("a body has at most {MAX_BODY} bytes"));
+            return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {MAX_BODY} bytes"));
         }
-        Ok(Err(_)) => return problem(StatusCode::BAD_REQUEST, "the body could not be read"),
+        Ok(Err(_)) => return problem(StatusCode::BAD_REQUEST, "cannot read the body"),
         Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
     };
     let options = match parse(&body) {
         Ok(options) => options,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("the body is not understood: {error}")),
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("invalid body: {error}")),
     };
+    // The supervisor answers when it has accepted the request, not when the engine is up or down: that is in the
+    // events.
     let (reply, answer) = oneshot::channel();
     if api.requests.send(make(options, reply)).await.is_ok()
         && let Ok(answer) = answer.await
@@ -178,26 +190,28 @@ async fn examination(api: &Api) -> Reply {
     }
     match answer.await {
         Ok(examination) => json(StatusCode::OK, &examination),
-        Err(_) => problem(StatusCode::CONFLICT, "no VM runs"),
+        // The supervisor dropped the reply because it has no VM.
+        Err(_) => problem(StatusCode::CONFLICT, "no VM is running"),
     }
 }
 
 fn ending() -> Reply {
-    problem(StatusCode::SERVICE_UNAVAILABLE, "the backend is ending")
+    problem(StatusCode::SERVICE_UNAVAILABLE, "the backend is shutting down")
 }
 
-/// An empty body asks for the defaults.
+/// Parses a body; an empty one asks for the defaults.
 fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, serde_json::Error> {
     if body.is_empty() {
         return Ok(T::default());
     }
-    // An array of fields in their order would do for serde; the API has objects only.
+    // serde would also accept an array of the fields in their order, which the API does not have.
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
     serde_json::from_value(object.into())
 }
 
-/// A line now and after each change; a reader that is slow sees fewer lines, never old ones.
+/// Sends a line now and after each change; a slow reader gets fewer lines, never old ones.
 fn events(mut status: watch::Receiver<Status>) -> Reply {
+    // One line of buffer: the status is read when the reader is ready for it, so changes in between are merged.
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
@@ -207,6 +221,7 @@ fn events(mut status: watch::Receiver<Status>) -> Reply {
             }
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
+                // The client is gone; without this the task would stay until the next change.
                 () = sender.closed() => return,
             }
         }
@@ -241,7 +256,7 @@ fn reply(code: StatusCode, kind: &'static str, body: ReplyBody) -> Reply {
     reply
 }
 
-/// One piece, or lines as they come.
+/// The body of a reply: one piece, or lines as they come.
 #[derive(Debug)]
 enum ReplyBody {
     Once(Option<Bytes>),

@@ -100,14 +100,15 @@ fn spawn_program(
         });
     }
     let child = process.spawn();
-    // SAFETY: the number came from fcntl above, is open and belongs to nobody else.
+    // SAFETY: the number came from fcntl above, is open and has no other owner.
     drop(unsafe { OwnedFd::from_raw_fd(reserved) });
     child
 }
 
 /// Makes `number` descriptor [`FD`] and lets only that one survive exec.
 fn take(number: RawFd) -> io::Result<()> {
-    // dup2 clears FD_CLOEXEC on the copy, but does nothing when both numbers are equal; the flag is cleared by hand then.
+    // dup2 clears FD_CLOEXEC on the copy, but does nothing when both numbers are equal; the flag is cleared by hand
+    // then.
     // SAFETY: plain system calls on a descriptor that the caller holds open; no memory is passed.
     let result = unsafe { if number == FD { libc::fcntl(number, libc::F_SETFD, 0) } else { libc::dup2(number, FD) } };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -124,8 +125,8 @@ pub(super) fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
     match result {
         0 => Ok(()),
         _ => match io::Error::last_os_error() {
-            // Linux before 5.11 lacks the call or its flag. The descriptors of the standard library and tokio are closed
-            // on exec anyway.
+            // Linux before 5.11 lacks the call or its flag. The descriptors of the standard library and tokio are
+            // closed on exec anyway.
             error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
             error => Err(error),
         },

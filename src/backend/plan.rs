@@ -1,4 +1,8 @@
-//! From settings, options and host to a machine; every check that needs no VM is made here.
+//! The plan of a VM, from settings, options, policy and host; every check that needs no VM is made here.
+//!
+//! `bulkhead start` makes a plan before it starts a backend, only to report errors early, and the backend makes one at
+//! each boot. A plan changes nothing on the host. It has two parts: the machine for the vmm ([`Plan::machine`]) and the
+//! configuration for the agent, in the form in which the protocol carries it.
 
 use std::{fmt, path::PathBuf};
 
@@ -23,24 +27,24 @@ pub const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/
                        loglevel=4 8250.nr_uarts=0 i8042.noaux tsc=reliable no_timer_check rcupdate.rcu_expedited=1 \
                        random.trust_cpu=on cryptomgr.notests pci=noearly mitigations=auto";
 
-/// What keeps the kernel silent and from probing for a UART …
+/// Options that keep the kernel silent and from probing for a UART.
 const QUIET: &str = "quiet loglevel=4 8250.nr_uarts=0";
-/// … and what a serial port needs instead.
+/// Their replacement in a VM with a serial port.
 const SERIAL: &str = "console=ttyS0 8250.nr_uarts=1";
 
-/// virtio-blk serial of the data disk, by which the agent finds it.
+/// virtio-blk serial of the data disk, by which init finds it.
 pub const DATA_SERIAL: &str = "data";
 
-/// The guest's context id; each VM has a device of its own, so all may have the same.
+/// The guest's vsock context id. Each VM has a device of its own in its own process, so all have the same.
 const GUEST_CID: u32 = 3;
 
-/// Why no VM can be made.
+/// Reason that a VM cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// The host.
+    /// The host's KVM, memory or CPUs.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The image.
+    /// The guest image.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The data disk.
@@ -65,11 +69,11 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
-    /// With a serial port.
+    /// Give the VM a serial port.
     pub serial: bool,
     /// The network of a VM that has one.
     pub network: Option<NetworkPlan>,
-    /// Published ports are on the host's loopback, whatever address is asked for.
+    /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
     /// The file of certificates that the user named.
     pub certificates: Option<PathBuf>,
@@ -82,14 +86,17 @@ pub struct Plan {
 impl Plan {
     /// Reads the settings and checks everything under `policy`; changes nothing.
     pub fn new(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, PlanError> {
+        // KVM first: on a host without it, nothing else matters to the user.
         host::check_kvm()?;
         host::check_virtualization()?;
         let settings = Settings::load(&paths.settings())?.under(policy.clone());
+        // An option of the command line must not get around a value that the policy locks.
         settings.permit_options(options.cpus, options.memory_mib, options.disk_gib, options.network.as_ref())?;
         let kind = options.network.clone().unwrap_or_else(|| settings.network());
         let network = NetworkPlan::new(&kind, &settings)?;
         let mut configuration = Configuration {
             hostname: paths.name().hostname(),
+            // Set when it is sent, or the guest's clock would lag by the time of its boot.
             time_unix_ns: 0,
             isolation: settings.isolation(),
             data_disk_serial: DATA_SERIAL.into(),
@@ -99,8 +106,11 @@ impl Plan {
             socket_exceptions: Box::new(settings.socket_exceptions()),
             block_load: settings.block_load(),
         };
+        // After the daemon options, into which it writes.
         let warning = proxy::configure(&settings, options, network.as_ref(), &mut configuration);
         Ok(Self {
+            // Under a policy that locks isolation on, `find` refuses an image that the user named: another guest could
+            // do without isolation.
             image: Image::find(
                 paths.base(),
                 options.kernel.as_deref(),
@@ -127,7 +137,7 @@ impl Plan {
         });
     }
 
-    /// The machine for the vmm process.
+    /// Returns the machine for the vmm process.
     pub fn machine(&self, paths: &Paths) -> VmConfig {
         let disk = |path: &std::path::Path, readonly, serial: &str| Disk {
             path: path.to_owned(),
@@ -140,6 +150,8 @@ impl Plan {
             uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
             cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
+            // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by
+            // its serial.
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
             vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
             console: Some(paths.console_log()),

@@ -1,8 +1,8 @@
 //! The engine's HTTP proxy, as the guest's configuration carries it.
 //!
 //! It comes from the settings or a policy, else from the environment in which `bulkhead start` was called. Pulls use it
-//! through the `proxies` of dockerd's `daemon.json`; containers get it as variables if the setting `containersProxy` or a
-//! policy says so. Its URL may contain a password: it must not reach a log, an error or a `Debug` text.
+//! through the `proxies` of dockerd's `daemon.json`; containers get it as variables if the setting `containersProxy` or
+//! a policy says so. Its URL may contain a password: it must not reach a log, an error or a `Debug` text.
 
 use bulkhead_protocol::Configuration;
 use serde_json::{Map, Value, json};
@@ -72,15 +72,15 @@ mod tests {
     use crate::settings::{NetworkKind, Policy, PolicySource, ProxyEnvironment};
 
     fn settings(text: &str) -> Settings {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("settings.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.json");
         std::fs::write(&path, text).unwrap();
         Settings::load(&path).unwrap()
     }
 
     fn policy(text: Option<&str>) -> Policy {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("admin-settings.json");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("admin-settings.json");
         if let Some(text) = text {
             std::fs::write(&file, text).unwrap();
         }
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(proxy(Some(options)), "http://theirs:2");
     }
 
-    /// The http proxy of pulls and that of new containers, where a person's environment has one, too.
+    /// The http proxy of pulls and that of new containers, for a user whose environment has one, too.
     fn pulls_and_containers(setting: &str, text: Option<&str>) -> (Option<String>, Option<String>) {
         let environment = ProxyEnvironment { http: Some("http://environment:1".into()), ..Default::default() };
         let (options, containers, warning) = applied_under(settings(setting).under(policy(text)), environment);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policys_proxy_for_containers_governs_them_and_pulls_unless_a_person_may_turn_it_off() {
+    fn the_policys_proxy_for_containers_governs_them_and_pulls_unless_turned_off() {
         const UNSET: &str = "{}";
         const OFF: &str = r#"{"containersProxy": false}"#;
         const ON: &str = r#"{"containersProxy": true}"#;
@@ -176,18 +176,18 @@ mod tests {
                          "{\"proxies\": {\"http-proxy\": \"http://options:2\"}}"}}"#;
         let (environment, theirs) = (Some("http://environment:1"), Some("http://theirs:1"));
         for (keys, setting, pulls, containers) in [
-            // No such key: the engine's proxy, in containers when a person says so.
+            // No such key: the engine's proxy, in containers if the user says so.
             (vec![], UNSET, environment, None),
             (vec![], ON, environment, environment),
             (vec![], OFF, environment, None),
-            // Locked: whatever a person or another key says.
+            // Locked: the user and other keys have no say.
             (vec![&*locked], UNSET, theirs, theirs),
             (vec![&*locked], ON, theirs, theirs),
             (vec![&*locked], OFF, theirs, theirs),
             (vec![&*locked], MINE, theirs, theirs),
             (vec![&*locked, engines], OFF, theirs, theirs),
             (vec![&*locked, options], OFF, theirs, theirs),
-            // Free: the same until a person turns it off.
+            // Not locked: the same until the user turns it off.
             (vec![&*free], UNSET, theirs, theirs),
             (vec![&*free], ON, theirs, theirs),
             (vec![&*free], OFF, environment, None),
@@ -195,7 +195,7 @@ mod tests {
             (vec![&*free, engines], OFF, Some("http://engine:1"), None),
             (vec![&*free, options], UNSET, theirs, theirs),
             (vec![&*free, options], OFF, Some("http://options:2"), None),
-            // No proxy is named: there is none. Mode system: the engine's.
+            // An empty proxy means no proxy. Mode system: the engine's.
             (vec![&*key(true, "manual", "")], MINE, None, None),
             (vec![&*key(true, "manual", ""), engines], ON, None, None),
             (vec![&*key(true, "system", "http://ignored:1")], OFF, environment, environment),

@@ -1,4 +1,12 @@
-//! The life of one VM as data: which input leads from which state to which, and what is to be done. No I/O here.
+//! The life of one VM as data: which input leads from which state to which, and which action follows. No I/O here.
+//!
+//! `Stopped` → `Starting` (a VM boots) → `Running` (its engine answers) → `Stopping`, after which the backend exits or,
+//! for a restart, the next VM is `Starting`. An engine that ends leads back to `Starting` without a new VM. A guest
+//! that resets itself boots again. `Failed` is the end of a start that gave up, broke, or reset [`MAX_RESETS`] times
+//! before its engine answered; `start` leads out of it.
+//!
+//! Invariants, which the property test at the end checks: at most one VM exists, an action is only given to a VM that
+//! exists, and none is left when the backend exits.
 
 use bulkhead_protocol::Stage;
 
@@ -10,17 +18,17 @@ use super::{
 /// Resets in a row, without the engine answering between them, after which the start has failed.
 const MAX_RESETS: u32 = 3;
 
-/// How far a start has come.
+/// Progress of a start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Stages reached, in order.
     pub stages: Vec<StageTime>,
-    /// Why a stage that was reached is missing again, for a person.
+    /// The reason that a stage which was reached is missing again, for the user.
     pub note: Option<String>,
 }
 
 impl Progress {
-    /// The stage that is being waited for.
+    /// Returns the next stage.
     pub fn waiting_for(&self) -> Stage {
         match self.stages.last().map(|reached| reached.stage) {
             None => Stage::Kernel,
@@ -31,18 +39,18 @@ impl Progress {
     }
 }
 
-/// What follows a VM that is being stopped.
+/// The continuation of a VM's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// The backend ends.
+    /// The backend exits.
     Exit,
-    /// The VM boots again.
+    /// A new VM boots.
     Boot,
-    /// The start failed for this reason.
+    /// The start has failed, for this reason.
     Fail(String),
 }
 
-/// Where the VM is in its life.
+/// The state of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// There is no VM.
@@ -53,50 +61,50 @@ pub enum State {
     Running(Progress),
     /// The VM is going down.
     Stopping(Then),
-    /// There is no VM, for this reason.
+    /// There is no VM, for this reason. The backend stays, so that `status` can report it.
     Failed(String),
 }
 
-/// What happens to the machine.
+/// An input of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// A person wants the engine.
+    /// The user asks for the engine.
     Start,
-    /// A person wants the VM down and the backend gone.
+    /// The user asks for the end of VM and backend.
     Stop {
         /// At once, without asking the guest.
         force: bool,
     },
-    /// A person wants a fresh VM.
+    /// The user asks for a new VM.
     Restart,
     /// The VM could not be made.
     BootFailed(String),
-    /// The agent has its configuration and can be asked to shut down.
+    /// The agent is connected and can be asked to shut down.
     AgentConnected,
     /// The agent's connection ended.
     AgentLost,
-    /// The guest reached a stage, so many milliseconds after the boot began.
+    /// The guest reached a stage.
     Reached(StageTime),
     /// The guest gave up.
     GuestFailed(String),
-    /// The engine ended and is being started again.
+    /// The engine ended, and init is starting it again.
     EngineDown(String),
-    /// The time to shut down is over.
+    /// The time for the shutdown is over.
     GraceExpired,
-    /// The VM's process is gone.
+    /// The VM's processes are gone.
     Ended(VmEnd),
 }
 
-/// What is to be done.
+/// An action for the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Make a VM.
     Boot,
     /// Ask the agent to power off, and send [`Input::GraceExpired`] when it takes too long.
     Shutdown,
-    /// VmEnd the VM at once.
+    /// End the VM at once.
     Kill,
-    /// VmEnd the backend.
+    /// Exit the backend.
     Exit,
 }
 
@@ -104,6 +112,7 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Machine {
     state: State,
+    /// The agent is connected.
     agent: bool,
     boots: u64,
     resets: u32,
@@ -121,17 +130,17 @@ impl Machine {
         &self.state
     }
 
-    /// How many VMs were begun.
+    /// Number of VMs started so far.
     pub fn boots(&self) -> u64 {
         self.boots
     }
 
-    /// The number of the VM that a request just made is about: the one that runs or the one that follows it.
+    /// Returns the number of the VM that a request just made is about: the one that runs or the one that follows it.
     pub fn awaited_boot(&self) -> u64 {
         self.boots + u64::from(self.state == State::Stopping(Then::Boot))
     }
 
-    /// Takes one input and says what is to be done and, for a request, what to answer.
+    /// Applies one input; returns the answer to a request, and the action.
     pub fn apply(&mut self, input: Input) -> (Outcome, Option<Action>) {
         match input {
             Input::Start => self.start(),
@@ -155,10 +164,12 @@ impl Machine {
                 (Outcome::Begun, Some(self.boot()))
             }
             State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Outcome::Already, None),
+            // The failed VM is still going down; the new one boots after it, since both would open the data disk.
             State::Stopping(Then::Fail(_)) => {
                 self.state = State::Stopping(Then::Boot);
                 (Outcome::Begun, None)
             }
+            // The backend is about to give the profile up. The command line waits for that and starts another one.
             State::Stopping(Then::Exit) => (Outcome::Ending, None),
         }
     }
@@ -167,6 +178,7 @@ impl Machine {
         let action = match &self.state {
             State::Stopped | State::Failed(_) => Some(Action::Exit),
             State::Starting(_) | State::Running(_) => Some(self.take_down(Then::Exit, force)),
+            // The agent was asked already. A second `stop` may only speed it up.
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Exit);
                 force.then_some(Action::Kill)
@@ -182,6 +194,7 @@ impl Machine {
                 self.resets = 0;
                 (Outcome::Begun, Some(self.take_down(Then::Boot, false)))
             }
+            // A stop is not taken back.
             State::Stopping(Then::Exit) => (Outcome::Ending, None),
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Boot);
@@ -190,12 +203,15 @@ impl Machine {
         }
     }
 
-    /// Without an agent nobody in the guest can be asked, and nothing is mounted yet.
+    /// Starts to take the VM down.
     fn take_down(&mut self, then: Then, force: bool) -> Action {
         self.state = State::Stopping(then);
+        // Without an agent the guest cannot be asked: its disk is not mounted yet, or it is broken.
         if self.agent && !force { Action::Shutdown } else { Action::Kill }
     }
 
+    /// Applies an input that is not a request. The guest decides when most of them arrive: each has to be harmless in
+    /// every state.
     fn report(&mut self, input: Input) -> Option<Action> {
         match input {
             Input::AgentConnected => self.agent = true,
@@ -204,10 +220,13 @@ impl Machine {
             Input::Reached(reached) => self.reached(reached),
             Input::EngineDown(reason) => self.engine_down(reason),
             Input::GuestFailed(reason) => {
+                // Its disk may be mounted, so the guest is shut down in order and not killed. While it is stopping
+                // already, the reason of that stop stays.
                 if matches!(self.state, State::Starting(_) | State::Running(_)) {
                     return Some(self.take_down(Then::Fail(reason), false));
                 }
             }
+            // A deadline may fire just after the VM ended.
             Input::GraceExpired => return matches!(self.state, State::Stopping(_)).then_some(Action::Kill),
             Input::Ended(end) => return self.ended(end),
             Input::Start | Input::Stop { .. } | Input::Restart => {}
@@ -215,23 +234,26 @@ impl Machine {
         None
     }
 
-    /// The guest is not trusted: a stage counts once. A later stage includes those before it.
+    /// Records a stage. The guest is not trusted: a stage counts once, and a later stage includes those before it.
     fn reached(&mut self, reached: StageTime) {
         let State::Starting(progress) = &mut self.state else { return };
         while progress.waiting_for() <= reached.stage {
             let stage = progress.waiting_for();
             progress.stages.push(StageTime { stage, ..reached });
             if stage == Stage::Engine {
+                // `waiting_for` stays at the last stage.
                 break;
             }
         }
         if progress.stages.last().is_some_and(|last| last.stage == Stage::Engine) {
+            // The engine answered: whatever resets the guest from now on is not a failed start.
             self.resets = 0;
             progress.note = None;
             self.state = State::Running(std::mem::take(progress));
         }
     }
 
+    /// Returns to `Starting`, with all stages but the engine's, until the engine answers again.
     fn engine_down(&mut self, reason: String) {
         if let State::Starting(progress) | State::Running(progress) = &mut self.state {
             let mut progress = std::mem::take(progress);
@@ -244,28 +266,32 @@ impl Machine {
     fn ended(&mut self, end: VmEnd) -> Option<Action> {
         self.agent = false;
         match (std::mem::replace(&mut self.state, State::Stopped), end) {
+            // A VM that was being stopped may end in any way: the end was asked for.
             (State::Stopping(Then::Exit), _) => return Some(Action::Exit),
             (State::Stopping(Then::Boot), _) => return Some(self.boot()),
-            // Who powers the guest off from inside gets what was asked for.
+            // A container may power the VM off where isolation is off. That was asked for and is not a failure.
             (State::Running(_), VmEnd::PowerOff) => {}
             (State::Starting(_), VmEnd::PowerOff) => {
                 self.state = State::Failed("the guest powered itself off before the engine answered".into());
             }
             (State::Starting(_) | State::Running(_), VmEnd::Reset) => {
+                // A guest that resets in a loop would keep the host busy for ever.
                 self.resets += 1;
                 if self.resets < MAX_RESETS {
                     return Some(self.boot());
                 }
                 self.state = State::Failed(format!("the guest reset itself {MAX_RESETS} times during its start"));
             }
+            // The guest's reason is better than the manner of the end that followed it.
             (State::Stopping(Then::Fail(reason)), _)
             | (State::Starting(_) | State::Running(_), VmEnd::Broken(reason)) => self.state = State::Failed(reason),
+            // No VM that could have ended.
             (state @ (State::Stopped | State::Failed(_)), _) => self.state = state,
         }
         None
     }
 
-    /// The state's name.
+    /// Returns the state's name.
     pub fn name(&self) -> StateName {
         match self.state {
             State::Stopped => StateName::Stopped,
@@ -407,7 +433,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: one VM at a time, none left behind, no order to a VM that is not there.
+        /// For any inputs in any order: one VM at a time, none left behind, no action on a VM that does not exist.
         #[test]
         fn there_is_one_vm_at_most_and_none_when_the_backend_ends(inputs in prop::collection::vec(input(), 0..64)) {
             let mut machine = Machine::default();

@@ -42,20 +42,22 @@ pub(super) fn spawn(theirs: &OwnedFd, log: File) -> Result<Child, ChildError> {
     child::spawn(NAME, &program, ["vmm"], theirs.as_fd(), log)
 }
 
-/// Waits for the process to be gone, killing it when it lingers, and says how the machine ended.
-pub(super) async fn reap(child: &mut Child, said: Option<ExitReason>) -> VmEnd {
+/// Waits until the process is gone and returns how its VM ended, given the vmm's own report if it sent one.
+pub(super) async fn reap(child: &mut Child, reported: Option<ExitReason>) -> VmEnd {
+    // A process whose socket is closed exits in a moment. One that hangs must not keep the data disk open.
     let status = if let Ok(status) = tokio::time::timeout(EXIT_GRACE, child.wait()).await {
         status
     } else {
         let _ = child.start_kill();
         child.wait().await
     };
-    explain(said, status.ok())
+    explain(reported, status.ok())
 }
 
-/// How a machine ended, from what the vmm said and how its process ended.
-fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> VmEnd {
-    match said {
+/// Derives the end of a VM from the vmm's report or, without one, from the exit status of its process.
+fn explain(reported: Option<ExitReason>, status: Option<ExitStatus>) -> VmEnd {
+    // The report wins: the status of a vmm that was killed after it only tells that the process did not exit in time.
+    match reported {
         Some(ExitReason::PowerOff) => VmEnd::PowerOff,
         Some(ExitReason::Reset) => VmEnd::Reset,
         Some(ExitReason::Panic) => VmEnd::Broken("the guest kernel panicked".into()),
@@ -67,7 +69,7 @@ fn explain(said: Option<ExitReason>, status: Option<ExitStatus>) -> VmEnd {
                     let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
                     format!("the vmm process was killed by signal {signal} ({name})")
                 }
-                (_, Some(code)) => format!("the vmm process ended with status {code} before its machine did"),
+                (_, Some(code)) => format!("the vmm process exited with status {code} before its machine ended"),
                 _ => "the vmm process ended".into(),
             },
             None => "the vmm process is gone".into(),

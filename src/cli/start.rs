@@ -188,7 +188,7 @@ pub(super) async fn ensure_backend(
     Plan::new(paths, options, &Policy::system())?;
     paths.create()?;
     let mine = paths.clone();
-    let turn = blocking(move || launch::turn(&mine)).await??;
+    let turn = blocking(move || launch::lock_start(&mine)).await??;
     if is_there(paths).await? {
         return Ok(None);
     }

@@ -134,7 +134,7 @@ fn a_full_disk_is_refused() {
     let refused = std::panic::catch_unwind(|| home.bulkhead(&["start"], REFUSAL).refused());
     shell(&home, &format!("umount '{data}'"), COMMAND).ok();
     let message = refused.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert!(message.contains("MiB are free") && message.contains("make room there"), "{message}");
+    assert!(message.contains("MiB free") && message.contains("free some space"), "{message}");
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub fn read_file(path: impl AsRef<Path>, max: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As read(2).
 pub fn read(from: impl Read, max: u64) -> io::Result<Vec<u8>> {
+    // Grows with what is there, so a generous bound costs nothing. A pseudo file has no size to allocate by in any
+    // case.
     let mut bytes = Vec::new();
     from.take(max).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -1,7 +1,7 @@
 //! `/proc/PID/mountinfo`, as proc_pid_mountinfo(5) describes it.
 //!
-//! Paths, sources and options in the table are chosen by whoever mounted, in a container too. So the parser works on
-//! bytes, takes a line apart only at the separators that the kernel escapes inside of fields, and skips a line of any
+//! Paths, sources and options in the table are chosen by the process that mounts, in containers as well. So the parser
+//! works on bytes, splits a line only at separators that the kernel escapes inside of fields, and skips lines of any
 //! other form.
 
 use std::{borrow::Cow, ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
@@ -37,17 +37,18 @@ impl<'a> Mount<'a> {
         path(self.point)
     }
 
-    /// Whether the mount shows its file system from the top.
+    /// Returns whether the mount shows its file system from the top.
     pub fn is_whole(&self) -> bool {
         self.root == b"/"
     }
 
-    /// Whether this mount has an option.
+    /// Returns whether this mount has an option.
     pub fn has_option(&self, option: &[u8]) -> bool {
         self.options.split(|byte| *byte == b',').any(|one| one == option)
     }
 
     fn parse(line: &'a [u8]) -> Option<Self> {
+        // Exactly one space between fields, so an empty field is one.
         let mut fields = line.split(|byte| *byte == b' ');
         let id = number(fields.next()?)?;
         let parent = number(fields.next()?)?;
@@ -59,6 +60,7 @@ impl<'a> Mount<'a> {
         let fs_type = fields.next()?;
         // The source may be empty, and then two spaces follow each other.
         let _source = fields.next()?;
+        // Last in the line. Fields that a later kernel may append are ignored.
         let super_options = fields.next().unwrap_or_default();
         Some(Self { id, parent, device, fs_type, options, super_options, root, point })
     }
@@ -74,6 +76,7 @@ pub fn parse(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount<'_>> + Clone
 /// The kernel escapes space, tab, newline and backslash as three digits, so the first one is at most 3. Anything else
 /// after a backslash is kept as it is.
 pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
+    // Nearly all fields are plain, and a table can have thousands of lines.
     if !field.contains(&b'\\') {
         return Cow::Borrowed(field);
     }
@@ -83,6 +86,7 @@ pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
         rest = tail;
         if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) = (first, tail) {
             out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            // Continues behind the escape: a decoded backslash does not begin another one.
             rest = after;
         } else {
             out.push(*first);

@@ -1,4 +1,7 @@
-//! Namespaces by their open files (ioctl_ns(2)).
+//! Relations of namespaces, by their open files (ioctl_ns(2)).
+//!
+//! Paths in `/proc/PID/ns` are not compared anywhere: a process can end between two looks, and its number be used
+//! again.
 
 use std::{
     io,
@@ -11,30 +14,30 @@ use serde::{Deserialize, Serialize};
 const OWNER: libc::Ioctl = 0xb701;
 const PARENT: libc::Ioctl = 0xb702;
 
-/// User namespaces in one another, of which the kernel allows 33 levels.
-const MOST_LEVELS: usize = 64;
+/// Maximum number of nested user namespaces that are followed; the kernel allows 33 levels.
+const MAX_LEVELS: usize = 64;
 
-/// Which namespace it is, for as long as there is that namespace.
+/// The identity of a namespace, valid for as long as the namespace exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Of the kernel's own file system of namespaces.
+    /// Device of the kernel's file system of namespaces (nsfs).
     pub device: u64,
-    /// The namespace's number there.
+    /// Inode number of the namespace there.
     pub inode: u64,
 }
 
 impl Identity {
-    /// Of an open file of `/proc/PID/ns`.
+    /// Returns the identity of a namespace, given its open file.
     ///
     /// # Errors
-    /// When the descriptor can't be looked at.
+    /// As fstat(2).
     pub fn of(namespace: impl AsFd) -> io::Result<Self> {
         let stat = rustix::fs::fstat(namespace)?;
         Ok(Self { device: stat.st_dev, inode: stat.st_ino })
     }
 }
 
-/// The user namespace that owns a namespace.
+/// Opens the user namespace that owns a namespace.
 ///
 /// # Errors
 /// `EPERM` when the owner is outside of the caller's own user namespace.
@@ -42,29 +45,35 @@ pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     related(namespace, OWNER)
 }
 
-/// Whether a namespace belongs to a user namespace or to one inside of it.
+/// Returns whether a namespace belongs to a user namespace or to one nested in it.
+///
+/// # Errors
+/// When a namespace on the way up cannot be opened.
 pub fn is_within(namespace: BorrowedFd<'_>, outer: Identity) -> io::Result<bool> {
+    // Upwards from the owner. The levels below `outer` may be any number of namespaces that a container has nested.
     let mut user = owner(namespace)?;
-    for _ in 0..MOST_LEVELS {
+    for _ in 0..MAX_LEVELS {
         if Identity::of(&user)? == outer {
             return Ok(true);
         }
         user = match related(user.as_fd(), PARENT) {
-            // The first one has none.
+            // EPERM: the initial user namespace has no parent, and no namespace above the caller's own may be opened.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(false),
             parent => parent?,
         };
     }
+    // Not reached with any kernel of today; a namespace that is nested more deeply is not taken for the container's.
     Ok(false)
 }
 
+/// Opens a namespace that is related to another one.
 fn related(namespace: BorrowedFd<'_>, which: libc::Ioctl) -> io::Result<OwnedFd> {
     // SAFETY: the call takes no argument and touches no memory of ours.
     let number = unsafe { libc::ioctl(namespace.as_raw_fd(), which) };
     if number < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a result that is no error is a new descriptor that nobody else owns.
+    // SAFETY: the result is not an error, so it is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

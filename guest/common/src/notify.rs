@@ -87,7 +87,8 @@ pub fn adopt(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// The pairs of `NAME=FD,…`, without those that are malformed and without repeated numbers, which would be closed twice.
+/// The pairs of `NAME=FD,…`, without those that are malformed and without repeated numbers, which would be closed
+/// twice.
 fn parse(text: &str) -> Vec<(String, RawFd)> {
     let mut seen = BTreeSet::new();
     let pair = |text: &str| {

@@ -1,41 +1,44 @@
-//! Who a thread is: its `status` in procfs.
+//! Processes and threads, as procfs describes them: their identity, and the credentials by which the kernel judges
+//! them.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// `CAP_SYS_ADMIN`, which mounting and names take.
-const ADMINISTRATION: u64 = 1 << 21;
+/// `CAP_SYS_ADMIN`, as a bit of a set of capabilities. Mounting and sethostname(2) require it.
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 
-/// Most supplementary groups that the kernel allows.
+/// Maximum number of supplementary groups (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
-/// A process, told apart from later ones with the same number.
+/// A process, distinguished from later ones with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Process id in the VM.
     pub pid: u32,
-    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
+    /// Start time, in clock ticks since boot (field 22 of `/proc/PID/stat`).
     pub started: u64,
 }
 
 impl Process {
-    /// The process with this number now.
+    /// Finds the process that has this id now; `None` if there is none.
     pub fn find(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command name may hold anything but is followed by the last parenthesis.
+        // The command name is chosen by the process and may contain anything, spaces and parentheses too. The last
+        // parenthesis ends it, since only numbers follow.
         let (_, fields) = stat.rsplit_once(')')?;
+        // Field 3 is the first one behind the name.
         let started = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
         Some(Self { pid, started })
     }
 
-    /// Whether it has not ended.
+    /// Returns whether it still runs, or has not been reaped yet.
     pub fn lives(self) -> bool {
         Self::find(self.pid) == Some(self)
     }
 }
 
-/// Ids and capabilities by which the kernel judges a thread's access to files.
+/// The credentials by which the kernel judges a thread's access to files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// File-system user id.
@@ -44,16 +47,19 @@ pub struct Status {
     pub group: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// Effective capabilities, in the thread's own user namespace.
+    /// Effective capabilities, which hold in the thread's own user namespace.
     pub effective: u64,
 }
 
 impl Status {
-    /// Reads the text; `None` when something is missing.
+    /// Parses `/proc/TID/status`; `None` if a field is missing.
+    ///
+    /// Ids are those in the user namespace of the process that opened the file.
     pub fn read(text: &[u8]) -> Option<Self> {
+        // The name in the first line is the thread's own choice, with newlines escaped: it cannot forge a field.
         let text = String::from_utf8_lossy(text);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        // Real, effective, saved, file system.
+        // Four ids: real, effective, saved, file system.
         let id = |name: &str| field(name)?.split_ascii_whitespace().nth(3)?.parse::<u32>().ok();
         let groups = field("Groups")?.split_ascii_whitespace().take(MAX_GROUPS).map(|id| id.parse::<u32>().ok());
         Some(Self {
@@ -64,9 +70,9 @@ impl Status {
         })
     }
 
-    /// Whether the thread may mount, or set a name, where it is root.
-    pub fn is_administrator(&self) -> bool {
-        self.effective & ADMINISTRATION != 0
+    /// Returns whether it has `CAP_SYS_ADMIN`, over whatever its user namespace owns.
+    pub fn has_sys_admin(&self) -> bool {
+        self.effective & CAP_SYS_ADMIN != 0
     }
 }
 
@@ -83,8 +89,8 @@ mod tests {
     fn the_ids_of_the_file_system_and_the_effective_capabilities_count() {
         let status = Status::read(TEXT.as_bytes()).unwrap();
         assert_eq!(status, Status { user: 4, group: 8, groups: vec![10, 11], effective: 0x20_0001 });
-        assert!(status.is_administrator());
-        assert!(!Status { effective: !ADMINISTRATION, ..status }.is_administrator());
+        assert!(status.has_sys_admin());
+        assert!(!Status { effective: !CAP_SYS_ADMIN, ..status }.has_sys_admin());
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Which containers there are: one small file for each, written by the runtime and read by the warden.
+//! The list of containers: one small file for each, written by the runtime and read by the procfs service.
 //!
-//! There is no conversation between the two: a container can be made while no warden runs, and a warden that is started
-//! anew knows all of them. Each has a number that no other gets until the next boot.
+//! The two never talk to each other. A container can be created while the service does not run, and a restarted service
+//! knows all of them. Each container has a number that no other one gets until the next boot.
+//!
+//! Everything is on a tmpfs that only root of the VM can write, so files are trusted but may be torn or missing.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -14,55 +16,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::{bounded, namespace::Identity, process::Process};
 
-/// Everything of the warden's, on a tmpfs.
-pub const STATE: &str = "/run/sysbox-runc/warden";
+/// The service's directory, on a tmpfs.
+pub const STATE: &str = "/run/sysbox-runc/procfs";
 
-/// Where the tree is mounted, below [`STATE`].
-pub const TREE: &str = "/run/sysbox-runc/warden/fs";
+/// Mount point of the tree of files, below [`STATE`].
+pub const TREE: &str = "/run/sysbox-runc/procfs/fs";
 
-/// Longest file that is read, in bytes.
+/// Maximum length of a file, in bytes.
 const MAX_FILE: u64 = 16 * 1024;
 
-/// Numbers of containers: an inode number has eight bits for the file.
+/// Highest number of a container. Inode numbers of the tree have eight further bits for the file.
 pub const MAX_SLOT: u64 = u64::MAX >> 8;
 
 /// A container, as its runtime describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
-    /// Its number; the name of its directory in the tree.
+    /// Number of the container, which is the name of its directory in the tree.
     #[serde(default)]
     pub slot: u64,
-    /// Its id.
+    /// The engine's id of it.
     pub id: String,
-    /// The state directory of crun that it lives in.
+    /// crun's state directory (`--root`), where it has a directory named by its id.
     pub state_root: PathBuf,
-    /// The id that its root has in the VM.
+    /// The VM's user and group id of its root.
     pub owner: u32,
-    /// Its user namespace.
+    /// User namespace of the container.
     pub user_namespace: Identity,
-    /// Its cgroup, relative to the mount of the cgroup file system.
+    /// Path of its cgroup, relative to the mount point of the cgroup file system.
     pub cgroup: Option<PathBuf>,
-    /// Its sysctls can't be written, which is what engines choose for containers without privilege.
+    /// True if `/proc/sys` is read-only, as engines have it in containers that are not privileged.
     pub read_only: bool,
-    /// The process that makes it, whose start is the container's.
+    /// The runtime process that creates it. The container's age counts from its start.
     pub creator: Process,
 }
 
 impl Container {
-    /// Whether it exists or is about to.
+    /// Returns whether it exists or is being created.
     pub fn lives(&self) -> bool {
         self.state_root.join(&self.id).exists() || self.creator.lives()
     }
 }
 
-/// A cgroup's path that leads nowhere but down, without the slash in front; `None` for any other.
+/// Returns a cgroup's path without the leading slash; `None` for one that does not lead down from the root only.
+///
+/// The path comes from config.json, or from a process that may be in a cgroup namespace, where it can begin with `/..`.
 pub fn cgroup_path(path: &str) -> Option<PathBuf> {
     let path = Path::new(path.trim_start_matches('/'));
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     (plain && !path.as_os_str().is_empty()).then(|| path.to_owned())
 }
 
-/// The files in their directory.
+/// The files of all containers.
 #[derive(Clone, Debug)]
 pub struct Registry {
     containers: PathBuf,
@@ -70,10 +74,10 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The registry in `state`, which is made when missing.
+    /// Opens the registry in `state`, and creates it if it is missing.
     ///
     /// # Errors
-    /// When the directories can't be made.
+    /// When a directory cannot be created.
     pub fn open(state: &Path) -> io::Result<Self> {
         let own = Self { containers: state.join("containers"), values: state.join("values") };
         DirBuilder::new().recursive(true).mode(0o711).create(state)?;
@@ -83,21 +87,25 @@ impl Registry {
         Ok(own)
     }
 
-    /// Enters a container under a number of its own and returns the number; an older entry with its id is removed.
+    /// Enters a container under a new number and returns the number. An older entry with the same id is removed.
     ///
     /// # Errors
-    /// When the files can't be written.
+    /// When a file cannot be written.
     pub fn enter(&self, container: Container) -> io::Result<u64> {
+        // Several runtimes run at once. The lock is released with the descriptor, so a killed one leaves none behind.
         let lock = File::options().create(true).append(true).open(self.containers.join("lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
         let next = self.containers.join("next");
         let last = match fs::read_to_string(&next) {
             Ok(text) => text.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?,
+            // The first container since boot. Any other failure must not restart the count.
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0_u64,
             Err(error) => return Err(error),
         };
         let slot = last.checked_add(1).filter(|slot| *slot <= MAX_SLOT).ok_or(io::ErrorKind::QuotaExceeded)?;
+        // Before the entry: a number that is given away twice would let one container see another's files.
         replace(&next, slot.to_string().as_bytes())?;
+        // An engine uses an id again when it restarts a container; ids of different state directories may be equal.
         for old in self.all() {
             if old.id == container.id && old.state_root == container.state_root {
                 self.remove(old.slot);
@@ -108,26 +116,28 @@ impl Registry {
         Ok(slot)
     }
 
-    /// The container with this number, dead or alive.
+    /// Returns the container with this number, whether it still exists or not.
     pub fn get(&self, slot: u64) -> Option<Container> {
         let container: Container = serde_json::from_slice(&read(&self.container_file(slot))?).ok()?;
+        // The content names the number as well: a file that was copied or renamed by hand is not an entry.
         (container.slot == slot).then_some(container)
     }
 
-    /// All of them, dead or alive.
+    /// Returns all containers, whether they still exist or not.
     pub fn all(&self) -> Vec<Container> {
         let entries = fs::read_dir(&self.containers).into_iter().flatten().flatten();
+        // Also the lock, the last number and unfinished `.new` files are in this directory.
         let slots = entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok());
         slots.filter_map(|slot| self.get(slot)).collect()
     }
 
-    /// Takes out what is left of a container.
+    /// Removes a container's entry and its sysctls.
     pub fn remove(&self, slot: u64) {
         let _ = fs::remove_file(self.container_file(slot));
         let _ = fs::remove_file(self.values_file(slot));
     }
 
-    /// Takes the dead out and returns their numbers.
+    /// Removes the containers that do not exist any more, and returns their numbers.
     pub fn sweep(&self) -> Vec<u64> {
         let dead: Vec<_> = self.all().into_iter().filter(|one| !one.lives()).map(|one| one.slot).collect();
         for slot in &dead {
@@ -140,19 +150,24 @@ impl Registry {
         self.containers.join(format!("{slot}.json"))
     }
 
-    /// Where a container's own values are kept.
+    /// Path of the file with the sysctls that a container has written.
     pub fn values_file(&self, slot: u64) -> PathBuf {
         self.values.join(format!("{slot}.json"))
     }
 }
 
-/// A small file's contents.
+/// Reads a file of the registry, up to a bound.
 pub fn read(path: &Path) -> Option<Vec<u8>> {
     bounded::read_file(path, MAX_FILE).ok()
 }
 
-/// Writes a file so that it is seen whole or not at all.
+/// Replaces a file, so that readers see the old or the new contents and never a part.
+///
+/// # Errors
+/// As write(2) and rename(2).
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    // Without fsync(2): the directory is on a tmpfs, and nothing survives a crash of the VM. Concurrent writers of one
+    // file hold a lock.
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
     file.write_all(contents)?;

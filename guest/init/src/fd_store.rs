@@ -21,12 +21,12 @@ pub(crate) enum Owner {
     /// The gate: containers' sockets of the engine.
     Gate,
     /// The procfs service: seccomp listeners that report containers' mounts.
-    Warden,
+    Procfs,
 }
 
 impl Owner {
     fn of(name: &str) -> Self {
-        if name.starts_with(KEPT_PREFIX) { Self::Warden } else { Self::Gate }
+        if name.starts_with(KEPT_PREFIX) { Self::Procfs } else { Self::Gate }
     }
 }
 
@@ -129,10 +129,10 @@ mod tests {
         store.handle(b"FDSTORE=1\nFDNAME=a1", socket());
         store.handle(b"FDSTORE=1\nFDNAME=mounts1x2", socket());
         assert_eq!(names(&store), "a1");
-        let of_warden = || store.copies(Owner::Warden).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-        assert_eq!(of_warden(), ["mounts1x2"]);
-        store.release(Owner::Warden);
-        assert_eq!((names(&store).as_str(), of_warden().len()), ("a1", 0));
+        let of_procfs = || store.copies(Owner::Procfs).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(of_procfs(), ["mounts1x2"]);
+        store.release(Owner::Procfs);
+        assert_eq!((names(&store).as_str(), of_procfs().len()), ("a1", 0));
     }
 
     #[test]

@@ -70,13 +70,13 @@ mod oci_runtime;
 mod output;
 mod ping;
 mod ports;
+mod procfs;
 mod restart;
 mod services;
 mod shutdown;
 mod superblock;
 mod supervisor;
 mod tuning;
-mod warden;
 
 use std::process::ExitCode;
 

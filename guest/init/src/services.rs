@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
-use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
+use bulkhead_protocol::{Configuration, KEPT_SOCKETS, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -24,7 +24,7 @@ use crate::{
     mounts, notify,
     output::{self, Tail},
     ping,
-    warden::Endpoints,
+    procfs::Endpoints,
 };
 
 /// dockerd's own socket; the gate is its only client. Only the VM's root can enter its directory.
@@ -45,12 +45,12 @@ pub(crate) enum Service {
     Dockerd,
     /// The FUSE server of containers' own files in `/proc` and `/sys`; only with isolation. The last one, because
     /// without isolation the table of services ends before it.
-    Warden,
+    Procfs,
 }
 
 impl Service {
     /// All services, in the order of their numbers.
-    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Warden];
+    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Procfs];
 
     /// Returns the service's name, which is also its cgroup's.
     pub(crate) fn name(self) -> &'static str {
@@ -58,23 +58,13 @@ impl Service {
             Self::Gate => "gate",
             Self::Containerd => "containerd",
             Self::Dockerd => "dockerd",
-            Self::Warden => "warden",
+            Self::Procfs => "procfs",
         }
     }
 
-    fn command_line(self, configuration: &Configuration) -> Vec<String> {
-        let words: Vec<String> = match self {
-            Self::Gate => {
-                let mut words = vec![
-                    "/usr/sbin/bulkhead-gate".to_owned(),
-                    format!("--isolation={}", if configuration.isolation { "on" } else { "off" }),
-                    format!("--upstream={DOCKERD_SOCKET}"),
-                    format!("--listen={}", ping::GATE),
-                    format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
-                ];
-                words.extend(configuration.block_load.then(|| "--block-load".to_owned()));
-                words
-            }
+    fn command_line(self) -> Vec<String> {
+        match self {
+            Self::Gate => vec!["/usr/sbin/bulkhead-gate".to_owned()],
             Self::Containerd => vec!["/usr/bin/containerd".to_owned(), format!("--config={CONTAINERD_CONFIG}")],
             Self::Dockerd => vec![
                 "/usr/sbin/dockerd".to_owned(),
@@ -86,9 +76,8 @@ impl Service {
                 "--group=root".to_owned(),
                 "--pidfile=".to_owned(),
             ],
-            Self::Warden => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
-        };
-        words
+            Self::Procfs => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
+        }
     }
 
     /// Returns the service's `oom_score_adj` (proc_pid_oom_score_adj(5)).
@@ -96,7 +85,7 @@ impl Service {
         // At the end of memory the kernel kills containers (0) before dockerd, whose heap can be large, and dockerd
         // before the small services, without which nothing answers.
         match self {
-            Self::Gate | Self::Containerd | Self::Warden => "-999",
+            Self::Gate | Self::Containerd | Self::Procfs => "-999",
             Self::Dockerd => "-500",
         }
     }
@@ -116,7 +105,7 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
 fn remove_stale_files(service: Service) {
     let stale: &[&str] = match service {
         Service::Gate => &[ping::GATE],
-        Service::Containerd | Service::Warden => &[],
+        Service::Containerd | Service::Procfs => &[],
         Service::Dockerd => &[DOCKERD_SOCKET, "/run/docker.pid"],
     };
     for path in stale {
@@ -127,9 +116,9 @@ fn remove_stale_files(service: Service) {
 /// Descriptors that init holds for its services.
 #[derive(Debug)]
 pub(crate) struct HeldFds {
-    /// Descriptors that the gate and the warden have stored.
+    /// Descriptors that the gate and the procfs service have stored.
     pub(crate) store: FdStore,
-    /// The warden's endpoints, with isolation.
+    /// The endpoints of the procfs service, with isolation.
     pub(crate) endpoints: Option<Endpoints>,
 }
 
@@ -140,12 +129,12 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     // that it forks as well.
     let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("create a pipe"))?;
-    let mut words = service.command_line(configuration);
+    let mut words = service.command_line();
     // Descriptors are passed by number, and copies live in the closure that runs after the fork. They are
     // close-on-exec, like every descriptor of init, until that closure clears the flag in the child: no other program
     // that is started meanwhile inherits them.
     let mut given = Vec::new();
-    if let Some(endpoints) = held.endpoints.as_ref().filter(|_| service == Service::Warden) {
+    if let Some(endpoints) = held.endpoints.as_ref().filter(|_| service == Service::Procfs) {
         given = endpoints.copies().map_err(Error::system("duplicate a descriptor"))?.into();
         words.extend(given.iter().map(|(name, fd): &(String, OwnedFd)| format!("--{name}={}", fd.as_raw_fd())));
     }
@@ -167,10 +156,11 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
         .stderr(writer);
     match service {
         Service::Gate => {
-            set_gate_environment(&mut command, configuration);
+            let text = serde_json::to_string(&gate_configuration(configuration));
+            command.env(gate::CONFIGURATION, text.map_err(Error::system("write the gate's configuration"))?);
             given.extend(pass_down(&mut command, KEPT_SOCKETS, &held.store, Owner::Gate)?);
         }
-        Service::Warden => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Warden)?),
+        Service::Procfs => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Procfs)?),
         Service::Containerd | Service::Dockerd => {}
     }
     // init's own mask blocks SIGTERM and SIGCHLD, and would be inherited across exec.
@@ -203,15 +193,16 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     Ok(pid)
 }
 
-/// Sets the variables that the gate reads besides its command line.
-fn set_gate_environment(command: &mut Command, configuration: &Configuration) {
-    // In variables, which only root can read in /proc, unlike arguments: a proxy's URL can contain a password.
-    if !configuration.container_environment.is_empty() {
-        let environment = serde_json::Value::from(configuration.container_environment.clone());
-        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
-    }
-    if let Ok(exceptions) = serde_json::to_string(&configuration.socket_exceptions) {
-        command.env(SOCKET_EXCEPTIONS, exceptions);
+/// The part of the VM's configuration that the gate enforces, and the sockets that it connects.
+fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
+    gate::Configuration {
+        isolation: configuration.isolation,
+        dockerd_socket: DOCKERD_SOCKET.into(),
+        unix_socket: ping::GATE.into(),
+        vsock_port: Some(bulkhead_protocol::DOCKER_PORT),
+        block_load: configuration.block_load,
+        container_environment: configuration.container_environment.clone(),
+        socket_exceptions: (*configuration.socket_exceptions).clone(),
     }
 }
 
@@ -242,13 +233,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_gets_its_rules_as_arguments() {
-        let line = |isolation: bool, block_load: bool| {
+    fn the_gate_gets_everything_that_it_enforces() {
+        for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
-                "data_disk_serial": "", "block_load": block_load});
-            Service::Gate.command_line(&serde_json::from_value(text).unwrap()).join(" ")
-        };
-        assert!(line(true, false).contains("--isolation=on") && !line(true, false).contains("--block-load"));
-        assert!(line(false, true).contains("--isolation=off") && line(false, true).ends_with(" --block-load"));
+                "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
+                "socket_exceptions": {"images": ["docker:cli"]}});
+            let gate = gate_configuration(&serde_json::from_value(text).unwrap());
+            assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
+            assert_eq!(gate.container_environment, ["A=1"]);
+            assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
+            assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
+        }
     }
 }

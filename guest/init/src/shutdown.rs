@@ -29,9 +29,8 @@ use crate::{
     cgroup,
     disk::{DATA_MOUNT, ENGINE_DIRECTORIES},
     event::Event,
-    fatal, log,
+    fatal, log, procfs,
     services::Service,
-    warden,
 };
 
 /// Time for a daemon to end once its containers are gone.
@@ -120,7 +119,7 @@ pub(crate) fn stop_services(mut agent: Agent, events: &Receiver<Event>, running:
 /// Kills all other processes, so that none keeps a file system busy, and waits for their ends.
 fn kill_the_rest() {
     // A process that waits for an answer of the FUSE server may not react to SIGKILL. This ends such waits for good.
-    warden::abort();
+    procfs::abort();
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     // -1 spares PID 1 and kernel threads. Orphans become children of PID 1, so ECHILD means that no process is left.
     loop {

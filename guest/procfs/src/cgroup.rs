@@ -1,5 +1,7 @@
-//! What a container's cgroup (v2) allows and uses. Everything read here is written by the kernel; it is read with
-//! bounds nevertheless, because a container decides how much of it there is.
+//! Limits and usage of a container's cgroup (cgroup v2).
+//!
+//! The kernel writes the files that are read here. They are read with bounds nevertheless, because a container decides
+//! how many processes and cgroups of its own there are.
 
 use std::{
     collections::BTreeMap,
@@ -9,32 +11,34 @@ use std::{
 
 use bulkhead_guest_common::bounded;
 
-/// Longest file of a cgroup that is read, in bytes.
+/// Mount point of the VM's cgroup file system.
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Maximum length of a file that is read, in bytes.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// Most cgroups that a container's own tree is followed into.
+/// Maximum number of cgroups visited in a container's own tree.
 const MAX_GROUPS: usize = 64;
 
-/// Highest CPU number that is looked at.
+/// Highest CPU number in a list; `NR_CPUS` is 8192 at most.
 const MAX_CPU: u32 = 8192;
 
-/// A cgroup and those above it.
+/// A cgroup, and by its path those above it.
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroup {
     mount: PathBuf,
     path: PathBuf,
 }
 
-/// A container's limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Bytes of memory.
+    /// Memory, in bytes.
     pub(crate) memory: Option<u64>,
-    /// Bytes of swap.
+    /// Swap, in bytes.
     pub(crate) swap: Option<u64>,
-    /// CPU time per time, rounded up to whole CPUs.
+    /// CPU time, in whole CPUs, rounded up.
     pub(crate) cpus: Option<u32>,
-    /// The CPUs that it may run on; empty when that can't be told.
+    /// The CPUs that it may run on; empty when they are not known.
     pub(crate) cpu_set: Vec<u32>,
 }
 
@@ -48,28 +52,29 @@ impl Cgroup {
         text(&self.mount.join(&self.path).join(name))
     }
 
-    /// The smallest of a limit here and in every group above.
+    /// The smallest of a limit in this group and in every group above, which is the one that holds.
     fn lowest<T: Ord>(&self, name: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let groups = self.path.ancestors().filter(|path| !path.as_os_str().is_empty());
         groups.filter_map(|path| parse(&text(&self.mount.join(path).join(name))?)).min()
     }
 
-    /// The limits.
+    /// Returns the limits that hold for this group.
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             memory: self.lowest("memory.max", number),
             swap: self.lowest("memory.swap.max", number),
             cpus: self.lowest("cpu.max", whole_cpus),
+            // The effective set is intersected with those above already.
             cpu_set: self.file("cpuset.cpus.effective").map(|list| cpu_list(&list)).unwrap_or_default(),
         }
     }
 
-    /// One number in a file of its own.
+    /// Reads a file with a single number.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         number(&self.file(name)?)
     }
 
-    /// A file of lines `key value`.
+    /// Reads a file of lines `KEY VALUE`.
     pub(crate) fn table(&self, name: &str) -> BTreeMap<String, u64> {
         let text = self.file(name).unwrap_or_default();
         text.lines()
@@ -77,8 +82,8 @@ impl Cgroup {
             .collect()
     }
 
-    /// The processes here and below, at most `most`.
-    pub(crate) fn processes(&self, most: usize) -> Vec<u32> {
+    /// Returns the processes of this group and those below, at most `max`.
+    pub(crate) fn processes(&self, max: usize) -> Vec<u32> {
         let mut groups = vec![self.mount.join(&self.path)];
         let mut processes = Vec::new();
         let mut visited = 0;
@@ -86,30 +91,31 @@ impl Cgroup {
             visited += 1;
             let list = text(&group.join("cgroup.procs")).unwrap_or_default();
             processes.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()));
-            if processes.len() >= most || visited >= MAX_GROUPS {
+            // An inner engine or systemd has a tree of cgroups in here; a hostile container has a large one.
+            if processes.len() >= max || visited >= MAX_GROUPS {
                 break;
             }
             let below = fs::read_dir(&group).into_iter().flatten().flatten();
             let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             groups.extend(below.map(|entry| entry.path()).take(MAX_GROUPS));
         }
-        processes.truncate(most);
+        processes.truncate(max);
         processes
     }
 }
 
-/// A file's text, up to a bound.
+/// Reads a text file of the kernel's, up to a bound.
 pub(crate) fn text(path: &Path) -> Option<String> {
     let bytes = bounded::read_file(path, MAX_FILE).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A number; `max` is none.
+/// Parses a number; `max`, the absence of a limit, is `None`.
 fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// `QUOTA PERIOD` in whole CPUs, rounded up.
+/// Parses `QUOTA PERIOD` to whole CPUs, rounded up.
 fn whole_cpus(text: &str) -> Option<u32> {
     let mut words = text.split_ascii_whitespace();
     let quota: u64 = words.next()?.parse().ok()?;
@@ -117,12 +123,13 @@ fn whole_cpus(text: &str) -> Option<u32> {
     u32::try_from(quota.div_ceil(period).max(1)).ok()
 }
 
-/// A list such as `0-2,5`.
+/// Parses a list such as `0-2,5`.
 pub(crate) fn cpu_list(text: &str) -> Vec<u32> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) {
+            // Bounded, so that `0-4294967295` is not expanded.
             cpus.extend(first..=last.min(MAX_CPU));
         }
         if cpus.len() > MAX_CPU as usize {
@@ -134,7 +141,7 @@ pub(crate) fn cpu_list(text: &str) -> Vec<u32> {
     cpus
 }
 
-/// The list as the kernel writes it.
+/// Formats a sorted list as the kernel does.
 pub(crate) fn write_cpu_list(cpus: &[u32]) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for cpu in cpus {
@@ -149,12 +156,18 @@ pub(crate) fn write_cpu_list(cpus: &[u32]) -> String {
 }
 
 impl Limits {
-    /// The CPUs that a program in the container is to see, of those that are online in the VM.
+    /// The limits of a container without a cgroup.
+    pub(crate) fn none() -> Self {
+        Self { memory: None, swap: None, cpus: None, cpu_set: Vec::new() }
+    }
+
+    /// Returns the CPUs that a container sees, out of those that are online in the VM.
     pub(crate) fn visible_cpus(&self, online: &[u32]) -> Vec<u32> {
         let allowed: Vec<u32> = online.iter().copied().filter(|cpu| self.cpu_set.contains(cpu)).collect();
         let mut cpus = if allowed.is_empty() { online.to_vec() } else { allowed };
-        if let Some(most) = self.cpus {
-            cpus.truncate(most as usize);
+        // A quota of 1.5 CPUs shows two: programs size their thread pools by this.
+        if let Some(count) = self.cpus {
+            cpus.truncate(count as usize);
         }
         cpus
     }

@@ -1,6 +1,7 @@
-//! `/proc/loadavg`: how many tasks of a container run or wait for the disk, averaged.
+//! `/proc/loadavg`: the average number of a container's tasks that run or wait for a disk.
 //!
-//! The kernel has no such number for a cgroup, so tasks are counted now and then.
+//! The kernel has no such number for a cgroup, so a thread counts tasks at an interval. Its cost is bounded however
+//! many tasks a container has.
 
 use std::{
     collections::BTreeMap,
@@ -12,27 +13,27 @@ use std::{
 
 use bulkhead_guest_common::registry::Container;
 
-use crate::{cgroup::Cgroup, generated::CGROUPS};
+use crate::cgroup::{CGROUPS, Cgroup};
 
-/// Most processes that are looked at in a container, and most tasks in all of them.
+/// Maximum number of processes and of tasks counted in one container. The load of one with more shows at least that
+/// many.
 const MAX_PROCESSES: usize = 1024;
 const MAX_TASKS: usize = 4096;
 
-/// The averages' times in seconds.
+/// Time constants of the averages, in seconds.
 const SPANS: [f64; 3] = [60.0, 300.0, 900.0];
 
-/// What is known about a container.
+/// The load of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Load {
     /// Averages over 1, 5 and 15 minutes.
     pub(crate) averages: [f64; 3],
-    /// Tasks that run or could.
+    /// Tasks that run or are runnable.
     pub(crate) running: u64,
     /// Tasks that wait for a disk.
     pub(crate) blocked: u64,
-    /// All tasks.
     pub(crate) tasks: u64,
-    /// The newest process as the container numbers it.
+    /// Id of the newest process, in the container's pid namespace.
     pub(crate) newest: u64,
 }
 
@@ -44,6 +45,7 @@ impl Load {
         format!("{one:.2} {five:.2} {fifteen:.2} {running}/{tasks} {newest}\n")
     }
 
+    /// The load after `passed` time with the counted tasks: exponentially damped averages, as the kernel's.
     fn advance(self, count: Self, passed: Duration) -> Self {
         let active = (count.running + count.blocked) as f64;
         let mut averages = self.averages;
@@ -62,14 +64,15 @@ pub(crate) struct Loads {
 }
 
 impl Loads {
-    /// What was last counted.
+    /// Returns the last load of a container; zero before the first count.
     pub(crate) fn get(&self, slot: u64) -> Load {
         let known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         known.get(&slot).map(|(load, _)| *load).unwrap_or_default()
     }
 
-    /// Counts in all containers.
+    /// Counts the tasks of all containers, and forgets those that are gone.
     pub(crate) fn sample(&self, containers: &[Container]) {
+        // Counted without the lock, which readers of the file wait for.
         let counts: Vec<_> = containers.iter().map(|one| (one.slot, count(one), Instant::now())).collect();
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = std::mem::take(&mut *known);
@@ -86,6 +89,7 @@ fn count(container: &Container) -> Load {
     let processes = Cgroup::new(Path::new(CGROUPS), path).processes(MAX_PROCESSES);
     load.newest = processes.last().and_then(|pid| inner_number(*pid)).unwrap_or_default();
     for pid in processes {
+        // A process may end at any moment; it then counts for nothing.
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             if load.tasks as usize >= MAX_TASKS {
                 return load;
@@ -101,12 +105,12 @@ fn count(container: &Container) -> Load {
     load
 }
 
-/// The state in a line of `stat`.
+/// The state in the text of `stat`, behind the command name, which may contain anything.
 fn state(stat: &str) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// A process's number in the innermost namespace that it is in.
+/// The id of a process in the innermost pid namespace that it is in.
 fn inner_number(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
@@ -143,13 +147,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn averages_stay_between_nothing_and_the_most_there_was(counts in proptest::collection::vec((0_u64..50, 0_u64..100), 0..50)) {
+        fn averages_stay_between_zero_and_the_highest_count(counts in proptest::collection::vec((0_u64..50, 0_u64..100), 0..50)) {
             let mut load = Load::default();
             for (running, seconds) in &counts {
                 load = load.advance(Load { running: *running, ..Load::default() }, Duration::from_secs(*seconds));
             }
-            let most = counts.iter().map(|(running, _)| *running).max().unwrap_or_default() as f64;
-            prop_assert!(load.averages.iter().all(|average| (0.0..=most + 0.01).contains(average)));
+            let highest = counts.iter().map(|(running, _)| *running).max().unwrap_or_default() as f64;
+            prop_assert!(load.averages.iter().all(|average| (0.0..=highest + 0.01).contains(average)));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The warden: see the library.
+//! The program `bulkhead-procfs`; see the library.
 
 fn main() -> std::process::ExitCode {
     bulkhead_procfs::main()

@@ -1,70 +1,72 @@
-//! What may be written to a value, and what a write does beyond the container: nothing, or raise the VM's own value.
+//! Judges writes to sysctls, and their effect beyond the container: none, or raising the VM's value up to a ceiling.
+//!
+//! Each container's root may write, so a text is anything. It never reaches the kernel: the VM's value is written as a
+//! number that was parsed here.
 
-/// The longest text of a value in bytes.
+/// Maximum length of a value's text in bytes.
 pub(crate) const MAX_TEXT: usize = 256;
 
-/// Whole numbers on one line.
+/// The form of a value: whole numbers on one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lines {
-    /// At most so many.
-    pub(crate) numbers: usize,
-    /// Lowest.
+pub(crate) struct Numbers {
+    /// Maximum number of numbers.
+    pub(crate) count: usize,
     pub(crate) low: i64,
-    /// Highest.
     pub(crate) high: i64,
 }
 
-/// How a value is set.
+/// The rule for writes to a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// The container's own; the VM never learns of it.
-    Own(Lines),
-    /// The container's own; the VM's is raised to it when it is higher, but never beyond a ceiling.
+    /// The value stays in the container.
+    PerContainer(Numbers),
+    /// The value stays in the container, and raises the VM's when that is lower.
     Raise {
-        /// Lowest.
         low: i64,
-        /// The highest that reaches the VM.
+        /// Highest value that the VM gets; the container may read a higher one.
         ceiling: i64,
     },
 }
 
-/// A write that is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
-    /// What is read from now on, without the line's end.
+    /// The container's new value, without the final newline.
     pub(crate) text: String,
-    /// The VM's value is to be at least this.
+    /// Value that the VM must have at least.
     pub(crate) raise: Option<i64>,
 }
 
 impl Rule {
-    /// Judges a write; `None` is the kernel's `EINVAL`. `current` is what would be read now.
+    /// Judges a write; `None` is the kernel's `EINVAL`. `current` is the container's present value.
     pub(crate) fn judge(self, data: &[u8], current: &str) -> Option<Written> {
+        // One byte more than the maximum shows that a text is too long.
         let text = std::str::from_utf8(data.get(..data.len().min(MAX_TEXT + 1))?).ok()?;
-        // A program may write the final zero of its string.
+        // Some programs write the final zero of their string, and `echo` a newline.
         let text = text.trim_end_matches('\0').trim_matches([' ', '\t', '\n']);
         if text.len() > MAX_TEXT || text.is_empty() || text.contains(['\n', '\0']) {
             return None;
         }
         match self {
-            Self::Own(lines) => {
-                Some(Written { text: join(&numbers(text, lines)?, current, lines.numbers), raise: None })
+            Self::PerContainer(shape) => {
+                Some(Written { text: join(&numbers(text, shape)?, current, shape.count), raise: None })
             }
             Self::Raise { low, ceiling } => {
-                let number = numbers(text, Lines { numbers: 1, low, high: i64::MAX })?[0];
+                // A value beyond the ceiling is accepted, as the kernel would; the program reads it back, and the VM
+                // stays within its memory.
+                let number = numbers(text, Numbers { count: 1, low, high: i64::MAX })?[0];
                 Some(Written { text: number.to_string(), raise: Some(number.min(ceiling)) })
             }
         }
     }
 }
 
-fn numbers(text: &str, lines: Lines) -> Option<Vec<i64>> {
+fn numbers(text: &str, shape: Numbers) -> Option<Vec<i64>> {
     let numbers: Vec<_> = text.split_ascii_whitespace().map(number).collect::<Option<_>>()?;
-    let fits = (1..=lines.numbers).contains(&numbers.len());
-    (fits && numbers.iter().all(|number| (lines.low..=lines.high).contains(number))).then_some(numbers)
+    let fits = (1..=shape.count).contains(&numbers.len());
+    (fits && numbers.iter().all(|number| (shape.low..=shape.high).contains(number))).then_some(numbers)
 }
 
-/// As the kernel reads it: decimal, `0x` hexadecimal, or octal with a leading zero.
+/// Parses a number as the kernel does (`proc_get_long`): decimal, hexadecimal after `0x`, or octal after a zero.
 fn number(text: &str) -> Option<i64> {
     let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
     let magnitude = if let Some(hexadecimal) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
@@ -77,15 +79,15 @@ fn number(text: &str) -> Option<i64> {
     if negative { 0_i64.checked_sub_unsigned(magnitude) } else { i64::try_from(magnitude).ok() }
 }
 
-/// Without a sign, which the standard library would take.
+/// Parses digits only; the standard library would accept a sign.
 fn digits_in(text: &str, radix: u32) -> Option<u64> {
     text.chars().all(|digit| digit.is_digit(radix)).then(|| u64::from_str_radix(text, radix).ok())?
 }
 
-/// The numbers in the form that is read; what the write left out stays.
-fn join(numbers: &[i64], current: &str, most: usize) -> String {
+/// The numbers in the form in which they are read. Those that the write left out keep their value.
+fn join(numbers: &[i64], current: &str, max: usize) -> String {
     let mut words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    let left_out = current.split_ascii_whitespace().take(most).skip(words.len());
+    let left_out = current.split_ascii_whitespace().take(max).skip(words.len());
     words.extend(left_out.map(ToOwned::to_owned));
     words.join("\t")
 }
@@ -96,8 +98,8 @@ mod tests {
 
     use super::*;
 
-    const FLAG: Rule = Rule::Own(Lines { numbers: 1, low: 0, high: 1 });
-    const FOUR: Rule = Rule::Own(Lines { numbers: 4, low: 0, high: 100 });
+    const FLAG: Rule = Rule::PerContainer(Numbers { count: 1, low: 0, high: 1 });
+    const FOUR: Rule = Rule::PerContainer(Numbers { count: 4, low: 0, high: 100 });
 
     fn text(rule: Rule, data: &str) -> Option<String> {
         rule.judge(data.as_bytes(), "7\t4\t1\t7").map(|written| written.text)
@@ -106,7 +108,7 @@ mod tests {
     #[test]
     fn numbers_are_read_as_the_kernel_reads_them() {
         for (given, number) in [("1\n", 1), ("0x1f", 31), ("017", 15), ("-5", -5), ("0", 0), (" 7 \0", 7)] {
-            let any = Rule::Own(Lines { numbers: 1, low: i64::MIN, high: i64::MAX });
+            let any = Rule::PerContainer(Numbers { count: 1, low: i64::MIN, high: i64::MAX });
             assert_eq!(any.judge(given.as_bytes(), "0").unwrap().text, number.to_string(), "{given:?}");
         }
         for wrong in ["", "\n", "x", "1x", "--1", "+1", "0x", "1 2", "99999999999999999999", "1\n2", "08"] {

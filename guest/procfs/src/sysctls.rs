@@ -1,6 +1,6 @@
-//! The values that containers have set, one small file for each container.
+//! Values of sysctls that containers have written, in one small file for each container.
 //!
-//! They are on a tmpfs and not in memory, so that a warden that is started anew has them.
+//! The files are on a tmpfs and not in memory, so that a restarted service has them.
 
 use std::{collections::BTreeMap, fs, io, sync::Mutex};
 
@@ -8,30 +8,31 @@ use bulkhead_guest_common::registry::{self, Registry};
 
 use crate::{files::Node, sysctl_rules::Rule};
 
-/// Longest native value in bytes.
+/// Maximum length of a value of the VM, in bytes.
 const MAX_NATIVE: usize = 4096;
 
-/// Keeps and changes values.
+/// The values of all containers.
 #[derive(Debug)]
-pub(crate) struct Values {
+pub(crate) struct Sysctls {
     registry: Registry,
-    /// Held while a file is changed.
+    /// Held while a file is read, changed and replaced: two workers may serve one container.
     changing: Mutex<()>,
 }
 
-impl Values {
-    /// The values of the registry's containers.
+impl Sysctls {
+    /// The values of the containers in `registry`.
     pub(crate) fn new(registry: Registry) -> Self {
         Self { registry, changing: Mutex::new(()) }
     }
 
     fn of(&self, slot: u64) -> BTreeMap<String, String> {
+        // A file that is missing or damaged means that nothing was written, not that reads fail.
         registry::read(&self.registry.values_file(slot))
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default()
     }
 
-    /// What the container reads, without the line's end: its own value, else the VM's.
+    /// Returns the container's own value, else the VM's, without the final newline.
     pub(crate) fn get(&self, slot: u64, node: &Node) -> io::Result<String> {
         match self.of(slot).remove(node.path) {
             Some(text) => Ok(text),
@@ -42,14 +43,16 @@ impl Values {
     /// Sets the container's value.
     ///
     /// # Errors
-    /// `EINVAL` for what the rule refuses.
+    /// `EINVAL` when the rule refuses the text.
     pub(crate) fn set(&self, slot: u64, node: &Node, rule: Rule, data: &[u8]) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // printk has four numbers, and a write of fewer keeps the rest.
         let current = self.get(slot, node).unwrap_or_default();
         let written = rule.judge(data, &current).ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
         let mut values = self.of(slot);
         values.insert(node.path.to_owned(), written.text);
         registry::replace(&self.registry.values_file(slot), &serde_json::to_vec(&values)?)?;
+        // After the container's own value: failing to raise the VM's must not lose the write.
         if let Some(wanted) = written.raise {
             raise(node, wanted);
         }
@@ -57,15 +60,16 @@ impl Values {
     }
 }
 
-/// The VM's own value.
+/// Reads the VM's value.
 fn native(node: &Node) -> io::Result<String> {
     let mut text = fs::read_to_string(node.path)?;
     text.truncate(text.floor_char_boundary(MAX_NATIVE));
     Ok(text.trim_end().to_owned())
 }
 
-/// Raises the VM's own value; that it can't be is no concern of the container, which has its own.
+/// Raises the VM's value to at least `wanted`. A failure does not concern the container, which reads its own value.
 fn raise(node: &Node, wanted: i64) {
+    // Never lowered: other containers, and the VM, may need the higher value.
     let current = native(node).ok().and_then(|text| text.parse::<i64>().ok());
     if current.is_some_and(|current| current < wanted) {
         let _ = fs::write(node.path, wanted.to_string());
@@ -75,27 +79,27 @@ fn raise(node: &Node, wanted: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{files::NODES, sysctl_rules::Lines, testing::container};
+    use crate::{files::NODES, sysctl_rules::Numbers, testing::container};
 
     fn panic_node() -> &'static Node {
         NODES.iter().find(|node| node.path == "/proc/sys/kernel/panic").unwrap()
     }
 
-    const ANY: Rule = Rule::Own(Lines { numbers: 1, low: 0, high: 1000 });
+    const ANY: Rule = Rule::PerContainer(Numbers { count: 1, low: 0, high: 1000 });
 
     #[test]
     fn containers_have_values_of_their_own_and_the_vm_keeps_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         let [one, two] = ["a", "b"].map(|id| registry.enter(container(id)).unwrap());
-        let values = Values::new(registry.clone());
+        let values = Sysctls::new(registry.clone());
         let native = fs::read_to_string(panic_node().path).unwrap();
         values.set(one, panic_node(), ANY, b"77\n").unwrap();
         assert_eq!(values.get(one, panic_node()).unwrap(), "77");
         assert_eq!(values.get(two, panic_node()).unwrap(), native.trim());
         assert_eq!(fs::read_to_string(panic_node().path).unwrap(), native);
-        // What a warden that is started anew would read.
-        assert_eq!(Values::new(registry).get(one, panic_node()).unwrap(), "77");
+        // A restarted service reads the same.
+        assert_eq!(Sysctls::new(registry).get(one, panic_node()).unwrap(), "77");
     }
 
     #[test]
@@ -103,7 +107,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         let slot = registry.enter(container("a")).unwrap();
-        let values = Values::new(registry);
+        let values = Sysctls::new(registry);
         values.set(slot, panic_node(), ANY, b"5").unwrap();
         let error = values.set(slot, panic_node(), ANY, b"5000").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));

@@ -1,7 +1,7 @@
 //! The shape of the tree: a directory for each container, named by its number, with one file for each node.
 //!
-//! Inode numbers are made of the container's number and the node's place in [`NODES`], so that nothing has to be
-//! remembered.
+//! An inode number consists of the container's number and the index of the node in [`NODES`], plus one. Both mean the
+//! same to every process that ever serves the tree, so there is no table of inodes to keep.
 
 use bulkhead_guest_common::registry::MAX_SLOT;
 
@@ -10,33 +10,31 @@ use crate::files::{NODES, Node};
 /// The inode number of the top directory (`FUSE_ROOT_ID`).
 pub(crate) const ROOT: u64 = 1;
 
-/// What stat(2) shows.
+/// Attributes as stat(2) returns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {
-    /// Type and permissions.
+    /// File type and permissions.
     pub(crate) mode: u32,
-    /// User and group, in the VM's ids.
+    /// User and group id, in the VM.
     pub(crate) owner: u32,
     /// In bytes.
     pub(crate) size: u64,
 }
 
-/// What files say to be long, as those of sysfs do: a program that has the kernel copy takes 0 for the end.
+/// Size that files report, in bytes, as those of sysfs do. With 0, as in procfs, programs that copy
+/// in the kernel take a file for empty.
 const SIZE: u64 = 4096;
 
-/// What an inode number means.
+/// An inode, as its number describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inode {
-    /// The top directory.
     Root,
-    /// A container's directory.
     Container(u64),
-    /// A container's file.
     Node(u64, &'static Node),
 }
 
 impl Inode {
-    /// What a number means; `None` when nothing has it.
+    /// Decodes a number; `None` if no inode has it.
     pub(crate) fn of(number: u64) -> Option<Self> {
         let (slot, place) = (number >> 8, (number & 0xff) as usize);
         match (slot, place) {
@@ -47,7 +45,7 @@ impl Inode {
         }
     }
 
-    /// Its number.
+    /// Returns the inode number.
     pub(crate) fn number(self) -> u64 {
         match self {
             Self::Root => ROOT,
@@ -59,7 +57,8 @@ impl Inode {
         }
     }
 
-    /// Whether its attributes stay as they are. Opening a file to write it makes the kernel believe that it is empty.
+    /// Returns whether its attributes can be cached. Not for files that can be written: opening one with O_TRUNC sets
+    /// the size that the kernel has cached to zero.
     pub(crate) fn is_lasting(self) -> bool {
         match self {
             Self::Root => false,
@@ -68,10 +67,10 @@ impl Inode {
         }
     }
 
-    /// Its attributes; `owner` is the id of the container's root.
+    /// Returns its attributes; `owner` is the VM's id of the container's root.
     pub(crate) fn attributes(self, owner: u32) -> Attributes {
         match self {
-            // Only those who know a number come in, and only crun has a path to here.
+            // Not listed for users other than root. Containers have no path to it at all, only mounts of single files.
             Self::Root => Attributes { mode: libc::S_IFDIR | 0o711, owner: 0, size: 0 },
             Self::Container(_) => Attributes { mode: libc::S_IFDIR | 0o555, owner, size: 0 },
             Self::Node(_, node) => Attributes { mode: libc::S_IFREG | node.mode, owner, size: SIZE },
@@ -79,14 +78,15 @@ impl Inode {
     }
 }
 
-/// A container's number from its directory's name; only the spelling that the runtime uses.
+/// Parses a container's number from the name of its directory, in the one spelling that the runtime uses.
 pub(crate) fn slot(name: &[u8]) -> Option<u64> {
+    // `01` or `+1` as well would give one inode several names in the kernel's cache, of which only one is invalidated.
     let text = std::str::from_utf8(name).ok()?;
     let slot: u64 = text.parse().ok()?;
     ((1..=MAX_SLOT).contains(&slot) && slot.to_string() == text).then_some(slot)
 }
 
-/// A node from its file's name.
+/// Finds a node by the name of its file.
 pub(crate) fn node(name: &[u8]) -> Option<&'static Node> {
     NODES.iter().find(|node| node.file_name().as_bytes() == name)
 }

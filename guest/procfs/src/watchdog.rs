@@ -1,35 +1,36 @@
-//! Tells init that requests are being answered. A warden that says nothing for a while is killed and started anew.
+//! Detects workers that hang. init kills a service without a heartbeat and starts it again; the kernel then sends the
+//! requests that it did not answer to the next process.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// How often init is told.
-pub(crate) const BEAT: Duration = Duration::from_secs(2);
+/// Interval of heartbeats; init waits several times as long.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A request that takes longer than this is stuck.
-const STUCK: Duration = Duration::from_secs(4);
+/// Time after which a request counts as stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(4);
 
-/// When the worker began with what it does; 0 when it waits.
+/// The time when a worker began its request, in milliseconds as of [`now`]; 0 while it waits for one.
 #[derive(Debug, Default)]
 pub(crate) struct Work(AtomicU64);
 
-/// As long as it is there, the worker works.
+/// Marks the worker as busy until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Busy<'a>(&'a Work);
 
 impl Work {
-    /// The worker has something to do.
+    /// Marks the beginning of a request.
     pub(crate) fn begin(&self) -> Busy<'_> {
         self.0.store(now(), Ordering::Relaxed);
         Busy(self)
     }
 
-    /// Whether it has been at one thing for too long.
+    /// Returns whether one request takes too long.
     pub(crate) fn is_stuck(&self) -> bool {
         let begun = self.0.load(Ordering::Relaxed);
-        begun != 0 && now().saturating_sub(begun) > STUCK.as_millis() as u64
+        begun != 0 && now().saturating_sub(begun) > STUCK_AFTER.as_millis() as u64
     }
 }
 
@@ -39,7 +40,7 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Milliseconds since the first call, and one, so that it is never 0.
+/// Milliseconds since the first call, plus one, since 0 stands for waiting.
 fn now() -> u64 {
     static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     FIRST.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
@@ -67,6 +68,6 @@ mod tests {
         work.0.store(1, Ordering::Relaxed);
         let long_ago = now() - 1;
         assert!(long_ago >= 19);
-        assert_eq!(work.is_stuck(), long_ago > STUCK.as_millis() as u64);
+        assert_eq!(work.is_stuck(), long_ago > STUCK_AFTER.as_millis() as u64);
     }
 }

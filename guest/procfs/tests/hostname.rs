@@ -1,4 +1,4 @@
-//! The name of a container, read and written in its `/proc/sys/kernel`. Needs root, `/dev/fuse` and user namespaces.
+//! A container's name, read and written in its `/proc/sys/kernel`. Needs root, `/dev/fuse` and user namespaces.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,40 +17,39 @@ use bulkhead_guest_common::{
     registry::{Container, Registry},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
+use support::procfs::Service;
 
-use support::procfs::Warden;
-
-/// The first id of the containers' ranges; the second container has the same, which only a test can do.
+/// First id of all containers' ranges; only a test gives two containers the same one.
 const START: u32 = 100_000;
 
 const NAMES: [&str; 2] = ["hostname", "domainname"];
 
-/// A warden and what it serves.
+/// A running service.
 struct Place {
     dir: tempfile::TempDir,
-    warden: Warden,
+    service: Service,
 }
 
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &dir.path().join("warden"));
-        Self { dir, warden }
+        let service = Service::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &dir.path().join("procfs"));
+        Self { dir, service }
     }
 
-    /// A container with namespaces of its own, which lives as long as what is returned.
+    /// Starts a container with namespaces of its own, which lives as long as the result.
     fn container(&self, id: &str, read_only: bool) -> Contained {
         let mut command = Command::new("unshare");
         command.args(["--user", "--uts", "sh", "-c", "echo; exec cat"]);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        // It has its namespaces when it says something.
+        // Its first output proves that it has its namespaces.
         process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let file = |name: &str| format!("/proc/{}/{name}", process.id());
         for map in ["uid_map", "gid_map"] {
             fs::write(file(map), format!("0 {START} 65536")).unwrap();
         }
-        let state = self.dir.path().join("warden");
+        let state = self.dir.path().join("procfs");
         let container = Container {
             slot: 0,
             id: id.to_owned(),
@@ -76,12 +75,12 @@ impl Contained {
         self.files.join(format!("proc+sys+kernel+{name}")).display().to_string()
     }
 
-    /// What a line of the container's root says, errors included; `$HOST` and `$DOMAIN` are its files.
+    /// The output of a shell line that runs as root of the container, errors included. `$HOST` and `$DOMAIN` are its files.
     fn says(&self, line: &str) -> String {
         self.says_in(&["--uts"], line)
     }
 
-    /// The same in only some of its namespaces.
+    /// The same, in some of its namespaces only.
     fn says_in(&self, namespaces: &[&str], line: &str) -> String {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.process.id().to_string(), "--user"]).args(namespaces);
@@ -105,7 +104,7 @@ fn vm() -> [String; 2] {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn a_name_that_is_written_is_the_containers_and_nobody_elses() {
+fn a_name_that_is_written_is_that_containers_only() {
     let place = Place::new();
     let [one, two] = ["a", "b"].map(|id| place.container(id, false));
     let before = vm();
@@ -115,7 +114,7 @@ fn a_name_that_is_written_is_the_containers_and_nobody_elses() {
         one.says("echo example.org >$DOMAIN; cat $DOMAIN /proc/sys/kernel/domainname"),
         "example.org\n".repeat(2)
     );
-    // Also one that was set by the call.
+    // One that was set by sethostname(2) as well.
     assert_eq!(one.says("hostname other; cat $HOST; stat -c %a:%u:%g $HOST"), "other\n644:0:0\n");
     assert_eq!(two.says("cat $HOST"), "second\n");
     assert_eq!(vm(), before);
@@ -143,7 +142,7 @@ fn only_a_root_that_may_call_sethostname_writes() {
     for (with, error) in [
         ("setpriv --reuid 5 --clear-groups", "Permission denied"),
         ("setpriv --bounding-set -sys_admin --inh-caps -sys_admin", "Operation not permitted"),
-        // Administrates what is inside, to which the name does not belong.
+        // Has CAP_SYS_ADMIN in a user namespace inside, to which the UTS namespace does not belong.
         ("unshare --user --map-root-user", "Operation not permitted"),
     ] {
         assert_eq!(says(with), format!("tee: {}: {error}\nouter\n", one.file("hostname")), "{with}");
@@ -153,7 +152,7 @@ fn only_a_root_that_may_call_sethostname_writes() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn who_is_not_in_the_container_is_refused_and_changes_nothing() {
+fn callers_outside_of_the_container_are_refused_and_change_nothing() {
     let place = Place::new();
     let [one, two] = ["a", "b"].map(|id| place.container(id, false));
     one.says("echo first >$HOST");
@@ -167,7 +166,7 @@ fn who_is_not_in_the_container_is_refused_and_changes_nothing() {
     }
     let strangers = [
         two.says(&format!("echo third | tee {}", one.file("hostname"))),
-        // In the container, but with this machine's name.
+        // In the container's user namespace, but in this machine's UTS namespace.
         one.says_in(&[], "echo third | tee $HOST"),
     ];
     let denied = format!("third\ntee: {}: Operation not permitted\n", one.file("hostname"));
@@ -188,18 +187,18 @@ fn a_container_with_read_only_sysctls_reads_its_name_only() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn the_next_warden_goes_on_with_the_name() {
+fn a_restarted_service_forwards_the_name() {
     let mut place = Place::new();
     let one = place.container("a", false);
     one.says("echo first >$HOST");
-    place.warden.kill();
-    place.warden.start();
+    place.service.kill();
+    place.service.start();
     assert_eq!(one.says("cat $HOST; echo second >$HOST; uname -n"), "first\nsecond\n");
 }
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn whatever_is_written_wherever_becomes_what_the_kernel_makes_of_it() {
+fn a_write_has_the_same_effect_as_in_the_kernels_file() {
     let place = Place::new();
     let one = place.container("a", false);
     let before = vm();
@@ -211,7 +210,7 @@ fn whatever_is_written_wherever_becomes_what_the_kernel_makes_of_it() {
     let result = runner.run(&writes, |(data, offset, size)| {
         fs::write(&input, &data).unwrap();
         fs::set_permissions(&input, fs::Permissions::from_mode(0o644)).unwrap();
-        // One write of everything, then reads of some bytes each.
+        // One write of all data, then reads of `size` bytes each.
         let said = one.says(&format!(
             "printf twelve-bytes >$HOST
              dd if={} of=$HOST bs=4096 conv=notrunc oflag=seek_bytes seek={offset} status=none
@@ -226,7 +225,7 @@ fn whatever_is_written_wherever_becomes_what_the_kernel_makes_of_it() {
     assert_eq!(vm(), before);
 }
 
-/// The same by the kernel's own file, in a thread that has a name of its own.
+/// The same through the kernel's own file, in a thread with a name of its own.
 fn kernels(data: &[u8], offset: u64, size: usize) -> Vec<u8> {
     let in_thread = || {
         // SAFETY: takes a plain integer; only this thread gets another name.

@@ -1,4 +1,4 @@
-//! A warden that dies or hangs under load, seen by those who read its files. Needs root and `/dev/fuse`.
+//! A service that dies or hangs under load, as readers of its files see it. Needs root and `/dev/fuse`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,29 +15,28 @@ use bulkhead_guest_common::{
     process::Process,
     registry::{Container, Registry},
 };
+use support::procfs::Service;
 
-use support::procfs::Warden;
-
-/// The longest that a read may take while the warden is killed every 50 ms; init's patience is no part of it.
+/// Maximum time of a read while the service is killed every 50 ms. init's timeout is not part of it.
 const BOUND: Duration = Duration::from_secs(5);
 
 struct Init {
     dir: tempfile::TempDir,
-    warden: Warden,
+    service: Service,
 }
 
 impl Init {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &dir.path().join("warden"));
-        Self { dir, warden }
+        let service = Service::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &dir.path().join("procfs"));
+        Self { dir, service }
     }
 
     fn state(&self) -> PathBuf {
-        self.dir.path().join("warden")
+        self.dir.path().join("procfs")
     }
 
-    /// Enters a container; it lives as long as this process.
+    /// Enters a container that lives as long as this process.
     fn enter(&self, id: &str) -> PathBuf {
         let creator = Process::find(std::process::id()).unwrap();
         let container = Container {
@@ -54,18 +53,18 @@ impl Init {
         self.state().join("fs").join(slot.to_string())
     }
 
-    fn replace_warden(&mut self) {
-        self.warden.kill();
-        self.warden.start();
+    fn restart_service(&mut self) {
+        self.service.kill();
+        self.service.start();
     }
 
-    /// Stops every thread of the warden and returns when all of them have stopped.
+    /// Stops all threads of the service, and returns when they have stopped.
     fn hang(&self) {
-        let (warden, mut status) = (self.warden.process.as_ref().unwrap().id().cast_signed(), 0);
+        let (pid, mut status) = (self.service.process.as_ref().unwrap().id().cast_signed(), 0);
         // SAFETY: takes plain integers and a place for one; the child has not ended, so the number is its own.
         unsafe {
-            assert_eq!(libc::kill(warden, libc::SIGSTOP), 0);
-            assert_eq!(libc::waitpid(warden, &raw mut status, libc::WUNTRACED), warden);
+            assert_eq!(libc::kill(pid, libc::SIGSTOP), 0);
+            assert_eq!(libc::waitpid(pid, &raw mut status, libc::WUNTRACED), pid);
         }
         assert!(libc::WIFSTOPPED(status));
     }
@@ -73,11 +72,11 @@ impl Init {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn readers_only_wait_while_the_warden_is_killed_under_load() {
+fn readers_only_wait_while_the_service_is_killed_under_load() {
     let mut init = Init::new();
     let directories = [init.enter("a"), init.enter("b")];
-    // From the first close on the kernel flushes no more. A child of this process would else wait at its execve(2), which
-    // closes copies of the readers' files, for the warden that it is to become; init has none of these files open.
+    // After the first close the kernel sends no more FLUSH. Otherwise execve(2) in a child of this process, which closes
+    // copies of the readers' files, would wait for the service that the child is about to become. init has none open.
     fs::read_to_string(directories[0].join("proc+uptime")).unwrap();
     let (ended, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
     let longest = thread::scope(|scope| {
@@ -90,7 +89,7 @@ fn readers_only_wait_while_the_warden_is_killed_under_load() {
                 number += 10;
                 fs::write(&panic, number.to_string()).unwrap();
                 let read = fs::read_to_string(&panic).unwrap();
-                // Each directory has one writer: what it wrote must have survived.
+                // Each directory has one writer, so its value must have survived.
                 assert_eq!(read.trim(), number.to_string());
                 let uptime = fs::read_to_string(directory.join("proc+uptime")).unwrap();
                 assert_eq!(uptime.split_ascii_whitespace().count(), 2, "{uptime:?}");
@@ -107,20 +106,20 @@ fn readers_only_wait_while_the_warden_is_killed_under_load() {
             .collect();
         for _ in 0..40 {
             thread::sleep(Duration::from_millis(50));
-            init.replace_warden();
+            init.restart_service();
         }
         thread::sleep(Duration::from_millis(200));
         ended.store(true, Ordering::Relaxed);
         readers.into_iter().map(|reader| reader.join().unwrap()).max().unwrap()
     });
-    println!("{} rounds while 40 wardens were killed, the longest {longest:.1?}", reads.load(Ordering::Relaxed));
+    println!("{} rounds while 40 processes were killed, the longest {longest:.1?}", reads.load(Ordering::Relaxed));
     assert!(reads.load(Ordering::Relaxed) > 100);
     assert!(longest < BOUND, "{longest:?}");
 }
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn what_a_warden_that_hangs_took_is_answered_by_the_next_one() {
+fn requests_that_a_hanging_process_took_are_answered_by_the_next_one() {
     let mut init = Init::new();
     let directory = init.enter("a");
     fs::read_to_string(directory.join("proc+uptime")).unwrap();
@@ -133,7 +132,7 @@ fn what_a_warden_that_hangs_took_is_answered_by_the_next_one() {
         .collect();
     thread::sleep(Duration::from_millis(300));
     assert!(readers.iter().all(|reader| !reader.is_finished()));
-    init.replace_warden();
+    init.restart_service();
     for reader in readers {
         assert!(!reader.join().unwrap().is_empty());
     }
@@ -141,7 +140,7 @@ fn what_a_warden_that_hangs_took_is_answered_by_the_next_one() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn once_the_connection_is_let_go_everything_fails_and_nothing_waits() {
+fn after_an_abort_all_requests_fail_and_none_waits() {
     let init = Init::new();
     let directory = init.enter("a");
     let uptime = directory.join("proc+uptime");
@@ -150,7 +149,7 @@ fn once_the_connection_is_let_go_everything_fails_and_nothing_waits() {
     let waiting = thread::spawn(move || std::io::read_to_string(&mut open).unwrap_err());
     thread::sleep(Duration::from_millis(300));
     assert!(!waiting.is_finished());
-    init.warden.abort().unwrap();
+    init.service.abort().unwrap();
     let error = waiting.join().unwrap();
     assert!([Some(libc::ECONNABORTED), Some(libc::ENOTCONN)].contains(&error.raw_os_error()), "{error}");
 }

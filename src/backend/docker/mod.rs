@@ -1,4 +1,4 @@
-//! What makes a VM a Docker backend on the host: its socket and its docker context.
+//! The host's side of the Docker engine: `docker.sock` and the docker context.
 
-pub mod context;
-pub mod socket;
+pub(super) mod context;
+pub(super) mod socket;

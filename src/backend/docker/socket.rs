@@ -1,5 +1,9 @@
-//! `docker.sock`: each client's descriptor goes to the vmm process, which makes it the host end of a vsock stream.
-//! The backend copies no byte.
+//! `docker.sock`: each client's descriptor goes to the vmm process, which makes it the host's end of a vsock stream to
+//! the gate in the guest.
+//!
+//! The backend copies no byte and closes its copy of the descriptor at once: one copy less for each byte, and no
+//! process on the way that could be slow or leak. While no engine answers, a client gets an HTTP 503 with a message
+//! that the docker command shows.
 
 use std::{os::fd::AsFd, sync::Arc, time::Duration};
 
@@ -17,21 +21,21 @@ use bulkhead_vmm::api::Command;
 
 use crate::backend::{api::Status, vmm::VmmChannel};
 
-/// Clients that are told at once that there is no engine.
+/// Clients at once that are being refused.
 const MAX_REFUSALS: usize = 32;
 
-/// Time for a client to send its request and to take the answer.
-const REFUSAL: Duration = Duration::from_secs(2);
+/// Time for a client to send its request and to read the refusal.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes of a request that are read before the answer.
+/// Most bytes of a request that are read before the refusal.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Accepts clients for ever.
+/// Accepts clients for ever; `channel` leads to the vmm while the engine answers.
 ///
-/// While the vmm takes no packets, no further client is accepted: they wait in the socket's backlog.
+/// While the vmm receives no packets, no further client is accepted: they wait in the socket's backlog.
 pub async fn serve(
     listener: UnixListener,
-    link: watch::Receiver<Option<Arc<VmmChannel>>>,
+    channel: watch::Receiver<Option<Arc<VmmChannel>>>,
     status: watch::Receiver<Status>,
 ) {
     let permits = Arc::new(Semaphore::new(MAX_REFUSALS));
@@ -39,22 +43,24 @@ pub async fn serve(
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) => {
+                // Without a pause, EMFILE would make this a busy loop.
                 warn!("cannot accept a docker client: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let channel = link.borrow().clone();
-        if let Some(channel) = channel {
-            match channel.send(&Command::VsockConnect { port: DOCKER_PORT }, Some(client.as_fd())).await {
+        let vmm = channel.borrow().clone();
+        if let Some(vmm) = vmm {
+            match vmm.send(&Command::VsockConnect { port: DOCKER_PORT }, Some(client.as_fd())).await {
                 Ok(()) => continue,
+                // The vmm is just ending. The client is still ours and gets the refusal below.
                 Err(error) => warn!("{}", chain(&error)),
             }
         }
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let message = refusal(&status.borrow());
         tokio::spawn(async move {
-            let _ = timeout(REFUSAL, refuse(client, &message)).await;
+            let _ = timeout(REFUSAL_TIMEOUT, refuse(client, &message)).await;
             drop(permit);
         });
     }
@@ -67,7 +73,8 @@ fn refusal(status: &Status) -> String {
 
 /// Answers as the Docker API does, so that the docker command shows the message.
 async fn refuse(mut client: UnixStream, message: &str) -> std::io::Result<()> {
-    // A client that is cut off while it still writes may never read the answer.
+    // The request is read to the end of its head: a client whose connection is closed while it writes may report a
+    // broken pipe instead of reading the answer.
     let mut head = Vec::with_capacity(1024);
     while head.len() < MAX_HEAD && !head.windows(4).any(|window| window == b"\r\n\r\n") {
         if client.read_buf(&mut head).await? == 0 {
@@ -81,11 +88,13 @@ async fn refuse(mut client: UnixStream, message: &str) -> std::io::Result<()> {
         body.len()
     );
     client.write_all(answer.as_bytes()).await?;
-    // `HEAD /_ping` is what the docker command begins with.
+    // The docker command starts with `HEAD /_ping`, and an answer to HEAD has no body (RFC 9110, 9.3.2).
     if !head.starts_with(b"HEAD ") {
         client.write_all(body.as_bytes()).await?;
     }
     client.shutdown().await?;
+    // The rest of the request is read until the client closes, because closing with unread data resets the connection
+    // and may discard the answer.
     let mut rest = [0; 1024];
     while client.read(&mut rest).await? > 0 {}
     Ok(())

@@ -127,23 +127,23 @@ mod tests {
 
     use super::*;
 
-    fn folder(script: &str) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("passt");
+    fn directory(script: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passt");
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        folder
+        directory
     }
 
     #[test]
     fn a_passt_without_vhost_user_is_refused_with_its_version_and_the_remedy() {
-        let old = folder(
+        let old = directory(
             "#!/bin/sh\ncase $1 in --version) echo 'passt 0.0~git20230309';; *) echo '  --socket PATH' >&2; esac\n",
         );
         let message = Passt::find_in([old.path().to_owned()]).unwrap_err().to_string();
         assert!(message.contains("passt 0.0~git20230309") && message.contains("2024_11_27"), "{message}");
         assert!(matches!(Passt::find_in([PathBuf::from("/nonexistent")]), Err(PasstError::Missing)));
-        let new = folder("#!/bin/sh\necho '  --vhost-user'\n");
+        let new = directory("#!/bin/sh\necho '  --vhost-user'\n");
         assert_eq!(Passt::find_in([new.path().to_owned()]).unwrap().program(), new.path().join("passt"));
     }
 }

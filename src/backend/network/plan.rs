@@ -60,8 +60,8 @@ impl NetworkPlan {
             // they are at that moment.
             NetworkKind::User => (Backend::Own(setup), addresses.gateway),
             NetworkKind::Passt => (Backend::Passt(Passt::find()?), addresses.gateway),
-            // Nothing of ours answers names behind a tap device, so the guest asks a server of the host itself. Without a
-            // reachable one the user's router may run its own.
+            // Nothing of ours answers names behind a tap device, so the guest asks a server of the host itself. Without
+            // a reachable one the user's router may run its own.
             NetworkKind::Tap(name) => (Backend::Tap(Tap::find(name)?), nameserver().unwrap_or(addresses.gateway)),
         };
         Ok(Some(Self { backend, addresses, nameserver }))
@@ -137,8 +137,8 @@ impl NetworkPlan {
             gateway: addresses.gateway,
             nameserver: self.nameserver,
             host: self.host(),
-            // Without our name server the engine learns the host's names from its hosts file. With passt and without the
-            // loopback there is nothing behind them; behind a tap device the router is the host in any case.
+            // Without our name server the engine learns the host's names from its hosts file. With passt and without
+            // the loopback there is nothing behind them; behind a tap device the router is the host in any case.
             hosts_file: match self.backend {
                 Backend::Own(_) => false,
                 Backend::Passt(_) => addresses.host_loopback,
@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn the_guests_addresses_follow_the_setting() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("settings.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.json");
         std::fs::write(&path, r#"{"vpnkitCIDR": "10.9.0.0/20", "hostLoopback": false}"#).unwrap();
         let settings = Settings::load(&path).unwrap();
         let plan = NetworkPlan::new(&NetworkKind::User, &settings).unwrap().unwrap();

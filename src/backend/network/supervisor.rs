@@ -1,5 +1,5 @@
-//! The process that serves the VM's network device, `bulkhead net` or passt(1): started before the VM, and again whenever
-//! it dies.
+//! The process that serves the VM's network device, `bulkhead net` or passt(1): started before the VM, and again
+//! whenever it dies.
 //!
 //! The vmm keeps the guest's memory and the state of the queues, so a new process continues where the used rings stand:
 //! the guest sees no reset of its device, only its open connections are reset. Published ports survive, see
@@ -176,15 +176,15 @@ async fn supervise(process: &mut NetProcess, ports: &Ports, channel: &VmmChannel
             never = handed_over => match never {},
         };
         let end = match status {
-            // The process ends in success when the vmm closes the stream, usually because the VM ends. Then `end` follows
-            // and stops this task.
+            // The process ends in success when the vmm closes the stream, usually because the VM ends. Then `end`
+            // follows and stops this task.
             Ok(status) if status.success() => "the network process ended with the vmm's connection".to_owned(),
             Ok(status) => format!("the network process ended ({status})"),
             Err(error) => format!("the network process is gone ({error})"),
         };
         info!("{end}");
-        // A guest can crash the process by a bug in its stack. Each start costs the host something, so a guest that does
-        // it on purpose is stopped after some; one crash an hour is not held against it.
+        // A guest can crash the process by a bug in its stack. Each start costs the host something, so a guest that
+        // does it on purpose is stopped after some; one crash an hour is not held against it.
         bad_starts = if started.elapsed() < STABLE_TIME { bad_starts + 1 } else { 1 };
         if bad_starts > MAX_BAD_STARTS {
             break format!("the network is down: {end}, {bad_starts} times in a row");
@@ -221,8 +221,8 @@ async fn hand_over(control: &NetChannel, ports: &Ports) -> Infallible {
                 Change::Forget { id } => control.send(&control::Command::Forget { id }, None).await,
             };
             if let Err(error) = sent {
-                // The process is gone. The supervisor waits for its end and starts this from scratch for the next one, so
-                // a change that is lost here is no loss.
+                // The process is gone. The supervisor waits for its end and starts this from scratch for the next one,
+                // so a change that is lost here is no loss.
                 warn!("{}", chain(&error));
                 std::future::pending::<()>().await;
             }

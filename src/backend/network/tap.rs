@@ -123,8 +123,8 @@ impl Tap {
         for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(self.name.bytes()) {
             *to = libc::c_char::from_ne_bytes([from]);
         }
-        // The flag must match the one that the device was made with, or the kernel answers EINVAL. Offloads (IFF_VNET_HDR)
-        // let the host's kernel and the guest's do checksums and segments between them.
+        // The flag must match the one that the device was made with, or the kernel answers EINVAL. Offloads
+        // (IFF_VNET_HDR) let the host's kernel and the guest's do checksums and segments between them.
         let multi_queue = if self.multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi_queue;
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -148,9 +148,9 @@ mod tests {
 
     #[test]
     fn only_a_tap_device_will_do_and_the_message_says_how_to_make_one() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let make = |name: &str, flags: Option<&str>, mtu: &str| {
-            let interface = folder.path().join(name);
+            let interface = directory.path().join(name);
             fs::create_dir(&interface).unwrap();
             fs::write(interface.join("mtu"), mtu).unwrap();
             if let Some(flags) = flags {
@@ -161,14 +161,14 @@ mod tests {
         make("tun0", Some("0x1001\n"), "1500\n");
         make("tap0", Some("0x1002\n"), "9000\n");
         make("tap1", Some("0x1102\n"), "68\n");
-        let missing = Tap::find_in(folder.path(), "vm0").unwrap_err().to_string();
+        let missing = Tap::find_in(directory.path(), "vm0").unwrap_err().to_string();
         assert!(missing.contains("ip tuntap add vm0 mode tap user $USER"), "{missing}");
         for name in ["eth0", "tun0"] {
-            assert!(matches!(Tap::find_in(folder.path(), name), Err(TapError::NoTap(_))), "{name}");
+            assert!(matches!(Tap::find_in(directory.path(), name), Err(TapError::NoTap(_))), "{name}");
         }
-        let tap = Tap::find_in(folder.path(), "tap0").unwrap();
+        let tap = Tap::find_in(directory.path(), "tap0").unwrap();
         assert_eq!((tap.mtu(), tap.multi_queue), (9000, false));
-        let tap = Tap::find_in(folder.path(), "tap1").unwrap();
+        let tap = Tap::find_in(directory.path(), "tap1").unwrap();
         assert_eq!((tap.mtu(), tap.multi_queue), (1280, true));
     }
 }

@@ -1,13 +1,15 @@
 //! Published ports of containers: the host's sockets that listen for them.
 //!
-//! dockerd starts `bulkhead-proxy` where it expects `docker-proxy`, one for each port and kind of address. The proxy asks
-//! init, init asks the backend over the agent's connection ([`super::agent`]), and the backend binds and listens here
-//! before it answers. So a port listens before `docker start` returns, and `docker run` shows the error of one that
-//! cannot. The proxy's connection to init is the mapping: when the proxy ends, however it ends, init unpublishes the port.
+//! dockerd starts `bulkhead-proxy` where it expects `docker-proxy`, one for each port and kind of address. The proxy
+//! asks init, init asks the backend over the agent's connection ([`super::agent`]), and the backend binds and listens
+//! here before it answers. So a port listens before `docker start` returns, and `docker run` shows the error of one
+//! that cannot. The proxy's connection to init is the mapping: when the proxy ends, however it ends, init unpublishes
+//! the port.
 //!
 //! The backend keeps the sockets and hands a copy of each to the network process. A network process that dies costs no
-//! port: clients wait in the backlog, and the next process receives the same sockets. What is published is compared with
-//! what a process knows ([`Ports::changes`]), so the first hand-over, a change and the start after a crash are one path.
+//! port: clients wait in the backlog, and the next process receives the same sockets. What is published is compared
+//! with what a process knows ([`Ports::changes`]), so the first hand-over, a change and the start after a crash are one
+//! path.
 //!
 //! The guest's requests are hostile input: their number is bounded, and [`policy`] judges each.
 
@@ -220,7 +222,7 @@ impl Table {
             Ok(socket) => Some(Arc::new(socket)),
             // `-p 8080:80` publishes on `0.0.0.0` and on `::`. On a host without IPv6 the second must not fail the
             // container, so the mapping exists without a socket.
-            Err(error) if error.is_no_family() && port.host_ip.is_unspecified() => None,
+            Err(error) if error.lacks_family() && port.host_ip.is_unspecified() => None,
             Err(error) => return Err(error.into()),
         };
         self.last += 1;

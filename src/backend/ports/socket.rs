@@ -36,7 +36,7 @@ impl ListenError {
     }
 
     /// Returns whether the host lacks this version of IP or has it disabled.
-    pub(super) fn is_no_family(&self) -> bool {
+    pub(super) fn lacks_family(&self) -> bool {
         self.errno == Errno::EAFNOSUPPORT || self.errno == Errno::EADDRNOTAVAIL
     }
 }
@@ -53,8 +53,8 @@ fn describe(errno: Errno) -> String {
 fn remedy(address: SocketAddr, errno: Errno) -> String {
     let first = std::fs::read_to_string(FIRST_UNPRIVILEGED).ok().and_then(|text| text.trim().parse().ok());
     match first.unwrap_or(1024) {
-        // Not a file capability (CAP_NET_BIND_SERVICE): execve(2) of a program with capabilities clears the parent-death
-        // signal, so the VM's processes would outlive a backend that was killed.
+        // Not a file capability (CAP_NET_BIND_SERVICE): execve(2) of a program with capabilities clears the
+        // parent-death signal, so the VM's processes would outlive a backend that was killed.
         first if errno == Errno::EACCES && address.port() < first => format!(
             " (this user may listen from port {first} on; publish such a port, or let users have this one: \
              `sudo sysctl net.ipv4.ip_unprivileged_port_start={}`)",
@@ -120,7 +120,7 @@ mod tests {
         let error = open(Transport::Udp, address("192.0.2.1:53535")).unwrap_err();
         assert_eq!(error.to_string(), "listen udp4 192.0.2.1:53535: bind: cannot assign requested address");
         let error = open(Transport::Tcp, address("[2001:db8::1]:53535")).unwrap_err().to_string();
-        // Where there is no IPv6 the socket is refused already.
+        // Without IPv6 the socket is refused already.
         assert!(error.starts_with("listen tcp6 [2001:db8::1]:53535: "), "{error}");
     }
 
@@ -154,7 +154,7 @@ mod tests {
         let port = TcpListener::from(first.try_clone().unwrap()).local_addr().unwrap().port();
         match open(Transport::Tcp, SocketAddr::new([0; 16].into(), port)) {
             Ok(_) => {}
-            Err(error) => assert!(error.is_no_family(), "{error}"),
+            Err(error) => assert!(error.lacks_family(), "{error}"),
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
         let port = first.local_addr().unwrap().port();
         match open(Transport::Udp, SocketAddr::new([0; 16].into(), port)) {
             Ok(_) => {}
-            Err(error) => assert!(error.is_no_family(), "{error}"),
+            Err(error) => assert!(error.lacks_family(), "{error}"),
         }
         assert!(open(Transport::Udp, SocketAddr::new([0; 4].into(), port)).unwrap_err().is_in_use());
     }

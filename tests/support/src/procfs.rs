@@ -1,4 +1,4 @@
-//! What init does for a warden: makes the mount, listens, holds the descriptors, starts one on them.
+//! The service as init runs it: makes the mount, listens, holds the descriptors, and starts processes on them.
 
 use std::{
     fs::DirBuilder,
@@ -14,23 +14,23 @@ use std::{
 use bulkhead_guest_common::registry::Registry;
 use bulkhead_procfs::{mount, seccomp_notify::KEPT_LISTENERS};
 
-/// The kernel's files about FUSE connections.
+/// Mount point of fusectl.
 const CONTROL: &str = "/sys/fs/fuse/connections";
 
-/// A warden that ends with its owner.
-pub struct Warden {
+/// The service, which ends with its owner.
+pub struct Service {
     program: PathBuf,
     state: PathBuf,
     connection: OwnedFd,
     socket: UnixListener,
-    /// Descriptors that one warden had kept for the next, with their names.
+    /// Descriptors that one process has stored for the next, with their names.
     pub kept: Vec<(String, OwnedFd)>,
-    /// The one that runs.
+    /// The running process.
     pub process: Option<Child>,
 }
 
-impl Warden {
-    /// Starts `program` with its files in `state`, where the tree is mounted too.
+impl Service {
+    /// Starts `program` with its files in `state`, where the tree is mounted as well.
     pub fn new(program: &Path, state: &Path) -> Self {
         Registry::open(state).unwrap();
         let tree = tree(state);
@@ -39,12 +39,12 @@ impl Warden {
         let connection = mount::mount(&tree).unwrap();
         let socket = UnixListener::bind(state.join("mounts")).unwrap();
         let (program, state) = (program.to_owned(), state.to_owned());
-        let mut warden = Self { program, state, connection, socket, kept: Vec::new(), process: None };
-        warden.start();
-        warden
+        let mut service = Self { program, state, connection, socket, kept: Vec::new(), process: None };
+        service.start();
+        service
     }
 
-    /// Starts one where none runs.
+    /// Starts a process.
     pub fn start(&mut self) {
         let (connection, socket) = (self.connection.as_raw_fd(), self.socket.as_raw_fd());
         let kept = || self.kept.iter().map(|(name, descriptor)| (name, descriptor.as_raw_fd()));
@@ -69,7 +69,7 @@ impl Warden {
         self.process = Some(command.spawn().unwrap());
     }
 
-    /// Kills the one that runs.
+    /// Kills the running process.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
@@ -77,20 +77,20 @@ impl Warden {
         }
     }
 
-    /// Lets go of the connection: whatever waits or comes fails.
+    /// Aborts the connection: all requests fail, pending and later ones.
     pub fn abort(&self) -> io::Result<()> {
         mount::abort(&tree(&self.state), Path::new(CONTROL))
     }
 }
 
-impl Drop for Warden {
+impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.abort();
         self.kill();
     }
 }
 
-/// Where the tree is.
+/// Mount point of the tree.
 fn tree(state: &Path) -> PathBuf {
     state.join("fs")
 }

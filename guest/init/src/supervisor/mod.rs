@@ -33,10 +33,10 @@ use crate::{
     output::OUTPUT_GRACE,
     ping,
     ports::{self, Ports},
+    procfs,
     restart::{Decision, MAX_BAD_STARTS},
     services::{self, HeldFds, Service},
     shutdown::ShutdownRequest,
-    warden,
 };
 
 /// The services of the engine, and everything that their supervision needs.
@@ -69,7 +69,7 @@ impl Supervisor {
         events: Sender<Event>,
         inbox: Receiver<Event>,
     ) -> Self {
-        let wanted = Service::ALL.into_iter().filter(|one| configuration.isolation || *one != Service::Warden);
+        let wanted = Service::ALL.into_iter().filter(|one| configuration.isolation || *one != Service::Procfs);
         Self {
             processes: Processes::new(wanted),
             agent,
@@ -101,7 +101,7 @@ impl Supervisor {
         // Neither of the two needs the disk. containerd and dockerd follow once it is mounted.
         self.start(Service::Gate);
         if self.fds.endpoints.is_some() {
-            self.start(Service::Warden);
+            self.start(Service::Procfs);
         }
         loop {
             let event = self.next_event();
@@ -116,7 +116,7 @@ impl Supervisor {
 
     fn isolate(&mut self) -> Result<(), Error> {
         oci_runtime::isolate()?;
-        self.fds.endpoints = Some(warden::connect()?);
+        self.fds.endpoints = Some(procfs::connect()?);
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl Supervisor {
             Event::Ready(pid) => self.service_ready(pid),
             Event::Watchdog(pid) => {
                 // Any root process of the VM can write to the socket; only the service's own messages count.
-                if self.processes.pid(Service::Warden) == Some(pid) {
+                if self.processes.pid(Service::Procfs) == Some(pid) {
                     self.watchdog.renew(Instant::now());
                 }
             }
@@ -178,7 +178,7 @@ impl Supervisor {
         for service in self.processes.due(now) {
             self.start(service);
         }
-        self.kill_silent_warden();
+        self.kill_silent_procfs();
         if self.readiness.take_due(now) {
             self.ping_if_all_ready();
         }
@@ -225,7 +225,7 @@ impl Supervisor {
             Ok(pid) => {
                 let now = Instant::now();
                 self.processes.started(service, pid, now);
-                if service == Service::Warden {
+                if service == Service::Procfs {
                     self.watchdog.renew(now);
                 }
             }
@@ -257,7 +257,7 @@ impl Supervisor {
             }
         }
         log::info(&reason);
-        if service == Service::Warden {
+        if service == Service::Procfs {
             // The engine serves without it: containers only wait for their files until the next one runs.
             self.watchdog.stop();
         } else {
@@ -268,23 +268,23 @@ impl Supervisor {
 
     fn restart_later(&mut self, service: Service, ran: Duration, served: bool, reason: &str) {
         if self.processes.schedule_restart(service, ran, served) == Decision::GiveUp {
-            if service == Service::Warden {
+            if service == Service::Procfs {
                 // Nothing serves the files any more. Closing every descriptor and aborting the connection makes what
                 // waits for them fail, instead of waiting for ever.
                 self.fds.endpoints = None;
-                self.fds.store.release(Owner::Warden);
-                warden::abort();
+                self.fds.store.release(Owner::Procfs);
+                procfs::abort();
             }
             self.fail(Stage::Engine, format!("{reason}, {MAX_BAD_STARTS} times in a row"));
         }
     }
 
     /// Kills a procfs service that hangs; its end is then an event like any other.
-    fn kill_silent_warden(&mut self) {
+    fn kill_silent_procfs(&mut self) {
         if self.watchdog.take_expired(Instant::now())
-            && let Some(pid) = self.processes.pid(Service::Warden)
+            && let Some(pid) = self.processes.pid(Service::Procfs)
         {
-            log::info(&format!("{} does not respond; killing it", Service::Warden.name()));
+            log::info(&format!("{} does not respond; killing it", Service::Procfs.name()));
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -1,100 +1,93 @@
-//! What the kernel asks: requests as bytes, taken apart with bounds.
+//! Parses requests of the kernel.
+//!
+//! The kernel is trusted, but names, data and offsets in its requests are a container's. Every field is read with a
+//! bound.
 
-/// Length of `struct fuse_in_header`.
+/// Length of `struct fuse_in_header`, in bytes.
 const HEADER: usize = 40;
 
-/// The longest write in bytes; the kernel cuts what is longer.
+/// Maximum length of a write in bytes; the kernel splits longer ones.
 pub(crate) const MAX_WRITE: u32 = 4096;
 
-/// Room for a request: the kernel asks for at least 8 KiB (`FUSE_MIN_READ_BUFFER`).
+/// Size of the buffer for a request, in bytes; the kernel requires 8 KiB or more (`FUSE_MIN_READ_BUFFER`).
 pub(crate) const BUFFER: usize = 16 * 1024;
 
 /// `FATTR_*` of `struct fuse_setattr_in`: mode, owner and group.
 const OWNERSHIP: u32 = 0b111;
 
-/// `FUSE_READ_LOCKOWNER`: set when a program reads, not when the kernel fills its cache.
+/// `FUSE_READ_LOCKOWNER`: set when a program reads, not when the kernel fills its page cache.
 const BY_PROGRAM: u32 = 1 << 1;
 
-/// What is asked for.
+/// The operation of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation<'a> {
     /// The handshake: the kernel's minor version and flags.
     Init {
-        /// Major version.
+        /// Major version of the protocol.
         major: u32,
-        /// Minor version.
+        /// Minor version of the protocol.
         minor: u32,
         /// Lower half of the flags.
         flags: u32,
     },
-    /// A name in a directory.
+    /// Looks up a name in a directory.
     Lookup(&'a [u8]),
-    /// Attributes of an inode.
     GetAttributes,
-    /// A change of attributes; only lengths and times may change, and that without effect.
+    /// Changes attributes. Only sizes and times may change, and without effect.
     SetAttributes {
-        /// Mode, owner or group would change.
+        /// True if mode, owner or group would change.
         ownership: bool,
     },
-    /// Opens a file.
     Open {
-        /// As of open(2).
+        /// Flags of open(2).
         flags: u32,
     },
-    /// Reads a file.
     Read(Read),
-    /// Writes a file.
     Write {
-        /// Where.
         offset: u64,
-        /// What.
+        /// The bytes to write.
         data: &'a [u8],
     },
     /// Closes a file for good.
     Release {
-        /// Which opening.
+        /// The handle that `open` returned.
         handle: u64,
     },
-    /// Opens a directory.
     OpenDirectory,
-    /// Lists a directory.
     ReadDirectory(Read),
-    /// Closes a directory, syncs a file: nothing to do, but to answer.
+    /// Closes a directory or syncs a file: succeeds without an effect.
     Acknowledge,
-    /// Numbers of the file system.
+    /// Returns figures of the file system.
     Statistics,
-    /// Needs no answer.
+    /// An operation without a reply.
     Silent,
-    /// Anything else.
     Unknown,
 }
 
-/// The part of a file or directory that is asked for.
+/// A read of a part of a file or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Read {
-    /// Which opening.
+    /// The handle that `open` returned.
     pub(crate) handle: u64,
-    /// From here on.
+    /// Position: in bytes for a file, the number of an entry for a directory.
     pub(crate) offset: u64,
-    /// At most this much.
+    /// Maximum number of bytes.
     pub(crate) size: u32,
-    /// A program reads, past the cache.
+    /// True if a program reads, past the page cache.
     pub(crate) direct: bool,
 }
 
-/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request<'a> {
-    /// The answer must name it.
+    /// Id of the request, which the reply repeats.
     pub(crate) unique: u64,
-    /// The inode.
     pub(crate) node: u64,
-    /// Who asks: a process id of the VM.
+    /// Id of the calling thread, in the VM's pid namespace.
     pub(crate) pid: u32,
-    /// What.
     pub(crate) operation: Operation<'a>,
 }
 
+/// The fields of a request that have not been read yet, in native byte order.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -115,7 +108,7 @@ impl<'a> Fields<'a> {
         Some(())
     }
 
-    /// A string up to its final zero.
+    /// A string, without its final zero.
     fn name(&mut self) -> Option<&'a [u8]> {
         let end = self.0.iter().position(|byte| *byte == 0)?;
         let name = &self.0[..end];
@@ -123,19 +116,21 @@ impl<'a> Fields<'a> {
         Some(name)
     }
 
+    /// `struct fuse_read_in`; `struct fuse_write_in` begins with the same fields.
     fn read(&mut self) -> Option<Read> {
         let (handle, offset, size) = (self.u64()?, self.u64()?, self.u32()?);
         Some(Read { handle, offset, size, direct: self.u32()? & BY_PROGRAM != 0 })
     }
 }
 
-/// Takes a request apart; `None` when it is shorter than it says.
+/// Parses a request; `None` when it is shorter than its own length or than its operation.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Request<'_>> {
     let mut fields = Fields(bytes);
     let length = fields.u32()? as usize;
     let opcode = fields.u32()?;
     let unique = fields.u64()?;
     let node = fields.u64()?;
+    // User and group id: access is checked by the kernel (`default_permissions`).
     fields.skip(8)?;
     let pid = fields.u32()?;
     let mut body = Fields(bytes.get(HEADER..length)?);
@@ -146,7 +141,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Request<'_>> {
 fn operation<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
     Some(match opcode {
         1 => Operation::Lookup(body.name()?),
-        // FORGET, INTERRUPT and BATCH_FORGET.
+        // FORGET, INTERRUPT and BATCH_FORGET. Nothing is counted per inode, and every request is answered at once.
         2 | 36 | 42 => Operation::Silent,
         3 => Operation::GetAttributes,
         4 => Operation::SetAttributes { ownership: body.u32()? & OWNERSHIP != 0 },
@@ -154,12 +149,14 @@ fn operation<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
         15 => Operation::Read(body.read()?),
         16 => {
             let Read { offset, size, .. } = body.read()?;
+            // The lock owner, the flags and padding.
             body.skip(16)?;
             Operation::Write { offset, data: body.0.get(..size as usize)? }
         }
         17 => Operation::Statistics,
         18 => Operation::Release { handle: body.u64()? },
-        // FSYNC, RELEASEDIR, DESTROY. FLUSH is unknown: told so once, the kernel never asks again, and no close(2) waits.
+        // FSYNC, RELEASEDIR, DESTROY. FLUSH is left unknown on purpose: after one ENOSYS the kernel never sends it
+        // again, and no close(2) waits for this service.
         20 | 29 | 38 => Operation::Acknowledge,
         26 => {
             Operation::Init { major: body.u32()?, minor: body.u32()?, flags: body.skip(4).and_then(|()| body.u32())? }
@@ -206,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_shorter_than_it_says_is_none() {
+    fn a_request_that_is_too_short_is_not_parsed() {
         let bytes = testing::bytes(1, 1, b"name\0");
         assert_eq!(parse(&bytes).unwrap().operation, Operation::Lookup(b"name"));
         assert_eq!(parse(&bytes[..bytes.len() - 1]), None);

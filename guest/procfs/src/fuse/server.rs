@@ -1,4 +1,7 @@
-//! Answers requests.
+//! Answers the kernel's requests.
+//!
+//! The caller is any process of a container that has the file open, with any offset, size and data. Permissions are
+//! checked by the kernel; what it cannot know, such as a read-only container, is checked here.
 
 use std::{
     collections::BTreeMap,
@@ -23,35 +26,37 @@ use crate::{
     generated,
     hostname::Caller,
     loadavg::Loads,
-    sysctls::Values,
+    sysctls::Sysctls,
     tree::{self, Inode},
     watchdog::Work,
 };
 
-/// Contents that are kept for a reader that takes them in several parts; more than these are generated again.
-const MAX_KEPT: usize = 256;
+/// Maximum number of contents held for readers that take them in several parts. Beyond it they are generated for each
+/// part: containers can open as many files as they like.
+const MAX_SNAPSHOTS: usize = 256;
 
-/// What the tree shows.
+/// The server of the tree. Shared by all workers.
 #[derive(Debug)]
 pub(crate) struct Server {
     registry: Registry,
-    values: Values,
+    sysctls: Sysctls,
     pub(crate) loads: Loads,
-    /// Whole contents by opening, so that a reader with a small buffer does not see two of them mixed.
-    kept: Mutex<BTreeMap<u64, Arc<str>>>,
+    /// Contents by handle, so that a reader with a small buffer does not see parts of two generations.
+    snapshots: Mutex<BTreeMap<u64, Arc<str>>>,
     handles: AtomicU64,
 }
 
 type Answer = Result<Body, i32>;
 
 impl Server {
-    /// A server of the registry's containers; `epoch` sets its openings apart from those of earlier servers.
+    /// Creates a server of the containers in `registry`. Handles count up from `epoch`, so that they differ from those
+    /// of earlier servers, whose files are still open.
     pub(crate) fn new(registry: Registry, epoch: u64) -> Self {
         Self {
-            values: Values::new(registry.clone()),
+            sysctls: Sysctls::new(registry.clone()),
             registry,
             loads: Loads::default(),
-            kept: Mutex::default(),
+            snapshots: Mutex::default(),
             handles: AtomicU64::new(epoch),
         }
     }
@@ -59,34 +64,37 @@ impl Server {
     /// Answers requests until the connection is gone.
     ///
     /// # Errors
-    /// When the descriptor can't be read for another reason.
+    /// When the descriptor cannot be read for another reason.
     pub(crate) fn serve(&self, device: &OwnedFd, work: &Work) -> io::Result<()> {
         let mut buffer = vec![0; request::BUFFER];
         loop {
             let length = match rustix::io::read(device.as_fd(), &mut buffer) {
                 Ok(length) => length,
+                // The mount is gone or was aborted.
                 Err(Errno::NODEV) => return Ok(()),
-                // ENOENT: the one who asked is gone meanwhile.
+                // ENOENT: the caller was killed in the meantime.
                 Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => continue,
                 Err(error) => return Err(error.into()),
             };
             let _busy = work.begin();
             let Some(request) = request::parse(&buffer[..length]) else { continue };
-            // A request that is too much for us must not be sent again to the next one, and the one after that.
+            // A request that panics must not take the worker down: the kernel would send it to the next server again,
+            // and one container could stop the files of all.
             let answer = catch_unwind(AssertUnwindSafe(|| self.answer(&request))).unwrap_or(Some(Err(libc::EIO)));
             if let Some(answer) = answer {
-                // The one who asked may be gone.
+                // ENOENT: the caller is gone and needs no reply.
                 let _ = rustix::io::write(device.as_fd(), &reply::answer(request.unique, answer));
             }
         }
     }
 
-    /// The answer; `None` where the kernel wants none.
+    /// Answers a request; `None` if the kernel expects no reply.
     pub(crate) fn answer(&self, request: &Request<'_>) -> Option<Answer> {
         let inode = Inode::of(request.node);
         Some(match &request.operation {
             Operation::Silent => return None,
             Operation::Init { major: 7, minor, flags } => Ok(Body::init(*minor, *flags)),
+            // The only major version there is.
             Operation::Init { .. } => Err(libc::EPROTO),
             Operation::Lookup(name) => self.lookup(inode, name),
             Operation::SetAttributes { ownership: true } => Err(libc::EPERM),
@@ -95,7 +103,7 @@ impl Server {
             Operation::Read(read) => self.read(inode, *read, request.pid),
             Operation::Write { offset, data } => self.write(inode, *offset, data, request.pid),
             Operation::Release { handle } => {
-                self.kept().remove(handle);
+                self.snapshots().remove(handle);
                 Ok(Body::default())
             }
             Operation::OpenDirectory => Ok(Body::open(0)),
@@ -106,8 +114,8 @@ impl Server {
         })
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<str>>> {
-        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn snapshots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<str>>> {
+        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn container(&self, slot: u64) -> Result<Container, i32> {
@@ -150,10 +158,12 @@ impl Server {
     fn open(&self, inode: Option<Inode>, flags: u32) -> Answer {
         let (container, node) = self.node(inode)?;
         let reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
-        // The container's root may do so whatever the mode says, and shall be told here already.
-        if !reads && matches!(node.source, Source::View(_)) {
+        // Root of the container may open it for writing whatever the mode says; an error of open(2) is clearer than one
+        // of write(2).
+        if !reads && matches!(node.source, Source::Generated(_)) {
             return Err(libc::EACCES);
         }
+        // crun makes /proc/sys read-only with a bind that does not reach the files mounted there.
         if !reads && container.read_only {
             return Err(libc::EROFS);
         }
@@ -162,26 +172,31 @@ impl Server {
 
     fn read(&self, inode: Option<Inode>, read: Read, thread: u32) -> Answer {
         let (container, node) = self.node(inode)?;
-        // sendfile(2) and mmap(2) would show what was once in the cache; programs read instead when told so.
+        // sendfile(2) and splice(2) fill the page cache and would show old contents. With EINVAL programs read instead.
         if !read.direct {
             return Err(libc::EINVAL);
         }
-        if node.source == Source::Name {
+        // Not held between reads either: the kernel's file has the same races.
+        if node.source == Source::Hostname {
             let caller = Caller { container: &container, thread };
             return caller.read(node, read.offset, read.size as usize).map(Body).map_err(|error| errno(&error));
         }
-        let known = if read.offset == 0 { None } else { self.kept().get(&read.handle).cloned() };
+        // A read from the start is a new look at the file, as programs do that keep it open and rewind.
+        let known = if read.offset == 0 { None } else { self.snapshots().get(&read.handle).cloned() };
         let contents = match known {
             Some(contents) => contents,
             None => self.contents(&container, node).map_err(|error| errno(&error))?.into(),
         };
         let offset = usize::try_from(read.offset).unwrap_or(usize::MAX).min(contents.len());
+        // The size is a program's and may be longer than what is left.
         let part = contents.as_bytes()[offset..].get(..read.size as usize).unwrap_or(&contents.as_bytes()[offset..]);
         let body = Body(part.to_vec());
+        // Most readers take all at once, and nothing is held for them. `Release` drops what is held; the handles of an
+        // earlier server are simply not found.
         if offset == 0 && part.len() < contents.len() {
-            let mut kept = self.kept();
-            if kept.len() < MAX_KEPT || kept.contains_key(&read.handle) {
-                kept.insert(read.handle, contents);
+            let mut snapshots = self.snapshots();
+            if snapshots.len() < MAX_SNAPSHOTS || snapshots.contains_key(&read.handle) {
+                snapshots.insert(read.handle, contents);
             }
         }
         Ok(body)
@@ -189,20 +204,21 @@ impl Server {
 
     fn contents(&self, container: &Container, node: &Node) -> io::Result<String> {
         match node.source {
-            Source::View(view) => generated::generate(view, container, &self.loads),
-            Source::Value(_) => self.values.get(container.slot, node).map(|text| text + "\n"),
-            // It is read where the one who asks is, not kept.
-            Source::Name => Err(io::ErrorKind::Unsupported.into()),
+            Source::Generated(file) => generated::generate(file, container, &self.loads),
+            Source::Sysctl(_) => self.sysctls.get(container.slot, node).map(|text| text + "\n"),
+            // Read in the caller's namespace, by `read`.
+            Source::Hostname => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     fn write(&self, inode: Option<Inode>, offset: u64, data: &[u8], thread: u32) -> Answer {
         let (container, node) = self.node(inode)?;
         let written = match node.source {
-            Source::View(_) => return Err(libc::EACCES),
-            Source::Name => Caller { container: &container, thread }.write(node, offset, data),
-            Source::Value(_) if offset != 0 => return Err(libc::EINVAL),
-            Source::Value(rule) => self.values.set(container.slot, node, rule, data).map(|()| data.len()),
+            Source::Generated(_) => return Err(libc::EACCES),
+            Source::Hostname => Caller { container: &container, thread }.write(node, offset, data),
+            // A value comes with one write(2): a second part, at an offset, would be judged as a value of its own.
+            Source::Sysctl(_) if offset != 0 => return Err(libc::EINVAL),
+            Source::Sysctl(rule) => self.sysctls.set(container.slot, node, rule, data).map(|()| data.len()),
         };
         written.map(|length| Body::written(length as u32)).map_err(|error| errno(&error))
     }
@@ -221,6 +237,8 @@ impl Server {
             Some(Inode::Node(..)) => return Err(libc::ENOTDIR),
             None => return Err(libc::ENOENT),
         };
+        // The offset of an entry is the number of those before it. Containers that come and go between two parts of a
+        // listing may be missed in it; nothing depends on a listing of the top directory.
         let first = usize::try_from(read.offset).unwrap_or(usize::MAX);
         let mut body = Body::default();
         let size = (read.size as usize).min(request::BUFFER);
@@ -316,9 +334,9 @@ mod tests {
         text += &fixture.read(node, 3, 100);
         let words: Vec<_> = text.split_ascii_whitespace().collect();
         assert_eq!(words[0], words[1]);
-        assert_eq!(fixture.server.kept().len(), 1);
+        assert_eq!(fixture.server.snapshots().len(), 1);
         fixture.ask(node, Operation::Release { handle: 5 }).unwrap();
-        assert_eq!(fixture.server.kept().len(), 0);
+        assert_eq!(fixture.server.snapshots().len(), 0);
     }
 
     #[test]
@@ -334,7 +352,7 @@ mod tests {
         let node = fixture.node("/proc/sys/kernel/hostname");
         let read = Operation::Read(Read { handle: 5, offset: 0, size: 4096, direct: true });
         let write = Operation::Write { offset: 0, data: b"x" };
-        // This process has the VM's name, 0 is a thread that can't be seen, and no thread has the last number.
+        // This process has the VM's name, 0 stands for a thread that is not visible, and no thread has the last number.
         for (pid, errno) in [(std::process::id(), libc::EPERM), (0, libc::EIO), (u32::MAX, libc::EIO)] {
             for operation in [&read, &write] {
                 let request = Request { unique: 1, node, pid, operation: operation.clone() };
@@ -385,7 +403,7 @@ mod tests {
             body in proptest::collection::vec(any::<u8>(), 0..120),
         ) {
             let fixture = fixture();
-            // Raising a value of this machine is for no test.
+            // No test may raise a value of the machine that runs it.
             prop_assume!(opcode != 16);
             let bytes = testing::bytes(opcode, node, &body);
             if let Some(request) = request::parse(&bytes)

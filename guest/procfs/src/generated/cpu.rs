@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::TICKS;
+use super::uptime::TICKS;
 use crate::loadavg::Load;
 
 /// Microseconds in a clock tick.
 const TICK_US: u64 = 1_000_000 / TICKS;
 
-/// The blocks of the CPUs that are seen.
+/// `/proc/cpuinfo`: the VM's text without the blocks of CPUs that are not visible.
 pub(super) fn info(host: &str, visible: &[u32]) -> String {
     let number = |block: &str| {
         let line = block.lines().find(|line| line.starts_with("processor"))?;
@@ -23,7 +23,7 @@ pub(super) fn info(host: &str, visible: &[u32]) -> String {
     out
 }
 
-/// Time since the container began, in clock ticks, by use.
+/// Time since the container's start, in clock ticks, by kind of use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Times {
     user: u64,
@@ -32,7 +32,7 @@ struct Times {
 }
 
 impl Times {
-    /// The part of the CPU in place `place` of `count`; the parts add up to the whole.
+    /// The share of the CPU at index `place` of `count`. Shares add up to the whole: the first ones get the remainder.
     fn part(self, place: u64, count: u64) -> Self {
         let share = |all: u64| all / count + u64::from(place < all % count);
         Self { user: share(self.user), system: share(self.system), idle: share(self.idle) }
@@ -44,22 +44,24 @@ impl Times {
     }
 }
 
-/// The CPUs' times. The kernel knows what a cgroup used, not where, so each CPU has an equal part.
+/// `/proc/stat`. The kernel accounts a cgroup's CPU time, but not by CPU, so each visible CPU gets an equal share.
 ///
 /// `age` is in clock ticks, `begun` in seconds since 1970.
 pub(super) fn statistics(visible: &[u32], used: &BTreeMap<String, u64>, age: u64, begun: u64, load: Load) -> String {
     let ticks = |name: &str| used.get(name).copied().unwrap_or_default() / TICK_US;
     let count = visible.len().max(1) as u64;
     let (user, system) = (ticks("user_usec"), ticks("system_usec"));
+    // The rest of the time that the visible CPUs had. Usage exceeds it for a moment when a quota shows fewer CPUs.
     let idle = age.saturating_mul(count).saturating_sub(user.saturating_add(system));
     let all = Times { user, system, idle };
     let mut out = String::new();
-    // Two blanks, as the kernel has them.
+    // Two spaces after the name of the sum, as the kernel writes it.
     all.line("cpu ", &mut out);
     for (place, cpu) in visible.iter().enumerate() {
         all.part(place as u64, count).line(&format!("cpu{cpu}"), &mut out);
     }
     let _ = writeln!(out, "intr 0\nctxt 0\nbtime {begun}\nprocesses {}", load.tasks);
+    // The reader itself runs, even if the last count of tasks did not see it.
     let _ = writeln!(out, "procs_running {}\nprocs_blocked {}", load.running.max(1), load.blocked);
     out.push_str("softirq 0 0 0 0 0 0 0 0 0 0 0\n");
     out
@@ -74,7 +76,7 @@ mod tests {
     const TWO: &str = "processor\t: 0\nvendor_id\t: A\n\nprocessor\t: 1\nvendor_id\t: B\n\n";
 
     #[test]
-    fn only_the_cpus_that_are_seen_are_described() {
+    fn only_visible_cpus_are_described() {
         assert_eq!(info(TWO, &[1]), "processor\t: 1\nvendor_id\t: B\n\n");
         assert_eq!(info(TWO, &[0, 1]), TWO);
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use crate::cgroup::{Cgroup, Limits};
 
-/// What a container uses, in bytes.
+/// A container's memory usage, in bytes.
 #[derive(Clone, Debug, Default)]
 struct Usage {
     current: u64,
@@ -18,7 +18,7 @@ impl Usage {
     }
 }
 
-/// The VM's text with the container's numbers.
+/// The VM's text with the container's numbers; without a cgroup as it is.
 pub(super) fn info(host: &str, limits: &Limits, group: Option<&Cgroup>) -> String {
     let Some(group) = group else { return host.to_owned() };
     let usage = Usage {
@@ -29,18 +29,20 @@ pub(super) fn info(host: &str, limits: &Limits, group: Option<&Cgroup>) -> Strin
     rewrite(host, limits, &usage)
 }
 
-/// A line's name and number, which is in KiB.
+/// Splits a line into its name and its number, which is in KiB for most.
 fn line(text: &str) -> Option<(&str, u64)> {
     let (name, rest) = text.split_once(':')?;
     Some((name, rest.split_ascii_whitespace().next()?.parse().ok()?))
 }
 
+/// Rewrites `/proc/meminfo` line by line, so that the lines are those of the VM's kernel in its order.
 fn rewrite(host: &str, limits: &Limits, usage: &Usage) -> String {
     let of_host: BTreeMap<_, _> = host.lines().filter_map(line).collect();
     let host_has = |name: &str| of_host.get(name).copied().unwrap_or_default().saturating_mul(1024);
+    // Never more than the VM has: a limit may be far higher, and may be overcommitted by several containers.
     let total = limits.memory.unwrap_or(u64::MAX).min(host_has("MemTotal"));
     let free = total.saturating_sub(usage.current).min(host_has("MemFree"));
-    // What can be had back: the files' pages and the kernel's caches, no more than what is in use.
+    // Reclaimable memory: pages of files and the kernel's caches, but no more than is in use.
     let cache = usage.part("active_file") + usage.part("inactive_file") + usage.part("slab_reclaimable");
     let available = free.saturating_add(cache.min(usage.current)).min(total).min(host_has("MemAvailable"));
     let swap = limits.swap.unwrap_or(u64::MAX).min(host_has("SwapTotal"));
@@ -76,14 +78,16 @@ fn rewrite(host: &str, limits: &Limits, usage: &Usage) -> String {
             "AnonHugePages" => parts(&["anon_thp"]),
             "ShmemHugePages" => parts(&["shmem_thp"]),
             "FileHugePages" => parts(&["file_thp"]),
-            // The kernel accounts these for the whole machine only.
+            // Accounted for the whole machine only. The VM's numbers would tell a container about others.
             "Buffers" | "SwapCached" | "Mlocked" | "NFS_Unstable" | "Bounce" | "WritebackTmp" | "Committed_AS"
             | "VmallocUsed" | "DirectMap4k" | "DirectMap2M" | "DirectMap1G" | "Balloon" => 0,
+            // As the kernel computes it with the default overcommit_ratio of 50.
             "CommitLimit" => (total / 2).saturating_add(swap),
+            // Sizes of pages and constants of the kernel.
             _ => before.saturating_mul(1024),
         };
         let has_unit = text.ends_with("kB");
-        // As the kernel sets it: the number ends in column 24.
+        // The number ends in column 24, as the kernel writes it.
         let number = bytes / 1024;
         let width = 23_usize.saturating_sub(name.len());
         let _ = writeln!(out, "{name}:{number:>width$}{}", if has_unit { " kB" } else { "" });

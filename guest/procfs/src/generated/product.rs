@@ -1,18 +1,19 @@
 //! `/sys/devices/virtual/dmi/id/product_uuid`.
 
-/// Characters of the machine's own UUID that stay.
+/// Number of characters kept of the VM's UUID.
 const KEPT: usize = 24;
 
-/// The machine's UUID with the last group made from the container's id.
+/// The VM's UUID with the last group replaced by the start of the container's id.
 pub(super) fn uuid(machine: &str, id: &str) -> String {
     let machine = machine.trim();
+    // ASCII only, so that the slice below is at a character boundary.
     let is_uuid = machine.len() == 36 && machine.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     let kept = if is_uuid { &machine[..KEPT] } else { "00000000-0000-0000-0000-" };
     let plain = id.len() >= 12 && id.bytes().take(12).all(|byte| byte.is_ascii_hexdigit());
     if plain { format!("{kept}{}\n", &id[..12]) } else { format!("{kept}{:012x}\n", digest(id)) }
 }
 
-/// 48 bits of FNV-1a, for ids that are no digits.
+/// 48 bits of FNV-1a, for ids that are not hexadecimal (`docker run` makes hexadecimal ones, BuildKit others).
 fn digest(id: &str) -> u64 {
     let all = id
         .bytes()

@@ -1,15 +1,35 @@
-//! procfs and sysfs that a container mounts itself get the container's own files, too.
+//! Emulates mount(2) of procfs and sysfs by seccomp user notification (seccomp_unotify(2)).
 //!
-//! The runtime has the kernel hold `mount(2)`, `umount2(2)` and `fsopen(2)` in a container that may use them
-//! (seccomp_unotify(2)), and crun sends the descriptor where that is reported to [`SOCKET`], once for each container and
-//! each `exec`. Each has a thread here, so that no container waits for another. What is no new procfs or sysfs goes on
-//! in the kernel at once.
+//! A procfs or sysfs that a container mounts itself, as an inner engine or `unshare --mount-proc` does, would show the
+//! kernel's files. Here it gets the container's own files on top.
 //!
-//! init keeps the descriptors, so that a warden that is started anew goes on with them, and answers what the last one
-//! took: the numbers of calls count up, and the last one is kept in a file.
+//! # A call's path
 //!
-//! Nothing here protects anything. The container can change what its calls point to while they are judged, and then gets
-//! the kernel's own files, which it may read.
+//! The runtime rewrites the seccomp profile of a container that may mount: the kernel suspends `mount`, `umount2` and
+//! `fsopen` until they are answered. crun sends the descriptor on which they arrive to [`SOCKET`], once for each
+//! container and once for each `exec`. Each descriptor has a thread of its own, so that no container waits for another.
+//!
+//! 1. `syscall` decodes the call out of the caller's memory. Anything but a new procfs or sysfs, a bind of a whole one
+//!    and an unmount continues in the kernel at once.
+//! 2. `worker` starts a process for the request. `mount` is that process: it opens the container's files, enters the
+//!    caller's namespaces, takes its ids and capabilities, mounts, and puts the files on top.
+//! 3. The call returns the worker's result. If anything is odd, fails or takes longer than two seconds, the call
+//!    continues in the kernel instead.
+//!
+//! `fsopen` of the two file systems fails with `ENOSYS`: programs fall back to `mount`, whose arguments say everything
+//! in one call.
+//!
+//! # Restarts
+//!
+//! init listens on the socket and keeps the descriptors, so callers wait while no service runs. A new service answers
+//! the calls that its predecessor received and never answered: notification ids count up, and `fd_store` keeps the last
+//! one in a file.
+//!
+//! # Trust
+//!
+//! Nothing here protects anything. A container can change its memory or its directories while a call is judged, and
+//! gains by that only the kernel's own files, which it may read. What must hold is the converse: with one exception
+//! (`MountedBy::Service`) the worker does nothing that the caller could not do itself.
 
 mod fd_store;
 mod mount;
@@ -43,60 +63,58 @@ use rustix::{
 };
 use serde::Deserialize;
 
+pub use self::fd_store::{KEPT_LISTENERS, KEPT_PREFIX};
 use self::{
-    fd_store::Name,
+    fd_store::ListenerName,
     sys::{Answer, Notification, ProcessMemory},
-    syscall::{Order, Verdict, judge},
+    syscall::{Decision, MountRequest, judge},
 };
-pub(crate) use self::{mount::main as helper, sys::share_heaps};
+pub(crate) use self::{mount::main as worker, sys::share_heaps};
 
-/// Where crun brings the descriptors; init listens there, so that it can while no warden runs.
-pub const SOCKET: &str = "/run/sysbox-runc/warden/mounts";
+/// The socket to which crun sends the descriptors. init listens on it, so that containers can start while no service
+/// runs.
+pub const SOCKET: &str = "/run/sysbox-runc/procfs/mounts";
 
-/// The environment variable in which init names the descriptors that it kept: `NAME=FD,…`
-pub const KEPT_LISTENERS: &str = "BULKHEAD_KEPT_LISTENERS";
+/// Maximum number of containers and `exec` sessions served at once; further ones see the kernel's own files.
+const MAX_LISTENERS: usize = 2048;
 
-/// What the names begin with.
-pub const KEPT_PREFIX: &str = "mounts";
+/// Stack of a serving thread, in bytes; it parses a table of mounts and spawns a process.
+const STACK_SIZE: usize = 256 * 1024;
 
-/// Containers and `exec` sessions at once; over that many, new ones see the kernel's own files.
-const MOST: usize = 2048;
+/// Maximum length of a file in `/proc/TID` that is read, in bytes. The table of mounts is as long as a container makes
+/// it.
+const MAX_PROC_FILE: u64 = 4 << 20;
 
-/// Enough for a thread that reads a table of mounts and makes a process.
-const STACK: usize = 256 * 1024;
-
-/// Longest table of mounts that is looked at, in bytes.
-const MAX_TABLE: u64 = 4 << 20;
-
-/// Takes descriptors on behalf of all containers.
-pub(crate) struct Traps {
+/// Receives the descriptors of all containers and serves them.
+pub(crate) struct Listener {
     state: PathBuf,
     running: AtomicUsize,
 }
 
-/// What crun says with a descriptor (`containerProcessState` of the OCI runtime specification).
+/// crun's message with a descriptor (`containerProcessState` of the OCI runtime specification).
 #[derive(Debug, Deserialize)]
 struct Message {
-    /// The container's number, which the runtime put there.
+    /// `listenerMetadata` of the profile, where the runtime puts the container's number.
     metadata: String,
 }
 
-impl Traps {
-    /// Goes on with what an earlier warden had and takes new ones on `socket`.
+impl Listener {
+    /// Serves the descriptors that an earlier process stored, and accepts new ones on `socket`.
     ///
     /// # Errors
-    /// Without threads.
+    /// When the accepting thread cannot be started.
     pub(crate) fn start(socket: UnixListener, state: &Path) -> io::Result<()> {
-        let traps = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
-        for (name, listener) in fd_store::inherited() {
-            fd_store::answer_last(listener.as_fd(), &name, state);
-            traps.spawn(Some(name), move |traps| traps.watch(&name, listener));
+        let listener = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
+        for (name, seccomp_fd) in fd_store::inherited() {
+            fd_store::answer_last(seccomp_fd.as_fd(), &name, state);
+            listener.spawn(Some(name), move |listener| listener.watch(&name, seccomp_fd));
         }
-        thread::Builder::new().name("traps".into()).spawn(move || {
+        thread::Builder::new().name("listener".into()).spawn(move || {
             for stream in socket.incoming() {
                 match stream {
-                    Ok(stream) => traps.spawn(None, move |traps| traps.take(&stream)),
-                    // Out of descriptors, most likely.
+                    Ok(stream) => listener.spawn(None, move |listener| listener.take(&stream)),
+                    // Most likely out of descriptors. The connection stays in the queue; without a pause this would
+                    // spin.
                     Err(_) => thread::sleep(Duration::from_millis(100)),
                 }
             }
@@ -104,98 +122,107 @@ impl Traps {
         Ok(())
     }
 
-    /// Runs something in a thread of its own.
-    fn spawn(self: &Arc<Self>, name: Option<Name>, run: impl FnOnce(&Self) + Send + 'static) {
-        let traps = Arc::clone(self);
+    /// Runs something in a thread of its own. `name` is that of a stored descriptor which `run` owns.
+    fn spawn(self: &Arc<Self>, name: Option<ListenerName>, run: impl FnOnce(&Self) + Send + 'static) {
+        let listener = Arc::clone(self);
         let run = move || {
-            if traps.running.fetch_add(1, Ordering::Relaxed) == MOST {
-                eprintln!("bulkhead-procfs: more than {MOST} containers that may mount");
+            if listener.running.fetch_add(1, Ordering::Relaxed) == MAX_LISTENERS {
+                eprintln!(
+                    "bulkhead-procfs: {MAX_LISTENERS} containers and exec sessions may mount already; a procfs or sysfs \
+                     that others mount shows the kernel's own files"
+                );
             }
-            run(&traps);
-            traps.running.fetch_sub(1, Ordering::Relaxed);
+            run(&listener);
+            listener.running.fetch_sub(1, Ordering::Relaxed);
         };
-        if let Err(error) = thread::Builder::new().name("trap".into()).stack_size(STACK).spawn(run) {
-            eprintln!("bulkhead-procfs: can't serve a container's mounts: {error}");
-            // Calls that nobody answers would wait for ever; without the descriptor they fail.
+        if let Err(error) = thread::Builder::new().name("container".into()).stack_size(STACK_SIZE).spawn(run) {
+            eprintln!("bulkhead-procfs: cannot serve a container's mounts: {error}");
+            // `run` is dropped and its descriptor closed. With init's copy closed as well the kernel fails pending and
+            // later calls with ENOSYS; with a copy left they would wait forever.
             if let Some(name) = name {
                 release(&name);
             }
         }
     }
 
-    /// Waits for a container's descriptor and serves it.
+    /// Receives a container's descriptor and serves it.
     fn take(&self, stream: &UnixStream) {
         let parse = |message: &[u8]| serde_json::from_slice::<Message>(message).ok();
-        let Ok((message, Some(listener))) = sys::receive_descriptor(stream, |text| parse(text).is_some()) else {
+        let Ok((message, Some(seccomp_fd))) = sys::receive_descriptor(stream, |text| parse(text).is_some()) else {
             return;
         };
-        // Without a number its calls are answered all the same.
+        // Metadata that is not a number becomes slot 0, which has no files: calls get the kernel's own result.
         let slot = parse(&message).and_then(|message| message.metadata.parse().ok()).unwrap_or_default();
-        let name = Name::new(slot);
-        if let Err(error) = notify::store(&name.to_string(), listener.as_fd()) {
-            eprintln!("bulkhead-procfs: init can't keep a descriptor: {error}");
+        let name = ListenerName::new(slot);
+        if let Err(error) = notify::store(&name.to_string(), seccomp_fd.as_fd()) {
+            // Served all the same. Only a restart would leave this container without an answer.
+            eprintln!("bulkhead-procfs: cannot store a container's descriptor with init: {error}");
         }
-        self.watch(&name, listener);
+        self.watch(&name, seccomp_fd);
     }
 
-    /// Serves a descriptor until nothing uses it any more.
-    fn watch(&self, name: &Name, listener: OwnedFd) {
-        let serves = self.running.load(Ordering::Relaxed) <= MOST;
-        serve(listener.as_fd(), name, &self.state, serves);
-        // First, so that there is a descriptor for the message to init even when it was the last one.
-        drop(listener);
+    /// Serves a descriptor until its filter has no process left, then drops what is kept of it.
+    fn watch(&self, name: &ListenerName, seccomp_fd: OwnedFd) {
+        let serves = self.running.load(Ordering::Relaxed) <= MAX_LISTENERS;
+        serve(seccomp_fd.as_fd(), name, &self.state, serves);
+        // Before the message to init, which needs a descriptor: this may be the last one that was free.
+        drop(seccomp_fd);
         fd_store::forget(name, &self.state);
         release(name);
     }
 }
 
-/// Has init close its copy of a descriptor.
-fn release(name: &Name) {
+/// Removes a descriptor from init's store.
+fn release(name: &ListenerName) {
     if let Err(error) = notify::remove(&name.to_string()) {
-        eprintln!("bulkhead-procfs: can't have init close a descriptor: {error}");
+        eprintln!("bulkhead-procfs: cannot remove a container's descriptor from init: {error}");
     }
 }
 
-/// Answers the calls of one filter until nothing uses it any more.
-fn serve(listener: BorrowedFd<'_>, name: &Name, state: &Path, serves: bool) {
-    let record = fd_store::Record::open(name, state);
+/// Answers the calls of one filter until it has no process left. With `serves` off, all continue in the kernel.
+fn serve(seccomp_fd: BorrowedFd<'_>, name: &ListenerName, state: &Path, serves: bool) {
+    let record = fd_store::LastCall::open(name, state);
     let mut is_first = true;
-    while waits(listener) {
-        let notification = match sys::receive(listener) {
+    while waits(seccomp_fd) {
+        let notification = match sys::receive(seccomp_fd) {
             Ok(notification) => notification,
-            // Its caller was killed meanwhile, or all of them.
+            // ENOENT: the caller was killed between poll and receive. The next poll tells if it was the last one.
             Err(error) if [Some(libc::ENOENT), Some(libc::EINTR)].contains(&error.raw_os_error()) => continue,
             Err(error) => {
-                eprintln!("bulkhead-procfs: can't receive a container's calls: {error}");
+                eprintln!("bulkhead-procfs: cannot receive a container's system calls: {error}");
                 return;
             }
         };
+        // Before anything that could crash or hang: the next process has to know which call this one took.
         record.write(notification.id);
         if is_first {
-            fd_store::answer_before(listener, notification.id);
+            // An earlier process may have taken a call before it could record one.
+            fd_store::answer_before(seccomp_fd, notification.id);
             is_first = false;
         }
-        // A fault here must not leave the caller waiting.
-        let judge = AssertUnwindSafe(|| decide(listener, &notification, name.slot(), state));
+        // A panic must not leave the caller suspended, nor this container without a thread.
+        let judge = AssertUnwindSafe(|| decide(seccomp_fd, &notification, name.slot(), state));
         let answer = if serves { catch_unwind(judge).unwrap_or(Answer::Continue) } else { Answer::Continue };
-        // One that is gone needs none.
-        let _ = sys::answer(listener, notification.id, answer);
+        // ENOENT: the caller was killed while it waited, and needs no answer.
+        let _ = sys::answer(seccomp_fd, notification.id, answer);
     }
 }
 
-/// Waits for a call; `false` when there will be none any more.
-fn waits(listener: BorrowedFd<'_>) -> bool {
+/// Waits for a call; `false` when there cannot be another one.
+fn waits(seccomp_fd: BorrowedFd<'_>) -> bool {
     loop {
-        let mut polled = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+        let mut polled = [PollFd::from_borrowed_fd(seccomp_fd, PollFlags::IN)];
         match rustix::event::poll(&mut polled, None) {
             Err(rustix::io::Errno::INTR) => {}
+            // POLLHUP without POLLIN: the last process with this filter is gone.
             ended => return ended.is_ok() && polled[0].revents().contains(PollFlags::IN),
         }
     }
 }
 
-/// What a call is to be answered.
-fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, state: &Path) -> Answer {
+/// Decides about a call, has the request performed if there is one, and returns the answer.
+fn decide(seccomp_fd: BorrowedFd<'_>, notification: &Notification, slot: u64, state: &Path) -> Answer {
+    // A directory of procfs stays that of one thread, however often its number is used again.
     let thread = format!("/proc/{}", notification.thread);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(thread) = rustix::fs::open(thread, flags, Mode::empty()) else { return Answer::Continue };
@@ -204,25 +231,30 @@ fn decide(listener: BorrowedFd<'_>, notification: &Notification, slot: u64, stat
         file.map(File::from).map_err(io::Error::from)
     };
     let Ok(memory) = open("mem") else { return Answer::Continue };
-    let verdict = judge(&notification.call, &ProcessMemory(memory));
-    // From here on the directory is that of the thread that waits, and of no later one with its number.
-    if !sys::still_waits(listener, notification.id) {
+    let decision = judge(&notification.call, &ProcessMemory(memory));
+    // The caller may have been killed, and its number given to another process, before the directory was opened. If the
+    // call is still pending now, the directory, and what was read of its memory, are the caller's.
+    if !sys::still_waits(seccomp_fd, notification.id) {
         return Answer::Continue;
     }
-    let text = |name: &str| bounded::read(open(name)?, MAX_TABLE);
+    let text = |name: &str| bounded::read(open(name)?, MAX_PROC_FILE);
     let may_mount =
-        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.is_administrator());
-    let concerns = match &verdict {
-        Verdict::Continue => false,
-        // A container that has mounted neither has nothing to unmount together with them.
-        Verdict::Do(Order::Unmount { .. }) => text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text)),
-        Verdict::Do(Order::Bind { source, .. }) => mount::may_be_whole(&thread, source),
-        Verdict::Refuse(_) | Verdict::Do(Order::Mount { .. }) => true,
+        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.has_sys_admin());
+    // The checks from here on only save starting a process for calls that the kernel would handle the same way: each
+    // container that runs systemd or an engine mounts and unmounts hundreds of times.
+    let concerns = match &decision {
+        Decision::Continue => false,
+        // Without node mounts in this mount namespace there is nothing to unmount along with the target.
+        Decision::Perform(MountRequest::Unmount { .. }) => {
+            text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text))
+        }
+        Decision::Perform(MountRequest::Bind { source, .. }) => mount::may_be_whole(&thread, source),
+        Decision::Refuse(_) | Decision::Perform(MountRequest::Mount { .. }) => true,
     };
-    match verdict {
-        Verdict::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
-        Verdict::Do(order) if concerns && may_mount() => worker::carry_out(&order, &thread, slot, state),
-        // Also what the kernel is going to refuse.
+    match decision {
+        Decision::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
+        Decision::Perform(request) if concerns && may_mount() => worker::perform(&request, &thread, slot, state),
+        // A caller without CAP_SYS_ADMIN gets its EPERM from the kernel.
         _ => Answer::Continue,
     }
 }

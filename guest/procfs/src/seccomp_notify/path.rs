@@ -1,24 +1,31 @@
-//! Paths that mean something else to each process: those through `/proc/self`.
+//! Recognises paths that mean something else to each process: those through `/proc/self`.
+//!
+//! Programs mount on `/proc/self/fd/7` to be sure of the target; systemd and runc do. The worker resolves paths in its
+//! own process, where that would be the worker's descriptor, so the start of such a path is opened by the caller's
+//! directory in procfs. Paths that are not recognised are resolved without magic links, fail, and continue in the
+//! kernel.
 
-/// Where a path begins.
+/// The start of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
-    /// At the root or in the working directory, as the path says.
+    /// The root or the working directory.
     Path,
-    /// At what a link in the caller's own directory of procfs leads to (`fd/7`, `cwd`, `root`), with what follows it.
+    /// A link in the caller's directory of procfs (`fd/7`, `cwd` or `root`), and the rest of the path.
     Link(String, Vec<u8>),
 }
 
-/// Highest descriptor that is looked for, in digits.
+/// Maximum number of digits of a descriptor.
 const MAX_DIGITS: usize = 10;
 
 impl Start {
-    /// Where `path` begins for the process that gave it.
+    /// Finds the start of a caller's path.
     pub(crate) fn of(path: &[u8]) -> Self {
         Self::link(path).unwrap_or(Self::Path)
     }
 
     fn link(path: &[u8]) -> Option<Self> {
+        // Compared part by part, in any spelling with repeated slashes and dots. One with `..` is not recognised, since
+        // the part before it may be a link.
         let rest = path.strip_prefix(b"/")?;
         let (first, rest) = part(rest)?;
         let (kind, rest) = match first {
@@ -27,13 +34,14 @@ impl Start {
                 (whose == b"self" || whose == b"thread-self").then_some(())?;
                 part(rest)?
             }
-            // A link to /proc/self/fd wherever there is one.
+            // /dev/fd is a link to /proc/self/fd on every system that has it.
             b"dev" => part(rest)?,
             _ => return None,
         };
         let is_dev = first == b"dev";
         match kind {
             b"fd" => {
+                // Only digits: the name becomes part of a path below the caller's directory in procfs.
                 let (number, rest) = part(rest)?;
                 let fits = number.len() <= MAX_DIGITS && number.iter().all(u8::is_ascii_digit);
                 let number = std::str::from_utf8(number).ok().filter(|_| fits)?;
@@ -46,7 +54,7 @@ impl Start {
     }
 }
 
-/// The first part of a path that is not `.`, and what follows it without slashes in front.
+/// The first part of a path that is not `.`, and the rest without leading slashes.
 fn part(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut path = path;
     loop {

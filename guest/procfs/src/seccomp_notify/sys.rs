@@ -1,4 +1,4 @@
-//! The system calls that no safe wrapper offers.
+//! System calls without a safe wrapper; all unsafe code of this module is here, except one `pre_exec`.
 
 use std::{
     fs::File,
@@ -14,26 +14,26 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::syscall::{Memory, RawCall};
 
-/// A system call that waits for an answer, as seccomp_unotify(2) reports it.
+/// A system call that is pending, as seccomp_unotify(2) reports it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Notification {
-    /// Its number among those of the filter, which counts up.
+    /// Notification id; ids count up within a filter.
     pub(super) id: u64,
-    /// The thread that made it, as this process numbers it; 0 for one that it can't see.
+    /// Id of the calling thread in this process' pid namespace; 0 if it has none there.
     pub(super) thread: u32,
-    /// The call.
     pub(super) call: RawCall,
 }
 
-/// The next call that waits; waits for one.
+/// Receives the next call, or waits for one.
 ///
 /// # Errors
-/// `ENOENT` for one that is gone again, `EINTR`.
-pub(super) fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
-    // SAFETY: the structure is made of integers, for which zero is a value; the kernel wants it to be zero.
+/// `ENOENT` when the caller was killed in the meantime, `EINTR`.
+pub(super) fn receive(seccomp_fd: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: the structure consists of integers, for which zero is valid. The kernel fails with EINVAL if it is not
+    // zero.
     let mut raw: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: the call fills the structure, which lives across it.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut raw) };
+    let result = unsafe { libc::ioctl(seccomp_fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut raw) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -42,25 +42,28 @@ pub(super) fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
     Ok(Notification { id: raw.id, thread: raw.pid, call })
 }
 
-/// Whether a call still waits, so that its thread is the one it was.
-pub(super) fn still_waits(listener: BorrowedFd<'_>, id: u64) -> bool {
+/// Returns whether a call is still pending, which proves that its thread id has not been reused.
+pub(super) fn still_waits(seccomp_fd: BorrowedFd<'_>, id: u64) -> bool {
     // SAFETY: the call reads one integer, which lives across it.
-    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) == 0 }
+    unsafe { libc::ioctl(seccomp_fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) == 0 }
 }
 
-/// An answer.
+/// The answer to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The kernel goes on with the call.
+    /// The call continues in the kernel, with its arguments as they are by then.
     Continue,
     /// The call returns 0.
     Done,
-    /// The call fails.
+    /// The call fails with this error number.
     Failed(i32),
 }
 
-/// Answers a call. One that does not wait any more needs no answer, and what was never received takes none.
-pub(super) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+/// Answers a call.
+///
+/// # Errors
+/// `ENOENT` when it is not pending any more, `EINPROGRESS` when nobody has received it.
+pub(super) fn answer(seccomp_fd: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
     let (error, flags) = match answer {
         Answer::Continue => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
         Answer::Done => (0, 0),
@@ -68,15 +71,16 @@ pub(super) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::R
     };
     let mut raw = libc::seccomp_notif_resp { id, val: 0, error, flags };
     // SAFETY: the call reads the structure, which lives across it.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut raw) };
+    let result = unsafe { libc::ioctl(seccomp_fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut raw) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The memory of another process, by its open `mem`.
+/// The memory of another process, through its open `/proc/PID/mem`.
 pub(super) struct ProcessMemory(pub(super) File);
 
 impl Memory for ProcessMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        // An unmapped address, and one that is negative as an offset, is an error. To the reader both are the end.
         self.0.read_at(buffer, address).unwrap_or_default()
     }
 }
@@ -98,9 +102,9 @@ pub(super) fn add_mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Resul
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes a child as fork(2) does, in another cgroup where one is given, and returns its number; 0 in the child.
+/// Forks, into another cgroup if one is given, and returns the child's id; 0 in the child.
 ///
-/// Only for a process with a single thread.
+/// Only for a process with a single thread: libc's locks are copied in whatever state they are.
 pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
     // SAFETY: the structure is made of integers, for which zero is a value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -109,25 +113,26 @@ pub(super) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
         arguments.flags = CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
+    // clone3(2) without libc: posix_spawn and fork(3) cannot place a child in a cgroup.
     // SAFETY: without a stack the child runs on a copy of ours, as after fork(2); there is no other thread that could
     // have held a lock.
     let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
     if child < 0 { Err(io::Error::last_os_error()) } else { Ok(child as i32) }
 }
 
-/// `linux/sched.h`; libc's is too narrow for it.
+/// `linux/sched.h`; libc's constants are of 32 bits, which this one does not fit in.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// Most that a message of a runtime is long, in bytes: annotations of the person's are part of it.
+/// Maximum length of a runtime's message, in bytes. It contains the container's annotations, which the user chooses.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// Time for the rest of a message of which the first part has come.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Time for the rest of a message after its first part.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Receives a descriptor and what comes with it, until `is_whole` or the sender's end.
+/// Receives a message with a descriptor, until `is_whole` or the sender closes.
 ///
-/// The first part is waited for as long as the sender lives: crun connects before it sets a container up, and for one
-/// without new privileges sends when it is started.
+/// The first part may take as long as the sender lives: crun connects before it sets a container up, and sends only
+/// when that is started if it has `no-new-privileges`.
 pub(super) fn receive_descriptor(
     stream: &UnixStream,
     is_whole: impl Fn(&[u8]) -> bool,
@@ -141,20 +146,21 @@ pub(super) fn receive_descriptor(
             rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC);
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = part {
+                // The first one counts. The iterator closes the others when it is dropped.
                 descriptor = descriptor.or(descriptors.into_iter().next());
             }
         }
-        // A sender that is slow has said all that is waited for.
+        // A timeout ends the message as the sender's close does: the descriptor is served either way.
         let length = received.map_or(0, |received| received.bytes);
         message.extend_from_slice(&buffer[..length]);
         if length == 0 || message.len() > MAX_MESSAGE || is_whole(&message) {
             return Ok((message, descriptor));
         }
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
     }
 }
 
-/// Lets a descriptor through execve(2) in a child that is about to make it; for `pre_exec`.
+/// Keeps a descriptor open across execve(2); for `pre_exec`, which allows async-signal-safe calls only.
 pub(super) fn inherit(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: the call takes plain integers.
     match unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } {
@@ -163,13 +169,13 @@ pub(super) fn inherit(descriptor: RawFd) -> io::Result<()> {
     }
 }
 
-/// Has all threads take memory from the same two heaps: hundreds that wait would each keep one.
+/// Limits malloc to two heaps for all threads: hundreds of threads that wait would keep one each.
 pub(crate) fn share_heaps() {
     // SAFETY: the call takes plain integers, and at worst changes nothing.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
 }
 
-/// Ends this process at once, without running anything of its parent's.
+/// Ends a forked child at once, without running the exit handlers that it has a copy of.
 pub(super) fn leave(code: i32) -> ! {
     let _ = io::stdout().flush();
     // SAFETY: the call does not return and touches nothing.

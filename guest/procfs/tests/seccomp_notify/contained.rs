@@ -1,10 +1,10 @@
-//! What the contained process of the tests does.
+//! The scenarios that the contained process of the tests plays.
 
 use std::{ffi::CString, fs, io, path::Path, process::Command, thread, time::Instant};
 
 use crate::SCENARIO;
 
-/// Does what a test wants to be done in the container.
+/// Plays a scenario, in the container.
 pub fn play(scenario: &str, place: &str) {
     match scenario {
         "proc" => procfs(place),
@@ -20,7 +20,7 @@ pub fn play(scenario: &str, place: &str) {
         }
         "many" => {
             for _ in 0..200 {
-                // A warden that ends may leave a mount made twice, or one without its files.
+                // A process that is killed may leave a mount made twice, or one without its files.
                 mounts("proc", place, 0, None).unwrap();
                 unmounts(place, libc::MNT_DETACH).unwrap();
             }
@@ -37,7 +37,7 @@ pub fn play(scenario: &str, place: &str) {
     }
 }
 
-/// mount(2) of something that is there.
+/// mount(2) of an existing tree.
 fn mounts_from(source: &str, target: &str, flags: u64) -> io::Result<()> {
     rustix::mount::mount(source, target, "none", rustix::mount::MountFlags::from_bits_retain(flags as u32), None)
         .map_err(Into::into)
@@ -64,7 +64,7 @@ fn errno(result: io::Result<()>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
 
-/// Whether a procfs shows the container's own uptime: both fields are the same, and few seconds.
+/// Asserts that a procfs shows the container's own uptime: both fields are the same, and a few seconds.
 #[track_caller]
 fn assert_own(place: &str) {
     let uptime = fs::read_to_string(format!("{place}/uptime")).unwrap();
@@ -81,7 +81,7 @@ fn own_mounts() -> usize {
 fn procfs(place: &str) {
     mounts("proc", place, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, None).unwrap();
     assert_own(place);
-    // It is that of the container's own processes.
+    // It shows the container's pid namespace.
     assert_eq!(fs::read_link(format!("{place}/self")).unwrap().to_str().unwrap(), std::process::id().to_string());
     let options = |place: &str| {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -89,10 +89,10 @@ fn procfs(place: &str) {
         line.split(' ').nth(5).unwrap().to_owned()
     };
     assert_eq!(options(place), "rw,nosuid,nodev,noexec,relatime");
-    // A value is the container's own, in this procfs as in any.
+    // A value is the container's own, in this procfs as in the first.
     fs::write(format!("{place}/sys/kernel/panic"), "77").unwrap();
     assert_eq!(fs::read_to_string(format!("{place}/sys/kernel/panic")).unwrap(), "77\n");
-    // What is in use stays, with its files.
+    // A mount in use stays, with its files.
     let open = fs::File::open(format!("{place}/version")).unwrap();
     assert_eq!(errno(unmounts(place, 0)), Some(libc::EBUSY));
     assert_own(place);
@@ -100,7 +100,7 @@ fn procfs(place: &str) {
     unmounts(place, 0).unwrap();
     assert_eq!(fs::read_dir(place).unwrap().count(), 0);
     assert_eq!(own_mounts(), 0);
-    // With options, read-only, from where it is to be mounted.
+    // With options, read-only, and by a relative path.
     std::env::set_current_dir(Path::new(place).parent().unwrap()).unwrap();
     mounts("proc", "p", libc::MS_RDONLY, Some("hidepid=invisible,gid=0")).unwrap();
     assert_own(place);
@@ -114,7 +114,7 @@ fn procfs(place: &str) {
 }
 
 fn sysfs(place: &str) {
-    // The network namespace is its owner's to show.
+    // A sysfs needs a network namespace of the container's own.
     // SAFETY: takes a plain integer.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
     mounts("sysfs", place, 0, None).unwrap();
@@ -132,7 +132,7 @@ fn paths(place: &str) {
     use std::os::fd::IntoRawFd;
     let number = fs::File::open(place).unwrap().into_raw_fd();
     for path in [format!("/proc/self/fd/{number}"), format!("/proc/thread-self/fd/{number}")] {
-        // As procfs of an outer process-id namespace has no such process, one of this has to be there.
+        // The procfs of an outer pid namespace does not have this process, so one of its own is needed.
         mounts("proc", "/proc", 0, None).unwrap();
         assert_own("/proc");
         thread::scope(|scope| scope.spawn(|| mounts("proc", &path, 0, None).unwrap()).join().unwrap());
@@ -140,8 +140,8 @@ fn paths(place: &str) {
         unmounts(place, libc::MNT_DETACH).unwrap();
         unmounts("/proc", libc::MNT_DETACH).unwrap();
     }
-    // A link through /proc/self is the kernel's to follow: it is mounted, without the files.
-    let link = format!("/tmp/trap-{}", std::process::id());
+    // A link to a path through /proc/self continues in the kernel: it is mounted, without the files.
+    let link = format!("/tmp/link-{}", std::process::id());
     mounts("tmpfs", "/tmp", 0, None).unwrap();
     mounts("proc", "/proc", 0, None).unwrap();
     std::os::unix::fs::symlink(format!("/proc/self/fd/{number}"), &link).unwrap();
@@ -159,7 +159,7 @@ fn paths(place: &str) {
     unmounts("/proc", 0).unwrap();
 }
 
-/// A user namespace in the container may mount a procfs when nothing but the warden's files is on the one it has.
+/// A user namespace in the container may mount a procfs if nothing but node mounts is on the existing one.
 fn nested() {
     let inner = |scenario: &str| {
         let mut command = Command::new("unshare");
@@ -171,7 +171,7 @@ fn nested() {
     assert_own("/proc");
     inner("one and own");
     inner("locked");
-    // What somebody else hides stays hidden.
+    // A part that something else hides stays hidden.
     mounts("tmpfs", "/proc/fs", 0, None).unwrap();
     inner("refused");
     unmounts("/proc/fs", 0).unwrap();
@@ -179,7 +179,7 @@ fn nested() {
 }
 
 fn binds(place: &str) {
-    // The first procfs has its files from crun; here it has none, and a bind of it has.
+    // crun mounts the files on the first procfs; here it has none, but a bind of it does.
     mounts("proc", "/proc", libc::MS_RDONLY, None).unwrap();
     mounts_from("/proc", place, libc::MS_BIND).unwrap();
     assert_own(place);
@@ -190,7 +190,7 @@ fn binds(place: &str) {
     mounts_from("proc", place, libc::MS_BIND).unwrap();
     assert_own(place);
     unmounts(place, 0).unwrap();
-    // With all that is mounted on it, and a part of it.
+    // A recursive bind, and one of a part.
     mounts_from("/proc", place, libc::MS_BIND | libc::MS_REC).unwrap();
     assert_own(place);
     unmounts(place, libc::MNT_DETACH).unwrap();
@@ -199,7 +199,7 @@ fn binds(place: &str) {
     unmounts(place, 0).unwrap();
     assert_eq!(errno(mounts_from("/proc/version", place, libc::MS_BIND)), Some(libc::ENOTDIR));
     assert_eq!(errno(mounts_from("/proc", "/proc/version", libc::MS_BIND)), Some(libc::ENOTDIR));
-    // Anything else.
+    // A bind of something else.
     mounts_from("/etc", place, libc::MS_BIND).unwrap();
     assert!(Path::new(place).join("passwd").exists());
 }
@@ -222,7 +222,7 @@ fn errors(place: &str) {
     }
     mounts("tmpfs", place, 0, None).unwrap();
     unmounts(place, 0).unwrap();
-    // Without the capability the kernel refuses it, and nobody does it instead.
+    // Without the capability the kernel refuses it, and the service does not step in.
     // SAFETY: takes plain integers.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, 1 | 4) }, 0);
     drop_administration();
@@ -230,7 +230,7 @@ fn errors(place: &str) {
     assert_eq!(own_mounts(), 0);
 }
 
-/// Numbers that are the same each time.
+/// A sequence of numbers that is the same each time.
 struct Numbers(u64);
 
 impl Numbers {
@@ -246,7 +246,7 @@ impl Numbers {
     }
 }
 
-/// Calls with what comes: pointers, texts, flags; none may hang, and all are bounded by the test's patience.
+/// Calls with arbitrary pointers, texts and flags. None may hang; the test's bound limits all of them together.
 fn hostile(place: &str) {
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     mounts("tmpfs", "/tmp", 0, None).unwrap();
@@ -275,7 +275,7 @@ fn hostile(place: &str) {
     .iter()
     .map(|text| CString::new(*text).unwrap())
     .collect();
-    // A text that runs into memory that is not there.
+    // A text that runs into an unmapped page.
     // SAFETY: new memory, of which the second page is given back.
     let edge = unsafe {
         let map = libc::mmap(std::ptr::null_mut(), 8192, 3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
@@ -294,7 +294,7 @@ fn hostile(place: &str) {
         if number != libc::SYS_mount {
             arguments[1] = numbers.one_of(&flags);
         }
-        // Else this process has no root any more before long.
+        // Otherwise this process would lose its root directory before long.
         let moves = libc::MS_MOVE | libc::MS_REMOUNT | libc::MS_BIND;
         if number == libc::SYS_mount && arguments[3] & moves != 0 {
             arguments[1] = texts[1].as_ptr() as u64;

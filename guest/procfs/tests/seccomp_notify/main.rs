@@ -1,4 +1,4 @@
-//! What a container sees in a procfs or sysfs that it mounts itself. Needs root, `/dev/fuse` and user namespaces.
+//! A procfs or sysfs that a container mounts itself. Needs root, `/dev/fuse` and user namespaces.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,29 +22,28 @@ use bulkhead_guest_common::{
     registry::{Container, Registry},
 };
 use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
+use support::procfs::Service;
 
-use support::procfs::Warden;
+/// The scenario that the contained process plays; without it, it does nothing.
+const SCENARIO: &str = "PROCFS_TEST_SCENARIO";
+const PLACE: &str = "PROCFS_TEST_PLACE";
 
-/// What the contained process is to do; without it, it does nothing.
-const SCENARIO: &str = "WARDEN_TEST_SCENARIO";
-const PLACE: &str = "WARDEN_TEST_PLACE";
-
-/// Longer than the warden lets a helper work.
+/// Longer than the time limit of a worker.
 const BOUND: Duration = Duration::from_secs(20);
 
 struct Init {
     dir: tempfile::TempDir,
-    warden: Warden,
+    service: Service,
     slot: u64,
 }
 
 impl Init {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
-        let state = dir.path().join("warden");
-        let warden = Warden::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &state);
+        let state = dir.path().join("procfs");
+        let service = Service::new(Path::new(env!("CARGO_BIN_EXE_bulkhead-procfs")), &state);
         fs::create_dir(dir.path().join("p")).unwrap();
-        // The contained process is nobody here.
+        // The contained process has no rights here.
         set_mode(dir.path(), 0o755);
         let creator = Process::find(std::process::id()).unwrap();
         let container = Container {
@@ -58,10 +57,10 @@ impl Init {
             creator,
         };
         let slot = Registry::open(&state).unwrap().enter(container).unwrap();
-        Self { dir, warden, slot }
+        Self { dir, service, slot }
     }
 
-    /// A process in namespaces of its own.
+    /// The command for a process in namespaces of its own.
     fn command(&self, scenario: &str) -> Command {
         let mut command = Command::new("unshare");
         command
@@ -74,7 +73,7 @@ impl Init {
         command
     }
 
-    /// A process in namespaces of its own whose mounts are reported to `socket`.
+    /// Starts a process in namespaces of its own, whose mounts are reported to `socket`.
     fn container(&self, scenario: &str, socket: &Path) -> Child {
         let mut command = self.command(scenario);
         let socket = socket.to_owned();
@@ -85,7 +84,7 @@ impl Init {
     }
 
     fn socket(&self) -> PathBuf {
-        self.dir.path().join("warden/mounts")
+        self.dir.path().join("procfs/mounts")
     }
 
     fn run(&self, scenario: &str) {
@@ -99,7 +98,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Whether it ends well, and within the bound.
+/// Waits for a child up to the bound, and returns whether it succeeded.
 fn ended(child: &mut Child) -> bool {
     let deadline = Instant::now() + BOUND;
     while Instant::now() < deadline {
@@ -121,14 +120,14 @@ const fn when(k: u32, jt: u8) -> libc::sock_filter {
     libc::sock_filter { code: 0x15, jt, jf: 0, k }
 }
 
-/// mount, umount2 and fsopen are reported.
+/// Reports mount, umount2 and fsopen.
 const FILTER: [libc::sock_filter; 6] = reporting(libc::SECCOMP_RET_USER_NOTIF);
 
 const fn reporting(how: u32) -> [libc::sock_filter; 6] {
     [step(0x20, 0), when(165, 3), when(166, 2), when(430, 1), step(0x06, libc::SECCOMP_RET_ALLOW), step(0x06, how)]
 }
 
-/// Puts the filter on this process and sends where it reports to, as crun does.
+/// Installs the filter on this process and sends its descriptor, as crun does.
 fn filter(socket: &Path, message: &[u8]) -> io::Result<()> {
     // SAFETY: structures of integers and pointers to what outlives the calls that read them.
     unsafe {
@@ -182,13 +181,13 @@ fn contained() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn a_procfs_of_ones_own_shows_the_containers_files_and_is_unmounted_as_any() {
+fn an_own_procfs_shows_the_containers_files_and_can_be_unmounted() {
     Init::new().run("proc");
 }
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn a_sysfs_of_ones_own_shows_the_containers_files() {
+fn an_own_sysfs_shows_the_containers_files() {
     Init::new().run("sys");
 }
 
@@ -206,7 +205,7 @@ fn a_bind_of_a_procfs_has_the_containers_files() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn a_user_namespace_inside_mounts_a_procfs_unless_something_else_is_hidden() {
+fn a_nested_user_namespace_mounts_a_procfs_unless_something_is_hidden() {
     Init::new().run("nested");
 }
 
@@ -218,69 +217,69 @@ fn errors_are_the_kernels_and_the_new_mount_calls_are_not_there() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn a_warden_that_hangs_and_is_killed_leaves_no_caller_waiting() {
+fn a_process_that_hangs_and_is_killed_leaves_no_caller_waiting() {
     let mut init = Init::new();
-    // The container's descriptor comes here first, as init would have it from the first warden.
+    // The test receives the container's descriptor, as init would have it from the first process.
     let own = init.dir.path().join("own");
     let socket = UnixListener::bind(&own).unwrap();
     let mut child = init.container("one", &own);
     let listener = receive(&socket);
-    init.warden.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), listener)];
-    init.warden.kill();
-    // Takes a call and never answers it.
-    let taken = take(&init.warden.kept[0].1);
-    fs::create_dir_all(init.dir.path().join("warden/calls")).unwrap();
-    fs::write(init.dir.path().join("warden/calls").join(&init.warden.kept[0].0), taken.to_ne_bytes()).unwrap();
+    init.service.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), listener)];
+    init.service.kill();
+    // Receives a call and never answers it.
+    let taken = take(&init.service.kept[0].1);
+    fs::create_dir_all(init.dir.path().join("procfs/calls")).unwrap();
+    fs::write(init.dir.path().join("procfs/calls").join(&init.service.kept[0].0), taken.to_ne_bytes()).unwrap();
     thread::sleep(Duration::from_millis(100));
     assert!(child.try_wait().unwrap().is_none(), "it waits");
-    init.warden.start();
+    init.service.start();
     assert!(ended(&mut child));
 }
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn calls_made_while_no_warden_runs_wait_for_the_next_one() {
+fn calls_wait_while_no_service_runs() {
     let mut init = Init::new();
     let own = init.dir.path().join("own");
     let socket = UnixListener::bind(&own).unwrap();
-    init.warden.kill();
+    init.service.kill();
     let mut child = init.container("one and own", &own);
-    init.warden.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
+    init.service.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
     thread::sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "it waits");
-    init.warden.start();
+    init.service.start();
     assert!(ended(&mut child));
 }
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn no_mount_fails_or_hangs_while_the_warden_is_killed_again_and_again() {
+fn no_mount_fails_or_hangs_while_the_service_is_killed_repeatedly() {
     let mut init = Init::new();
     let own = init.dir.path().join("own");
     let socket = UnixListener::bind(&own).unwrap();
-    init.warden.kill();
+    init.service.kill();
     let mut child = init.container("many", &own);
-    init.warden.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
-    init.warden.start();
-    let mut wardens = 0;
-    while child.try_wait().unwrap().is_none() && wardens < 400 {
-        thread::sleep(Duration::from_millis(20 + wardens % 17));
-        init.warden.kill();
-        init.warden.start();
-        wardens += 1;
+    init.service.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), receive(&socket))];
+    init.service.start();
+    let mut kills = 0;
+    while child.try_wait().unwrap().is_none() && kills < 400 {
+        thread::sleep(Duration::from_millis(20 + kills % 17));
+        init.service.kill();
+        init.service.start();
+        kills += 1;
     }
     assert!(ended(&mut child));
-    println!("{wardens} wardens were killed");
-    assert!(wardens > 5);
+    println!("{kills} processes were killed");
+    assert!(kills > 5);
 }
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn a_runtime_that_takes_its_time_keeps_nobody_waiting_and_is_served_in_the_end() {
+fn a_slow_runtime_keeps_no_container_waiting_and_is_served_in_the_end() {
     let init = Init::new();
     let slow: Vec<_> = (0..4).map(|_| std::os::unix::net::UnixStream::connect(init.socket()).unwrap()).collect();
     init.run("one and own");
-    // Longer than the rest of a message is waited for.
+    // Longer than the timeout for the rest of a message.
     let own = init.dir.path().join("own");
     let socket = UnixListener::bind(&own).unwrap();
     let mut child = init.container("one and own", &own);
@@ -298,11 +297,11 @@ fn a_runtime_that_takes_its_time_keeps_nobody_waiting_and_is_served_in_the_end()
 
 #[test]
 #[ignore = "needs root, /dev/fuse and user namespaces"]
-fn whatever_a_container_asks_is_answered_and_the_next_one_is_served() {
+fn hostile_calls_are_answered_and_the_next_container_is_served() {
     let mut init = Init::new();
     init.run("hostile");
     init.run("one and own");
-    assert!(init.warden.process.as_mut().unwrap().try_wait().unwrap().is_none(), "the warden ended");
+    assert!(init.service.process.as_mut().unwrap().try_wait().unwrap().is_none(), "the service ended");
 }
 
 #[test]
@@ -318,7 +317,7 @@ fn what_it_costs() {
     init.run("latency");
 }
 
-/// Takes the descriptor that a container sends.
+/// Receives the descriptor that a container sends.
 fn receive(socket: &UnixListener) -> OwnedFd {
     use std::io::IoSliceMut;
 
@@ -335,7 +334,7 @@ fn receive(socket: &UnixListener) -> OwnedFd {
     received.unwrap()
 }
 
-/// Takes a call, as a warden does that then ends.
+/// Receives a call, as a process does that then ends.
 fn take(listener: &OwnedFd) -> u64 {
     // SAFETY: a structure of integers, which the kernel wants to be zero and fills.
     unsafe {

@@ -9,12 +9,12 @@ use bulkhead_guest_common::registry;
 use support::procfs;
 
 /// A warden that ends with its owner.
-pub struct Warden(procfs::Warden);
+pub struct Warden(procfs::Service);
 
 impl Warden {
     /// Mounts the tree and starts `program`.
     pub fn start(program: &Path) -> Self {
-        Self(procfs::Warden::new(program, Path::new(registry::STATE)))
+        Self(procfs::Service::new(program, Path::new(registry::STATE)))
     }
 
     fn id(&self) -> u32 {

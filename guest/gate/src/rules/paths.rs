@@ -1,22 +1,24 @@
-//! Which paths of the guest lead to an engine socket.
+//! Paths of the guest that lead to an engine socket.
+//!
+//! A first wall, which gives users the documented message early. It decides by names, and names can change between this
+//! check and the mount; the runtime decides again by the file that it has opened.
 
 use std::path::{Component, Path, PathBuf};
 
-/// Directories and sockets of the engine, by every name that they have. What is inside of one of them, or contains
-/// one, reaches it.
+/// Directories and sockets of the engine, by all their names. A path inside of one of them, or above one, reaches it.
 const PROTECTED: [&str; 8] = [
     "/run/bulkhead",
     "/run/containerd",
     "/run/docker",
     "/run/docker.sock",
-    // Through these links the engine's own clients find it.
+    // /var/run is a link to /run. It is listed because one of the readings below does not follow links.
     "/var/run/bulkhead",
     "/var/run/containerd",
     "/var/run/docker",
     "/var/run/docker.sock",
 ];
 
-/// The absolute path without `.`, `..` and repeated slashes; the links of the file system are not followed.
+/// Makes a path absolute and removes `.`, `..` and repeated slashes, without following links (Go's `filepath.Clean`).
 fn lexical(path: &str) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in Path::new(path).components() {
@@ -31,7 +33,7 @@ fn lexical(path: &str) -> PathBuf {
     clean
 }
 
-/// The path with the links of its existing part followed.
+/// Follows the links in the part of a path that exists.
 fn resolved(path: &Path) -> PathBuf {
     for known in path.ancestors() {
         if let Ok(real) = std::fs::canonicalize(known) {
@@ -41,22 +43,27 @@ fn resolved(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
+/// Returns true for a protected path, for those inside, and for those above.
 fn is_protected(path: &Path) -> bool {
     PROTECTED.iter().any(|protected| Path::new(protected).starts_with(path) || path.starts_with(protected))
 }
 
-/// Whether a mount of `path` would show an engine socket. A relative path counts from `/`, dockerd's directory.
+/// Returns true if a mount of `path` would show an engine socket. A relative path counts from `/`, dockerd's working
+/// directory.
 pub fn reaches_engine_socket(path: &str) -> bool {
-    // A NUL ends the path for the kernel, not for us.
+    // A NUL ends the path for the kernel, not in Rust.
     let path = path.split('\0').next().unwrap_or_default();
     let clean = lexical(path);
     let asked = Path::new("/").join(path);
+    // Three readings, and any of them is enough: dockerd cleans the text first, the kernel then follows links, and a
+    // kernel that got the original text would follow a link before the `..` behind it.
     is_protected(&clean) || is_protected(&resolved(&clean)) || is_protected(&resolved(&asked))
 }
 
-/// Whether the path is that of the socket which containers can be allowed, by one of its two names. Which socket is
-/// really mounted is the runtime's to decide; it follows no name.
+/// Returns true for the socket that can be allowed, by one of its two names. Everything else that reaches an engine
+/// socket is never allowed.
 pub(super) fn is_engine_socket(path: &str) -> bool {
+    // A `..` behind a link leads elsewhere than in the cleaned text, and a NUL hides a suffix.
     let plain = Path::new(path).components().all(|part| !matches!(part, Component::ParentDir)) && !path.contains('\0');
     let clean = lexical(path);
     plain && (clean == Path::new(bulkhead_protocol::ENGINE_SOCKET) || clean == Path::new("/var/run/docker.sock"))
@@ -103,8 +110,8 @@ mod tests {
 
     #[test]
     fn links_are_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let link = folder.path().join("innocent");
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("innocent");
         std::os::unix::fs::symlink("/run", &link).unwrap();
         assert!(reaches_engine_socket(link.to_str().unwrap()));
         assert!(reaches_engine_socket(link.join("docker.sock").to_str().unwrap()));

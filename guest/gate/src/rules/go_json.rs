@@ -1,4 +1,7 @@
-//! JSON objects as Go's `encoding/json` reads them, with the bytes of every value kept.
+//! JSON objects as Go's `encoding/json` reads them, with the bytes of each value kept.
+//!
+//! Typed structures would drop the keys that they do not know, and reading into a map would drop all but one of several
+//! equal keys, while Go merges them. So objects stay lists of members, and values stay text until they are needed.
 
 use std::fmt;
 
@@ -8,9 +11,9 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::Refusal;
+use super::refusal::Refusal;
 
-/// The members of an object in their order, equal keys included.
+/// The members of an object in order, equal keys included.
 #[derive(Debug, Default)]
 pub(super) struct Object<'a>(pub(super) Vec<(String, &'a RawValue)>);
 
@@ -34,10 +37,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     }
 }
 
-/// Whether Go would store the member `key` in the field `name`, which is ASCII: without regard to case, and with the
-/// two letters outside ASCII that fold into it.
+/// Returns true if Go stores the member `key` in the field `name`, which has to be ASCII. Go compares under Unicode's
+/// simple case folding.
 pub(super) fn is_field(key: &str, name: &str) -> bool {
     let fold = |c: char| match c {
+        // The only two characters outside ASCII that fold into it: the long s and the Kelvin sign.
         '\u{17f}' => 's',
         '\u{212a}' => 'k',
         c => c.to_ascii_lowercase(),
@@ -45,34 +49,34 @@ pub(super) fn is_field(key: &str, name: &str) -> bool {
     key.chars().map(fold).eq(name.chars().map(|c| c.to_ascii_lowercase()))
 }
 
-/// Reads any value.
+/// Reads a value.
 pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Refusal> {
     serde_json::from_str(text).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
-/// Reads an object; anything else has no members.
+/// Reads an object; any other value has no members. dockerd reports a wrong type itself.
 pub(super) fn object(value: &RawValue) -> Result<Object<'_>, Refusal> {
     if value.get().starts_with('{') { parse(value.get()) } else { Ok(Object::default()) }
 }
 
-/// Reads an array; anything else has no elements.
+/// Reads an array; any other value has no elements.
 pub(super) fn array(value: &RawValue) -> Result<Vec<&RawValue>, Refusal> {
     if value.get().starts_with('[') { parse(value.get()) } else { Ok(Vec::new()) }
 }
 
-/// Reads a string; anything else is none.
+/// Reads a string, with its escapes resolved; `None` for any other value.
 pub(super) fn string(value: &RawValue) -> Result<Option<String>, Refusal> {
     if value.get().starts_with('"') { parse(value.get()).map(Some) } else { Ok(None) }
 }
 
 impl<'a> Object<'a> {
-    /// Every value of the field `name`.
+    /// Returns all values of the field `name`, in any case.
     pub(super) fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'a RawValue> + 'b {
         self.0.iter().filter(move |(key, _)| is_field(key, name)).map(|(_, value)| *value)
     }
 }
 
-/// Writes an object.
+/// Writes an object. The values are JSON already and go out byte for byte.
 pub(super) fn write<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::from("{");
     for (at, (key, value)) in members.into_iter().enumerate() {

@@ -1,24 +1,26 @@
-//! The environment that every new container has unless it is created with another one.
+//! The environment of new containers: the variables for proxies, where a container does not set them itself.
 
 use serde_json::value::RawValue;
 
 use super::{
-    Refusal,
-    json::{Object, array, is_field, parse, string, write},
+    go_json::{Object, array, is_field, parse, string, write},
+    refusal::Refusal,
 };
 
-/// The name in `NAME=VALUE`, or in `NAME`, which takes a variable of the image away.
+/// Returns the name in `NAME=VALUE`, or in `NAME`, which removes a variable of the image.
 fn name(variable: &str) -> &str {
     variable.split('=').next().unwrap_or_default()
 }
 
-/// The elements of `Env` with those of `environment` whose names, in any case, are not there.
+/// Returns the elements of `Env`, followed by those of `environment` whose names, in any case, it does not have.
 fn extended(env: Option<&RawValue>, environment: &[String]) -> Result<String, Refusal> {
     let there = env.map(array).transpose()?.unwrap_or_default();
     let mut names = Vec::with_capacity(there.len());
     for variable in &there {
         names.extend(string(variable)?.map(|variable| name(&variable).to_owned()));
     }
+    // In any case, because programs read `http_proxy` and `HTTP_PROXY` alike: a user who sets one must not get the
+    // administrator's other one beside it.
     let missing = |variable: &&String| !names.iter().any(|known| known.eq_ignore_ascii_case(name(variable)));
     let added =
         environment.iter().filter(missing).map(|variable| serde_json::Value::from(variable.as_str()).to_string());
@@ -26,7 +28,7 @@ fn extended(env: Option<&RawValue>, environment: &[String]) -> Result<String, Re
     Ok(format!("[{}]", elements.join(",")))
 }
 
-/// `POST /containers/create`: adds to `Env`; the rest stays byte for byte.
+/// Adds to `Env` of a `POST /containers/create`; the rest of the body stays byte for byte.
 pub(crate) fn add(body: &[u8], environment: &[String]) -> Result<String, Refusal> {
     let text = std::str::from_utf8(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
     let config: Object<'_> = parse(text)?;
@@ -36,7 +38,7 @@ pub(crate) fn add(body: &[u8], environment: &[String]) -> Result<String, Refusal
         let mut kept = value.get().to_owned();
         if is_field(key, "Env") {
             found = true;
-            // What is neither a list nor nothing is for the engine to refuse.
+            // dockerd refuses any other type.
             if kept.starts_with('[') || kept == "null" {
                 kept = extended(Some(value), environment)?;
             }

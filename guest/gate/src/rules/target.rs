@@ -1,10 +1,15 @@
 //! Request paths as dockerd's router sees them: decoded, with an optional `/v1.NN` in front.
+//!
+//! Go's server decodes the path once, the router cleans it, and each route exists with and without a version. A path
+//! that the gate read in another way than dockerd would pass unchecked, so everything that could be a checked route is
+//! treated as one.
 
-/// Decodes percent escapes once; an escape that is none stays as it is.
+/// Decodes percent escapes once; an invalid escape stays as it is.
 pub(super) fn decode(path: &str) -> Vec<u8> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
+    // A decoded `%` is not looked at again: `%2563` is `%63`, not `c`, for Go as well.
     while let Some(&byte) = bytes.get(at) {
         let digit = |offset: usize| bytes.get(at + offset).and_then(|digit| char::from(*digit).to_digit(16));
         if let (b'%', Some(high), Some(low)) = (byte, digit(1), digit(2)) {
@@ -18,13 +23,14 @@ pub(super) fn decode(path: &str) -> Vec<u8> {
     decoded
 }
 
+/// Returns true for a version as dockerd's router takes it, `v[0-9.]+`.
 fn is_version(segment: &str) -> bool {
     segment
         .strip_prefix('v')
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
 }
 
-/// Percent-encodes a segment of a path: all but ASCII letters, digits and what is `kept`.
+/// Percent-encodes a segment of a path: all bytes but ASCII letters, digits and those in `kept`.
 pub fn encode(segment: &str, kept: &[u8]) -> String {
     use std::fmt::Write;
 
@@ -33,27 +39,30 @@ pub fn encode(segment: &str, kept: &[u8]) -> String {
         if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            // Writing to a string cannot fail.
+            // Writing to a string does not fail.
             let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded
 }
 
-/// The path that stands for exactly these [`segments`] and this version, so that the engine can't see another one.
+/// Returns the one spelling of a path, version included, that every reader splits into the same [`segments`].
 pub fn canonical(path: &str) -> String {
+    // No slash, dot segment or escape is left inside of a segment, because all of those were resolved or get encoded.
     let add = |text: String, segment: &String| text + "/" + &encode(segment, b"_.-~:@");
     let text = clean(path).iter().fold(String::new(), add);
     if text.is_empty() { "/".to_owned() } else { text }
 }
 
-/// The decoded segments without those that are empty or dots.
+/// Returns the decoded segments, without empty and dot segments.
 fn clean(path: &str) -> Vec<String> {
+    // Bytes that are not UTF-8 become U+FFFD, here and in `canonical`, so both mean the same (wrong) name.
     let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
     let mut segments: Vec<String> = Vec::new();
     for segment in decoded.split('/') {
         match segment {
             "" | "." => {}
+            // At the root `..` stays there.
             ".." => {
                 segments.pop();
             }
@@ -63,7 +72,7 @@ fn clean(path: &str) -> Vec<String> {
     segments
 }
 
-/// The path's segments, cleaned of empty and dot segments and of the version.
+/// Splits a path into its segments, without empty and dot segments and without the version.
 pub fn segments(path: &str) -> Vec<String> {
     let mut segments = clean(path);
     if segments.first().is_some_and(|first| is_version(first)) {

@@ -1,22 +1,33 @@
-//! Image names in their full form, as the engine's distribution library makes them.
+//! Image names in their full form, as Docker's reference library (`distribution/reference`) makes them.
 
 const DEFAULT_DOMAIN: &str = "docker.io";
+/// Repository prefix of Docker Hub's official images.
 const OFFICIAL: &str = "library/";
 
-/// Whether the text names an image by its id.
+/// Returns true if the text is the ID of an image.
 pub(super) fn is_id(name: &str) -> bool {
     let digits = name.strip_prefix("sha256:").unwrap_or(name);
     digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The full name without tag and digest: `alpine:3.20` is `docker.io/library/alpine`. An id stays as it is.
+/// Splits `name[:tag]`.
+pub(super) fn split_tag(reference: &str) -> (&str, Option<&str>) {
+    // A colon before the last slash belongs to a registry's port.
+    let last = reference.rfind('/').map_or(0, |slash| slash + 1);
+    match reference[last..].find(':') {
+        Some(colon) => (&reference[..last + colon], Some(&reference[last + colon + 1..])),
+        None => (reference, None),
+    }
+}
+
+/// Returns the full name without tag and digest: `alpine:3.20` is `docker.io/library/alpine`. An ID stays as it is.
 pub fn normalise(reference: &str) -> String {
     if is_id(reference) {
         return reference.to_owned();
     }
-    let name = reference.split('@').next().unwrap_or(reference);
-    let last = name.rfind('/').map_or(0, |slash| slash + 1);
-    let name = name[last..].find(':').map_or(name, |colon| &name[..last + colon]);
+    let (name, _) = split_tag(reference.split('@').next().unwrap_or(reference));
+    // The first component is a registry only if it looks like a host; `testcontainers/ryuk` is on Docker Hub. Upper
+    // case is not allowed in repositories, so it can only be a host.
     let (domain, path) = match name.split_once('/') {
         Some((first, rest))
             if first.contains(['.', ':'])
@@ -27,17 +38,18 @@ pub fn normalise(reference: &str) -> String {
         }
         _ => (DEFAULT_DOMAIN, name),
     };
+    // The former name of Docker Hub.
     let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
     let official = if domain == DEFAULT_DOMAIN && !path.contains('/') { OFFICIAL } else { "" };
     format!("{domain}/{official}{path}")
 }
 
-/// The full name and the tag, `latest` where none is given; `None` for ids and digests.
+/// Returns the full name and the tag, `latest` by default; `None` for IDs and digests.
 pub(crate) fn normalise_with_tag(reference: &str) -> Option<(String, String)> {
     if is_id(reference) || reference.contains('@') {
         return None;
     }
-    let (name, tag) = super::reference::split_tag(reference);
+    let (name, tag) = split_tag(reference);
     Some((normalise(name), tag.unwrap_or("latest").to_owned()))
 }
 

@@ -1,49 +1,63 @@
-//! Which commands of the docker command line a request belongs to, and whether a list lets it pass.
+//! Commands of the docker command line: the ones that a request belongs to, and the list that allows or denies them.
 //!
-//! A request has *owners*, commands that can't be had without it, and *helpers*, commands that make it on their way. A
-//! list of refused commands looks at owners only: to refuse what merely helps would refuse other commands, too. A list
-//! of the only allowed ones looks at both.
+//! A request has *owners*, commands that do not work without it, and *helpers*, commands that make it on their way. A
+//! deny list compares owners only: denying a helper's request would break its owners, too. An allow list compares both,
+//! so that each allowed command can do its work.
+//!
+//! | Request                    | Owners              | Helpers                                  |
+//! |----------------------------|---------------------|------------------------------------------|
+//! | `POST /containers/create`  | `create`, `run`     |                                          |
+//! | `GET /containers/ID/json`  | `inspect`, `port`   | `run`, `start`, `attach`, `exec`, …      |
+//! | `POST /session`            | `build`, `buildx`   |                                          |
 
 use bulkhead_protocol::SocketCommands;
 
-/// One thing that a request does.
+/// An effect of a request, as commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Use {
+struct CommandUse {
     owners: &'static [&'static str],
     groups: &'static [&'static str],
     helpers: &'static [&'static str],
 }
 
-const fn of(owners: &'static [&'static str], groups: &'static [&'static str], helpers: &'static [&'static str]) -> Use {
-    Use { owners, groups, helpers }
+/// Makes a [`CommandUse`] of owners, the groups that they belong to (`image*`), and helpers.
+const fn of(
+    owners: &'static [&'static str],
+    groups: &'static [&'static str],
+    helpers: &'static [&'static str],
+) -> CommandUse {
+    CommandUse { owners, groups, helpers }
 }
 
 const CONTAINER: &[&str] = &["container"];
 const IMAGE: &[&str] = &["image"];
-const PULL: Use = of(&["pull"], IMAGE, &[]);
-const IMPORT: Use = of(&["import"], IMAGE, &[]);
-const EXEC: Use = of(&["exec"], CONTAINER, &[]);
-const BUILD: Use = of(&["build", "buildx"], &["builder", "image"], &[]);
-const PRUNE_BUILDS: Use = of(&["builder", "buildx"], &["builder", "system"], &[]);
+const PULL: CommandUse = of(&["pull"], IMAGE, &[]);
+const IMPORT: CommandUse = of(&["import"], IMAGE, &[]);
+const EXEC: CommandUse = of(&["exec"], CONTAINER, &[]);
+const BUILD: CommandUse = of(&["build", "buildx"], &["builder", "image"], &[]);
+const PRUNE_BUILDS: CommandUse = of(&["builder", "buildx"], &["builder", "system"], &[]);
 
-/// What belongs to no command is refused by a list of the only allowed ones.
-const UNKNOWN: Use = of(&[], &[], &[]);
+/// A request of no known command, which only an allow list refuses.
+const UNKNOWN: CommandUse = of(&[], &[], &[]);
 
-/// A request, as far as commands are concerned.
+/// The parts of a request that determine its commands.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
-    /// In any case.
+pub struct RequestInfo<'a> {
+    /// The method, in any case.
     pub method: &'a str,
-    /// Without version.
+    /// The path as split by [`segments`](super::segments), without the version.
     pub segments: &'a [String],
-    /// As it stands behind the question mark.
+    /// The text behind the question mark, as it came.
     pub query: &'a str,
-    /// Whether the body can have parameters, too.
-    pub form: bool,
+    /// The body can have parameters, too.
+    pub form_body: bool,
 }
 
-/// Requests below `/containers`.
-fn container(method: &str, rest: &[&str]) -> Use {
+/// Returns the use of a request below `/containers`.
+///
+/// Methods are compared only where they distinguish commands. dockerd answers 404 or 405 to the others; here a wrong
+/// method must not turn a known request into an unknown one, which a deny list lets pass.
+fn container(method: &str, rest: &[&str]) -> CommandUse {
     let one = |name, helpers| of(name, CONTAINER, helpers);
     match (method, rest) {
         (_, ["json"]) => one(&["ps"], &[]),
@@ -73,8 +87,8 @@ fn container(method: &str, rest: &[&str]) -> Use {
     }
 }
 
-/// Requests below `/images`; names of images have slashes.
-fn image(method: &str, rest: &[&str]) -> Use {
+/// Returns the use of a request below `/images`. Names of images contain slashes, hence `..`.
+fn image(method: &str, rest: &[&str]) -> CommandUse {
     let one = |name, helpers| of(name, IMAGE, helpers);
     match (method, rest) {
         (_, ["json"]) => one(&["images"], &[]),
@@ -92,9 +106,10 @@ fn image(method: &str, rest: &[&str]) -> Use {
     }
 }
 
-/// The values of a parameter that are not empty.
+/// Returns the values of a parameter that are not empty.
 fn values(query: &str, name: &str) -> impl Iterator<Item = String> {
     let plain = |text: &str| super::target::decode(&text.replace('+', " "));
+    // As Go's `url.ParseQuery`: a plus sign is a space, and keys can be escaped as well (`%66romImage`).
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=')?;
         let there = !value.is_empty() && plain(key) == name.as_bytes();
@@ -102,12 +117,13 @@ fn values(query: &str, name: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// The image that a request pulls.
-pub fn pulls(segments: &[String], query: &str) -> Option<String> {
+/// Returns the image that a request pulls.
+pub fn pulled_image(segments: &[String], query: &str) -> Option<String> {
     if !matches!(segments, [images, create] if images == "images" && create == "create") {
         return None;
     }
     let image = values(query, "fromImage").next()?;
+    // `tag` can hold a digest.
     Some(match values(query, "tag").next() {
         Some(tag) if tag.contains(':') => format!("{image}@{tag}"),
         Some(tag) => format!("{image}:{tag}"),
@@ -115,29 +131,32 @@ pub fn pulls(segments: &[String], query: &str) -> Option<String> {
     })
 }
 
-/// `POST /images/create` is two commands; the parameters say which. In doubt it is both.
-fn create_image(asked: Asked<'_>) -> Vec<Use> {
-    let has = |name| values(asked.query, name).next().is_some();
+/// Returns the uses of `POST /images/create`, which is `pull` or `import` by its parameters, and both in doubt.
+fn create_image(info: RequestInfo<'_>) -> Vec<CommandUse> {
+    let has = |name| values(info.query, name).next().is_some();
     let (pull, import) = (has("fromImage"), has("fromSrc"));
+    // Parameters in a body take precedence in Go, and this body is not read here.
     match (pull, import) {
-        (true, false) if !asked.form => vec![PULL],
-        (false, true) if !asked.form => vec![IMPORT],
+        (true, false) if !info.form_body => vec![PULL],
+        (false, true) if !info.form_body => vec![IMPORT],
         _ => vec![PULL, IMPORT],
     }
 }
 
-/// Everything that a request does; nothing for what every client needs before any command.
-fn uses(asked: Asked<'_>) -> Vec<Use> {
-    let segments: Vec<&str> = asked.segments.iter().map(String::as_str).collect();
-    let method = asked.method.to_ascii_uppercase();
+/// Returns all uses of a request; none for those that every client makes before any command.
+fn uses(info: RequestInfo<'_>) -> Vec<CommandUse> {
+    let segments: Vec<&str> = info.segments.iter().map(String::as_str).collect();
+    let method = info.method.to_ascii_uppercase();
     let only = match segments[..] {
         ["_ping" | "version"] => return Vec::new(),
-        ["images", "create"] => return create_image(asked),
+        ["images", "create"] => return create_image(info),
         ["containers", ref rest @ ..] => container(&method, rest),
         ["images", ref rest @ ..] => image(&method, rest),
+        // start, resize and inspect of an exec are parts of the one command.
         ["exec", ..] => EXEC,
         ["commit"] => of(&["commit"], CONTAINER, &[]),
         ["build", "prune"] => PRUNE_BUILDS,
+        // BuildKit works over /session and /grpc alone; /build is the older builder.
         ["build" | "session" | "grpc", ..] => BUILD,
         ["volumes", "prune"] => of(&["volume"], &["volume", "system"], &[]),
         ["networks", "prune"] => of(&["network"], &["network", "system"], &[]),
@@ -159,17 +178,19 @@ fn uses(asked: Asked<'_>) -> Vec<Use> {
     vec![only]
 }
 
-/// Whether a word of a list means one of these commands or groups.
+/// Returns true if a word of a list means one of these commands or groups.
 fn means(word: &str, commands: &[&str], groups: &[&str]) -> bool {
+    // `image*` is the group `image`, and each command that begins so. Without a star a word is a command or a group.
     match word.strip_suffix('*') {
         Some(prefix) => groups.contains(&prefix) || commands.iter().any(|command| command.starts_with(prefix)),
         None => commands.contains(&word) || groups.contains(&word),
     }
 }
 
-/// Whether a list lets a request pass.
-pub fn permits(list: &SocketCommands, asked: Asked<'_>) -> bool {
-    uses(asked).iter().all(|one| {
+/// Returns true if a list lets a request pass.
+pub fn permits(list: &SocketCommands, info: RequestInfo<'_>) -> bool {
+    uses(info).iter().all(|one| {
+        // A request with several uses needs all of them. One without any passes, as /_ping and /version do.
         let owned = list.commands.iter().any(|word| means(word, one.owners, one.groups));
         if list.allow { owned || list.commands.iter().any(|word| means(word, one.helpers, &[])) } else { !owned }
     })
@@ -188,7 +209,7 @@ mod tests {
     fn passes(list: &SocketCommands, request: &str) -> bool {
         let (method, target) = request.split_once(' ').unwrap();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        permits(list, Asked { method, segments: &segments(path), query, form: false })
+        permits(list, RequestInfo { method, segments: &segments(path), query, form_body: false })
     }
 
     #[test]
@@ -286,18 +307,18 @@ mod tests {
             assert!(!passes(&deny_pull, odd), "{odd}");
         }
         let segments = segments("/images/create");
-        let form = Asked { method: "POST", segments: &segments, query: "fromSrc=-", form: true };
-        assert!(!permits(&deny_pull, form), "parameters of the body win over those of the query");
+        let with_body = RequestInfo { method: "POST", segments: &segments, query: "fromSrc=-", form_body: true };
+        assert!(!permits(&deny_pull, with_body), "parameters of the body win over those of the query");
     }
 
     #[test]
     fn a_pull_is_told_with_its_tag() {
-        let pulled = |query: &str| pulls(&segments("/v1.43/images/create"), query);
+        let pulled = |query: &str| pulled_image(&segments("/v1.43/images/create"), query);
         assert_eq!(pulled("fromImage=docker&tag=cli").as_deref(), Some("docker:cli"));
         assert_eq!(pulled("tag=a&fromImage=reg%3A5000%2Fx").as_deref(), Some("reg:5000/x:a"));
         assert_eq!(pulled("fromImage=x&tag=sha256:00").as_deref(), Some("x@sha256:00"));
         assert_eq!(pulled("fromImage=&fromSrc=-"), None);
-        assert_eq!(pulls(&segments("/images/x/create"), "fromImage=x"), None);
+        assert_eq!(pulled_image(&segments("/images/x/create"), "fromImage=x"), None);
     }
 
     #[test]
@@ -324,8 +345,8 @@ mod tests {
                     if mask >> (at % 64) & 1 == 1 { format!("%{byte:02x}") } else { char::from(byte).to_string() }
                 })
                 .collect();
-            let asked = Asked { method: &method, segments: &segments(&path), query: &query, form: false };
-            prop_assert!(!permits(&list(false, "push"), asked), "{path}");
+            let info = RequestInfo { method: &method, segments: &segments(&path), query: &query, form_body: false };
+            prop_assert!(!permits(&list(false, "push"), info), "{path}");
         }
 
         #[test]
@@ -334,10 +355,10 @@ mod tests {
         ) {
             let mut segments = vec!["volumes".to_owned()];
             segments.extend(rest);
-            let asked = Asked { method: &method, segments: &segments, query: &query, form: false };
-            prop_assert!(!permits(&list(false, "volume*"), asked));
-            let asked = Asked { segments: &segments[1..], ..asked };
-            let _ = permits(&list(true, "run"), asked);
+            let info = RequestInfo { method: &method, segments: &segments, query: &query, form_body: false };
+            prop_assert!(!permits(&list(false, "volume*"), info));
+            let info = RequestInfo { segments: &segments[1..], ..info };
+            let _ = permits(&list(true, "run"), info);
         }
     }
 }

@@ -1,104 +1,114 @@
-//! The requests that create containers, volumes and services.
+//! Checks of the bodies that create containers, volumes and services.
+//!
+//! Text that two readers could understand differently is refused: invalid JSON, invalid UTF-8, lone surrogates. The
+//! rest is searched for the fields from which dockerd takes paths of the VM.
 
 use serde_json::value::RawValue;
 
 use super::{
-    Refusal,
-    json::{Object, array, is_field, object, parse, string, write},
+    go_json::{Object, array, is_field, object, parse, string, write},
     paths::{is_engine_socket, reaches_engine_socket},
+    refusal::Refusal,
 };
 
-/// The runtime of every container while isolation is on, as a JSON string.
+/// The runtime of each container while isolation is on, as a JSON string.
 const RUNTIME: &str = "\"sysbox-runc\"";
 
-/// What mounts show of the engine's sockets; the worst counts.
+/// The part of the engine that mounts expose; the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Shown {
+enum Exposure {
     Nothing,
-    /// The socket that containers can be allowed, and no more.
-    Socket,
-    /// Folders or sockets that nobody can be allowed.
-    More,
+    /// Only the socket that an image can be allowed to have.
+    EngineSocket,
+    /// Directories or sockets that no image can be allowed to have.
+    Forbidden,
 }
 
-type Found = Result<Shown, Refusal>;
+type ExposureResult = Result<Exposure, Refusal>;
 
-/// A container that would have the engine's socket.
+/// A container that would have the engine's socket, and needs a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The image, as it was asked for.
+pub struct SocketRequest {
+    /// The image as the client named it.
     pub image: String,
-    /// It asks for the socket; otherwise it could get it from another container (`VolumesFrom`).
-    pub certain: bool,
+    /// The container mounts the socket itself; otherwise it could get it from another container (`VolumesFrom`).
+    pub explicit: bool,
 }
 
+/// Returns the body as text. Go would replace invalid UTF-8 instead, and so see other names and paths than the gate.
 fn text(body: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(body).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
-fn shown_by_path(path: &str) -> Shown {
+/// Returns the exposure by the source of a bind mount.
+fn exposure_of_path(path: &str) -> Exposure {
     if !path.starts_with('/') || !reaches_engine_socket(path) {
-        // A source that is no path is the name of a volume.
-        Shown::Nothing
+        // A source without a slash in front is the name of a volume.
+        Exposure::Nothing
     } else if is_engine_socket(path) {
-        Shown::Socket
+        Exposure::EngineSocket
     } else {
-        Shown::More
+        Exposure::Forbidden
     }
 }
 
-/// Options of the `local` driver: `device` and every path in `o` (`lowerdir=…:…`). A volume is for everybody, so that
-/// it can show no socket at all.
-fn check_volume_options(options: &RawValue) -> Found {
+/// Checks the options of the `local` driver, which mount(2) gets: `device`, and every path in the others
+/// (`o=lowerdir=…:…`). Any container can use a volume, so it can have no socket at all.
+fn check_volume_options(options: &RawValue) -> ExposureResult {
     for (key, value) in &object(options)?.0 {
         let Some(value) = string(value)? else { continue };
+        // `device` is a path as a whole, perhaps a relative one. Elsewhere only words that begin with a slash can be
+        // one: most values are flags and sizes.
         let denied = match key.as_str() {
             "device" => !value.is_empty() && reaches_engine_socket(&value),
             _ => value.split([',', '=', ':']).any(|word| word.starts_with('/') && reaches_engine_socket(word)),
         };
         if denied {
-            return Ok(Shown::More);
+            return Ok(Exposure::Forbidden);
         }
     }
-    Ok(Shown::Nothing)
+    Ok(Exposure::Nothing)
 }
 
-/// One element of `Mounts`.
-fn check_mount(mount: &RawValue) -> Found {
+/// Checks one element of `Mounts`.
+fn check_mount(mount: &RawValue) -> ExposureResult {
     let mount = object(mount)?;
-    let mut shown = Shown::Nothing;
+    let mut exposure = Exposure::Nothing;
+    // Regardless of `Type`, which can be there twice as well, in two spellings.
     for source in mount.all("Source") {
-        shown = shown.max(string(source)?.map_or(Shown::Nothing, |source| shown_by_path(&source)));
+        exposure = exposure.max(string(source)?.map_or(Exposure::Nothing, |source| exposure_of_path(&source)));
     }
+    // `docker run --mount type=volume,volume-opt=…` makes a volume on the fly.
     for volume in mount.all("VolumeOptions") {
         for driver in object(volume)?.all("DriverConfig") {
             for options in object(driver)?.all("Options") {
-                shown = shown.max(check_volume_options(options)?);
+                exposure = exposure.max(check_volume_options(options)?);
             }
         }
     }
-    Ok(shown)
+    Ok(exposure)
 }
 
-/// `Mounts` and `Binds` of a host configuration or of anything that has members of these names.
-fn check_mounts(config: &Object<'_>) -> Found {
-    let mut shown = Shown::Nothing;
+/// Checks `Mounts` and `Binds` of a host configuration, or of any object with members of these names.
+fn check_mounts(config: &Object<'_>) -> ExposureResult {
+    let mut exposure = Exposure::Nothing;
     for binds in config.all("Binds") {
         for bind in array(binds)? {
             let Some(bind) = string(bind)? else { continue };
-            shown = shown.max(shown_by_path(bind.split(':').next().unwrap_or_default()));
+            // `SOURCE:DESTINATION[:OPTIONS]`; a source cannot contain a colon.
+            exposure = exposure.max(exposure_of_path(bind.split(':').next().unwrap_or_default()));
         }
     }
     for mounts in config.all("Mounts") {
         for mount in array(mounts)? {
-            shown = shown.max(check_mount(mount)?);
+            exposure = exposure.max(check_mount(mount)?);
         }
     }
-    Ok(shown)
+    Ok(exposure)
 }
 
-/// Whether other containers' mounts are asked for.
-fn takes_mounts(config: &Object<'_>) -> Result<bool, Refusal> {
+/// Returns true if the container takes the mounts of others.
+fn inherits_mounts(config: &Object<'_>) -> Result<bool, Refusal> {
     for from in config.all("VolumesFrom") {
         if !array(from)?.is_empty() {
             return Ok(true);
@@ -107,59 +117,66 @@ fn takes_mounts(config: &Object<'_>) -> Result<bool, Refusal> {
     Ok(false)
 }
 
+/// Returns the image as dockerd would read it: the last of several equal keys.
 fn image_of(config: &Object<'_>) -> Result<String, Refusal> {
     let mut name = String::new();
     for value in config.all("Image") {
-        // As in Go, what is no string changes nothing.
+        // A `null` changes nothing, as in Go. Any other type is refused there.
         name = string(value)?.unwrap_or(name);
     }
     Ok(name)
 }
 
+/// Returns the refusal for the container's image, or the one for JSON that is invalid.
 fn refuse_for(config: &Object<'_>) -> Result<Refusal, Refusal> {
     Ok(Refusal::socket(&image_of(config)?))
 }
 
-/// A host configuration whose only runtime is the isolating one.
+/// Returns a host configuration whose only runtime is the isolating one.
 fn with_runtime(host: &Object<'_>) -> String {
+    // All spellings of the key are dropped, so that Go finds exactly one.
     let kept = host.0.iter().filter(|(key, _)| !is_field(key, "Runtime"));
     write(kept.map(|(key, value)| (key.as_str(), value.get())).chain([("Runtime", RUNTIME)]))
 }
 
-/// `POST /containers/create`: refuses what nobody is allowed, says whether the engine's socket is asked for, and sets
-/// the runtime; the rest stays byte for byte.
-pub(super) fn container(body: &[u8]) -> Result<(String, Option<Wanted>), Refusal> {
+/// Checks a `POST /containers/create`: refuses mounts that no image is allowed to have, and returns the body with the
+/// isolating runtime, and the request for the engine's socket if it makes one. The rest stays byte for byte.
+pub(super) fn container(body: &[u8]) -> Result<(String, Option<SocketRequest>), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
-    // Old engines also read the host configuration's members from the top.
-    let mut shown = check_mounts(&config)?;
-    let mut takes = takes_mounts(&config)?;
+    // Old engines read the members of the host configuration from the top level, too.
+    let mut exposure = check_mounts(&config)?;
+    let mut inherits = inherits_mounts(&config)?;
     let mut members: Vec<(&str, String)> = Vec::with_capacity(config.0.len());
     for (key, value) in &config.0 {
         if is_field(key, "Runtime") {
             continue;
         }
+        // Every host configuration, not just the last: Go merges several into one structure. A `null` stays, because
+        // the engine's default is the isolating runtime as well.
         let mut kept = value.get().to_owned();
         if is_field(key, "HostConfig") && kept.starts_with('{') {
             let host = object(value)?;
-            shown = shown.max(check_mounts(&host)?);
-            takes |= takes_mounts(&host)?;
+            exposure = exposure.max(check_mounts(&host)?);
+            inherits |= inherits_mounts(&host)?;
             kept = with_runtime(&host);
         }
         members.push((key, kept));
     }
-    if shown == Shown::More {
+    // Not for any image: with a directory above the socket a container could reach dockerd's own.
+    if exposure == Exposure::Forbidden {
         return Err(refuse_for(&config)?);
     }
-    let certain = shown == Shown::Socket;
-    let wanted = if certain || takes { Some(Wanted { image: image_of(&config)?, certain }) } else { None };
-    Ok((write(members.iter().map(|(key, value)| (*key, value.as_str()))), wanted))
+    let explicit = exposure == Exposure::EngineSocket;
+    let requested =
+        if explicit || inherits { Some(SocketRequest { image: image_of(&config)?, explicit }) } else { None };
+    Ok((write(members.iter().map(|(key, value)| (*key, value.as_str()))), requested))
 }
 
-/// `POST /volumes/create`: refuses a volume that is a path to an engine socket.
+/// Checks a `POST /volumes/create`: refuses a volume that leads to an engine socket.
 pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
     let config: Object<'_> = parse(text(body)?)?;
     for options in config.all("DriverOpts") {
-        if check_volume_options(options)? != Shown::Nothing {
+        if check_volume_options(options)? != Exposure::Nothing {
             let name = config.all("Name").last().map(string).transpose()?.flatten().unwrap_or_default();
             return Err(Refusal::SocketVolume { name });
         }
@@ -167,14 +184,14 @@ pub(super) fn volume(body: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// `POST /services/create` and `update`: refuses engine sockets for the containers of a service, whose images are
-/// chosen later and elsewhere.
+/// Checks a `POST /services/create` or `update`: refuses engine sockets to the containers of a service. Their images
+/// are resolved later, by swarm, so there is no creation at which the gate could check them.
 pub(super) fn service(body: &[u8]) -> Result<(), Refusal> {
     let service: Object<'_> = parse(text(body)?)?;
     for task in service.all("TaskTemplate") {
         for container in object(task)?.all("ContainerSpec") {
             let container = object(container)?;
-            if check_mounts(&container)? != Shown::Nothing {
+            if check_mounts(&container)? != Exposure::Nothing {
                 return Err(refuse_for(&container)?);
             }
         }
@@ -195,28 +212,29 @@ mod tests {
 
     fn create(body: &str) -> Result<Value, String> {
         match container(body.as_bytes()) {
-            Ok((_, Some(Wanted { image, certain: true }))) => Err(Refusal::socket(&image).to_string()),
+            Ok((_, Some(SocketRequest { image, explicit: true }))) => Err(Refusal::socket(&image).to_string()),
             Ok((text, _)) => Ok(serde_json::from_str(&text).unwrap()),
             Err(refusal) => Err(refusal.to_string()),
         }
     }
 
-    fn wanted(host: Value) -> Result<Option<Wanted>, Refusal> {
-        container(json!({"Image": "docker:cli", "HostConfig": host}).to_string().as_bytes()).map(|(_, wanted)| wanted)
+    fn requested(host: Value) -> Result<Option<SocketRequest>, Refusal> {
+        container(json!({"Image": "docker:cli", "HostConfig": host}).to_string().as_bytes())
+            .map(|(_, requested)| requested)
     }
 
     #[test]
     fn the_socket_itself_can_be_allowed_and_what_shows_more_can_not() {
-        let asked = |certain| Ok(Some(Wanted { image: "docker:cli".to_owned(), certain }));
+        let asked = |explicit| Ok(Some(SocketRequest { image: "docker:cli".to_owned(), explicit }));
         for host in [
             json!({"Binds": ["/var/run/docker.sock:/var/run/docker.sock"]}),
             json!({"Binds": ["/run//docker.sock:/x:ro", "v:/y"]}),
             json!({"Mounts": [{"Type": "bind", "Source": "/run/docker.sock", "Target": "/x"}]}),
         ] {
-            assert_eq!(wanted(host.clone()), asked(true), "{host}");
+            assert_eq!(requested(host.clone()), asked(true), "{host}");
         }
-        assert_eq!(wanted(json!({"VolumesFrom": ["other:ro"]})), asked(false));
-        assert_eq!(wanted(json!({"VolumesFrom": [], "Binds": ["v:/y"]})), Ok(None));
+        assert_eq!(requested(json!({"VolumesFrom": ["other:ro"]})), asked(false));
+        assert_eq!(requested(json!({"VolumesFrom": [], "Binds": ["v:/y"]})), Ok(None));
         for host in [
             json!({"Binds": ["/var/run/docker.sock:/s", "/var/run:/x"]}),
             json!({"Binds": ["/run/bulkhead/dockerd.sock:/s"]}),
@@ -226,7 +244,7 @@ mod tests {
             json!({"Mounts": [{"Source": "/run/docker.sock"}, {"VolumeOptions": {"DriverConfig": {"Options":
                 {"o": "bind", "device": "/run/docker.sock"}}}}]}),
         ] {
-            assert!(wanted(host.clone()).is_err(), "{host}");
+            assert!(requested(host.clone()).is_err(), "{host}");
         }
     }
 
@@ -346,8 +364,8 @@ mod tests {
 
         #[test]
         fn whatever_passes_has_one_runtime_and_no_socket_that_nobody_asks_about(value in any_json()) {
-            if let Ok((text, wanted)) = container(value.to_string().as_bytes()) {
-                let known = wanted.is_some_and(|wanted| wanted.certain);
+            if let Ok((text, requested)) = container(value.to_string().as_bytes()) {
+                let known = requested.is_some_and(|requested| requested.explicit);
                 let passed: Value = serde_json::from_str(&text).unwrap();
                 if let Some(Value::Object(host)) = passed.get("HostConfig") {
                     prop_assert_eq!(&host["Runtime"], "sysbox-runc");
