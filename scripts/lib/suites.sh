@@ -67,13 +67,19 @@ timed() {
     done
 }
 
-# all_only KIND: the tests of KIND that only `scripts/test all` runs.
-all_only() { sed -n "s/^$1 \([^ ]*\).*/\1/p" "$BULKHEAD_REPO/tests/all-only.list"; }
+# cut_options KIND: prints the options of libtest that leave out the tests of tests/all-only.list, if CUT is set.
+cut_options() {
+    local skipped
+    [[ -n $CUT ]] || return 0
+    mapfile -t skipped < <(sed -n "s/^$1 \([^ ]*\).*/--skip=\1/p" "$BULKHEAD_REPO/tests/all-only.list")
+    ((${#skipped[@]} == 0)) || echo "--exact ${skipped[*]}"
+}
 
-# test_binary PACKAGE NAME: builds an integration test and prints its path.
+# test_binary NAME: builds an integration test and prints its path. The package is not named: with --workspace cargo
+# chooses the same features as for the kind unit, and what one kind has built is not built again for another.
 test_binary() {
-    cargo test --quiet --package "$1" --test "$2" --no-run --message-format=json |
-        jq -r --arg name "$2" 'select(.reason == "compiler-artifact" and .target.name == $name) | .executable // empty'
+    cargo test --quiet --workspace --test "$1" --no-run --message-format=json |
+        jq -r --arg name "$1" 'select(.reason == "compiler-artifact" and .target.name == $name) | .executable // empty'
 }
 
 # has_nextest: whether cargo-nextest is installed.
@@ -157,7 +163,7 @@ suite_unit() {
     if [[ $EUID == 0 && -w /dev/fuse ]] && unshare --mount true 2>/dev/null; then
         local test binary
         for test in $(integration_tests bulkhead-procfs); do
-            binary=$(test_binary bulkhead-procfs "$test")
+            binary=$(test_binary "$test")
             (cd guest/procfs && timeout 600 "$binary" --ignored --test-threads=1 "${NAMES[@]}") | timed
         done
     else
@@ -177,15 +183,16 @@ build_probe() {
 suite_bundles() {
     source "$BULKHEAD_REPO/scripts/lib/debian.sh"
     ((EUID == 0)) || die "the kind 'bundles' mounts and makes containers on this machine and needs root"
-    local binary
+    local binary options
     BULKHEAD_TEST_USERLAND=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
     BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" alpine)
     cargo build --quiet --package bulkhead-procfs
     BULKHEAD_TEST_PROCFS=$target_dir/debug/bulkhead-procfs
     build_probe
     export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS
-    binary=$(test_binary bulkhead-runtime bundles)
-    (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${NAMES[@]}") 2>&1 | timed
+    binary=$(test_binary bundles)
+    read -ra options < <(cut_options bundles && echo)
+    (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${options[@]}" "${NAMES[@]}") 2>&1 | timed
 }
 
 # --- suites that boot guests --------------------------------------------------------------------------------------
@@ -193,8 +200,8 @@ suite_bundles() {
 # prepare_guests KIND…: builds what the kinds need, from the host program to the test images, and chooses the target.
 prepare_guests() {
     local kind images=()
-    need_packages jq
-    cargo build --quiet
+    # This builds the host program, too.
+    for kind in "$@"; do test_binary "${TESTS[$kind]}" >/dev/null; done
     if [[ " $* " != " kvm " ]]; then
         BULKHEAD_KERNEL=$("$BULKHEAD_REPO/firmware/build" guest)
         export BULKHEAD_KERNEL
@@ -218,7 +225,7 @@ prepare_guests() {
 # suite_vm KIND: runs an integration test on the target.
 suite_vm() {
     local kind=$1 binary options=() output base run failed attempt status
-    binary=$(test_binary bulkhead "${TESTS[$kind]}")
+    binary=$(test_binary "${TESTS[$kind]}")
     # A plain `cargo test` works everywhere, so the tests that need more than any KVM are marked as ignored.
     [[ $kind == kvm ]] || options+=(--ignored)
     # The tables of these are what one wants to see.
@@ -228,10 +235,7 @@ suite_vm() {
         export BULKHEAD_TEST_REPORT=$target_dir/isolation-report
         rm -rf "$BULKHEAD_TEST_REPORT"
     fi
-    if [[ -n $CUT ]]; then
-        mapfile -t failed < <(all_only "$kind")
-        ((${#failed[@]} == 0)) || options+=(--exact "${failed[@]/#/--skip=}")
-    fi
+    read -ra options <<<"${options[*]} $(cut_options "$kind")"
     # shellcheck disable=SC2030 # for this suite only
     if [[ $kind == kvm && -w /dev/kvm ]]; then TARGET=here; fi
     output=$(mktemp)
@@ -256,7 +260,8 @@ suite_vm() {
         fi
     done
     rm "$output"
-    if [[ $kind == isolation && $status == 0 && -z ${NAMES[*]} ]]; then isolation_report; fi
+    # A run of some of the tests says nothing about the others.
+    if [[ $kind == isolation && $status == 0 && -z ${NAMES[*]}$CUT ]]; then isolation_report; fi
     return "$status"
 }
 
@@ -290,15 +295,15 @@ tests_of() {
                 sed -n 's/: test$//p'
             ;;
         bundles)
-            binary=$(test_binary bulkhead-runtime bundles)
+            binary=$(test_binary bundles)
             "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
             ;;
         kvm)
-            binary=$(test_binary bulkhead bare_metal)
+            binary=$(test_binary bare_metal)
             "$binary" --list "${NAMES[@]}" | sed -n 's/: test$//p'
             ;;
         *)
-            binary=$(test_binary bulkhead "${TESTS[$kind]}")
+            binary=$(test_binary "${TESTS[$kind]}")
             "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
             ;;
     esac

@@ -1,6 +1,10 @@
 //! The attempts, the containers that made them, and their outcomes.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use crate::real::{self, Real};
 
@@ -90,7 +94,6 @@ pub struct Table {
     rows: Vec<(String, BTreeMap<Column, Outcome>)>,
     /// Other ways into a container with isolation on: the way, the attempt and how it ended.
     extra: Vec<(String, String, Outcome)>,
-    printed: bool,
 }
 
 impl Table {
@@ -116,10 +119,7 @@ impl Table {
         self.extra.extend(lines.into_iter().map(|(name, outcome)| (way.to_owned(), name, outcome)));
     }
 
-    pub fn print(&mut self) {
-        if std::mem::replace(&mut self.printed, true) {
-            return;
-        }
+    pub fn print(&self) {
         println!("{:<36} {:<9} {:<9} {:<9} {:<9} detail", "attempt", "ECI on", "on, priv.", "ECI off", "off, priv.");
         for (name, cells) in &self.rows {
             print!("{name:<36}");
@@ -155,8 +155,8 @@ impl Table {
         }
     }
 
-    /// Panics unless every attempt failed with isolation on, and succeeded without it where it is said to.
-    pub fn judge(&self) {
+    /// Panics unless every attempt was made with isolation on and failed.
+    pub fn judge_isolation(&self) {
         let mut wrong = Vec::new();
         let isolated = self.rows.iter().flat_map(|(name, cells)| {
             let cells = cells.iter().filter(|(column, _)| column.isolated());
@@ -168,6 +168,22 @@ impl Table {
                 wrong.push(format!("{way}: {name} succeeded: {}", outcome.detail()));
             }
         }
+        for (name, _) in real::ATTEMPTS {
+            let isolated = |cells: &BTreeMap<Column, Outcome>| cells.keys().any(|column| column.isolated());
+            let made = self.rows.iter().any(|(row, cells)| row == name && isolated(cells));
+            if !made {
+                wrong.push(format!("{name} was not tried"));
+            }
+        }
+        for (name, _) in self.rows.iter().filter(|(name, _)| real::of(name).is_none()) {
+            wrong.push(format!("{name} is not in the list of attempts"));
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    /// Panics unless every attempt succeeded without isolation where it is said to.
+    pub fn judge_reality(&self) {
+        let mut wrong = Vec::new();
         for (name, cells) in &self.rows {
             let open = |column| matches!(cells.get(&column), Some(Outcome::Open(_)));
             match real::of(name) {
@@ -184,8 +200,8 @@ impl Table {
                 Some(_) => {}
             }
         }
-        for (name, _) in real::ATTEMPTS {
-            if !self.rows.iter().any(|(row, _)| row == name) {
+        for (name, real) in real::ATTEMPTS {
+            if !matches!(real, Real::Never(_)) && !self.rows.iter().any(|(row, _)| row == name) {
                 wrong.push(format!("{name} was not tried"));
             }
         }
@@ -193,12 +209,35 @@ impl Table {
     }
 }
 
-impl Drop for Table {
-    /// Prints the rows that there are when a test panics before its end.
+/// The one table of both tests, so that the second prints the columns of the first as well.
+pub struct Shared(MutexGuard<'static, Table>);
+
+impl Shared {
+    pub fn lock() -> Self {
+        static TABLE: Mutex<Table> = Mutex::new(Table { rows: Vec::new(), extra: Vec::new() });
+        // The rows of a test that failed are still right.
+        Self(TABLE.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Deref for Shared {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.0
+    }
+}
+
+impl DerefMut for Shared {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.0
+    }
+}
+
+impl Drop for Shared {
+    /// Prints the table, also when a test panics before its end.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.print();
-        }
+        self.0.print();
     }
 }
 
@@ -226,7 +265,7 @@ mod tests {
     fn a_success_with_isolation_on_is_wrong() {
         let mut table = Table::default();
         table.set(Column::OnPrivileged, "bpf", Outcome::Open("loaded".into()));
-        table.judge();
+        table.judge_isolation();
     }
 
     #[test]
@@ -234,6 +273,6 @@ mod tests {
     fn an_attempt_that_is_not_real_is_wrong() {
         let mut table = Table::default();
         table.set(Column::OnPrivileged, "bpf", Outcome::Refused("no".into()));
-        table.judge();
+        table.judge_reality();
     }
 }

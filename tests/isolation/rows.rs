@@ -95,7 +95,7 @@ const CONTAINERS: &[Row] = &[
     Row("containers 17", "builds get no host network and no insecure steps", Code(builds::entitlements_are_refused)),
     Row("containers 18", "build steps are isolated (both builders)", Code(builds::steps_are_isolated)),
     Row("containers 19", "kind's nodes and docker-container builders are isolated", Untried("Debian has no image of either")),
-    Row("containers 20", "containers from before isolation are isolated, too", In("isolation as_with_runc, `containers 20`")),
+    Row("containers 20", "containers from before isolation are isolated, too", In("isolation as_with_runc::isolation_is_turned_on")),
     Row("containers 21", "no console into the VM, no other way in from the host", Code(nothing_but_the_gate_lets_in)),
     Row("containers 22", "Docker in Docker works with --privileged", Code(nested::an_inner_engine_works)),
     Row(
@@ -120,7 +120,11 @@ const SOCKETS: &[Row] = &[
     Row("socket", "commands that cannot be listed", Other("made of other commands' requests")),
     Row("socket", "true Docker in Docker is not concerned", In("containers 22")),
     Row("socket", "Kubernetes' images", Other("there is no cluster")),
-    Row("socket", "isolation off: all may mount it, without rules", In("isolation as_with_runc, `socket`")),
+    Row(
+        "socket",
+        "isolation off: all may mount it, without rules",
+        In("isolation as_with_runc::isolation_is_turned_on"),
+    ),
 ];
 
 /// The checklist of attempts.
@@ -196,7 +200,7 @@ const ATTEMPTS: &[Row] = &[
     Row("attempts", "remount,rw by mount(2), the new calls, unshare -m, chroot", In(ESCAPES)),
     Row("attempts", "tmpfs mounted inside works", In("containers 14")),
     Row("attempts", "/proc/uptime", In("containers 15")),
-    Row("attempts", "--init, --read-only", In("isolation as_with_runc")),
+    Row("attempts", "--init, --read-only", In("isolation as_with_runc::the_same_commands_with_isolation")),
     Row(
         "attempts",
         "working directory /proc/self/fd/N (CVE-2024-21626)",

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{
     fs::{self, File},
     io::Read,
@@ -19,8 +17,7 @@ use bulkhead_guest_common::{
     registry::{Container, Registry},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
-
-use self::support::Service;
+use support::procfs::Service;
 
 /// First id of all containers' ranges; only a test gives two containers the same one.
 const START: u32 = 100_000;

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,8 +15,7 @@ use bulkhead_guest_common::{
     process::Process,
     registry::{Container, Registry},
 };
-
-use self::support::Service;
+use support::procfs::Service;
 
 /// Maximum time of a read while the service is killed every 50 ms. init's timeout is not part of it.
 const BOUND: Duration = Duration::from_secs(5);

@@ -1,17 +1,28 @@
-//! Helpers that the test suites share: the engine that most tests use, and the VMM without an engine.
+//! Helpers that the test suites share: the engine that most tests use, the VMM without an engine (feature `host`), and
+//! the file server of the guest (feature `procfs`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
-pub mod client;
-pub mod control;
-pub mod engine;
-pub mod guest;
-pub mod home;
-pub mod process;
-pub mod registry;
-pub mod vmm;
-
+#[cfg(feature = "host")]
 mod autopsy;
+#[cfg(feature = "host")]
+pub mod client;
+#[cfg(feature = "host")]
+pub mod control;
+#[cfg(feature = "host")]
+pub mod engine;
+#[cfg(feature = "host")]
+pub mod guest;
+#[cfg(feature = "host")]
+pub mod home;
+#[cfg(feature = "host")]
+pub mod process;
+#[cfg(feature = "procfs")]
+pub mod procfs;
+#[cfg(feature = "host")]
+pub mod registry;
+#[cfg(feature = "host")]
+pub mod vmm;
 
 use std::sync::OnceLock;
 

@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod contained;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::{
     fs, io,
@@ -24,8 +22,7 @@ use bulkhead_guest_common::{
     registry::{Container, Registry},
 };
 use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
-
-use self::support::Service;
+use support::procfs::Service;
 
 /// The scenario that the contained process plays; without it, it does nothing.
 const SCENARIO: &str = "PROCFS_TEST_SCENARIO";

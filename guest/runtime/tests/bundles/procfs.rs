@@ -1,22 +1,20 @@
 //! The procfs service, as init starts it.
 
-#[path = "../../../procfs/tests/support/mod.rs"]
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
 use bulkhead_guest_common::registry;
+use support::procfs;
 
 /// A service that ends with its owner.
-pub struct ProcfsService(support::Service);
+pub struct ProcfsService(procfs::Service);
 
 impl ProcfsService {
     /// Mounts the tree of files and starts `program`.
     pub fn start(program: &Path) -> Self {
-        Self(support::Service::new(program, Path::new(registry::STATE)))
+        Self(procfs::Service::new(program, Path::new(registry::STATE)))
     }
 
     fn id(&self) -> u32 {
