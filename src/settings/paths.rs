@@ -125,7 +125,7 @@ impl Base {
             .filter(|name| name != "image")
             .collect();
         // A profile usually has all three directories, and files of other programs or by hand may lie between them;
-        // they are told apart by the grammar of names.
+        // the grammar of names distinguishes them.
         names.sort_unstable();
         names.dedup();
         names.iter().filter_map(|name| name.parse().ok()).collect()

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::error::Error;
 
-/// The bundle that Go's programs, curl and git read first. `/etc` is new at each start, so this is no lasting change.
+/// The bundle that Go's programs, curl and git read first. `/etc` is new at each start, so the change does not last.
 pub(crate) const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A path that does not exist, which services get instead of `/etc/ssl/certs`. Go's programs read that directory as

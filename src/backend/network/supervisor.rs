@@ -222,7 +222,7 @@ async fn hand_over(control: &NetChannel, ports: &Ports) -> Infallible {
             };
             if let Err(error) = sent {
                 // The process is gone. The supervisor waits for its end and starts this from scratch for the next one,
-                // so a change that is lost here is no loss.
+                // so a change may be lost here.
                 warn!("{}", chain(&error));
                 std::future::pending::<()>().await;
             }
