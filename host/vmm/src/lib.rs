@@ -3,18 +3,18 @@
 pub mod api;
 mod boot;
 pub mod bus;
-mod control;
+mod control_socket;
 mod cpuid;
 pub mod devices;
 pub mod error;
 pub mod exit;
 pub mod interrupts;
 pub mod layout;
-mod look;
 mod machine;
 pub mod memory;
-mod usage;
+mod memory_usage;
 mod vcpu;
+mod vcpu_state;
 
 use std::{
     os::fd::{AsFd, AsRawFd},
@@ -23,7 +23,7 @@ use std::{
 };
 
 use api::{Command, Event, ExitReason};
-use control::Control;
+use control_socket::Control;
 use error::VmmError;
 use machine::Machine;
 

@@ -19,10 +19,11 @@ use super::{
     error::{VmmError, host, kvm},
     exit::ExitSignal,
     interrupts::GsiRouter,
-    layout, look,
+    layout,
     memory::{self, GuestRam},
-    usage,
+    memory_usage,
     vcpu::{self, Buses, ExitCounters, Shared},
+    vcpu_state,
 };
 use crate::devices::{
     pci_root::PciRoot,
@@ -106,7 +107,7 @@ impl Machine {
         let entry = boot::load(&board.memory, config)?;
         // Everything is open; the threads that the guest can reach start confined.
         sandbox::confine_vmm(sockets)?;
-        look::prepare().map_err(host("a signal handler"))?;
+        vcpu_state::prepare().map_err(host("a signal handler"))?;
         let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
         Ok(Self { memory, vcpus, console, vsock, net, exit })
     }
@@ -136,14 +137,14 @@ impl Machine {
             ("mmio".to_owned(), sum(|c| &c.mmio)),
             ("other".to_owned(), sum(|c| &c.other)),
         ]);
-        let (guest_resident_kib, overhead_kib) = usage::resident_kib(&self.memory);
+        let (guest_resident_kib, overhead_kib) = memory_usage::resident_kib(&self.memory);
         Statistics { exits, overhead_kib, guest_resident_kib }
     }
 
     /// Where each vCPU is.
     pub(super) fn look(&self) -> Vec<Option<VcpuView>> {
         let windows: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.window).collect();
-        look::look(&windows)
+        vcpu_state::look(&windows)
     }
 
     /// Tells a reset that follows a kernel panic from one that the guest wanted.

@@ -15,7 +15,7 @@ use super::{
     bus::Bus,
     error::{VmmError, host},
     exit::ExitSignal,
-    look::Window,
+    vcpu_state::Window,
 };
 
 /// The two address spaces, read-only once the vCPUs run.
