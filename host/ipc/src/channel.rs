@@ -26,20 +26,20 @@ pub enum PacketError {
     Syntax(#[from] serde_json::Error),
 }
 
-/// The next packet of at most `longest` bytes with its descriptor; `None` when the other end is closed. Blocks until
+/// The next packet of at most `max_len` bytes with its descriptor; `None` when the other end is closed. Blocks until
 /// there is one.
 pub fn receive<T: DeserializeOwned>(
     socket: &OwnedFd,
-    longest: usize,
+    max_len: usize,
 ) -> Result<Option<(T, Option<OwnedFd>)>, PacketError> {
-    let mut packet = vec![0; longest];
+    let mut packet = vec![0; max_len];
     let mut space = nix::cmsg_space!([RawFd; 1]);
-    let (len, cut, descriptor) = loop {
+    let (len, truncated, descriptor) = loop {
         let mut parts = [IoSliceMut::new(&mut packet)];
         match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
-                let cut = message.flags.contains(MsgFlags::MSG_TRUNC);
-                break (message.bytes, cut, descriptor(message.cmsgs()));
+                let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
+                break (message.bytes, truncated, descriptor(message.cmsgs()));
             }
             Err(Errno::EINTR) => {}
             Err(Errno::ECONNRESET) => return Ok(None),
@@ -47,7 +47,7 @@ pub fn receive<T: DeserializeOwned>(
         }
     };
     match len {
-        _ if cut => Err(PacketError::TooLong(longest)),
+        _ if truncated => Err(PacketError::TooLong(max_len)),
         0 => Ok(None),
         len => Ok(Some((serde_json::from_slice(&packet[..len])?, descriptor))),
     }

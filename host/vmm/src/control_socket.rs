@@ -14,9 +14,9 @@ use super::{
 use bulkhead_ipc::{channel, inherited, report::chain};
 
 /// The socket.
-pub(super) struct Control(OwnedFd);
+pub(super) struct ControlSocket(OwnedFd);
 
-impl Control {
+impl ControlSocket {
     /// Takes the inherited descriptor, if it is what the backend hands over.
     pub(super) fn inherited() -> Result<Self, VmmError> {
         inherited::socket(SockType::SeqPacket).map(Self).ok_or_else(|| {
@@ -46,7 +46,7 @@ impl Control {
     }
 }
 
-impl AsFd for Control {
+impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -62,7 +62,7 @@ pub enum VmmError {
         path: PathBuf,
     },
     /// The command line is too long.
-    #[error("the kernel command line is longer than {} bytes", super::layout::CMDLINE_MAX - 1)]
+    #[error("the kernel command line is longer than {} bytes", super::layout::MAX_CMDLINE - 1)]
     CmdlineTooLong,
     /// A number of vCPUs out of range.
     #[error("{0} vCPUs were asked for; 1 to 32 are possible")]

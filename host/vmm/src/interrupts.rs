@@ -104,7 +104,7 @@ impl MsiVector {
     }
 
     /// Whether something was triggered that KVM has not taken.
-    pub fn waits(&self) -> bool {
+    pub fn is_pending(&self) -> bool {
         // SAFETY: the event keeps its descriptor open for as long as it is borrowed here.
         let event = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
         let mut fds = [PollFd::new(event, PollFlags::POLLIN)];

@@ -25,7 +25,7 @@ pub const PAGE_TABLES_START: u64 = 0x9000;
 /// Kernel command line.
 pub const CMDLINE_START: u64 = 0x2_0000;
 /// Longest command line, terminator included.
-pub const CMDLINE_MAX: usize = 0x1_0000;
+pub const MAX_CMDLINE: usize = 0x1_0000;
 /// ACPI tables, in the BIOS area that is reserved in the memory map.
 pub const ACPI_START: u64 = 0xE_0000;
 /// First byte after the area for ACPI tables.

@@ -23,7 +23,7 @@ use std::{
 };
 
 use api::{Command, Event, ExitReason};
-use control_socket::Control;
+use control_socket::ControlSocket;
 use error::VmmError;
 use machine::Machine;
 
@@ -34,7 +34,7 @@ use bulkhead_ipc::report::chain;
 /// Returns success when the guest ended by itself or the backend ended it, failure otherwise.
 pub fn run() -> ExitCode {
     let started = Instant::now();
-    let control = match Control::inherited() {
+    let control = match ControlSocket::inherited() {
         Ok(control) => control,
         Err(error) => {
             eprintln!("error: {}", chain(&error));
@@ -49,7 +49,7 @@ pub fn run() -> ExitCode {
 }
 
 /// Runs the machine; `None` when the backend ended it.
-fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmError> {
+fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>, VmmError> {
     let (config, network) = match control.receive()? {
         Some((Command::Boot(config), network)) => (config, network),
         Some(_) => return Err(VmmError::Control("the first command is not `boot`".into())),
@@ -60,7 +60,7 @@ fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmE
     loop {
         if !wait(control, &machine) {
             let reason = machine.exit().take().unwrap_or(ExitReason::Reset);
-            return Ok(Some(machine.explain(reason)));
+            return Ok(Some(machine.classify(reason)));
         }
         match control.receive()? {
             Some((Command::VsockConnect { port }, Some(stream))) => {
@@ -74,7 +74,7 @@ fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmE
                 }
             }
             Some((Command::Statistics, _)) => control.send(&Event::Statistics(machine.statistics())),
-            Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.look() }),
+            Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.vcpu_views() }),
             Some((Command::Kill, _)) | None => return Ok(None),
             Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
                 tracing::warn!("a command that makes no sense now was ignored");
@@ -84,7 +84,7 @@ fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmE
 }
 
 /// Waits for a command (true) or the machine's end (false).
-fn wait(control: &Control, machine: &Machine) -> bool {
+fn wait(control: &ControlSocket, machine: &Machine) -> bool {
     let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut fds = [poll_in(machine.exit().event().as_raw_fd()), poll_in(control.as_fd().as_raw_fd())];
     loop {

@@ -42,7 +42,7 @@ use crate::devices::{
 use bulkhead_ipc::{report::chain, sandbox};
 
 /// Most vCPUs of a machine.
-const MOST_CPUS: u8 = 32;
+const MAX_CPUS: u8 = 32;
 
 /// A machine whose vCPUs run.
 pub(super) struct Machine {
@@ -75,7 +75,7 @@ struct Board {
 impl Machine {
     /// Builds the machine and lets its vCPUs enter the guest; `network` leads to the network device's backend.
     pub(super) fn start(config: &VmConfig, network: Option<OwnedFd>) -> Result<Self, VmmError> {
-        if !(1..=MOST_CPUS).contains(&config.cpus) {
+        if !(1..=MAX_CPUS).contains(&config.cpus) {
             return Err(VmmError::VcpuCount(config.cpus));
         }
         let files = Files::open(config)?;
@@ -142,13 +142,13 @@ impl Machine {
     }
 
     /// Where each vCPU is.
-    pub(super) fn look(&self) -> Vec<Option<VcpuView>> {
-        let windows: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.window).collect();
-        vcpu_state::look(&windows)
+    pub(super) fn vcpu_views(&self) -> Vec<Option<VcpuView>> {
+        let slots: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.snapshot).collect();
+        vcpu_state::snapshot_all(&slots)
     }
 
     /// Tells a reset that follows a kernel panic from one that the guest wanted.
-    pub(super) fn explain(&self, reason: ExitReason) -> ExitReason {
+    pub(super) fn classify(&self, reason: ExitReason) -> ExitReason {
         let mut log = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         if reason == ExitReason::Reset && log.panicked() { ExitReason::Panic } else { reason }
     }

@@ -15,7 +15,7 @@ use super::{
     bus::Bus,
     error::{VmmError, host},
     exit::ExitSignal,
-    vcpu_state::Window,
+    vcpu_state::SnapshotSlot,
 };
 
 /// The two address spaces, read-only once the vCPUs run.
@@ -28,7 +28,7 @@ pub(super) struct Buses {
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) exits: ExitCounters,
-    pub(super) window: Window,
+    pub(super) snapshot: SnapshotSlot,
 }
 
 /// Exits of one vCPU that reached this process, by kind.
@@ -52,7 +52,7 @@ pub(super) fn spawn(
     exit: ExitSignal,
 ) -> Result<(), VmmError> {
     let body = move || {
-        shared.window.enter();
+        shared.snapshot.attach_thread();
         loop {
             if let Err(reason) = step(&mut vcpu, &buses, &shared) {
                 return exit.raise(reason);
@@ -92,7 +92,7 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
             let message = format!("unexpected exit {other:?}");
             return Err(ExitReason::Error { message });
         }
-        Err(error) if error.errno() == libc::EINTR => shared.window.show(vcpu),
+        Err(error) if error.errno() == libc::EINTR => shared.snapshot.fill_if_requested(vcpu),
         Err(error) if error.errno() == libc::EAGAIN => {}
         Err(error) => return Err(failed(vcpu, &format!("KVM_RUN failed: {error}"))),
     }

@@ -19,10 +19,10 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::api::VcpuView;
 
 /// How long a vCPU's thread may be busy with an exit before it is given up.
-const PATIENCE: Duration = Duration::from_millis(200);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Between two signals: one that arrives outside of `KVM_RUN` does nothing.
-const AGAIN: Duration = Duration::from_millis(1);
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Registers of the local APIC in the form that KVM has them, 32 vectors each.
 const ISR: usize = 0x100;
@@ -30,11 +30,11 @@ const IRR: usize = 0x200;
 
 /// What a vCPU's thread shares with whoever looks.
 #[derive(Default)]
-pub(super) struct Window {
+pub(super) struct SnapshotSlot {
     /// The vCPU's thread, or 0 before it runs.
     thread: AtomicI32,
-    wanted: AtomicBool,
-    seen: Mutex<Option<VcpuView>>,
+    requested: AtomicBool,
+    view: Mutex<Option<VcpuView>>,
 }
 
 /// Lets signals interrupt `KVM_RUN`; once in a process, before the vCPUs run.
@@ -43,22 +43,22 @@ pub(super) fn prepare() -> io::Result<()> {
     register_signal_handler(SIGRTMIN(), nothing).map_err(io::Error::from)
 }
 
-impl Window {
+impl SnapshotSlot {
     /// The calling thread is the vCPU's.
-    pub(super) fn enter(&self) {
+    pub(super) fn attach_thread(&self) {
         // SAFETY: gettid(2) takes nothing and cannot fail.
         self.thread.store(unsafe { libc::gettid() }, Ordering::Release);
     }
 
     /// Shows the vCPU, if somebody looks; called by its thread when `KVM_RUN` was interrupted.
-    pub(super) fn show(&self, vcpu: &VcpuFd) {
-        if self.wanted.load(Ordering::Acquire) {
-            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = view(vcpu).ok();
-            self.wanted.store(false, Ordering::Release);
+    pub(super) fn fill_if_requested(&self, vcpu: &VcpuFd) {
+        if self.requested.load(Ordering::Acquire) {
+            *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view(vcpu).ok();
+            self.requested.store(false, Ordering::Release);
         }
     }
 
-    fn knock(&self) {
+    fn interrupt_thread(&self) {
         let thread = self.thread.load(Ordering::Acquire);
         if thread > 0 {
             // SAFETY: tgkill(2) takes no pointers; a thread that is gone is an error that changes nothing.
@@ -68,27 +68,27 @@ impl Window {
 }
 
 /// Looks at every vCPU; `None` for one whose thread did not come out of the guest in time.
-pub(super) fn look(windows: &[&Window]) -> Vec<Option<VcpuView>> {
-    for window in windows {
-        window.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
-        window.wanted.store(true, Ordering::Release);
+pub(super) fn snapshot_all(slots: &[&SnapshotSlot]) -> Vec<Option<VcpuView>> {
+    for slot in slots {
+        slot.view.lock().unwrap_or_else(PoisonError::into_inner).take();
+        slot.requested.store(true, Ordering::Release);
     }
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + SNAPSHOT_TIMEOUT;
     loop {
-        let waiting: Vec<_> = windows.iter().filter(|window| window.wanted.load(Ordering::Acquire)).collect();
+        let waiting: Vec<_> = slots.iter().filter(|slot| slot.requested.load(Ordering::Acquire)).collect();
         if waiting.is_empty() || Instant::now() >= until {
             break;
         }
-        for window in waiting {
-            window.knock();
+        for slot in waiting {
+            slot.interrupt_thread();
         }
-        thread::sleep(AGAIN);
+        thread::sleep(SIGNAL_INTERVAL);
     }
-    let take = |window: &&Window| {
-        window.wanted.store(false, Ordering::Release);
-        window.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
+    let take = |slot: &&SnapshotSlot| {
+        slot.requested.store(false, Ordering::Release);
+        slot.view.lock().unwrap_or_else(PoisonError::into_inner).take()
     };
-    windows.iter().map(take).collect()
+    slots.iter().map(take).collect()
 }
 
 fn view(vcpu: &VcpuFd) -> Result<VcpuView, kvm_ioctls::Error> {
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_vcpu_whose_thread_does_not_answer_is_missing_and_the_look_ends() {
         let begun = Instant::now();
-        assert_eq!(look(&[&Window::default(), &Window::default()]), [None, None]);
-        assert!(begun.elapsed() < 20 * PATIENCE);
+        assert_eq!(snapshot_all(&[&SnapshotSlot::default(), &SnapshotSlot::default()]), [None, None]);
+        assert!(begun.elapsed() < 20 * SNAPSHOT_TIMEOUT);
     }
 }

@@ -11,7 +11,7 @@ use super::SandboxError;
 /// What the vmm does once its machine is built: answer exits, move bytes between guest memory, the disks and the
 /// sockets it was given, start a device's thread, and end.
 #[rustfmt::skip]
-const VMM: &[libc::c_long] = &[
+const VMM_CALLS: &[libc::c_long] = &[
     // memory
     libc::SYS_brk, libc::SYS_madvise, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_munmap,
     // threads and signals
@@ -37,7 +37,7 @@ const VMM: &[libc::c_long] = &[
 
 /// What the network process does: map the guest's memory, move bytes between it and its sockets, look at resolv.conf.
 #[rustfmt::skip]
-const NET: &[libc::c_long] = &[
+const NET_CALLS: &[libc::c_long] = &[
     // memory
     libc::SYS_brk, libc::SYS_madvise, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_munmap,
     // itself
@@ -66,32 +66,32 @@ pub(super) fn apply_vmm() -> Result<(), SandboxError> {
 }
 
 pub(super) fn apply_net() -> Result<(), SandboxError> {
-    let mut rules = allow(NET);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, FIONBIO)?]);
-    let families = [libc::AF_INET, libc::AF_INET6].map(|family| argument(0, WHOLE, family as u64));
+    let mut rules = allow(NET_CALLS);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, ALL_BITS, FIONBIO)?]);
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| argument(0, ALL_BITS, family as u64));
     rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
     Ok(seccompiler::apply_filter(&filter(rules)?)?)
 }
 
 pub(super) fn apply_tap() -> Result<(), SandboxError> {
-    let mut rules = allow(NET);
+    let mut rules = allow(NET_CALLS);
     for call in [libc::SYS_accept4, libc::SYS_connect, libc::SYS_openat] {
         rules.remove(&call);
     }
     rules.insert(libc::SYS_readv, Vec::new());
-    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, libc::TUNSETOFFLOAD)?]);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, ALL_BITS, libc::TUNSETOFFLOAD)?]);
     Ok(seccompiler::apply_filter(&filter(rules)?)?)
 }
 
 fn vmm() -> Result<BpfProgram, SandboxError> {
-    let mut rules = allow(VMM);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, WHOLE, FIONBIO)?]);
-    rules.insert(libc::SYS_socket, vec![argument(0, WHOLE, libc::AF_UNIX as u64)?]);
+    let mut rules = allow(VMM_CALLS);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, ALL_BITS, FIONBIO)?]);
+    rules.insert(libc::SYS_socket, vec![argument(0, ALL_BITS, libc::AF_UNIX as u64)?]);
     filter(rules)
 }
 
 /// All bits of an argument.
-const WHOLE: u64 = u32::MAX as u64;
+const ALL_BITS: u64 = u32::MAX as u64;
 
 fn allow(calls: &[libc::c_long]) -> BTreeMap<i64, Vec<SeccompRule>> {
     calls.iter().map(|call| (*call, Vec::new())).collect()

@@ -16,7 +16,7 @@ pub(super) fn write(memory: &GuestRam, rsdp: u64, header: setup_header) -> Resul
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: rsdp, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = layout::CMDLINE_START as u32;
-    params.hdr.cmdline_size = layout::CMDLINE_MAX as u32;
+    params.hdr.cmdline_size = layout::MAX_CMDLINE as u32;
     let map = memory_map::entries(memory);
     params.e820_entries = map.len() as u8;
     let mut table = params.e820_table;

@@ -85,7 +85,7 @@ fn load_bzimage(memory: &GuestRam, path: &Path, image: &mut File) -> Result<(u64
 }
 
 fn write_cmdline(memory: &GuestRam, cmdline: &str) -> Result<(), VmmError> {
-    if cmdline.len() >= layout::CMDLINE_MAX {
+    if cmdline.len() >= layout::MAX_CMDLINE {
         return Err(VmmError::CmdlineTooLong);
     }
     let mut bytes = cmdline.as_bytes().to_vec();
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn a_command_line_that_does_not_fit_is_refused() {
         let memory = memory::create(64).unwrap();
-        let long = "x".repeat(layout::CMDLINE_MAX);
+        let long = "x".repeat(layout::MAX_CMDLINE);
         assert!(matches!(write_cmdline(&memory, &long), Err(VmmError::CmdlineTooLong)));
         write_cmdline(&memory, &long[1..]).unwrap();
     }

@@ -9,12 +9,12 @@ use std::{
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::Stop;
+use super::worker::StopSignal;
 use crate::memory::GuestRam;
 
 /// Longest that a served chain waits for others before the driver is told: all that it has made available may take
 /// seconds, when each means a disk's cache.
-const PROMPT: Duration = Duration::from_millis(1);
+const MAX_NOTIFY_DELAY: Duration = Duration::from_millis(1);
 
 /// Tells the driver that something happened; behind it is an MSI-X vector's irqfd.
 pub trait Interrupt: Send + Sync {
@@ -40,7 +40,7 @@ impl ActiveQueue {
     /// Serves the queue until the worker is stopped; the body of a thread that has one queue and nothing else.
     pub(crate) fn serve<'m>(
         mut self,
-        stop: &Stop,
+        stop: &StopSignal,
         memory: &'m GuestRam,
         mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32,
     ) {
@@ -67,7 +67,7 @@ impl ActiveQueue {
                 let head = chain.head_index();
                 let written = serve(chain);
                 used |= self.queue.add_used(memory, head, written).is_ok();
-                if used && told.elapsed() >= PROMPT {
+                if used && told.elapsed() >= MAX_NOTIFY_DELAY {
                     self.tell(memory);
                     (used, told) = (false, Instant::now());
                 }
@@ -176,7 +176,7 @@ mod tests {
         active.drain(&memory, |_| {
             told[at] = interrupt.0.load(Ordering::SeqCst);
             if slow.contains(&at) {
-                thread::sleep(2 * PROMPT);
+                thread::sleep(2 * MAX_NOTIFY_DELAY);
             }
             at += 1;
             0

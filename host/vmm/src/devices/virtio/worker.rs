@@ -19,13 +19,13 @@ pub(crate) struct Worker {
 }
 
 /// What a thread waits for.
-pub(crate) struct Stop(EventFd);
+pub(crate) struct StopSignal(EventFd);
 
 impl Worker {
     /// Starts `body` on a thread of this name (at most 15 bytes).
-    pub(crate) fn spawn(name: &str, body: impl FnOnce(Stop) + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn spawn(name: &str, body: impl FnOnce(StopSignal) + Send + 'static) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let watched = Stop(stop.try_clone()?);
+        let watched = StopSignal(stop.try_clone()?);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || body(watched))?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -40,7 +40,7 @@ impl Drop for Worker {
     }
 }
 
-impl Stop {
+impl StopSignal {
     /// Waits until one of `events` is readable; its index, or `None` when the thread shall end.
     pub(crate) fn wait(&self, events: &[&EventFd]) -> Option<usize> {
         let mut fds: Vec<_> = std::iter::once(&self.0).chain(events.iter().copied()).map(readable).collect();

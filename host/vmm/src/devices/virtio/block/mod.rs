@@ -22,11 +22,11 @@ use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 /// Bytes of a sector, the unit of every address of this device (5.2.4).
 pub const SECTOR: u64 = 512;
 /// Most segments of a request, a bound on what one request makes us hold.
-const SEGMENTS: u32 = 254;
+const MAX_SEGMENTS: u32 = 254;
 /// Most sectors of one DISCARD or WRITE_ZEROES range: 1 GiB.
-const MOST_RANGE: u32 = 1 << 21;
+const MAX_RANGE_SECTORS: u32 = 1 << 21;
 /// Most ranges of one DISCARD or WRITE_ZEROES request.
-const MOST_RANGES: u32 = 256;
+const MAX_RANGES: u32 = 256;
 
 /// The device.
 pub struct Block {
@@ -49,13 +49,13 @@ fn config(sectors: u64) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &sectors.to_le_bytes());
-    put(12, &SEGMENTS.to_le_bytes());
+    put(12, &MAX_SEGMENTS.to_le_bytes());
     put(20, &(SECTOR as u32).to_le_bytes());
-    put(36, &MOST_RANGE.to_le_bytes());
-    put(40, &MOST_RANGES.to_le_bytes());
+    put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+    put(40, &MAX_RANGES.to_le_bytes());
     put(44, &8u32.to_le_bytes()); // discard in units of the host's pages
-    put(48, &MOST_RANGE.to_le_bytes());
-    put(52, &MOST_RANGES.to_le_bytes());
+    put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+    put(52, &MAX_RANGES.to_le_bytes());
     put(56, &[1]); // write zeroes may unmap
     config
 }

@@ -4,7 +4,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::{
-    MOST_RANGES, SEGMENTS,
+    MAX_RANGES, MAX_SEGMENTS,
     disk::{DiskFile, SERIAL},
 };
 use crate::memory::GuestRam;
@@ -48,7 +48,7 @@ impl<'m> Request<'m> {
         let mut writable = Vec::new();
         let mut status = None;
         for descriptor in chain {
-            if readable.len() + writable.len() > SEGMENTS as usize + 2 {
+            if readable.len() + writable.len() > MAX_SEGMENTS as usize + 2 {
                 return None;
             }
             let (address, len) = (descriptor.addr(), descriptor.len() as usize);
@@ -135,7 +135,7 @@ impl<'m> Request<'m> {
     fn ranges(&self, disk: &DiskFile) -> Result<Vec<Range>, RequestError> {
         let mut rest = self.readable.clone();
         let bytes = total(&rest);
-        if bytes == 0 || !bytes.is_multiple_of(RANGE as u64) || bytes / RANGE as u64 > u64::from(MOST_RANGES) {
+        if bytes == 0 || !bytes.is_multiple_of(RANGE as u64) || bytes / RANGE as u64 > u64::from(MAX_RANGES) {
             return Err(RequestError::Malformed);
         }
         (0..bytes / RANGE as u64)

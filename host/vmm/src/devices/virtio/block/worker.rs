@@ -2,10 +2,10 @@
 
 use super::{disk::DiskFile, request::Request};
 use crate::{
-    devices::virtio::{ActiveQueue, worker::Stop},
+    devices::virtio::{ActiveQueue, worker::StopSignal},
     memory::GuestRam,
 };
 
-pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
     queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)));
 }

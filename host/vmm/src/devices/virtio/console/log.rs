@@ -7,9 +7,9 @@ use std::{
 };
 
 /// The file is begun anew past this many bytes, so that a guest cannot fill the host's disk.
-const MOST_FILE: u64 = 16 << 20;
+const MAX_FILE_LEN: u64 = 16 << 20;
 /// Bytes kept in memory.
-const MOST_TAIL: usize = 16 << 10;
+const MAX_TAIL_LEN: usize = 16 << 10;
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 
 /// The log.
@@ -31,7 +31,7 @@ impl ConsoleLog {
             self.file = None;
         }
         self.tail.extend(bytes);
-        let surplus = self.tail.len().saturating_sub(MOST_TAIL);
+        let surplus = self.tail.len().saturating_sub(MAX_TAIL_LEN);
         self.tail.drain(..surplus);
     }
 
@@ -54,7 +54,7 @@ impl Write for ConsoleLog {
 
 fn write(file: &mut File, written: &mut u64, bytes: &[u8]) -> io::Result<()> {
     *written += bytes.len() as u64;
-    if *written > MOST_FILE {
+    if *written > MAX_FILE_LEN {
         *written = bytes.len() as u64;
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
@@ -74,8 +74,8 @@ mod tests {
         for _ in 0..80 {
             log.append(&vec![b'x'; 1 << 19]);
         }
-        assert!(file.metadata().unwrap().len() <= MOST_FILE + 100);
-        assert_eq!(log.tail.len(), MOST_TAIL);
+        assert!(file.metadata().unwrap().len() <= MAX_FILE_LEN + 100);
+        assert_eq!(log.tail.len(), MAX_TAIL_LEN);
     }
 
     #[test]

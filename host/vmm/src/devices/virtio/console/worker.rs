@@ -9,11 +9,11 @@ use virtio_queue::DescriptorChain;
 
 use super::ConsoleLog;
 use crate::{
-    devices::virtio::{ActiveQueue, worker::Stop},
+    devices::virtio::{ActiveQueue, worker::StopSignal},
     memory::GuestRam,
 };
 
-pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
     queue.serve(stop, memory, |chain| {
         take(chain, memory, log);
         0

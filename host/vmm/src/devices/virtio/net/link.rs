@@ -24,10 +24,10 @@ use super::{CONFIG_LEN, QUEUES};
 use crate::{devices::virtio::ActiveQueue, memory::GuestRam};
 
 /// How long the backend may take for one answer: a vCPU may be waiting for it.
-const ANSWER: Duration = Duration::from_secs(5);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Virtio features that reach the driver when the backend offers them.
-const PASSED: u64 = 1 << VIRTIO_NET_F_CSUM
+const PASSED_FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
     | 1 << VIRTIO_NET_F_MTU
     | 1 << VIRTIO_NET_F_MAC
@@ -100,7 +100,7 @@ impl Rings {
     }
 
     /// Kicks the backend and interrupts the driver, for each queue: at worst for nothing.
-    pub(super) fn remind(&self) {
+    pub(super) fn signal_all(&self) {
         for ring in &self.each {
             // A write fails when the event is raised to its limit, which tells as well.
             let _ = ring.kick.write(1);
@@ -119,8 +119,8 @@ pub(super) struct Link {
 impl Link {
     /// Greets the backend.
     pub(super) fn connect(stream: UnixStream) -> Result<Self, LinkError> {
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+        stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
         let mut frontend = Frontend::from_stream(stream, QUEUES as u64);
         frontend.set_owner().map_err(failed("answer"))?;
         let offered = frontend.get_features().map_err(failed("tell its features"))?;
@@ -140,7 +140,7 @@ impl Link {
     pub(super) fn features(&self) -> u64 {
         let configured = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU;
         let unknown = if self.protocol.contains(VhostUserProtocolFeatures::CONFIG) { 0 } else { configured };
-        self.offered & PASSED & !unknown
+        self.offered & PASSED_FEATURES & !unknown
     }
 
     /// The device's configuration space; zeros from a backend that has none.

@@ -70,7 +70,7 @@ impl NetHandle {
             if let Some(rings) = &shared.rings {
                 link.start(rings)?;
                 // What the predecessor took a kick for and did not answer, or answered and did not tell of.
-                rings.remind();
+                rings.signal_all();
             }
             Ok(link)
         });

@@ -94,9 +94,9 @@ impl Common {
         let queue = self.queues.get(usize::from(self.queue_select));
         let value = match (offset, data.len()) {
             (0x00, 4) => u64::from(self.device_feature_select),
-            (0x04, 4) => half(self.offered, self.device_feature_select),
+            (0x04, 4) => feature_word(self.offered, self.device_feature_select),
             (0x08, 4) => u64::from(self.driver_feature_select),
-            (0x0c, 4) => half(self.accepted, self.driver_feature_select),
+            (0x0c, 4) => feature_word(self.accepted, self.driver_feature_select),
             (0x10, 2) => u64::from(self.config_vector),
             (0x12, 2) => self.queues.len() as u64,
             (0x14, 1) => u64::from(self.status),
@@ -224,7 +224,7 @@ impl Common {
     }
 }
 
-fn half(features: u64, select: u32) -> u64 {
+fn feature_word(features: u64, select: u32) -> u64 {
     match select {
         0 => features & 0xffff_ffff,
         1 => features >> 32,

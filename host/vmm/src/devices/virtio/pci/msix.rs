@@ -147,7 +147,7 @@ impl Msix {
             let first = (offset + i) * 8;
             *byte = (0..8)
                 .filter(|bit| {
-                    state.entries.get(first + bit).is_some_and(|entry| !entry.connected && entry.vector.waits())
+                    state.entries.get(first + bit).is_some_and(|entry| !entry.connected && entry.vector.is_pending())
                 })
                 .fold(0, |b, bit| b | 1 << bit);
         }
@@ -169,17 +169,17 @@ impl Entry {
 }
 
 impl State {
-    fn open(&self, index: usize) -> bool {
+    fn is_unmasked(&self, index: usize) -> bool {
         self.enabled && !self.function_masked && self.entries.get(index).is_some_and(|entry| !entry.masked)
     }
 
     /// Lets KVM deliver the vector, or not, as the masks say.
     fn connect(&mut self, index: usize) {
-        let open = self.open(index);
-        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.connected != open) else { return };
-        let done = if open { entry.vector.connect() } else { entry.vector.disconnect() };
+        let unmasked = self.is_unmasked(index);
+        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.connected != unmasked) else { return };
+        let done = if unmasked { entry.vector.connect() } else { entry.vector.disconnect() };
         match done {
-            Ok(()) => entry.connected = open,
+            Ok(()) => entry.connected = unmasked,
             Err(error) => tracing::warn!(%error, "an interrupt of the guest is lost"),
         }
     }

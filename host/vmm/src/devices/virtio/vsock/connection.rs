@@ -20,11 +20,11 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pause before the first and between the last attempts to learn whether a guest made room.
-const PROBE_MIN: Duration = Duration::from_millis(2);
-const PROBE_MAX: Duration = Duration::from_millis(250);
+const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(2);
+const MAX_PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Buffers that grew beyond this are given back when they are empty.
-const KEPT_CAPACITY: usize = 16 << 10;
+const MAX_IDLE_CAPACITY: usize = 16 << 10;
 
 /// Names a connection: the two ports. The context ids are fixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +96,7 @@ impl Reply {
 struct Probe {
     /// When to ask; `None` while the guest has room.
     at: Option<Instant>,
-    pause: Duration,
+    interval: Duration,
 }
 
 /// What happened on the host's side.
@@ -180,7 +180,7 @@ impl<S: HostStream> Connection<S> {
             update_owed: false,
             credit_request_owed: false,
             deadline: None,
-            probe: Probe { at: None, pause: PROBE_MIN },
+            probe: Probe { at: None, interval: MIN_PROBE_INTERVAL },
         }
     }
 
@@ -222,8 +222,8 @@ impl<S: HostStream> Connection<S> {
         }
         if self.probe.at.is_some_and(|at| at <= now) {
             self.credit_request_owed = true;
-            self.probe.at = Some(now + self.probe.pause);
-            self.probe.pause = (self.probe.pause * 2).min(PROBE_MAX);
+            self.probe.at = Some(now + self.probe.interval);
+            self.probe.interval = (self.probe.interval * 2).min(MAX_PROBE_INTERVAL);
         }
     }
 
@@ -417,7 +417,7 @@ impl<S: HostStream> Connection<S> {
             // A failed write has emptied the buffer.
             self.drop_buffered(len.min(self.buffer.len()));
         }
-        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_CAPACITY {
+        if self.buffer.is_empty() && self.buffer.capacity() > MAX_IDLE_CAPACITY {
             self.buffer = VecDeque::new();
         }
     }
@@ -466,7 +466,7 @@ impl<S: HostStream> Connection<S> {
             // What the guest wrote before it left still reaches a slow reader.
             self.inbound = Inbound::Draining;
             self.stream.shutdown_read();
-            self.quiet(Phase::Orphaned);
+            self.enter_phase(Phase::Orphaned);
         } else {
             self.finish(Phase::Gone);
         }
@@ -515,11 +515,11 @@ impl<S: HostStream> Connection<S> {
     /// Starts or stops asking for credit.
     fn watch_credit(&mut self, now: Instant) {
         if !self.wants_to_read() || self.peer.room() > 0 {
-            self.probe = Probe { at: None, pause: PROBE_MIN };
+            self.probe = Probe { at: None, interval: MIN_PROBE_INTERVAL };
             self.credit_request_owed = false;
         } else if self.probe.at.is_none() {
             self.credit_request_owed = self.peer.must_ask();
-            self.probe.at = Some(now + self.probe.pause);
+            self.probe.at = Some(now + self.probe.interval);
         }
     }
 
@@ -530,11 +530,11 @@ impl<S: HostStream> Connection<S> {
         }
         self.buffer = VecDeque::new();
         self.uncounted = 0;
-        self.quiet(phase);
+        self.enter_phase(phase);
     }
 
     /// Goes to a phase in which the guest is told nothing more but what belongs to the phase.
-    fn quiet(&mut self, phase: Phase) {
+    fn enter_phase(&mut self, phase: Phase) {
         self.phase = phase;
         self.deadline = None;
         self.probe.at = None;

@@ -26,7 +26,7 @@ pub const CID: u64 = 3;
 /// Bytes of a packet's header.
 pub const HEADER: usize = HEADER_LEN;
 const LISTENER: u64 = 1;
-const MOST: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 
 /// The host's side of the device, with real sockets.
 pub struct World {
@@ -38,8 +38,12 @@ pub struct World {
 impl World {
     /// A device whose hybrid socket is at `path`, where `listener` listens without blocking.
     pub fn new(path: &Path, listener: &Arc<UnixListener>) -> Self {
-        let endpoint =
-            Endpoint { guest_cid: CID, path: path.to_owned(), listener: Arc::clone(listener), max_connections: MOST };
+        let endpoint = Endpoint {
+            guest_cid: CID,
+            path: path.to_owned(),
+            listener: Arc::clone(listener),
+            max_connections: MAX_CONNECTIONS,
+        };
         Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), now: Instant::now(), hosts: Vec::new() }
     }
 
@@ -62,7 +66,7 @@ impl World {
 
     /// A client on the host wants to reach a port of the guest.
     pub fn connect(&mut self, port: u32) {
-        if self.hosts.len() < MOST {
+        if self.hosts.len() < MAX_CONNECTIONS {
             let (ours, theirs) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             self.hosts.push(ours);
@@ -95,7 +99,7 @@ impl World {
             }
         }
         self.muxer.expire(self.now);
-        assert!(self.muxer.len() <= MOST);
+        assert!(self.muxer.len() <= MAX_CONNECTIONS);
     }
 }
 

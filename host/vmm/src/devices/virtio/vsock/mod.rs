@@ -58,7 +58,7 @@ use virtio_queue::QueueT;
 
 use self::{
     muxer::{Endpoint, MAX_CONNECTIONS},
-    worker::{Parts, Shared, Wish},
+    worker::{ConnectRequest, Parts, Shared},
 };
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 
@@ -99,7 +99,7 @@ impl VsockHandle {
     /// Makes an open stream socket the host end of a stream to a port of the guest. If the guest refuses, does not
     /// answer or is not there any more, the stream is just closed. Before the driver is up the stream waits for it.
     pub fn connect(&self, port: u32, stream: OwnedFd) {
-        self.shared.wish(Wish { guest_port: port, stream });
+        self.shared.request(ConnectRequest { guest_port: port, stream });
     }
 }
 

@@ -40,7 +40,7 @@ const FIRST_PORT: u32 = 1 << 30;
 const LAST_RESERVED_PORT: u32 = 1023;
 
 /// Pause after the host ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where connections come from and go to.
 #[derive(Debug, Clone)]
@@ -160,7 +160,7 @@ impl Muxer {
                     _ => {
                         // The event is edge-triggered: what waits now is not announced again.
                         tracing::warn!(%error, "a vsock client can't be accepted now");
-                        self.accept_again = Some(now + ACCEPT_PAUSE);
+                        self.accept_again = Some(now + ACCEPT_RETRY_INTERVAL);
                         return;
                     }
                 },
@@ -181,7 +181,7 @@ impl Muxer {
     /// Something happened to the stream with this token; a token that is gone is ignored.
     pub(super) fn event(&mut self, token: u64, events: EventSet, now: Instant) {
         match self.slots.get_mut(&token) {
-            Some(Slot::Handshake(_)) => self.shake_hands(token, now),
+            Some(Slot::Handshake(_)) => self.read_handshake(token, now),
             Some(Slot::Connection { connection, .. }) => {
                 let readiness = Readiness {
                     readable: events.intersects(EventSet::IN | EventSet::READ_HANG_UP),
@@ -326,7 +326,7 @@ impl Muxer {
     }
 
     /// Reads a client's request, and not a byte beyond it.
-    fn shake_hands(&mut self, token: u64, now: Instant) {
+    fn read_handshake(&mut self, token: u64, now: Instant) {
         loop {
             let Some(Slot::Handshake(Handshake { stream, parser, .. })) = self.slots.get_mut(&token) else { return };
             let mut bytes = [0; MAX_LINE];

@@ -1,4 +1,4 @@
-//! The device's thread: one epoll over the queues' kicks, the hybrid socket, all streams and the handle's wishes.
+//! The device's thread: one epoll over the queues' kicks, the hybrid socket, all streams and the handle's requests.
 
 use std::{
     collections::VecDeque,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Most connect requests kept for a guest whose driver is not up.
-const MAX_WISHES: usize = 1024;
+const MAX_PENDING: usize = 1024;
 
 /// Packets handled in one direction before the other has its turn.
 const BUDGET: usize = 64;
@@ -41,7 +41,7 @@ const LISTENER: u64 = 3;
 
 /// A host stream that shall be connected to a port of the guest.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct ConnectRequest {
     pub(super) guest_port: u32,
     pub(super) stream: OwnedFd,
 }
@@ -50,7 +50,7 @@ pub(super) struct Wish {
 #[derive(Debug)]
 pub(super) struct Shared {
     /// `None` once the device is gone.
-    wishes: Mutex<Option<VecDeque<Wish>>>,
+    pending: Mutex<Option<VecDeque<ConnectRequest>>>,
     wake: EventFd,
     stop: AtomicBool,
 }
@@ -58,18 +58,21 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            wishes: Mutex::new(Some(VecDeque::new())),
+            pending: Mutex::new(Some(VecDeque::new())),
             wake: EventFd::new(EFD_NONBLOCK)?,
             stop: AtomicBool::new(false),
         })
     }
 
-    /// Keeps a wish until a thread takes it; when too many wait or the device is gone, the stream is closed.
-    pub(super) fn wish(&self, wish: Wish) {
-        match &mut *self.wishes() {
-            Some(wishes) if wishes.len() < MAX_WISHES => wishes.push_back(wish),
+    /// Keeps a request until a thread takes it; when too many wait or the device is gone, the stream is closed.
+    pub(super) fn request(&self, request: ConnectRequest) {
+        match &mut *self.pending() {
+            Some(pending) if pending.len() < MAX_PENDING => pending.push_back(request),
             Some(_) => {
-                tracing::warn!(port = wish.guest_port, "a vsock stream was turned away: too many wait for the guest");
+                tracing::warn!(
+                    port = request.guest_port,
+                    "a vsock stream was turned away: too many wait for the guest"
+                );
                 return;
             }
             None => return,
@@ -79,7 +82,7 @@ impl Shared {
 
     /// Closes the streams that wait, and those that still come.
     pub(super) fn close(&self) {
-        *self.wishes() = None;
+        *self.pending() = None;
     }
 
     /// Tells the thread to end, or allows a new one to run.
@@ -93,12 +96,12 @@ impl Shared {
         let _ = self.wake.write(1);
     }
 
-    fn take_wishes(&self) -> VecDeque<Wish> {
-        self.wishes().as_mut().map(std::mem::take).unwrap_or_default()
+    fn take_pending(&self) -> VecDeque<ConnectRequest> {
+        self.pending().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn wishes(&self) -> MutexGuard<'_, Option<VecDeque<Wish>>> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Option<VecDeque<ConnectRequest>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -220,9 +223,9 @@ struct Worker<'m> {
 impl<'m> Worker<'m> {
     fn run(&mut self) {
         let mut events = [EpollEvent::default(); 64];
-        // Buffers and wishes may have come before the thread.
+        // Buffers and requests may have come before the thread.
         let mut more = true;
-        self.grant_wishes(Instant::now());
+        self.connect_pending(Instant::now());
         while !self.shared.stop.load(Ordering::Acquire) {
             let timeout = if more { 0 } else { self.sleep_ms() };
             let count = match self.muxer.epoll().wait(timeout, &mut events) {
@@ -236,7 +239,7 @@ impl<'m> Worker<'m> {
             let now = Instant::now();
             for event in &events[..count] {
                 match event.data() {
-                    CONTROL => self.grant_wishes(now),
+                    CONTROL => self.connect_pending(now),
                     // New buffers are tried below in any case.
                     KICK_RX => {}
                     KICK_TX => self.tx_waits = true,
@@ -259,8 +262,8 @@ impl<'m> Worker<'m> {
         }
     }
 
-    fn grant_wishes(&mut self, now: Instant) {
-        for Wish { guest_port, stream } in self.shared.take_wishes() {
+    fn connect_pending(&mut self, now: Instant) {
+        for ConnectRequest { guest_port, stream } in self.shared.take_pending() {
             self.muxer.connect(guest_port, SocketStream::new(stream), false, now);
         }
     }

@@ -31,13 +31,13 @@ fn echo(driver: &mut Driver, until_closed: usize) {
     while echo.closed < until_closed {
         while let Some((header, payload)) = driver.try_receive() {
             last = Instant::now();
-            if let Some(answer) = echo.hear(&header, payload) {
+            if let Some(answer) = echo.on_packet(&header, payload) {
                 driver.send(&answer, b"", Layout::One);
             }
         }
         for port in echo.ports() {
             let most = if driver.can_send() { 60_000 } else { 0 };
-            let Some((header, data)) = echo.say(port, most) else { continue };
+            let Some((header, data)) = echo.next_packet(port, most) else { continue };
             if data.is_empty() {
                 driver.send(&header, b"", Layout::One);
                 continue;

@@ -26,7 +26,7 @@ pub(super) struct Echo {
 
 impl Echo {
     /// Takes a packet of the device; what has to be answered at once.
-    pub(super) fn hear(&mut self, header: &Header, payload: Vec<u8>) -> Option<Header> {
+    pub(super) fn on_packet(&mut self, header: &Header, payload: Vec<u8>) -> Option<Header> {
         let port = header.src_port;
         let op = Op::from_wire(header.op).unwrap();
         let Some(stream) = self.streams.get_mut(&port) else {
@@ -57,7 +57,7 @@ impl Echo {
     }
 
     /// What a stream has to send: at most so many bytes, or its end.
-    pub(super) fn say(&mut self, port: u32, most: usize) -> Option<(Header, Vec<u8>)> {
+    pub(super) fn next_packet(&mut self, port: u32, most: usize) -> Option<(Header, Vec<u8>)> {
         let stream = self.streams.get_mut(&port)?;
         let from = Header { src_port: 1024, dst_port: port, ..request(0, 0) };
         let room = stream.limit.wrapping_sub(stream.sent) as usize;

@@ -18,7 +18,7 @@ use bulkhead_queue::testing::Numbers;
 use crate::devices::virtio::{VirtioDevice, vsock::packet::Header};
 
 /// Longer than anything takes here.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A guest that sends back what it is sent.
 struct Guest {
@@ -36,7 +36,7 @@ impl Guest {
     fn answer(&mut self) {
         for port in self.echo.ports() {
             let most = self.numbers.below(60_000) as usize + 1;
-            self.out.extend(self.echo.say(port, most));
+            self.out.extend(self.echo.next_packet(port, most));
         }
     }
 
@@ -48,7 +48,7 @@ impl Guest {
         {
             most -= 1;
             self.spare.push(head);
-            self.out.extend(self.echo.hear(&header, payload).map(|answer| (answer, Vec::new())));
+            self.out.extend(self.echo.on_packet(&header, payload).map(|answer| (answer, Vec::new())));
         }
         self.answer();
         // As Linux does, it offers what it has read when half of the buffers are gone.
@@ -74,7 +74,7 @@ impl Guest {
             }
             let rings = if self.out.is_empty() { &[RX][..] } else { &[RX, TX] };
             let ready = rings.iter().any(|ring| self.driver.listen(*ring));
-            let woken = ready || self.driver.sleep(rings, PATIENCE);
+            let woken = ready || self.driver.sleep(rings, TIMEOUT);
             assert!(woken, "no interrupt: {} of {streams} ended, {} packets wait", self.echo.closed, self.out.len());
         }
     }
@@ -82,7 +82,7 @@ impl Guest {
 
 /// Writes some and reads it back, again and again; the longest wait.
 fn converse(mut stream: UnixStream, seed: u32, rounds: u32) -> Duration {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (mut numbers, mut longest) = (Numbers(seed), Duration::ZERO);
     for round in 0..rounds {
         let len = if numbers.below(8) == 0 { numbers.below(150_000) } else { numbers.below(500) } + 1;
