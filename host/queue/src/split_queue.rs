@@ -287,7 +287,7 @@ mod tests {
             assert!(queue.enable_notifications(&driver.0));
             assert_eq!(pop(&mut queue, &driver), Some(0));
             assert!(!queue.enable_notifications(&driver.0));
-            let expected = if event_idx { 1 } else { 0 };
+            let expected = u16::from(event_idx);
             assert_eq!((driver.load(USED), driver.load(AVAIL_EVENT)), (0, expected));
         }
     }
@@ -315,9 +315,9 @@ mod tests {
             driver.offer(&[SIZE, 0]);
             let head = pop(&mut queue, &driver).unwrap();
             if stage {
-                queue.stage(&driver.0, head, 0)
+                queue.stage(&driver.0, head, 0);
             } else {
-                queue.complete(&driver.0, head, 0)
+                queue.complete(&driver.0, head, 0);
             }
             assert!(queue.is_broken());
             assert_eq!((pop(&mut queue, &driver), driver.load(USED + 2)), (None, 0));
