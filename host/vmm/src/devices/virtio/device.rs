@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use bulkhead_queue::SplitQueue;
+use virtio_queue::{DescriptorChain, Queue};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::StopSignal;
@@ -32,59 +33,70 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Readable when the driver kicked the queue (ioeventfd).
     pub kick: EventFd,
-    /// The queue's "used buffer" notification. Ask `queue.needs_notification` first.
+    /// The queue's "used buffer" notification. Ask [`SplitQueue::should_interrupt`] first.
     pub interrupt: Arc<dyn Interrupt>,
 }
 
 impl ActiveQueue {
+    /// The queue in the hands of a worker.
+    pub(crate) fn run(self) -> RunningQueue {
+        RunningQueue { queue: SplitQueue::new(self.queue), kick: self.kick, interrupt: self.interrupt }
+    }
+
     /// Serves the queue until the worker is stopped; the body of a thread that has one queue and nothing else.
     pub(crate) fn serve<'m>(
-        mut self,
+        self,
         stop: &StopSignal,
         memory: &'m GuestRam,
         mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32,
     ) {
+        let mut running = self.run();
         loop {
-            self.drain(memory, &mut serve);
-            if stop.wait(&[&self.kick]).is_none() {
+            running.drain(memory, &mut serve);
+            if stop.wait(&[&running.kick]).is_none() {
                 return;
             }
-            let _ = self.kick.read();
+            let _ = running.kick.read();
+        }
+    }
+}
+
+/// A queue that a worker serves.
+pub(crate) struct RunningQueue {
+    pub(crate) queue: SplitQueue,
+    pub(crate) kick: EventFd,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl RunningQueue {
+    /// Interrupts the driver for the chains completed so far, if it wants to know of them.
+    pub(crate) fn notify(&mut self, memory: &GuestRam) {
+        if self.queue.should_interrupt(memory) {
+            self.interrupt.trigger();
         }
     }
 
-    /// Serves every available chain and tells the driver; `serve` returns the bytes it wrote into the chain.
+    /// Serves every available chain and notifies the driver; `serve` returns the bytes it wrote into the chain.
     ///
-    /// Ends although the available ring claims more when no chain can be taken from it: a broken ring must not keep
-    /// a device's thread from being stopped.
+    /// Ends although the available ring claims more when no chain can be taken from it: a driver that plays with its
+    /// index must not keep a device's thread from being stopped.
     fn drain<'m>(&mut self, memory: &'m GuestRam, mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32) {
         loop {
-            let mut taken = false;
-            let mut used = false;
-            let mut told = Instant::now();
-            while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
+            let (mut taken, mut notified) = (false, Instant::now());
+            while let Some(chain) = self.queue.pop(memory) {
                 taken = true;
                 let head = chain.head_index();
                 let written = serve(chain);
-                used |= self.queue.add_used(memory, head, written).is_ok();
-                if used && told.elapsed() >= MAX_NOTIFY_DELAY {
-                    self.tell(memory);
-                    (used, told) = (false, Instant::now());
+                self.queue.complete(memory, head, written);
+                if notified.elapsed() >= MAX_NOTIFY_DELAY {
+                    self.notify(memory);
+                    notified = Instant::now();
                 }
             }
-            if used {
-                self.tell(memory);
-            }
-            if !self.queue.enable_notification(memory).unwrap_or(false) || !taken {
+            self.notify(memory);
+            if !self.queue.enable_notifications(memory) || !taken {
                 return;
             }
-        }
-    }
-
-    /// Tells the driver of served chains, if it wants to know.
-    fn tell(&mut self, memory: &GuestRam) {
-        if self.queue.needs_notification(memory).unwrap_or(true) {
-            self.interrupt.trigger();
         }
     }
 }
@@ -171,9 +183,9 @@ mod tests {
         let interrupt = Arc::new(Counter::default());
         let line: Arc<dyn Interrupt> = Arc::<Counter>::clone(&interrupt);
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let mut active = ActiveQueue { queue: mock.create_queue().unwrap(), kick, interrupt: line };
+        let mut running = ActiveQueue { queue: mock.create_queue().unwrap(), kick, interrupt: line }.run();
         let (mut told, mut at) = ([0; 5], 0);
-        active.drain(&memory, |_| {
+        running.drain(&memory, |_| {
             told[at] = interrupt.0.load(Ordering::SeqCst);
             if slow.contains(&at) {
                 thread::sleep(2 * MAX_NOTIFY_DELAY);

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::DescriptorChain;
 use vmm_sys_util::{
     epoll::{ControlOperation, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
@@ -24,7 +24,7 @@ use super::{
     stream::SocketStream,
 };
 use crate::{
-    devices::virtio::{ActiveQueue, Interrupt},
+    devices::virtio::{ActiveQueue, RunningQueue},
     memory::GuestRam,
 };
 
@@ -105,64 +105,6 @@ impl Shared {
     }
 }
 
-/// A queue and what is known of it.
-struct Ring {
-    queue: Queue,
-    interrupt: Arc<dyn Interrupt>,
-    /// Buffers were returned since the driver was last told.
-    returned: bool,
-    /// The driver broke the ring; it is not looked at until the device is reset.
-    broken: bool,
-}
-
-impl Ring {
-    fn new(queue: Queue, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { queue, interrupt, returned: false, broken: false }
-    }
-
-    fn pop<'m>(&mut self, memory: &'m GuestRam) -> Option<DescriptorChain<&'m GuestRam>> {
-        if self.broken {
-            return None;
-        }
-        let popped = self.queue.iter(memory).map(|mut chains| chains.next());
-        self.unless_broken(popped).flatten()
-    }
-
-    fn give_back(&mut self, memory: &GuestRam, head: u16, len: u32) {
-        self.returned = true;
-        let added = self.queue.add_used(memory, head, len);
-        self.unless_broken(added);
-    }
-
-    /// Asks for a kick with the next buffer; true if there is one already.
-    fn enable_kicks(&mut self, memory: &GuestRam) -> bool {
-        let more = self.queue.enable_notification(memory);
-        self.unless_broken(more).unwrap_or(false) && !self.broken
-    }
-
-    fn disable_kicks(&mut self, memory: &GuestRam) {
-        let disabled = self.queue.disable_notification(memory);
-        self.unless_broken(disabled);
-    }
-
-    /// Tells the driver of returned buffers, if it wants to know.
-    fn notify(&mut self, memory: &GuestRam) {
-        if std::mem::take(&mut self.returned) && self.queue.needs_notification(memory).unwrap_or(true) {
-            self.interrupt.trigger();
-        }
-    }
-
-    fn unless_broken<T>(&mut self, result: Result<T, virtio_queue::Error>) -> Option<T> {
-        result
-            .inspect_err(|error| {
-                if !std::mem::replace(&mut self.broken, true) {
-                    tracing::warn!(%error, "the guest broke a vsock queue; it rests until the device is reset");
-                }
-            })
-            .ok()
-    }
-}
-
 /// What the thread is started with.
 pub(super) struct Parts {
     pub(super) memory: Arc<GuestRam>,
@@ -195,23 +137,21 @@ pub(super) fn run(parts: Parts, muxer: Muxer) {
     let mut worker = Worker {
         memory: &memory,
         shared: &shared,
-        rx: Ring::new(rx.queue, rx.interrupt),
-        tx: Ring::new(tx.queue, tx.interrupt),
+        rx: rx.run(),
+        tx: tx.run(),
         tx_waits: true,
         muxer,
         chain: Vec::new(),
         payload: Vec::new(),
     };
     worker.run();
-    // The counters are watched until here.
-    drop((rx.kick, tx.kick));
 }
 
 struct Worker<'m> {
     memory: &'m GuestRam,
     shared: &'m Shared,
-    rx: Ring,
-    tx: Ring,
+    rx: RunningQueue,
+    tx: RunningQueue,
     /// The transmit queue may hold packets.
     tx_waits: bool,
     muxer: Muxer,
@@ -250,7 +190,7 @@ impl<'m> Worker<'m> {
             self.muxer.expire(now);
             self.transmit(now);
             let output_left = self.receive(now);
-            more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.broken);
+            more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.queue.is_broken());
         }
     }
 
@@ -273,16 +213,16 @@ impl<'m> Worker<'m> {
         if !self.tx_waits {
             return;
         }
-        self.tx.disable_kicks(self.memory);
+        self.tx.queue.disable_notifications(self.memory);
         for _ in 0..BUDGET {
             if self.muxer.is_stalled() {
                 break;
             }
-            if let Some(chain) = self.tx.pop(self.memory) {
+            if let Some(chain) = self.tx.queue.pop(self.memory) {
                 let head = chain.head_index();
                 self.take_packet(chain, now);
-                self.tx.give_back(self.memory, head, 0);
-            } else if !self.tx.enable_kicks(self.memory) {
+                self.tx.queue.complete(self.memory, head, 0);
+            } else if !self.tx.queue.enable_notifications(self.memory) {
                 self.tx_waits = false;
                 break;
             }
@@ -311,12 +251,13 @@ impl<'m> Worker<'m> {
         if !self.muxer.has_output() {
             return false;
         }
-        self.rx.disable_kicks(self.memory);
+        self.rx.queue.disable_notifications(self.memory);
         let mut budget = BUDGET;
         while budget > 0 && self.muxer.has_output() {
-            let Some(chain) = self.rx.pop(self.memory) else {
-                if self.rx.enable_kicks(self.memory) {
-                    self.rx.disable_kicks(self.memory);
+            let position = self.rx.queue.position();
+            let Some(chain) = self.rx.queue.pop(self.memory) else {
+                if self.rx.queue.enable_notifications(self.memory) {
+                    self.rx.queue.disable_notifications(self.memory);
                     continue;
                 }
                 break;
@@ -324,9 +265,9 @@ impl<'m> Worker<'m> {
             budget -= 1;
             let head = chain.head_index();
             if let Some(len) = self.fill(chain, now) {
-                self.rx.give_back(self.memory, head, len);
+                self.rx.queue.complete(self.memory, head, len);
             } else {
-                self.rx.queue.go_to_previous_position();
+                self.rx.queue.rewind(position);
                 budget = 0;
                 break;
             }
