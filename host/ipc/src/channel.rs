@@ -16,13 +16,13 @@ use serde::de::DeserializeOwned;
 #[derive(Debug, thiserror::Error)]
 pub enum PacketError {
     /// The socket failed.
-    #[error("a packet cannot be received")]
+    #[error("cannot receive a packet")]
     Socket(#[source] io::Error),
     /// It is too long.
-    #[error("a packet has more than {0} bytes")]
+    #[error("packet is longer than {0} bytes")]
     TooLong(usize),
     /// It is not the expected JSON.
-    #[error("a packet is no command")]
+    #[error("invalid packet: unknown command")]
     Syntax(#[from] serde_json::Error),
 }
 

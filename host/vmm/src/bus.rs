@@ -24,7 +24,7 @@ pub struct Bus {
 
 /// Two devices claim the same address: a mistake of the machine's builder.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the range at {start:#x} is taken")]
+#[error("address {start:#x} is already in use")]
 pub struct Overlap {
     start: u64,
 }

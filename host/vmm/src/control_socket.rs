@@ -11,7 +11,7 @@ use super::{
     api::{Command, Event, MAX_PACKET},
     error::VmmError,
 };
-use bulkhead_ipc::{channel, inherited, report::chain};
+use bulkhead_ipc::{channel, inherited};
 
 /// The socket.
 pub(super) struct ControlSocket(OwnedFd);
@@ -19,17 +19,12 @@ pub(super) struct ControlSocket(OwnedFd);
 impl ControlSocket {
     /// Takes the inherited descriptor, if it is what the backend hands over.
     pub(super) fn inherited() -> Result<Self, VmmError> {
-        inherited::socket(SockType::SeqPacket).map(Self).ok_or_else(|| {
-            let fd = inherited::FD;
-            VmmError::Control(format!(
-                "descriptor {fd} is no SOCK_SEQPACKET socket; `bulkhead vmm` is started by the backend"
-            ))
-        })
+        inherited::socket(SockType::SeqPacket).map(Self).ok_or(VmmError::NoControlSocket(inherited::FD))
     }
 
     /// The next command with the descriptor beside it; `None` when the backend is gone.
     pub(super) fn receive(&self) -> Result<Option<(Command, Option<OwnedFd>)>, VmmError> {
-        channel::receive(&self.0, MAX_PACKET).map_err(|error| VmmError::Control(chain(&error)))
+        Ok(channel::receive(&self.0, MAX_PACKET)?)
     }
 
     /// Sends an event; a backend that is gone is noticed by [`Self::receive`].

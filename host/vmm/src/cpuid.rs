@@ -65,7 +65,7 @@ pub(super) fn for_vcpu(supported: &CpuId, id: u8, cpus: u8) -> Result<CpuId, Vmm
         ..Default::default()
     };
     entries.extend([leaf_b(0, 0, 1, LEVEL_SMT), leaf_b(1, core_bits, cpus, LEVEL_CORE)]);
-    CpuId::from_entries(&entries).map_err(|_| VmmError::KvmCapability("room for the CPUID leaves"))
+    CpuId::from_entries(&entries).map_err(|_| VmmError::KvmCapability("so many CPUID leaves"))
 }
 
 /// Leaves that are made here instead of filtered.

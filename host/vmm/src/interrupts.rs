@@ -48,7 +48,7 @@ impl GsiRouter {
 
     /// Takes the next free GSI. Its route exists once [`MsiVector::route`] is called, its irqfd while it is connected.
     pub fn vector(self: &Arc<Self>) -> Result<MsiVector, VmmError> {
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let gsi = layout::FIRST_MSI_GSI + messages.len() as u32;
         messages.push(None);
@@ -57,9 +57,7 @@ impl GsiRouter {
 
     fn set(&self, gsi: u32, message: MsiMessage) -> Result<(), VmmError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = messages
-            .get_mut((gsi - layout::FIRST_MSI_GSI) as usize)
-            .ok_or(VmmError::GuestMemory("an interrupt route"))?;
+        let slot = messages.get_mut((gsi - layout::FIRST_MSI_GSI) as usize).ok_or(VmmError::UnknownGsi(gsi))?;
         if *slot == Some(message) {
             return Ok(());
         }
@@ -71,7 +69,8 @@ impl GsiRouter {
                     message.map(|message| msi_entry(layout::FIRST_MSI_GSI + i as u32, message))
                 }))
                 .collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| VmmError::KvmCapability("enough GSI routes"))?;
+        let table =
+            KvmIrqRouting::from_entries(&entries).map_err(|_| VmmError::KvmCapability("so many interrupt routes"))?;
         self.vm.set_gsi_routing(&table).map_err(kvm("route interrupts"))
     }
 }

@@ -52,7 +52,7 @@ pub fn run() -> ExitCode {
 fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>, VmmError> {
     let (config, network) = match control.receive()? {
         Some((Command::Boot(config), network)) => (config, network),
-        Some(_) => return Err(VmmError::Control("the first command is not `boot`".into())),
+        Some(_) => return Err(VmmError::NotBoot),
         None => return Ok(None),
     };
     let machine = Machine::start(&config, network)?;
@@ -77,7 +77,7 @@ fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>
             Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.vcpu_views() }),
             Some((Command::Kill, _)) | None => return Ok(None),
             Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
-                tracing::warn!("a command that makes no sense now was ignored");
+                tracing::warn!("ignoring a command that is not valid now");
             }
         }
     }

@@ -83,12 +83,12 @@ impl Machine {
         let vm = create_vm(&kvm_fd)?;
         let memory = Arc::new(memory::create(config.memory_mib)?);
         memory::register(&vm, &memory)?;
-        let exit = ExitSignal::new().map_err(host("an eventfd"))?;
+        let exit = ExitSignal::new().map_err(host("create an eventfd"))?;
         let console = Arc::new(Mutex::new(ConsoleLog::new(files.console)));
         let mut board = Board::new(vm, memory);
         board.plug_platform(files.serial, &exit)?;
         for (file, readonly, name) in files.disks {
-            let block = Block::new(file, readonly, &name).map_err(host("the size of a disk"))?;
+            let block = Block::new(file, readonly, &name).map_err(host("read the size of a disk"))?;
             board.plug_virtio(Box::new(block))?;
         }
         let vsock = match &config.vsock {
@@ -107,7 +107,7 @@ impl Machine {
         let entry = boot::load(&board.memory, config)?;
         // Everything is open; the threads that the guest can reach start confined.
         sandbox::confine_vmm(sockets)?;
-        vcpu_state::prepare().map_err(host("a signal handler"))?;
+        vcpu_state::prepare().map_err(host("install a signal handler"))?;
         let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
         Ok(Self { memory, vcpus, console, vsock, net, exit })
     }
@@ -189,12 +189,12 @@ impl Board {
 
     fn plug_platform(&mut self, serial: Option<File>, exit: &ExitSignal) -> Result<(), VmmError> {
         let power = Arc::new(Mutex::new(Power::new(exit.clone())));
-        insert(&mut self.ports, u64::from(layout::POWER_PORT), power::LEN, power)?;
+        self.ports.insert(u64::from(layout::POWER_PORT), power::LEN, power)?;
         if let Some(output) = serial {
-            let line = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+            let line = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
             self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(kvm("attach an irqfd"))?;
             let port = Arc::new(Mutex::new(SerialPort::new(line, ConsoleLog::new(Some(output)))));
-            insert(&mut self.ports, u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
+            self.ports.insert(u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
         }
         Ok(())
     }
@@ -203,8 +203,8 @@ impl Board {
         let bar = layout::PCI_MMIO_START + self.slots * BAR_SIZE;
         self.slots += 1;
         let function = VirtioPci::new(device, Arc::clone(&self.memory), &self.vm, &self.router, bar)?;
-        insert(&mut self.mmio, bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
-        self.pci.plug(function).map(|_| ()).ok_or(VmmError::GuestMemory("one more PCI device"))
+        self.mmio.insert(bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
+        self.pci.plug(function).map(|_| ()).ok_or(VmmError::TooManyDevices)
     }
 
     /// A backend that cannot be used costs the guest its network, not its start.
@@ -215,7 +215,7 @@ impl Board {
                 Ok(Some(handle))
             }
             Err(error) => {
-                tracing::warn!("the machine has no network: {}", chain(&error));
+                tracing::warn!(error = %chain(&error), "starting the machine without a network");
                 Ok(None)
             }
         }
@@ -230,12 +230,12 @@ impl Board {
         exit: &ExitSignal,
     ) -> Result<(Vec<Arc<Shared>>, Arc<GuestRam>), VmmError> {
         let pci = Arc::new(Mutex::new(self.pci));
-        insert(&mut self.mmio, layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
+        self.mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
         let buses = Arc::new(Buses { ports: self.ports, memory: self.mmio });
         let supported = cpuid::supported(kvm_fd)?;
         let mut vcpus = Vec::new();
         for id in 0..cpus {
-            let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("make a vCPU"))?;
+            let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("create a vCPU"))?;
             vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, cpus)?).map_err(kvm("set CPU features"))?;
             boot::set_msrs(&vcpu)?;
             if id == 0 {
@@ -265,16 +265,12 @@ fn create_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, VmmError> {
         match kvm_fd.create_vm() {
             // KVM_CREATE_VM can be interrupted by a signal.
             Err(error) if error.errno() == libc::EINTR => {}
-            other => break other.map_err(kvm("make a VM"))?,
+            other => break other.map_err(kvm("create a VM"))?,
         }
     };
     vm.set_tss_address(layout::TSS_START as usize).map_err(kvm("set the TSS address"))?;
-    vm.create_irq_chip().map_err(kvm("make an interrupt controller"))?;
+    vm.create_irq_chip().map_err(kvm("create an interrupt controller"))?;
     Ok(Arc::new(vm))
-}
-
-fn insert(bus: &mut Bus, start: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmmError> {
-    bus.insert(start, len, device).map_err(|_| VmmError::GuestMemory("a device at a taken address"))
 }
 
 fn open_failed(what: &'static str, path: &Path, source: std::io::Error) -> VmmError {

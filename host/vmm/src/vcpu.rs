@@ -59,7 +59,7 @@ pub(super) fn spawn(
             }
         }
     };
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(host("a vCPU thread"))?;
+    thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(host("start a vCPU thread"))?;
     Ok(())
 }
 
@@ -85,9 +85,9 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
         }
         Ok(VcpuExit::Shutdown) => return Err(ExitReason::TripleFault),
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => count(&counters.other),
-        Ok(VcpuExit::FailEntry(reason, _)) => return Err(failed(vcpu, &format!("entry failed ({reason:#x})"))),
-        Ok(VcpuExit::InternalError) => return Err(failed(vcpu, "KVM met an instruction it cannot emulate")),
-        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(failed(vcpu, &format!("system event {kind}"))),
+        Ok(VcpuExit::FailEntry(reason, _)) => return Err(failed(vcpu, &format!("VM entry failed ({reason:#x})"))),
+        Ok(VcpuExit::InternalError) => return Err(failed(vcpu, "KVM cannot emulate an instruction")),
+        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(failed(vcpu, &format!("unexpected system event {kind}"))),
         Ok(other) => {
             let message = format!("unexpected exit {other:?}");
             return Err(ExitReason::Error { message });
@@ -102,8 +102,8 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
 fn failed(vcpu: &VcpuFd, what: &str) -> ExitReason {
     let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
     let message = format!(
-        "the vCPU stopped at rip {rip:#x}: {what}; if this is the first start on this machine, \
-         its /dev/kvm may not be able to run a Linux guest (see: bulkhead doctor)"
+        "a vCPU stopped at rip {rip:#x}: {what}; if this host has never run a VM of Bulkhead, \
+         its KVM may be unable to run Linux guests (see: bulkhead doctor)"
     );
     ExitReason::Error { message }
 }

@@ -11,16 +11,16 @@ use std::path::Path;
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The file system rules were refused.
-    #[error("Landlock refused its rules")]
+    #[error("cannot apply the Landlock rules")]
     Landlock(#[from] ::landlock::RulesetError),
     /// A folder of the rules could not be opened.
-    #[error("a folder of the Landlock rules cannot be opened")]
+    #[error("cannot open a directory of the Landlock rules")]
     Path(#[from] ::landlock::PathFdError),
     /// The system call filter could not be built.
-    #[error("the system call filter cannot be built")]
+    #[error("cannot build the system call filter")]
     Filter(#[from] seccompiler::BackendError),
     /// The system call filter was refused.
-    #[error("the kernel refused the system call filter")]
+    #[error("cannot install the system call filter")]
     Seccomp(#[from] seccompiler::Error),
 }
 

@@ -36,7 +36,7 @@ fn write_page_tables(memory: &GuestRam) -> Result<(), VmmError> {
     const PAGE: u64 = 0x1000;
     let pdpt = layout::PAGE_TABLES_START + PAGE;
     let put = |value: u64, at: u64| {
-        memory.write_obj(value.to_le(), GuestAddress(at)).map_err(|_| VmmError::GuestMemory("page tables"))
+        memory.write_obj(value.to_le(), GuestAddress(at)).map_err(|_| VmmError::GuestMemory("the page table"))
     };
     put(pdpt | PRESENT_WRITABLE, layout::PAGE_TABLES_START)?;
     for gib in 0..4 {

@@ -27,5 +27,6 @@ pub(super) fn write(memory: &GuestRam, rsdp: u64) -> Result<(), VmmError> {
     };
     let mut params = BootParams::new(&info, GuestAddress(layout::PVH_INFO_START));
     params.set_sections(&map, GuestAddress(layout::PVH_MEMMAP_START));
-    PvhBootConfigurator::write_bootparams(&params, memory).map_err(|_| VmmError::GuestMemory("PVH start information"))
+    PvhBootConfigurator::write_bootparams(&params, memory)
+        .map_err(|_| VmmError::GuestMemory("the PVH start information"))
 }

@@ -99,7 +99,7 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
 pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
-        .map_err(|_| VmmError::KvmCapability("room for two MSRs"))?;
+        .map_err(|_| VmmError::KvmCapability("setting two MSRs at once"))?;
     vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())
 }
 

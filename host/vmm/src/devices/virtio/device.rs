@@ -119,8 +119,11 @@ pub enum ActivateError {
     /// The driver left a queue disabled that the device cannot do without.
     #[error("queue {0} is not enabled")]
     MissingQueue(usize),
+    /// The driver placed a queue outside of guest memory.
+    #[error("queue {0} lies outside of guest memory")]
+    InvalidQueue(usize),
     /// The host refused a thread, descriptor or event.
-    #[error("a host resource could not be had")]
+    #[error("cannot get a thread, descriptor or event from the host")]
     Host(#[from] io::Error),
 }
 

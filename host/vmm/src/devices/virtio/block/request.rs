@@ -1,5 +1,6 @@
 //! Requests (virtio 1.3, 5.2.6): a header, data, a status byte.
 
+use bulkhead_ipc::report::chain;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
@@ -81,7 +82,7 @@ impl<'m> Request<'m> {
             Ok(written) => (STATUS_OK, written),
             Err(RequestError::Unsupported) => (STATUS_UNSUPPORTED, 0),
             Err(error) => {
-                tracing::warn!(kind = self.kind, sector = self.sector, %error, "a disk request failed");
+                tracing::warn!(kind = self.kind, sector = self.sector, error = %chain(&error), "disk request failed");
                 (STATUS_ERROR, 0)
             }
         };

@@ -58,7 +58,7 @@ fn write(file: &mut File, written: &mut u64, bytes: &[u8]) -> io::Result<()> {
         *written = bytes.len() as u64;
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(b"[the console's earlier output was dropped: it had grown too long]\n")?;
+        file.write_all(b"[earlier console output was dropped: the log had reached 16 MiB]\n")?;
     }
     file.write_all(bytes)
 }

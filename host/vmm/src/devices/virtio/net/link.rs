@@ -43,7 +43,7 @@ const PASSED_FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// A request failed or was refused.
-    #[error("the network process does not {what}")]
+    #[error("the network process failed to {what}")]
     Request {
         /// What was asked, as the end of a sentence.
         what: &'static str,
@@ -52,13 +52,13 @@ pub enum LinkError {
         source: vhost::Error,
     },
     /// It offers less than its predecessor.
-    #[error("the network process lacks features that the guest uses already")]
+    #[error("the network process lacks features that the guest already uses")]
     Features,
     /// A queue lies outside of guest memory.
     #[error("a network queue lies outside of guest memory")]
     Queue,
     /// The host refused a descriptor.
-    #[error("a host resource could not be had")]
+    #[error("cannot get a descriptor or event from the host")]
     Host(#[from] io::Error),
 }
 
@@ -123,12 +123,12 @@ impl Link {
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
         let mut frontend = Frontend::from_stream(stream, QUEUES as u64);
         frontend.set_owner().map_err(failed("answer"))?;
-        let offered = frontend.get_features().map_err(failed("tell its features"))?;
+        let offered = frontend.get_features().map_err(failed("report its features"))?;
         let mut protocol = VhostUserProtocolFeatures::empty();
         if offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0 {
-            protocol = frontend.get_protocol_features().map_err(failed("tell its protocol features"))?
+            protocol = frontend.get_protocol_features().map_err(failed("report its protocol features"))?
                 & (VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK);
-            frontend.set_protocol_features(protocol).map_err(failed("take its protocol features"))?;
+            frontend.set_protocol_features(protocol).map_err(failed("accept the protocol features"))?;
             if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
                 frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
@@ -150,7 +150,7 @@ impl Link {
             let (_, payload) = self
                 .frontend
                 .get_config(0, CONFIG_LEN as u32, VhostUserConfigFlags::WRITABLE, &config)
-                .map_err(failed("tell its configuration"))?;
+                .map_err(failed("report its configuration"))?;
             for (to, from) in config.iter_mut().zip(payload) {
                 *to = from;
             }
@@ -162,9 +162,9 @@ impl Link {
     /// order, so after a crash only chains that nobody has answered are served again.
     pub(super) fn start(&mut self, rings: &Rings) -> Result<(), LinkError> {
         let extra = self.offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        self.frontend.set_features(rings.features | extra).map_err(failed("take its features"))?;
+        self.frontend.set_features(rings.features | extra).map_err(failed("accept the driver's features"))?;
         let regions = rings.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region);
-        let regions = regions.collect::<Result<Vec<_>, _>>().map_err(failed("get guest memory"))?;
+        let regions = regions.collect::<Result<Vec<_>, _>>().map_err(failed("get a description of guest memory"))?;
         self.frontend.set_mem_table(&regions).map_err(failed("map guest memory"))?;
         for (index, ring) in rings.each.iter().enumerate() {
             let host = |address| rings.memory.get_host_address(address).map(|p| p as u64).map_err(|_| LinkError::Queue);
@@ -179,11 +179,11 @@ impl Link {
                 avail_ring_addr: host(ring.driver)?,
                 log_addr: None,
             };
-            self.frontend.set_vring_num(index, ring.size).map_err(failed("take a queue"))?;
-            self.frontend.set_vring_addr(index, &addresses).map_err(failed("take a queue"))?;
-            self.frontend.set_vring_base(index, base).map_err(failed("take a queue"))?;
-            self.frontend.set_vring_call(index, &ring.call).map_err(failed("take a queue"))?;
-            self.frontend.set_vring_kick(index, &ring.kick).map_err(failed("take a queue"))?;
+            self.frontend.set_vring_num(index, ring.size).map_err(failed("set up a queue"))?;
+            self.frontend.set_vring_addr(index, &addresses).map_err(failed("set up a queue"))?;
+            self.frontend.set_vring_base(index, base).map_err(failed("set up a queue"))?;
+            self.frontend.set_vring_call(index, &ring.call).map_err(failed("set up a queue"))?;
+            self.frontend.set_vring_kick(index, &ring.kick).map_err(failed("set up a queue"))?;
             if extra != 0 {
                 self.frontend.set_vring_enable(index, true).map_err(failed("enable a queue"))?;
             }
@@ -194,7 +194,7 @@ impl Link {
     /// Takes the queues back: once the backend has answered it touches guest memory no more.
     pub(super) fn stop(&mut self) -> Result<(), LinkError> {
         for index in 0..QUEUES {
-            self.frontend.get_vring_base(index).map_err(failed("give a queue back"))?;
+            self.frontend.get_vring_base(index).map_err(failed("return a queue"))?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bulkhead_ipc::report::chain;
 use link::{Link, LinkError, Rings};
 
 use super::{ActivateError, Activation, VirtioDevice};
@@ -76,7 +77,9 @@ impl NetHandle {
         });
         match result {
             Ok(link) => shared.link = Some(link),
-            Err(error) => tracing::warn!(error = %bulkhead_ipc::report::chain(&error), "a network backend is unusable"),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot use the new network backend");
+            }
         }
     }
 }
@@ -113,7 +116,7 @@ impl VirtioDevice for Net {
             && let Err(error) = link.start(&rings)
         {
             // The guest keeps its interface; the backend's successor will move its frames.
-            tracing::warn!(error = %bulkhead_ipc::report::chain(&error), "the network backend does not take the queues");
+            tracing::warn!(error = %chain(&error), "the network backend rejected the queues");
             shared.link = None;
         }
         shared.rings = Some(rings);
@@ -126,7 +129,7 @@ impl VirtioDevice for Net {
             && let Some(link) = &mut shared.link
             && let Err(error) = link.stop()
         {
-            tracing::warn!(error = %bulkhead_ipc::report::chain(&error), "the network backend does not stop");
+            tracing::warn!(error = %chain(&error), "the network backend did not stop");
             shared.link = None;
         }
     }

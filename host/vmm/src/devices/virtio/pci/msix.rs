@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_ipc::report::chain;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
@@ -135,7 +136,7 @@ impl Msix {
         if !entry.masked
             && let Err(error) = entry.vector.route(entry.message)
         {
-            tracing::warn!(%error, "an interrupt of the guest is lost");
+            tracing::warn!(error = %chain(&error), "cannot route a guest interrupt: it will be lost");
         }
         state.connect(index);
     }
@@ -180,7 +181,7 @@ impl State {
         let done = if unmasked { entry.vector.connect() } else { entry.vector.disconnect() };
         match done {
             Ok(()) => entry.connected = unmasked,
-            Err(error) => tracing::warn!(%error, "an interrupt of the guest is lost"),
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot mask or unmask a guest interrupt"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use bulkhead_ipc::report::chain;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -93,7 +94,7 @@ impl VirtioPci {
         let msix = Msix::new(vectors);
         let kicks = (0..sizes.len())
             .map(|queue| {
-                let kick = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+                let kick = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
                 let address = IoEventAddress::Mmio(bar + Region::Notify.start() + queue as u64 * 4);
                 vm.register_ioevent(&kick, &address, NoDatamatch).map_err(kvm("attach an ioeventfd"))?;
                 Ok(kick)
@@ -106,7 +107,7 @@ impl VirtioPci {
 
     fn activate(&mut self) {
         let Some(built) = self.common.build_queues(&self.memory) else {
-            tracing::warn!(device = self.device.device_type(), "the guest set up a virtqueue wrongly");
+            tracing::warn!(device = self.device.device_type(), "the guest configured a virtqueue wrongly");
             return self.needs_reset();
         };
         let mut queues = Vec::new();
@@ -128,7 +129,7 @@ impl VirtioPci {
         };
         self.active = true;
         if let Err(error) = self.device.activate(activation) {
-            tracing::warn!(device = self.device.device_type(), %error, "a virtio device could not start");
+            tracing::warn!(device = self.device.device_type(), error = %chain(&error), "cannot start a virtio device");
             self.needs_reset();
         }
     }

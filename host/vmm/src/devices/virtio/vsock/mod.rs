@@ -112,7 +112,7 @@ impl Vsock {
     /// A reserved `cid`, a path that can't be bound or is too long, or one on which somebody listens.
     pub fn new(cid: u32, socket_path: PathBuf) -> io::Result<(Self, VsockHandle)> {
         if !(FIRST_GUEST_CID..u32::MAX).contains(&cid) {
-            let text = format!("{cid} is not a guest's context id: use {FIRST_GUEST_CID} or more");
+            let text = format!("invalid guest context ID {cid}: must be at least {FIRST_GUEST_CID}");
             return Err(io::Error::new(ErrorKind::InvalidInput, text));
         }
         let (listener, socket_file) = listen(&socket_path)?;
@@ -160,8 +160,7 @@ impl VirtioDevice for Vsock {
             if active.queue.is_valid(&*memory) {
                 return Ok(Some(active));
             }
-            let text = format!("queue {index} lies outside guest memory");
-            Err(io::Error::new(ErrorKind::InvalidInput, text).into())
+            Err(ActivateError::InvalidQueue(index))
         };
         let (rx, tx, event) = (next(RX)?, next(TX)?, next(EVENT)?);
         let parts = Parts {
@@ -182,7 +181,7 @@ impl VirtioDevice for Vsock {
         if let Some(thread) = self.thread.take() {
             self.shared.set_stop(true);
             if thread.join().is_err() {
-                tracing::error!("the vsock thread had panicked");
+                tracing::error!("the vsock thread panicked");
             }
         }
     }
@@ -207,7 +206,7 @@ impl SocketFile {
     fn remove(&self) {
         let same = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
         if same && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the vsock socket can't be removed");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the vsock socket");
         }
     }
 }
@@ -215,7 +214,7 @@ impl SocketFile {
 /// Binds the hybrid socket for its owner alone.
 fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     if path.as_os_str().as_bytes().len() + MAX_SUFFIX > MAX_PATH {
-        let text = format!("{} is too long for a socket: at most {} bytes", path.display(), MAX_PATH - MAX_SUFFIX);
+        let text = format!("socket path too long: at most {} bytes are possible", MAX_PATH - MAX_SUFFIX);
         return Err(io::Error::new(ErrorKind::InvalidInput, text));
     }
     let listener = match UnixListener::bind(path) {

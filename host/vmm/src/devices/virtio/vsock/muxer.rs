@@ -146,7 +146,7 @@ impl Muxer {
             match self.endpoint.listener.accept() {
                 Ok((stream, _)) => {
                     if self.is_full() {
-                        tracing::warn!("a vsock client was turned away: too many connections");
+                        tracing::warn!("rejecting a vsock client: too many connections");
                         continue;
                     }
                     let stream = SocketStream::new(stream.into());
@@ -159,7 +159,7 @@ impl Muxer {
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     _ => {
                         // The event is edge-triggered: what waits now is not announced again.
-                        tracing::warn!(%error, "a vsock client can't be accepted now");
+                        tracing::warn!(%error, "cannot accept a vsock client; retrying");
                         self.accept_again = Some(now + ACCEPT_RETRY_INTERVAL);
                         return;
                     }
@@ -171,7 +171,7 @@ impl Muxer {
     /// Connects an open host stream to a port of the guest. With `announce`, the host reads `OK <port>` first.
     pub(super) fn connect(&mut self, guest_port: u32, stream: SocketStream, announce: bool, now: Instant) {
         if self.is_full() {
-            tracing::warn!("a vsock stream was turned away: too many connections");
+            tracing::warn!("rejecting a vsock stream: too many connections");
         } else if !stream.is_abandoned() {
             let key = Key { host_port: self.allocate_port(guest_port), guest_port };
             self.insert_connection(Connection::from_host(key, stream, announce, now));
@@ -198,7 +198,7 @@ impl Muxer {
     /// A packet of the guest. `payload` is `None` if the packet claims more than its buffers hold.
     pub(super) fn transmit(&mut self, header: &Header, payload: Option<&[Segment<'_>]>, now: Instant) {
         if header.src_cid != self.endpoint.guest_cid {
-            tracing::debug!(header.src_cid, "a vsock packet with a foreign source was dropped");
+            tracing::debug!(header.src_cid, "dropping a vsock packet with a foreign source");
             return;
         }
         let op = Op::from_wire(header.op);
@@ -316,7 +316,7 @@ impl Muxer {
         let served = match connect_unix(&PathBuf::from(path)) {
             Ok(stream) => self.insert_connection(Connection::from_guest(key, stream, request)),
             Err(error) => {
-                tracing::debug!(port = key.host_port, %error, "nobody serves the guest's connection");
+                tracing::debug!(port = key.host_port, %error, "no host program serves the port that the guest connects to");
                 false
             }
         };
@@ -389,7 +389,7 @@ impl Muxer {
                 Some(token)
             }
             Err(error) => {
-                tracing::warn!(%error, "a vsock stream can't be watched");
+                tracing::warn!(%error, "cannot watch a vsock stream");
                 None
             }
         }

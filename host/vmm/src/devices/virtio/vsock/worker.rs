@@ -69,10 +69,7 @@ impl Shared {
         match &mut *self.pending() {
             Some(pending) if pending.len() < MAX_PENDING => pending.push_back(request),
             Some(_) => {
-                tracing::warn!(
-                    port = request.guest_port,
-                    "a vsock stream was turned away: too many wait for the guest"
-                );
+                tracing::warn!(port = request.guest_port, "rejecting a vsock stream: too many wait for the guest");
                 return;
             }
             None => return,
@@ -172,7 +169,7 @@ impl<'m> Worker<'m> {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) => {
-                    tracing::error!(%error, "the vsock device stops: it can't wait for events");
+                    tracing::error!(%error, "the vsock device stopped: cannot wait for events");
                     return;
                 }
             };
