@@ -1,6 +1,7 @@
-//! A look at a vCPU from outside, for a person who wonders why a guest does not answer.
+//! Snapshots of running vCPUs, for the diagnosis of a guest that does not respond.
 //!
-//! A signal makes `KVM_RUN` return, and the vCPU's own thread then reads its state: no other may (KVM API, section 2).
+//! A vCPU's state may only be read by its own thread (KVM API, section 2). So the thread that wants a snapshot sets a flag
+//! and sends a signal, the signal makes `KVM_RUN` return, and the vCPU's thread fills in its state and goes on.
 
 use std::{
     io,
@@ -18,42 +19,44 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::api::VcpuView;
 
-/// How long a vCPU's thread may be busy with an exit before it is given up.
+/// Time that the vCPUs' threads have to fill in their snapshots. One that handles an exit all that time is left out.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Between two signals: one that arrives outside of `KVM_RUN` does nothing.
+/// Time between two signals to a thread.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Registers of the local APIC in the form that KVM has them, 32 vectors each.
+/// Offsets of the local APIC's registers of 32 vectors each (AMD64 manual, volume 2, 16.3.2).
 const ISR: usize = 0x100;
 const IRR: usize = 0x200;
 
-/// What a vCPU's thread shares with whoever looks.
+/// The place for a vCPU's snapshot, shared by its thread and the thread that asks.
 #[derive(Default)]
 pub(super) struct SnapshotSlot {
-    /// The vCPU's thread, or 0 before it runs.
+    /// Thread ID of the vCPU, or 0 before it runs.
     thread: AtomicI32,
     requested: AtomicBool,
     view: Mutex<Option<VcpuView>>,
 }
 
-/// Lets signals interrupt `KVM_RUN`; once in a process, before the vCPUs run.
+/// Installs the handler of the signal that interrupts `KVM_RUN`. Must be called before the vCPUs run.
 pub(super) fn prepare() -> io::Result<()> {
+    // Without a handler the signal would end the process, and an ignored signal interrupts nothing.
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     register_signal_handler(SIGRTMIN(), nothing).map_err(io::Error::from)
 }
 
 impl SnapshotSlot {
-    /// The calling thread is the vCPU's.
+    /// Registers the calling thread as the vCPU's.
     pub(super) fn attach_thread(&self) {
         // SAFETY: gettid(2) takes nothing and cannot fail.
         self.thread.store(unsafe { libc::gettid() }, Ordering::Release);
     }
 
-    /// Shows the vCPU, if somebody looks; called by its thread when `KVM_RUN` was interrupted.
+    /// Fills the slot if a snapshot was requested. The vCPU's thread calls this when `KVM_RUN` was interrupted.
     pub(super) fn fill_if_requested(&self, vcpu: &VcpuFd) {
         if self.requested.load(Ordering::Acquire) {
             *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view(vcpu).ok();
+            // Cleared last: the thread that asks takes the snapshot as soon as it sees this.
             self.requested.store(false, Ordering::Release);
         }
     }
@@ -61,15 +64,16 @@ impl SnapshotSlot {
     fn interrupt_thread(&self) {
         let thread = self.thread.load(Ordering::Acquire);
         if thread > 0 {
-            // SAFETY: tgkill(2) takes no pointers; a thread that is gone is an error that changes nothing.
+            // SAFETY: tgkill(2) takes no pointers; for a thread that is gone it fails without effect.
             unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
         }
     }
 }
 
-/// Looks at every vCPU; `None` for one whose thread did not come out of the guest in time.
+/// Takes a snapshot of every vCPU; `None` for one whose thread did not fill it in time.
 pub(super) fn snapshot_all(slots: &[&SnapshotSlot]) -> Vec<Option<VcpuView>> {
     for slot in slots {
+        // A thread that was too late for the last snapshot may have left one.
         slot.view.lock().unwrap_or_else(PoisonError::into_inner).take();
         slot.requested.store(true, Ordering::Release);
     }
@@ -79,6 +83,8 @@ pub(super) fn snapshot_all(slots: &[&SnapshotSlot]) -> Vec<Option<VcpuView>> {
         if waiting.is_empty() || Instant::now() >= until {
             break;
         }
+        // A signal that arrives between two entries runs the empty handler and is lost, so signals are repeated until the
+        // thread has answered.
         for slot in waiting {
             slot.interrupt_thread();
         }
@@ -104,7 +110,7 @@ fn view(vcpu: &VcpuFd) -> Result<VcpuView, kvm_ioctls::Error> {
     })
 }
 
-/// The vectors whose bits are set in eight registers, 16 bytes apart (AMD64 manual, volume 2, 16.3.2).
+/// Returns the vectors whose bits are set in eight registers, 16 bytes apart (AMD64 manual, volume 2, 16.3.2).
 fn vectors(apic: &kvm_lapic_state, first: usize) -> Vec<u8> {
     let set = |vector: &u8| {
         let vector = usize::from(*vector);
