@@ -1,5 +1,5 @@
-//! Receives the packets that the backend sends to its children over a `SOCK_SEQPACKET` socket: one JSON object each, with
-//! at most one descriptor beside it.
+//! Receives the packets that the backend sends to its children over a `SOCK_SEQPACKET` socket: one JSON object each,
+//! with at most one descriptor beside it.
 
 use std::{
     io::{self, IoSliceMut},
@@ -26,8 +26,8 @@ pub enum PacketError {
     Syntax(#[from] serde_json::Error),
 }
 
-/// Waits for the next packet of at most `max_len` bytes and returns it with its descriptor; `None` when the other end is
-/// closed.
+/// Waits for the next packet of at most `max_len` bytes and returns it with its descriptor; `None` when the other end
+/// is closed.
 pub fn receive<T: DeserializeOwned>(
     socket: &OwnedFd,
     max_len: usize,

@@ -62,7 +62,8 @@ impl SplitQueue {
         if self.broken {
             return None;
         }
-        // The iterator refuses an `avail.idx` that is more than a queue's size ahead: a chain can be available only once.
+        // The iterator refuses an `avail.idx` that is more than a queue's size ahead: a chain can be available only
+        // once.
         let popped = self.queue.iter(memory).map(|mut chains| chains.next());
         self.unless_broken(popped).flatten()
     }

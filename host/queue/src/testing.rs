@@ -2,8 +2,8 @@
 
 use proptest::{collection::vec, prelude::*};
 
-/// The start of a guest memory: 16 nearly valid descriptors at 0, an available ring at 0x100 that offers some of them, and
-/// arbitrary bytes behind.
+/// The start of a guest memory: 16 nearly valid descriptors at 0, an available ring at 0x100 that offers some of them,
+/// and arbitrary bytes behind.
 pub fn queue() -> impl Strategy<Value = Vec<u8>> {
     // Mostly inside of the memory of 64 KiB or just past its end, where the checks decide.
     let address = prop_oneof![8 => 0x300_u64..0x1_0100, 1 => any::<u64>()];

@@ -1,8 +1,8 @@
 //! Messages between the backend and its child `bulkhead vmm`.
 //!
-//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`]. Each packet is one
-//! JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's first packet is
-//! [`Command::Boot`]. When the socket closes, the VM ends with its backend: the vmm process exits.
+//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
+//! Each packet is one JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's
+//! first packet is [`Command::Boot`]. When the socket closes, the VM ends with its backend: the vmm process exits.
 
 use std::path::PathBuf;
 
@@ -28,8 +28,8 @@ pub struct Disk {
 pub struct Vsock {
     /// The guest's context ID, at least 3 (virtio 1.3, 5.10.4).
     pub cid: u32,
-    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it, and connections of the
-    /// guest go to `<socket>_<port>`.
+    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it, and connections of
+    /// the guest go to `<socket>_<port>`.
     pub socket: PathBuf,
 }
 
@@ -60,8 +60,8 @@ pub struct VmConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Command {
-    /// Builds the machine and runs it. A descriptor beside this packet, a unix stream to a vhost-user backend, gives it a
-    /// network device.
+    /// Builds the machine and runs it. A descriptor beside this packet, a unix stream to a vhost-user backend, gives it
+    /// a network device.
     Boot(Box<VmConfig>),
     /// The descriptor beside this packet becomes the host end of a stream to this guest port.
     VsockConnect {
@@ -134,12 +134,12 @@ impl VcpuView {
         self.rflags & 1 << 9 != 0
     }
 
-    /// The interrupt that should have been delivered, or completed, by now. Seen in one snapshot only, it may just be on its
-    /// way.
+    /// The interrupt that should have been delivered, or completed, by now. Seen in one snapshot only, it may just be
+    /// on its way.
     pub fn withheld(&self) -> Option<u8> {
         let (waiting, served) = (self.pending.last(), self.in_service.last());
-        // An interrupt waits while one of its own class, the upper four bits of the vector, or of a higher one is served
-        // (AMD64 manual, volume 2, 16.6.4).
+        // An interrupt waits while one of its own class, the upper four bits of the vector, or of a higher one is
+        // served (AMD64 manual, volume 2, 16.6.4).
         let above = waiting.filter(|waiting| served.is_none_or(|served| **waiting >> 4 > *served >> 4));
         let taken = above.filter(|_| self.takes_interrupts() && !self.halted);
         // The kernel ends an interrupt (EOI) before it returns to a program.

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A device behind a range of addresses. Offsets are relative to the start of the range, and the whole access lies inside.
+/// A device behind a range of addresses. Offsets are relative to the start of the range, and the whole access lies
+/// inside.
 pub trait BusDevice: Send {
     /// Fills `data`, 1 to 8 bytes, for a read at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -47,8 +48,8 @@ impl Bus {
     fn find(&self, address: u64, len: usize) -> Option<(u64, &Mutex<dyn BusDevice>)> {
         let at = self.entries.partition_point(|entry| entry.start <= address).checked_sub(1)?;
         let entry = self.entries.get(at)?;
-        // An access that starts inside of a device and ends outside reaches no device. The guest chooses the address, up to
-        // the end of the address space, so the sum may overflow.
+        // An access that starts inside of a device and ends outside reaches no device. The guest chooses the address,
+        // up to the end of the address space, so the sum may overflow.
         let offset = address - entry.start;
         (offset.checked_add(len as u64)? <= entry.len).then_some((offset, &*entry.device))
     }

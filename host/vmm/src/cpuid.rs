@@ -1,5 +1,5 @@
-//! CPUID of the guest: the features that KVM supports, with the topology of this machine (Intel SDM 2A, CPUID; AMD64 manual,
-//! volume 3, appendix E).
+//! CPUID of the guest: the features that KVM supports, with the topology of this machine (Intel SDM 2A, CPUID; AMD64
+//! manual, volume 3, appendix E).
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
@@ -23,8 +23,8 @@ pub(super) fn supported(kvm_fd: &Kvm) -> Result<CpuId, VmmError> {
             1 => {
                 // Makes the guest look for KVM's own leaves at 0x4000_0000 (clock, steal time).
                 entry.ecx |= LEAF1_ECX_HYPERVISOR;
-                // KVM never lists this feature by itself, because it depends on the in-kernel interrupt controller, which
-                // this machine has (KVM API, KVM_GET_SUPPORTED_CPUID).
+                // KVM never lists this feature by itself, because it depends on the in-kernel interrupt controller,
+                // which this machine has (KVM API, KVM_GET_SUPPORTED_CPUID).
                 if deadline {
                     entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
                 }
@@ -64,8 +64,8 @@ pub(super) fn for_vcpu(supported: &CpuId, id: u8, cpus: u8) -> Result<CpuId, Vmm
             _ => {}
         }
     }
-    // Extended topology, which both vendors' kernels prefer to the leaves above: one thread in a core, `cpus` cores in the
-    // package. KVM returns zeroes for further levels, which ends the list.
+    // Extended topology, which both vendors' kernels prefer to the leaves above: one thread in a core, `cpus` cores in
+    // the package. KVM returns zeroes for further levels, which ends the list.
     let leaf_b = |index, eax, ebx, level: u32| kvm_cpuid_entry2 {
         function: 0xb,
         index,

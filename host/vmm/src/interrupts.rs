@@ -1,7 +1,8 @@
-//! Message-signalled interrupts: GSIs, their routes in KVM and their irqfds (KVM API, KVM_SET_GSI_ROUTING and KVM_IRQFD).
+//! Message-signalled interrupts: GSIs, their routes in KVM and their irqfds (KVM API, KVM_SET_GSI_ROUTING and
+//! KVM_IRQFD).
 //!
-//! A GSI is KVM's number for an interrupt, a route its meaning: a pin of the I/O APIC or a message to a local APIC. An irqfd
-//! is an eventfd whose writes trigger a GSI inside of the kernel.
+//! A GSI is KVM's number for an interrupt, a route its meaning: a pin of the I/O APIC or a message to a local APIC. An
+//! irqfd is an eventfd whose writes trigger a GSI inside of the kernel.
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd},
@@ -35,8 +36,8 @@ pub struct GsiRouter {
     messages: Mutex<Vec<Option<MsiMessage>>>,
 }
 
-/// An MSI-X vector: an eventfd that KVM turns into the routed message while it is connected. While it is not, triggers stay
-/// in the eventfd, where they count as pending.
+/// An MSI-X vector: an eventfd that KVM turns into the routed message while it is connected. While it is not, triggers
+/// stay in the eventfd, where they count as pending.
 pub struct MsiVector {
     gsi: u32,
     event: EventFd,
@@ -61,8 +62,8 @@ impl GsiRouter {
     fn set(&self, gsi: u32, message: MsiMessage) -> Result<(), VmmError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = messages.get_mut((gsi - layout::FIRST_MSI_GSI) as usize).ok_or(VmmError::UnknownGsi(gsi))?;
-        // Each unmasking comes here, mostly with the message that the vector had. Replacing the table is slow: KVM waits
-        // until no thread uses the old one.
+        // Each unmasking comes here, mostly with the message that the vector had. Replacing the table is slow: KVM
+        // waits until no thread uses the old one.
         if *slot == Some(message) {
             return Ok(());
         }
@@ -119,8 +120,8 @@ impl MsiVector {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Triggers the interrupt. Writing to the eventfd fails only when its counter is full, and then a trigger is pending
-    /// anyway.
+    /// Triggers the interrupt. Writing to the eventfd fails only when its counter is full, and then a trigger is
+    /// pending anyway.
     pub fn trigger(&self) {
         let _ = self.event.write(1);
     }

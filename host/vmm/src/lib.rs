@@ -1,9 +1,10 @@
 //! The vmm: `bulkhead vmm`, a child process of the backend that builds and runs one virtual machine with KVM.
 //!
-//! The backend describes the machine in the first packet over the control socket ([`api`]). The process opens the machine's
-//! files, builds it, loads the kernel, confines itself with seccomp and Landlock, and lets the vCPUs run until the guest or
-//! the backend ends the machine. Everything that the guest can write is hostile: guest memory is only touched through
-//! `vm-memory` or by system calls, never by Rust references, and values are copied out of it before they are checked.
+//! The backend describes the machine in the first packet over the control socket ([`api`]). The process opens the
+//! machine's files, builds it, loads the kernel, confines itself with seccomp and Landlock, and lets the vCPUs run
+//! until the guest or the backend ends the machine. Everything that the guest can write is hostile: guest memory is
+//! only touched through `vm-memory` or by system calls, never by Rust references, and values are copied out of it
+//! before they are checked.
 //!
 //! # Memory
 //!
@@ -23,40 +24,43 @@
 //! # Boot
 //!
 //! There is no firmware, no boot loader and no initrd. An ELF kernel is entered by PVH in 32-bit protected mode with
-//! `hvm_start_info`, a bzImage by the Linux 64-bit boot protocol with a zero page. `scripts/image` ships the ELF kernel.
+//! `hvm_start_info`, a bzImage by the Linux 64-bit boot protocol with a zero page. `scripts/image` ships the ELF
+//! kernel.
 //!
 //! ACPI is hardware-reduced, without legacy devices, VGA or a CMOS clock to probe: RSDP, XSDT, FADT (reset and sleep
 //! registers), MADT, MCFG and a DSDT (the PCI root with its window, the reservation of ECAM, `_S5_`, the serial port if
-//! any). SMBIOS has one system structure. Its UUID is the profile's, which the backend derives from the host's machine ID
-//! and the path of the data disk.
+//! any). SMBIOS has one system structure. Its UUID is the profile's, which the backend derives from the host's machine
+//! ID and the path of the data disk.
 //!
 //! # vCPUs
 //!
-//! There are 1 to 32 vCPUs, each a core of its own in one package, each with a thread. CPUID is what KVM supports without
-//! VMX and SVM: containers get no nested virtualization. Port and MMIO accesses go to two [`bus`]es, which are read-only
-//! once the vCPUs run. A triple fault, a failed entry or an internal error of KVM ends the machine with a reason; exits are
-//! counted by kind. A reset after the console printed `Kernel panic` is reported as a panic.
+//! There are 1 to 32 vCPUs, each a core of its own in one package, each with a thread. CPUID is what KVM supports
+//! without VMX and SVM: containers get no nested virtualization. Port and MMIO accesses go to two [`bus`]es, which are
+//! read-only once the vCPUs run. A triple fault, a failed entry or an internal error of KVM ends the machine with a
+//! reason; exits are counted by kind. A reset after the console printed `Kernel panic` is reported as a panic.
 //!
 //! # Interrupts
 //!
-//! The interrupt controllers are KVM's. Each MSI-X vector is an irqfd with a route, connected while it is unmasked; each
-//! queue's notification register is an ioeventfd. So neither a kick nor an interrupt passes through a vCPU's thread.
+//! The interrupt controllers are KVM's. Each MSI-X vector is an irqfd with a route, connected while it is unmasked;
+//! each queue's notification register is an ioeventfd. So neither a kick nor an interrupt passes through a vCPU's
+//! thread.
 //!
 //! # Devices
 //!
 //! Slot 0 of the PCI bus is a host bridge. The others, in order:
 //!
-//! | Device  | Queues   | Thread    | Notes                                                                            |
-//! |---------|----------|-----------|----------------------------------------------------------------------------------|
-//! | block   | 1 × 256  | `block`   | the root file system, read-only; raw file by `preadv`                            |
-//! | block   | 1 × 256  | `block`   | the data disk; FLUSH syncs the file, DISCARD and WRITE_ZEROES may punch holes    |
-//! | vsock   | 3 × 256  | `vsock`   | streams with half-close, and credit with the guest's charge for each packet      |
-//! | rng     | 1 × 64   | `rng`     | `getrandom`                                                                      |
-//! | console | 2 × 64   | `console` | output only, to a log; the last 16 KiB are kept to recognize a panic             |
-//! | net     | 2 × 1024 | none      | vhost-user frontend: another process serves the queues; absent without a network |
+//! | Device  | Queues   | Thread    | Notes                                                                       |
+//! |---------|----------|-----------|-----------------------------------------------------------------------------|
+//! | block   | 1 × 256  | `block`   | the root file system, read-only; raw file by `preadv`                       |
+//! | block   | 1 × 256  | `block`   | the data disk; FLUSH syncs the file, DISCARD and WRITE_ZEROES punch holes   |
+//! | vsock   | 3 × 256  | `vsock`   | streams with half-close, and credit with the guest's charge for each packet |
+//! | rng     | 1 × 64   | `rng`     | `getrandom`                                                                 |
+//! | console | 2 × 64   | `console` | output only, to a log; the last 16 KiB are kept to recognize a panic        |
+//! | net     | 2 × 1024 | none      | vhost-user frontend: served by another process; absent without a network    |
 //!
 //! A device's thread starts at `DRIVER_OK` and is joined at reset, so that nothing touches guest memory afterwards. The
-//! driver is interrupted for a completed request within a millisecond and the request under way, however many others wait.
+//! driver is interrupted for a completed request within a millisecond and the request under way, however many others
+//! wait.
 
 pub mod api;
 mod boot;

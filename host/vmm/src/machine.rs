@@ -111,8 +111,8 @@ impl Machine {
         let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
         let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
         let entry = boot::load(&board.memory, config)?;
-        // Everything is open. The sandbox applies to threads that start later, so those that handle the guest's data, vCPUs
-        // and devices, all run confined.
+        // Everything is open. The sandbox applies to threads that start later, so those that handle the guest's data,
+        // vCPUs and devices, all run confined.
         sandbox::confine_vmm(sockets)?;
         vcpu_state::prepare().map_err(host("install a signal handler"))?;
         let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
@@ -253,8 +253,8 @@ impl Board {
             let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("create a vCPU"))?;
             vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, cpus)?).map_err(kvm("set CPU features"))?;
             boot::set_msrs(&vcpu)?;
-            // The first vCPU starts at the kernel's entry point. The others are as after a reset: they wait until the kernel
-            // wakes them by INIT and SIPI, which KVM handles.
+            // The first vCPU starts at the kernel's entry point. The others are as after a reset: they wait until the
+            // kernel wakes them by INIT and SIPI, which KVM handles.
             if id == 0 {
                 boot::set_registers(&vcpu, &self.memory, entry)?;
             }
@@ -287,11 +287,11 @@ fn create_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, VmmError> {
             other => break other.map_err(kvm("create a VM"))?,
         }
     };
-    // Intel processors need three pages of guest-physical addresses for real mode, which no memory or device may have (KVM
-    // API, KVM_SET_TSS_ADDR).
+    // Intel processors need three pages of guest-physical addresses for real mode, which no memory or device may have
+    // (KVM API, KVM_SET_TSS_ADDR).
     vm.set_tss_address(layout::TSS_START as usize).map_err(kvm("set the TSS address"))?;
-    // An I/O APIC, and a local APIC for each vCPU that is created after this call. Also a PIC, which no table mentions. There
-    // is no PIT: the guest's clock events come from the local APICs.
+    // An I/O APIC, and a local APIC for each vCPU that is created after this call. Also a PIC, which no table mentions.
+    // There is no PIT: the guest's clock events come from the local APICs.
     vm.create_irq_chip().map_err(kvm("create an interrupt controller"))?;
     Ok(Arc::new(vm))
 }

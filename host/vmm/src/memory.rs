@@ -29,7 +29,8 @@ pub fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
 
 /// Creates guest memory of `mib` MiB, at least 64 MiB. Nothing is resident until the guest touches it.
 pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
-    // A kernel with its structures needs some memory below the hole; the upper bound keeps sums of addresses far from 2^64.
+    // A kernel with its structures needs some memory below the hole; the upper bound keeps sums of addresses far from
+    // 2^64.
     let bytes = mib
         .checked_mul(1 << 20)
         .filter(|bytes| (64 << 20..1 << 44).contains(bytes))
@@ -51,8 +52,8 @@ pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
 fn memfd(bytes: u64) -> io::Result<File> {
     let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     file.set_len(bytes)?;
-    // The network process maps this memory, too. If it could shrink the file, the next access to the lost pages would end
-    // this process with SIGBUS.
+    // The network process maps this memory, too. If it could shrink the file, the next access to the lost pages would
+    // end this process with SIGBUS.
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
     Ok(file)
 }

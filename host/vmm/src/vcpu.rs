@@ -69,8 +69,8 @@ pub(super) fn spawn(
 fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitReason> {
     let counters = &shared.exits;
     match vcpu.run() {
-        // `data` lies in the memory shared with KVM, which completes the instruction with it at the next entry. A string
-        // instruction (`rep insb`) may bring more than one element, which the devices ignore.
+        // `data` lies in the memory shared with KVM, which completes the instruction with it at the next entry. A
+        // string instruction (`rep insb`) may bring more than one element, which the devices ignore.
         Ok(VcpuExit::IoIn(port, data)) => {
             count(&counters.port);
             buses.ports.read(u64::from(port), data);

@@ -1,7 +1,7 @@
 //! Snapshots of running vCPUs, for the diagnosis of a guest that does not respond.
 //!
-//! A vCPU's state may only be read by its own thread (KVM API, section 2). So the thread that wants a snapshot sets a flag
-//! and sends a signal, the signal makes `KVM_RUN` return, and the vCPU's thread fills in its state and goes on.
+//! A vCPU's state may only be read by its own thread (KVM API, section 2). So the thread that wants a snapshot sets a
+//! flag and sends a signal, the signal makes `KVM_RUN` return, and the vCPU's thread fills in its state and goes on.
 
 use std::{
     io,
@@ -83,8 +83,8 @@ pub(super) fn snapshot_all(slots: &[&SnapshotSlot]) -> Vec<Option<VcpuView>> {
         if waiting.is_empty() || Instant::now() >= until {
             break;
         }
-        // A signal that arrives between two entries runs the empty handler and is lost, so signals are repeated until the
-        // thread has answered.
+        // A signal that arrives between two entries runs the empty handler and is lost, so signals are repeated until
+        // the thread has answered.
         for slot in waiting {
             slot.interrupt_thread();
         }

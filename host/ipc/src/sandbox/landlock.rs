@@ -13,15 +13,15 @@ use super::SandboxError;
 const RESOLVERS: [&str; 4] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"];
 
 fn ruleset() -> Result<RulesetCreated, SandboxError> {
-    // Every access of ABI 3 is denied unless a rule allows it. An older kernel denies those that it knows, and one without
-    // Landlock denies none.
+    // Every access of ABI 3 is denied unless a rule allows it. An older kernel denies those that it knows, and one
+    // without Landlock denies none.
     let handled: BitFlags<AccessFs> = AccessFs::from_all(ABI::V3);
     Ok(Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(handled)?.create()?)
 }
 
 pub(super) fn restrict_net() -> Result<(), SandboxError> {
-    // A rule on a file ends with its inode, and resolv.conf is replaced whenever the network changes. So the rules are on
-    // the directories in which it and the target of its link may appear.
+    // A rule on a file ends with its inode, and resolv.conf is replaced whenever the network changes. So the rules are
+    // on the directories in which it and the target of its link may appear.
     let target = std::fs::canonicalize("/etc/resolv.conf").ok();
     let directories =
         RESOLVERS.iter().map(Path::new).chain([Path::new("/etc")]).chain(target.as_deref().and_then(Path::parent));

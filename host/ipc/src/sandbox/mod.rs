@@ -1,8 +1,8 @@
 //! Confinement of the host's processes by seccomp and Landlock, with one list of permissions for each process.
 //!
-//! A process confines itself once it has opened what it needs, before it handles the guest's data. Both mechanisms apply to
-//! the calling thread and to the threads that it starts later, so a process does this before it starts any. Neither can be
-//! undone.
+//! A process confines itself once it has opened what it needs, before it handles the guest's data. Both mechanisms
+//! apply to the calling thread and to the threads that it starts later, so a process does this before it starts any.
+//! Neither can be undone.
 
 mod landlock;
 mod seccomp;
@@ -26,8 +26,9 @@ pub enum SandboxError {
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// Confines the vmm process. From now on it opens only its own accounting in /proc, and creates sockets and removes files
-/// only in the directory `sockets`. On a kernel without Landlock (before 5.13) only the system call filter applies.
+/// Confines the vmm process. From now on it opens only its own accounting in /proc, and creates sockets and removes
+/// files only in the directory `sockets`. On a kernel without Landlock (before 5.13) only the system call filter
+/// applies.
 pub fn confine_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
     // Landlock first: the filter allows none of its calls.
     landlock::restrict_vmm(sockets)?;

@@ -1,4 +1,5 @@
-//! System call filters (seccomp(2)): a list of allowed calls for each process, some of them with conditions on arguments.
+//! System call filters (seccomp(2)): a list of allowed calls for each process, some of them with conditions on
+//! arguments.
 
 use std::collections::BTreeMap;
 

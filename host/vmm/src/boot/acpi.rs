@@ -1,5 +1,5 @@
-//! ACPI 6.5 tables in the hardware-reduced form (4.1): RSDP, XSDT, FADT, MADT, MCFG, and a DSDT with the devices that the
-//! kernel cannot find by itself.
+//! ACPI 6.5 tables in the hardware-reduced form (4.1): RSDP, XSDT, FADT, MADT, MCFG, and a DSDT with the devices that
+//! the kernel cannot find by itself.
 
 use acpi_tables::{
     Aml, aml,
@@ -85,8 +85,8 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.sleep_status_reg = port(layout::POWER_PORT + power::SLEEP_STATUS);
     fadt.reset_reg = port(layout::POWER_PORT + power::RESET);
     fadt.reset_value = power::RESET_VALUE;
-    // VGA and CMOS clock are not present, and no bit announces legacy devices or a keyboard controller (5.2.9.3): nothing
-    // for the kernel to probe.
+    // VGA and CMOS clock are not present, and no bit announces legacy devices or a keyboard controller (5.2.9.3):
+    // nothing for the kernel to probe.
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
     fadt.finalize()
 }
@@ -134,8 +134,8 @@ fn pci_root(code: &mut Vec<u8>) {
         (layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE - 1) as u32,
         None,
     );
-    // PNP0A08 is a PCI Express root bridge, PNP0A03 a PCI one for kernels that know no other. There is no _PRT: all functions
-    // use MSI-X, so no interrupt pin has to be routed.
+    // PNP0A08 is a PCI Express root bridge, PNP0A03 a PCI one for kernels that know no other. There is no _PRT: all
+    // functions use MSI-X, so no interrupt pin has to be routed.
     aml::Device::new(
         "_SB_.PCI0".into(),
         vec![
@@ -150,8 +150,8 @@ fn pci_root(code: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(code);
-    // Linux trusts the MCFG only for a range that is reserved, by a motherboard resource (PCI firmware specification, 4.1.2)
-    // or by the memory map. Both do it here.
+    // Linux trusts the MCFG only for a range that is reserved, by a motherboard resource (PCI firmware specification,
+    // 4.1.2) or by the memory map. Both do it here.
     aml::Device::new(
         "_SB_.ECAM".into(),
         vec![

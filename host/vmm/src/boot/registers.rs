@@ -1,4 +1,5 @@
-//! Initial registers of the first vCPU. The others keep KVM's reset state, since the kernel wakes them by INIT and SIPI.
+//! Initial registers of the first vCPU. The others keep KVM's reset state, since the kernel wakes them by INIT and
+//! SIPI.
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -53,11 +54,12 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 
 pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), VmmError> {
     let long = matches!(entry, Entry::Linux64 { .. });
-    // The Linux boot protocol asks for __BOOT_CS at 0x10 and __BOOT_DS at 0x18. PVH asks for flat segments only, so both get
-    // the same. Types: code, execute and read, accessed; data, read and write, accessed.
+    // The Linux boot protocol asks for __BOOT_CS at 0x10 and __BOOT_DS at 0x18. PVH asks for flat segments only, so
+    // both get the same. Types: code, execute and read, accessed; data, read and write, accessed.
     let code = segment(2, 0xb, long);
     let data = segment(3, 0x3, false);
-    // A busy TSS: without one a VM entry fails (Intel SDM 3C, 27.3.1.2). Nothing uses it before the kernel loads its own.
+    // A busy TSS: without one a VM entry fails (Intel SDM 3C, 27.3.1.2). Nothing uses it before the kernel loads its
+    // own.
     let mut task = segment(4, 0xb, false);
     (task.s, task.limit, task.db, task.g) = (0, 0x67, 0, 0);
     for (i, value) in [0, 0, descriptor(&code), descriptor(&data), descriptor(&task)].into_iter().enumerate() {
@@ -91,7 +93,8 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
         Entry::Linux64 { address } => {
             general.rip = address;
             general.rsi = layout::ZERO_PAGE_START;
-            // Long mode is active (LMA) once it is enabled (LME) and paging is on, which takes PAE (Intel SDM 3A, 10.8.5).
+            // Long mode is active (LMA) once it is enabled (LME) and paging is on, which takes PAE (Intel SDM 3A,
+            // 10.8.5).
             special.cr3 = layout::PAGE_TABLES_START;
             special.cr4 = CR4_PAE;
             special.cr0 |= CR0_PG;
@@ -105,8 +108,8 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
 /// Sets the model-specific registers of a vCPU: fast string operations, and write-back as the default type of memory.
 pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    // Bit 11 enables the MTRRs, type 6 is write-back (Intel SDM 3A, 12.11.2.1). At reset they are disabled, and the kernel
-    // would take all memory for uncacheable.
+    // Bit 11 enables the MTRRs, type 6 is write-back (Intel SDM 3A, 12.11.2.1). At reset they are disabled, and the
+    // kernel would take all memory for uncacheable.
     let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
         .map_err(|_| VmmError::KvmCapability("setting two MSRs at once"))?;
     vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())

@@ -1,4 +1,5 @@
-//! SMBIOS 3.7 (DMTF DSP0134): manufacturer, product and UUID of the machine, which the guest shows in `/sys/class/dmi/id`.
+//! SMBIOS 3.7 (DMTF DSP0134): manufacturer, product and UUID of the machine, which the guest shows in
+//! `/sys/class/dmi/id`.
 
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};

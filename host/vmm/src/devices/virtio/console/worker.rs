@@ -1,4 +1,4 @@
-//! The thread that takes what the guest prints.
+//! The thread that reads the guest's output.
 
 use std::{
     io::Read,
@@ -22,6 +22,7 @@ pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, log:
 
 fn take(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
     if let Ok(mut reader) = chain.reader(memory) {
+        // Piece by piece, so that a chain of gigabytes costs time but no memory here.
         let mut piece = [0; 4096];
         while let Ok(len @ 1..) = reader.read(&mut piece) {
             log.lock().unwrap_or_else(PoisonError::into_inner).append(&piece[..len]);

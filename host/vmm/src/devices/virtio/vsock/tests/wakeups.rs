@@ -1,4 +1,5 @@
-//! A guest that sleeps between interrupts, as Linux's driver does: an interrupt or a kick too few stands still for ever.
+//! A guest that sleeps between interrupts, as Linux's driver does: an interrupt or a kick too few stands still for
+//! ever.
 
 use std::{
     collections::VecDeque,
