@@ -1,4 +1,4 @@
-//! The device's thread: one epoll over the queues' kicks, the hybrid socket, all streams and the handle's requests.
+//! The device's thread, with one epoll for the queues' kicks, the hybrid socket, all streams and the handle's requests.
 
 use std::{
     collections::VecDeque,
@@ -28,28 +28,29 @@ use crate::{
     memory::GuestRam,
 };
 
-/// Most connect requests kept for a guest whose driver is not up.
+/// Maximum number of connect requests that wait for a guest whose driver is not up.
 const MAX_PENDING: usize = 1024;
 
-/// Packets handled in one direction before the other has its turn.
+/// Maximum number of packets in one direction before the other has its turn.
 const BUDGET: usize = 64;
 
+// Tokens of the events that are not a stream's; streams have tokens from `muxer::FIRST_TOKEN` on.
 const CONTROL: u64 = 0;
 const KICK_RX: u64 = 1;
 const KICK_TX: u64 = 2;
 const LISTENER: u64 = 3;
 
-/// A host stream that shall be connected to a port of the guest.
+/// A request to connect a host stream to a port of the guest.
 #[derive(Debug)]
 pub(super) struct ConnectRequest {
     pub(super) guest_port: u32,
     pub(super) stream: OwnedFd,
 }
 
-/// What the device, its handles and the thread share.
+/// State that the device, its handles and the thread share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// `None` once the device is gone.
+    /// Requests that no thread has taken yet; `None` once the device is gone.
     pending: Mutex<Option<VecDeque<ConnectRequest>>>,
     wake: EventFd,
     stop: AtomicBool,
@@ -64,10 +65,11 @@ impl Shared {
         })
     }
 
-    /// Keeps a request until a thread takes it; when too many wait or the device is gone, the stream is closed.
+    /// Queues a request for the thread. If too many wait or the device is gone, the stream is closed.
     pub(super) fn request(&self, request: ConnectRequest) {
         match &mut *self.pending() {
             Some(pending) if pending.len() < MAX_PENDING => pending.push_back(request),
+            // Each holds a descriptor, and a guest whose driver never comes up would let them pile up.
             Some(_) => {
                 tracing::warn!(port = request.guest_port, "rejecting a vsock stream: too many wait for the guest");
                 return;
@@ -77,19 +79,19 @@ impl Shared {
         self.wake();
     }
 
-    /// Closes the streams that wait, and those that still come.
+    /// Closes the streams that wait, and those of later requests.
     pub(super) fn close(&self) {
         *self.pending() = None;
     }
 
-    /// Tells the thread to end, or allows a new one to run.
+    /// Ends the thread, or allows a new one to run.
     pub(super) fn set_stop(&self, stop: bool) {
         self.stop.store(stop, Ordering::Release);
         self.wake();
     }
 
     fn wake(&self) {
-        // Fails only if the counter is full; then the thread is awake anyway.
+        // Fails only if the counter is full, and then the event is raised anyway.
         let _ = self.wake.write(1);
     }
 
@@ -102,18 +104,18 @@ impl Shared {
     }
 }
 
-/// What the thread is started with.
+/// Everything that the thread needs.
 pub(super) struct Parts {
     pub(super) memory: Arc<GuestRam>,
     pub(super) rx: ActiveQueue,
     pub(super) tx: ActiveQueue,
-    /// Never written to, because nothing happens that a guest would have to hear of; kept for its descriptors.
+    /// Kept but never used: its one event reports a migration (5.10.6.7), which does not happen.
     pub(super) event: Option<ActiveQueue>,
     pub(super) endpoint: Endpoint,
     pub(super) shared: Arc<Shared>,
 }
 
-/// Sets up what can fail, so that the caller learns of it before the thread runs.
+/// Sets up everything that can fail, before the thread runs.
 pub(super) fn prepare(parts: &Parts) -> io::Result<Muxer> {
     let muxer = Muxer::new(parts.endpoint.clone(), LISTENER)?;
     for (fd, token) in [
@@ -121,14 +123,15 @@ pub(super) fn prepare(parts: &Parts) -> io::Result<Muxer> {
         (parts.rx.kick.as_raw_fd(), KICK_RX),
         (parts.tx.kick.as_raw_fd(), KICK_TX),
     ] {
-        // Edge-triggered: each write to an event counter is an edge, so the counters need no reading.
+        // Edge-triggered: each write to an eventfd is an edge, so its counter need not be read, which saves a call for
+        // each.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         muxer.epoll().ctl(ControlOperation::Add, fd, event)?;
     }
     Ok(muxer)
 }
 
-/// Runs until told to stop.
+/// Runs the device until it is stopped.
 pub(super) fn run(parts: Parts, muxer: Muxer) {
     let Parts { memory, rx, tx, event: _event, endpoint: _, shared } = parts;
     let mut worker = Worker {
@@ -152,7 +155,7 @@ struct Worker<'m> {
     /// The transmit queue may hold packets.
     tx_waits: bool,
     muxer: Muxer,
-    /// Scratch: the memory of a chain, and of its payload.
+    /// Scratch lists, kept for their allocations: the memory of a chain, and the part of it for the payload.
     chain: Vec<Segment<'m>>,
     payload: Vec<Segment<'m>>,
 }
@@ -160,10 +163,11 @@ struct Worker<'m> {
 impl<'m> Worker<'m> {
     fn run(&mut self) {
         let mut events = [EpollEvent::default(); 64];
-        // Buffers and requests may have come before the thread.
+        // Buffers and requests may have come before the thread, and their events are not repeated.
         let mut more = true;
         self.connect_pending(Instant::now());
         while !self.shared.stop.load(Ordering::Acquire) {
+            // With work left the events are only collected, so that a busy connection does not delay the others.
             let timeout = if more { 0 } else { self.sleep_ms() };
             let count = match self.muxer.epoll().wait(timeout, &mut events) {
                 Ok(count) => count,
@@ -177,7 +181,7 @@ impl<'m> Worker<'m> {
             for event in &events[..count] {
                 match event.data() {
                     CONTROL => self.connect_pending(now),
-                    // New buffers are tried below in any case.
+                    // The receive queue is looked at below in any case.
                     KICK_RX => {}
                     KICK_TX => self.tx_waits = true,
                     LISTENER => self.muxer.accept(now),
@@ -185,13 +189,16 @@ impl<'m> Worker<'m> {
                 }
             }
             self.muxer.expire(now);
+            // Packets of the guest before packets for it: they bring credit, and RSTs that make others unnecessary.
             self.transmit(now);
             let output_left = self.receive(now);
+            // A stalled transmit queue waits for receive buffers, whose kick continues it; a broken one waits for a
+            // reset.
             more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.queue.is_broken());
         }
     }
 
-    /// For `epoll_wait`: rounded up, so that a deadline has passed when the thread wakes.
+    /// Returns the timeout for `epoll_wait`, rounded up: when the thread wakes, the deadline has passed.
     fn sleep_ms(&self) -> i32 {
         match self.muxer.timeout(Instant::now()) {
             None => -1,
@@ -205,13 +212,16 @@ impl<'m> Worker<'m> {
         }
     }
 
-    /// Takes packets from the guest, a bounded number.
+    /// Handles a bounded number of packets of the guest.
     fn transmit(&mut self, now: Instant) {
         if !self.tx_waits {
             return;
         }
+        // A driver need not kick a queue that is being looked at.
         self.tx.queue.disable_notifications(self.memory);
         for _ in 0..BUDGET {
+            // The packet might have to be answered with an RST for which there is no room (5.10.6.1). The chain stays
+            // in the queue, so that the driver sees it as not processed.
             if self.muxer.is_stalled() {
                 break;
             }
@@ -219,16 +229,21 @@ impl<'m> Worker<'m> {
                 let head = chain.head_index();
                 self.take_packet(chain, now);
                 self.tx.queue.complete(self.memory, head, 0);
+            // Only an empty queue asks for kicks; if a chain came meanwhile, the loop takes it.
             } else if !self.tx.queue.enable_notifications(self.memory) {
                 self.tx_waits = false;
                 break;
             }
         }
+        // One interrupt for the batch.
         self.tx.notify(self.memory);
     }
 
-    /// One packet of the guest. Its header is copied once and never looked at in guest memory again.
+    /// Handles a packet of the guest. Its header is copied once and never read from guest memory again, so the guest
+    /// cannot change it between check and use.
     fn take_packet(&mut self, chain: DescriptorChain<&'m GuestRam>, now: Instant) {
+        // A malformed chain or one without a complete header names no connection: it is returned and has no other
+        // effect.
         let Ok(total) = segments::gather(self.memory, chain, Access::Readable, &mut self.chain) else {
             return;
         };
@@ -237,13 +252,15 @@ impl<'m> Worker<'m> {
             return;
         }
         let header = Header::parse(&bytes);
+        // The chain may be longer than the packet (5.10.6). A packet longer than its chain violates the protocol, which
+        // ends its connection.
         let len = header.len as usize;
         segments::window(&self.chain, HEADER_LEN, len, &mut self.payload);
         let complete = len <= total - HEADER_LEN;
         self.muxer.transmit(&header, complete.then_some(&self.payload[..]), now);
     }
 
-    /// Gives the guest packets, a bounded number; true if there may be more and buffers for them.
+    /// Gives the guest a bounded number of packets; true if there may be more, and buffers for them.
     fn receive(&mut self, now: Instant) -> bool {
         if !self.muxer.has_output() {
             return false;
@@ -251,8 +268,10 @@ impl<'m> Worker<'m> {
         self.rx.queue.disable_notifications(self.memory);
         let mut budget = BUDGET;
         while budget > 0 && self.muxer.has_output() {
+            // A buffer is taken before it is certain that there is a packet: the payload is read straight into it.
             let position = self.rx.queue.position();
             let Some(chain) = self.rx.queue.pop(self.memory) else {
+                // Out of buffers: the kick for the next one continues. None is needed if one has come in this moment.
                 if self.rx.queue.enable_notifications(self.memory) {
                     self.rx.queue.disable_notifications(self.memory);
                     continue;
@@ -264,6 +283,8 @@ impl<'m> Worker<'m> {
             if let Some(len) = self.fill(chain, now) {
                 self.rx.queue.complete(self.memory, head, len);
             } else {
+                // No packet after all. The buffer stays available, and connections that may have become ready are tried
+                // in the next round.
                 self.rx.queue.rewind(position);
                 budget = 0;
                 break;
@@ -273,15 +294,18 @@ impl<'m> Worker<'m> {
         budget == 0 && self.muxer.has_output()
     }
 
-    /// Puts a packet into a buffer and returns the bytes used of it; `None` if there is no packet. A buffer that can't
-    /// hold what there is goes back empty.
+    /// Writes a packet into a buffer and returns the number of bytes used; `None` if there is no packet. A buffer that
+    /// cannot hold a packet is returned empty.
     fn fill(&mut self, chain: DescriptorChain<&'m GuestRam>, now: Instant) -> Option<u32> {
         let gathered = segments::gather(self.memory, chain, Access::Writable, &mut self.chain);
         if gathered.is_err() || gathered.is_ok_and(|total| total < HEADER_LEN) {
             return Some(0);
         }
+        // The payload goes behind the header, which is written last, when the length is known.
         segments::window(&self.chain, HEADER_LEN, usize::MAX, &mut self.payload);
         let Some(header) = self.muxer.next_packet(&self.payload, now) else {
+            // A buffer for a header only cannot take the data for which it was chosen. It is returned, or it would
+            // block the queue for ever.
             return self.payload.is_empty().then_some(0);
         };
         segments::copy_in(&self.chain, &header.to_bytes());
