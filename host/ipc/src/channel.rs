@@ -44,7 +44,7 @@ pub fn receive<T: DeserializeOwned>(
                 break (message.bytes, truncated, descriptor(message.cmsgs()));
             }
             Err(Errno::EINTR) => {}
-            // The other end was closed while packets of ours still waited there.
+            // The other end was closed while packets from here still waited there.
             Err(Errno::ECONNRESET) => return Ok(None),
             Err(errno) => return Err(PacketError::Socket(errno.into())),
         }

@@ -115,7 +115,7 @@ impl SplitQueue {
     pub fn enable_notifications(&mut self, memory: &GuestRam) -> bool {
         let enabled = self.queue.enable_notification(memory);
         let more = self.unless_broken(enabled).unwrap_or(false) && !self.broken;
-        // An index that cannot be true differs from ours, too. It must not keep the caller from sleeping.
+        // An impossible index differs from the queue's own, too. It must not keep the caller from sleeping.
         more && {
             let valid = self.queue.iter(memory).map(drop);
             self.unless_broken(valid).is_some()
@@ -136,10 +136,10 @@ impl SplitQueue {
         if new == old {
             return false;
         }
-        // `used.idx` must be visible before the driver's wish is read. The driver does the opposite, it states its wish
-        // and then reads `used.idx`: so one of the two sees the other, and no chain is left unannounced.
+        // `used.idx` must be visible before the driver's setting is read. The driver does the opposite: it changes the
+        // setting and then reads `used.idx`. So one of the two sees the other, and no chain is left unannounced.
         fence(Ordering::SeqCst);
-        match self.interrupt_wish(memory) {
+        match self.suppression(memory) {
             // `used_event` lies among the indices that have just been filled, modulo 2^16 (2.7.7.2).
             Some(used_event) if self.queue.event_idx_enabled() => {
                 new.wrapping_sub(used_event).wrapping_sub(1) < new.wrapping_sub(old)
@@ -150,8 +150,9 @@ impl SplitQueue {
         }
     }
 
-    /// `used_event` with `VIRTIO_F_EVENT_IDX`, which follows the available ring's entries (2.7.6), else its `flags`.
-    fn interrupt_wish(&self, memory: &GuestRam) -> Option<u16> {
+    /// Reads the driver's setting for interrupts: with `VIRTIO_F_EVENT_IDX` `used_event`, which follows the entries of
+    /// the available ring (2.7.6), otherwise the ring's `flags`.
+    fn suppression(&self, memory: &GuestRam) -> Option<u16> {
         let offset = if self.queue.event_idx_enabled() { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
         let address = self.queue.avail_ring().checked_add(offset)?;
         memory.load(GuestAddress(address), Ordering::Relaxed).ok().map(u16::from_le)
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_is_due_once_for_what_was_completed_unless_the_driver_declines() {
+    fn an_interrupt_is_due_once_after_completions_unless_declined() {
         let (driver, mut queue) = (Driver::new(), device(false));
         driver.offer(&[0, 1, 2]);
         assert!(!queue.should_interrupt(&driver.0));
@@ -327,7 +328,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn with_event_indices_the_interrupt_is_due_when_the_drivers_index_is_passed(
+        fn an_interrupt_is_due_when_the_drivers_event_index_is_passed(
             start: u16, behind in 0_u16..40, batches in proptest::collection::vec(1_u16..=SIZE, 1..8)
         ) {
             let (driver, mut queue) = (Driver::new(), device(true));

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_outside_or_across_the_end_of_a_device_reads_ones_and_writes_nothing() {
+    fn an_access_outside_of_or_across_a_device_reads_ones_and_writes_nothing() {
         let device = echo();
         let mut bus = Bus::default();
         bus.insert(0x100, 0x10, device.clone()).unwrap();

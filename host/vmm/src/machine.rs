@@ -54,7 +54,7 @@ pub(super) struct Machine {
     exit: ExitSignal,
 }
 
-/// The machine's files.
+/// The machine's files, opened before the process confines itself.
 struct Files {
     /// File, whether it is read-only, and serial number.
     disks: Vec<(File, bool, String)>,

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_mappings_are_told_from_the_rest() {
+    fn guest_mappings_are_counted_apart() {
         let smaps =
             "1000-2000 rw-s 0 0:1 5 /memfd:guest\nRss:   12 kB\n3000-4000 r-xp 0 0:1 5 /bin/x\nRss: 3 kB\nPss: 9 kB\n";
         assert_eq!(split(smaps, &[0x1000]), (12, 3));

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confined_network_process_reads_resolv_conf_and_connects_but_starts_and_listens_to_nothing() {
+    fn a_confined_network_process_reads_resolv_conf_and_connects_only() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap();
         let own = std::fs::canonicalize("Cargo.toml").unwrap();

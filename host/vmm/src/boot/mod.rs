@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_kernel_is_refused_by_name() {
+    fn a_file_that_is_not_a_kernel_is_refused_by_name() {
         let memory = memory::create(64).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vmlinux");

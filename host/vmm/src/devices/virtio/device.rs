@@ -206,12 +206,12 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_hears_of_a_slow_chain_before_others_are_served() {
+    fn the_driver_is_interrupted_for_a_slow_chain_before_others_are_served() {
         assert_eq!(interrupts(&[0, 2])[1..4], [1, 1, 2]);
     }
 
     #[test]
-    fn the_driver_hears_of_quick_chains_together() {
+    fn the_driver_is_interrupted_once_for_quick_chains() {
         // A busy machine can make any of them slow.
         assert!((0..20).any(|_| interrupts(&[]) == [0, 0, 0, 0, 1]));
     }

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn features_ok_does_not_stick_for_features_that_were_not_offered_or_without_version_1() {
+    fn features_ok_sticks_only_for_offered_features_with_version_1() {
         for features in [0, 1 << 5, FEATURE_VERSION_1 | 1 << 6] {
             let mut common = common();
             negotiate(&mut common, features);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_size_that_is_no_power_of_two_or_too_large_is_ignored() {
+    fn a_queue_size_that_is_not_a_power_of_two_or_too_large_is_ignored() {
         let mut common = common();
         for size in [0u16, 3, 257, 512, 0x8000] {
             common.write(0x18, &size.to_le_bytes());
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_zero_to_the_status_asks_for_a_reset_which_restores_every_register() {
+    fn status_zero_asks_for_a_reset_which_restores_every_register() {
         let mut common = common();
         negotiate(&mut common, FEATURE_VERSION_1);
         enable_queue(&mut common);

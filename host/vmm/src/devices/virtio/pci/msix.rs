@@ -212,11 +212,11 @@ mod tests {
     /// Interrupt request register (Intel SDM 3A, 11.8.4), the word and bit of the vector.
     const REQUESTED: (usize, i32) = (0x200 + (VECTOR as usize / 32) * 0x10, 1 << (VECTOR % 32));
 
-    /// A CPU that never runs: what reaches its local APIC stays to be seen.
+    /// A CPU that never runs, so an interrupt stays in its local APIC.
     struct Cpu(VcpuFd);
 
     impl Cpu {
-        /// Whether the vector was delivered since the last time.
+        /// True if the vector was delivered since the last call.
         fn take(&self) -> bool {
             let mut lapic = self.0.get_lapic().unwrap();
             let bytes: Vec<u8> =
@@ -229,7 +229,7 @@ mod tests {
             word & REQUESTED.1 != 0
         }
 
-        /// The same, with some patience: KVM may deliver on a thread of its own.
+        /// Waits for a delivery: KVM may deliver on a thread of its own.
         fn takes(&self) -> bool {
             (0..2000).any(|_| {
                 self.take() || {
@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// One vector, routed, enabled and masked; `None` where there is no KVM, which the test says.
+    /// Creates a vector that is routed, enabled and masked; `None` without KVM, which is printed.
     fn one_vector() -> Option<(Cpu, Msix)> {
         let Ok(vm) = Kvm::new().and_then(|kvm| kvm.create_vm()) else {
             println!("left out: no /dev/kvm");
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_triggered_while_masked_is_pending_and_delivered_once_when_unmasked() {
+    fn a_trigger_while_masked_is_pending_and_delivered_once_when_unmasked() {
         let Some((cpu, msix)) = one_vector() else { return };
         let interrupt = msix.interrupt(0);
         interrupt.trigger();

@@ -36,9 +36,7 @@ const MAX_IDLE_CAPACITY: usize = 16 << 10;
 /// The identity of a connection: its two ports. The context IDs are fixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    /// Port of the host.
     pub(super) host_port: u32,
-    /// Port of the guest.
     pub(super) guest_port: u32,
 }
 
@@ -84,7 +82,6 @@ enum Outbound {
 /// A packet for the guest, whose payload is in guest memory already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
-    /// Operation of the packet.
     pub(super) op: Op,
     /// Flags of [`Op::Shutdown`].
     pub(super) flags: u32,
@@ -112,7 +109,6 @@ struct Probe {
 pub(super) struct Readiness {
     /// Bytes, or the end of the stream, can be read.
     pub(super) readable: bool,
-    /// Bytes can be written.
     pub(super) writable: bool,
     /// Both directions are over, or the stream failed.
     pub(super) hung_up: bool,

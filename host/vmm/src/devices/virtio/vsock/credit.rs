@@ -29,7 +29,7 @@ pub(super) struct PeerCredit {
     fwd_cnt: Wrapping<u32>,
     /// Lengths of the packets that the guest has not read completely, oldest first; of the oldest the unread part.
     packets: VecDeque<u32>,
-    /// Their sum.
+    /// Sum of `packets`.
     unread: u32,
 }
 
@@ -137,7 +137,7 @@ impl OwnCredit {
     /// True if an update of its own is worthwhile: the guest sees less than half of the buffer free, and would see
     /// noticeably more, or all of it.
     pub(super) fn update_due(&self) -> bool {
-        // Each packet of ours would tell it as well; updates are for a direction in which nothing else is sent.
+        // Any packet to the guest carries the news, too. Updates are for connections on which nothing else is sent.
         let seen_used = (self.received - self.advertised).0;
         let news = (self.forwarded - self.advertised).0;
         seen_used > BUF_ALLOC / 2 && (news >= BUF_ALLOC / 8 || (news > 0 && self.forwarded == self.received))

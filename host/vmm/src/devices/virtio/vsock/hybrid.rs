@@ -9,10 +9,7 @@ pub(super) enum Progress {
     /// No line feed yet.
     Partial,
     /// The line is complete and names a port of the guest.
-    Connect {
-        /// Guest port.
-        port: u32,
-    },
+    Connect { port: u32 },
     /// The line is too long or not a request.
     Invalid,
 }

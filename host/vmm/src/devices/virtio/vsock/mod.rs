@@ -13,7 +13,7 @@
 //! however many descriptors the payload is spread. One copy, one system call a packet. Only while a host reader is
 //! slower than the guest are bytes copied twice more, into and out of a buffer of at most 256 KiB a connection, which
 //! is the credit the guest has. Streams and kicks are watched edge-triggered and readiness is remembered, so nothing
-//! is re-armed, and a stream that cannot be served (no buffer, no credit) wakes nobody.
+//! is re-armed, and a stream that cannot be served (no buffer, no credit) does not wake the thread.
 //!
 //! # Parts
 //!

@@ -50,13 +50,11 @@ const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// The addresses of the guest and the host.
 #[derive(Debug, Clone)]
 pub(super) struct Endpoint {
-    /// The guest's context ID.
     pub(super) guest_cid: u64,
     /// Path of the hybrid socket. The guest's connections go to `<path>_<port>`.
     pub(super) path: PathBuf,
     /// The hybrid socket; non-blocking.
     pub(super) listener: Arc<UnixListener>,
-    /// See [`MAX_CONNECTIONS`].
     pub(super) max_connections: usize,
 }
 
@@ -148,14 +146,14 @@ impl Muxer {
         wake.map(|wake| wake.saturating_duration_since(now))
     }
 
-    /// Accepts waiting host clients.
+    /// Accepts the host clients that wait at the hybrid socket.
     pub(super) fn accept(&mut self, now: Instant) {
         self.accept_again = None;
         // Until the listener would block, since its event is edge-triggered.
         loop {
             match self.endpoint.listener.accept() {
                 Ok((stream, _)) => {
-                    // Accepted and closed, not left in the backlog: the client learns of it at once.
+                    // Accepted and closed, not left in the backlog: the client sees it at once.
                     if self.is_full() {
                         tracing::warn!("rejecting a vsock client: too many connections");
                         continue;

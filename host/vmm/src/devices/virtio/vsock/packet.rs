@@ -15,7 +15,6 @@ pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 /// `VIRTIO_VSOCK_SHUTDOWN_F_SEND`: the sender will send no more data.
 pub(super) const SHUTDOWN_SEND: u32 = 2;
 
-/// Both flags.
 pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// The operation of a packet (5.10.6).
@@ -69,13 +68,9 @@ impl Op {
 /// `struct virtio_vsock_hdr`, in the host's byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Context ID of the sender.
     pub(super) src_cid: u64,
-    /// Context ID of the receiver.
     pub(super) dst_cid: u64,
-    /// Port of the sender.
     pub(super) src_port: u32,
-    /// Port of the receiver.
     pub(super) dst_port: u32,
     /// Length of the payload in bytes.
     pub(super) len: u32,

@@ -123,7 +123,7 @@ impl HostStream for SocketStream {
     }
 
     fn shutdown_write(&mut self) {
-        // An error means that the peer is gone, which is no loss.
+        // An error means that the peer is gone and reads nothing anyway.
         let _ = shutdown(self.as_raw_fd(), Shutdown::Write);
     }
 
