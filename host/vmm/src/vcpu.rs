@@ -113,7 +113,7 @@ fn failed(vcpu: &VcpuFd, what: &str) -> ExitReason {
     // The address identifies the instruction in a report; without it the message is still of use.
     let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
     let message = format!(
-        "a vCPU stopped at rip {rip:#x}: {what}; if this host has never run a VM of Bulkhead, \
+        "a vCPU stopped at rip {rip:#x}: {what}; if no Bulkhead VM has run on this host before, \
          its KVM may be unable to run Linux guests (see: bulkhead doctor)"
     );
     ExitReason::Error { message }
