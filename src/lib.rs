@@ -2,6 +2,6 @@
 
 pub mod backend;
 pub mod cli;
-pub mod engine;
+mod hex;
 pub mod image;
 pub mod settings;

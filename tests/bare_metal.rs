@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
-mod support;
-
 use std::{fs, path::PathBuf, time::Duration};
 
 use bulkhead_vmm::api::{Command, Event, ExitReason};
 use support::{
-    Vmm,
     guest::{ENTRY, SPIN, kernel, machine, out},
+    vmm::{self, Vmm},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -123,7 +121,7 @@ fn the_vmm_ends_with_its_backend() {
     let vmm = Vmm::boot(machine(kernel(dir.path(), &SPIN)));
     assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
     let mut child = vmm.disconnect();
-    assert!(support::ended(&mut child, SOON), "still running without a backend");
+    assert!(vmm::ended(&mut child, SOON), "still running without a backend");
 }
 
 #[test]

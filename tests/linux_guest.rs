@@ -1,20 +1,18 @@
 //! The guest kernel on a KVM that can run it. `scripts/test` runs this suite where there is one, or inside the
-//! emulated AMD-V machine; `BULKHEAD_KERNEL` names the folder that `firmware/build guest` prints.
+//! emulated AMD-V machine; `BULKHEAD_KERNEL` names the directory that `firmware/build guest` prints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
-
-mod support;
 
 use std::{path::PathBuf, time::Duration};
 
 use bulkhead_vmm::api::{Event, ExitReason, VmConfig};
-use support::{Vmm, guest::machine};
+use support::{guest::machine, vmm::Vmm};
 
 /// Emulation is some thirty times slower than hardware.
 const BOOT: Duration = Duration::from_secs(60);
 
 fn kernel(image: &str) -> PathBuf {
-    PathBuf::from(std::env::var("BULKHEAD_KERNEL").expect("BULKHEAD_KERNEL names the kernel's folder")).join(image)
+    PathBuf::from(std::env::var("BULKHEAD_KERNEL").expect("BULKHEAD_KERNEL names the kernel's directory")).join(image)
 }
 
 /// Boots without a root file system: the kernel goes through all of its start and panics.

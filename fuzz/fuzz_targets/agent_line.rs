@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let mut reader = LineReader::new(data);
     while let Ok(Some(message)) = reader.read::<GuestMessage>() {
-        // What was understood can be said again and means the same.
+        // A parsed message survives being written and parsed again.
         if let Ok(line) = encode(&message) {
             assert_eq!(LineReader::new(&line[..]).read::<GuestMessage>().unwrap(), Some(message));
         }

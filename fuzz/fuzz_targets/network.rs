@@ -109,7 +109,7 @@ struct Segment<'a> {
     data: &'a [u8],
 }
 
-/// What the guest's end of a connection knows.
+/// The state of the guest's end of a connection.
 #[derive(Clone, Copy, Default)]
 struct End {
     next: u32,

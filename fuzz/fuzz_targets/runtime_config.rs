@@ -4,6 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {
-    sysbox_runc::fuzzing::config(text);
-    sysbox_runc::fuzzing::mount_table(text);
+    bulkhead_runtime::fuzzing::config(text);
+    bulkhead_runtime::fuzzing::mount_table(text);
 });

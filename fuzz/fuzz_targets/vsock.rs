@@ -100,7 +100,7 @@ fuzz_target!(|steps: Vec<Step>| {
             Step::Host { index, bytes, leaves } => world.host(usize::from(index), bytes, leaves),
             Step::Turn { milliseconds } => world.turn(Duration::from_millis(u64::from(milliseconds))),
         }
-        // Whoever the guest reached says nothing and leaves.
+        // The program that the guest reached closes without sending anything.
         while host.accept().is_ok() {}
     }
 });

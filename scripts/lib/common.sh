@@ -1,15 +1,15 @@
-# Shared by every script here: where caches live, how packages are asked for, how progress is shown.
+# Shared by all scripts: the cache, Debian packages, progress, locks.
 # shellcheck shell=bash
 set -euo pipefail
-# Without this a failure inside $(...) goes on.
+# Without this a shell ignores a failure inside $(...).
 shopt -s inherit_errexit
 
 BULKHEAD_REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BULKHEAD_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead
 export BULKHEAD_REPO BULKHEAD_CACHE
 
-# Exit status of scripts/kvm-host when the machine itself ended; no command of ours uses it.
-# shellcheck disable=SC2034 # for those who source this
+# Exit status of scripts/kvm-host when the machine itself ended; none of our commands uses it.
+# shellcheck disable=SC2034 # for the scripts that source this
 readonly MACHINE_GONE=254
 
 say() { printf '%s\n' "$*" >&2; }
@@ -18,8 +18,8 @@ die() {
     exit 1
 }
 
-# need_packages PACKAGE...: installs the Debian packages that are missing when this user may,
-# otherwise prints the one command that would.
+# need_packages PACKAGE...: installs the Debian packages that are missing if this user may, otherwise prints the one
+# command that does.
 need_packages() {
     local missing=() package
     for package in "$@"; do
@@ -45,8 +45,8 @@ need_packages() {
     fi
 }
 
-# with_progress LABEL LOG COMMAND...: runs COMMAND with its output in LOG and shows what it is doing:
-# a live line on a terminal, a line a minute elsewhere.
+# with_progress LABEL LOG COMMAND...: runs COMMAND with its output in LOG and shows its progress: a live line on a
+# terminal, a line a minute elsewhere.
 with_progress() {
     local label=$1 log=$2 started=$SECONDS pid last=$SECONDS
     shift 2
@@ -70,7 +70,7 @@ with_progress() {
     say "$label: done in $((SECONDS - started)) s"
 }
 
-# digest FILE-OR-WORD...: one digest over the contents of files and over plain words.
+# digest FILE-OR-WORD...: prints one digest over the contents of files and over plain words.
 digest() {
     local item
     for item in "$@"; do
@@ -78,7 +78,7 @@ digest() {
     done | sha256sum | cut -c1-16
 }
 
-# locked NAME COMMAND...: one builder of NAME at a time on this machine.
+# locked NAME COMMAND...: runs COMMAND while no other process on this machine builds NAME.
 locked() {
     local name=$1
     shift

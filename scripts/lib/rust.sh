@@ -1,12 +1,13 @@
-# Finds a Rust toolchain new enough for this workspace. Sourced after common.sh.
+# Finds a Rust toolchain that is new enough for this workspace. Sourced after common.sh.
 # shellcheck shell=bash
 
-# need_rust: cargo of at least the workspace's rust-version is on PATH, or one command is printed.
+# need_rust: makes sure that PATH has a cargo of at least the workspace's rust-version, or prints the command that
+# installs one.
 need_rust() {
     local wanted have
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$BULKHEAD_REPO/Cargo.toml" | head -n 1)
     if ! command -v cargo >/dev/null; then
-        # Debian's own is new enough from forky on; elsewhere rustup is the way.
+        # Debian's own is new enough from forky on; older releases need rustup.
         local candidate
         candidate=$(apt-cache policy cargo 2>/dev/null | sed -n 's/^  Candidate: //p')
         if [[ -n $candidate ]] && dpkg --compare-versions "$candidate" ge "$wanted"; then

@@ -1,4 +1,15 @@
-//! The agent in the guest, as the backend hears it. Nothing that it says is trusted.
+//! The backend's end of the connection to the agent, which is init in the guest. Nothing that the agent sends is
+//! trusted.
+//!
+//! The agent connects to vsock port [`bulkhead_protocol::AGENT_PORT`] of the host. The vmm's vsock device connects that
+//! to the unix socket on which the backend listens. Two checks keep others out. The device takes connections of the
+//! guest from ports below 1024 only, which needs a capability of the VM that no isolated container has. And the backend
+//! accepts only the process id of its own vmm, since any process of this user can reach the socket.
+//!
+//! The agent introduces itself (Hello) and receives the host's certificates, then its configuration. From then on it
+//! reports each stage of the start, publishes ports and answers questions; the backend sends questions and, at the end,
+//! the shutdown. Lines are bounded, texts are shortened and cleaned for a terminal, and a stage counts once
+//! ([`super::state`]).
 
 use std::{
     convert::Infallible,
@@ -8,8 +19,7 @@ use std::{
 };
 
 use bulkhead_protocol::{
-    Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION,
-    SocketExceptions, encode,
+    Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -20,16 +30,17 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{network::NetworkPlan, ports::Ports, proxy::ProxyPlan, vm::VmEvent};
+use super::{events::VmEvent, logs, ports::Ports};
+use bulkhead_ipc::report::chain;
 
-/// How long a connection may stay silent before its first message.
-const HELLO: Duration = Duration::from_secs(60);
+/// Time for the first message of a connection.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the guest may take to read a message.
-const WRITE: Duration = Duration::from_secs(10);
+/// Time for the guest to read a message.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pause after a connection that went wrong, so that a guest cannot fill the log.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a failed connection, so that a guest cannot fill the log.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest text of the guest that is passed on, in characters.
 const MAX_TEXT: usize = 1000;
@@ -37,18 +48,18 @@ const MAX_TEXT: usize = 1000;
 /// Most threads of a description that are passed on.
 const MAX_THREADS: usize = 64;
 
-/// Why a conversation with the agent ended.
+/// Cause of the end of an agent's connection.
 #[derive(Debug, thiserror::Error)]
 enum AgentError {
     #[error("the agent's connection failed")]
     Line(#[from] LineError),
-    #[error("the agent did not read a message in time")]
+    #[error("the agent did not read a message within {} s", WRITE_TIMEOUT.as_secs())]
     Slow,
     #[error("the agent did not introduce itself")]
     NoHello,
     #[error(
-        "the guest image speaks version {0} of the agent's protocol, this program version {PROTOCOL_VERSION}; build \
-         the image that belongs to it with `scripts/image`"
+        "the guest image uses version {0} of the agent's protocol, this program version {PROTOCOL_VERSION}; build the \
+         matching image with `scripts/image`"
     )]
     Version(u32),
 }
@@ -58,7 +69,7 @@ enum AgentError {
 struct AsyncLineReader<R> {
     inner: R,
     buffer: Vec<u8>,
-    /// Bytes at the beginning of the buffer that are known to hold no line feed.
+    /// Bytes at the start of the buffer that are known to contain no line feed.
     searched: usize,
 }
 
@@ -67,7 +78,7 @@ impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
         Self { inner, buffer: Vec::new(), searched: 0 }
     }
 
-    /// The next message, or `None` at a clean end; nothing is lost when the future is dropped.
+    /// Reads the next message; returns `None` at a clean end. Nothing is lost when the future is dropped.
     async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
         loop {
             if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
@@ -75,11 +86,13 @@ impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
                 self.searched = 0;
                 return Ok(Some(serde_json::from_slice(&line)?));
             }
+            // A guest that sends a long line byte by byte must not make each byte a search of the whole line.
             self.searched = self.buffer.len();
             if self.buffer.len() >= MAX_LINE {
                 return Err(LineError::TooLong);
             }
             let room = (MAX_LINE - self.buffer.len()) as u64;
+            // The only await: bytes are in the buffer before it returns, so a `select!` may drop it at any time.
             if (&mut self.inner).take(room).read_buf(&mut self.buffer).await? == 0 {
                 if self.buffer.is_empty() {
                     return Ok(None);
@@ -90,95 +103,123 @@ impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
     }
 }
 
-/// What the agent is told.
-#[derive(Clone, Debug)]
-pub(super) struct GuestPlan {
-    /// Host name.
-    pub hostname: String,
-    /// Enhanced Container Isolation.
-    pub isolation: bool,
-    /// Which containers may have the engine's socket.
-    pub socket_exceptions: SocketExceptions,
-    /// Refuse `docker load`.
-    pub block_load: bool,
-    /// virtio-blk serial of the data disk.
-    pub data_disk_serial: String,
-    /// The guest's network, if it has one.
-    pub network: Option<NetworkPlan>,
-    /// Options of dockerd.
-    pub daemon_options: serde_json::Map<String, serde_json::Value>,
-    /// The engine's proxy.
-    pub proxy: ProxyPlan,
-    /// The certificates that the host trusts, as messages.
-    pub certificates: Vec<HostMessage>,
+/// The backend's end of the agent's connection.
+#[derive(Debug)]
+pub(super) struct AgentServer {
+    /// Process id of the vmm, the only process whose connections are accepted.
+    pub(super) vmm: u32,
+    /// The host's certificates as messages, which precede the configuration.
+    pub(super) certificates: Vec<HostMessage>,
+    /// The configuration, but for the time of sending.
+    pub(super) configuration: Configuration,
+    /// The ports that the guest may publish.
+    pub(super) ports: Arc<Ports>,
+    /// Receives the agent's reports.
+    pub(super) events: mpsc::Sender<VmEvent>,
 }
 
-impl GuestPlan {
-    fn configuration(&self) -> Configuration {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut configuration = Configuration {
-            hostname: self.hostname.clone(),
-            time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-            isolation: self.isolation,
-            data_disk_serial: self.data_disk_serial.clone(),
-            network: self.network.as_ref().map(NetworkPlan::guest),
-            daemon_options: self.daemon_options.clone(),
-            container_environment: Vec::new(),
-            socket_exceptions: Box::new(self.socket_exceptions.clone()),
-            block_load: self.block_load,
-        };
-        self.proxy.apply(self.network.as_ref(), &mut configuration);
-        configuration
-    }
-}
-
-/// Accepts the agent of the VM with process id `vmm` until the events have no reader. While there is a connection it is
-/// the only one: others are closed at once, so that they neither wait nor hold memory.
-pub(super) async fn serve(
-    listener: UnixListener,
-    vmm: u32,
-    plan: GuestPlan,
-    ports: Arc<Ports>,
-    events: mpsc::Sender<VmEvent>,
-    mut outbox: mpsc::Receiver<HostMessage>,
-) {
-    while !events.is_closed() {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) if is_from(&stream, vmm) => stream,
-            Ok(_) => continue,
-            Err(error) => {
-                warn!("cannot accept the agent: {error}");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let ended = tokio::select! {
-            ended = converse(stream, &plan, &ports, &events, &mut outbox) => ended,
-            never = refuse_others(&listener) => match never {},
-        };
-        // Whose they are is gone or starts anew.
-        ports.clear();
-        let _ = events.send(VmEvent::AgentLost).await;
-        match ended {
-            Ok(()) => info!("the agent closed its connection"),
-            Err(error @ AgentError::Version(_)) => {
-                let _ = events.send(VmEvent::GuestFailed(error.to_string())).await;
-            }
-            Err(error) => {
-                warn!("{}", bulkhead_ipc::report::chain(&error));
-                tokio::time::sleep(PAUSE).await;
+impl AgentServer {
+    /// Accepts the agent until the events have no reader.
+    ///
+    /// An agent's connection is the only one while it lasts: others are closed at once, so that they neither wait nor
+    /// hold memory.
+    pub(super) async fn serve(self, listener: UnixListener, mut outbox: mpsc::Receiver<HostMessage>) {
+        while !self.events.is_closed() {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) if is_from(&stream, self.vmm) => stream,
+                Ok(_) => continue,
+                Err(error) => {
+                    warn!("cannot accept the agent: {error}");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                    continue;
+                }
+            };
+            let ended = tokio::select! {
+                ended = self.converse(stream, &mut outbox) => ended,
+                never = refuse_others(&listener) => match never {},
+            };
+            // init asked for the published ports. It is gone or starting over, and then asks for them again.
+            self.ports.clear();
+            // Sent before the next connection is accepted, so that events of two connections never interleave.
+            let _ = self.events.send(VmEvent::AgentLost).await;
+            match ended {
+                Ok(()) => info!("the agent closed its connection"),
+                // Trying again is useless: the image stays what it is.
+                Err(error @ AgentError::Version(_)) => {
+                    let _ = self.events.send(VmEvent::GuestFailed(error.to_string())).await;
+                }
+                Err(error) => {
+                    warn!("{}", chain(&error));
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
             }
         }
     }
+
+    async fn converse<S: AsyncRead + AsyncWrite>(
+        &self,
+        stream: S,
+        outbox: &mut mpsc::Receiver<HostMessage>,
+    ) -> Result<(), AgentError> {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = AsyncLineReader::new(reader);
+        let hello = match timeout(HELLO_TIMEOUT, reader.next()).await {
+            Ok(Ok(Some(GuestMessage::Hello(hello)))) => hello,
+            Ok(Err(error)) => return Err(error.into()),
+            // A clean end, another message first, or silence.
+            _ => return Err(AgentError::NoHello),
+        };
+        let Hello { protocol, kernel, uptime_us } = hello;
+        if protocol != PROTOCOL_VERSION {
+            return Err(AgentError::Version(protocol));
+        }
+        let _ = self.events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
+        // The certificates come first because the configuration starts the services that need them.
+        for certificates in &self.certificates {
+            write(&mut writer, certificates).await?;
+        }
+        write(&mut writer, &HostMessage::Configure(self.configuration())).await?;
+        loop {
+            tokio::select! {
+                message = reader.next() => match message? {
+                    Some(GuestMessage::Publish { id, port }) => {
+                        // One request at a time, and none before the answer to the last one is written: a guest that
+                        // asks without end, or does not read, delays only itself.
+                        let error = self.ports.publish(id, port).await.err().map(|error| error.to_string());
+                        debug!(?port, ?error, "the guest publishes a port");
+                        write(&mut writer, &HostMessage::Published { id, error }).await?;
+                    }
+                    Some(GuestMessage::Unpublish { id }) => self.ports.unpublish(id),
+                    Some(message) => {
+                        if let Some(event) = event(message) {
+                            let _ = self.events.send(event).await;
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                message = outbox.recv() => match message {
+                    Some(message) => write(&mut writer, &message).await?,
+                    // The VM was dropped.
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// Returns the configuration with the current time, to which the guest sets its clock.
+    fn configuration(&self) -> Configuration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Configuration { time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), ..self.configuration.clone() }
+    }
 }
 
-/// Closes whatever else connects.
+/// Closes every other connection.
 async fn refuse_others(listener: &UnixListener) -> Infallible {
     let mut refused = 0_u64;
     loop {
         if let Err(error) = listener.accept().await {
             warn!("cannot refuse a connection to the agent's socket: {error}");
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
             continue;
         }
         refused += 1;
@@ -189,8 +230,10 @@ async fn refuse_others(listener: &UnixListener) -> Infallible {
     }
 }
 
-/// Any process of this user can reach the socket; only the VM's may speak for the guest.
+/// Returns whether the vmm made the connection; another process of this user must not pass for the guest.
 fn is_from(stream: &UnixStream, vmm: u32) -> bool {
+    // SO_PEERCRED names the process that called connect(2). The id cannot be reused: the vmm is our child, and it stays
+    // a zombie until it has been waited for.
     let allowed = stream.peer_cred().is_ok_and(|peer| peer.pid() == i32::try_from(vmm).ok());
     if !allowed {
         warn!("refused a connection to the agent's socket that does not come from the VM");
@@ -198,54 +241,7 @@ fn is_from(stream: &UnixStream, vmm: u32) -> bool {
     allowed
 }
 
-async fn converse<S: AsyncRead + AsyncWrite>(
-    stream: S,
-    plan: &GuestPlan,
-    ports: &Ports,
-    events: &mpsc::Sender<VmEvent>,
-    outbox: &mut mpsc::Receiver<HostMessage>,
-) -> Result<(), AgentError> {
-    let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = AsyncLineReader::new(reader);
-    let hello = match timeout(HELLO, reader.next()).await {
-        Ok(Ok(Some(GuestMessage::Hello(hello)))) => hello,
-        Ok(Err(error)) => return Err(error.into()),
-        _ => return Err(AgentError::NoHello),
-    };
-    let Hello { protocol, kernel, uptime_us } = hello;
-    if protocol != PROTOCOL_VERSION {
-        return Err(AgentError::Version(protocol));
-    }
-    let _ = events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
-    for certificates in &plan.certificates {
-        write(&mut writer, certificates).await?;
-    }
-    write(&mut writer, &HostMessage::Configure(plan.configuration())).await?;
-    loop {
-        tokio::select! {
-            message = reader.next() => match message? {
-                Some(GuestMessage::Publish { id, port }) => {
-                    // One at a time, and none before the last answer was taken: the guest sets the pace, but only its own.
-                    let error = ports.publish(id, port).await.err().map(|error| error.to_string());
-                    debug!(?port, ?error, "the guest publishes a port");
-                    write(&mut writer, &HostMessage::Published { id, error }).await?;
-                }
-                Some(GuestMessage::Unpublish { id }) => ports.unpublish(id),
-                Some(message) => {
-                    if let Some(event) = event(message) {
-                        let _ = events.send(event).await;
-                    }
-                }
-                None => return Ok(()),
-            },
-            order = outbox.recv() => match order {
-                Some(order) => write(&mut writer, &order).await?,
-                None => return Ok(()),
-            },
-        }
-    }
-}
-
+/// Converts a report into an event, with its texts shortened and cleaned.
 fn event(message: GuestMessage) -> Option<VmEvent> {
     match message {
         GuestMessage::Reached { stage, .. } => Some(VmEvent::Reached(stage)),
@@ -254,11 +250,11 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
         }
         GuestMessage::EngineDown { reason } => Some(VmEvent::EngineDown(shorten(&reason))),
         GuestMessage::Goodbye => {
-            info!("the guest says goodbye");
+            info!("the guest is going down");
             None
         }
-        GuestMessage::Described(description) => Some(VmEvent::Described(fit(description))),
-        // What the conversation itself answers.
+        GuestMessage::Described(description) => Some(VmEvent::Described(bounded(description))),
+        // Answered in `converse`.
         GuestMessage::Publish { .. } | GuestMessage::Unpublish { .. } => None,
         GuestMessage::Hello(_) => {
             warn!("the agent introduced itself twice");
@@ -267,8 +263,8 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
     }
 }
 
-/// A description that is no longer than it has to be.
-fn fit(mut description: Description) -> Description {
+/// Cuts a description to the bounds of an honest one and cleans its texts.
+fn bounded(mut description: Description) -> Description {
     description.load = shorten(&description.load);
     description.busiest.truncate(MAX_THREADS);
     for thread in &mut description.busiest {
@@ -279,14 +275,15 @@ fn fit(mut description: Description) -> Description {
     description
 }
 
-/// The guest's words, fit for a terminal and a log line.
+/// Returns the guest's text on one line, at most [`MAX_TEXT`] characters, without anything that a terminal acts on.
 fn shorten(text: &str) -> String {
-    super::logs::clean(&text.replace('\n', " ")).chars().take(MAX_TEXT).collect()
+    logs::clean(&text.replace('\n', " ")).chars().take(MAX_TEXT).collect()
 }
 
 async fn write<W: AsyncWrite + Unpin>(writer: &mut W, message: &HostMessage) -> Result<(), AgentError> {
     let line = encode(message)?;
-    match timeout(WRITE, writer.write_all(&line)).await {
+    // A guest that reads nothing fills the vsock buffers; without a limit it would block its own shutdown here.
+    match timeout(WRITE_TIMEOUT, writer.write_all(&line)).await {
         Ok(result) => result.map_err(|error| LineError::from(error).into()),
         Err(_) => Err(AgentError::Slow),
     }
@@ -300,17 +297,17 @@ mod tests {
 
     use super::*;
 
-    fn plan() -> GuestPlan {
-        GuestPlan {
-            hostname: "bulkhead".into(),
-            isolation: true,
-            socket_exceptions: SocketExceptions::default(),
-            block_load: false,
-            data_disk_serial: "data".into(),
-            network: None,
-            daemon_options: serde_json::Map::new(),
-            proxy: ProxyPlan::default(),
+    /// A server whose agent is this process.
+    fn server(events: mpsc::Sender<VmEvent>) -> AgentServer {
+        let configuration = serde_json::json!({
+            "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
+        });
+        AgentServer {
+            vmm: std::process::id(),
             certificates: vec![HostMessage::Certificates { pem: "one\n".into() }],
+            configuration: serde_json::from_value(configuration).unwrap(),
+            ports: Arc::new(Ports::open(false)),
+            events,
         }
     }
 
@@ -323,13 +320,14 @@ mod tests {
         let (ours, theirs) = duplex(1 << 16);
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
-        let backend =
-            tokio::spawn(async move { converse(ours, &plan(), &Ports::open(false), &events, &mut outbox).await });
+        let server = server(events);
+        let certificates = server.certificates[0].clone();
+        let backend = tokio::spawn(async move { server.converse(ours, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
         let mut line = String::new();
         agent.read_line(&mut line).await.unwrap();
-        assert_eq!(serde_json::from_str::<HostMessage>(&line).unwrap(), plan().certificates[0]);
+        assert_eq!(serde_json::from_str::<HostMessage>(&line).unwrap(), certificates);
         line.clear();
         agent.read_line(&mut line).await.unwrap();
         let Ok(HostMessage::Configure(configuration)) = serde_json::from_str(&line) else { panic!("{line}") };
@@ -347,13 +345,13 @@ mod tests {
         assert_eq!(received.recv().await, Some(VmEvent::Reached(Stage::Disk)));
     }
 
-    /// A listening backend and what it reports.
+    /// A listening backend and its reports.
     fn listening(path: &std::path::Path) -> (tokio::task::JoinHandle<()>, mpsc::Receiver<VmEvent>) {
         let listener = UnixListener::bind(path).unwrap();
         let (events, received) = mpsc::channel(64);
         let (orders, outbox) = mpsc::channel(1);
         let serving = async move {
-            serve(listener, std::process::id(), plan(), Arc::new(Ports::open(false)), events, outbox).await;
+            server(events).serve(listener, outbox).await;
             drop(orders);
         };
         (tokio::spawn(serving), received)
@@ -374,15 +372,15 @@ mod tests {
         }
     }
 
-    /// Whether the other side has closed the stream: nothing to read, or an error because it was not read.
+    /// Returns whether the other side has closed the stream: nothing to read, or an error because it was not read.
     async fn is_closed(stream: &mut UnixStream) -> bool {
-        matches!(timeout(WRITE, stream.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
+        matches!(timeout(WRITE_TIMEOUT, stream.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
     }
 
     #[tokio::test]
     async fn many_that_come_after_the_agent_are_closed_and_leave_it_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent");
         let (serving, mut received) = listening(&path);
         let mut agent = connect_as_agent(&path).await;
         let connected = received.recv().await;
@@ -402,7 +400,7 @@ mod tests {
         let (events, _received) = mpsc::channel(8);
         let (_orders, mut outbox) = mpsc::channel(1);
         theirs.write_all(&encode(&hello(99)).unwrap()).await.unwrap();
-        let error = converse(ours, &plan(), &Ports::open(false), &events, &mut outbox).await.unwrap_err();
+        let error = server(events).converse(ours, &mut outbox).await.unwrap_err();
         assert!(matches!(error, AgentError::Version(99)));
     }
 
@@ -423,13 +421,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-        /// 0: somebody else connects and says Hello; 1: the agent reports; 2: the agent goes and comes back.
+        /// 0: another process connects and sends Hello; 1: the agent reports; 2: the agent goes and comes back.
         #[test]
         fn an_agents_connection_is_the_only_one_until_it_ends(steps in prop::collection::vec(0..3, 0..12)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let folder = tempfile::tempdir().unwrap();
-                let path = folder.path().join("agent");
+                let directory = tempfile::tempdir().unwrap();
+                let path = directory.path().join("agent");
                 let (serving, mut received) = listening(&path);
                 let mut agent = connect_as_agent(&path).await;
                 let mut expected = vec!["connected"];
@@ -448,7 +446,7 @@ mod tests {
                         _ => {
                             agent.shutdown().await.unwrap();
                             assert!(is_closed(agent.get_mut()).await);
-                            // The end is told before the next is let in.
+                            // The end is reported before the next connection is accepted.
                             expected.extend(["lost", "connected"]);
                             agent = connect_as_agent(&path).await;
                         }

@@ -1,4 +1,7 @@
 //! The certificate authorities that the host trusts, for the engine.
+//!
+//! They are read at each boot and reach the agent as messages before its configuration. They replace the list of the
+//! guest image: an authority that the host does not trust is not trusted by the engine either.
 
 use std::{
     fs::File,
@@ -8,8 +11,8 @@ use std::{
 
 use bulkhead_protocol::{HostMessage, MAX_CERTIFICATES};
 
-/// Where distributions keep all of them in one file: Debian and most others, Fedora, RHEL, openSUSE, Alpine.
-const PLACES: [&str; 5] = [
+/// Bundles of all authorities by distribution: Debian and most others, Fedora, RHEL, openSUSE, Alpine.
+const BUNDLES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -18,24 +21,25 @@ const PLACES: [&str; 5] = [
 ];
 
 /// Largest file that is read, in bytes; bundles have comments beside the certificates.
-const LONGEST: u64 = 8 << 20;
+const MAX_FILE: u64 = 8 << 20;
 
-/// Most bytes of one message: JSON writes a line's end in two, and the line has to stay below the protocol's limit.
-const PART: usize = 48 * 1024;
+/// Longest text of one message in bytes. JSON writes each line feed as two, and the line has to stay below the
+/// protocol's limit.
+const MAX_PART: usize = 48 * 1024;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Why the guest is not told of the host's authorities; it then trusts those of its own image.
+/// Reason that the guest does not receive the host's authorities; it then trusts those of its own image.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CertificatesError {
-    /// It cannot be read.
-    #[error("the engine trusts its own list of certificate authorities, not this machine's: {} cannot be read", .0.display())]
+    /// The file cannot be read.
+    #[error("the engine trusts its own list of certificate authorities, not this machine's: cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// There is none in it.
+    /// The file contains no certificate.
     #[error("the engine trusts its own list of certificate authorities, not this machine's: {} has none", .0.display())]
     Empty(PathBuf),
-    /// More than the guest takes.
+    /// The file exceeds the protocol's limit.
     #[error(
         "the engine trusts its own list of certificate authorities, not this machine's: {} has more than {} MiB of them",
         .0.display(), MAX_CERTIFICATES >> 20
@@ -43,25 +47,28 @@ pub(super) enum CertificatesError {
     TooMany(PathBuf),
 }
 
-/// The host's certificates as messages; `named` is the file that a person chose.
+/// Returns the host's certificates as messages; `named` is the file that the user chose with `SSL_CERT_FILE`.
 pub(super) fn load(named: Option<&Path>) -> Result<Vec<HostMessage>, CertificatesError> {
-    let place = || PLACES.iter().map(Path::new).find(|path| path.is_file());
-    // Without a list here the image's will do.
-    let Some(path) = named.or_else(place) else { return Ok(Vec::new()) };
+    let bundle = || BUNDLES.iter().map(Path::new).find(|path| path.is_file());
+    // A host without a bundle is normal, and the image's own list will do.
+    let Some(path) = named.or_else(bundle) else { return Ok(Vec::new()) };
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut text));
     read.map_err(|error| CertificatesError::Read(path.to_owned(), error))?;
     let parts = parts(&String::from_utf8_lossy(&text));
+    // An incomplete list is worse than the image's: some registries would fail and others not.
     match parts.iter().map(String::len).sum() {
         0 => Err(CertificatesError::Empty(path.to_owned())),
-        len if len > MAX_CERTIFICATES || text.len() as u64 == LONGEST => {
+        len if len > MAX_CERTIFICATES || text.len() as u64 == MAX_FILE => {
             Err(CertificatesError::TooMany(path.to_owned()))
         }
         _ => Ok(parts.into_iter().map(|pem| HostMessage::Certificates { pem }).collect()),
     }
 }
 
-/// The certificates of a bundle (RFC 7468), without its comments and whatever else is in it, such as keys.
+/// Returns the certificates of a bundle (RFC 7468), without its comments and anything else in it.
+///
+/// The user may have named a file with a private key: nothing outside of complete certificates leaves the host.
 fn certificates(text: &str) -> impl Iterator<Item = String> {
     let mut lines = text.lines().map(str::trim);
     std::iter::from_fn(move || {
@@ -70,18 +77,20 @@ fn certificates(text: &str) -> impl Iterator<Item = String> {
             let mut certificate = format!("{BEGIN}\n");
             for line in lines.by_ref() {
                 match line {
+                    // An empty certificate is skipped like any other broken one.
                     END if certificate.len() > BEGIN.len() + 1 => {
                         certificate.push_str(END);
                         certificate.push('\n');
                         return Some(certificate);
                     }
                     "" => {}
-                    // The beginning of the next one, after one without an end.
+                    // The next one starts before this one ended: start over with it.
                     BEGIN => certificate.truncate(BEGIN.len() + 1),
-                    _ if is_base64(line) && certificate.len() < PART - 1024 => {
+                    _ if is_base64(line) && certificate.len() < MAX_PART - 1024 => {
                         certificate.push_str(line);
                         certificate.push('\n');
                     }
+                    // Not base64, or too long for a message: search for the next beginning.
                     _ => continue 'search,
                 }
             }
@@ -94,12 +103,12 @@ fn is_base64(line: &str) -> bool {
     line.len() <= 1000 && line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
 }
 
-/// Whole certificates in texts of at most [`PART`] bytes.
+/// Packs whole certificates into texts of at most [`MAX_PART`] bytes.
 fn parts(text: &str) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     for certificate in certificates(text) {
         match parts.last_mut() {
-            Some(last) if last.len() + certificate.len() <= PART => last.push_str(&certificate),
+            Some(last) if last.len() + certificate.len() <= MAX_PART => last.push_str(&certificate),
             _ => parts.push(certificate),
         }
     }
@@ -125,8 +134,8 @@ mod tests {
 
     #[test]
     fn a_file_without_certificates_or_no_file_is_an_error_and_no_empty_list() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
         assert!(matches!(load(Some(&path)), Err(CertificatesError::Read(..))));
         std::fs::write(&path, "nothing").unwrap();
         assert!(matches!(load(Some(&path)), Err(CertificatesError::Empty(_))));
@@ -151,7 +160,7 @@ mod tests {
         #[test]
         fn no_text_makes_the_splitter_panic(text in "(-----(BEGIN|END) CERTIFICATE-----|[A-Za-z+/=]{0,5}|\n| |\r\n){0,40}") {
             for part in parts(&text) {
-                prop_assert!(part.len() <= PART);
+                prop_assert!(part.len() <= MAX_PART);
             }
         }
     }

@@ -1,4 +1,8 @@
 //! The data disk: a raw, sparse file that grows and never shrinks.
+//!
+//! Two steps: [`DiskPlan::new`] checks and changes nothing, so that `start` and `doctor` can report a problem early;
+//! [`DiskPlan::apply`] makes or grows the file just before the VM starts. The guest formats the disk and grows its file
+//! system.
 
 use std::{
     fs::{self, OpenOptions},
@@ -12,62 +16,66 @@ use nix::sys::statvfs::statvfs;
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-/// Size of a new disk in GiB when nobody asked for another.
+/// Default size of a new disk in GiB.
 const DEFAULT_GIB: u64 = 64;
 
-/// Largest size in GiB: what ext4 with 4 KiB blocks makes of one file.
+/// Largest size in GiB: just below 16 TiB, the largest file of ext4 with 4 KiB blocks.
 const MAX_GIB: u64 = 16 * 1024 - 1;
 
-/// Free bytes below which no new disk is made: the engine could not pull one image.
-const ROOM_FOR_NEW: u64 = GIB;
+/// Free bytes that a new disk requires; with fewer the engine could not pull an image.
+const MIN_FREE_NEW: u64 = GIB;
 
-/// Free bytes below which an existing disk is not started: its first writes would fail.
-const ROOM_FOR_OLD: u64 = 64 * MIB;
+/// Free bytes that an existing disk requires; with fewer its first writes would fail.
+const MIN_FREE_EXISTING: u64 = 64 * MIB;
 
-/// Why the data disk cannot be used.
+/// Reason that the data disk cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// It would have to shrink.
     #[error(
-        "the data disk {path} has {present} GiB and never shrinks, but {asked} GiB are asked for; raise the size \
-         (`bulkhead settings set diskGiB {present}`), or remove the file to lose all images, containers and volumes"
+        "the data disk {path} has {present} GiB and never shrinks, but the size is set to {asked} GiB; raise the size \
+         (`bulkhead settings set diskGiB {present}`), or remove the file, which deletes all images, containers and \
+         volumes"
     )]
     Shrink {
         /// The disk.
         path: PathBuf,
-        /// GiB it has.
+        /// Present size in GiB.
         present: u64,
-        /// GiB asked for.
+        /// Requested size in GiB.
         asked: u64,
     },
-    /// No room.
-    #[error("only {free} MiB are free where the data disk {path} lies, {needed} MiB are needed; make room there")]
+    /// Its file system is full.
+    #[error(
+        "not enough space for the data disk {path}: {free} MiB free, {needed} MiB required; free some space in its \
+         file system"
+    )]
     Full {
         /// The disk.
         path: PathBuf,
-        /// MiB free.
+        /// Free MiB.
         free: u64,
-        /// MiB needed.
+        /// Required MiB.
         needed: u64,
     },
-    /// A size that no disk has.
-    #[error("{0} GiB are asked for the data disk; it has 1 to {MAX_GIB} GiB")]
+    /// The size is out of range.
+    #[error("data disk size {0} GiB is out of range (1-{MAX_GIB})")]
     Size(u64),
-    /// It is no plain file.
-    #[error("the data disk {0} is not a plain file; move it away")]
+    /// It is not a regular file.
+    #[error("the data disk {0} is not a regular file; move it away")]
     NotAFile(PathBuf),
-    /// It cannot be used.
+    /// The system refused an operation.
     #[error("cannot use the data disk {path}")]
     Io {
         /// The disk.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// What is to become of the disk.
+/// A data disk that can be made, grown or used as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskPlan {
     path: PathBuf,
@@ -78,13 +86,14 @@ pub struct DiskPlan {
 impl DiskPlan {
     /// Decides the size and checks that there is room; changes nothing.
     pub fn new(path: PathBuf, asked_gib: Option<u64>) -> Result<Self, DiskError> {
+        // The link itself is looked at: a data disk behind a link could be a device or another profile's disk.
         let present = match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_file() => Some(metadata.len()),
             Ok(_) => return Err(DiskError::NotAFile(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(DiskError::Io { path, source }),
         };
-        let needed = if present.is_some() { ROOM_FOR_OLD } else { ROOM_FOR_NEW };
+        let needed = if present.is_some() { MIN_FREE_EXISTING } else { MIN_FREE_NEW };
         let free = free_bytes(&path)?;
         if free < needed {
             return Err(DiskError::Full { path, free: free / MIB, needed: needed / MIB });
@@ -93,6 +102,7 @@ impl DiskPlan {
             return Err(DiskError::Size(gib));
         }
         let asked = asked_gib.map(|gib| gib * GIB);
+        // The file system inside would lose its end, so a smaller size is an error and is not ignored.
         let bytes = match (asked, present) {
             (Some(asked), Some(present)) if asked < present => {
                 return Err(DiskError::Shrink { path, present: present.div_ceil(GIB), asked: asked / GIB });
@@ -104,12 +114,12 @@ impl DiskPlan {
         Ok(Self { path, bytes, exists: present.is_some() })
     }
 
-    /// The disk.
+    /// The disk's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its size in GiB.
+    /// The disk's size in GiB.
     pub fn gib(&self) -> u64 {
         self.bytes.div_ceil(GIB)
     }
@@ -117,6 +127,7 @@ impl DiskPlan {
     /// Makes or grows the file.
     pub fn apply(&self) -> Result<(), DiskError> {
         let io_error = |source| DiskError::Io { path: self.path.clone(), source };
+        // Time has passed since the plan: `create_new` and O_NOFOLLOW refuse a file or link that appeared meanwhile.
         let file = OpenOptions::new()
             .write(true)
             .create_new(!self.exists)
@@ -125,6 +136,8 @@ impl DiskPlan {
             .open(&self.path)
             .map_err(io_error)?;
         if file.metadata().map_err(io_error)?.len() < self.bytes {
+            // Sparse: the new end takes no space until the guest writes to it. A file system may still refuse the size
+            // (FAT).
             let grown = file.set_len(self.bytes).map_err(io_error);
             if grown.is_err() && !self.exists {
                 let _ = fs::remove_file(&self.path);
@@ -135,10 +148,12 @@ impl DiskPlan {
     }
 }
 
-/// Free bytes of the file system on which `path` lies or would lie.
+/// Returns the free bytes of the file system on which `path` lies or would lie.
 fn free_bytes(path: &Path) -> Result<u64, DiskError> {
-    let folder = path.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
-    let numbers = statvfs(folder).map_err(|errno| DiskError::Io { path: path.to_owned(), source: errno.into() })?;
+    // At the first start the profile's directory may be missing; its parent is on the same file system.
+    let directory = path.ancestors().skip(1).find(|directory| directory.is_dir()).unwrap_or(Path::new("/"));
+    let numbers = statvfs(directory).map_err(|errno| DiskError::Io { path: path.to_owned(), source: errno.into() })?;
+    // Without the blocks that are reserved for root.
     Ok(numbers.blocks_available().saturating_mul(numbers.fragment_size()))
 }
 
@@ -150,8 +165,8 @@ mod tests {
 
     #[test]
     fn a_new_disk_is_sparse_private_and_64_gib() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         let plan = DiskPlan::new(path.clone(), None).unwrap();
         assert!(!path.exists());
         plan.apply().unwrap();
@@ -161,8 +176,8 @@ mod tests {
 
     #[test]
     fn a_disk_grows_when_asked_and_keeps_its_size_otherwise() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         DiskPlan::new(path.clone(), Some(2)).unwrap().apply().unwrap();
         DiskPlan::new(path.clone(), Some(3)).unwrap().apply().unwrap();
         DiskPlan::new(path.clone(), None).unwrap().apply().unwrap();
@@ -171,8 +186,8 @@ mod tests {
 
     #[test]
     fn a_disk_never_shrinks() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         DiskPlan::new(path.clone(), Some(3)).unwrap().apply().unwrap();
         let error = DiskPlan::new(path.clone(), Some(2)).unwrap_err();
         assert!(matches!(error, DiskError::Shrink { present: 3, asked: 2, .. }), "{error}");
@@ -181,17 +196,17 @@ mod tests {
 
     #[test]
     fn a_size_that_no_disk_has_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for gib in [0, MAX_GIB + 1, u64::MAX] {
-            let plan = DiskPlan::new(folder.path().join("data.img"), Some(gib));
+            let plan = DiskPlan::new(directory.path().join("data.img"), Some(gib));
             assert!(matches!(plan, Err(DiskError::Size(_))), "{gib}");
         }
     }
 
     #[test]
     fn a_symbolic_link_is_no_data_disk() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.img");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data.img");
         std::os::unix::fs::symlink("/dev/null", &path).unwrap();
         assert!(matches!(DiskPlan::new(path, None), Err(DiskError::NotAFile(_))));
     }

@@ -1,4 +1,4 @@
-//! What the host must offer before a VM is worth trying.
+//! Checks of the host that are made before a VM, and the sizes that follow from it.
 
 use std::{
     fs::{self, OpenOptions},
@@ -15,58 +15,62 @@ use uuid::Uuid;
 
 const KVM: &str = "/dev/kvm";
 
-/// Set to anything, it lets a guest be tried on a KVM that is not known to run one.
+/// Most vCPUs of a VM, as the vmm allows.
+const MAX_CPUS: u8 = 32;
+
+/// Environment variable that allows a VM on a KVM without known hardware behind it, whatever its value.
 pub const TRY_ANY_KVM: &str = "BULKHEAD_TRY_ANY_KVM";
 
-/// Why no VM can run here.
+/// Reason that a VM cannot run on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// No device.
+    /// The device is missing.
     #[error(
         "there is no /dev/kvm: load the module (`sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`), turn on \
          virtualization in the firmware, or, inside a VM or container, have its owner pass virtualization through"
     )]
     NoKvm,
-    /// Not for this user.
+    /// The device is closed to this user; the text is the remedy.
     #[error("/dev/kvm may not be opened by this user: {0}")]
     KvmDenied(String),
-    /// It is there and broken.
-    #[error("/dev/kvm cannot be opened")]
+    /// The device cannot be opened for another reason.
+    #[error("cannot open /dev/kvm")]
     KvmBroken(#[source] io::Error),
-    /// A software KVM.
+    /// KVM runs without hardware behind it.
     #[error(
         "the KVM of this machine cannot run the guest kernel: the CPU offers neither vmx nor svm, so this is a \
          software KVM (such as PVM); use a machine with hardware virtualization, or nested virtualization in a VM"
     )]
     SoftwareKvm,
-    /// More memory than there is.
-    #[error("{asked} MiB of memory asked for, but this machine has {present} MiB; ask for less with --memory")]
+    /// More memory than the machine has.
+    #[error("{asked} MiB of memory requested, but this machine has {present} MiB; try a smaller --memory")]
     Memory {
-        /// MiB asked for.
+        /// Requested MiB.
         asked: u64,
-        /// MiB there are.
+        /// MiB of the machine.
         present: u64,
     },
-    /// Too little for the guest to boot.
-    #[error("{asked} MiB of memory is too little for the guest; ask for at least {minimum} MiB with --memory")]
+    /// Too little memory for the guest to boot.
+    #[error("{asked} MiB of memory is too little for the guest; use --memory with at least {minimum} MiB")]
     TooLittleMemory {
-        /// MiB asked for.
+        /// Requested MiB.
         asked: u64,
-        /// MiB needed.
+        /// Required MiB.
         minimum: u64,
     },
-    /// vCPUs out of range.
-    #[error("{0} CPUs asked for; a VM has 1 to 32")]
+    /// The number of vCPUs is out of range.
+    #[error("invalid CPU count {0}: must be 1-{MAX_CPUS}")]
     Cpus(u8),
-    /// The kernel's own files.
+    /// A file of procfs cannot be read.
     #[error("cannot read {0}")]
     Proc(&'static str, #[source] io::Error),
 }
 
-/// The id of the VM with this data disk: the same at each start, another for each host and profile.
+/// Returns the id of the VM with this data disk: the same at each start, a different one for each host and profile.
 ///
-/// It tells nothing of the host's own id, which is to be kept from others (machine-id(5)).
+/// The host's own id cannot be derived from it, since that is to be kept confidential (machine-id(5)).
 pub fn machine_uuid(data_disk: &Path) -> Uuid {
+    // A host without the file, such as a container, tells its VMs apart by the disks' paths only.
     let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let digest = Sha256::new()
         .chain_update("bulkhead machine\0")
@@ -74,30 +78,33 @@ pub fn machine_uuid(data_disk: &Path) -> Uuid {
         .chain_update("\0")
         .chain_update(data_disk.as_os_str().as_bytes())
         .finalize();
+    // Version 8 (RFC 9562, 5.8) leaves the bits to the application; versions 3 and 5 would mean MD5 or SHA-1 of a name.
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     Uuid::new_v8(bytes)
 }
 
-/// Opens /dev/kvm the way the VM will.
+/// Checks that this user may open /dev/kvm as the VM will.
 pub fn check_kvm() -> Result<(), HostError> {
     match OpenOptions::new().read(true).write(true).open(KVM) {
         Ok(_) => Ok(()),
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound => Err(HostError::NoKvm),
             io::ErrorKind::PermissionDenied => Err(HostError::KvmDenied(remedy())),
-            // The node exists, the module does not (ENODEV, ENXIO).
+            // A device node without a driver: udev or a container made the node, but the module is not loaded.
             _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Err(HostError::NoKvm),
             _ => Err(HostError::KvmBroken(error)),
         },
     }
 }
 
+/// Returns the command that opens /dev/kvm to this user, which depends on its group and mode.
 fn remedy() -> String {
     let Ok(metadata) = fs::metadata(KVM) else { return "its owner cannot be read".into() };
     let gid = metadata.gid();
     let group = nix::unistd::Group::from_gid(gid.into()).ok().flatten().map_or(gid.to_string(), |group| group.name);
     let mode = metadata.permissions().mode() & 0o777;
+    // Most distributions: root:kvm with 0660. Joining root's group would give far more than KVM.
     if mode & 0o060 == 0o060 && gid != 0 {
         format!("it belongs to the group `{group}`; run `sudo usermod -aG {group} $USER` and log in again")
     } else {
@@ -110,8 +117,10 @@ fn remedy() -> String {
     }
 }
 
-/// A KVM without hardware behind it interprets the guest and gives up on what a Linux kernel does early.
+/// Checks that KVM has hardware behind it.
 pub fn check_virtualization() -> Result<(), HostError> {
+    // A software KVM opens like any other, interprets the guest and gives up on instructions of a Linux kernel's early
+    // boot. The user would see a VM that ends for no visible reason.
     if std::env::var_os(TRY_ANY_KVM).is_some() {
         return Ok(());
     }
@@ -120,6 +129,7 @@ pub fn check_virtualization() -> Result<(), HostError> {
 }
 
 fn has_virtualization(cpuinfo: &str) -> bool {
+    // Whole words of `flags` lines: on Intel a line `vmx flags` follows, and a model's name could contain anything.
     cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))
@@ -130,7 +140,7 @@ fn read(path: &'static str) -> Result<String, HostError> {
     fs::read_to_string(Path::new(path)).map_err(|error| HostError::Proc(path, error))
 }
 
-/// Memory of this machine in MiB.
+/// Returns the memory of this machine in MiB.
 pub fn memory_mib() -> Result<u64, HostError> {
     let text = read("/proc/meminfo")?;
     mem_total(&text).ok_or_else(|| HostError::Proc("/proc/meminfo", io::ErrorKind::InvalidData.into()))
@@ -141,10 +151,11 @@ fn mem_total(meminfo: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
-/// Guest memory in MiB: what was asked for, else a quarter of the machine's and at least 1 GiB.
+/// Returns the guest's memory in MiB: the requested size, else a quarter of the machine's and at least 1 GiB.
 pub fn choose_memory(asked: Option<u64>, present: u64) -> Result<u64, HostError> {
     const MINIMUM: u64 = 256;
     match asked {
+        // Not the free memory: the guest's becomes resident only as it is touched.
         Some(asked) if asked > present => Err(HostError::Memory { asked, present }),
         Some(asked) if asked < MINIMUM => Err(HostError::TooLittleMemory { asked, minimum: MINIMUM }),
         Some(asked) => Ok(asked),
@@ -152,16 +163,16 @@ pub fn choose_memory(asked: Option<u64>, present: u64) -> Result<u64, HostError>
     }
 }
 
-/// vCPUs: what was asked for, else half of the machine's.
+/// Returns the number of vCPUs: the requested one, else half of the machine's CPUs.
 pub fn choose_cpus(asked: Option<u8>, present: usize) -> Result<u8, HostError> {
     match asked {
-        Some(asked) if (1..=32).contains(&asked) => Ok(asked),
+        Some(asked) if (1..=MAX_CPUS).contains(&asked) => Ok(asked),
         Some(asked) => Err(HostError::Cpus(asked)),
-        None => Ok(u8::try_from((present / 2).clamp(1, 32)).unwrap_or(1)),
+        None => Ok(u8::try_from((present / 2).clamp(1, MAX_CPUS.into())).unwrap_or(1)),
     }
 }
 
-/// CPUs that this process may use.
+/// Returns the number of CPUs that this process may use.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

@@ -1,4 +1,7 @@
-//! Starts a backend from the command line and waits for its word, without polling.
+//! Starting a backend from the command line, and waiting without polling until it is ready.
+//!
+//! The backend writes one line of JSON to its standard output ([`Readiness`]) when its sockets listen or when it cannot
+//! run. So the command reports the backend's own error and not a timeout.
 
 use std::{fs::File, io, path::PathBuf, process::Stdio, time::Duration};
 
@@ -9,75 +12,58 @@ use tokio::{
     time::timeout,
 };
 
-use super::{logs, wire::Readiness};
+use super::{
+    api::Readiness,
+    child::{close_on_exec_from, current_program},
+    logs,
+};
 use crate::settings::{PathError, Paths};
 
 /// Time for a new backend to listen on its sockets.
-const READY: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest first line of a backend in bytes.
 const MAX_LINE: u64 = 64 * 1024;
 
-/// Why no backend could be started.
+/// Reason that a backend could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// A folder.
+    /// A directory of the profile.
     #[error(transparent)]
     Path(#[from] PathError),
     /// The process.
     #[error("cannot start the backend")]
     Spawn(#[source] io::Error),
-    /// It gave up, in its own words.
+    /// The backend's own error.
     #[error("{0}")]
     Refused(String),
-    /// It said nothing.
-    #[error("the backend ended without a word; its log is {0}")]
+    /// It exited without a report, or sent none in time.
+    #[error("the backend did not become ready; see {0}")]
     Silent(PathBuf),
 }
 
-/// Which kind of backend.
+/// Lifetime of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// It outlives the command that started it.
+    /// The backend outlives the command that started it.
     Detached,
-    /// It ends, and removes the profile's files, when the command that started it does.
+    /// The backend exits and removes the profile's files when the command that started it ends.
     ThrowAway,
 }
 
-/// The program that runs now, also after its file was replaced.
-pub fn program() -> io::Result<PathBuf> {
-    let program = std::env::current_exe()?;
-    let replaced = program.to_string_lossy().ends_with(" (deleted)");
-    Ok(if replaced { "/proc/self/exe".into() } else { program })
-}
-
-/// Only one command at a time starts a backend, so that the second finds the first one's; blocks.
-pub fn turn(paths: &Paths) -> Result<Flock<File>, LaunchError> {
+/// Blocks until no other command is starting a backend, so that the second of two finds the backend of the first.
+pub fn lock_start(paths: &Paths) -> Result<Flock<File>, LaunchError> {
     let root = paths.runtime_root();
-    let folder_error = |source| PathError::Folder { path: root.to_owned(), source };
-    let folder = File::open(root).map_err(folder_error)?;
-    Ok(Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| folder_error(errno.into()))?)
+    let directory_error = |source| PathError::Folder { path: root.to_owned(), source };
+    let directory = File::open(root).map_err(directory_error)?;
+    Ok(Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, errno)| directory_error(errno.into()))?)
 }
 
-/// Lets no descriptor from `first` on survive the coming exec: a shell's are none of the child's business, and one that
-/// stays open keeps whoever waits for its end waiting. Only makes a system call.
-pub(super) fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
-    // SAFETY: a plain system call; no memory is passed and no descriptor is closed yet.
-    let result = unsafe { libc::close_range(first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
-    // Kernels before 5.11 do not know it; what the standard library opens does not survive anyway.
-    match result {
-        0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
-            error => Err(error),
-        },
-    }
-}
-
-/// Starts a backend and returns once it listens. The pipe is a throw-away backend's life line: it ends when that closes.
+/// Starts a backend and returns once it listens, with the pipe to a throw-away backend: that exits when the pipe
+/// closes.
 pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, LaunchError> {
     let log = logs::append(&paths.backend_log()).map_err(LaunchError::Spawn)?;
-    let mut command = Command::new(program().map_err(LaunchError::Spawn)?);
+    let mut command = Command::new(current_program().map_err(LaunchError::Spawn)?);
     command
         .args(["--profile", paths.name().as_str(), "backend", "--launched"])
         .stdin(Stdio::null())
@@ -87,6 +73,8 @@ pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, Lau
     if mode == Mode::ThrowAway {
         command.arg("--throw-away").stdin(Stdio::piped());
     }
+    // A session of its own: neither Ctrl-C nor the end of the terminal reaches a backend that outlives the command. The
+    // shell's descriptors stay behind, or a pipe in `bulkhead start | cat` would never end.
     // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
     unsafe {
         command.pre_exec(|| {
@@ -95,17 +83,20 @@ pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, Lau
         });
     }
     let mut child = command.spawn().map_err(LaunchError::Spawn)?;
+    // The child is dropped without being waited for: it is not killed by that, and init adopts it with this command's
+    // end.
     let silent = || LaunchError::Silent(paths.backend_log());
     let output = child.stdout.take().ok_or_else(silent)?;
     let mut line = String::new();
     let mut output = BufReader::new(output.take(MAX_LINE));
-    match timeout(READY, output.read_line(&mut line)).await {
+    match timeout(READY_TIMEOUT, output.read_line(&mut line)).await {
         Ok(Ok(length)) if length > 0 => {}
         _ => return Err(silent()),
     }
     match serde_json::from_str(&line) {
         Ok(Readiness::Ready { .. }) => Ok(child.stdin.take()),
         Ok(Readiness::Error { message }) => {
+            // It still holds the profile's lock. The caller may try again, and must not meet it.
             let _ = child.wait().await;
             Err(LaunchError::Refused(message))
         }

@@ -1,4 +1,4 @@
-//! Log files: rotation, and reading them without trusting what the guest wrote.
+//! Log files: rotation, and reading them without trusting the guest, which writes most of their lines.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -7,20 +7,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How much of a file's end is looked at for its last lines, in bytes.
-const TAIL: u64 = 256 * 1024;
+/// Number of the console's last lines that are shown with a failure.
+pub const CONSOLE_LINES: usize = 20;
 
-/// Longest line that is shown, in characters.
+/// Longest end of a file that is searched for its last lines, in bytes.
+const MAX_TAIL: u64 = 256 * 1024;
+
+/// Longest line that is shown, in bytes.
 const MAX_LINE: usize = 2000;
 
-/// Where the previous file goes.
+/// Returns the path of the rotated file.
 pub fn previous(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
 }
 
-/// Keeps the file as `<path>.1` and begins an empty one.
+/// Keeps the file as `<path>.1` and creates an empty one.
 pub fn rotate(path: &Path) -> io::Result<()> {
     match fs::rename(path, previous(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -28,35 +31,41 @@ pub fn rotate(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a log to append to; only its owner may read it.
+/// Opens a log for appending; only its owner may read it.
 pub fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// The last `lines` lines of a file, cleaned; a missing file has none.
+/// Returns the last `lines` lines of a file, cleaned; none of a missing file.
 pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
+    // The console's log may have many MiB, and a guest decides how long its lines are.
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_TAIL)))?;
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes)?;
+    file.take(MAX_TAIL).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<String> = text.lines().map(clean).collect();
     Ok(all[all.len().saturating_sub(lines)..].to_vec())
 }
 
-/// A line without anything that a terminal would act on: the guest decides what is in it.
+/// Returns a line without anything that a terminal would act on.
+///
+/// The guest decides what is in it: an escape sequence could hide a message, rename the window or, in some terminals,
+/// type a command.
 pub fn clean(line: &str) -> String {
     let mut characters = line.chars().peekable();
     let mut text = String::new();
     while let Some(character) = characters.next() {
         if character == '\u{1b}' && characters.peek() == Some(&'[') {
             characters.next();
-            // A control sequence ends with its first byte from @ to ~ (ECMA-48, 5.4).
+            // A control sequence is skipped whole, or its parameters would remain as text. It ends with its first byte
+            // from @ to ~ (ECMA-48, 5.4). Of any other sequence only the escape character goes, which makes it
+            // harmless.
             while characters.next_if(|next| ('\u{20}'..'\u{40}').contains(next)).is_some() {}
             characters.next_if(|next| ('\u{40}'..'\u{7f}').contains(next));
         } else if character == '\t' || !character.is_control() {
@@ -91,8 +100,8 @@ mod tests {
 
     #[test]
     fn rotation_keeps_one_old_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("console.log");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console.log");
         rotate(&path).unwrap();
         fs::write(&path, "one").unwrap();
         rotate(&path).unwrap();

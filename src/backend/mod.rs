@@ -1,14 +1,31 @@
-//! The per-profile process: it owns the VM, its sockets and its logs.
+//! The per-profile host process, `bulkhead backend`: it owns the VM, its sockets and its logs.
 //!
-//! `state` decides, `supervisor` does; `control` and `engine` are how others reach them; `vm`, `vmm` and `agent` are
-//! the child process, the packets to it and the guest's voice; `plan`, `host` and `disk` say beforehand what cannot work.
+//! One thread does everything: the work is small, and a VM must die with the thread that started it. The backend locks
+//! the profile ([`lock`]), listens on `control.sock` (`api_server`) and `docker.sock` (`docker`), makes the docker
+//! context and waits. A backend without a VM is a normal state: after a failure it stays to tell `status` the reason.
+//! Backends of different profiles share nothing.
+//!
+//! - `supervisor` owns the VM and carries out the actions that `state` decides on; `events` are its inputs.
+//! - `vm` is one VM from its boot to its end: `vmm` its process, `agent` the connection to init in the guest,
+//!   `ports` and `network` its network, `diagnose` the examination of one that hangs.
+//! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the network's plan.
+//!   `bulkhead start` makes the same plan before it starts a backend, so most errors appear at once.
+//! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
+//! - [`launch`] starts a backend from the command line; [`logs`] are its files.
+//!
+//! The administrator's policy is read once, when the backend starts, and holds for every VM until it exits: `restart`
+//! can neither get around an older policy nor apply a newer one. Settings are read at each boot.
 
 mod agent;
+pub mod api;
+mod api_server;
 mod certificates;
+mod channel;
 mod child;
-mod control;
+mod diagnose;
 pub mod disk;
-mod examine;
+mod docker;
+mod events;
 pub mod host;
 pub mod launch;
 pub mod lock;
@@ -17,11 +34,10 @@ mod network;
 pub mod plan;
 mod ports;
 mod proxy;
-pub mod state;
+mod state;
 mod supervisor;
-pub mod vm;
-pub mod vmm;
-pub mod wire;
+mod vm;
+mod vmm;
 
 use std::{
     fs, io,
@@ -41,56 +57,54 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::supervisor::{CONSOLE_LINES, Link, stopped};
 use self::{
-    control::Api,
+    api::{Readiness, StopOptions},
+    api_server::Api,
+    docker::context::DockerContext,
     lock::{LockError, ProfileLock},
     supervisor::{Request, Supervisor},
-    wire::{Readiness, StopOptions},
-};
-use crate::{
-    engine::{self, context::DockerContext},
-    settings::{PathError, Paths, Policy},
 };
 use bulkhead_ipc::report::chain;
 
-/// Size in bytes from which the backend's log is begun anew when a backend starts.
+use crate::settings::{PathError, Paths, Policy};
+
+/// Size in bytes from which a backend that starts rotates its log.
 const MAX_LOG: u64 = 4 << 20;
 
-/// Why a backend could not run.
+/// Reason that a backend could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// A folder.
+    /// A directory of the profile.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// The profile is taken.
+    /// The profile has another backend.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// A socket or a log.
     #[error("cannot use {path}")]
     Io {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The process itself.
+    /// The process could not be prepared.
     #[error("cannot set up the backend process")]
     Setup(#[source] io::Error),
 }
 
-/// How a backend runs.
+/// Options of a backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Standard error is the log already: do not write every line twice.
+    /// Standard error is the log already, so lines are not written to it a second time.
     pub launched: bool,
-    /// End when standard input does, and leave no file of the profile behind.
+    /// Exit when standard input ends, and leave no file of the profile behind.
     pub throw_away: bool,
 }
 
-/// Runs the backend of a profile until it is asked to end. Blocks; to be called on the main thread, with which a VM
-/// dies when the backend is killed.
+/// Runs the backend of a profile until it is asked to stop. Blocks; must be called on the main thread, since a VM dies
+/// with the thread that started it (`child::spawn`).
 pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let lock = match set_up(paths, options) {
         Ok(lock) => lock,
@@ -99,7 +113,7 @@ pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
             return Err(error);
         }
     };
-    // One thread: the work is small, and the child is bound to the life of the thread that starts it.
+    // A runtime with worker threads could start the vmm on one that ends before the backend does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BackendError::Setup);
     let result = runtime.and_then(|runtime| runtime.block_on(serve(paths, options)));
     if let Err(error) = &result {
@@ -108,21 +122,25 @@ pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     if options.throw_away {
         paths.remove_all()?;
     }
+    // The lock goes last: the next backend must find neither our sockets nor a directory that we are about to remove.
     drop(lock);
     paths.remove_empty_runtime();
     result
 }
 
 fn set_up(paths: &Paths, options: Options) -> Result<ProfileLock, BackendError> {
+    // Sockets and logs of this process are its user's alone, from the moment they exist.
     umask(Mode::from_bits_truncate(0o077));
     paths.create()?;
     let lock = ProfileLock::acquire(paths)?;
     start_log(&paths.backend_log(), options)
         .map_err(|source| BackendError::Io { path: paths.backend_log(), source })?;
+    // Each published port and each docker client under way is a descriptor; the usual soft limit of 1024 is for
+    // select(2).
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    info!(version = env!("CARGO_PKG_VERSION"), profile = %paths.name(), "backend begins");
+    info!(version = env!("CARGO_PKG_VERSION"), profile = %paths.name(), "the backend starts");
     Ok(lock)
 }
 
@@ -136,12 +154,12 @@ fn start_log(path: &Path, options: Options) -> io::Result<()> {
     let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let to_file = fmt::layer().with_ansi(false).with_writer(std::sync::Mutex::new(file));
     let to_terminal = (!options.launched).then(|| fmt::layer().with_writer(io::stderr).with_target(false));
-    // A second call in one process is a test's.
+    // Fails for a second backend in one process, as tests have it.
     let _ = tracing_subscriber::registry().with(filter).with(to_file).with(to_terminal).try_init();
     Ok(())
 }
 
-/// Supervisors and the command line wait for this line.
+/// Writes the line for which process supervisors and the command line wait.
 fn announce(readiness: &Readiness) {
     use io::Write;
     let mut output = io::stdout().lock();
@@ -150,13 +168,15 @@ fn announce(readiness: &Readiness) {
 }
 
 async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
+    // A backend that was killed leaves the sockets of its VM behind.
     vm::remove_sockets(paths);
     let docker = listen(&paths.docker_socket())?;
     let control = listen(&paths.control_socket())?;
+    // A full channel makes the API's connections wait, which are bounded themselves.
     let (requests, inbox) = mpsc::channel(16);
     forward_signals(&requests)?;
     if options.throw_away {
-        follow_life_line(requests.clone())?;
+        stop_with_input(requests.clone())?;
     }
     // A throw-away engine is reached through DOCKER_HOST only.
     let context = if options.throw_away { Ok(None) } else { create_context(paths).map(Some) };
@@ -164,10 +184,13 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     let supervisor = Supervisor::new(paths.clone(), policy(), name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
-    let clients = tokio::spawn(engine::socket::serve(docker, supervisor.link(), supervisor.status()));
-    let control = tokio::spawn(control::serve(control, api, ended));
+    let clients = tokio::spawn(docker::socket::serve(docker, supervisor.docker_channel(), supervisor.status()));
+    let control = tokio::spawn(api_server::serve(control, api, ended));
+    // Both sockets listen: whatever connects from now on waits in a backlog instead of failing.
     announce(&Readiness::Ready { docker_host: paths.docker_host() });
     supervisor.run(inbox).await;
+    // No VM is left, and the status has no publisher any more, which ends the event streams. `bulkhead stop` waits for
+    // that and for the profile's lock, so everything below is done when it returns.
     clients.abort();
     for socket in [paths.docker_socket(), paths.control_socket()] {
         let _ = fs::remove_file(socket);
@@ -178,31 +201,33 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     {
         warn!("{}", chain(&error));
     }
-    info!("backend ends");
+    info!("the backend exits");
+    // The API is the last to go: the answer to `stop` may still be on its way to the client.
     let _ = end.send(());
     let _ = control.await;
     Ok(())
 }
 
-/// The administrator's policy, which is read once: it holds until this backend ends.
+/// Reads the administrator's policy and logs what the administrator should know about it.
 fn policy() -> Policy {
     let policy = Policy::system();
     if let Some(facts) = policy.facts() {
         if let Some(warning) = facts.warning() {
             error!("{warning}");
         } else {
-            info!(file = %facts.file.display(), "a policy holds");
+            info!(file = %facts.file.display(), "a policy is in force");
         }
     }
     for key in policy.unknown() {
-        warn!("the policy's key {key} is not known and is ignored");
+        warn!("ignoring the policy's key {key}: it is unknown");
     }
     policy
 }
 
-/// Only the holder of the profile's lock comes here: a socket that exists is a dead backend's.
+/// Listens on a socket of the profile.
 fn listen(path: &Path) -> Result<UnixListener, BackendError> {
     let io_error = |source| BackendError::Io { path: path.to_owned(), source };
+    // This process holds the profile's lock, so a socket that exists belongs to a backend that died.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
         _ => {}
@@ -212,11 +237,11 @@ fn listen(path: &Path) -> Result<UnixListener, BackendError> {
     Ok(listener)
 }
 
-/// The context, or why there is none: the engine is as good without it, DOCKER_HOST reaches it.
+/// Makes the docker context; returns a warning if it cannot be made, since DOCKER_HOST reaches the engine without it.
 fn create_context(paths: &Paths) -> Result<DockerContext, String> {
     let context = DockerContext::new(paths.name(), &paths.docker_host());
     context.and_then(|context| context.create().map(|()| context)).map_err(|error| {
-        let warning = format!("no docker context was made: {}", chain(&error));
+        let warning = format!("cannot create the docker context: {}", chain(&error));
         warn!("{warning}");
         warning
     })
@@ -226,6 +251,7 @@ fn forward_signals(requests: &mpsc::Sender<Request>) -> Result<(), BackendError>
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals = signal(kind).map_err(BackendError::Setup)?;
         let requests = requests.clone();
+        // For ever, not once: a second signal kills the VM.
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 if requests.send(Request::Signal).await.is_err() {
@@ -237,14 +263,15 @@ fn forward_signals(requests: &mpsc::Sender<Request>) -> Result<(), BackendError>
     Ok(())
 }
 
-/// Ends the backend at once when whoever holds the other end of standard input, a pipe, is gone.
-fn follow_life_line(requests: mpsc::Sender<Request>) -> Result<(), BackendError> {
+/// Stops the backend at once when standard input, a pipe from `bulkhead run`, is closed.
+fn stop_with_input(requests: mpsc::Sender<Request>) -> Result<(), BackendError> {
     let input = io::stdin().as_fd().try_clone_to_owned().map_err(BackendError::Setup)?;
     let mut input = pipe::Receiver::from_owned_fd(input).map_err(BackendError::Setup)?;
     tokio::spawn(async move {
+        // The command writes nothing. The kernel closes its end however it dies, which no signal handler could promise.
         let mut buffer = [0; 64];
         while matches!(input.read(&mut buffer).await, Ok(1..)) {}
-        info!("the life line ended");
+        info!("the command that started this backend is gone");
         let (reply, _answer) = oneshot::channel();
         let _ = requests.send(Request::Stop(StopOptions { force: true, timeout_seconds: None }, reply)).await;
     });

@@ -1,8 +1,12 @@
-//! From settings, options and host to a machine; every check that needs no VM is made here.
+//! The plan of a VM, from settings, options, policy and host; every check that needs no VM is made here.
+//!
+//! `bulkhead start` makes a plan before it starts a backend, only to report errors early, and the backend makes one at
+//! each boot. A plan changes nothing on the host. It has two parts: the machine for the vmm ([`Plan::machine`]) and the
+//! configuration for the agent, in the form in which the protocol carries it.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use bulkhead_protocol::SocketExceptions;
+use bulkhead_protocol::Configuration;
 
 use crate::{
     image::{Image, ImageError},
@@ -11,11 +15,11 @@ use crate::{
 use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 
 use super::{
+    api::StartOptions,
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
     network::{NetworkError, NetworkPlan},
-    proxy::ProxyPlan,
-    wire::StartOptions,
+    proxy,
 };
 
 /// The guest's kernel command line.
@@ -23,24 +27,24 @@ pub const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/
                        loglevel=4 8250.nr_uarts=0 i8042.noaux tsc=reliable no_timer_check rcupdate.rcu_expedited=1 \
                        random.trust_cpu=on cryptomgr.notests pci=noearly mitigations=auto";
 
-/// What keeps the kernel silent and from probing for a UART …
+/// Options that keep the kernel silent and from probing for a UART.
 const QUIET: &str = "quiet loglevel=4 8250.nr_uarts=0";
-/// … and what a serial port needs instead.
+/// Their replacement in a VM with a serial port.
 const SERIAL: &str = "console=ttyS0 8250.nr_uarts=1";
 
-/// virtio-blk serial of the data disk, by which the agent finds it.
+/// virtio-blk serial of the data disk, by which init finds it.
 pub const DATA_SERIAL: &str = "data";
 
-/// The guest's context id; each VM has a device of its own, so all may have the same.
+/// The guest's vsock context id. Each VM has a device of its own in its own process, so all have the same.
 const GUEST_CID: u32 = 3;
 
-/// Why no VM can be made.
+/// Reason that a VM cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// The host.
+    /// The host's KVM, memory or CPUs.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The image.
+    /// The guest image.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The data disk.
@@ -55,49 +59,58 @@ pub enum PlanError {
 }
 
 /// A machine that can be made.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     /// vCPUs.
     pub cpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// Enhanced Container Isolation.
-    pub isolation: bool,
-    /// Which containers may have the engine's socket.
-    pub socket_exceptions: SocketExceptions,
-    /// Refuse `docker load`.
-    pub block_load: bool,
     /// The data disk.
     pub disk: DiskPlan,
     /// Kernel and root file system.
     pub image: Image,
-    /// Published ports are on the host's loopback, whatever address is asked for.
-    pub ports_on_loopback: bool,
+    /// Give the VM a serial port.
+    pub serial: bool,
     /// The network of a VM that has one.
     pub network: Option<NetworkPlan>,
-    /// The engine's proxy.
-    pub proxy: ProxyPlan,
-    /// Options of dockerd.
-    pub daemon_options: serde_json::Map<String, serde_json::Value>,
-    /// The file of certificates that a person named.
+    /// Published ports listen on the host's loopback, whatever address the engine asks for.
+    pub ports_on_loopback: bool,
+    /// The file of certificates that the user named.
     pub certificates: Option<PathBuf>,
-    /// With a serial port.
-    pub serial: bool,
-    /// What keeps no VM from being made but a person should know.
+    /// The guest's part of the plan, as the agent receives it; the time is set when it is sent.
+    pub configuration: Configuration,
+    /// Non-fatal problems to show the user.
     pub warning: Option<String>,
 }
 
 impl Plan {
-    /// Reads the settings anew and checks everything under `policy`; changes nothing.
+    /// Reads the settings and checks everything under `policy`; changes nothing.
     pub fn new(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, PlanError> {
+        // KVM first: on a host without it, nothing else matters to the user.
         host::check_kvm()?;
         host::check_virtualization()?;
         let settings = Settings::load(&paths.settings())?.under(policy.clone());
+        // An option of the command line must not get around a value that the policy locks.
         settings.permit_options(options.cpus, options.memory_mib, options.disk_gib, options.network.as_ref())?;
         let kind = options.network.clone().unwrap_or_else(|| settings.network());
         let network = NetworkPlan::new(&kind, &settings)?;
-        let (proxy, warning) = ProxyPlan::new(&settings, options, network.as_ref());
+        let mut configuration = Configuration {
+            hostname: paths.name().hostname(),
+            // Set when it is sent, or the guest's clock would lag by the time of its boot.
+            time_unix_ns: 0,
+            isolation: settings.isolation(),
+            data_disk_serial: DATA_SERIAL.into(),
+            network: network.as_ref().map(NetworkPlan::guest),
+            daemon_options: settings.daemon_options(),
+            container_environment: Vec::new(),
+            socket_exceptions: Box::new(settings.socket_exceptions()),
+            block_load: settings.block_load(),
+        };
+        // After the daemon options, into which it writes.
+        let warning = proxy::configure(&settings, options, network.as_ref(), &mut configuration);
         Ok(Self {
+            // Under a policy that locks isolation on, `find` refuses an image that the user named: another guest could
+            // do without isolation.
             image: Image::find(
                 paths.base(),
                 options.kernel.as_deref(),
@@ -106,21 +119,17 @@ impl Plan {
             )?,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
-            isolation: settings.isolation(),
-            socket_exceptions: settings.socket_exceptions(),
-            block_load: settings.block_load(),
-            daemon_options: settings.daemon_options(),
-            ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
-            network,
-            proxy,
-            warning,
-            certificates: options.certificates.clone(),
-            serial: options.serial,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
+            serial: options.serial,
+            network,
+            ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
+            certificates: options.certificates.clone(),
+            configuration,
+            warning,
         })
     }
 
-    /// Adds what a person should know.
+    /// Adds a non-fatal problem.
     pub(super) fn warn(&mut self, warning: String) {
         self.warning = Some(match self.warning.take() {
             Some(first) => format!("{first}; {warning}"),
@@ -128,7 +137,7 @@ impl Plan {
         });
     }
 
-    /// The machine for the vmm process.
+    /// Returns the machine for the vmm process.
     pub fn machine(&self, paths: &Paths) -> VmConfig {
         let disk = |path: &std::path::Path, readonly, serial: &str| Disk {
             path: path.to_owned(),
@@ -141,11 +150,26 @@ impl Plan {
             uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
             cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
+            // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by
+            // its serial.
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
             vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
             console: Some(paths.console_log()),
             serial: self.serial.then(|| paths.serial_log()),
         }
+    }
+}
+
+/// Leaves the configuration out: the proxy's URL in it may contain a password.
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan")
+            .field("cpus", &self.cpus)
+            .field("memory_mib", &self.memory_mib)
+            .field("disk", &self.disk)
+            .field("image", &self.image)
+            .field("network", &self.network)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,68 +1,68 @@
-//! The engine's HTTP proxy, as the guest is told of it.
+//! The engine's HTTP proxy, as the guest's configuration carries it.
+//!
+//! It comes from the settings or a policy, else from the environment in which `bulkhead start` was called. Pulls use it
+//! through the `proxies` of dockerd's `daemon.json`; containers get it as variables if the setting `containersProxy` or
+//! a policy says so. Its URL may contain a password: it must not reach a log, an error or a `Debug` text.
 
 use bulkhead_protocol::Configuration;
 use serde_json::{Map, Value, json};
 
-use super::{network::NetworkPlan, wire::StartOptions};
+use super::{api::StartOptions, network::NetworkPlan};
 use crate::settings::{Proxy, ProxyUrl, Settings};
 
-/// What a VM's proxy is, whoever set it.
-#[derive(Clone, Debug, Default)]
-pub struct ProxyPlan {
-    proxy: Proxy,
-    containers: bool,
-    /// What the options of dockerd say of a proxy stays.
-    yields: bool,
+/// Puts the proxy into `configuration`, whose host name and daemon options are already set. Returns a warning for the
+/// user when a proxy was named that the engine cannot use.
+pub(super) fn configure(
+    settings: &Settings,
+    options: &StartOptions,
+    network: Option<&NetworkPlan>,
+    configuration: &mut Configuration,
+) -> Option<String> {
+    let (proxy, invalid) = match settings.proxy() {
+        Some(proxy) => (proxy, Vec::new()),
+        None => Proxy::from_environment(&options.proxy),
+    };
+    // Options that a policy locks win over the settings and the environment; anyone else's `proxies` are replaced.
+    let overridden = settings.daemon_options_win() && configuration.daemon_options.contains_key("proxies");
+    if let Some(network) = network.filter(|_| proxy.is_some() && !overridden) {
+        apply(&proxy, settings.containers_proxy(), network, configuration);
+    }
+    if !invalid.is_empty() {
+        // Names the variables only: an invalid value may still contain a password.
+        Some(format!("ignoring {} of the environment: not a valid proxy URL", invalid.join(" and ")))
+    } else if proxy.is_on_loopback() && network.is_some_and(|network| network.host_for_guest().is_none()) {
+        Some(
+            "the engine cannot use the proxy: it is on this machine's loopback, which the VM's network does not reach"
+                .to_owned(),
+        )
+    } else {
+        None
+    }
 }
 
-impl ProxyPlan {
-    /// From settings and options; and what a person should know.
-    pub(super) fn new(
-        settings: &Settings,
-        options: &StartOptions,
-        network: Option<&NetworkPlan>,
-    ) -> (Self, Option<String>) {
-        let (proxy, wrong) = match settings.proxy() {
-            Some(proxy) => (proxy, Vec::new()),
-            None => Proxy::from_environment(&options.proxy),
-        };
-        let warning = if !wrong.is_empty() {
-            Some(format!("{} in the environment names no proxy and is left out", wrong.join(" and ")))
-        } else if proxy.is_on_loopback() && network.is_some_and(|network| network.host_for_guest().is_none()) {
-            Some("the proxy is on this machine's loopback, which this VM's network does not reach".to_owned())
-        } else {
-            None
-        };
-        (Self { proxy, containers: settings.containers_proxy(), yields: settings.daemon_options_win() }, warning)
+fn apply(proxy: &Proxy, containers: bool, network: &NetworkPlan, configuration: &mut Configuration) {
+    // In the guest a loopback address would be the guest's own, so it becomes the name or address that leads here.
+    let host = network.host_for_guest();
+    let url = |url: &Option<ProxyUrl>| url.as_ref().map(|url| url.for_guest(host.as_deref()));
+    let (http, https) = (url(&proxy.http), url(&proxy.https));
+    // The guest's own name and networks are reached directly: a proxy outside of the VM cannot find containers.
+    let mut direct = network.own_networks();
+    direct.push(configuration.hostname.clone());
+    let exclude = proxy.no_proxy(&direct);
+    let mut proxies = Map::new();
+    for (key, value) in [("http-proxy", &http), ("https-proxy", &https), ("no-proxy", &Some(exclude.clone()))] {
+        if let Some(value) = value {
+            proxies.insert(key.to_owned(), json!(value));
+        }
     }
-
-    /// Puts it where the guest looks for it; `hostname` is the guest's.
-    pub(super) fn apply(&self, network: Option<&NetworkPlan>, configuration: &mut Configuration) {
-        let Some(network) = network.filter(|_| self.proxy.is_some()) else { return };
-        if self.yields && configuration.daemon_options.contains_key("proxies") {
-            return;
-        }
-        let host = network.host_for_guest();
-        let url = |url: &Option<ProxyUrl>| url.as_ref().map(|url| url.for_guest(host.as_deref()));
-        let (http, https) = (url(&self.proxy.http), url(&self.proxy.https));
-        let mut own = network.own_networks();
-        own.push(configuration.hostname.clone());
-        let exclude = self.proxy.no_proxy(&own);
-        let mut proxies = Map::new();
-        for (key, value) in [("http-proxy", &http), ("https-proxy", &https), ("no-proxy", &Some(exclude.clone()))] {
-            if let Some(value) = value {
-                proxies.insert(key.to_owned(), json!(value));
-            }
-        }
-        configuration.daemon_options.insert("proxies".to_owned(), Value::Object(proxies));
-        if self.containers {
-            let pairs = [("HTTP_PROXY", http), ("HTTPS_PROXY", https), ("NO_PROXY", Some(exclude))];
-            let pairs = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
-            // Programs differ in which case they read, and the docker command sets both, too.
-            configuration.container_environment = pairs
-                .flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_lowercase())])
-                .collect();
-        }
+    configuration.daemon_options.insert("proxies".to_owned(), Value::Object(proxies));
+    if containers {
+        let pairs = [("HTTP_PROXY", http), ("HTTPS_PROXY", https), ("NO_PROXY", Some(exclude))];
+        let pairs = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        // Programs disagree about the case (curl reads `http_proxy` only); the docker command sets both, too.
+        configuration.container_environment = pairs
+            .flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_lowercase())])
+            .collect();
     }
 }
 
@@ -72,15 +72,15 @@ mod tests {
     use crate::settings::{NetworkKind, Policy, PolicySource, ProxyEnvironment};
 
     fn settings(text: &str) -> Settings {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("settings.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.json");
         std::fs::write(&path, text).unwrap();
         Settings::load(&path).unwrap()
     }
 
     fn policy(text: Option<&str>) -> Policy {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("admin-settings.json");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("admin-settings.json");
         if let Some(text) = text {
             std::fs::write(&file, text).unwrap();
         }
@@ -94,13 +94,12 @@ mod tests {
     fn applied_under(settings: Settings, environment: ProxyEnvironment) -> (Value, Vec<String>, Option<String>) {
         let network = NetworkPlan::new(&NetworkKind::User, &settings).unwrap();
         let options = StartOptions { proxy: environment, ..StartOptions::default() };
-        let (plan, warning) = ProxyPlan::new(&settings, &options, network.as_ref());
         let mut configuration: Configuration = serde_json::from_value(json!({
             "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
         }))
         .unwrap();
         configuration.daemon_options = settings.daemon_options();
-        plan.apply(network.as_ref(), &mut configuration);
+        let warning = configure(&settings, &options, network.as_ref(), &mut configuration);
         (Value::Object(configuration.daemon_options), configuration.container_environment, warning)
     }
 
@@ -150,7 +149,7 @@ mod tests {
         assert_eq!(proxy(Some(options)), "http://theirs:2");
     }
 
-    /// The http proxy of pulls and that of new containers, where a person's environment has one, too.
+    /// The http proxy of pulls and that of new containers, for a user whose environment has one, too.
     fn pulls_and_containers(setting: &str, text: Option<&str>) -> (Option<String>, Option<String>) {
         let environment = ProxyEnvironment { http: Some("http://environment:1".into()), ..Default::default() };
         let (options, containers, warning) = applied_under(settings(setting).under(policy(text)), environment);
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policys_proxy_for_containers_governs_them_and_pulls_unless_a_person_may_turn_it_off() {
+    fn the_policys_proxy_for_containers_governs_them_and_pulls_unless_turned_off() {
         const UNSET: &str = "{}";
         const OFF: &str = r#"{"containersProxy": false}"#;
         const ON: &str = r#"{"containersProxy": true}"#;
@@ -177,18 +176,18 @@ mod tests {
                          "{\"proxies\": {\"http-proxy\": \"http://options:2\"}}"}}"#;
         let (environment, theirs) = (Some("http://environment:1"), Some("http://theirs:1"));
         for (keys, setting, pulls, containers) in [
-            // No such key: the engine's proxy, in containers when a person says so.
+            // No such key: the engine's proxy, in containers if the user says so.
             (vec![], UNSET, environment, None),
             (vec![], ON, environment, environment),
             (vec![], OFF, environment, None),
-            // Locked: whatever a person or another key says.
+            // Locked: the user and other keys have no say.
             (vec![&*locked], UNSET, theirs, theirs),
             (vec![&*locked], ON, theirs, theirs),
             (vec![&*locked], OFF, theirs, theirs),
             (vec![&*locked], MINE, theirs, theirs),
             (vec![&*locked, engines], OFF, theirs, theirs),
             (vec![&*locked, options], OFF, theirs, theirs),
-            // Free: the same until a person turns it off.
+            // Not locked: the same until the user turns it off.
             (vec![&*free], UNSET, theirs, theirs),
             (vec![&*free], ON, theirs, theirs),
             (vec![&*free], OFF, environment, None),
@@ -196,7 +195,7 @@ mod tests {
             (vec![&*free, engines], OFF, Some("http://engine:1"), None),
             (vec![&*free, options], UNSET, theirs, theirs),
             (vec![&*free, options], OFF, Some("http://options:2"), None),
-            // No proxy is named: there is none. Mode system: the engine's.
+            // An empty proxy means no proxy. Mode system: the engine's.
             (vec![&*key(true, "manual", "")], MINE, None, None),
             (vec![&*key(true, "manual", ""), engines], ON, None, None),
             (vec![&*key(true, "system", "http://ignored:1")], OFF, environment, environment),

@@ -1,24 +1,34 @@
-//! The life of one VM as data: which input leads from which state to which, and what is to be done. No I/O here.
+//! The life of one VM as data: which input leads from which state to which, and which action follows. No I/O here.
+//!
+//! `Stopped` → `Starting` (a VM boots) → `Running` (its engine answers) → `Stopping`, after which the backend exits or,
+//! for a restart, the next VM is `Starting`. An engine that ends leads back to `Starting` without a new VM. A guest
+//! that resets itself boots again. `Failed` is the end of a start that gave up, broke, or reset [`MAX_RESETS`] times
+//! before its engine answered; `start` leads out of it.
+//!
+//! Invariants, which the property test at the end checks: at most one VM exists, an action is only given to a VM that
+//! exists, and none is left when the backend exits.
 
 use bulkhead_protocol::Stage;
-use serde::{Deserialize, Serialize};
 
-use super::wire::{StageTime, StateName};
+use super::{
+    api::{Outcome, StageTime, StateName},
+    events::VmEnd,
+};
 
 /// Resets in a row, without the engine answering between them, after which the start has failed.
 const MAX_RESETS: u32 = 3;
 
-/// How far a start has come.
+/// Progress of a start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Stages reached, in order.
     pub stages: Vec<StageTime>,
-    /// Why a stage that was reached is missing again, for a person.
+    /// The reason that a stage which was reached is missing again, for the user.
     pub note: Option<String>,
 }
 
 impl Progress {
-    /// The stage that is being waited for.
+    /// Returns the next stage.
     pub fn waiting_for(&self) -> Stage {
         match self.stages.last().map(|reached| reached.stage) {
             None => Stage::Kernel,
@@ -29,18 +39,18 @@ impl Progress {
     }
 }
 
-/// What follows a VM that is being stopped.
+/// The continuation of a VM's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// The backend ends.
+    /// The backend exits.
     Exit,
-    /// The VM boots again.
+    /// A new VM boots.
     Boot,
-    /// The start failed for this reason.
+    /// The start has failed, for this reason.
     Fail(String),
 }
 
-/// Where the VM is in its life.
+/// The state of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// There is no VM.
@@ -51,52 +61,41 @@ pub enum State {
     Running(Progress),
     /// The VM is going down.
     Stopping(Then),
-    /// There is no VM, for this reason.
+    /// There is no VM, for this reason. The backend stays, so that `status` can report it.
     Failed(String),
 }
 
-/// Why a VM ended, as far as the machine cares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest reset itself.
-    Reset,
-    /// Anything else, in words.
-    Broken(String),
-}
-
-/// What happens to the machine.
+/// An input of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// A person wants the engine.
+    /// The user asks for the engine.
     Start,
-    /// A person wants the VM down and the backend gone.
+    /// The user asks for the end of VM and backend.
     Stop {
         /// At once, without asking the guest.
         force: bool,
     },
-    /// A person wants a fresh VM.
+    /// The user asks for a new VM.
     Restart,
     /// The VM could not be made.
     BootFailed(String),
-    /// The agent has its configuration and can be asked to shut down.
+    /// The agent is connected and can be asked to shut down.
     AgentConnected,
     /// The agent's connection ended.
     AgentLost,
-    /// The guest reached a stage, so many milliseconds after the boot began.
+    /// The guest reached a stage.
     Reached(StageTime),
     /// The guest gave up.
     GuestFailed(String),
-    /// The engine ended and is being started again.
+    /// The engine ended, and init is starting it again.
     EngineDown(String),
-    /// The time to shut down is over.
+    /// The time for the shutdown is over.
     GraceExpired,
-    /// The VM's process is gone.
-    Ended(End),
+    /// The VM's processes are gone.
+    Ended(VmEnd),
 }
 
-/// What is to be done.
+/// An action for the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Make a VM.
@@ -105,26 +104,15 @@ pub enum Action {
     Shutdown,
     /// End the VM at once.
     Kill,
-    /// End the backend.
+    /// Exit the backend.
     Exit,
-}
-
-/// Answer to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Accepted {
-    /// It is being done.
-    Begun,
-    /// Nothing needed doing.
-    Already,
-    /// Not while the backend is ending.
-    Ending,
 }
 
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
     state: State,
+    /// The agent is connected.
     agent: bool,
     boots: u64,
     resets: u32,
@@ -142,23 +130,23 @@ impl Machine {
         &self.state
     }
 
-    /// How many VMs were begun.
+    /// Number of VMs started so far.
     pub fn boots(&self) -> u64 {
         self.boots
     }
 
-    /// The number of the VM that a request just made is about: the one that runs or the one that follows it.
+    /// Returns the number of the VM that a request just made is about: the one that runs or the one that follows it.
     pub fn awaited_boot(&self) -> u64 {
         self.boots + u64::from(self.state == State::Stopping(Then::Boot))
     }
 
-    /// Takes one input and says what is to be done and, for a request, what to answer.
-    pub fn apply(&mut self, input: Input) -> (Accepted, Option<Action>) {
+    /// Applies one input; returns the answer to a request, and the action.
+    pub fn apply(&mut self, input: Input) -> (Outcome, Option<Action>) {
         match input {
             Input::Start => self.start(),
             Input::Stop { force } => self.stop(force),
             Input::Restart => self.restart(),
-            other => (Accepted::Begun, self.report(other)),
+            other => (Outcome::Begun, self.report(other)),
         }
     }
 
@@ -169,54 +157,61 @@ impl Machine {
         Action::Boot
     }
 
-    fn start(&mut self) -> (Accepted, Option<Action>) {
+    fn start(&mut self) -> (Outcome, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => {
                 self.resets = 0;
-                (Accepted::Begun, Some(self.boot()))
+                (Outcome::Begun, Some(self.boot()))
             }
-            State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Accepted::Already, None),
+            State::Starting(_) | State::Running(_) | State::Stopping(Then::Boot) => (Outcome::Already, None),
+            // The failed VM is still going down; the new one boots after it, since both would open the data disk.
             State::Stopping(Then::Fail(_)) => {
                 self.state = State::Stopping(Then::Boot);
-                (Accepted::Begun, None)
+                (Outcome::Begun, None)
             }
-            State::Stopping(Then::Exit) => (Accepted::Ending, None),
+            // The backend is about to give the profile up. The command line waits for that and starts another one.
+            State::Stopping(Then::Exit) => (Outcome::Ending, None),
         }
     }
 
-    fn stop(&mut self, force: bool) -> (Accepted, Option<Action>) {
+    fn stop(&mut self, force: bool) -> (Outcome, Option<Action>) {
         let action = match &self.state {
             State::Stopped | State::Failed(_) => Some(Action::Exit),
             State::Starting(_) | State::Running(_) => Some(self.take_down(Then::Exit, force)),
+            // The agent was asked already. A second `stop` may only speed it up.
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Exit);
                 force.then_some(Action::Kill)
             }
         };
-        (Accepted::Begun, action)
+        (Outcome::Begun, action)
     }
 
-    fn restart(&mut self) -> (Accepted, Option<Action>) {
+    fn restart(&mut self) -> (Outcome, Option<Action>) {
         match &self.state {
             State::Stopped | State::Failed(_) => self.start(),
             State::Starting(_) | State::Running(_) => {
                 self.resets = 0;
-                (Accepted::Begun, Some(self.take_down(Then::Boot, false)))
+                (Outcome::Begun, Some(self.take_down(Then::Boot, false)))
             }
-            State::Stopping(Then::Exit) => (Accepted::Ending, None),
+            // A stop is not taken back.
+            State::Stopping(Then::Exit) => (Outcome::Ending, None),
             State::Stopping(_) => {
                 self.state = State::Stopping(Then::Boot);
-                (Accepted::Begun, None)
+                (Outcome::Begun, None)
             }
         }
     }
 
-    /// Without an agent nobody in the guest can be asked, and nothing is mounted yet.
+    /// Starts to take the VM down.
     fn take_down(&mut self, then: Then, force: bool) -> Action {
         self.state = State::Stopping(then);
+        // Without an agent the guest cannot be asked: its disk is not mounted yet, or it is broken.
         if self.agent && !force { Action::Shutdown } else { Action::Kill }
     }
 
+    /// Applies an input that is not a request. The guest decides when most of them arrive: each has to be harmless in
+    /// every state.
     fn report(&mut self, input: Input) -> Option<Action> {
         match input {
             Input::AgentConnected => self.agent = true,
@@ -225,10 +220,13 @@ impl Machine {
             Input::Reached(reached) => self.reached(reached),
             Input::EngineDown(reason) => self.engine_down(reason),
             Input::GuestFailed(reason) => {
+                // Its disk may be mounted, so the guest is shut down in order and not killed. While it is stopping
+                // already, the reason of that stop stays.
                 if matches!(self.state, State::Starting(_) | State::Running(_)) {
                     return Some(self.take_down(Then::Fail(reason), false));
                 }
             }
+            // A deadline may fire just after the VM ended.
             Input::GraceExpired => return matches!(self.state, State::Stopping(_)).then_some(Action::Kill),
             Input::Ended(end) => return self.ended(end),
             Input::Start | Input::Stop { .. } | Input::Restart => {}
@@ -236,23 +234,26 @@ impl Machine {
         None
     }
 
-    /// The guest is not trusted: a stage counts once. A later stage includes those before it.
+    /// Records a stage. The guest is not trusted: a stage counts once, and a later stage includes those before it.
     fn reached(&mut self, reached: StageTime) {
         let State::Starting(progress) = &mut self.state else { return };
         while progress.waiting_for() <= reached.stage {
             let stage = progress.waiting_for();
             progress.stages.push(StageTime { stage, ..reached });
             if stage == Stage::Engine {
+                // `waiting_for` stays at the last stage.
                 break;
             }
         }
         if progress.stages.last().is_some_and(|last| last.stage == Stage::Engine) {
+            // The engine answered: whatever resets the guest from now on is not a failed start.
             self.resets = 0;
             progress.note = None;
             self.state = State::Running(std::mem::take(progress));
         }
     }
 
+    /// Returns to `Starting`, with all stages but the engine's, until the engine answers again.
     fn engine_down(&mut self, reason: String) {
         if let State::Starting(progress) | State::Running(progress) = &mut self.state {
             let mut progress = std::mem::take(progress);
@@ -262,31 +263,35 @@ impl Machine {
         }
     }
 
-    fn ended(&mut self, end: End) -> Option<Action> {
+    fn ended(&mut self, end: VmEnd) -> Option<Action> {
         self.agent = false;
         match (std::mem::replace(&mut self.state, State::Stopped), end) {
+            // A VM that was being stopped may end in any way: the end was asked for.
             (State::Stopping(Then::Exit), _) => return Some(Action::Exit),
             (State::Stopping(Then::Boot), _) => return Some(self.boot()),
-            // Who powers the guest off from inside gets what was asked for.
-            (State::Running(_), End::PowerOff) => {}
-            (State::Starting(_), End::PowerOff) => {
+            // A container may power the VM off where isolation is off. That was asked for and is not a failure.
+            (State::Running(_), VmEnd::PowerOff) => {}
+            (State::Starting(_), VmEnd::PowerOff) => {
                 self.state = State::Failed("the guest powered itself off before the engine answered".into());
             }
-            (State::Starting(_) | State::Running(_), End::Reset) => {
+            (State::Starting(_) | State::Running(_), VmEnd::Reset) => {
+                // A guest that resets in a loop would keep the host busy for ever.
                 self.resets += 1;
                 if self.resets < MAX_RESETS {
                     return Some(self.boot());
                 }
                 self.state = State::Failed(format!("the guest reset itself {MAX_RESETS} times during its start"));
             }
+            // The guest's reason is better than the manner of the end that followed it.
             (State::Stopping(Then::Fail(reason)), _)
-            | (State::Starting(_) | State::Running(_), End::Broken(reason)) => self.state = State::Failed(reason),
+            | (State::Starting(_) | State::Running(_), VmEnd::Broken(reason)) => self.state = State::Failed(reason),
+            // No VM that could have ended.
             (state @ (State::Stopped | State::Failed(_)), _) => self.state = state,
         }
         None
     }
 
-    /// The state's name.
+    /// Returns the state's name.
     pub fn name(&self) -> StateName {
         match self.state {
             State::Stopped => StateName::Stopped,
@@ -312,7 +317,7 @@ mod tests {
 
     fn running() -> Machine {
         let mut machine = Machine::default();
-        assert_eq!(machine.apply(Input::Start), (Accepted::Begun, Some(Action::Boot)));
+        assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
         machine.apply(Input::AgentConnected);
         for stage in STAGES {
             machine.apply(at(stage));
@@ -323,16 +328,16 @@ mod tests {
 
     #[test]
     fn a_second_start_is_told_that_it_runs_already() {
-        assert_eq!(running().apply(Input::Start), (Accepted::Already, None));
+        assert_eq!(running().apply(Input::Start), (Outcome::Already, None));
     }
 
     #[test]
     fn stop_asks_the_agent_and_kills_when_the_time_is_over() {
         let mut machine = running();
         assert_eq!(machine.apply(Input::Stop { force: false }).1, Some(Action::Shutdown));
-        assert_eq!(machine.apply(Input::Start).0, Accepted::Ending);
+        assert_eq!(machine.apply(Input::Start).0, Outcome::Ending);
         assert_eq!(machine.apply(Input::GraceExpired).1, Some(Action::Kill));
-        assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Exit));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::PowerOff)).1, Some(Action::Exit));
         assert_eq!(*machine.state(), State::Stopped);
     }
 
@@ -355,25 +360,25 @@ mod tests {
     fn restart_boots_again_after_the_shutdown() {
         let mut machine = running();
         assert_eq!(machine.apply(Input::Restart).1, Some(Action::Shutdown));
-        assert_eq!(machine.apply(Input::Ended(End::PowerOff)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::PowerOff)).1, Some(Action::Boot));
         assert_eq!(machine.boots(), 2);
     }
 
     #[test]
     fn a_lost_vmm_is_a_failure_from_which_start_recovers() {
         let mut machine = running();
-        machine.apply(Input::Ended(End::Broken("killed by signal 9".into())));
+        machine.apply(Input::Ended(VmEnd::Broken("killed by signal 9".into())));
         assert_eq!(*machine.state(), State::Failed("killed by signal 9".into()));
-        assert_eq!(machine.apply(Input::Start), (Accepted::Begun, Some(Action::Boot)));
+        assert_eq!(machine.apply(Input::Start), (Outcome::Begun, Some(Action::Boot)));
     }
 
     #[test]
     fn a_guest_that_resets_in_a_loop_has_failed() {
         let mut machine = Machine::default();
         machine.apply(Input::Start);
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, Some(Action::Boot));
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, Some(Action::Boot));
-        assert_eq!(machine.apply(Input::Ended(End::Reset)).1, None);
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, Some(Action::Boot));
+        assert_eq!(machine.apply(Input::Ended(VmEnd::Reset)).1, None);
         assert_eq!(machine.name(), StateName::Failed);
     }
 
@@ -383,7 +388,7 @@ mod tests {
         machine.apply(Input::Start);
         machine.apply(Input::AgentConnected);
         assert_eq!(machine.apply(Input::GuestFailed("no disk".into())).1, Some(Action::Shutdown));
-        machine.apply(Input::Ended(End::PowerOff));
+        machine.apply(Input::Ended(VmEnd::PowerOff));
         assert_eq!(*machine.state(), State::Failed("no disk".into()));
     }
 
@@ -421,14 +426,14 @@ mod tests {
             Just(Input::EngineDown("down".into())),
             Just(Input::GraceExpired),
             Just(Input::BootFailed("no".into())),
-            Just(Input::Ended(End::PowerOff)),
-            Just(Input::Ended(End::Reset)),
-            Just(Input::Ended(End::Broken("broken".into()))),
+            Just(Input::Ended(VmEnd::PowerOff)),
+            Just(Input::Ended(VmEnd::Reset)),
+            Just(Input::Ended(VmEnd::Broken("broken".into()))),
         ]
     }
 
     proptest! {
-        /// Whatever happens in whatever order: one VM at a time, none left behind, no order to a VM that is not there.
+        /// For any inputs in any order: one VM at a time, none left behind, no action on a VM that does not exist.
         #[test]
         fn there_is_one_vm_at_most_and_none_when_the_backend_ends(inputs in prop::collection::vec(input(), 0..64)) {
             let mut machine = Machine::default();

@@ -1,4 +1,13 @@
-//! Feeds the state machine and does what it says.
+//! Feeds the state machine and carries out its actions.
+//!
+//! One task owns the VM. Requests of the control API, signals, events of the VM and the deadline of a shutdown become
+//! inputs of [`super::state`]; the actions that follow are carried out here, and the resulting status is published to
+//! the API and, as the channel for docker clients, to [`super::docker`].
+//!
+//! A shutdown goes like this. `stop` leads to a `shutdown` message to the agent with the containers' grace: 10 s, or
+//! two thirds of `--timeout`. init stops dockerd, which stops the containers; kills what is left when the grace is
+//! over; unmounts the data disk and powers off through ACPI. A VM that is not down after the timeout (60 s) is killed.
+//! `stop --force`, or a second signal to the backend, kills it at once.
 
 use std::{
     sync::Arc,
@@ -13,78 +22,78 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
+    api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    events::VmEvent,
     logs,
     state::{Action, Input, Machine, State, Then},
-    vm::{self, Vm, VmEvent},
-    vmm::Channel,
-    wire::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    vm::{self, Vm},
+    vmm::VmmChannel,
 };
 use crate::settings::{Paths, Policy};
 use bulkhead_ipc::report::chain;
 
-/// Seconds after which a VM that was asked to shut down is killed, when nobody says otherwise.
-const STOP_SECONDS: u64 = 60;
+/// Time from the request to shut down until the VM is killed, unless a request says otherwise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest time that can be asked for.
-const MAX_STOP_SECONDS: u64 = 24 * 3600;
+/// Longest such time that can be asked for.
+const MAX_STOP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// What containers get between SIGTERM and SIGKILL, when nobody says otherwise.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time for containers between SIGTERM and SIGKILL, unless a request says otherwise.
+const CONTAINER_GRACE: Duration = Duration::from_secs(10);
 
-/// Lines of the console that explain a failure.
-pub const CONSOLE_LINES: usize = 20;
-
-/// What is asked of the supervisor.
+/// A request to the supervisor, with the place of its answer.
 #[derive(Debug)]
 pub(super) enum Request {
     /// Start the engine.
     Start(StartOptions, oneshot::Sender<Answer>),
-    /// Stop it and end the backend.
+    /// Stop the engine and exit the backend.
     Stop(StopOptions, oneshot::Sender<Answer>),
-    /// Boot afresh.
+    /// Shut the VM down and boot a new one.
     Restart(StopOptions, oneshot::Sender<Answer>),
-    /// A signal arrived: the first stops in order, the second kills.
+    /// Handle a signal: the first stops in order, the second kills.
     Signal,
-    /// Which ports are published.
+    /// List the published ports.
     Ports(oneshot::Sender<Ports>),
-    /// What the VM does at the moment.
+    /// Examine the running VM.
     Examine(oneshot::Sender<Examination>),
 }
 
-/// Where descriptors of docker clients go while the engine answers.
-pub type Link = Option<Arc<Channel>>;
-
-/// Owns the VM of one profile.
+/// Owner of the VM of one profile.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     paths: Paths,
+    /// The policy that was read when the backend started; it holds for every VM until the backend exits.
     policy: Policy,
     context: Option<String>,
     warning: Option<String>,
-    network_warning: Option<String>,
+    /// The warnings of the present VM.
+    vm_warning: Option<String>,
+    /// The options of the present VM, and of one that a restart or a reset boots.
     options: StartOptions,
     machine: Machine,
     vm: Option<Vm>,
-    begun: Instant,
+    boot_started: Instant,
     facts: Option<VmFacts>,
+    /// The console's last lines of the VM that ended last.
     console: Vec<String>,
     timeout: Duration,
     grace: Duration,
+    /// Time at which a VM that is shutting down is killed.
     deadline: Option<Instant>,
     signals: u32,
     status: watch::Sender<Status>,
-    link: watch::Sender<Link>,
+    docker_channel: watch::Sender<Option<Arc<VmmChannel>>>,
 }
 
 impl Supervisor {
-    /// A supervisor without a VM; `policy` holds for all that it will have, and `context` is the docker context that
-    /// exists for the profile, or why there is none.
+    /// Creates a supervisor without a VM. `policy` holds for all its VMs; `context` is the name of the profile's docker
+    /// context if it has one, or the warning that it could not be made.
     pub(super) fn new(paths: Paths, policy: Policy, context: Result<Option<String>, String>) -> Self {
         let (context, warning) = match context {
             Ok(context) => (context, None),
             Err(warning) => (None, Some(warning)),
         };
-        let mut status = stopped(&paths);
+        let mut status = Status::stopped(&paths);
         status.backend_pid = Some(std::process::id());
         status.context.clone_from(&context);
         status.warning.clone_from(&warning);
@@ -94,19 +103,19 @@ impl Supervisor {
             policy,
             context,
             warning,
-            network_warning: None,
+            vm_warning: None,
             options: StartOptions::default(),
             machine: Machine::default(),
             vm: None,
-            begun: Instant::now(),
+            boot_started: Instant::now(),
             facts: None,
             console: Vec::new(),
-            timeout: Duration::from_secs(STOP_SECONDS),
-            grace: GRACE,
+            timeout: STOP_TIMEOUT,
+            grace: CONTAINER_GRACE,
             deadline: None,
             signals: 0,
             status: watch::Sender::new(status),
-            link: watch::Sender::new(None),
+            docker_channel: watch::Sender::new(None),
         }
     }
 
@@ -115,25 +124,27 @@ impl Supervisor {
         self.status.subscribe()
     }
 
-    /// The channel to the VM while its engine answers.
-    pub(super) fn link(&self) -> watch::Receiver<Link> {
-        self.link.subscribe()
+    /// The channel to the vmm while the engine answers: the way of docker clients into the guest.
+    pub(super) fn docker_channel(&self) -> watch::Receiver<Option<Arc<VmmChannel>>> {
+        self.docker_channel.subscribe()
     }
 
-    /// Serves requests until the backend shall end; no VM is left then.
+    /// Serves requests until the backend has to exit; no VM is left then.
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         loop {
             let deadline = self.deadline;
-            let input = tokio::select! {
+            let (input, reply) = tokio::select! {
                 request = requests.recv() => match request {
                     Some(request) => match self.request(request) {
                         Some(input) => input,
                         None => continue,
                     },
+                    // Every sender is gone: nothing could ever stop this VM.
                     None => (Input::Stop { force: false }, None),
                 },
                 event = next(&mut self.vm) => {
                     let Some(input) = self.event(event) else {
+                        // The state is the same, but a warning of the network may be new.
                         self.publish();
                         continue;
                     };
@@ -144,16 +155,18 @@ impl Supervisor {
                     (Input::GraceExpired, None)
                 }
             };
-            if self.step(input.0, input.1).await {
+            if self.step(input, reply).await {
                 break;
             }
         }
         self.publish();
     }
 
-    /// Applies one input and what follows from it; true when the backend shall end.
+    /// Applies one input and carries out the actions that follow; returns true when the backend has to exit.
     async fn step(&mut self, input: Input, reply: Option<oneshot::Sender<Answer>>) -> bool {
         let (outcome, mut action) = self.machine.apply(input);
+        // The answer comes before the action: it says that the request is accepted. The client then follows the status,
+        // from the boot that the answer names.
         if let Some(reply) = reply {
             let _ = reply.send(Answer { outcome, boot: self.machine.awaited_boot() });
         }
@@ -161,6 +174,7 @@ impl Supervisor {
             match next {
                 Action::Exit => return true,
                 Action::Boot => {
+                    // `starting` becomes visible now: the checks and the image take a moment.
                     self.publish();
                     if let Err(problem) = self.boot().await {
                         action = self.machine.apply(Input::BootFailed(problem)).1;
@@ -172,6 +186,7 @@ impl Supervisor {
                         vm.shut_down(u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX));
                     }
                 }
+                // The VM's end arrives as an event, for a kill as for a shutdown.
                 Action::Kill => {
                     if let Some(vm) = &self.vm {
                         vm.kill();
@@ -184,23 +199,24 @@ impl Supervisor {
     }
 
     async fn boot(&mut self) -> Result<(), String> {
-        self.begun = Instant::now();
+        self.boot_started = Instant::now();
         self.console.clear();
-        self.network_warning = None;
+        self.vm_warning = None;
         self.facts = None;
+        // Settings and image are read at each boot, so a restart is enough to apply a change.
         let vm = Vm::boot(&self.paths, &self.options, &self.policy).await.map_err(|problem| {
             let problem = chain(&problem);
             error!("{problem}");
             problem
         })?;
-        // A network that goes down later says more.
-        self.network_warning.clone_from(&vm.plan.warning);
+        self.vm_warning.clone_from(&vm.plan.warning);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.facts = Some(VmFacts {
             cpus: vm.plan.cpus,
             memory_mib: vm.plan.memory_mib,
             disk_gib: vm.plan.disk.gib(),
-            enhanced_container_isolation: vm.plan.isolation,
+            enhanced_container_isolation: vm.plan.configuration.isolation,
+            // The guest reports it with its Hello.
             kernel: None,
             started_unix: now.as_secs(),
         });
@@ -208,11 +224,11 @@ impl Supervisor {
         Ok(())
     }
 
-    /// What a request is to the state machine; `None` when it is answered already.
+    /// Converts a request into an input; returns `None` for one that needs no input, once it is answered.
     fn request(&mut self, request: Request) -> Option<(Input, Option<oneshot::Sender<Answer>>)> {
         Some(match request {
             Request::Start(options, reply) => {
-                // The options of a VM that runs stay those it was made with.
+                // A VM that runs keeps the options it was made with, and they stay those of its restart.
                 if matches!(self.machine.state(), State::Stopped | State::Failed(_)) {
                     self.options = options;
                 }
@@ -220,17 +236,18 @@ impl Supervisor {
             }
             Request::Stop(options, reply) => {
                 let force = options.force;
-                self.take_time(&options);
+                self.set_timeout(&options);
                 (Input::Stop { force }, Some(reply))
             }
             Request::Restart(options, reply) => {
-                self.take_time(&options);
+                self.set_timeout(&options);
                 (Input::Restart, Some(reply))
             }
             Request::Signal => {
+                // systemd sends one SIGTERM and waits; an impatient user presses Ctrl-C twice.
                 self.signals += 1;
-                info!(signals = self.signals, "asked to end by a signal");
-                self.take_time(&StopOptions::default());
+                info!(signals = self.signals, "received a signal to stop");
+                self.set_timeout(&StopOptions::default());
                 (Input::Stop { force: self.signals > 1 }, None)
             }
             Request::Ports(reply) => {
@@ -239,7 +256,8 @@ impl Supervisor {
                 return None;
             }
             Request::Examine(reply) => {
-                // Without a VM nobody is asked, and the reply ends here.
+                // In a task of its own: an examination takes seconds, and a guest that hangs must not keep a `stop`
+                // waiting. Without a VM the reply is dropped, which the API reports.
                 if let Some(vm) = &self.vm {
                     let examination = vm.examine();
                     tokio::spawn(async move {
@@ -251,17 +269,19 @@ impl Supervisor {
         })
     }
 
-    /// Containers get two thirds of the time; the rest is for the daemons, the file system and the power-off.
-    fn take_time(&mut self, options: &StopOptions) {
-        let timeout = options.timeout_seconds.map(|seconds| Duration::from_secs(seconds.min(MAX_STOP_SECONDS)));
-        self.timeout = timeout.unwrap_or(Duration::from_secs(STOP_SECONDS));
-        self.grace = timeout.map_or(GRACE, |timeout| timeout * 2 / 3);
+    /// Sets the time for a shutdown. Containers get two thirds of it; the rest is for the daemons, the file system and
+    /// the power-off.
+    fn set_timeout(&mut self, options: &StopOptions) {
+        let timeout = options.timeout_seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_STOP_TIMEOUT));
+        self.timeout = timeout.unwrap_or(STOP_TIMEOUT);
+        self.grace = timeout.map_or(CONTAINER_GRACE, |timeout| timeout * 2 / 3);
+        // The shutdown is under way: a second `stop --timeout` moves its end, in either direction.
         if self.deadline.is_some() {
             self.deadline = Some(Instant::now() + self.timeout);
         }
     }
 
-    /// What an event is to the state machine; `None` when the engine goes on regardless.
+    /// Converts an event into an input; returns `None` for one that leaves the state as it is.
     fn event(&mut self, event: VmEvent) -> Option<Input> {
         let input = match event {
             VmEvent::AgentConnected { kernel, uptime_us } => {
@@ -269,6 +289,7 @@ impl Supervisor {
                 if let Some(facts) = &mut self.facts {
                     facts.kernel = Some(kernel);
                 }
+                // Two inputs: a guest whose init runs has reached its first stage as well.
                 self.machine.apply(Input::AgentConnected);
                 self.reached(Stage::Kernel)
             }
@@ -276,7 +297,8 @@ impl Supervisor {
             VmEvent::Reached(stage) => self.reached(stage),
             VmEvent::GuestFailed(reason) => {
                 error!("the guest gave up: {reason}");
-                self.take_time(&StopOptions::default());
+                // The shutdown that follows is not a user's, so the times of an earlier request do not hold for it.
+                self.set_timeout(&StopOptions::default());
                 Input::GuestFailed(reason)
             }
             VmEvent::Described(description) => {
@@ -287,7 +309,8 @@ impl Supervisor {
             }
             VmEvent::NetworkDown(warning) => {
                 error!("{warning}");
-                self.network_warning = Some(format!("{warning}; `restart` brings it back"));
+                // Containers go on without the network, so the VM stays.
+                self.vm_warning = Some(format!("{warning}; `bulkhead restart` brings it back"));
                 return None;
             }
             VmEvent::EngineDown(reason) => {
@@ -298,7 +321,8 @@ impl Supervisor {
                 self.vm = None;
                 self.deadline = None;
                 vm::remove_sockets(&self.paths);
-                self.console = logs::tail(&self.paths.console_log(), CONSOLE_LINES).unwrap_or_default();
+                // Read now: the next boot, which may follow from this very input, rotates the log.
+                self.console = logs::tail(&self.paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default();
                 Input::Ended(end)
             }
         };
@@ -306,19 +330,23 @@ impl Supervisor {
     }
 
     fn reached(&self, stage: Stage) -> Input {
-        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(self.boot_started.elapsed().as_millis()).unwrap_or(u64::MAX);
         info!(%stage, ms, "reached a stage");
         Input::Reached(StageTime { stage, ms })
     }
 
+    /// Publishes the status, and the channel for docker clients, to their readers.
     fn publish(&self) {
         let status = self.snapshot();
-        let link = self.vm.as_ref().filter(|_| status.state == StateName::Running).map(Vm::channel);
-        self.link.send_if_modified(|current| {
-            let changed = current.is_some() != link.is_some();
-            *current = link;
+        // Docker clients are let through while the engine answers; before that they get an error and no silence.
+        let channel = self.vm.as_ref().filter(|_| status.state == StateName::Running).map(Vm::channel);
+        self.docker_channel.send_if_modified(|current| {
+            // `starting` lies between two VMs, so a channel never replaces another one directly.
+            let changed = current.is_some() != channel.is_some();
+            *current = channel;
             changed
         });
+        // Readers wait for changes: an event without one must not wake them.
         self.status.send_if_modified(|current| {
             let changed = *current != status;
             *current = status;
@@ -326,17 +354,20 @@ impl Supervisor {
         });
     }
 
+    /// Assembles the status from the machine's state and the facts about the VM.
     fn snapshot(&self) -> Status {
-        let mut status = stopped(&self.paths);
+        // From a blank one each time, so that no state shows what belongs to another.
+        let mut status = Status::stopped(&self.paths);
         status.state = self.machine.name();
         status.boot = self.machine.boots();
         status.context.clone_from(&self.context);
         status.policy = self.policy.facts().cloned();
-        let warnings = [self.warning.as_deref(), self.network_warning.as_deref()];
+        let warnings = [self.warning.as_deref(), self.vm_warning.as_deref()];
         status.warning =
             warnings.into_iter().flatten().map(ToOwned::to_owned).reduce(|all, one| format!("{all}; {one}"));
         status.backend_pid = Some(std::process::id());
         status.vmm_pid = self.vm.as_ref().map(|vm| vm.pid);
+        // A VM that ended takes its facts with it.
         status.vm = self.vm.as_ref().and(self.facts.clone());
         match self.machine.state() {
             State::Stopped => {}
@@ -347,6 +378,7 @@ impl Supervisor {
             }
             State::Running(progress) => status.stages.clone_from(&progress.stages),
             State::Stopping(then) => status.ending = *then == Then::Exit,
+            // The console explains a failure; in any other state it would be about an older VM.
             State::Failed(reason) => {
                 status.reason = Some(reason.clone());
                 status.console.clone_from(&self.console);
@@ -356,27 +388,7 @@ impl Supervisor {
     }
 }
 
-/// The status of a profile without a backend.
-pub fn stopped(paths: &Paths) -> Status {
-    Status {
-        profile: paths.name().clone(),
-        state: StateName::Stopped,
-        boot: 0,
-        ending: false,
-        stages: Vec::new(),
-        waiting_for: None,
-        reason: None,
-        console: Vec::new(),
-        docker_host: paths.docker_host(),
-        context: None,
-        warning: None,
-        policy: None,
-        backend_pid: None,
-        vmm_pid: None,
-        vm: None,
-    }
-}
-
+/// Waits for the next event; without a VM for ever.
 async fn next(vm: &mut Option<Vm>) -> VmEvent {
     match vm {
         Some(vm) => vm.next().await,
@@ -384,6 +396,7 @@ async fn next(vm: &mut Option<Vm>) -> VmEvent {
     }
 }
 
+/// Waits for the deadline; without one for ever.
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,

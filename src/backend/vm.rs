@@ -1,8 +1,18 @@
-//! One VM from its boot to its end: the process, its packets, its agent.
+//! One VM from its boot to its end: the vmm process, its packets, its network process and its agent.
+//!
+//! The start, from here on: the backend makes or grows the data disk and starts the network process, then the vmm with
+//! the control socket as descriptor 3. The boot command carries the other end of the network process's stream. The vmm
+//! opens files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init
+//! connects back ([`super::agent`]) and reports four stages: `kernel` with its Hello, `agent` when it has its
+//! configuration, `disk` when the data disk is mounted, and `engine` when `/_ping` through the gate answers. Nothing
+//! polls: each step is a message, a notification or a closed socket.
+//!
+//! [`VmEvent::Ended`] is the last event of a VM, and neither the vmm nor the network process is left by then. A backend
+//! that is killed takes both with it ([`super::child`]); ext4's journal keeps what the guest had synced.
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
-use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode, Stage};
+use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode};
 use tokio::{
     net::UnixListener,
     process::Child,
@@ -12,22 +22,25 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    agent::{self, GuestPlan},
+    agent::AgentServer,
+    api::{Examination, StartOptions},
     certificates,
+    child::ChildError,
+    diagnose::{self, VmWaiters},
     disk::DiskError,
-    examine::{self, Desks},
+    events::VmEvent,
     logs,
-    network::{self, Keeper},
-    plan::{DATA_SERIAL, Plan, PlanError},
+    network::{self, NetSupervisor},
+    plan::{Plan, PlanError},
     ports::Ports,
-    state::End,
-    vmm::{self, Channel, VmmError},
-    wire::{Examination, StartOptions},
+    vmm::{self, VmmChannel},
 };
-use crate::settings::{Paths, Policy};
+use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::{Command, Event};
 
-/// Why a VM could not be begun.
+use crate::settings::{Paths, Policy};
+
+/// Reason that a VM could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A check failed.
@@ -36,67 +49,41 @@ pub enum BootError {
     /// The data disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The process.
+    /// The vmm process.
     #[error(transparent)]
-    Vmm(#[from] VmmError),
+    Vmm(#[from] ChildError),
     /// The network process.
     #[error(transparent)]
     Network(#[from] network::StartError),
-    /// A file or socket beside it.
+    /// A log or a socket of the VM.
     #[error("cannot use {path}")]
     Io {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// What happens to a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VmEvent {
-    /// The agent introduced itself and has its configuration.
-    AgentConnected {
-        /// The guest's kernel.
-        kernel: String,
-        /// Microseconds since the guest kernel started.
-        uptime_us: u64,
-    },
-    /// The agent's connection is gone.
-    AgentLost,
-    /// A stage was reached.
-    Reached(Stage),
-    /// The guest gave up, in words.
-    GuestFailed(String),
-    /// The engine ended and is being started again.
-    EngineDown(String),
-    /// The guest described itself, as it was asked to.
-    Described(Description),
-    /// The network process is gone for good; a fresh VM gets a fresh one.
-    NetworkDown(String),
-    /// The process is gone; the last event.
-    Ended(End),
-}
-
-/// A VM that was begun.
+/// A VM that was started.
 #[derive(Debug)]
 pub struct Vm {
-    /// What it was made from.
+    /// The plan that it was made from, with the warnings of its start.
     pub plan: Plan,
-    /// Process id.
+    /// Process id of the vmm.
     pub pid: u32,
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     kill: Arc<Notify>,
-    orders: mpsc::Sender<HostMessage>,
+    agent_outbox: mpsc::Sender<HostMessage>,
     events: mpsc::Receiver<VmEvent>,
     agent: AbortHandle,
     ports: Arc<Ports>,
-    desks: Arc<Desks>,
+    waiters: Arc<VmWaiters>,
 }
 
 impl Vm {
-    /// Makes the disk, the sockets and the process, and orders the boot.
+    /// Makes the disk, the sockets and the processes, and commands the boot.
     pub async fn boot(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, BootError> {
         let mut plan = Plan::new(paths, options, policy)?;
         plan.disk.apply()?;
@@ -105,10 +92,13 @@ impl Vm {
         if plan.serial {
             logs::rotate(&paths.serial_log()).map_err(io_error(paths.serial_log()))?;
         }
+        // The socket exists before the guest does, so that the agent's first attempt to connect succeeds.
         remove_sockets(paths);
         let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
-        let (channel, theirs) = Channel::pair()?;
+        let (channel, theirs) = vmm::channel()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
+        // The network process comes first: its stream travels with the boot command. A start that fails further down
+        // drops it, which kills it.
         let network = match &plan.network {
             Some(network) => {
                 let log = log.try_clone().map_err(io_error(paths.backend_log()))?;
@@ -117,70 +107,71 @@ impl Vm {
             None => None,
         };
         let child = vmm::spawn(&theirs, log)?;
+        // Only the child may hold this end: its death must close the socket.
         drop(theirs);
         let pid = child.id().unwrap_or_default();
-        info!(pid, cpus = plan.cpus, memory_mib = plan.memory_mib, "began a VM");
+        info!(pid, cpus = plan.cpus, memory_mib = plan.memory_mib, "started a VM");
         let channel = Arc::new(channel);
         let (sender, events) = mpsc::channel(64);
-        let (orders, outbox) = mpsc::channel(4);
-        let guest = GuestPlan {
-            hostname: paths.name().hostname(),
-            isolation: plan.isolation,
-            socket_exceptions: plan.socket_exceptions.clone(),
-            block_load: plan.block_load,
-            data_disk_serial: DATA_SERIAL.into(),
-            network: plan.network.clone(),
-            daemon_options: plan.daemon_options.clone(),
-            proxy: plan.proxy.clone(),
-            certificates: certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
-                plan.warn(bulkhead_ipc::report::chain(&error));
-                Vec::new()
-            }),
-        };
-        // The guest knows that it has no network, and says so itself.
+        // Small on purpose: a question to the agent is refused when the queue is nearly full, see `diagnose`.
+        let (agent_outbox, outbox) = mpsc::channel(4);
+        // Read at each boot, because the host's list may have changed. The engine works without it, so a failure is a
+        // warning.
+        let certificates = certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
+            plan.warn(chain(&error));
+            Vec::new()
+        });
+        // init refuses ports by itself in a guest without a network; a hostile one is refused here.
         let no_ports = match &plan.network {
             Some(network) => network.no_ports(),
             None => Some("this VM has no network, so no port can be published".to_owned()),
         };
         let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
-        let agent = agent::serve(listener, pid, guest, Arc::clone(&ports), sender.clone(), outbox);
-        let agent = tokio::spawn(agent).abort_handle();
+        let agent = AgentServer {
+            vmm: pid,
+            certificates,
+            configuration: plan.configuration.clone(),
+            ports: Arc::clone(&ports),
+            events: sender.clone(),
+        };
+        let agent = tokio::spawn(agent.serve(listener, outbox)).abort_handle();
         let kill = Arc::new(Notify::new());
         let (process, stream) = network.unzip();
-        let keeper =
-            process.map(|process| Keeper::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
-        let desks = Arc::<Desks>::default();
-        let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), desks: Arc::clone(&desks) };
-        tokio::spawn(watch(child, keeper, watched, sender));
+        let network = process
+            .map(|process| NetSupervisor::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
+        let waiters = Arc::<VmWaiters>::default();
+        let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), waiters: Arc::clone(&waiters) };
+        tokio::spawn(watch(child, network, watched, sender));
+        // Last, when everything that the VM could report to is in place.
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
-            // The process is already gone; why is known once it has been waited for.
-            warn!("{}", bulkhead_ipc::report::chain(&error));
+            // The process is already gone. `watch` waits for it, learns the cause, and the state machine reports that.
+            warn!("{}", chain(&error));
         }
-        Ok(Self { plan, pid, channel, kill, orders, events, agent, ports, desks })
+        Ok(Self { plan, pid, channel, kill, agent_outbox, events, agent, ports, waiters })
     }
 
-    /// Where packets to the process go.
-    pub fn channel(&self) -> Arc<Channel> {
+    /// The channel to the vmm process.
+    pub fn channel(&self) -> Arc<VmmChannel> {
         Arc::clone(&self.channel)
     }
 
-    /// What listens on the host for containers.
+    /// Returns the ports on which the host listens for containers.
     pub fn ports(&self) -> Vec<PortMapping> {
         self.ports.list()
     }
 
-    /// What the VM does at the moment.
+    /// Examines the VM while it runs; takes some seconds.
     pub fn examine(&self) -> impl Future<Output = Examination> + Send + use<> {
-        examine::examine(Arc::clone(&self.channel), self.orders.clone(), Arc::clone(&self.desks))
+        diagnose::examine(Arc::clone(&self.channel), self.agent_outbox.clone(), Arc::clone(&self.waiters))
     }
 
-    /// The answer to whoever examines the VM.
+    /// Passes the guest's description on to every examination that waits for it.
     pub fn described(&self, description: &Description) {
-        self.desks.guest.answer(description);
+        self.waiters.guest.answer(description);
     }
 
-    /// The next event; pending for ever after [`VmEvent::Ended`].
+    /// Returns the next event; pending for ever after [`VmEvent::Ended`].
     pub async fn next(&mut self) -> VmEvent {
         match self.events.recv().await {
             Some(event) => event,
@@ -190,8 +181,9 @@ impl Vm {
 
     /// Asks the agent to power the guest off.
     pub fn shut_down(&self, grace_ms: u64) {
-        if self.orders.try_send(HostMessage::Shutdown { mode: ShutdownMode::PowerOff, grace_ms }).is_err() {
-            warn!("the agent does not take orders");
+        // Never waits: the supervisor has to go on whatever the agent does. Its deadline kills a VM that was not asked.
+        if self.agent_outbox.try_send(HostMessage::Shutdown { mode: ShutdownMode::PowerOff, grace_ms }).is_err() {
+            warn!("cannot ask the agent to shut down: it does not read its messages");
         }
     }
 
@@ -215,21 +207,21 @@ pub fn remove_sockets(paths: &Paths) {
     }
 }
 
-/// What [`watch`] shares with its VM.
+/// The part of a VM that [`watch`] shares.
 struct Watched {
-    channel: Arc<Channel>,
+    channel: Arc<VmmChannel>,
     kill: Arc<Notify>,
-    desks: Arc<Desks>,
+    waiters: Arc<VmWaiters>,
 }
 
-/// Reads the child's packets until it is gone, then says how it ended; nothing of the VM is left then.
-async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, events: mpsc::Sender<VmEvent>) {
-    let Watched { channel, kill, desks } = watched;
-    let mut said = None;
+/// Receives the vmm's packets until the process is gone, ends the network process, then reports how the VM ended.
+async fn watch(mut child: Child, network: Option<NetSupervisor>, watched: Watched, events: mpsc::Sender<VmEvent>) {
+    let Watched { channel, kill, waiters } = watched;
+    let mut reported = None;
     loop {
         let packet = tokio::select! {
             packet = channel.receive() => packet,
-            // A signal, not a packet: it works when the process does not read its socket.
+            // A signal, not a packet: it ends a process that does not read its socket, too.
             () = kill.notified() => {
                 let _ = child.start_kill();
                 break;
@@ -237,21 +229,24 @@ async fn watch(mut child: Child, network: Option<Keeper>, watched: Watched, even
         };
         match packet {
             Ok(Some(Event::Exited(reason))) => {
-                said = Some(reason);
+                reported = Some(reason);
                 break;
             }
             Ok(Some(Event::Started { since_exec_us })) => info!(since_exec_us, "the guest runs"),
             Ok(Some(Event::Statistics(statistics))) => info!(?statistics),
-            Ok(Some(Event::Vcpus { views })) => desks.vcpus.answer(&views),
+            Ok(Some(Event::Vcpus { views })) => waiters.vcpus.answer(&views),
+            // The process ended without a report; its exit status has to explain it.
             Ok(None) => break,
+            // A vmm that sends garbage may have been taken over by its guest. It gets no second chance.
             Err(error) => {
-                warn!("{}", bulkhead_ipc::report::chain(&error));
+                warn!("{}", chain(&error));
                 let _ = child.start_kill();
                 break;
             }
         }
     }
-    let end = vmm::reap(&mut child, said).await;
+    let end = vmm::reap(&mut child, reported).await;
+    // Both processes are gone before the event: the next boot may open the disk and the tap device again.
     if let Some(network) = network {
         network.end().await;
     }

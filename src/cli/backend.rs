@@ -1,4 +1,4 @@
-//! `bulkhead backend`, which `start` runs in the background and a process supervisor in the foreground.
+//! `bulkhead backend`, which `start` runs in the background, and a process supervisor in the foreground.
 
 use std::process::ExitCode;
 
@@ -10,21 +10,22 @@ use crate::{
 
 /// Run the backend in the foreground, for process supervisors such as systemd.
 ///
-/// It begins without a VM; `bulkhead start` boots one. When its sockets listen it writes one line of JSON,
-/// `{"ready": …}`, to standard output; when it cannot, `{"error": …}`. SIGTERM and SIGINT stop the engine in order, a
-/// second one kills the VM. The log goes to standard error and to `backend.log` in the state folder; `BULKHEAD_LOG` sets
+/// It starts without a VM; `bulkhead start` boots one. Once its sockets are listening, it writes one line of JSON to
+/// standard output: `{"ready": …}`, or `{"error": …}` if it fails. SIGTERM and SIGINT shut the engine down; a second
+/// one kills the VM. The log goes to standard error and to `backend.log` in the state directory; `BULKHEAD_LOG` sets
 /// its level.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Standard error is the log already.
+    /// Standard error is the log file.
     #[arg(long, hide = true)]
     launched: bool,
-    /// End with standard input, and remove the profile's files.
+    /// Exit at the end of standard input, and remove the profile's files.
     #[arg(long, hide = true)]
     throw_away: bool,
 }
 
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
+    // Returns when the backend has been asked to stop and its VM is down.
     backend::run(paths, Options { launched: arguments.launched, throw_away: arguments.throw_away })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,7 @@
-//! Talks to a backend over its control socket.
+//! The client of a backend's control API, and of the few requests that the command line makes to the engine.
+//!
+//! Each request has a connection of its own. Bodies are bounded, and so is the time for them: the backend is a process
+//! of the same user, but the engine's answers come from the guest.
 
 use std::{io, net::IpAddr, path::Path, time::Duration};
 
@@ -15,32 +18,32 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
     backend::{
+        api::{Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
         lock,
-        wire::{Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
     },
     settings::Paths,
 };
 
-/// Time for a backend to answer anything but events.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Time for any response but the stream of events.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a backend could not be asked.
+/// A request that failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error("the backend (process {0}) does not answer; end it with `kill {0}` and start again")]
-    Deaf(u32),
-    #[error("cannot talk to the backend")]
+    #[error("the backend (process {0}) does not respond; end it with `kill {0}`, then start the engine again")]
+    Unresponsive(u32),
+    #[error("cannot communicate with the backend")]
     Io(#[from] io::Error),
-    #[error("cannot talk to the backend")]
+    #[error("cannot communicate with the backend")]
     Http(#[from] hyper::Error),
-    #[error("the backend's answer is too long or broke off")]
+    #[error("the response is too long or incomplete")]
     Body,
-    #[error("the backend's answer is not understood; is it of another version? Stop and start it")]
+    #[error("invalid response from the backend; it may be of another version: stop it and start it again")]
     Syntax(#[from] serde_json::Error),
-    #[error("the backend refused: {0}")]
+    #[error("request refused: {0}")]
     Refused(String),
-    #[error("the backend did not answer in time")]
-    Slow,
+    #[error("no response within {} s", RESPONSE_TIMEOUT.as_secs())]
+    Timeout,
 }
 
 /// A backend that listens.
@@ -50,11 +53,12 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// The profile's backend, or `None` when there is none.
+    /// Connects to the profile's backend; `None` if none is listening.
     pub(super) async fn connect(paths: &'a Paths) -> Result<Option<Self>, ClientError> {
+        // Only a probe: each request connects again.
         match UnixStream::connect(paths.control_socket()).await {
             Ok(_) => Ok(Some(Self { paths })),
-            // A socket without listener is what a killed backend leaves.
+            // A backend that was killed leaves a socket without a listener.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 Ok(None)
             }
@@ -70,7 +74,7 @@ impl<'a> Client<'a> {
         self.ask::<(), _>(Method::GET, "/v1/ports", None).await
     }
 
-    /// What the VM does at the moment, some seconds later.
+    /// The state of the VM's CPUs and threads; takes some seconds.
     pub(super) async fn examination(&self) -> Result<Examination, ClientError> {
         self.ask::<(), _>(Method::GET, "/v1/examination", None).await
     }
@@ -112,6 +116,7 @@ impl<'a> Client<'a> {
             if code == StatusCode::OK {
                 return Ok(serde_json::from_slice(&body)?);
             }
+            // A backend of another version may have another body for its errors.
             let problem = serde_json::from_slice(&body).map(|problem: Problem| problem.message);
             Err(ClientError::Refused(problem.unwrap_or_else(|_| code.to_string())))
         })
@@ -119,9 +124,10 @@ impl<'a> Client<'a> {
     }
 
     async fn bounded<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-        match timeout(ANSWER, answer).await {
+        match timeout(RESPONSE_TIMEOUT, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(lock::holder(self.paths).map_or(ClientError::Slow, ClientError::Deaf)),
+            // The holder of the lock is the process to end, if any.
+            Err(_) => Err(lock::holder(self.paths).map_or(ClientError::Timeout, ClientError::Unresponsive)),
         }
     }
 }
@@ -131,6 +137,7 @@ fn request(method: Method, path: &'static str, body: Bytes) -> Request<Full<Byte
 }
 
 fn request_to(uri: hyper::Uri, method: Method, body: Bytes) -> Request<Full<Bytes>> {
+    // Not by `Request::builder`, which returns an error that cannot occur here.
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method;
     *request.uri_mut() = uri;
@@ -141,31 +148,34 @@ fn request_to(uri: hyper::Uri, method: Method, body: Bytes) -> Request<Full<Byte
 async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // The connection task ends with the response's body. Its errors also reach the request.
     tokio::spawn(connection);
     Ok(sender.send_request(request).await?)
 }
 
-/// One real request to the engine: 200 and `OK` is what a ready one answers.
+/// Sends one real request to the engine; a ready one responds with status 200 and `OK`.
 pub(super) async fn ping(socket: &Path) -> Result<(), ClientError> {
     let response = send(socket, request(Method::GET, "/_ping", Bytes::new())).await?;
     let code = response.status();
     let body = Limited::new(response.into_body(), MAX_STATUS).collect().await.map_err(|_| ClientError::Body)?;
     let body = body.to_bytes();
+    // Neither is true of the backend's own response, which it gives while there is no engine.
     if code == StatusCode::OK && body.as_ref() == b"OK" {
         return Ok(());
     }
+    // For a terminal, from the guest.
     let text: String = String::from_utf8_lossy(&body).chars().filter(|character| !character.is_control()).collect();
     Err(ClientError::Refused(format!("{code} {text}")))
 }
 
-/// Longest list of containers in bytes.
+/// Longest response of the engine in bytes.
 const MAX_LIST: usize = 16 << 20;
 
-/// A running container as the engine lists it.
+/// A running container in the engine's list.
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) name: String,
-    /// In all its networks.
+    /// Its addresses in all networks.
     pub(super) addresses: Vec<IpAddr>,
 }
 
@@ -176,10 +186,10 @@ pub(super) async fn containers(socket: &Path) -> Result<Vec<Container>, ClientEr
         let body = Limited::new(response.into_body(), MAX_LIST).collect().await.map_err(|_| ClientError::Body)?;
         Ok(listed(&body.to_bytes())?)
     };
-    timeout(ANSWER, answer).await.unwrap_or(Err(ClientError::Slow))
+    timeout(RESPONSE_TIMEOUT, answer).await.unwrap_or(Err(ClientError::Timeout))
 }
 
-/// Reads `GET /containers/json` of the Docker Engine API.
+/// Parses the response to `GET /containers/json` of the Docker Engine API.
 fn listed(body: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
     let list: Vec<serde_json::Value> = serde_json::from_slice(body)?;
     let container = |one: &serde_json::Value| {
@@ -187,18 +197,20 @@ fn listed(body: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
         let networks = one["NetworkSettings"]["Networks"].as_object()?.values();
         let addresses = networks.flat_map(|network| [&network["IPAddress"], &network["GlobalIPv6Address"]]);
         Some(Container {
-            // Nothing of the engine's shall act on a terminal.
+            // The engine restricts names, but the guest decides what is sent: no control character may reach a
+            // terminal.
             name: name.chars().filter(|character| !character.is_control()).collect(),
             addresses: addresses.filter_map(|address| address.as_str()?.parse().ok()).collect(),
         })
     };
+    // An entry that is not as expected is left out; the others are as good without it.
     Ok(list.iter().filter_map(container).collect())
 }
 
-/// Most containers that are asked for their runtime.
-const MAX_ASKED: usize = 500;
+/// Most containers whose runtime is read: each is a request of its own.
+const MAX_INSPECTED: usize = 500;
 
-/// Names of the containers that were made with `runc`, which is while isolation was off.
+/// The names of containers with the runtime `runc`, which were created while isolation was off.
 pub(super) async fn made_without_isolation(socket: &Path) -> Result<Vec<String>, ClientError> {
     let read = async |uri: hyper::Uri| {
         let response = send(socket, request_to(uri, Method::GET, Bytes::new())).await?;
@@ -207,19 +219,21 @@ pub(super) async fn made_without_isolation(socket: &Path) -> Result<Vec<String>,
     };
     let answer = async {
         let list = read(hyper::Uri::from_static("/containers/json?all=1")).await?;
-        let ids = list.as_array().into_iter().flatten().filter_map(|one| one["Id"].as_str()).take(MAX_ASKED);
+        let ids = list.as_array().into_iter().flatten().filter_map(|one| one["Id"].as_str()).take(MAX_INSPECTED);
         let mut names = Vec::new();
+        // The ID becomes a part of a path, so it is checked to be one.
         for id in ids.filter(|id| id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
             let Ok(uri) = format!("/containers/{id}/json").parse() else { continue };
             names.extend(name_without_isolation(&read(uri).await?));
         }
         Ok(names)
     };
-    timeout(ANSWER, answer).await.unwrap_or(Err(ClientError::Slow))
+    timeout(RESPONSE_TIMEOUT, answer).await.unwrap_or(Err(ClientError::Timeout))
 }
 
-/// Reads `GET /containers/ID/json`; one that is gone has neither.
+/// Parses the response to `GET /containers/ID/json`. A container that was removed meanwhile has neither key.
 fn name_without_isolation(container: &serde_json::Value) -> Option<String> {
+    // With isolation on, the gate sets `sysbox-runc`; `runc` is left from a time when it was off.
     let name = container["Name"].as_str().filter(|_| container["HostConfig"]["Runtime"] == "runc")?;
     Some(name.trim_start_matches('/').chars().filter(|character| !character.is_control()).collect())
 }
@@ -232,7 +246,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// The next status, or `None` when the backend ended.
+    /// The next status; `None` once the backend has exited.
     pub(super) async fn next(&mut self) -> Result<Option<Status>, ClientError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -242,9 +256,10 @@ impl Events {
             if self.buffer.len() > MAX_STATUS {
                 return Err(ClientError::Body);
             }
+            // A frame is a piece of the stream and has nothing to do with lines.
             match self.body.frame().await {
                 Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
-                // A backend that is killed breaks the stream off.
+                // A backend that is killed ends the stream with an error.
                 Some(Err(_)) | None => return Ok(None),
             }
         }

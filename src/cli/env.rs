@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use super::{CliError, print};
 use crate::settings::Paths;
 
-/// Print the shell command that points docker to the engine.
+/// Print shell commands that point docker to the engine.
+///
+/// They set DOCKER_HOST and unset DOCKER_CONTEXT. The engine need not be running.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -13,13 +15,14 @@ Example:
 pub(super) struct Arguments {}
 
 pub(super) fn run(paths: &Paths, _arguments: Arguments) -> Result<ExitCode, CliError> {
-    // A context named in the environment would win over DOCKER_HOST for some clients.
+    // Some clients prefer a context in the environment to DOCKER_HOST.
     print(&format!("export DOCKER_HOST={}\nunset DOCKER_CONTEXT", quote(&paths.docker_host())))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Quotes a word for a POSIX shell.
 fn quote(word: &str) -> String {
+    // Nothing is special between single quotes but the quote itself, which ends them, is escaped and starts them again.
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -1,4 +1,4 @@
-//! Follows a start to its end and shows the stages as they come.
+//! Follows the start of an engine to its end and shows its stages.
 
 use std::{
     io::{self, IsTerminal},
@@ -15,26 +15,26 @@ use super::{
 };
 use crate::{
     backend::{
-        CONSOLE_LINES, logs,
-        wire::{StateName, Status},
+        api::{StateName, Status},
+        logs,
     },
     settings::Paths,
 };
 
-/// Time for the first request through the whole way, once the guest says that its engine answers.
-const PING: Duration = Duration::from_secs(60);
+/// Time for the first request to pass through all processes, once the guest reports that its engine is ready.
+const PING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the stages are shown.
+/// The place where stages are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
     Stdout,
-    /// Standard output belongs to somebody else.
+    /// For `run`, where standard output is the command's.
     Stderr,
-    /// Nobody wants to see them.
+    /// For `run --quiet`.
     Nowhere,
 }
 
-/// Shows each stage once.
+/// Shows each stage once, and a spinner on a terminal.
 struct Reporter {
     output: Output,
     spinner: ProgressBar,
@@ -58,8 +58,9 @@ impl Reporter {
     }
 
     fn line(&self, text: &str) {
+        // Without this the spinner and the line would end up on one line of the terminal.
         self.spinner.suspend(|| match self.output {
-            // Who stopped reading still wants the engine.
+            // A reader that is gone, such as `head`, still wants the engine to start.
             Output::Stdout => drop(super::print(text)),
             Output::Stderr => eprintln!("{text}"),
             Output::Nowhere => {}
@@ -67,9 +68,10 @@ impl Reporter {
     }
 
     fn show(&mut self, status: &Status) {
+        // A guest that resets boots again under the same request; its stages start over.
         if self.boot != status.boot {
             if self.boot != 0 {
-                self.line("the guest boots again");
+                self.line("the guest is booting again");
             }
             (self.boot, self.shown) = (status.boot, 0);
         }
@@ -77,8 +79,9 @@ impl Reporter {
             self.line(&format!("{:<8}{:>10}", reached.stage.to_string(), seconds(reached.ms)));
         }
         self.shown = status.stages.len();
+        // The same reason comes with each status until the engine is ready.
         if status.reason.is_some() && status.state == StateName::Starting && status.reason != self.note {
-            self.line(&format!("the engine is being started again: {}", status.reason.as_deref().unwrap_or_default()));
+            self.line(&format!("restarting the engine: {}", status.reason.as_deref().unwrap_or_default()));
         }
         self.note.clone_from(&status.reason);
         match status.waiting_for {
@@ -94,7 +97,7 @@ impl Drop for Reporter {
     }
 }
 
-/// Waits until boot number `boot` or a later one has an engine that answers; `limit` is the longest time.
+/// Waits until the engine of boot number `boot`, or of a later one, is ready, for `limit` at most.
 pub(super) async fn until_ready(
     paths: &Paths,
     events: &mut Events,
@@ -102,9 +105,10 @@ pub(super) async fn until_ready(
     limit: Option<Duration>,
     output: Output,
 ) -> Result<(), CliError> {
-    let begun = Instant::now();
-    let far = begun + Duration::from_secs(10 * 365 * 24 * 3600);
-    let deadline = limit.map_or(far, |limit| begun + limit);
+    let started = Instant::now();
+    // An `Instant` cannot be infinite.
+    let far = started + Duration::from_secs(10 * 365 * 24 * 3600);
+    let deadline = limit.map_or(far, |limit| started + limit);
     let mut reporter = Reporter::new(output);
     let mut last = None;
     loop {
@@ -114,12 +118,15 @@ pub(super) async fn until_ready(
                 last.and_then(|status: Status| status.waiting_for).map_or("vm".into(), |stage| stage.to_string());
             return Err(stuck(paths, limit.unwrap_or_default(), &stage, output));
         };
+        // The backend never closes the stream while it lives.
         let Some(status) = next? else {
             return Err(CliError::Failed(format!(
-                "the backend ended while the engine was starting; its log is {}",
+                "the backend exited while the engine was starting; see its log {}",
                 paths.backend_log().display()
             )));
         };
+        // The stream starts with the status from before the request, which may be of an older boot: a failure of that
+        // one must not be taken for one of ours.
         if status.boot >= boot {
             reporter.show(&status);
             match status.state {
@@ -128,22 +135,26 @@ pub(super) async fn until_ready(
                     drop(reporter);
                     return Err(failed(&status));
                 }
-                StateName::Stopped => return Err(CliError::Failed("the engine was stopped while it started".into())),
+                StateName::Stopped => {
+                    return Err(CliError::Failed("the engine was stopped while it was starting".into()));
+                }
+                // A restart shuts the old VM down first.
                 StateName::Starting | StateName::Stopping => {}
             }
         }
         last = Some(status);
     }
-    let deadline = deadline.min(Instant::now() + PING);
+    // The guest has seen its engine respond; this is the first request by the way of the user's.
+    let deadline = deadline.min(Instant::now() + PING_TIMEOUT);
     match timeout_at(deadline, ping(&paths.docker_socket())).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(CliError::Failed(format!(
-            "the guest says that its engine answers, but {} does not: {}",
+            "the guest reports that its engine is ready, but {} does not respond: {}",
             paths.docker_socket().display(),
             bulkhead_ipc::report::chain(&error)
         ))),
         Err(_) => Err(CliError::Failed(format!(
-            "the guest says that its engine answers, but {} gave no answer in time; see `{}`",
+            "the guest reports that its engine is ready, but {} did not respond in time; see `{}`",
             paths.docker_socket().display(),
             command(paths, "logs")
         ))),
@@ -152,19 +163,20 @@ pub(super) async fn until_ready(
 
 fn stuck(paths: &Paths, limit: Duration, stage: &str, output: Output) -> CliError {
     let seconds = limit.as_secs();
-    let message = format!("the engine did not answer within {seconds} s: the start is stuck in stage `{stage}`");
+    let message = format!("the engine was not ready after {seconds} s: the start is stuck at stage `{stage}`");
+    // `start` leaves the VM running, so its user can look at it; `run` ends it.
     if output == Output::Stdout {
         let (logs, stop) = (command(paths, "logs"), command(paths, "stop --force"));
         return CliError::Failed(format!(
-            "{message}; it goes on in the background, see `{logs}`, or end it with `{stop}`"
+            "{message}; it continues in the background: see `{logs}`, or end it with `{stop}`"
         ));
     }
-    // A throw-away engine's logs are about to be removed.
-    last_words(&logs::tail(&paths.console_log(), CONSOLE_LINES).unwrap_or_default());
+    // The logs of a temporary engine are removed with it, so their end is shown now.
+    last_words(&logs::tail(&paths.console_log(), logs::CONSOLE_LINES).unwrap_or_default());
     CliError::Failed(message)
 }
 
-/// Shows the console's end, which often has the cause, and returns the reason.
+/// Shows the end of the console, which often has the cause, and returns the reason.
 fn failed(status: &Status) -> CliError {
     last_words(&status.console);
     CliError::Failed(status.reason.clone().unwrap_or_else(|| "the start failed".into()))
@@ -172,12 +184,12 @@ fn failed(status: &Status) -> CliError {
 
 fn last_words(console: &[String]) {
     if !console.is_empty() {
-        eprintln!("the guest's last words:\n  | {}", console.join("\n  | "));
+        eprintln!("last lines of the guest's console:\n  | {}", console.join("\n  | "));
     }
 }
 
-/// `0` means for ever.
+/// The limit that a command line gives; 0 is none.
 pub(super) fn limit(seconds: u64) -> Option<Duration> {
-    // A year is for ever, and far from what a clock cannot add.
+    // A year is long enough, and far below the durations that overflow a clock.
     (seconds > 0).then(|| Duration::from_secs(seconds.min(365 * 24 * 3600)))
 }

@@ -14,38 +14,40 @@ use clap::ValueEnum;
 use super::{CliError, print};
 use crate::{backend::logs, settings::Paths};
 
-/// How often a followed file is looked at.
-const INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two reads of a followed file.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Longest unfinished line that is kept while following, in bytes.
 const MAX_UNFINISHED: usize = 64 * 1024;
 
-/// Which log.
+/// A choice of logs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Source {
-    /// Both.
+    /// Both logs.
     #[default]
     All,
     /// The guest's console.
     Console,
-    /// The backend and the VM's process.
+    /// The backend and the VM process.
     Backend,
 }
 
-/// Show the guest's console and the backend's log; what a terminal would act on is taken out.
+/// Show the guest's console and the backend's log.
+///
+/// Control characters and terminal escape sequences are removed.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   bulkhead logs -n 20
   bulkhead logs -f --source console")]
 pub(super) struct Arguments {
-    /// Go on showing what comes, until interrupted.
+    /// Keep printing new lines until interrupted.
     #[arg(short, long)]
     follow: bool,
-    /// Last lines of each log to begin with.
+    /// Number of lines to show from the end of each log.
     #[arg(short = 'n', long, default_value_t = 100, value_name = "N")]
     lines: usize,
-    /// Which log.
+    /// Log to show.
     #[arg(long, value_enum, default_value_t)]
     source: Source,
 }
@@ -59,31 +61,34 @@ pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliEr
         }
         let prefix = if arguments.source == Source::All { format!("{name} | ") } else { String::new() };
         let mut follower = Follower { path, prefix, file: None, place: 0, inode: 0, unfinished: Vec::new() };
+        // First to the end of the file, then the last lines: one written in between is shown twice rather than never.
         follower.skip().map_err(CliError::io("cannot read the log"))?;
         for line in logs::tail(&follower.path, arguments.lines).map_err(CliError::io("cannot read the log"))? {
             print(&format!("{}{line}", follower.prefix))?;
         }
         followers.push(follower);
     }
+    // With `--follow` the files may still come.
     if !arguments.follow && followers.iter().all(|follower| follower.file.is_none()) {
-        return Err(CliError::Failed(format!("profile `{}` has no logs; it was never started", paths.name())));
+        return Err(CliError::Failed(format!("profile `{}` has no logs; it has never been started", paths.name())));
     }
     if arguments.follow { follow(&mut followers) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// Shows what comes until the process is interrupted or nobody reads.
+/// Prints new lines until the process is interrupted or its reader is gone.
 fn follow(followers: &mut [Follower]) -> Result<ExitCode, CliError> {
+    // Polled, which also works for files that do not exist yet or get replaced.
     loop {
         for follower in &mut *followers {
             for line in follower.read().map_err(CliError::io("cannot read the log"))? {
                 print(&line)?;
             }
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Reads what is appended to a file, and goes on with the new one when it is rotated.
+/// Reads the lines appended to a file, and continues with the new file after a rotation.
 struct Follower {
     path: PathBuf,
     prefix: String,
@@ -97,6 +102,8 @@ impl Follower {
     fn reopen(&mut self) -> io::Result<()> {
         match File::open(&self.path) {
             Ok(file) => {
+                // Opened again each time, because a rotation puts another file at this path. A file that shrank starts
+                // over, too. Lines that were written to the old file since the last read are lost.
                 let metadata = file.metadata()?;
                 if metadata.ino() != self.inode || metadata.len() < self.place {
                     (self.place, self.inode) = (0, metadata.ino());
@@ -110,7 +117,7 @@ impl Follower {
         }
     }
 
-    /// Leaves out what is there already.
+    /// Skips the present contents.
     fn skip(&mut self) -> io::Result<()> {
         self.reopen()?;
         if let Some(file) = &self.file {
@@ -123,9 +130,11 @@ impl Follower {
         self.reopen()?;
         let Some(file) = &mut self.file else { return Ok(Vec::new()) };
         file.seek(SeekFrom::Start(self.place))?;
+        // At most 1 MiB at a time: a guest that floods its console must not make this process grow.
         let mut chunk = Vec::new();
         self.place += file.take(1 << 20).read_to_end(&mut chunk)? as u64;
         self.unfinished.extend_from_slice(&chunk);
+        // The rest of the last line may still come. One without an end, which the guest can write, is shown in parts.
         let whole = match self.unfinished.iter().rposition(|byte| *byte == b'\n') {
             Some(end) => end + 1,
             None if self.unfinished.len() > MAX_UNFINISHED => self.unfinished.len(),

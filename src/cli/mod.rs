@@ -1,4 +1,7 @@
-//! The command line: one file per verb.
+//! The command line: one file for each verb.
+//!
+//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, `unisolated.rs` finds containers from
+//! before isolation. A verb's help is the doc comment of its `Arguments`.
 
 mod backend;
 mod client;
@@ -6,7 +9,6 @@ mod doctor;
 mod env;
 mod follow;
 mod logs;
-mod older;
 mod policy;
 mod ports;
 mod restart;
@@ -15,6 +17,7 @@ mod settings;
 mod start;
 mod status;
 mod stop;
+mod unisolated;
 mod version;
 
 use std::{io, process::ExitCode};
@@ -31,77 +34,65 @@ use bulkhead_ipc::report::chain;
 /// Exit status of every verb but `run`.
 const EXIT_CODES: &str = "\
 Exit status:
-  0  done, or nothing to do
-  1  it failed; standard error has one line that begins with `error:`
-  2  the command line is wrong
-`bulkhead run` ends with the status of its command (see `bulkhead run --help`).";
+  0  success, or nothing to do
+  1  failure; standard error has one line that starts with `error:`
+  2  invalid command line
+`bulkhead run` exits with the status of its command (see `bulkhead run --help`).";
 
 const EXAMPLES: &str = "\
 Examples:
-  bulkhead start                              start the engine; a docker context `bulkhead` then exists
-  docker --context bulkhead run --rm alpine   use it
-  eval \"$(bulkhead env)\"                      use it in this shell without a context
-  bulkhead run -- docker compose up           a throw-away engine around one command
-  bulkhead --profile ci start --cpus 4        a second engine beside the first
-  bulkhead stop                               stop it; images and volumes are kept
+  bulkhead start                              start the engine; creates docker context `bulkhead`
+  docker --context bulkhead run --rm alpine   use the engine
+  eval \"$(bulkhead env)\"                      use the engine in this shell, without a context
+  bulkhead run -- docker compose up           run one command with a temporary engine
+  bulkhead --profile ci start --cpus 4        start a second engine beside the first
+  bulkhead stop                               stop the engine; images and volumes are kept
 
 ";
 
-/// A Docker engine in a lightweight VM of its own, with every container in its own user namespace.
+/// Run a Docker engine in a lightweight VM, with each container in its own user namespace.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead", version, after_help = format!("{EXAMPLES}{EXIT_CODES}"), arg_required_else_help = true)]
 struct Cli {
-    /// Engine to work on; each has its own VM, data disk, settings and sockets.
+    /// Engine to use; each has its own VM, data disk, settings and sockets.
     #[arg(long, global = true, default_value = "default", value_name = "NAME")]
     profile: ProfileName,
     #[command(subcommand)]
     verb: Verb,
 }
 
+// A doc comment here would take the place of the whole help text of the verb, which is at its arguments.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Start the engine and wait until it answers.
     Start(start::Arguments),
-    /// Stop the engine and its backend.
     Stop(stop::Arguments),
-    /// Boot the VM afresh; settings are read again.
     Restart(restart::Arguments),
-    /// Show what runs.
     Status(status::Arguments),
-    /// Show which ports of this machine lead to containers.
     Ports(ports::Arguments),
-    /// Show the guest's console and the backend's log.
     Logs(logs::Arguments),
-    /// Run one command with a throw-away engine.
     Run(run::Arguments),
-    /// Print the shell command that points docker to the engine.
     Env(env::Arguments),
-    /// Show and change settings.
     #[command(subcommand)]
     Settings(settings::Verb),
-    /// Show what the administrator of this machine decides, and check a policy file.
     #[command(subcommand)]
     Policy(policy::Verb),
-    /// Check whether this machine can run the engine.
     Doctor(doctor::Arguments),
-    /// Show versions.
     Version(version::Arguments),
-    /// Run the backend in the foreground, for process supervisors.
     #[command(hide = true)]
     Backend(backend::Arguments),
 }
 
-/// Text for people or JSON for programs.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Pretty,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
-/// Why a verb failed.
+/// The failure of a verb.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
     #[error(transparent)]
@@ -116,7 +107,7 @@ enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// A whole sentence.
+    /// A complete message.
     #[error("{0}")]
     Failed(String),
     #[error("{doing}")]
@@ -133,14 +124,16 @@ impl CliError {
     }
 }
 
-/// Does what the command line says.
+/// Runs the verb on the command line; returns its exit status.
 pub fn main() -> ExitCode {
+    // Exits with status 2 for an invalid command line, and with 0 for `--help` and `--version`.
     let cli = Cli::parse();
-    // What `run` itself cannot do is told from what its command returns, as `docker run` and `env` do.
+    // `run` has a status for its own failures, so that they can be told from its command's; `docker run` and env(1) use
+    // the same number.
     let failure = if matches!(cli.verb, Verb::Run(_)) { ExitCode::from(run::OWN_FAILURE) } else { ExitCode::FAILURE };
     match dispatch(cli) {
         Ok(code) => code,
-        // Who closed the pipe has seen enough.
+        // EPIPE, as from `bulkhead logs | head`, is not an error.
         Err(CliError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", chain(&error));
@@ -152,6 +145,7 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let base = Base::from_environment()?;
     let name = &cli.profile;
+    // `known_profile` refuses a mistyped name. Verbs that create a profile, or make sense before it exists, take any.
     match cli.verb {
         Verb::Start(arguments) => wait(start::run(&base.profile(name)?, arguments)),
         Verb::Stop(arguments) => wait(stop::run(&base.known_profile(name)?, arguments)),
@@ -170,6 +164,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    // One thread is enough: verbs mostly wait.
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::io("cannot start"))
 }
 
@@ -177,33 +172,35 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 fn wait(verb: impl Future<Output = Result<(), CliError>>) -> Result<ExitCode, CliError> {
     let runtime = runtime()?;
     let result = runtime.block_on(verb);
-    // A thread that waits for a lock must not keep the command from ending.
+    // `until_gone` may have left a thread that waits for a lock. A blocking shutdown would wait for it, and so forever.
     runtime.shutdown_background();
     result.map(|()| ExitCode::SUCCESS)
 }
 
-/// Writes to standard output; unlike `println!` it does not panic when nobody reads.
+/// Writes a line to standard output. Unlike `println!` it does not panic when the reader is gone.
 fn print(text: &str) -> Result<(), CliError> {
     use io::Write;
     let mut output = io::stdout().lock();
+    // Flushed, so that errors show here, and stages of a start as they are reached.
     writeln!(output, "{text}").and_then(|()| output.flush()).map_err(CliError::io("cannot write the output"))
 }
 
-/// The command a person would type for this profile.
+/// The command line for `verb` on this profile, for messages.
 fn command(paths: &Paths, verb: &str) -> String {
     let name = paths.name();
     if name.is_default() { format!("bulkhead {verb}") } else { format!("bulkhead --profile {name} {verb}") }
 }
 
-/// A duration as people read it.
+/// Milliseconds as seconds with two decimals.
 fn seconds(ms: u64) -> String {
     format!("{}.{:02} s", ms / 1000, ms % 1000 / 10)
 }
 
-/// Columns padded to the widest cell.
+/// Formats rows in columns, each as wide as its widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    // Characters are counted, not columns of a terminal: all cells but paths and names of containers are ASCII.
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let lines: Vec<String> = rows
         .iter()

@@ -10,25 +10,28 @@ use crate::settings::{
     policy::{Line, schema, validate},
 };
 
-/// The policy of this machine's administrator.
+/// Show the administrator's policy, or validate a policy file.
 ///
-/// It is /etc/bulkhead/admin-settings.json, else /usr/share/docker-desktop/admin-settings.json, has to belong to root and
-/// to be writable by nobody else, and is read when a backend begins: a change takes effect after `stop` and `start`. A
-/// file that cannot be used means that Enhanced Container Isolation is on and locked.
+/// The policy is /etc/bulkhead/admin-settings.json, or else /usr/share/docker-desktop/admin-settings.json. The file and
+/// its directory must be owned by root and not writable by other users. The policy is read when a backend starts, so a
+/// change takes effect after `bulkhead stop` and `bulkhead start`. If the file cannot be used, Enhanced Container
+/// Isolation is on and locked.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Show what the policy says, and what of it has an effect.
+    /// Show each key of the policy and whether it is in force.
     Show {
-        /// Text for people or JSON for programs.
+        /// Output format.
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Check a file, anybody's; exit status 1 when it is no policy.
+    /// Validate a policy file; exits 1 if it is invalid.
+    ///
+    /// The file may be anywhere and belong to any user. Unknown keys are valid and cause a warning.
     Validate {
-        /// The file.
+        /// File to validate.
         file: PathBuf,
     },
-    /// Print the JSON Schema of the file.
+    /// Print the JSON Schema of policy files.
     Schema,
 }
 
@@ -40,31 +43,34 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
                 Format::Json => print(&as_json(&policy))?,
                 Format::Pretty => print(&pretty(&policy))?,
             }
-            return super::wait(tell_running(paths));
+            return super::wait(warn_of_change(paths));
         }
         Verb::Validate { file } => {
             let unknown = validate(&file)
-                .map_err(|problem| CliError::Failed(format!("{} is no policy: {problem}", file.display())))?;
+                .map_err(|problem| CliError::Failed(format!("{}: invalid policy: {problem}", file.display())))?;
+            // Keys of another version, or of Docker Desktop's, are valid. The administrator should know that they do
+            // nothing.
             for key in unknown {
-                eprintln!("warning: the key {key} is not known and is ignored");
+                eprintln!("warning: unknown key {key} is ignored");
             }
-            print(&format!("{} is a policy", file.display()))?;
+            print(&format!("{}: OK", file.display()))?;
         }
         Verb::Schema => print(schema().trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says that a backend lives with another policy.
-async fn tell_running(paths: &Paths) -> Result<(), CliError> {
+/// Warns of a running backend that has another policy.
+async fn warn_of_change(paths: &Paths) -> Result<(), CliError> {
     if let Some(client) = Client::connect(paths).await?
-        && let Some(changed) = start::changed(paths, client.status().await?.policy.as_ref())
+        && let Some(changed) = start::policy_change(paths, client.status().await?.policy.as_ref())
     {
         eprintln!("warning: {changed}");
     }
     Ok(())
 }
 
+/// The last column of the table.
 fn state(line: &Line) -> String {
     match (line.missing, line.overruled) {
         (Some(missing), _) => format!("not enforced yet: {missing}"),
@@ -74,7 +80,8 @@ fn state(line: &Line) -> String {
 }
 
 fn pretty(policy: &Policy) -> String {
-    let Some(facts) = policy.facts() else { return "there is no policy; everybody decides for themselves".to_owned() };
+    let Some(facts) = policy.facts() else { return "there is no policy; all settings are up to the user".to_owned() };
+    // For a file that cannot be used the table shows the strictest policy, which stands for it.
     let mut text = match facts.warning() {
         Some(warning) => format!("{warning}\n\n"),
         None => format!("policy {}\n\n", facts.file.display()),
@@ -82,13 +89,14 @@ fn pretty(policy: &Policy) -> String {
     let header = ["KEY", "VALUE", "LOCKED", "STATE"].map(ToOwned::to_owned).to_vec();
     let rows = policy.lines().into_iter().map(|line| {
         let locked = line.locked.map_or("-", |locked| if locked { "yes" } else { "no" });
+        // Exceptions and directories are objects; `show` is for the kinds of values that settings have.
         let value =
             if line.value.is_object() || line.value.is_array() { line.value.to_string() } else { show(&line.value) };
         vec![line.key.clone(), value, locked.to_owned(), state(&line)]
     });
     text.push_str(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
     for key in policy.unknown() {
-        text.push_str("\nnot known and ignored: ");
+        text.push_str("\nunknown and ignored: ");
         text.push_str(key);
     }
     text
@@ -111,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_yet_is_said_to_have_none() {
+    fn a_key_without_an_effect_is_shown_as_such() {
         let text = pretty(&policy(
             r#"{"enhancedContainerIsolation": {"locked": true, "value": true,
                  "dockerSocketMount": {"imageList": {"images": ["docker:cli"]}}},
@@ -132,15 +140,15 @@ mod tests {
             ("enhancedContainerIsolation.dockerSocketMount", "in force"),
             ("linuxVM.dockerDaemonOptions", "in force"),
             ("linuxVM.vpnkitCIDR", "in force"),
-            ("proxy.mode", "without effect: containersProxy goes before it"),
-            ("proxy.http ", "without effect: containersProxy goes before it"),
+            ("proxy.mode", "without effect: containersProxy takes precedence"),
+            ("proxy.http ", "without effect: containersProxy takes precedence"),
             ("proxy.pac", "not enforced yet: "),
             ("containersProxy.mode", "in force"),
             ("containersProxy.http ", "in force"),
             ("containersProxy.https", "in force"),
             ("containersProxy.exclude", "in force"),
-            ("containersProxy.embeddedPac", "not enforced yet: no proxy auto-configuration"),
-            ("containersProxy.transparentPorts", "not enforced yet: no traffic is led to the proxy"),
+            ("containersProxy.embeddedPac", "not enforced yet: proxy auto-configuration"),
+            ("containersProxy.transparentPorts", "not enforced yet: traffic is not redirected"),
             ("filesharingAllowedDirectories", "not enforced yet: "),
             ("blockDockerLoad", "in force"),
             ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
@@ -149,11 +157,11 @@ mod tests {
             let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}"));
             assert!(line.contains(expected), "{line}");
         }
-        assert!(text.ends_with("\nnot known and ignored: analyticsEnabled"), "{text}");
+        assert!(text.ends_with("\nunknown and ignored: analyticsEnabled"), "{text}");
     }
 
     #[test]
-    fn which_of_two_proxies_has_an_effect_is_said() {
+    fn the_proxy_without_an_effect_is_shown_as_such() {
         let state = |text: &str, key: &str| {
             let lines = policy(text).lines();
             state(lines.iter().find(|line| line.key == key).unwrap_or_else(|| panic!("{key}: {lines:?}")))
@@ -171,9 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_shown_with_its_problem_and_isolation_locked() {
+    fn an_unusable_file_is_shown_with_its_problem_and_isolation_locked() {
         let text = pretty(&policy("[]"));
-        assert!(text.contains("cannot be used: the file: write an object;"), "{text}");
+        assert!(text.contains("cannot be used: the file: must be an object;"), "{text}");
         let line = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
         assert_eq!(line, ["enhancedContainerIsolation", "true", "yes", "in", "force"]);
     }

@@ -8,18 +8,18 @@ use super::{
     print, table,
 };
 use crate::{
-    backend::wire::{Ports, PublishedPort},
+    backend::api::{Ports, PublishedPort},
     settings::Paths,
 };
 
-/// Show which ports of this machine lead to containers (`docker run --publish`).
+/// List the ports that containers publish on this machine (`docker run --publish`).
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   docker run --detach --publish 8080:80 nginx && bulkhead ports
   bulkhead ports --format json | jq '.ports[].hostPort'")]
 pub(super) struct Arguments {
-    /// Text for people or JSON for programs.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -31,10 +31,12 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     };
     match arguments.format {
         Format::Json => print(&format!("{:#}", serde_json::json!(ports))),
-        Format::Pretty if ports.ports.is_empty() => print("no port is published"),
+        Format::Pretty if ports.ports.is_empty() => print("no published ports"),
         Format::Pretty => {
-            // The engine knows the names; without them the rest is worth as much.
+            // The backend knows the ports; only the engine knows the names. An engine that does not answer costs no
+            // more than that column.
             let names = containers(&paths.docker_socket()).await.unwrap_or_default();
+            // By address: the backend knows where a port leads, not which container asked for it.
             let name = |port: &PublishedPort| {
                 let found = names.iter().find(|container| container.addresses.contains(&port.container_ip));
                 found.map_or_else(|| "-".to_owned(), |container| container.name.clone())

@@ -1,4 +1,8 @@
-//! `bulkhead run`: a throw-away engine around one command.
+//! `bulkhead run`: one command with a temporary engine.
+//!
+//! The engine has a profile of its own, `run-PID`, and its backend has a pipe to this process, the *lifeline*. When
+//! this process ends, in whatever way, the pipe closes, and the backend kills the VM and removes the profile's files.
+//! If both are killed, the next `run` finds the files by the process ID in the name and removes them.
 
 use std::{
     ffi::OsString,
@@ -32,45 +36,46 @@ use crate::{
     settings::{Base, Paths, ProfileName},
 };
 
-/// Exit status when the engine, not the command, failed.
+/// Exit status if the engine failed, not the command.
 pub(super) const OWN_FAILURE: u8 = 125;
 
-/// Signals that are passed on.
+/// Signals that are passed on to the command.
 const FORWARDED: [Signal; 6] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Time for the backend to remove everything.
-const CLEAN_UP: Duration = Duration::from_secs(30);
+/// Time for the backend to end and remove its files.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Run one command with a throw-away engine.
+/// Run a command with a temporary engine.
 ///
-/// A VM with an empty disk is started, the command is run with DOCKER_HOST pointing to it, and everything is removed
+/// Starts a VM with an empty disk, runs the command with DOCKER_HOST pointing to its engine, and removes everything
 /// afterwards. Signals are passed on to the command.
 ///
-/// The exit status is the command's, 128 plus the signal's number when a signal ended it, 126 or 127 when it could not be
-/// run or found, and 125 when the engine could not be started.
+/// Exit status: that of the command; 128 plus the signal number if a signal ended it; 127 if it was not found; 126 if
+/// it could not be run; 125 if the engine could not be started.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   bulkhead run -- docker run --rm alpine echo hello
   bulkhead run --cpus 4 --memory 8G -- docker compose up --exit-code-from test")]
 pub(super) struct Arguments {
-    /// Fail when the engine does not answer within this many seconds; 0 waits for ever.
+    /// Fail if the engine is not ready within this many seconds; 0 waits forever.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     timeout: u64,
-    /// Do not show the stages of the start.
+    /// Do not print the stages of the start.
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
     machine: Machine,
-    /// The command and its arguments.
+    /// Command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
 pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliError> {
     sweep(base);
-    // Before any thread exists, so that every thread inherits the mask.
+    // Before any thread exists, so that every thread inherits the mask: a signal that one of them takes by default
+    // would end this process, and the command would miss it.
     let mask: SigSet = FORWARDED.into_iter().collect();
     mask.thread_block().map_err(|errno| CliError::io("cannot block signals")(errno.into()))?;
     let paths = fresh_profile(base)?;
@@ -81,42 +86,46 @@ pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliErro
             // SAFETY: the descriptor is owned, so it stays open and the same until the registration is dropped with it.
             .and_then(|signals| unsafe { AsyncFd::register(signals) }.map_err(Into::into))
             .map_err(CliError::io("cannot receive signals"))?;
-        let mut life_line = None;
-        let result = with_engine(&paths, &arguments, &signals, &mut life_line).await;
+        // Out here, so that it closes in every case, also when the start is interrupted half-way.
+        let mut lifeline = None;
+        let result = with_engine(&paths, &arguments, &signals, &mut lifeline).await;
         // The backend ends with this pipe and removes what it made.
-        drop(life_line);
-        let _ = start::until_gone(&paths, CLEAN_UP).await;
+        drop(lifeline);
+        let _ = start::until_gone(&paths, CLEAN_UP_TIMEOUT).await;
         result
     });
     runtime.shutdown_background();
-    // What a backend that was killed, or that never came up, left behind.
+    // The files of a backend that was killed, or that never started. One that still lives may be using them.
     if lock::holder(&paths).is_none() {
         paths.remove_all()?;
     }
     result
 }
 
-/// A profile that nobody uses, marked as one to throw away.
+/// Creates a profile that is not in use, and marks it as temporary.
 fn fresh_profile(base: &Base) -> Result<Paths, CliError> {
     let pid = std::process::id();
     for number in 0..100 {
+        // A number only if files of an earlier process with the same ID could not be removed.
         let name = if number == 0 { format!("run-{pid}") } else { format!("run-{pid}-{number}") };
         let name: ProfileName = name.parse().map_err(|error| CliError::Failed(format!("{error}")))?;
         let paths = base.profile(&name)?;
         if !paths.exists() {
             paths.create()?;
-            fs::write(paths.throw_away_marker(), "").map_err(CliError::io("cannot write to the data folder"))?;
+            fs::write(paths.throw_away_marker(), "").map_err(CliError::io("cannot write to the data directory"))?;
             return Ok(paths);
         }
     }
-    Err(CliError::Failed("no free name for a throw-away profile; remove old ones from the data folder".into()))
+    Err(CliError::Failed("no free name for a temporary profile; remove old ones from the data directory".into()))
 }
 
-/// Removes throw-away profiles whose command and backend were both killed.
+/// Removes temporary profiles whose command and backend were both killed.
 fn sweep(base: &Base) {
     for name in base.profiles() {
         let owner = name.as_str().strip_prefix("run-").and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
         let (Some(owner), Ok(paths)) = (owner, base.profile(&name)) else { continue };
+        // The marker and the lock matter as well: process IDs are used again, and a user may have named a profile
+        // `run-1`.
         let gone = kill(Pid::from_raw(owner), None) == Err(nix::Error::ESRCH);
         if gone && lock::holder(&paths).is_none() && paths.throw_away_marker().exists() {
             let _ = paths.remove_all();
@@ -128,10 +137,10 @@ async fn with_engine(
     paths: &Paths,
     arguments: &Arguments,
     signals: &AsyncFd<SignalFd>,
-    life_line: &mut Option<ChildStdin>,
+    lifeline: &mut Option<ChildStdin>,
 ) -> Result<ExitCode, CliError> {
     tokio::select! {
-        ready = start_engine(paths, arguments, life_line) => ready?,
+        ready = start_engine(paths, arguments, lifeline) => ready?,
         (signal, _) = received(signals) => {
             eprintln!("error: interrupted by {} while the engine was starting", signal.as_str());
             return Ok(code(128 + signal as i32));
@@ -141,11 +150,13 @@ async fn with_engine(
     command
         .args(&arguments.command[1..])
         .env("DOCKER_HOST", paths.docker_host())
+        // Each of these would lead docker elsewhere or make it expect TLS.
         .env_remove("DOCKER_CONTEXT")
         .env_remove("DOCKER_TLS_VERIFY")
         .env_remove("DOCKER_CERT_PATH");
     // SAFETY: between fork and exec only one system call is made; nothing is allocated or locked.
     unsafe {
+        // The mask survives exec; a command with blocked signals could not be interrupted.
         command.pre_exec(|| SigSet::all().thread_unblock().map_err(io::Error::from));
     }
     match command.spawn() {
@@ -157,23 +168,19 @@ async fn with_engine(
     }
 }
 
-async fn start_engine(
-    paths: &Paths,
-    arguments: &Arguments,
-    life_line: &mut Option<ChildStdin>,
-) -> Result<(), CliError> {
+async fn start_engine(paths: &Paths, arguments: &Arguments, lifeline: &mut Option<ChildStdin>) -> Result<(), CliError> {
     let options = arguments.machine.options()?;
-    *life_line = start::ensure_backend(paths, &options, Mode::ThrowAway).await?;
-    let ended = || CliError::Failed("the throw-away backend ended".into());
+    *lifeline = start::ensure_backend(paths, &options, Mode::ThrowAway).await?;
+    let ended = || CliError::Failed("the temporary backend exited".into());
     let client = Client::connect(paths).await?.ok_or_else(ended)?;
     let mut events = client.events().await?;
     let answer = client.start(&options).await?;
-    start::tell_policy(paths, &client).await;
+    start::warn_of_policy(paths, &client).await;
     let output = if arguments.quiet { Output::Nowhere } else { Output::Stderr };
     follow::until_ready(paths, &mut events, answer.boot, follow::limit(arguments.timeout), output).await
 }
 
-/// Waits for the command and passes signals on.
+/// Waits for the command to exit, and passes signals on to it.
 async fn attend(mut child: Child, signals: &AsyncFd<SignalFd>) -> Result<ExitCode, CliError> {
     loop {
         tokio::select! {
@@ -181,7 +188,8 @@ async fn attend(mut child: Child, signals: &AsyncFd<SignalFd>) -> Result<ExitCod
                 return Ok(code_of(status.map_err(CliError::io("cannot wait for the command"))?));
             }
             (signal, from_terminal) = received(signals) => {
-                // A terminal sends its signals to the command as well: twice would mean something else to it.
+                // A terminal signals its whole foreground process group, so the command got this one already. A second
+                // one would mean something else to it, such as the second Ctrl-C to docker compose.
                 if let Some(pid) = child.id().filter(|_| !from_terminal) {
                     let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
                 }
@@ -190,9 +198,10 @@ async fn attend(mut child: Child, signals: &AsyncFd<SignalFd>) -> Result<ExitCod
     }
 }
 
-/// The next signal, and whether the kernel sent it because of a key.
+/// Waits for a signal; returns it, and whether a key of the terminal caused it.
 async fn received(signals: &AsyncFd<SignalFd>) -> (Signal, bool) {
     loop {
+        // Without the reactor there are no more signals, but the command still has to be waited for.
         let Ok(mut ready) = signals.readable().await else { return std::future::pending().await };
         match ready.get_inner().read_signal() {
             Ok(Some(info)) => {
@@ -205,6 +214,7 @@ async fn received(signals: &AsyncFd<SignalFd>) -> (Signal, bool) {
     }
 }
 
+/// The exit status by the convention of shells: 128 plus the signal's number.
 fn code_of(status: ExitStatus) -> ExitCode {
     code(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1))
 }

@@ -4,38 +4,49 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use super::{CliError, Format, older, print, runtime, table};
+use super::{CliError, Format, print, runtime, table, unisolated};
 use crate::settings::{Base, DEFINITIONS, Definition, Kind, Policy, ProfileName, Settings};
 
-/// Show and change settings; a change takes effect at the next `start` or `restart`.
+/// Show and change settings.
+///
+/// A change takes effect at the next `bulkhead start` or `bulkhead restart`. Settings that the administrator's policy
+/// locks cannot be changed.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Show all settings.
+    /// List all settings with their values and meanings.
+    ///
+    /// Passwords are not shown.
     List {
-        /// Text for people or JSON for programs.
+        /// Output format.
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Print one value, a proxy's with its password, which `list` does not show.
+    /// Print the value of a setting.
+    ///
+    /// A proxy is printed with its password, which `bulkhead settings list` does not show.
     Get {
         /// Name of the setting.
         key: String,
     },
-    /// Set one value: `bulkhead settings set enhancedContainerIsolation false`.
+    /// Set a setting.
+    #[command(after_help = "\
+Examples:
+  bulkhead settings set enhancedContainerIsolation false
+  bulkhead settings set overrideProxyExclude .example.org,10.0.0.0/8")]
     Set {
         /// Name of the setting.
         key: String,
-        /// Its value.
+        /// New value.
         value: String,
     },
-    /// Go back to the default.
+    /// Reset a setting to its default.
     Unset {
         /// Name of the setting.
         key: String,
     },
 }
 
-/// Under `policy`, this machine's.
+/// Runs the verb under `policy`, this machine's.
 pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -> Result<ExitCode, CliError> {
     let load = || Ok::<_, CliError>(Settings::load(&base.known_profile(name)?.settings())?.under(policy.clone()));
     match verb {
@@ -49,22 +60,27 @@ pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -
         Verb::Set { key, value } => {
             let definition = Definition::find(&key)?;
             let paths = base.profile(name)?;
+            // The profile need not exist yet, so a failed load means only that nothing was on.
             let was_on = load().is_ok_and(|settings| settings.isolation());
             Settings::update(&paths, &policy, definition, Some(definition.parse(&value)?))?;
+            // Now is the moment to name containers that were created without isolation: the user may prefer to create
+            // them again.
             let turned_on = !was_on && load()?.isolation();
-            if turned_on && let Some(line) = runtime()?.block_on(older::of_setting(&paths)) {
+            if turned_on && let Some(line) = runtime()?.block_on(unisolated::note_for_setting(&paths)) {
                 eprintln!("note: {line}");
             }
         }
         Verb::Unset { key } => {
+            // Unlike `set`, this cannot create a profile, so a mistyped name is an error.
             Settings::update(&base.known_profile(name)?, &policy, Definition::find(&key)?, None)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Who set it.
+/// The column SET: the origin of the value in effect.
 fn origin(settings: &Settings, definition: &Definition) -> &'static str {
+    // In the order of `Settings::get`.
     match settings.policy().rule(definition) {
         Some(rule) if rule.locked => "locked",
         _ if settings.is_set(definition) => "yes",
@@ -73,8 +89,10 @@ fn origin(settings: &Settings, definition: &Definition) -> &'static str {
     }
 }
 
+/// A value as `get` prints it, in the form that `set` accepts.
 pub(super) fn show(value: &Value) -> String {
     match value {
+        // A default that follows the host.
         Value::Null => "auto".into(),
         Value::String(word) => word.clone(),
         Value::Array(words) => words.iter().map(show).collect::<Vec<_>>().join(","),
@@ -85,6 +103,8 @@ pub(super) fn show(value: &Value) -> String {
 fn list(settings: &Settings, format: Format) -> String {
     match format {
         Format::Json => {
+            // An object like the file, with the values in effect, so that programs need to know neither defaults nor
+            // policy.
             let value = |definition: &Definition| definition.concealed(&settings.get(definition));
             let values = DEFINITIONS.iter().map(|definition| (definition.key.to_owned(), value(definition)));
             format!("{:#}", json!(values.collect::<Map<_, _>>()))
@@ -95,6 +115,7 @@ fn list(settings: &Settings, format: Format) -> String {
                 let range = match definition.kind {
                     Kind::Choice { values } => format!(" [{}]", values.join(", ")),
                     Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
+                    // The meaning says it in words.
                     Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } => String::new(),
                 };
                 vec![
@@ -107,7 +128,7 @@ fn list(settings: &Settings, format: Format) -> String {
             let text = table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
             let Some(facts) = settings.policy().facts() else { return text };
             let warning = facts.warning().map(|warning| format!("\n{warning}")).unwrap_or_default();
-            format!("{text}\n\nlocked, policy: decided by {}{warning}", facts.file.display())
+            format!("{text}\n\nlocked, policy: set by {}{warning}", facts.file.display())
         }
     }
 }

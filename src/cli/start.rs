@@ -9,27 +9,26 @@ use super::{
     client::{Client, ClientError},
     command,
     follow::{self, Output},
-    older, print,
+    print, unisolated,
 };
 use crate::{
     backend::{
+        api::{Outcome, StartOptions, StateName, Status},
         launch::{self, Mode},
         lock,
         plan::Plan,
-        state::Accepted,
-        wire::{StartOptions, StateName, Status},
     },
     settings::{NetworkKind, Paths, Policy, PolicyFacts, ProxyEnvironment, Size},
 };
 
-/// Time for an ending backend to be gone.
-const GONE: Duration = Duration::from_secs(120);
+/// Time for a backend that is ending to exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Start the engine and wait until it answers.
+/// Start the engine and wait until it is ready.
 ///
-/// Shows each stage (kernel, agent, disk, engine) with the time since the start. What is left out follows the settings,
-/// see `bulkhead settings list`. The docker context `bulkhead` (`bulkhead-NAME` for another profile) is made; the
-/// current context is not changed.
+/// Prints each stage (kernel, agent, disk, engine) with the time since the start. Options that are not given follow the
+/// settings; see `bulkhead settings list`. Creates the docker context `bulkhead`, or `bulkhead-NAME` for another
+/// profile; the current context is not changed.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,54 +36,57 @@ Examples:
   bulkhead start --cpus 4 --memory 8G --disk 100G
   bulkhead start --detach && bulkhead status")]
 pub(super) struct Arguments {
-    /// Fail when the engine does not answer within this many seconds; 0 waits for ever.
+    /// Fail if the engine is not ready within this many seconds; 0 waits forever.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub(super) timeout: u64,
-    /// Return as soon as the VM is being started.
+    /// Return as soon as the VM is starting, without waiting for the engine.
     #[arg(long)]
     pub(super) detach: bool,
     #[command(flatten)]
     pub(super) machine: Machine,
 }
 
-/// What the VM is made of.
+/// The options of the VM, which `start` and `run` share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(super) struct Machine {
-    /// Virtual CPUs [default: half of the host's].
+    /// Number of virtual CPUs [default: half of the host's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     cpus: Option<u8>,
     /// Guest memory, such as 8G [default: a quarter of the host's].
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
-    /// Largest size of the data disk, such as 100G; it takes only the room that is used [default: 64G].
+    /// Maximum size of the data disk, such as 100G; space is allocated only as it is used [default: 64G].
     #[arg(long, value_name = "SIZE")]
     disk: Option<Size>,
-    /// What the VM is connected to: the host's network through a process of this user, nothing, the host's passt, or an
-    /// existing tap device [default: user].
+    /// Network: `user` (built-in user-mode networking), `none`, `passt`, or `tap=NAME` for an existing tap device
+    /// [default: user].
     #[arg(long, value_name = "user|none|passt|tap=NAME")]
     net: Option<NetworkKind>,
-    /// Another guest kernel (advanced); not where a policy locks isolation on.
+    /// Kernel to boot instead of the image's (advanced); refused if a policy locks isolation on.
     #[arg(long, value_name = "PATH", requires = "rootfs", hide_short_help = true)]
     kernel: Option<PathBuf>,
-    /// Another root file system, EROFS (advanced); not where a policy locks isolation on.
+    /// Root file system (EROFS) to use instead of the image's (advanced); refused if a policy locks isolation on.
     #[arg(long, value_name = "PATH", requires = "kernel", hide_short_help = true)]
     rootfs: Option<PathBuf>,
-    /// Give the VM a serial port and log everything its kernel says there, from the first line on, in serial.log
-    /// beside console.log; slow (advanced).
+    /// Add a serial port and log all kernel messages, from the first line on, to serial.log next to console.log; slow
+    /// (advanced).
     #[arg(long, hide_short_help = true)]
     serial: bool,
 }
 
 impl Machine {
-    /// The same for a backend, which has another folder and perhaps another environment.
+    /// The options as a request. Paths and the environment are resolved here, because the backend has its own working
+    /// directory and the environment of the command that started it.
     pub(super) fn options(&self) -> Result<StartOptions, CliError> {
+        // An option takes precedence over its variable. The image's own lookup does the same, but in the backend, which
+        // has the environment of the command that started it.
         let path = |named: &Option<PathBuf>, variable: &str| {
             named
                 .clone()
                 .or_else(|| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from))
                 .map(std::path::absolute)
                 .transpose()
-                .map_err(CliError::io("cannot find the working folder"))
+                .map_err(CliError::io("cannot find the working directory"))
         };
         Ok(StartOptions {
             cpus: self.cpus,
@@ -104,35 +106,38 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     let options = arguments.machine.options()?;
     ensure_backend(paths, &options, Mode::Detached).await?;
     let client = Client::connect(paths).await?.ok_or_else(|| gone(paths))?;
+    // Subscribed before the request, so that no stage is missed.
     let mut events = client.events().await?;
     let answer = client.start(&options).await?;
-    tell_policy(paths, &client).await;
+    warn_of_policy(paths, &client).await;
     match answer.outcome {
-        Accepted::Begun => {}
-        Accepted::Already => {
+        Outcome::Begun => {}
+        // A VM exists, perhaps still starting. What it is made of cannot be changed any more.
+        Outcome::Already => {
             let status = client.status().await?;
             if arguments.machine != Machine::default() {
                 eprintln!(
-                    "warning: the VM exists already, options do not change it; run `{}` first",
+                    "warning: the VM already exists, so the options have no effect; run `{}` first",
                     command(paths, "stop")
                 );
             }
             if status.state == StateName::Running {
                 return print("the engine is already running");
             }
-            print("the engine is already being started")?;
+            print("the engine is already starting")?;
         }
-        Accepted::Ending => return Err(gone(paths)),
+        Outcome::Ending => return Err(gone(paths)),
     }
     if arguments.detach {
-        return print(&format!("the engine is being started; `{}` shows how far it is", command(paths, "status")));
+        return print(&format!("the engine is starting; `{}` shows its progress", command(paths, "status")));
     }
     follow::until_ready(paths, &mut events, answer.boot, follow::limit(arguments.timeout), Output::Stdout).await?;
+    // Complete only now: some of it, such as a docker context that could not be made, is found on the way.
     let status = client.status().await?;
     if let Some(warning) = status.warning {
         eprintln!("warning: {warning}");
     }
-    tell_older(paths, &client).await;
+    note_unisolated(paths, &client).await;
     print(&match status.context {
         Some(context) => {
             format!("the engine is ready; docker context `{context}`, DOCKER_HOST={}", paths.docker_host())
@@ -141,42 +146,45 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     })
 }
 
-/// Says what a person has to know of the policy that the backend has; one that is ending does not say it any more.
-pub(super) async fn tell_policy(paths: &Paths, client: &Client<'_>) {
+/// Warns of a policy that cannot be used, or that has changed since the backend started.
+pub(super) async fn warn_of_policy(paths: &Paths, client: &Client<'_>) {
+    // A backend that is ending may not respond any more; the caller finds out by itself.
     let Ok(Status { policy, .. }) = client.status().await else { return };
     let running = policy.as_ref();
-    for line in running.and_then(PolicyFacts::warning).into_iter().chain(changed(paths, running)) {
+    for line in running.and_then(PolicyFacts::warning).into_iter().chain(policy_change(paths, running)) {
         eprintln!("warning: {line}");
     }
 }
 
-/// Names the containers that were made while isolation was off, when it is on.
-pub(super) async fn tell_older(paths: &Paths, client: &Client<'_>) {
+/// Notes containers that were created while isolation was off, if it is on now.
+pub(super) async fn note_unisolated(paths: &Paths, client: &Client<'_>) {
     let isolated = client.status().await.ok().and_then(|status| status.vm);
     if isolated.is_some_and(|vm| vm.enhanced_container_isolation)
-        && let Some(line) = older::of(paths, client).await
+        && let Some(line) = unisolated::note(paths, client).await
     {
         eprintln!("note: {line}");
     }
 }
 
-/// That the policy is not what the backend began with, if it is not.
-pub(super) fn changed(paths: &Paths, running: Option<&PolicyFacts>) -> Option<String> {
+/// The warning that the policy has changed since the backend started, if it has.
+pub(super) fn policy_change(paths: &Paths, running: Option<&PolicyFacts>) -> Option<String> {
+    // Compared by path and digest, so also a file that appeared, is gone or cannot be used counts as a change.
     let policy = Policy::system();
     let now = policy.facts();
     let file = now.or(running).filter(|_| now != running)?.file.display();
     Some(format!(
-        "the policy {file} changed since the backend began; it takes effect after `{}` and `{}`, not after a restart",
+        "the policy {file} has changed since the backend started; the change takes effect after `{}` and `{}`, not after a \
+         restart",
         command(paths, "stop"),
         command(paths, "start")
     ))
 }
 
 fn gone(paths: &Paths) -> CliError {
-    CliError::Failed(format!("the engine is being stopped by somebody else; run `{}` again", command(paths, "start")))
+    CliError::Failed(format!("another command is stopping the engine; run `{}` again", command(paths, "start")))
 }
 
-/// Makes sure that a backend listens that is not about to end, starting one if need be.
+/// Starts a backend unless one is listening that is not about to end. Returns the lifeline of a new temporary one.
 pub(super) async fn ensure_backend(
     paths: &Paths,
     options: &StartOptions,
@@ -185,30 +193,34 @@ pub(super) async fn ensure_backend(
     if is_there(paths).await? {
         return Ok(None);
     }
-    // What cannot work is said before anything is begun.
+    // Errors that can be found without a VM are reported before a process is started or a directory created. The
+    // backend plans again, from the files as they are then.
     Plan::new(paths, options, &Policy::system())?;
     paths.create()?;
     let mine = paths.clone();
-    let turn = blocking(move || launch::turn(&mine)).await??;
+    // Of two commands at once, the second waits here and then finds the backend of the first.
+    let turn = blocking(move || launch::lock_start(&mine)).await??;
     if is_there(paths).await? {
         return Ok(None);
     }
-    let life_line = launch::launch(paths, mode).await?;
+    // `launch` returns when the backend is listening; until then others wait for their turn.
+    let lifeline = launch::launch(paths, mode).await?;
     drop(turn);
-    Ok(life_line)
+    Ok(lifeline)
 }
 
-/// Whether a backend listens; waits for one that is ending to be gone.
+/// Returns whether a backend is listening. Waits for one that is ending to exit.
 async fn is_there(paths: &Paths) -> Result<bool, CliError> {
     if let Some(client) = Client::connect(paths).await? {
         match client.status().await {
             Ok(status) if !status.ending => return Ok(true),
+            // It is ending, or exited in the middle of the request.
             Ok(_) | Err(ClientError::Io(_) | ClientError::Http(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
     if lock::holder(paths).is_some() {
-        until_gone(paths, GONE).await?;
+        until_gone(paths, EXIT_TIMEOUT).await?;
     }
     Ok(false)
 }
@@ -219,12 +231,14 @@ pub(super) async fn until_gone(paths: &Paths, limit: Duration) -> Result<(), Cli
     match timeout(limit, blocking(move || lock::wait_until_free(&mine))).await {
         Ok(done) => done,
         Err(_) => Err(match lock::holder(paths) {
-            Some(pid) => ClientError::Deaf(pid).into(),
+            Some(pid) => ClientError::Unresponsive(pid).into(),
+            // It exited at the last moment.
             None => return Ok(()),
         }),
     }
 }
 
+/// Runs blocking work in a thread. The runtime has one thread of its own, which must not stop.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CliError> {
     spawn_blocking(work).await.map_err(|error| CliError::Failed(error.to_string()))
 }

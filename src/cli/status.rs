@@ -1,24 +1,24 @@
 //! `bulkhead status`.
 
-use super::{CliError, Format, client::Client, command, older, print, seconds, start, table};
+use super::{CliError, Format, client::Client, command, print, seconds, start, table, unisolated};
 use crate::{
     backend::{
-        lock, stopped,
-        wire::{StateName, Status},
+        api::{StateName, Status},
+        lock,
     },
     settings::{Paths, Policy},
 };
 
-/// Show what runs: stopped, starting, running, stopping or failed.
+/// Show the state of the engine: stopped, starting, running, stopping or failed.
 ///
-/// The exit status is 0 whatever the state is; programs read `.state` of the JSON.
+/// The exit status is 0 in every state; programs should read `.state` of the JSON output.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   bulkhead status
   test \"$(bulkhead status --format json | jq -r .state)\" = running")]
 pub(super) struct Arguments {
-    /// Text for people or JSON for programs.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -27,11 +27,12 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     let status = read(paths).await?;
     match arguments.format {
         Format::Pretty => {
+            // For people only: the names are read from the engine, container by container.
             let running = status.state == StateName::Running;
             let isolated = status.vm.as_ref().is_some_and(|vm| vm.enhanced_container_isolation);
             let client = if running && isolated { Client::connect(paths).await? } else { None };
             let older = match &client {
-                Some(client) => older::of(paths, client).await,
+                Some(client) => unisolated::note(paths, client).await,
                 None => None,
             };
             print(&pretty(paths, &status, older))
@@ -44,20 +45,21 @@ async fn read(paths: &Paths) -> Result<Status, CliError> {
     if let Some(client) = Client::connect(paths).await? {
         return Ok(client.status().await?);
     }
-    let mut status = stopped(paths);
-    // The one that a backend would begin with.
+    let mut status = Status::stopped(paths);
+    // The policy that a backend would have if it started now.
     status.policy = Policy::system().facts().cloned();
-    // A backend that does not listen any more but lives is on its way out.
+    // A backend that holds the lock but no longer listens is on its way out.
     if let Some(pid) = lock::holder(paths) {
         (status.state, status.ending, status.backend_pid) = (StateName::Stopping, true, Some(pid));
     }
     Ok(status)
 }
 
-/// That a backend lives with an older policy.
+/// The warning that a running backend has an older policy.
 fn policy_changed(paths: &Paths, status: &Status) -> Option<String> {
+    // Without a backend no policy is in use, so none can be out of date.
     status.backend_pid?;
-    start::changed(paths, status.policy.as_ref())
+    start::policy_change(paths, status.policy.as_ref())
 }
 
 fn pretty(paths: &Paths, status: &Status, older: Option<String>) -> String {
@@ -71,6 +73,7 @@ fn pretty(paths: &Paths, status: &Status, older: Option<String>) -> String {
             None => status.state.to_string(),
         },
     );
+    // Of a failure, or of a restart of the engine that is under way.
     if let Some(reason) = &status.reason {
         row("reason", reason.clone());
     }
@@ -94,12 +97,14 @@ fn pretty(paths: &Paths, status: &Status, older: Option<String>) -> String {
     if let Some(facts) = &status.policy {
         row("policy", facts.warning().unwrap_or_else(|| facts.file.display().to_string()));
     }
+    // A second row of that name: the policy in force, and the news that the file is another one by now.
     if let Some(changed) = policy_changed(paths, status) {
         row("policy", changed);
     }
     if let Some(warning) = &status.warning {
         row("warning", warning.clone());
     }
+    // The most useful thing to do next: start the engine, or use it.
     if status.state == StateName::Stopped && status.backend_pid.is_none() {
         row("start", command(paths, "start"));
     } else {
@@ -111,7 +116,7 @@ fn pretty(paths: &Paths, status: &Status, older: Option<String>) -> String {
     }
     let mut text = table(&rows);
     if !status.console.is_empty() {
-        text.push_str("\nthe guest's last words:\n  | ");
+        text.push_str("\nlast lines of the guest's console:\n  | ");
         text.push_str(&status.console.join("\n  | "));
     }
     text

@@ -4,47 +4,56 @@ use std::time::Duration;
 
 use super::{CliError, client::Client, command, print, start::until_gone};
 use crate::{
-    backend::{lock, wire::StopOptions},
+    backend::{api::StopOptions, lock},
     settings::Paths,
 };
 
-/// Seconds that the backend waits when nobody says otherwise, and some for itself.
-const LIMIT: u64 = 60 + 30;
+/// Time after which the backend kills the VM by default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time for the backend to exit after that.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time between the end of its stream of events and the release of its lock.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stop the engine and its backend.
 ///
-/// Containers are stopped, file systems synced, the VM powered off; the docker context is removed unless it is the
-/// current one. Images, containers and volumes are kept. Stopping what does not run is no error.
+/// Stops the containers, syncs the file systems and powers off the VM. The docker context is removed unless it is the
+/// current one. Images, containers and volumes are kept. It is not an error if the engine is not running.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// End the VM at once, as if its power failed.
+    /// Kill the VM immediately, as in a power failure.
     #[arg(long)]
     force: bool,
-    /// Kill the VM when it is not down after this many seconds; containers get two thirds of them to end
-    /// [default: 60, of which containers get 10].
+    /// Kill the VM if it is not down after this many seconds; containers get two thirds of this time to exit
+    /// [default: 60, and 10 for containers].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
 }
 
 pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliError> {
-    let limit = Duration::from_secs(arguments.timeout.map_or(LIMIT, |seconds| seconds + 30));
+    let limit = arguments.timeout.map_or(DEFAULT_TIMEOUT, Duration::from_secs) + EXIT_TIMEOUT;
     let Some(client) = Client::connect(paths).await? else {
+        // A backend that no longer listens is on its way out already.
         if lock::holder(paths).is_some() {
             until_gone(paths, limit).await?;
             return print("stopped");
         }
         return print("the engine is not running");
     };
+    // Before the request, so that the end of the stream cannot be missed: the backend closes it when it exits.
     let mut events = client.events().await?;
     client.stop(&StopOptions { force: arguments.force, timeout_seconds: arguments.timeout }).await?;
     let ended = tokio::time::timeout(limit, async { while let Ok(Some(_)) = events.next().await {} }).await;
     if ended.is_err() {
         return Err(CliError::Failed(format!(
-            "the engine is still going down after {} s; `{}` ends it at once",
+            "the engine is still shutting down after {} s; `{}` kills it",
             limit.as_secs(),
             command(paths, "stop --force")
         )));
     }
-    until_gone(paths, Duration::from_secs(10)).await?;
+    // The lock is released last. Only then does a `start` that follows find the profile free.
+    until_gone(paths, RELEASE_TIMEOUT).await?;
     print("stopped")
 }

@@ -11,16 +11,17 @@ use crate::{
     settings::{Base, Policy},
 };
 
-/// Show the versions of the program, the agent's protocol and the guest image.
+/// Show the versions of the program, the host-guest protocol and the guest image.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Text for people or JSON for programs.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
 pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliError> {
     let version = env!("CARGO_PKG_VERSION");
+    // The image that `start` would use; a missing one is not an error here.
     let image = Image::find(base, None, None, Policy::system().isolation_lock()).ok();
     let image_version = image.as_ref().and_then(Image::version);
     match arguments.format {
@@ -31,6 +32,7 @@ pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliErro
         Format::Pretty => {
             let image = match (&image, image_version) {
                 (_, Some(version)) => version.to_owned(),
+                // One without a manifest, such as a named kernel and root file system.
                 (Some(_), None) => "without a version".into(),
                 (None, _) => "none".into(),
             };

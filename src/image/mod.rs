@@ -1,4 +1,7 @@
 //! Finds and checks the guest image: the kernel and the root file system.
+//!
+//! Where the policy locks isolation on, this is also where an image of the user's own is refused: another root file
+//! system could leave the isolation out.
 
 mod format;
 
@@ -12,7 +15,7 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::settings::Base;
+use crate::{hex::hex, settings::Base};
 
 /// The command that builds an image.
 const BUILD: &str = "build it with `scripts/image`";
@@ -21,56 +24,56 @@ const KERNEL: &str = "vmlinux";
 const ROOTFS: &str = "rootfs.erofs";
 const MANIFEST: &str = "manifest.json";
 
-/// Why there is no usable image.
+/// An image that cannot be found or used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Nowhere.
-    #[error("no guest image found (looked in {}); {BUILD}{remedy}", list(.folders))]
+    /// No directory has an image.
+    #[error("no guest image found (looked in {}); {BUILD}{remedy}", list(.directories))]
     Missing {
-        /// Where it could have been.
-        folders: Vec<PathBuf>,
-        /// What else can be done.
+        /// The directories that could have one.
+        directories: Vec<PathBuf>,
+        /// Another remedy than building one.
         remedy: &'static str,
     },
-    /// An image of one's own could leave isolation out.
+    /// A named image under a policy that locks isolation on.
     #[error(
         "enhancedContainerIsolation is locked by {0}, so no other guest image can be named; leave out --kernel and \
          --rootfs, and unset BULKHEAD_KERNEL and BULKHEAD_ROOTFS"
     )]
     Locked(PathBuf),
-    /// One of two files was named.
-    #[error("the kernel and the root file system go together: name both (--kernel and --rootfs) or none")]
+    /// Only one of the two files is named.
+    #[error("the kernel and the root file system go together: give both --kernel and --rootfs, or neither")]
     Half,
-    /// A file cannot be read.
+    /// A file that cannot be read.
     #[error("cannot read {path}; {BUILD}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The manifest is no manifest.
+    /// A manifest that is not valid.
     #[error("{path} is damaged; {BUILD} again")]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The error of the parser.
         #[source]
         source: serde_json::Error,
     },
-    /// The file is not what it should be.
+    /// A file that is truncated, changed or of another format.
     #[error("{path} {problem}; {BUILD} again")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem, as the end of a sentence about the path.
         problem: String,
     },
 }
 
-fn list(folders: &[PathBuf]) -> String {
-    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+fn list(directories: &[PathBuf]) -> String {
+    directories.iter().map(|directory| directory.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -85,7 +88,7 @@ struct Entry {
     sha256: String,
 }
 
-/// A guest image whose files exist, have the right size and begin as they should.
+/// A guest image whose files exist, have the right size and the right format.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// ELF vmlinux or bzImage.
@@ -96,24 +99,25 @@ pub struct Image {
 }
 
 impl Image {
-    /// Finds the image: the two files named, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first folder of
-    /// data folder, `../share/bulkhead` beside the program, and cache folder that has one.
+    /// Finds the image: the two named files, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first that is in
+    /// the user's data directory, in `../share/bulkhead` beside the program, or in the user's cache directory.
     ///
-    /// With `lock`, the policy that locks isolation on, none can be named, and what is installed beside the program goes
-    /// before what is in a person's folders.
+    /// With `lock`, the policy that locks isolation on, naming an image is an error, and one that is installed beside
+    /// the program is preferred to those in the user's directories.
     pub fn find(
         base: &Base,
         kernel: Option<&Path>,
         rootfs: Option<&Path>,
         lock: Option<&Path>,
     ) -> Result<Self, ImageError> {
+        // An empty variable counts as unset, as `BULKHEAD_KERNEL= bulkhead start` is meant.
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let options = (kernel.map(Path::to_owned), rootfs.map(Path::to_owned));
         let variables = (variable("BULKHEAD_KERNEL"), variable("BULKHEAD_ROOTFS"));
         Self::choose(base, [options, variables], lock)
     }
 
-    /// Kernel and root file system as they are named, the first pair first.
+    /// Chooses among pairs of named files, the first pair first, and the directories.
     fn choose(
         base: &Base,
         named: [(Option<PathBuf>, Option<PathBuf>); 2],
@@ -122,37 +126,46 @@ impl Image {
         for pair in named {
             match (pair, lock) {
                 ((None, None), _) => {}
+                // Before the pair is checked for completeness: half a pair is as much of an attempt.
                 (_, Some(file)) => return Err(ImageError::Locked(file.to_owned())),
+                // Without a manifest: the two need not be of one build.
                 ((Some(kernel), Some(rootfs)), None) => return Self { kernel, rootfs, manifest: None }.checked(),
                 _ => return Err(ImageError::Half),
             }
         }
-        let folders = folders(base, lock.is_some());
-        let has_one = |folder: &&PathBuf| folder.join(KERNEL).exists() || folder.join(MANIFEST).exists();
-        if let Some(folder) = folders.iter().find(has_one) {
-            return Self::in_folder(folder);
+        let directories = directories(base, lock.is_some());
+        // One file is enough to choose a directory. A copy that broke off is then an error, instead of another image
+        // that is used without a word.
+        let has_one = |directory: &&PathBuf| directory.join(KERNEL).exists() || directory.join(MANIFEST).exists();
+        if let Some(directory) = directories.iter().find(has_one) {
+            return Self::in_directory(directory);
         }
         let remedy = if lock.is_some() { "" } else { ", or name one with --kernel and --rootfs" };
-        Err(ImageError::Missing { folders, remedy })
+        Err(ImageError::Missing { directories, remedy })
     }
 
-    fn in_folder(folder: &Path) -> Result<Self, ImageError> {
-        // One build is used throughout, even when a new one replaces the link meanwhile.
-        let folder = fs::canonicalize(folder).map_err(|source| ImageError::Io { path: folder.to_owned(), source })?;
-        let path = folder.join(MANIFEST);
+    fn in_directory(directory: &Path) -> Result<Self, ImageError> {
+        // The cache's directory is a link to the newest build. Resolved once, so that a build which replaces it
+        // meanwhile cannot mix its files with those of the old one.
+        let directory =
+            fs::canonicalize(directory).map_err(|source| ImageError::Io { path: directory.to_owned(), source })?;
+        let path = directory.join(MANIFEST);
         let manifest = match fs::read(&path) {
             Ok(text) => Some(serde_json::from_slice(&text).map_err(|source| ImageError::Manifest { path, source })?),
+            // An image that was put together by hand may have none.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ImageError::Io { path, source }),
         };
-        Self { kernel: folder.join(KERNEL), rootfs: folder.join(ROOTFS), manifest }.checked()
+        Self { kernel: directory.join(KERNEL), rootfs: directory.join(ROOTFS), manifest }.checked()
     }
 
     fn checked(mut self) -> Result<Self, ImageError> {
         for path in [&mut self.kernel, &mut self.rootfs] {
-            // The backend that opens it may run in another folder.
+            // Made absolute: the process that opens it may have another working directory.
             *path = fs::canonicalize(&*path).map_err(|source| ImageError::Io { path: path.clone(), source })?;
         }
+        // The quick checks, because each start makes them. `doctor` also compares the digests, for which it reads both
+        // files completely (`verify`).
         self.check_size(KERNEL, &self.kernel)?;
         self.check_size(ROOTFS, &self.rootfs)?;
         check_format(&self.kernel, format::kernel)?;
@@ -169,7 +182,7 @@ impl Image {
         match self.entry(name) {
             Some(entry) if entry.size != size => Err(ImageError::Damaged {
                 path: path.to_owned(),
-                problem: format!("has {size} bytes where its manifest says {}", entry.size),
+                problem: format!("has {size} bytes, but its manifest says {}", entry.size),
             }),
             _ => Ok(()),
         }
@@ -180,7 +193,7 @@ impl Image {
         self.manifest.as_ref().map(|manifest| manifest.version.as_str())
     }
 
-    /// Reads both files whole and compares their digests; without a manifest there is nothing to compare.
+    /// Reads both files completely and compares their digests with the manifest's; without a manifest it does nothing.
     pub fn verify(&self) -> Result<(), ImageError> {
         for (name, path) in [(KERNEL, &self.kernel), (ROOTFS, &self.rootfs)] {
             let Some(entry) = self.entry(name) else { continue };
@@ -188,7 +201,7 @@ impl Image {
             if !digest.eq_ignore_ascii_case(&entry.sha256) {
                 return Err(ImageError::Damaged {
                     path: path.clone(),
-                    problem: "does not have the SHA-256 that its manifest names".into(),
+                    problem: "does not match the SHA-256 in its manifest".into(),
                 });
             }
         }
@@ -196,14 +209,15 @@ impl Image {
     }
 }
 
-fn folders(base: &Base, installed_first: bool) -> Vec<PathBuf> {
+fn directories(base: &Base, installed_first: bool) -> Vec<PathBuf> {
     let beside =
         std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join("share/bulkhead")));
-    let mut folders = [Some(base.data_image()), beside, Some(base.cached_image())];
+    // The user can write to two of the three, the data and the cache directory. Under a lock those come last.
+    let mut directories = [Some(base.data_image()), beside, Some(base.cached_image())];
     if installed_first {
-        folders.swap(0, 1);
+        directories.swap(0, 1);
     }
-    folders.into_iter().flatten().collect()
+    directories.into_iter().flatten().collect()
 }
 
 fn check_format(
@@ -213,6 +227,7 @@ fn check_format(
     let io_error = |source| ImageError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io_error)?;
     let metadata = file.metadata().map_err(io_error)?;
+    // The outer error is one of reading, the inner one is about the contents.
     let problem =
         if metadata.is_file() { check(&mut file, metadata.len()).map_err(io_error)? } else { Err("is not a file") };
     problem.map_err(|problem| ImageError::Damaged { path: path.to_owned(), problem: problem.into() })
@@ -221,6 +236,7 @@ fn check_format(
 fn digest(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
+    // In pieces: the root file system has hundreds of MiB.
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
@@ -231,29 +247,19 @@ fn digest(path: &Path) -> io::Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Bytes as lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        for nibble in [byte >> 4, byte & 15] {
-            text.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
-        }
-        text
-    })
-}
-
-/// What the fuzz targets reach of this room.
+/// Entry points of the fuzz targets into this module.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     use std::{fs::File, io::Write};
 
     use super::{Manifest, format};
 
-    /// Reads a manifest.
+    /// Parses a manifest.
     pub fn manifest(text: &[u8]) {
         let _ = serde_json::from_slice::<Manifest>(text);
     }
 
-    /// Looks at a kernel and a root file system with these contents; `file` is for reading and writing.
+    /// Checks `contents` as a kernel and as a root file system; `file` is open for reading and writing.
     pub fn formats(file: &mut File, contents: &[u8]) -> std::io::Result<()> {
         file.set_len(0)?;
         std::io::Seek::rewind(file)?;
@@ -268,14 +274,14 @@ pub mod fuzzing {
 mod tests {
     use super::{format::samples, *};
 
-    fn folder(manifest: Option<&str>) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(KERNEL), samples::elf()).unwrap();
-        fs::write(folder.path().join(ROOTFS), samples::erofs()).unwrap();
+    fn directory(manifest: Option<&str>) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(KERNEL), samples::elf()).unwrap();
+        fs::write(directory.path().join(ROOTFS), samples::erofs()).unwrap();
         if let Some(manifest) = manifest {
-            fs::write(folder.path().join(MANIFEST), manifest).unwrap();
+            fs::write(directory.path().join(MANIFEST), manifest).unwrap();
         }
-        folder
+        directory
     }
 
     fn manifest(kernel: &[u8], rootfs: &[u8]) -> String {
@@ -290,37 +296,37 @@ mod tests {
 
     #[test]
     fn a_whole_image_is_accepted_and_verified() {
-        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
-        let image = Image::in_folder(folder.path()).unwrap();
+        let directory = directory(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let image = Image::in_directory(directory.path()).unwrap();
         assert_eq!(image.version(), Some("7"));
         image.verify().unwrap();
     }
 
     #[test]
-    fn a_truncated_file_is_refused_with_its_path_and_the_command_that_builds_it() {
-        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
-        let path = folder.path().join(ROOTFS);
+    fn a_truncated_file_is_refused_with_its_path_and_remedy() {
+        let directory = directory(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let path = directory.path().join(ROOTFS);
         File::options().write(true).open(&path).unwrap().set_len(2048).unwrap();
-        let message = Image::in_folder(folder.path()).unwrap_err().to_string();
+        let message = Image::in_directory(directory.path()).unwrap_err().to_string();
         assert!(message.contains("rootfs.erofs has 2048 bytes"), "{message}");
         assert!(message.contains("scripts/image"), "{message}");
     }
 
     #[test]
     fn a_truncated_file_is_noticed_without_a_manifest_too() {
-        let folder = folder(None);
-        let path = folder.path().join(ROOTFS);
+        let directory = directory(None);
+        let path = directory.path().join(ROOTFS);
         File::options().write(true).open(&path).unwrap().set_len(2048).unwrap();
-        assert!(matches!(Image::in_folder(folder.path()), Err(ImageError::Damaged { .. })));
+        assert!(matches!(Image::in_directory(directory.path()), Err(ImageError::Damaged { .. })));
     }
 
     #[test]
     fn a_changed_byte_is_found_by_the_full_check_only() {
-        let folder = folder(Some(&manifest(&samples::elf(), &samples::erofs())));
+        let directory = directory(Some(&manifest(&samples::elf(), &samples::erofs())));
         let mut rootfs = samples::erofs();
         *rootfs.last_mut().unwrap() ^= 1;
-        fs::write(folder.path().join(ROOTFS), rootfs).unwrap();
-        let image = Image::in_folder(folder.path()).unwrap();
+        fs::write(directory.path().join(ROOTFS), rootfs).unwrap();
+        let image = Image::in_directory(directory.path()).unwrap();
         assert!(matches!(image.verify(), Err(ImageError::Damaged { .. })));
     }
 
@@ -330,9 +336,9 @@ mod tests {
 
     #[test]
     fn under_a_lock_no_image_can_be_named_and_the_default_one_is_used() {
-        let (home, mine, file) = (tempfile::tempdir().unwrap(), folder(None), Path::new("/policy.json"));
-        let folder = fs::canonicalize(mine.path()).unwrap();
-        let (kernel, rootfs) = (Some(folder.join(KERNEL)), Some(folder.join(ROOTFS)));
+        let (home, mine, file) = (tempfile::tempdir().unwrap(), directory(None), Path::new("/policy.json"));
+        let directory = fs::canonicalize(mine.path()).unwrap();
+        let (kernel, rootfs) = (Some(directory.join(KERNEL)), Some(directory.join(ROOTFS)));
         let (base, nothing) = (base(home.path()), (None, None));
         let pairs = [(kernel.clone(), rootfs.clone()), (kernel.clone(), None), (None, rootfs)];
         for pair in pairs.clone() {
@@ -348,7 +354,7 @@ mod tests {
         let missing = default().unwrap_err().to_string();
         assert!(missing.contains("no guest image found") && !missing.contains("--kernel"), "{missing}");
         fs::create_dir_all(base.cached_image().parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(&folder, base.cached_image()).unwrap();
+        std::os::unix::fs::symlink(&directory, base.cached_image()).unwrap();
         assert_eq!(default().unwrap().kernel, kernel.unwrap());
     }
 
@@ -356,7 +362,7 @@ mod tests {
     fn under_a_lock_an_installed_image_goes_before_a_persons() {
         let home = tempfile::tempdir().unwrap();
         let base = base(home.path());
-        let (free, locked) = (folders(&base, false), folders(&base, true));
+        let (free, locked) = (directories(&base, false), directories(&base, true));
         assert_eq!((&free[0], &free[2]), (&base.data_image(), &base.cached_image()));
         assert_eq!(locked, [free[1].clone(), free[0].clone(), free[2].clone()]);
         assert!(locked[0].ends_with("share/bulkhead"), "{locked:?}");
@@ -364,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_damaged_manifest_is_named() {
-        let folder = folder(Some("{"));
-        assert!(matches!(Image::in_folder(folder.path()), Err(ImageError::Manifest { .. })));
+        let directory = directory(Some("{"));
+        assert!(matches!(Image::in_directory(directory.path()), Err(ImageError::Manifest { .. })));
     }
 }

@@ -1,49 +1,51 @@
-//! Options of dockerd, as a text that holds what `daemon.json` would.
+//! The setting `dockerDaemonOptions`: a text with the contents of a `daemon.json`.
 
 use serde_json::{Map, Value, json};
 
-/// Longest text, in bytes: with all else that the guest is told it fits into one message.
-const LONGEST: usize = 16 * 1024;
+/// Longest text, in bytes. All of the guest's configuration has to fit into one message.
+const MAX_TEXT: usize = 16 * 1024;
 
-/// The options; `None` when the text holds none. All names of dockerd's are lower case, and it could take one in
-/// another case for the same as ours.
+/// Parses the options; `None` for a text that is not an object of options.
 pub(super) fn parse(text: &str) -> Option<Map<String, Value>> {
     if text.trim().is_empty() {
         return Some(Map::new());
     }
     let options: Map<String, Value> =
-        Some(text).filter(|text| text.len() <= LONGEST)?.parse::<Value>().ok().and_then(|value| match value {
+        Some(text).filter(|text| text.len() <= MAX_TEXT)?.parse::<Value>().ok().and_then(|value| match value {
             Value::Object(options) => Some(options),
             _ => None,
         })?;
+    // Every option of dockerd has a lower-case name, but Go's JSON decoder ignores case: dockerd would take `Proxies`
+    // for the `proxies` that `Settings::daemon_options` removes.
     let name = |key: &String| {
         !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
     };
     options.keys().all(name).then_some(options)
 }
 
-/// Has dockerd publish ports on the loopback when no address is named.
+/// Lets dockerd publish ports on the loopback address unless a container names another.
 pub(super) fn publish_on_loopback(options: &mut Map<String, Value>) {
     const LOOPBACK: &str = "127.0.0.1";
     options.insert("ip".to_owned(), LOOPBACK.into());
-    // The option above is for the default network; networks that are made have options of their own.
+    // `ip` is for the default bridge only; networks that are created later take their address from these options. Other
+    // options of the user's in the same objects stay.
     let networks = object(options.entry("default-network-opts").or_insert_with(|| json!({})));
     let bridge = object(networks.entry("bridge").or_insert_with(|| json!({})));
     bridge.insert("com.docker.network.bridge.host_binding_ipv4".to_owned(), LOOPBACK.into());
 }
 
-/// The object that a value is; it becomes an empty one when it is anything else.
+/// Returns the value as an object, after replacing anything else by an empty one.
 fn object(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
     }
     match value {
         Value::Object(map) => map,
-        _ => unreachable!("it was made one"),
+        _ => unreachable!("just made an object"),
     }
 }
 
-/// The text in one line. Names and passwords are in URLs, before an @.
+/// The text in one line without passwords, which are in URLs before an `@`.
 pub(super) fn conceal(text: &str) -> String {
     if text.contains('@') { "***".into() } else { text.replace(char::is_control, " ") }
 }
@@ -62,7 +64,7 @@ mod tests {
         for text in ["[]", "null", "{", "debug", r#"{"Runtimes": {}}"#, r#"{"": 1}"#, r#"{"a b": 1}"#] {
             assert!(parse(text).is_none(), "{text}");
         }
-        assert!(parse(&format!("{{\"a\": \"{}\"}}", "x".repeat(LONGEST))).is_none());
+        assert!(parse(&format!("{{\"a\": \"{}\"}}", "x".repeat(MAX_TEXT))).is_none());
     }
 
     #[test]
@@ -72,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_on_the_loopback_are_an_option_of_the_default_network_and_of_new_ones() {
+    fn ports_on_the_loopback_are_set_for_the_default_and_for_new_networks() {
         let mut options =
             parse(r#"{"ip": "0.0.0.0", "default-network-opts": {"macvlan": {"a": "b"}, "bridge": 1}}"#).unwrap();
         publish_on_loopback(&mut options);

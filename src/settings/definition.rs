@@ -1,21 +1,25 @@
-//! The list of settings: names, kinds, defaults, and what each takes.
+//! The table of settings: the name, kind of value, default and description of each.
+//!
+//! A new setting is one line of [`DEFINITIONS`] and a getter of `Settings`. The command line, the check of the file and
+//! `bulkhead settings list` follow the table.
 
 use serde_json::Value;
 
 use super::{
-    SettingsError, daemon,
+    daemon,
+    error::SettingsError,
     network::NetworkKind,
     proxy::{self, ProxyUrl},
-    sockets,
+    socket_mount,
     subnet::Subnet,
 };
 
-/// What kind of value a setting takes.
+/// The kind of value that a setting accepts.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// `true` or `false`.
     Bool {
-        /// When it is not set.
+        /// The default.
         default: bool,
     },
     /// A whole number.
@@ -24,7 +28,7 @@ pub enum Kind {
         min: u64,
         /// Largest accepted value.
         max: u64,
-        /// When it is not set; `None` means that it follows the host.
+        /// The default; `None` follows the host.
         default: Option<u64>,
     },
     /// One of some words.
@@ -34,20 +38,20 @@ pub enum Kind {
     },
     /// Text of a certain form.
     Text {
-        /// When it is not set.
+        /// The default.
         default: &'static str,
-        /// Whether a text has the form.
+        /// Accepts a text of the form.
         fits: fn(&str) -> bool,
-        /// What is accepted, as the end of "write …".
+        /// The accepted form, as the end of "must be …".
         expected: &'static str,
-        /// What may be shown of a text that holds a secret.
+        /// Conceals the secrets of a text; `None` for one without any.
         conceal: Option<fn(&str) -> String>,
     },
-    /// Any number of texts; none is the default. The command line takes them with commas between.
+    /// Any number of texts, separated by commas on the command line. The default is an empty list.
     List {
-        /// Whether one of them has the form.
+        /// Accepts an item of the form.
         fits: fn(&str) -> bool,
-        /// What is accepted, as the end of "write …".
+        /// The accepted form, as the end of "must be …".
         expected: &'static str,
     },
 }
@@ -57,52 +61,60 @@ pub enum Kind {
 pub struct Definition {
     /// Its name in `settings.json` and on the command line.
     pub key: &'static str,
-    /// What it takes.
+    /// Its kind of value.
     pub kind: Kind,
-    /// One line for a person.
+    /// One line for `bulkhead settings list`.
     pub description: &'static str,
 }
 
-/// Makes a constant of each setting, and the list of all from the same lines.
+/// Makes a constant for each setting, and the list of all from the same lines.
 macro_rules! definitions {
     ($($name:ident: $key:literal, $kind:expr, $description:literal;)*) => {
         $(
             #[doc = $description]
             pub const $name: Definition = Definition { key: $key, kind: $kind, description: $description };
         )*
-        /// Every setting there is, in the order in which they are shown.
+        /// All settings, in the order in which they are shown.
         pub const DEFINITIONS: &[Definition] = &[$($name),*];
     };
 }
 
 const PROXY_URL: Kind = Kind::Text {
+    // Empty for no proxy: a policy has to be able to lock one of the two URLs to none.
     default: "",
     fits: |text| text.is_empty() || text.parse::<ProxyUrl>().is_ok(),
-    expected: "a proxy such as http://proxy.example.org:3128; a name and a password stand before an @, with special \
+    expected: "a proxy URL such as http://proxy.example.org:3128; put user and password before an @, with special \
                characters as %XX",
     conceal: Some(proxy::conceal),
 };
 
 definitions! {
+    // The names are Docker Desktop's where it has the same setting, so that its documentation and policies apply.
+    //
+    // On by default, without exceptions. Both stand under one lock of the policy.
     ISOLATION: "enhancedContainerIsolation", Kind::Bool { default: true },
-        "run every container in a user namespace of its own";
+        "run each container in its own user namespace";
     SOCKET_MOUNT: "dockerSocketMount",
         Kind::Text {
             default: "",
-            fits: |text| sockets::parse(text).is_some(),
-            expected: "a JSON object as dockerSocketMount of a policy has it, such as \
+            fits: |text| socket_mount::parse(text).is_some(),
+            expected: "a JSON object in the form of a policy's dockerSocketMount, such as \
                        {\"imageList\": {\"images\": [\"docker:cli\"]}, \"commandList\": {\"commands\": [\"push\"]}}",
             conceal: None,
         },
-        "images whose containers may have the engine's socket, and what may be asked over it; locked with isolation";
+        "images whose containers may use the engine's socket, and the commands allowed over it; locked together with \
+         isolation";
     BLOCK_LOAD: "blockDockerLoad", Kind::Bool { default: false },
         "refuse docker load";
+    // The host may have less than these ranges allow; `backend/host.rs` compares. A default of `None` follows the host,
+    // also after the file was copied to another one.
     CPUS: "cpus", Kind::Integer { min: 1, max: 32, default: None },
         "virtual CPUs (default: half of the host's)";
     MEMORY_MIB: "memoryMiB", Kind::Integer { min: 256, max: 1 << 24, default: None },
         "guest memory in MiB (default: a quarter of the host's)";
+    // The limit of ext4 with 4 KiB blocks, less one GiB.
     DISK_GIB: "diskGiB", Kind::Integer { min: 1, max: 16_383, default: Some(64) },
-        "largest size of the data disk in GiB; it grows, never shrinks";
+        "maximum size of the data disk in GiB; it can grow but never shrinks";
     NETWORK: "network",
         Kind::Text {
             default: "user",
@@ -110,8 +122,7 @@ definitions! {
             expected: NetworkKind::EXPECTED,
             conceal: None,
         },
-        "what the VM is connected to: the host's network through a process of this user, nothing, the host's passt, or \
-         a tap device";
+        "network of the VM: user (built-in user-mode networking), none, passt, or tap=NAME";
     SUBNET: "vpnkitCIDR",
         Kind::Text {
             default: "192.168.65.0/24",
@@ -119,39 +130,41 @@ definitions! {
             expected: Subnet::EXPECTED,
             conceal: None,
         },
-        "the VM's IPv4 network; change it when the host has another use for these addresses";
+        "IPv4 network of the VM; change it if the host uses these addresses for something else";
     PORT_BINDING: "portBindingBehavior",
         Kind::Choice { values: &["default-port-binding", "default-local-port-binding", "local-only-port-binding"] },
-        "where published ports listen: on all addresses of the host unless one is named, on its loopback unless one is \
-         named, or on its loopback only";
+        "where published ports listen: on all host addresses unless one is given, on loopback unless one is given, or on \
+         loopback only";
     HOST_LOOPBACK: "hostLoopback", Kind::Bool { default: true },
-        "let host.docker.internal and gateway.docker.internal lead to services on the host's loopback";
+        "let host.docker.internal and gateway.docker.internal reach services on the host's loopback";
+    // The URLs count with mode manual only, so that switching back and forth does not lose them.
     PROXY_MODE: "proxyHttpMode", Kind::Choice { values: &["system", "manual"] },
-        "the engine's HTTP proxy: of the environment in which the VM is started, or the three settings that follow";
+        "the engine's HTTP proxy: from the environment in which the VM is started, or from the three settings below";
     PROXY_HTTP: "overrideProxyHttp", PROXY_URL,
-        "proxy for http, with proxyHttpMode manual";
+        "proxy for HTTP, used with proxyHttpMode manual";
     PROXY_HTTPS: "overrideProxyHttps", PROXY_URL,
-        "proxy for https, with proxyHttpMode manual";
+        "proxy for HTTPS, used with proxyHttpMode manual";
     PROXY_EXCLUDE: "overrideProxyExclude",
         Kind::List {
             fits: proxy::is_exclusion,
-            expected: "names, addresses or networks with commas between, such as .example.org,10.0.0.0/8",
+            expected: "names, addresses or networks separated by commas, such as .example.org,10.0.0.0/8",
         },
-        "what is reached without the proxy, with proxyHttpMode manual";
+        "destinations reached without the proxy, used with proxyHttpMode manual";
     CONTAINERS_PROXY: "containersProxy", Kind::Bool { default: false },
         "set HTTP_PROXY, HTTPS_PROXY and NO_PROXY in new containers to the engine's proxy";
+    // The guest's init drops the options that would move the data or open another way in.
     DAEMON_OPTIONS: "dockerDaemonOptions",
         Kind::Text {
             default: "",
             fits: |text| daemon::parse(text).is_some(),
-            expected: "a JSON object of dockerd's options by their names in daemon.json, such as {\"debug\": true}",
+            expected: "a JSON object of dockerd options as named in daemon.json, such as {\"debug\": true}",
             conceal: Some(daemon::conceal),
         },
-        "options of dockerd as in daemon.json; those that the VM or isolation needs otherwise are ignored";
+        "dockerd options as in daemon.json; those that the VM or isolation depends on are ignored";
 }
 
 impl Definition {
-    /// The setting of this name.
+    /// Finds a setting by its name.
     pub fn find(key: &str) -> Result<&'static Self, SettingsError> {
         DEFINITIONS
             .iter()
@@ -159,9 +172,10 @@ impl Definition {
             .ok_or_else(|| SettingsError::UnknownKey(key.to_owned()))
     }
 
-    /// Reads a value as it is written on the command line.
+    /// Parses a value from the command line.
     pub fn parse(&self, text: &str) -> Result<Value, SettingsError> {
         let value = match self.kind {
+            // As it is: a text may look like JSON, and those of some settings are.
             Kind::Text { .. } => Value::String(text.to_owned()),
             Kind::List { .. } if !text.starts_with('[') => {
                 text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect()
@@ -169,6 +183,8 @@ impl Definition {
             _ => match text {
                 "on" => Value::Bool(true),
                 "off" => Value::Bool(false),
+                // A word that is not JSON, such as `manual`, is a text; the check below refuses it where a number is
+                // due.
                 _ => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
             },
         };
@@ -176,25 +192,27 @@ impl Definition {
         Ok(value)
     }
 
+    /// Checks a value of a file, a policy or the command line.
     pub(super) fn check(&self, value: &Value) -> Result<(), SettingsError> {
         let (accepted, expected) = match self.kind {
-            Kind::Bool { .. } => (value.is_boolean(), "write true or false".to_owned()),
+            Kind::Bool { .. } => (value.is_boolean(), "must be true or false".to_owned()),
             Kind::Integer { min, max, .. } => (
                 value.as_u64().is_some_and(|number| (min..=max).contains(&number)),
-                format!("write a whole number from {min} to {max}"),
+                format!("must be a whole number from {min} to {max}"),
             ),
             Kind::Choice { values } => {
-                (value.as_str().is_some_and(|word| values.contains(&word)), format!("write {}", values.join(" or ")))
+                (value.as_str().is_some_and(|word| values.contains(&word)), format!("must be {}", values.join(" or ")))
             }
-            Kind::Text { fits, expected, .. } => (value.as_str().is_some_and(fits), format!("write {expected}")),
+            Kind::Text { fits, expected, .. } => (value.as_str().is_some_and(fits), format!("must be {expected}")),
             Kind::List { fits, expected } => (
                 value.as_array().is_some_and(|all| all.iter().all(|one| one.as_str().is_some_and(fits))),
-                format!("write {expected}"),
+                format!("must be {expected}"),
             ),
         };
         if accepted {
             return Ok(());
         }
+        // The message goes to terminals and logs, and a mistyped URL may still hold the right password.
         let value = match self.concealed(value) {
             Value::String(text) => text,
             other => other.to_string(),
@@ -202,17 +220,17 @@ impl Definition {
         Err(SettingsError::InvalidValue { key: self.key, value, expected })
     }
 
-    /// The value as it may be shown to whoever looks over the person's shoulder.
+    /// The value without its secrets, for screens and logs.
     pub fn concealed(&self, value: &Value) -> Value {
         match (self.kind, value) {
             (Kind::Text { conceal: Some(conceal), .. }, Value::String(text)) => conceal(text).into(),
-            // Whatever it is, it does not belong here.
+            // Of the wrong kind: there is no telling which part of it is secret.
             (Kind::Text { conceal: Some(_), .. }, _) => "***".into(),
             _ => value.clone(),
         }
     }
 
-    /// The value when nobody set one; `null` means that it follows the host.
+    /// The default; `null` follows the host.
     pub fn default_value(&self) -> Value {
         match self.kind {
             Kind::Bool { default } => default.into(),

@@ -1,21 +1,35 @@
-//! Settings of a profile: what a person may set, where it is kept, and the names and paths around it.
+//! The settings of a profile: the values of a user, under the policy of the machine's administrator.
+//!
+//! | Subject                                             | File                                                     |
+//! |-----------------------------------------------------|----------------------------------------------------------|
+//! | each setting, its kind of value and its default     | `definition.rs`                                          |
+//! | the value in effect: locked, set, policy or default | [`Settings::get`] below                                  |
+//! | refusing to change a locked setting                 | `locks.rs`                                               |
+//! | the administrator's policy, `admin-settings.json`   | `policy/`                                                |
+//! | the forms of values                                 | `daemon.rs`, `network.rs`, `proxy.rs`, `socket_mount.rs` … |
+//! | names of profiles, directories and files            | `profile.rs`, `paths.rs`                                 |
+//!
+//! Values are read when a VM is planned (`backend/plan.rs`), so a change takes effect at the next `start` or `restart`.
 
 mod daemon;
 mod definition;
+mod error;
+mod locks;
+mod maybe;
 mod network;
 mod paths;
 pub mod policy;
 mod profile;
 mod proxy;
 mod size;
-mod sockets;
+mod socket_mount;
 mod subnet;
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     str::FromStr,
     sync::Arc,
 };
@@ -30,6 +44,7 @@ use self::definition::{
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
+    error::SettingsError,
     network::{InvalidNetwork, NetworkKind},
     paths::{Base, PathError, Paths},
     policy::{Policy, PolicyFacts, PolicySource, PortBinding},
@@ -42,54 +57,7 @@ pub use self::{
 /// Largest settings file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Why settings could not be read or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// No such setting.
-    #[error("there is no setting `{0}`; `bulkhead settings list` shows all")]
-    UnknownKey(String),
-    /// The value does not fit the setting.
-    #[error("`{value}` is no value for {key}: {expected}")]
-    InvalidValue {
-        /// The setting.
-        key: &'static str,
-        /// What was given.
-        value: String,
-        /// What would be accepted.
-        expected: String,
-    },
-    /// The administrator decided it.
-    #[error("{key} is locked by {file}; only the administrator of this machine can change it")]
-    Locked {
-        /// The setting.
-        key: &'static str,
-        /// The policy.
-        file: PathBuf,
-    },
-    /// The file is not a JSON object.
-    #[error("{path} is not a JSON object; correct or remove it")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said, if it is no JSON at all.
-        #[source]
-        source: Option<serde_json::Error>,
-    },
-    /// The file cannot be read or written.
-    #[error("cannot use {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The folder cannot be used.
-    #[error(transparent)]
-    Path(#[from] PathError),
-}
-
-/// What a person set, under what the administrator decides; keys that this version does not know are kept as they are.
+/// The values of a settings file under a policy. Keys that this version does not know are kept in the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     values: Map<String, Value>,
@@ -97,14 +65,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the file; a missing one holds nothing.
+    /// Reads a file; a missing one sets nothing.
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
         let io_error = |source| SettingsError::Io { path: path.to_owned(), source };
         let text = match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(io_error(error)),
             Ok(metadata) if metadata.len() > MAX_FILE => {
-                return Err(io_error(io::Error::other("the file is too large for settings")));
+                return Err(io_error(io::Error::other("the file is larger than 1 MiB")));
             }
             Ok(_) => fs::read(path).map_err(io_error)?,
         };
@@ -117,6 +85,8 @@ impl Settings {
             Ok(_) => return Err(SettingsError::Syntax { path: path.to_owned(), source: None }),
             Err(source) => return Err(SettingsError::Syntax { path: path.to_owned(), source: Some(source) }),
         };
+        // A value of the wrong kind fails the whole file. With the default in its place, a VM would run with settings
+        // that the user did not choose, and nobody would notice.
         for definition in DEFINITIONS {
             if let Some(value) = values.get(definition.key) {
                 definition.check(value)?;
@@ -125,15 +95,16 @@ impl Settings {
         Ok(Self { values, policy: Arc::default() })
     }
 
-    /// The same settings where `policy` holds.
+    /// The same values under `policy`.
     #[must_use]
     pub fn under(self, policy: Policy) -> Self {
         Self { policy: Arc::new(policy), ..self }
     }
 
-    /// The value that holds: the one that is locked, else the one set, else the policy's, else the default.
+    /// The value in effect: the policy's if it is locked, else the user's, else the policy's, else the default.
     pub fn get(&self, definition: &Definition) -> Value {
         let rule = self.policy.rule(definition);
+        // A locked rule comes first: the file may be edited by hand, past the check in `update`.
         let locked = rule.filter(|rule| rule.locked).map(|rule| &rule.value);
         locked
             .or_else(|| self.values.get(definition.key))
@@ -142,22 +113,12 @@ impl Settings {
             .unwrap_or_else(|| definition.default_value())
     }
 
-    /// What the administrator decides.
+    /// The administrator's policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Refuses a value of an option that is not the one which is locked.
-    fn permit(&self, definition: &Definition, option: Option<Value>) -> Result<(), SettingsError> {
-        match (self.policy.lock(definition), option) {
-            (Some(file), Some(value)) if value != self.get(definition) => {
-                Err(SettingsError::Locked { key: definition.key, file: file.to_owned() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses options of `start` that contradict what is locked.
+    /// Refuses options of `start` that contradict a locked setting.
     pub fn permit_options(
         &self,
         cpus: Option<u8>,
@@ -165,16 +126,23 @@ impl Settings {
         disk_gib: Option<u64>,
         network: Option<&NetworkKind>,
     ) -> Result<(), SettingsError> {
-        self.permit(&CPUS, cpus.map(Into::into))?;
-        self.permit(&MEMORY_MIB, memory_mib.map(Into::into))?;
-        self.permit(&DISK_GIB, disk_gib.map(Into::into))?;
-        self.permit(&NETWORK, network.map(|kind| kind.to_string().into()))
+        let permit = |definition: &Definition, option: Option<Value>| match option {
+            Some(option) => locks::refuse_option(&self.policy, definition, &self.get(definition), &option),
+            None => Ok(()),
+        };
+        permit(&CPUS, cpus.map(Into::into))?;
+        permit(&MEMORY_MIB, memory_mib.map(Into::into))?;
+        permit(&DISK_GIB, disk_gib.map(Into::into))?;
+        permit(&NETWORK, network.map(|kind| kind.to_string().into()))
     }
 
-    /// Whether a person set it.
+    /// Returns whether the file has a value for it, in effect or not.
     pub fn is_set(&self, definition: &Definition) -> bool {
         self.values.contains_key(definition.key)
     }
+
+    // The getters below cannot meet a value of the wrong kind: `parse`, `update` and the policy have checked every
+    // value. The fallbacks only keep them free of panics.
 
     fn flag(&self, definition: &Definition) -> bool {
         self.get(definition).as_bool().unwrap_or_default()
@@ -189,13 +157,13 @@ impl Settings {
         self.flag(&ISOLATION)
     }
 
-    /// Which containers may have the engine's socket while isolation is on.
+    /// The containers that may have the engine's socket while isolation is on.
     pub fn socket_exceptions(&self) -> SocketExceptions {
-        let mount = sockets::parse(self.get(&SOCKET_MOUNT).as_str().unwrap_or_default());
-        mount.as_ref().map(sockets::exceptions).unwrap_or_default()
+        let mount = socket_mount::parse(self.get(&SOCKET_MOUNT).as_str().unwrap_or_default());
+        mount.as_ref().map(socket_mount::exceptions).unwrap_or_default()
     }
 
-    /// Whether `docker load` is refused.
+    /// Returns whether `docker load` is refused.
     pub fn block_load(&self) -> bool {
         self.flag(&BLOCK_LOAD)
     }
@@ -212,10 +180,11 @@ impl Settings {
 
     /// Size of the data disk in GiB, if set.
     pub fn disk_gib(&self) -> Option<u64> {
+        // Not the default: an existing disk keeps its size unless the user asks for another.
         self.is_set(&DISK_GIB).then(|| self.get(&DISK_GIB).as_u64()).flatten()
     }
 
-    /// What the VM is connected to.
+    /// The network of the VM.
     pub fn network(&self) -> NetworkKind {
         self.text(&NETWORK).unwrap_or_default()
     }
@@ -225,73 +194,78 @@ impl Settings {
         self.text(&SUBNET).unwrap_or_default()
     }
 
-    /// Whether the guest's names for the host lead to the host's loopback.
+    /// Returns whether the guest's names for the host lead to the host's loopback interface.
     pub fn host_loopback(&self) -> bool {
         self.flag(&HOST_LOOPBACK)
     }
 
-    /// Where published ports listen.
+    /// The host addresses on which published ports listen.
     pub fn port_binding(&self) -> PortBinding {
         serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
     }
 
-    /// The engine's proxy, if it is not that of the environment. That of a policy for containers comes first: it is
-    /// there to govern pulls.
+    /// The engine's proxy; `None` for that of the environment.
     pub fn proxy(&self) -> Option<Proxy> {
+        // A policy's `containersProxy` governs pulls as well, and pulls are the engine's requests.
         if let Some(proxy) = self.policys_containers_proxy() {
             return Some(proxy);
         }
         if self.get(&PROXY_MODE) != "manual" {
             return None;
         }
+        // Manual without URLs means no proxy, not the environment's.
         let exclude = self.get(&PROXY_EXCLUDE);
         let exclude = exclude.as_array().into_iter().flatten().filter_map(Value::as_str).map(ToOwned::to_owned);
         Some(Proxy { http: self.text(&PROXY_HTTP), https: self.text(&PROXY_HTTPS), exclude: exclude.collect() })
     }
 
-    /// Whether containers are told of the engine's proxy.
+    /// Returns whether new containers get the engine's proxy in their environment.
     pub fn containers_proxy(&self) -> bool {
         self.flag(&CONTAINERS_PROXY)
     }
 
-    /// The proxy that a policy has for containers, unless somebody who may has turned it off.
+    /// The policy's proxy for containers, unless the user may turn it off and did.
     fn policys_containers_proxy(&self) -> Option<Proxy> {
         self.policy.containers_proxy().filter(|_| self.containers_proxy())
     }
 
-    /// Options of dockerd. A proxy or an address for ports that is decided elsewhere cannot be had by another name.
+    /// Options of dockerd, without those that would bypass another setting.
     pub fn daemon_options(&self) -> Map<String, Value> {
         let mut options = daemon::parse(self.get(&DAEMON_OPTIONS).as_str().unwrap_or_default()).unwrap_or_default();
+        // The proxy plan overwrites `proxies` only if it has a proxy. Under a policy that decides for none, the user's
+        // must go as well.
         if self.policy.lock(&PROXY_MODE).is_some() || self.policys_containers_proxy().is_some() {
             options.remove("proxies");
         }
+        // `OnlyLoopback` is enforced by the backend; with this `docker ps` shows the loopback for it, too.
         if self.port_binding() != PortBinding::All {
             daemon::publish_on_loopback(&mut options);
         }
         options
     }
 
-    /// Whether what these options say of a proxy wins over the settings of it and the environment.
+    /// Returns whether a proxy in these options takes precedence over the proxy settings and the environment.
     pub fn daemon_options_win(&self) -> bool {
         self.policy.lock(&DAEMON_OPTIONS).is_some()
     }
 
-    /// Sets (`Some`) or unsets (`None`) one value in the profile's file, atomically and alone, if `policy` allows it.
+    /// Sets (`Some`) or unsets (`None`) one value in the profile's file unless `policy` locks it. Atomic, and safe
+    /// against other writers.
     pub fn update(
         paths: &Paths,
         policy: &Policy,
         definition: &Definition,
         value: Option<Value>,
     ) -> Result<(), SettingsError> {
-        if let Some(file) = policy.lock(definition) {
-            return Err(SettingsError::Locked { key: definition.key, file: file.to_owned() });
-        }
-        let folder = paths.create_config()?;
+        locks::refuse_change(policy, definition)?;
+        let directory = paths.create_config()?;
         let path = paths.settings();
         let io_error = |source| SettingsError::Io { path: path.clone(), source };
-        // Two writers at once must not lose one of the two changes.
-        let lock = File::open(&folder).map_err(io_error)?;
+        // The lock is on the directory because the file is replaced: two writers that had locked two different inodes
+        // of it would each lose the other's change.
+        let lock = File::open(&directory).map_err(io_error)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(errno.into()))?;
+        // Read under the lock. A damaged file fails here and is not overwritten.
         let mut settings = Self::load(&path)?;
         match value {
             Some(value) => {
@@ -302,35 +276,39 @@ impl Settings {
                 settings.values.remove(definition.key);
             }
         }
-        replace(&folder, &path, &Value::Object(settings.values)).map_err(io_error)?;
+        replace(&directory, &path, &Value::Object(settings.values)).map_err(io_error)?;
         drop(lock);
         Ok(())
     }
 }
 
-fn replace(folder: &Path, path: &Path, value: &Value) -> io::Result<()> {
-    let new = folder.join(".settings.json.new");
+/// Replaces a file by rename, so that a reader or a crash finds either the old or the new contents.
+fn replace(directory: &Path, path: &Path, value: &Value) -> io::Result<()> {
+    // One fixed name is enough, as writers hold the lock; a leftover of a crashed one is truncated.
+    let new = directory.join(".settings.json.new");
+    // Proxies have passwords, so only the user may read it.
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     writeln!(file, "{value:#}")?;
+    // Before the rename: otherwise a power cut could leave the new name with no contents.
     file.sync_all()?;
     fs::rename(&new, path)
 }
 
-/// What the fuzz targets reach of this room.
+/// Entry points of the fuzz targets into this module.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     use super::{DEFINITIONS, Path, Settings, policy};
 
-    /// Reads a settings file, a policy, and a value as the command line gives it.
+    /// Reads `text` as a settings file, as a policy and as a value from the command line.
     pub fn settings(text: &[u8]) {
         if let Ok(parsed) = policy::parse(text) {
-            // What was accepted reads back as the same.
+            // An accepted policy reads back as the same.
             let text = serde_json::to_vec(&parsed.document).unwrap_or_default();
             assert_eq!(policy::parse(&text).map(|again| again.document), Ok(parsed.document));
         }
         if let Ok(settings) = Settings::parse(text, Path::new("settings.json")) {
             for definition in DEFINITIONS {
-                // What was accepted holds when it is looked at again.
+                // An accepted value is valid when it is checked again.
                 assert!(!settings.is_set(definition) || definition.check(&settings.get(definition)).is_ok());
             }
         }

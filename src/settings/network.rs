@@ -1,36 +1,39 @@
-//! What a VM's network device is connected to.
+//! The setting `network`: the other end of a VM's network device.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// The choices of the setting `network` and of `--net`.
+/// A value of the setting `network` and of `--net`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum NetworkKind {
-    /// The host's network, through our own process of this user.
+    /// User-mode networking: our own process turns connections into sockets of this user.
     #[default]
     User,
-    /// Nothing: there is no device.
+    /// No network device.
     None,
-    /// The host's network, through passt(1).
+    /// User-mode networking by passt(1).
     Passt,
     /// An existing tap device of this name.
     Tap(String),
 }
 
-/// The text names no network.
+/// A text that is not a kind of network.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("write {}", NetworkKind::EXPECTED)]
+#[error("must be {}", NetworkKind::EXPECTED)]
 pub struct InvalidNetwork;
 
 impl NetworkKind {
-    /// What is accepted, as the end of "write …".
-    pub const EXPECTED: &'static str = "user, none, passt or tap=NAME, with the name of an existing tap device";
+    /// The accepted form, as the end of "must be …".
+    pub const EXPECTED: &'static str = "user, none, passt or tap=NAME with the name of an existing tap device";
 }
 
-/// What the kernel takes as an interface's name, and means literally: `%` is a number to be chosen.
+/// Accepts an interface name that the kernel takes literally (`dev_valid_name` of `net/core/dev.c`): at most 15 bytes
+/// (`IFNAMSIZ`), and no `%`, with which it would choose a number itself.
 fn is_interface(name: &str) -> bool {
+    // Stricter than the kernel, which also takes other printable characters: the name goes into messages and paths of
+    // sysfs.
     (1..=15).contains(&name.len())
         && name != "."
         && name != ".."
@@ -45,6 +48,8 @@ impl FromStr for NetworkKind {
             "user" => Ok(Self::User),
             "none" => Ok(Self::None),
             "passt" => Ok(Self::Passt),
+            // The name is checked by its form only: the device may be created before the VM is started, or on another
+            // host.
             _ => match text.strip_prefix("tap=") {
                 Some(name) if is_interface(name) => Ok(Self::Tap(name.to_owned())),
                 _ => Err(InvalidNetwork),

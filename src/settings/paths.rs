@@ -1,6 +1,6 @@
-//! Where a profile keeps its files (XDG Base Directory Specification 0.8).
+//! The files of a profile (XDG Base Directory Specification 0.8).
 //!
-//! | what    | folder                                                        | files                                   |
+//! | kind    | directory                                                     | files                                   |
 //! |---------|---------------------------------------------------------------|-----------------------------------------|
 //! | config  | `$XDG_CONFIG_HOME/bulkhead/<profile>/`                        | `settings.json`                         |
 //! | data    | `$XDG_DATA_HOME/bulkhead/<profile>/`                          | `data.img`                              |
@@ -14,35 +14,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::ProfileName;
+use super::profile::ProfileName;
 
-/// Longest path of a Unix socket in bytes: `sun_path` holds 108, its terminator included (unix(7)).
+/// Longest path of a Unix socket in bytes: `sun_path` holds 108, including the terminator (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Why a profile's folders cannot be used.
+/// A directory or socket of a profile that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PathError {
     /// No home directory is known.
     #[error("neither $HOME nor ${0} is set to an absolute path; set one of them")]
     NoHome(&'static str),
-    /// A folder could not be made or looked at.
-    #[error("cannot use the folder {path}")]
+    /// A directory that cannot be created or examined.
+    #[error("cannot use the directory {path}")]
     Folder {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The fallback in `/tmp` may have been planted by someone else.
-    #[error("{path} {problem}; remove it, or set XDG_RUNTIME_DIR to a folder of your own")]
+    /// A fallback in `/tmp` that another user may have created.
+    #[error("{path} {problem}; remove it, or set XDG_RUNTIME_DIR to a directory of your own")]
     Untrusted {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem, as the end of a sentence about the path.
         problem: &'static str,
     },
-    /// A socket's path does not fit.
+    /// A socket path that is too long.
     #[error(
         "the socket path {path} has {length} bytes, more than the {MAX_SOCKET_PATH} that Linux allows; \
          use a shorter profile name or set XDG_RUNTIME_DIR to a shorter path"
@@ -53,17 +53,17 @@ pub enum PathError {
         /// Its length in bytes.
         length: usize,
     },
-    /// There is no such profile.
+    /// A profile that does not exist.
     #[error("there is no profile `{name}`; {known}")]
     UnknownProfile {
-        /// The name asked for.
+        /// The requested name.
         name: ProfileName,
-        /// The profiles that exist, in words.
+        /// The existing profiles, or the way to create this one.
         known: String,
     },
 }
 
-/// The base folders of one person.
+/// The base directories of one user.
 #[derive(Clone, Debug)]
 pub struct Base {
     config: PathBuf,
@@ -71,7 +71,7 @@ pub struct Base {
     state: PathBuf,
     cache: PathBuf,
     runtime: PathBuf,
-    /// The runtime folder is the one in `/tmp`, where anybody could have put something.
+    /// The runtime directory is the fallback in `/tmp`, where any user can create files.
     shared_tmp: bool,
 }
 
@@ -82,7 +82,7 @@ impl Base {
     }
 
     pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<PathBuf>, uid: u32) -> Result<Self, PathError> {
-        // The specification says that relative paths are to be ignored.
+        // The specification requires relative paths to be ignored.
         let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
         let under = |name: &'static str, fallback: &str| {
             absolute(name)
@@ -90,6 +90,8 @@ impl Base {
                 .map(|path| path.join("bulkhead"))
                 .ok_or(PathError::NoHome(name))
         };
+        // The specification has no default for this one and asks for a replacement with similar properties: `create`
+        // checks that the one in `/tmp` is the user's alone.
         let runtime = absolute("XDG_RUNTIME_DIR").map(|path| path.join("bulkhead"));
         Ok(Self {
             config: under("XDG_CONFIG_HOME", ".config")?,
@@ -97,16 +99,17 @@ impl Base {
             state: under("XDG_STATE_HOME", ".local/state")?,
             cache: under("XDG_CACHE_HOME", ".cache")?,
             shared_tmp: runtime.is_none(),
+            // With the user ID in its name, so that users of one machine do not get into each other's way.
             runtime: runtime.unwrap_or_else(|| format!("/tmp/bulkhead-{uid}").into()),
         })
     }
 
-    /// Folder of images that a person or a package put there.
+    /// Directory of a guest image that the user or a package installed.
     pub fn data_image(&self) -> PathBuf {
         self.data.join("image")
     }
 
-    /// Folder of the image that `scripts/image` built.
+    /// Directory of the guest image that `scripts/image` built.
     pub fn cached_image(&self) -> PathBuf {
         self.cache.join("image/current")
     }
@@ -115,18 +118,20 @@ impl Base {
     pub fn profiles(&self) -> Vec<ProfileName> {
         let mut names: Vec<String> = [&self.config, &self.data, &self.state]
             .into_iter()
-            .filter_map(|folder| fs::read_dir(folder).ok())
+            .filter_map(|directory| fs::read_dir(directory).ok())
             .flatten()
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            // The data folder also holds the images.
+            // The data directory also holds the images.
             .filter(|name| name != "image")
             .collect();
+        // A profile usually has all three directories, and files of other programs or by hand may lie between them;
+        // they are told apart by the grammar of names.
         names.sort_unstable();
         names.dedup();
         names.iter().filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// The files of one profile; makes nothing.
+    /// The paths of one profile; creates nothing.
     pub fn profile(&self, name: &ProfileName) -> Result<Paths, PathError> {
         let runtime = self.runtime.join(name.as_str());
         let paths = Paths {
@@ -137,6 +142,7 @@ impl Base {
             runtime,
             base: self.clone(),
         };
+        // Checked before any work is done: bind(2) fails late, and without naming the limit.
         for socket in [paths.docker_socket(), paths.control_socket(), paths.agent_socket()] {
             let length = socket.as_os_str().len();
             if length > MAX_SOCKET_PATH {
@@ -146,23 +152,25 @@ impl Base {
         Ok(paths)
     }
 
-    /// The same, but the profile must have been used before; the default one always exists.
+    /// The same for a profile that has been used before; the default one always exists. A mistyped `--profile` would
+    /// otherwise look like an engine that is not running.
     pub fn known_profile(&self, name: &ProfileName) -> Result<Paths, PathError> {
         let paths = self.profile(name)?;
         if name.is_default() || paths.exists() {
             return Ok(paths);
         }
+        // The list helps against the usual cause, a typing error.
         let names: Vec<String> = self.profiles().iter().map(ToString::to_string).collect();
         let known = if names.is_empty() {
-            format!("`bulkhead --profile {name} start` makes it")
+            format!("`bulkhead --profile {name} start` creates it")
         } else {
-            format!("there are: {}", names.join(", "))
+            format!("existing profiles: {}", names.join(", "))
         };
         Err(PathError::UnknownProfile { name: name.clone(), known })
     }
 }
 
-/// The files of one profile.
+/// The paths of one profile.
 #[derive(Clone, Debug)]
 pub struct Paths {
     name: ProfileName,
@@ -179,12 +187,12 @@ impl Paths {
         &self.name
     }
 
-    /// The folders shared by all profiles.
+    /// The directories shared by all profiles.
     pub fn base(&self) -> &Base {
         &self.base
     }
 
-    /// What the person set.
+    /// The settings file.
     pub fn settings(&self) -> PathBuf {
         self.config.join("settings.json")
     }
@@ -194,17 +202,17 @@ impl Paths {
         self.data.join("data.img")
     }
 
-    /// Marks a profile whose files may be thrown away once nobody uses it.
+    /// Marks a profile of `bulkhead run`, whose files may be deleted once no process uses it.
     pub fn throw_away_marker(&self) -> PathBuf {
         self.data.join("throw-away")
     }
 
-    /// Log of the backend and of the vmm process.
+    /// The log of the backend and of the vmm process.
     pub fn backend_log(&self) -> PathBuf {
         self.state.join("backend.log")
     }
 
-    /// The guest's serial port, for those who ask for one.
+    /// The guest's serial port, with `--serial`.
     pub fn serial_log(&self) -> PathBuf {
         self.console_log().with_file_name("serial.log")
     }
@@ -214,12 +222,12 @@ impl Paths {
         self.state.join("console.log")
     }
 
-    /// The Docker API.
+    /// The socket of the Docker API.
     pub fn docker_socket(&self) -> PathBuf {
         self.runtime.join("docker.sock")
     }
 
-    /// The backend's own API.
+    /// The socket of the backend's control API.
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")
     }
@@ -229,17 +237,17 @@ impl Paths {
         self.runtime.join("vsock.sock")
     }
 
-    /// Where the guest's connections to the agent port arrive.
+    /// The socket for the guest's connections to the agent port, by the naming rule of the hybrid vsock.
     pub fn agent_socket(&self) -> PathBuf {
         self.runtime.join(format!("vsock.sock_{}", bulkhead_protocol::AGENT_PORT))
     }
 
-    /// Locked by the running backend; holds its process id.
+    /// The lock of the running backend; contains its process ID.
     pub fn lock(&self) -> PathBuf {
         self.runtime.join("lock")
     }
 
-    /// Folder above the runtime folders of all profiles.
+    /// The directory above the runtime directories of all profiles.
     pub fn runtime_root(&self) -> &Path {
         &self.base.runtime
     }
@@ -249,37 +257,41 @@ impl Paths {
         format!("unix://{}", self.docker_socket().display())
     }
 
-    /// Whether the profile has any files that outlive its backend.
+    /// Returns whether the profile has files that outlive its backend.
     pub fn exists(&self) -> bool {
-        [&self.config, &self.data, &self.state].into_iter().any(|folder| folder.is_dir())
+        [&self.config, &self.data, &self.state].into_iter().any(|directory| directory.is_dir())
     }
 
-    /// Makes the folders with mode 0700 and checks that the runtime folder is this person's alone.
+    /// Creates the directories with mode 0700 and checks that the runtime directory belongs to this user alone.
     pub fn create(&self) -> Result<(), PathError> {
         make(&self.base.runtime)?;
+        // Another user could have created it first, to listen on the sockets or to read them. The sticky bit of `/tmp`
+        // keeps one that passes the check from being replaced.
         if self.base.shared_tmp {
             check_owner(&self.base.runtime)?;
         }
-        [&self.data, &self.state, &self.runtime].into_iter().try_for_each(|folder| make(folder))
+        [&self.data, &self.state, &self.runtime].into_iter().try_for_each(|directory| make(directory))
     }
 
-    /// Makes the settings' folder with mode 0700.
+    /// Creates the settings' directory with mode 0700.
     pub fn create_config(&self) -> Result<PathBuf, PathError> {
         make(&self.config)?;
         Ok(self.config.clone())
     }
 
-    /// Removes the runtime folder if nothing is left in it.
+    /// Removes the runtime directory if it is empty.
     pub fn remove_empty_runtime(&self) {
         let _ = fs::remove_dir(&self.runtime);
     }
 
     /// Removes every file of the profile.
     pub fn remove_all(&self) -> Result<(), PathError> {
-        for folder in [&self.runtime, &self.state, &self.data, &self.config] {
-            match fs::remove_dir_all(folder) {
+        // The data directory has the marker of a temporary profile: if this is interrupted before, the next `bulkhead
+        // run` still finds the profile and removes the rest.
+        for directory in [&self.runtime, &self.state, &self.data, &self.config] {
+            match fs::remove_dir_all(directory) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(PathError::Folder { path: folder.clone(), source });
+                    return Err(PathError::Folder { path: directory.clone(), source });
                 }
                 _ => {}
             }
@@ -288,23 +300,25 @@ impl Paths {
     }
 }
 
-fn make(folder: &Path) -> Result<(), PathError> {
+fn make(directory: &Path) -> Result<(), PathError> {
+    // The mode is for new directories, parents included. Existing ones keep theirs: their modes are the user's choice.
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(folder)
-        .map_err(|source| PathError::Folder { path: folder.to_owned(), source })
+        .create(directory)
+        .map_err(|source| PathError::Folder { path: directory.to_owned(), source })
 }
 
-fn check_owner(folder: &Path) -> Result<(), PathError> {
-    let untrusted = |problem| Err(PathError::Untrusted { path: folder.to_owned(), problem });
+fn check_owner(directory: &Path) -> Result<(), PathError> {
+    let untrusted = |problem| Err(PathError::Untrusted { path: directory.to_owned(), problem });
+    // Not through a link, whose owner could point it elsewhere after the check.
     let metadata =
-        fs::symlink_metadata(folder).map_err(|source| PathError::Folder { path: folder.to_owned(), source })?;
+        fs::symlink_metadata(directory).map_err(|source| PathError::Folder { path: directory.to_owned(), source })?;
     if !metadata.is_dir() {
-        return untrusted("is not a folder");
+        return untrusted("is not a directory");
     }
     if metadata.uid() != nix::unistd::geteuid().as_raw() {
-        return untrusted("belongs to somebody else");
+        return untrusted("belongs to another user");
     }
     if metadata.mode() & 0o077 != 0 {
         return untrusted("is open to other users");
@@ -360,6 +374,6 @@ mod tests {
         assert!(matches!(check_owner(folder.path()), Err(PathError::Untrusted { .. })));
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("/root", &link).unwrap();
-        assert!(matches!(check_owner(&link), Err(PathError::Untrusted { problem: "is not a folder", .. })));
+        assert!(matches!(check_owner(&link), Err(PathError::Untrusted { problem: "is not a directory", .. })));
     }
 }

@@ -4,12 +4,12 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Longest profile name in bytes; longer ones would not fit a socket's path.
+/// Longest profile name in bytes. Socket paths, which contain it, are short (unix(7)).
 const MAX_NAME: usize = 40;
 
-/// Why a profile name was refused.
+/// A text that is not a profile name.
 #[derive(Debug, thiserror::Error)]
-#[error("a profile name has 1 to {MAX_NAME} characters of a-z, 0-9, `-` and `_`, and starts with a letter or a digit")]
+#[error("a profile name has 1 to {MAX_NAME} characters from a-z, 0-9, `-` and `_`, and starts with a letter or digit")]
 pub struct InvalidName;
 
 /// The name of a profile: one engine with its own VM, disk, settings and sockets.
@@ -23,19 +23,19 @@ impl ProfileName {
         &self.0
     }
 
-    /// Whether this is the profile used when none is named.
+    /// Returns whether it is the profile that is used without `--profile`.
     pub fn is_default(&self) -> bool {
         self.0 == "default"
     }
 
-    /// The name of the docker context that stands for this profile.
+    /// The name of the profile's docker context.
     pub fn context(&self) -> String {
         if self.is_default() { "bulkhead".into() } else { format!("bulkhead-{}", self.0) }
     }
 
     /// The guest's host name.
     pub fn hostname(&self) -> String {
-        // A host name knows no underscore (RFC 1123, 2.1).
+        // A host name has neither underscores nor a hyphen at its end (RFC 1123, 2.1).
         self.context().replace('_', "-").trim_end_matches('-').to_owned()
     }
 }
@@ -50,6 +50,8 @@ impl FromStr for ProfileName {
     type Err = InvalidName;
 
     fn from_str(name: &str) -> Result<Self, InvalidName> {
+        // The name is a component of paths and a part of the docker context's: no `/`, no dot, no upper case, and no
+        // leading `-` that would look like an option.
         let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let first = name.bytes().next().is_some_and(word);
         let rest = name.bytes().all(|byte| word(byte) || byte == b'-' || byte == b'_');

@@ -1,4 +1,7 @@
-//! HTTP proxies: their URLs, what is reached without them, and what the guest is told of them.
+//! HTTP proxies: their URLs, the destinations reached without them, and the form in which the guest gets both.
+//!
+//! A URL may have a password. It goes to the guest and to `settings get`, never into a message or a log: `Display` and
+//! `Debug` leave it out.
 
 use std::{
     fmt,
@@ -8,12 +11,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// What the guest reaches by itself.
+/// Names and networks that the guest reaches without a proxy: itself and its names for the host.
 const OWN: [&str; 5] = ["localhost", "127.0.0.0/8", "::1", "host.docker.internal", "gateway.docker.internal"];
-/// Longest text that is taken, in bytes.
-const LONGEST: usize = 2048;
+/// Longest accepted text, in bytes.
+const MAX_URL: usize = 2048;
 
-/// The URL of a proxy. Its name and password are shown by [`ProxyUrl::for_guest`] only.
+/// The URL of a proxy. Only [`ProxyUrl::for_guest`] returns its user name and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl {
     scheme: &'static str,
@@ -22,15 +25,15 @@ pub struct ProxyUrl {
     port: Option<u16>,
 }
 
-/// The text is no URL of a proxy.
+/// A text that is not the URL of a proxy.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this is no proxy's URL")]
+#[error("not a proxy URL")]
 pub struct InvalidProxy;
 
-/// What Go's HTTP client, which the engine uses, knows.
+/// Schemes that Go's HTTP client, which the engine uses, supports for a proxy.
 const SCHEMES: [&str; 4] = ["http", "https", "socks5", "socks5h"];
 
-/// Characters of a name and password (RFC 3986, 3.2.1); others are written as %XX.
+/// Accepts the characters of a user name and password (RFC 3986, 3.2.1); others have to be written as %XX.
 fn is_user(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.iter().enumerate().all(|(at, byte)| match byte {
@@ -47,12 +50,15 @@ impl FromStr for ProxyUrl {
     type Err = InvalidProxy;
 
     fn from_str(text: &str) -> Result<Self, InvalidProxy> {
-        if text.len() > LONGEST {
+        if text.len() > MAX_URL {
             return Err(InvalidProxy);
         }
+        // Without a scheme it is http, as Go takes it from the environment.
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let scheme = SCHEMES.into_iter().find(|known| scheme.eq_ignore_ascii_case(known)).ok_or(InvalidProxy)?;
+        // A path, query or fragment means nothing to a proxy; left in here, its characters fail as part of the host.
         let authority = rest.strip_suffix('/').unwrap_or(rest);
+        // The last @ is the separator, as one in a password has to be written as %40.
         let (user, place) = match authority.rsplit_once('@') {
             Some((user, place)) => (Some(user.to_owned()), place),
             None => (None, authority),
@@ -60,6 +66,8 @@ impl FromStr for ProxyUrl {
         let (host, port) = match place.strip_prefix('[') {
             Some(rest) => {
                 let (address, port) = rest.split_once(']').ok_or(InvalidProxy)?;
+                // Written again in one spelling. A zone (`%eth0`) is refused: the guest does not have the host's
+                // interfaces.
                 let address: Ipv6Addr = address.parse().map_err(|_| InvalidProxy)?;
                 let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(InvalidProxy)?) };
                 (format!("[{address}]"), port)
@@ -69,6 +77,7 @@ impl FromStr for ProxyUrl {
                 None => (place.to_owned(), None),
             },
         };
+        // Digits only: `parse` would accept a sign, too.
         let port = match port {
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
                 Some(digits.parse().ok().filter(|port| *port != 0).ok_or(InvalidProxy)?)
@@ -84,18 +93,19 @@ impl FromStr for ProxyUrl {
 }
 
 impl ProxyUrl {
-    /// Whether it is a service on this machine's loopback.
+    /// Returns whether the proxy listens on this machine's loopback.
     pub fn is_on_loopback(&self) -> bool {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        // A dot at the end makes a name absolute and does not change where it leads.
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            // The unspecified address leads to this host, too.
+            // Linux connects to the unspecified address as to the loopback.
             Ok(address) => address.is_loopback() || address.is_unspecified(),
             Err(_) => host == "localhost" || host.ends_with(".localhost"),
         }
     }
 
-    /// The URL for the guest, with name and password: what is on this machine's loopback is on `host` there.
+    /// The URL for the guest, with user name and password. A proxy on this machine's loopback is at `host` there.
     pub fn for_guest(&self, host: Option<&str>) -> String {
         let host = host.filter(|_| self.is_on_loopback()).unwrap_or(&self.host);
         self.write(self.user.as_deref(), host)
@@ -108,7 +118,7 @@ impl ProxyUrl {
     }
 }
 
-/// Name and password are not shown.
+/// Without user name and password.
 impl fmt::Display for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.write(self.user.as_ref().map(|_| "***"), &self.host))
@@ -121,33 +131,34 @@ impl fmt::Debug for ProxyUrl {
     }
 }
 
-/// What may be shown of a text that was meant as a proxy's URL.
+/// A text that was meant as a proxy's URL, without user name and password.
 pub(super) fn conceal(text: &str) -> String {
     match text.parse::<ProxyUrl>() {
         Ok(url) => url.to_string(),
+        // Nobody knows which part is the password, so none is shown.
         Err(InvalidProxy) if text.contains('@') => "***".into(),
         Err(InvalidProxy) => text.into(),
     }
 }
 
-/// Whether the text is one name, address, network or pattern that is reached without the proxy.
+/// Accepts one name, address, network or pattern to reach without the proxy. 253 bytes is the longest DNS name.
 pub(super) fn is_exclusion(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
 }
 
-/// The proxy that the environment of a command names: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
+/// The proxy in the environment of a command: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProxyEnvironment {
-    /// For http.
+    /// For HTTP.
     pub http: Option<String>,
-    /// For https.
+    /// For HTTPS.
     pub https: Option<String>,
-    /// Without a proxy, separated by commas.
+    /// Destinations reached without it, separated by commas.
     pub exclude: Option<String>,
 }
 
-/// Never with a password.
+/// Without user names and passwords.
 impl fmt::Debug for ProxyEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProxyEnvironment")
@@ -159,7 +170,7 @@ impl fmt::Debug for ProxyEnvironment {
 }
 
 impl ProxyEnvironment {
-    /// Reads it through `variable`, as Go's programs do: upper case first, and empty is not set.
+    /// Reads it through `variable` as Go's programs do: upper case first, and an empty variable counts as unset.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let either = |name: &str| {
             [name.to_owned(), name.to_lowercase()]
@@ -173,16 +184,16 @@ impl ProxyEnvironment {
 /// The engine's proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxy {
-    /// For http.
+    /// For HTTP.
     pub http: Option<ProxyUrl>,
-    /// For https.
+    /// For HTTPS.
     pub https: Option<ProxyUrl>,
-    /// Without a proxy, beside what the guest reaches by itself.
+    /// Destinations reached without it, in addition to the guest's own.
     pub exclude: Vec<String>,
 }
 
 impl Proxy {
-    /// What the environment says; and the variables that name no proxy.
+    /// The proxy of an environment, and the variables that are not a proxy's URL.
     pub fn from_environment(environment: &ProxyEnvironment) -> (Self, Vec<&'static str>) {
         let mut wrong = Vec::new();
         let mut url = |text: &Option<String>, name| match text.as_deref().map(str::parse) {
@@ -194,24 +205,27 @@ impl Proxy {
             None => None,
         };
         let (http, https) = (url(&environment.http, "HTTP_PROXY"), url(&environment.https, "HTTPS_PROXY"));
+        // Programs differ on whether spaces separate words, too. No name or network contains one, so they do here.
         let words = environment.exclude.as_deref().unwrap_or_default().split(|c: char| c == ',' || c.is_whitespace());
         let exclude = words.filter(|word| is_exclusion(word)).map(ToOwned::to_owned).collect();
         (Self { http, https, exclude }, wrong)
     }
 
-    /// Whether there is one.
+    /// Returns whether there is a proxy.
     pub fn is_some(&self) -> bool {
         self.http.is_some() || self.https.is_some()
     }
 
-    /// Whether it is reached through the guest's name for the host.
+    /// Returns whether the guest reaches one of its URLs through its name for the host.
     pub fn is_on_loopback(&self) -> bool {
         [&self.http, &self.https].into_iter().flatten().any(ProxyUrl::is_on_loopback)
     }
 
-    /// What the guest reaches without the proxy, with commas between; `own` are more of its names and networks.
+    /// The destinations that the guest reaches without the proxy, separated by commas; `own` has more of its names and
+    /// networks.
     pub fn no_proxy(&self, own: &[String]) -> String {
         let mut words: Vec<&str> = OWN.into_iter().chain(own.iter().map(String::as_str)).collect();
+        // The guest's own names come first and only once; the user's list often has `localhost`, too.
         for word in &self.exclude {
             if !words.contains(&word.as_str()) {
                 words.push(word);

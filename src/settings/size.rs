@@ -1,17 +1,17 @@
-//! Sizes as people write them: `8G`, `8GiB`, `512M`.
+//! Sizes on the command line: `8G`, `8GiB`, `512M`.
 
 use std::{fmt, str::FromStr};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Why a size was refused.
+/// A text that is not a size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidSize {
-    /// No number, no unit or an unknown unit.
-    #[error("write a whole number and a unit, such as 512M, 8G or 1T (powers of 1024; 8GiB is the same as 8G)")]
+    /// Without a number, or without a known unit.
+    #[error("must be a whole number with a unit, such as 512M, 8G or 1T (powers of 1024; 8GiB is the same as 8G)")]
     Syntax,
-    /// It does not fit.
+    /// More bytes than 64 bits count.
     #[error("the size is too large")]
     TooLarge,
 }
@@ -51,7 +51,8 @@ impl FromStr for Size {
         if number.is_empty() {
             return Err(InvalidSize::Syntax);
         }
-        // A bare number is refused: docker reads it as bytes, other tools as MiB.
+        // A bare number is refused: docker takes it as bytes, other tools as MiB.
+        // All units are powers of 1024, as docker takes them for `--memory`.
         let factor = match unit.to_ascii_lowercase().as_str() {
             "k" | "kb" | "kib" => 1 << 10,
             "m" | "mb" | "mib" => MIB,
@@ -68,6 +69,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             bytes if bytes >= GIB && bytes.is_multiple_of(GIB) => write!(f, "{} GiB", bytes / GIB),
+            // From here on a fraction of a GiB does not matter to a reader.
             bytes if bytes >= 10 * GIB => write!(f, "{} GiB", bytes / GIB),
             bytes => write!(f, "{} MiB", bytes / MIB),
         }

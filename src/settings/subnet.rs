@@ -1,20 +1,21 @@
-//! The VM's IPv4 network (`vpnkitCIDR`).
+//! The setting `vpnkitCIDR`: the IPv4 network between the VM and its router.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
-/// A private network that is the VM's.
+/// A private IPv4 network that a VM can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnet {
     first: Ipv4Addr,
     prefix: u8,
 }
 
-/// The text is no network that a VM can have.
+/// A text that is not a network for a VM.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("write {}", Subnet::EXPECTED)]
+#[error("must be {}", Subnet::EXPECTED)]
 pub struct InvalidSubnet;
 
-/// Lengths of prefixes: the guest, its router and the host need addresses, and a whole /8 is nobody's to give.
+/// Accepted prefix lengths: long enough to leave the host most of a private range, and short enough for the addresses
+/// of the guest, its router and the host.
 const PREFIXES: std::ops::RangeInclusive<u8> = 16..=28;
 
 /// Networks for private use (RFC 1918).
@@ -24,26 +25,28 @@ const PRIVATE: [Subnet; 3] = [
     Subnet { first: Ipv4Addr::new(192, 168, 0, 0), prefix: 16 },
 ];
 
-/// What the engine gives its default bridge.
+/// The network that dockerd gives its default bridge.
 const BRIDGE: Subnet = Subnet { first: Ipv4Addr::new(172, 17, 0, 0), prefix: 16 };
 
 impl Subnet {
-    /// What is accepted, as the end of "write …".
-    pub const EXPECTED: &'static str = "a private IPv4 network of 16 to 28 bits, by its first address, such as \
-                                        192.168.65.0/24; not in 172.17.0.0/16, which is the engine's";
+    /// The accepted form, as the end of "must be …".
+    pub const EXPECTED: &'static str = "a private IPv4 network with a prefix of 16 to 28 bits, given by its first \
+                                        address, such as 192.168.65.0/24, and outside 172.17.0.0/16, which the engine \
+                                        uses";
 
     /// Its first address.
     pub const fn first(self) -> Ipv4Addr {
         self.first
     }
 
-    /// Length of its prefix in bits.
+    /// The length of its prefix in bits.
     pub const fn prefix(self) -> u8 {
         self.prefix
     }
 
-    /// Whether `other` lies in it wholly.
+    /// Returns whether all of `other` lies in it.
     fn contains(self, other: Self) -> bool {
+        // A shift by 32, for a prefix of 0 bits, would overflow.
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
         other.prefix >= self.prefix && u32::from(other.first) & mask == u32::from(self.first)
     }
@@ -60,7 +63,7 @@ impl FromStr for Subnet {
 
     fn from_str(text: &str) -> Result<Self, InvalidSubnet> {
         let (first, prefix) = text.split_once('/').ok_or(InvalidSubnet)?;
-        // `+24` and `024` are numbers to `parse`, and no prefixes.
+        // `parse` would accept `+24` and `024`, too; the network is printed in one spelling and has to be given in it.
         if !prefix.bytes().all(|byte| byte.is_ascii_digit()) || prefix.starts_with('0') {
             return Err(InvalidSubnet);
         }
@@ -68,6 +71,7 @@ impl FromStr for Subnet {
             first: first.parse().map_err(|_| InvalidSubnet)?,
             prefix: prefix.parse().map_err(|_| InvalidSubnet)?,
         };
+        // The shift leaves the bits behind the prefix, which are zero in the first address of a network.
         let fits = PREFIXES.contains(&subnet.prefix)
             && u32::from(subnet.first).checked_shl(u32::from(subnet.prefix)) == Some(0)
             && PRIVATE.iter().any(|private| private.contains(subnet))

@@ -1,4 +1,4 @@
-//! The backend's part towards the guest: configures the agent, hears of the engine, pings it.
+//! The backend's part towards the guest: configures the agent, waits for its report of the engine, pings the engine.
 
 use std::{
     fs::File,
@@ -36,12 +36,12 @@ use crate::{
     round::Happening,
 };
 
-/// How soon the thread sees that it shall end, in milliseconds.
-const LOOK_UP: u16 = 200;
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time until the thread notices that it must end, in milliseconds.
+const STOP_INTERVAL_MS: u16 = 200;
+/// Time for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How the host reaches the guest and is reached.
+/// The sockets between host and guest, in both directions.
 pub enum Way {
     /// Our device's hybrid sockets.
     Hybrid(PathBuf),
@@ -91,7 +91,7 @@ impl Way {
         match self {
             Self::Hybrid(path) => {
                 let mut stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
                 stream.write_all(format!("CONNECT {DOCKER_PORT}\n").as_bytes())?;
                 let mut answer = Vec::new();
                 let mut byte = [0];
@@ -106,7 +106,7 @@ impl Way {
             }
             Self::Kernel(cid) => {
                 let stream = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-                setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+                setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT.as_secs().cast_signed()))?;
                 connect(stream.as_raw_fd(), &VsockAddr::new(*cid, DOCKER_PORT))?;
                 Ok(File::from(stream))
             }
@@ -164,7 +164,7 @@ fn converse(way: &Way, listener: &OwnedFd, stop: &AtomicBool, happenings: &Sende
             return Ok(());
         }
         let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::from(LOOK_UP))? > 0
+        if poll(&mut fds, PollTimeout::from(STOP_INTERVAL_MS))? > 0
             && let Some(stream) = way.accept(listener)?
         {
             break stream;

@@ -26,12 +26,12 @@ use crate::{
     round::Happening,
 };
 
-/// init's first words.
+/// init's first line.
 const MARKER: &[u8] = b"bulkhead-init: started";
-/// How soon the thread sees that it shall end, in milliseconds; what is written to the console wakes it at once.
-const LOOK_UP: u16 = 200;
+/// Time until the thread notices that it must end, in milliseconds; output of the console wakes it at once.
+const STOP_INTERVAL_MS: u16 = 200;
 /// Bytes kept to explain a run that failed.
-const MOST_TAIL: usize = 2000;
+const MAX_TAIL: usize = 2000;
 
 /// The console's FIFO, open at both ends so that neither side waits for the other.
 pub struct Console {
@@ -65,7 +65,7 @@ fn follow(mut fifo: File, pid: u32, stop: &AtomicBool, happenings: &Sender<Happe
     let mut piece = [0; 4096];
     let mut found = false;
     while !stop.load(Ordering::Relaxed) {
-        match poll(&mut [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK_UP)) {
+        match poll(&mut [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)], PollTimeout::from(STOP_INTERVAL_MS)) {
             Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
             Ok(_) => {}
             Err(_) => return,
@@ -78,7 +78,7 @@ fn follow(mut fifo: File, pid: u32, stop: &AtomicBool, happenings: &Sender<Happe
             let exits: Option<Exits> = process::exits(pid);
             let _ = happenings.send(Happening::Init { at, exits });
         }
-        text.drain(..text.len().saturating_sub(MOST_TAIL));
+        text.drain(..text.len().saturating_sub(MAX_TAIL));
     }
     let _ = happenings.send(Happening::Console(String::from_utf8_lossy(&text).into_owned()));
 }

@@ -11,8 +11,9 @@ use std::{
 
 use bulkhead::backend::plan::{CMDLINE, DATA_SERIAL};
 use bulkhead_vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock};
+use support::control;
 
-use crate::{Result, control};
+use crate::Result;
 
 /// Size of the data disk, a new sparse file for each run, in bytes.
 const DATA_BYTES: u64 = 16 << 30;
@@ -69,37 +70,37 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// The root file system; in the network's part one that holds nothing but the endpoint.
     pub rootfs: PathBuf,
-    /// Where sockets and disks are made.
-    pub folder: PathBuf,
+    /// Directory of sockets and disks.
+    pub directory: PathBuf,
     /// vCPUs.
     pub cpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
 }
 
-/// What all runs have in common.
+/// The part that all runs have in common.
 #[derive(Debug)]
 pub struct Setup {
     /// The guest.
     pub machine: Machine,
-    /// Whether QEMU can have a vsock device.
+    /// Set where QEMU can have a vsock device.
     pub vhost_vsock: bool,
 }
 
 impl Setup {
     /// The FIFO that a contender writes the guest's console to.
     pub fn console(&self) -> PathBuf {
-        self.machine.folder.join("console")
+        self.machine.directory.join("console")
     }
 
     /// Our vsock device's socket.
     pub fn vsock(&self) -> PathBuf {
-        self.machine.folder.join("vsock.sock")
+        self.machine.directory.join("vsock.sock")
     }
 
     /// The data disk.
     pub fn data(&self) -> PathBuf {
-        self.machine.folder.join("data.img")
+        self.machine.directory.join("data.img")
     }
 
     /// Makes an empty data disk.
@@ -108,7 +109,7 @@ impl Setup {
     }
 }
 
-/// Whether this user can give a VM the kernel's vsock device.
+/// Returns whether this user can give a VM the kernel's vsock device.
 pub fn vhost_vsock() -> bool {
     OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_ok()
 }
@@ -154,7 +155,7 @@ impl Running {
         }
     }
 
-    /// What our VMM tells of itself; `None` for QEMU.
+    /// Reads the statistics of our VMM; `None` for QEMU.
     pub fn own_account(&self) -> Result<Option<OwnAccount>> {
         let Some(control) = &self.control else { return Ok(None) };
         send(control, &Command::Statistics)?;
@@ -192,7 +193,7 @@ fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
         console: Some(setup.console()),
         serial: None,
     };
-    // The packet waits in the socket: the process finds its machine as soon as it looks.
+    // The packet waits in the socket, so the process has its machine at the first read.
     send(&ours, &Command::Boot(Box::new(config)))?;
     let mut process = Process::new(&setup.machine.bulkhead);
     process.arg("vmm");

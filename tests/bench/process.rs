@@ -1,4 +1,4 @@
-//! What the kernel knows of a VMM's process: VM exits and memory.
+//! The kernel's figures for a VMM's process: VM exits and memory.
 
 use std::{collections::BTreeMap, fs};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// Where KVM keeps its statistics: one folder for each VM, named `<process>-<descriptor>`.
+/// KVM's statistics: one directory for each VM, named `<process>-<descriptor>`.
 const KVM: &str = "/sys/kernel/debug/kvm";
 
 /// VM exits of all vCPUs.

@@ -3,8 +3,6 @@
 
 mod agent;
 mod console;
-#[path = "../support/control.rs"]
-mod control;
 mod launch;
 mod network;
 mod process;
@@ -21,10 +19,10 @@ use round::Sample;
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
 
-/// How the result is printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A table for people.
+    /// A table for the terminal.
     Table,
     /// JSON for programs.
     Json,
@@ -42,9 +40,9 @@ struct Arguments {
     /// The guest's root file system.
     #[arg(long)]
     rootfs: PathBuf,
-    /// An empty folder for sockets, disks and copies; what is made in it is removed again.
+    /// Empty directory for sockets, disks and copies, which are removed at the end.
     #[arg(long)]
-    folder: PathBuf,
+    directory: PathBuf,
     /// Rounds that count.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -60,7 +58,7 @@ struct Arguments {
     /// Measure the network; the root file system is the endpoint's.
     #[arg(long)]
     network: bool,
-    /// How long each row of the network is measured, in milliseconds.
+    /// Time for which each row of the network is measured, in milliseconds.
     #[arg(long, default_value_t = 2000)]
     milliseconds: u64,
     /// Say in the report that the machine is emulated.
@@ -87,7 +85,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<String> {
     // Copies on a local file system: each contender starts from the page cache, none from a network share.
     let copy = |from: &PathBuf, name: &str| -> Result<PathBuf> {
-        let to = arguments.folder.join(name);
+        let to = arguments.directory.join(name);
         std::fs::copy(from, &to).map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
         Ok(to)
     };
@@ -95,7 +93,7 @@ fn run(arguments: &Arguments) -> Result<String> {
         bulkhead: copy(&arguments.bulkhead, "bulkhead")?,
         kernel: copy(&arguments.kernel, "vmlinux")?,
         rootfs: copy(&arguments.rootfs, "rootfs.erofs")?,
-        folder: arguments.folder.clone(),
+        directory: arguments.directory.clone(),
         cpus: arguments.cpus,
         memory_mib: arguments.memory,
     };
@@ -123,7 +121,7 @@ fn run(arguments: &Arguments) -> Result<String> {
         }
     }
     for name in ["bulkhead", "vmlinux", "rootfs.erofs"] {
-        std::fs::remove_file(arguments.folder.join(name))?;
+        std::fs::remove_file(arguments.directory.join(name))?;
     }
     let report = Report::new(environment, &setup, samples, failures);
     Ok(match arguments.format {

@@ -1,4 +1,4 @@
-//! Medians, ranges and ratios, for people and for programs.
+//! Medians, ranges and ratios, as a table and as JSON.
 
 use std::{collections::BTreeMap, fmt::Write, fs, process::Command};
 
@@ -10,10 +10,10 @@ use crate::{
     round::Sample,
 };
 
-/// The most that our VMM shall hold beyond guest memory, in KiB.
+/// Upper limit of the memory that our VMM may hold beside the guest's, in KiB.
 const OVERHEAD_GOAL: f64 = 8.0 * 1024.0;
 
-/// Where the numbers were taken.
+/// The machine on which the numbers were taken.
 #[derive(Debug)]
 pub struct Environment {
     cpu: String,
@@ -25,7 +25,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Looks around.
+    /// Reads the figures of this machine.
     pub fn read(emulated: bool) -> Result<Self> {
         let cpu = fs::read_to_string("/proc/cpuinfo")?;
         let cpu =
@@ -43,7 +43,7 @@ impl Environment {
         })
     }
 
-    /// Two lines for people.
+    /// The same as two lines of the table.
     pub fn place(&self) -> String {
         let Self { cpu, cpus, kernel, qemu, emulated, load } = self;
         let kind = if *emulated { "emulated" } else { "real" };
@@ -134,7 +134,7 @@ impl Report {
         spread(&self.values(quantity, contender).into_iter().map(|(_, value)| value).collect::<Vec<_>>())
     }
 
-    /// Medians, ranges and ratios with the goals, for people.
+    /// A table of medians, ranges and ratios with the goals.
     pub fn table(&self) -> String {
         const PEERS: [Contender; 2] = [Contender::Microvm, Contender::Q35];
         let rounds = self.samples.iter().map(|(round, ..)| *round).max().unwrap_or(0);

@@ -14,30 +14,30 @@ use crate::{
     process::{Exits, Memory},
 };
 
-/// How long a run may take until init, and from there until the engine answers.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// Time for a run until init, and from there until the engine answers.
+const HAPPENING_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// What the threads around a VM tell.
+/// The reports of the threads around a VM.
 pub enum Happening {
     /// init runs.
     Init {
-        /// When its line had arrived.
+        /// Arrival of its line.
         at: Instant,
         /// The exits until then.
         exits: Option<Exits>,
     },
     /// The engine answered.
     Ping {
-        /// When.
+        /// Arrival of the answer.
         at: Instant,
     },
     /// The run failed.
     Failed(String),
-    /// The console's last words, when its reader ends.
+    /// The console's last output, when its reader ends.
     Console(String),
 }
 
-/// What one run showed.
+/// The figures of one run.
 #[derive(Debug)]
 pub struct Sample {
     /// From the start of the process to init, in milliseconds.
@@ -71,7 +71,7 @@ pub fn run(setup: &Setup, contender: Contender, init_only: bool) -> Result<Sampl
     drop(reader);
     clean(setup);
     measured.map_err(|error| match happened.try_iter().find_map(last_words) {
-        Some(words) => format!("{error}\nthe guest's last words:\n{words}").into(),
+        Some(words) => format!("{error}\nthe guest's last output:\n{words}").into(),
         None => error,
     })
 }
@@ -105,25 +105,25 @@ fn measure(
     Ok(sample)
 }
 
-/// The next happening that is no failure.
+/// The next report; a failure is an error.
 fn next(running: &mut Running, happened: &Receiver<Happening>) -> Result<Happening> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + HAPPENING_TIMEOUT;
     loop {
         match happened.recv_timeout(Duration::from_millis(500)) {
             Ok(Happening::Failed(reason)) => return Err(reason.into()),
             Ok(Happening::Console(_)) => {}
             Ok(happening) => return Ok(happening),
             Err(RecvTimeoutError::Timeout) => running.check()?,
-            Err(RecvTimeoutError::Disconnected) => return Err("nobody watches the machine any more".into()),
+            Err(RecvTimeoutError::Disconnected) => return Err("the threads around the machine have ended".into()),
         }
         if Instant::now() > deadline {
-            return Err(format!("nothing happened for {} s", PATIENCE.as_secs()).into());
+            return Err(format!("nothing happened for {} s", HAPPENING_TIMEOUT.as_secs()).into());
         }
     }
 }
 
 fn clean(setup: &Setup) {
-    for path in [setup.console(), setup.vsock(), setup.data(), setup.machine.folder.join("vsock.sock_1025")] {
+    for path in [setup.console(), setup.vsock(), setup.data(), setup.machine.directory.join("vsock.sock_1025")] {
         let _ = fs::remove_file(path);
     }
 }

@@ -16,13 +16,12 @@ use bollard::{
     },
 };
 use futures_util::StreamExt;
-use tokio::io::AsyncWriteExt;
-
-use crate::{
+use support::{
     client::{self, connect},
     engine::{Isolation, Pattern, engine, shell, write_pattern},
     process::{COMMAND, poll, run, stream},
 };
+use tokio::io::AsyncWriteExt;
 
 /// Time for the 64 MiB to go through and come back.
 const BULK: Duration = Duration::from_secs(300);
@@ -151,7 +150,7 @@ fn a_connection_may_be_closed_by_either_side_first() {
     client::request(&mut stream, "GET", "/_ping").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client::answer(&mut stream).unwrap(), (200, "OK".into()));
-    // The server ends it: a read gives the end, and a write finds nobody, now or once the news is there.
+    // The server ends it: a read returns the end, and a write fails, at once or when the reset has arrived.
     let mut stream = connect(&engine.home.docker_socket()).unwrap();
     client::request(&mut stream, "GET", "/_ping").unwrap();
     assert_eq!(client::answer(&mut stream).unwrap(), (200, "OK".into()));

@@ -1,4 +1,4 @@
-//! What the backend finds out about a VM that may hang.
+//! The backend's examination of a VM that may hang.
 
 use std::time::Duration;
 
@@ -7,8 +7,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-
-use crate::{
+use support::{
     client,
     engine::{Isolation, engine},
     home::pid,
@@ -47,7 +46,7 @@ fn a_guest_says_what_it_does_and_one_that_cannot_is_missing() {
     let examination = examine(&control);
     assert!(examination["guest"].is_null() && examination["vcpus"].as_array().unwrap().is_empty(), "{examination}");
     drop(paused);
-    // What it could not answer then does not come as the answer to what follows.
+    // An answer that comes too late must not be taken for the answer to a later question.
     std::thread::sleep(Duration::from_secs(1));
     assert!(examine(&control)["guest"].is_object());
     assert_eq!(engine.get("/_ping").0, 200);

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{
+use support::{
     client::connect,
     engine::{Isolation, STOP, engine, shell},
-    home::{Home, OwnHome, empty_erofs, program},
+    home::{Home, OwnHome, empty_erofs},
     process::{COMMAND, run},
+    program,
 };
 
 /// Time for a refusal.
@@ -133,7 +134,7 @@ fn a_full_disk_is_refused() {
     let refused = std::panic::catch_unwind(|| home.bulkhead(&["start"], REFUSAL).refused());
     shell(&home, &format!("umount '{data}'"), COMMAND).ok();
     let message = refused.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert!(message.contains("MiB are free") && message.contains("make room there"), "{message}");
+    assert!(message.contains("MiB free") && message.contains("free some space"), "{message}");
 }
 
 #[test]
@@ -144,12 +145,12 @@ fn a_person_without_access_to_kvm_is_told_the_group_and_the_command() {
         return;
     }
     let home = OwnHome(Home::new());
-    // The program's own folder may be closed to others.
+    // The program's own directory may be closed to others.
     let copy = home.path("bulkhead");
     fs::copy(program(), &copy).unwrap();
     fs::set_permissions(home.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-    for folder in ["", "config", "data", "state", "run", "docker"] {
-        chown(home.path(folder), Some(65534), Some(65534)).unwrap();
+    for directory in ["", "config", "data", "state", "run", "docker"] {
+        chown(home.path(directory), Some(65534), Some(65534)).unwrap();
     }
     let mut command = home.command("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(copy).arg("start");

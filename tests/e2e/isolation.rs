@@ -1,12 +1,11 @@
-//! What Enhanced Container Isolation shows and refuses, in the documented words.
+//! The figures and refusals of Enhanced Container Isolation, in the documented words.
 
 use std::{fs, thread};
 
 use serde_json::Value;
-
-use crate::{
+use support::{
     client,
-    engine::{Engine, Isolation, engine},
+    engine::{Engine, ISOLATION, Isolation, engine},
     home::pid,
     process::{COMMAND, run},
 };
@@ -107,10 +106,10 @@ fn mounts_of_the_vms_own_files_are_refused() {
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn steps_of_a_build_run_in_a_user_namespace() {
     let engine = engine(Isolation::On);
-    let folder = engine.home.path("build");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("Dockerfile"), "FROM alpine\nRUN cat /proc/self/uid_map\n").unwrap();
-    let mut command = engine.home.docker_command(&["build", "--no-cache", "--rm", folder.to_str().unwrap()]);
+    let directory = engine.home.path("build");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("Dockerfile"), "FROM alpine\nRUN cat /proc/self/uid_map\n").unwrap();
+    let mut command = engine.home.docker_command(&["build", "--no-cache", "--rm", directory.to_str().unwrap()]);
     command.env("DOCKER_BUILDKIT", "0");
     let output = run(command, COMMAND).ok();
     let map = output.lines().find(|line| line.ends_with(" 65536")).unwrap_or_else(|| panic!("no uid_map: {output}"));
@@ -123,8 +122,7 @@ fn steps_of_a_build_run_in_a_user_namespace() {
 fn without_isolation_containers_run_under_runc_and_share_all_ids() {
     let engine = engine(Isolation::On);
     let before = engine.home.status();
-    engine.set(Isolation::Off);
-    engine.restart();
+    engine.run_with(&[(ISOLATION, "false")]);
     let after = engine.home.status();
     assert_eq!(after["vm"]["enhancedContainerIsolation"], false, "a restart reads the settings again");
     assert_eq!(pid(&after, "backendPid"), pid(&before, "backendPid"), "a restart keeps the backend");

@@ -1,4 +1,4 @@
-//! Stops, starts and sudden deaths: nothing that was synced is lost, nothing stale stays, the status is true.
+//! Stops, starts and sudden deaths: synced data survives, nothing stale stays, the status is true.
 
 use std::{
     fs::{self, File},
@@ -11,12 +11,12 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-
-use crate::{
+use support::{
     client::{self, Events},
-    engine::{Engine, Isolation, START, STOP, engine, images, shell},
-    home::{Home, OwnHome, empty_erofs, is_alive, pid, program},
+    engine::{Engine, ISOLATION, Isolation, START, STOP, engine, images, shell},
+    home::{Home, OwnHome, empty_erofs, is_alive, pid},
     process::{COMMAND, poll, run},
+    program,
 };
 
 /// Time for a death to be noticed.
@@ -65,7 +65,7 @@ fn a_dead_dockerd_is_started_again_and_the_status_says_so_meanwhile() {
     assert_eq!((&down["state"], &down["waitingFor"]), (&"starting".into(), &"engine".into()), "{down}");
     assert!(down["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{down}");
     let up = events.until("the engine is up again", START, |status| status["state"] == "running");
-    assert_eq!(pid(&up, "vmmPid"), pid(&before, "vmmPid"), "the VM was made anew");
+    assert_eq!(pid(&up, "vmmPid"), pid(&before, "vmmPid"), "the VM was replaced");
     assert!(up.get("reason").is_none(), "{up}");
     engine.assert_answers();
     assert_eq!(engine.home.status()["state"], "running");
@@ -90,7 +90,7 @@ fn a_killed_vm_is_reported_and_the_next_start_finds_what_was_synced() {
     let (code, body) = engine.get("/_ping");
     assert_eq!(code, 503, "{body}");
     assert!(body.contains("engine is not running (state: failed)"), "{body}");
-    engine.set(Isolation::On);
+    engine.write_settings(&[(ISOLATION, "true")]);
     engine.start();
     let started = engine.home.status();
     assert_eq!(pid(&started, "backendPid"), pid(&status, "backendPid"));
@@ -116,7 +116,7 @@ fn a_killed_backend_takes_its_vm_along_and_the_next_start_takes_over() {
     drop(Flock::lock(lock, FlockArg::LockExclusiveNonblock).expect("the lock is held by nobody alive"));
     let refused = client::ask(&engine.home.docker_socket(), "GET", "/_ping").unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
-    engine.set(Isolation::On);
+    engine.write_settings(&[(ISOLATION, "true")]);
     engine.start();
     assert_three_processes(engine.home);
     engine.assert_answers();
@@ -158,9 +158,10 @@ fn a_throw_away_engine_runs_one_command_and_leaves_nothing_behind() {
     assert_eq!(ran.status.code(), Some(7), "{}", ran.stderr);
     assert_eq!(ran.stdout, "Loaded image: alpine:latest\ninside\n");
     assert_eq!(home.processes(), Vec::<u32>::new());
-    for folder in ["config", "data", "state", "run"] {
-        let left: Vec<_> = fs::read_dir(home.path(folder).join("bulkhead")).into_iter().flatten().flatten().collect();
-        assert!(left.is_empty(), "{folder}: {left:?}");
+    for directory in ["config", "data", "state", "run"] {
+        let left: Vec<_> =
+            fs::read_dir(home.path(directory).join("bulkhead")).into_iter().flatten().flatten().collect();
+        assert!(left.is_empty(), "{directory}: {left:?}");
     }
     assert_eq!(fs::read_dir(home.path("docker")).unwrap().count(), 0, "docker's configuration was touched");
 }
@@ -175,7 +176,10 @@ fn a_guest_that_panics_is_a_failed_start_with_the_consoles_tail() {
     let arguments = ["start", "--timeout", "100", "--kernel", &kernel, "--rootfs", rootfs.to_str().unwrap()];
     let message = home.bulkhead(&arguments, START).refused();
     assert!(message.ends_with("error: the guest kernel panicked\n"), "{message}");
-    assert!(message.starts_with("the guest's last words:\n") && message.contains("Kernel panic"), "{message}");
+    assert!(
+        message.starts_with("last lines of the guest's console:\n") && message.contains("Kernel panic"),
+        "{message}"
+    );
     let status = home.status();
     assert_eq!((&status["state"], &status["reason"]), (&"failed".into(), &"the guest kernel panicked".into()));
     let console = status["console"].to_string();

@@ -1,20 +1,15 @@
 //! End to end: the real program, a real VM, the real docker command.
 //!
-//! `scripts/test` runs this suite where KVM runs Linux guests, or inside the emulated AMD-V machine, with
-//! `--ignored --test-threads=1` and `BULKHEAD_TEST_IMAGES` naming the folder of `tests/images/build`. Most tests share
-//! one engine; each asks for the state it needs, and the order (by name, as the test harness has it) only saves time.
+//! `scripts/test e2e` runs this suite where KVM runs Linux guests, or inside the emulated AMD-V machine, with
+//! `--ignored --test-threads=1` and `BULKHEAD_TEST_IMAGES` naming the directory of `tests/images/build`. Most tests share
+//! one engine; each asks for the state that it needs, and the order (by name, as libtest has it) only saves time.
 
-// A helper of a test that cannot go on shall panic, as the test itself does.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod api;
-mod client;
-mod engine;
 mod examine;
-mod home;
 mod input;
 mod isolation;
 mod lifecycle;
-mod process;
 mod shutdown;
 mod sockets;

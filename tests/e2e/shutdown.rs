@@ -4,8 +4,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-
-use crate::{
+use support::{
     client::Events,
     engine::{Isolation, STOP, engine},
     home::{is_alive, pid},

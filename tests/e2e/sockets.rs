@@ -2,60 +2,63 @@
 
 use std::time::Duration;
 
-use crate::{
-    engine::{Engine, Isolation, engine, images},
-    process::{COMMAND, poll},
+use support::{
+    engine::{Engine, ISOLATION, Isolation, engine},
+    process::{Ran, poll},
 };
 
 const SOCKET: &str = "/var/run/docker.sock:/var/run/docker.sock";
-const DENIED: &str = "enhanced container isolation: docker socket mount denied for container with image \
-                      \"docker.io/library/docker\"; image is not in the allowed list; if you wish to allow it, configure \
-                      the docker socket image list in the Docker Desktop settings.";
 
-impl Engine {
-    /// Loads the image of the docker command line; its id.
-    fn load_cli(&self) -> String {
-        let tar = images().join("docker.tar");
-        self.docker(&["load", "--quiet", "--input", tar.to_str().unwrap()]).ok();
-        self.docker(&["image", "inspect", "--format", "{{.Id}}", "docker:cli"]).ok().trim().to_owned()
-    }
+/// The documented refusal of a container of an image from Docker Hub.
+fn denied(image: &str) -> String {
+    format!(
+        "enhanced container isolation: docker socket mount denied for container with image \
+         \"docker.io/library/{image}\"; image is not in the allowed list; if you wish to allow it, configure the docker \
+         socket image list in the Docker Desktop settings."
+    )
+}
 
-    /// Sets the exceptions and starts anew.
-    fn except(&self, exceptions: &serde_json::Value) {
-        self.home.bulkhead(&["settings", "set", "dockerSocketMount", &exceptions.to_string()], COMMAND).ok();
-        self.restart();
-    }
+/// Loads the image of the docker command line and returns its ID.
+fn load_cli(engine: &Engine) -> String {
+    engine.need_image("docker:cli", "docker.tar");
+    engine.docker(&["image", "inspect", "--format", "{{.Id}}", "docker:cli"]).ok().trim().to_owned()
+}
 
-    fn run_with_socket(&self, script: &str) -> crate::process::Ran {
-        self.docker(&["run", "--rm", "-v", SOCKET, "docker:cli", "sh", "-c", script])
-    }
+/// Allows the images; a command is blocked for all of them.
+fn allow(engine: &Engine, images: &[&str]) {
+    let exceptions = serde_json::json!({"imageList": {"images": images}, "commandList": {"commands": ["push"]}});
+    engine.run_with(&[(ISOLATION, "true"), ("dockerSocketMount", &exceptions.to_string())]);
+}
+
+fn run_with_socket(engine: &Engine, script: &str) -> Ran {
+    engine.docker(&["run", "--rm", "-v", SOCKET, "docker:cli", "sh", "-c", script])
 }
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn an_image_that_is_allowed_by_its_id_has_a_socket_with_rules_and_nobody_else_has() {
-    let engine = engine(Isolation::On);
-    let id = engine.load_cli();
-    // A name alone is what `docker load` and `docker tag` give.
-    let by = |image: &str| serde_json::json!({"imageList": {"images": [image]}, "commandList": {"commands": ["push"]}});
-    engine.except(&by("docker:cli"));
-    assert!(engine.run_with_socket("true").fails(125).contains(DENIED));
-    engine.except(&by(&id));
-    assert!(engine.run_with_socket("docker ps --format '{{.Image}}'").ok().contains("docker:cli"));
+    let engine = engine(Isolation::Either);
+    let id = load_cli(&engine);
+    // A name alone is not enough: `docker load` and `docker tag` give any name to any image.
+    engine.docker(&["tag", "alpine", "named"]).ok();
+    allow(&engine, &["named", &id]);
+    let named = engine.docker(&["run", "--rm", "-v", SOCKET, "named", "true"]).fails(125);
+    assert!(named.contains(&denied("named")), "{named}");
+    assert!(run_with_socket(&engine, "docker ps --format '{{.Image}}'").ok().contains("docker:cli"));
 
     let url = "http://localhost/v1.43/images/myimage/push?tag=latest";
-    let said = engine.run_with_socket(&format!("curl -s --unix-socket /var/run/docker.sock -XPOST '{url}'")).ok();
+    let said = run_with_socket(&engine, &format!("curl -s --unix-socket /var/run/docker.sock -XPOST '{url}'")).ok();
     let text = "enhanced container isolation: docker command \\\"/v1.43/images/myimage/push?tag=latest\\\" is blocked; if \
                 you wish to allow it, configure the docker socket command list in the Docker Desktop settings.";
     assert!(said.contains(text), "{said}");
 
-    // What it makes is isolated, too; attached input ends on its own.
-    let map = engine.run_with_socket("docker run --rm alpine cat /proc/self/uid_map").ok();
+    // Containers that it makes are isolated, too; attached input ends on its own.
+    let map = run_with_socket(&engine, "docker run --rm alpine cat /proc/self/uid_map").ok();
     assert!(map.trim_start().starts_with("0 ") && map.trim_end().ends_with(" 65536"), "{map}");
-    assert_eq!(engine.run_with_socket("echo in | docker run --rm -i alpine cat").ok(), "in\n");
-    let alpine = DENIED.replace("library/docker\"", "library/alpine\"");
+    assert_eq!(run_with_socket(&engine, "echo in | docker run --rm -i alpine cat").ok(), "in\n");
+    let alpine = denied("alpine");
     for nested in ["-v /var/run/docker.sock:/s", "--volumes-from $(hostname)"] {
-        let said = engine.run_with_socket(&format!("docker run --rm {nested} alpine true 2>&1; true")).ok();
+        let said = run_with_socket(&engine, &format!("docker run --rm {nested} alpine true 2>&1; true")).ok();
         assert!(said.contains(&alpine), "{said}");
     }
     assert!(engine.docker(&["run", "--rm", "-v", SOCKET, "alpine", "true"]).fails(125).contains(&alpine));
@@ -63,10 +66,10 @@ fn an_image_that_is_allowed_by_its_id_has_a_socket_with_rules_and_nobody_else_ha
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn a_containers_socket_outlives_a_boot_and_ends_with_the_permission() {
-    let engine = engine(Isolation::On);
-    let id = engine.load_cli();
-    engine.except(&serde_json::json!({"imageList": {"images": [id]}}));
+fn the_socket_of_a_container_outlives_a_boot_and_ends_with_the_permission() {
+    let engine = engine(Isolation::Either);
+    let id = load_cli(&engine);
+    allow(&engine, &["named", &id]);
     let name = "keeper";
     engine.docker(&["run", "-d", "--name", name, "--restart=always", "-v", SOCKET, "docker:cli", "sleep", "1d"]).ok();
     engine.restart();
@@ -75,7 +78,7 @@ fn a_containers_socket_outlives_a_boot_and_ends_with_the_permission() {
         ran.status.success().then_some(ran.stdout)
     });
     assert!(names.contains(name), "{names}");
-    engine.except(&serde_json::json!({}));
-    assert!(engine.docker(&["start", name]).fails(1).contains(DENIED));
+    engine.run_with(&[(ISOLATION, "true")]);
+    assert!(engine.docker(&["start", name]).fails(1).contains(&denied("docker")));
     engine.docker(&["rm", "--force", name]).ok();
 }

@@ -5,32 +5,21 @@
 //! each; the others are options of `docker run` and races between containers. One table is printed at the end.
 //!
 //! `scripts/test escapes` runs this suite where KVM runs Linux guests, or inside the emulated AMD-V machine, with
-//! `BULKHEAD_TEST_IMAGES` naming the folder of `tests/images/build` and `BULKHEAD_TEST_PROBE` the built program.
+//! `BULKHEAD_TEST_IMAGES` naming the directory of `tests/images/build` and `BULKHEAD_TEST_PROBE` the built program.
 
-// A helper of a test that cannot go on shall panic, as the test itself does.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
-#[path = "../e2e/client.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod client;
-#[path = "../e2e/engine.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod engine;
-#[path = "../e2e/home.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod home;
 mod options;
-#[path = "../e2e/process.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod process;
 mod races;
 mod real;
 mod table;
 
 use std::{fs, path::PathBuf, time::Instant};
 
-use engine::{Engine, Isolation, engine};
-use process::{COMMAND, run};
+use support::{
+    engine::{Engine, Isolation, engine},
+    process::{self, COMMAND, run},
+};
 use table::{Column, Outcome, Table};
 
 /// The image that has the probe in it, as its entry point.
@@ -39,8 +28,7 @@ const IMAGE: &str = "probe";
 /// A volume for those who need one.
 const VOLUME: &str = "escapes";
 
-/// Where read-only mounts are, and what they are called in the table. The last one is not for runc, which mounts nothing
-/// below procfs.
+/// Read-only mounts and their names in the table. The last one is not for runc, which mounts nothing below procfs.
 const MOUNTS: [(&str, &str); 7] = [
     ("/", "read-only root"),
     ("/ro", "read-only volume"),
@@ -91,7 +79,7 @@ fn make_image(engine: &Engine) {
     engine.docker(&["rm", "made"]).ok();
 }
 
-/// A container with a key; returns what tells the others about it.
+/// Starts a container that has a key; returns the variable from which the other containers know the key.
 fn start_victim(engine: &Engine) -> String {
     engine.docker(&["rm", "--force", "victim"]);
     engine.docker(&["run", "--detach", "--name=victim", "--privileged", IMAGE, "victim"]).ok();
@@ -156,8 +144,8 @@ fn in_other_ways(engine: &Engine, table: &mut Table, victim: &str) {
         table.extra(way, table::lines(&engine.docker(&arguments).ok()));
     }
     for fd in 3..13 {
-        let folder = format!("--workdir=/proc/self/fd/{fd}");
-        let ran = engine.docker(&["exec", &folder, "host", "/probe", "only", "working directory"]);
+        let directory = format!("--workdir=/proc/self/fd/{fd}");
+        let ran = engine.docker(&["exec", &directory, "host", "/probe", "only", "working directory"]);
         let way = format!("docker exec, working directory {fd}");
         if ran.status.success() {
             table.extra(&way, table::lines(&ran.stdout));
@@ -171,13 +159,13 @@ fn in_other_ways(engine: &Engine, table: &mut Table, victim: &str) {
 
 /// A build whose step is the probe.
 fn build(engine: &Engine, options: &[&str]) -> process::Ran {
-    let folder = engine.home.path("escape-build");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("Dockerfile"), format!("FROM {IMAGE}\nRUN [\"/probe\", \"all\"]\n")).unwrap();
+    let directory = engine.home.path("escape-build");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("Dockerfile"), format!("FROM {IMAGE}\nRUN [\"/probe\", \"all\"]\n")).unwrap();
     let mut arguments = vec!["build", "--no-cache", "--rm"];
     arguments.extend(options);
-    let folder = folder.display().to_string();
-    arguments.push(&folder);
+    let directory = directory.display().to_string();
+    arguments.push(&directory);
     let mut command = engine.home.docker_command(&arguments);
     command.env("DOCKER_BUILDKIT", "0");
     run(command, COMMAND)

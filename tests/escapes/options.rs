@@ -2,18 +2,20 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, thread};
 
-use crate::{
-    IMAGE, build,
+use support::{
     engine::Engine,
-    probe,
     process::{COMMAND, Ran, run},
+};
+
+use crate::{
+    IMAGE, build, probe,
     table::{self, Column, Outcome, Table},
 };
 
 /// Commands that run at once.
 const AT_ONCE: usize = 3;
 
-/// What tells that an option had its effect.
+/// The sign that an option had its effect.
 #[derive(Clone, Copy)]
 enum Sign {
     /// One of these attempts of the probe is open.
@@ -102,7 +104,7 @@ fn attempt(engine: &Engine, column: Column, (_, options, sign): &(&str, &[&str],
     })
 }
 
-/// What a command that failed said at last, or what one that did not comes to.
+/// The refusal of a command that failed, or the outcome of one that did not.
 fn ran(ran: Ran, succeeded: impl FnOnce(Ran) -> Outcome) -> Outcome {
     if ran.status.success() {
         return succeeded(ran);
@@ -112,11 +114,11 @@ fn ran(ran: Ran, succeeded: impl FnOnce(Ran) -> Outcome) -> Outcome {
     Outcome::Refused(format!("{}: {short}", ran.status))
 }
 
-/// A managed plugin, which the engine gives whatever its own configuration asks for: here the VM's network, a folder of
-/// the VM and all devices.
+/// Installs a managed plugin. The engine grants all that its configuration asks for: here the VM's network, a directory
+/// of the VM and all devices.
 fn plugin(engine: &Engine) -> Outcome {
-    let folder = engine.home.path("plugin");
-    let root = folder.join("rootfs");
+    let directory = engine.home.path("plugin");
+    let root = directory.join("rootfs");
     fs::create_dir_all(&root).unwrap();
     fs::copy(probe(), root.join("probe")).unwrap();
     fs::set_permissions(root.join("probe"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -132,9 +134,9 @@ fn plugin(engine: &Engine) -> Outcome {
         "env": [], "args": { "name": "", "description": "", "settable": null, "value": [] },
         "linux": { "capabilities": ["CAP_SYS_ADMIN"], "allowAllDevices": true, "devices": [] },
     });
-    fs::write(folder.join("config.json"), configuration.to_string()).unwrap();
+    fs::write(directory.join("config.json"), configuration.to_string()).unwrap();
     engine.docker(&["plugin", "rm", "--force", "escape"]);
-    let made = engine.docker(&["plugin", "create", "escape", folder.to_str().unwrap()]);
+    let made = engine.docker(&["plugin", "create", "escape", directory.to_str().unwrap()]);
     if !made.status.success() {
         return ran(made, |_| Outcome::Open(String::new()));
     }

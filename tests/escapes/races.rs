@@ -1,16 +1,17 @@
 //! Links that are put in the way while the engine and the runtime follow a path.
 //!
-//! What got out is a file in the VM, which only a look at the VM shows: that is taken when isolation is off.
+//! A lost race leaves a file in the VM, which only a container without isolation can see.
 
 use std::fs;
 
+use support::engine::Engine;
+
 use crate::{
     IMAGE,
-    engine::Engine,
     table::{Column, Outcome, Table},
 };
 
-/// What each race leaves in the VM's folder if it is lost, and its name in the table.
+/// The file that a lost race leaves in the VM's directory, and the race's name in the table.
 const MARKS: [(&str, &str); 3] = [
     ("escaped-bind", "race of a bind's target"),
     ("escaped-copy", "race of docker cp"),
@@ -20,7 +21,7 @@ const MARKS: [(&str, &str); 3] = [
 /// Rounds of each race.
 const ROUNDS: usize = 3;
 
-/// Races with a container that turns a folder of a volume into a link to the VM's folder and back, all the time.
+/// Races with a container that keeps replacing a directory of a volume by a link to the VM's and back.
 pub fn try_all(engine: &Engine, table: &mut Table, column: Column) {
     engine.docker(&["rm", "--force", "flip", "link"]);
     engine.docker(&["run", "--detach", "--name=flip", "--volume=race:/v", IMAGE, "flip", "/v", "60"]).ok();
@@ -38,7 +39,7 @@ pub fn try_all(engine: &Engine, table: &mut Table, column: Column) {
         }
         engine.docker(&["cp", file, &format!("flip:/v/turn/escaped-copy-{round}")]);
     }
-    table.set(column, "race of a volume's folder", seen);
+    table.set(column, "race of a volume's directory", seen);
     engine.docker(&["rm", "--force", "flip"]).ok();
 
     let line = "ln -s /var/lib/docker /x; ln -s ../../../../../../var/lib/docker /y";
@@ -53,7 +54,7 @@ pub fn try_all(engine: &Engine, table: &mut Table, column: Column) {
 pub fn look_for_marks(engine: &Engine, table: &mut Table) {
     let arguments = ["run", "--rm", "--volume=/var/lib/docker:/host", "alpine", "ls", "/host"];
     let names = engine.docker(&arguments).ok();
-    assert!(names.contains("overlay2"), "that is not the engine's folder: {names}");
+    assert!(names.contains("overlay2"), "that is not the engine's directory: {names}");
     for (mark, row) in MARKS {
         let found: Vec<_> = names.lines().filter(|name| name.starts_with(mark)).collect();
         let outcome = if found.is_empty() {

@@ -1,13 +1,13 @@
-//! Which attempts are known to be real: those that succeed without isolation.
+//! The attempts that are known to be real: those that succeed without isolation.
 
-/// Where an attempt succeeds with isolation off.
+/// The containers in which an attempt succeeds with isolation off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Real {
     /// In any container.
     Default,
     /// In a privileged one.
     Privileged,
-    /// Nowhere in this VM, for the reason given; it is tried so that it stays so.
+    /// In none of this VM, for the reason given; the attempt is made so that it stays so.
     Never(&'static str),
 }
 
@@ -95,12 +95,12 @@ pub const ATTEMPTS: &[(&str, Real)] = &[
     ("a plugin with all rights", Real::Privileged),
     ("runtime overwrite", Real::Never("runc runs as a sealed copy, and the VM's programs are on a read-only disk")),
     ("race of a bind's target", PATCHED),
-    ("race of a volume's folder", PATCHED),
+    ("race of a volume's directory", PATCHED),
     ("race of docker cp", PATCHED),
     ("link under docker cp", PATCHED),
 ];
 
-/// What is open with isolation on, and why that is no way out, or not closed yet.
+/// Attempts that are open with isolation on, with the reason: they lead nowhere, or are not closed yet.
 pub const KNOWN_OPEN: &[(&str, &str)] =
     &[("vsock socketcall, 32-bit", "the socket can be made and reaches neither the host nor the engine's port")];
 

@@ -1,4 +1,4 @@
-//! What was tried, where, and how it ended.
+//! The attempts, the containers that made them, and their outcomes.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use crate::real::{self, Real};
 /// Longest detail in the table.
 const DETAIL: usize = 90;
 
-/// How an attempt ended.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It succeeded.
     Open(String),
-    /// Something said no.
+    /// It was refused.
     Refused(String),
-    /// What it attacks is not there.
+    /// Its target does not exist.
     Absent(String),
 }
 
@@ -33,7 +33,7 @@ impl Outcome {
     }
 }
 
-/// Where an attempt was made.
+/// The kind of container that made an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Column {
     On,
@@ -54,7 +54,7 @@ impl Column {
     }
 }
 
-/// The lines of the probe, among whatever else was printed.
+/// The lines of the probe, among other output.
 pub fn lines(output: &str) -> Vec<(String, Outcome)> {
     let parse = |line: &str| {
         let mut words = line.splitn(3, '\t');
@@ -194,7 +194,7 @@ impl Table {
 }
 
 impl Drop for Table {
-    /// What was found until something went wrong is worth seeing.
+    /// Prints the rows that there are when a test panics before its end.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.print();

@@ -13,8 +13,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use support::program;
 
-use crate::home::{Home, program, refused};
+use crate::home::{Home, refused};
 
 #[test]
 fn a_second_backend_for_the_same_profile_is_refused_and_the_first_goes_on() {
@@ -28,12 +29,12 @@ fn a_second_backend_for_the_same_profile_is_refused_and_the_first_goes_on() {
 #[test]
 fn a_backend_begins_although_an_ending_one_removes_the_runtime_folder() {
     let home = Home::new();
-    let folder = home.runtime("");
+    let directory = home.runtime("");
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                let _ = fs::remove_dir(&folder);
+                let _ = fs::remove_dir(&directory);
             }
         });
         let outcomes: Vec<_> = (0..20)
@@ -181,7 +182,7 @@ fn without_a_vm_no_port_is_published_with_and_without_a_backend() {
         String::from_utf8(output.stdout).unwrap()
     };
     let nothing = || {
-        assert_eq!(ports(&[]), "no port is published\n");
+        assert_eq!(ports(&[]), "no published ports\n");
         let answer: Value = serde_json::from_str(&ports(&["--format", "json"])).unwrap();
         assert_eq!(answer, json!({"ports": []}));
     };
@@ -203,16 +204,16 @@ fn a_socket_path_that_is_too_long_is_refused() {
 #[test]
 fn a_folder_in_tmp_that_others_can_enter_is_not_used() {
     // Only where the real fallback of this user is free can a test put something there.
-    let folder = PathBuf::from(format!("/tmp/bulkhead-{}", nix::unistd::geteuid()));
-    if folder.exists() {
+    let directory = PathBuf::from(format!("/tmp/bulkhead-{}", nix::unistd::geteuid()));
+    if directory.exists() {
         return;
     }
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
     let home = Home::new();
     let output =
         home.command(program()).args(["backend", "--launched"]).env_remove("XDG_RUNTIME_DIR").output().unwrap();
-    fs::remove_dir(&folder).unwrap();
+    fs::remove_dir(&directory).unwrap();
     assert!(refused(&output, 1).contains("is open to other users"));
 }
 

@@ -1,4 +1,4 @@
-//! How docker commands find the engine.
+//! The docker context that leads docker commands to the engine.
 
 use std::process::Command;
 

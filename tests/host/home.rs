@@ -1,7 +1,6 @@
-//! XDG folders of their own, the program and a backend in them.
+//! The program and a backend in XDG directories of a test.
 
 use std::{
-    fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
@@ -10,46 +9,33 @@ use std::{
 };
 
 use serde_json::Value;
+use support::{home::Directories, program};
 
-/// XDG folders of their own for one test.
+/// XDG directories of one test.
 pub struct Home {
-    folder: tempfile::TempDir,
+    directories: Directories,
+    /// Removes them when it is dropped.
+    _root: tempfile::TempDir,
 }
 
 impl Home {
     pub fn new() -> Self {
-        let home = Self { folder: tempfile::Builder::new().prefix("bh").tempdir().unwrap() };
-        for name in ["config", "data", "state", "cache", "run", "docker"] {
-            fs::create_dir(home.path(name)).unwrap();
-        }
-        home
+        let root = tempfile::Builder::new().prefix("bh").tempdir().unwrap();
+        Self { directories: Directories::make(root.path().to_owned()), _root: root }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directories.path(name)
     }
 
     pub fn runtime(&self, name: &str) -> PathBuf {
-        self.path("run/bulkhead/default").join(name)
+        self.directories.runtime(name)
     }
 
-    /// A command with this home's environment.
+    /// A command with this home's environment, in which there is no guest image.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command
-            .env("HOME", self.folder.path())
-            .env("XDG_CONFIG_HOME", self.path("config"))
-            .env("XDG_DATA_HOME", self.path("data"))
-            .env("XDG_STATE_HOME", self.path("state"))
-            .env("XDG_CACHE_HOME", self.path("cache"))
-            .env("XDG_RUNTIME_DIR", self.path("run"))
-            .env("DOCKER_CONFIG", self.path("docker"))
-            .env_remove("DOCKER_HOST")
-            .env_remove("DOCKER_CONTEXT")
-            .env_remove("BULKHEAD_KERNEL")
-            .env_remove("BULKHEAD_ROOTFS")
-            .env_remove("BULKHEAD_TRY_ANY_KVM")
-            .stdin(Stdio::null());
+        let mut command = self.directories.command(program);
+        command.env("HOME", self.directories.root()).env("XDG_CACHE_HOME", self.path("cache")).stdin(Stdio::null());
         command
     }
 
@@ -57,12 +43,12 @@ impl Home {
         self.command(program()).args(arguments).output().unwrap()
     }
 
-    /// A backend in the foreground that listens.
+    /// Starts a backend in the foreground and returns once it listens.
     pub fn backend(&self) -> Backend {
         Self::listening(self.command(program()).arg("backend"))
     }
 
-    /// The backend that a command becomes, once it listens.
+    /// Starts a command that is or becomes a backend and returns once that listens.
     pub fn listening(command: &mut Command) -> Backend {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
@@ -83,7 +69,7 @@ impl Home {
         stream
     }
 
-    /// Sends bytes and returns all that comes back.
+    /// Sends bytes and returns the whole answer.
     pub fn ask(&self, bytes: &[u8]) -> String {
         let mut stream = self.control();
         // A server that has seen enough may close before it has read all.
@@ -104,11 +90,7 @@ impl Home {
     }
 }
 
-pub fn program() -> &'static str {
-    env!("CARGO_BIN_EXE_bulkhead")
-}
-
-/// Killed when a test ends before it was stopped.
+/// A backend; killed when a test ends before it was stopped.
 pub struct Backend {
     pub child: Child,
 }
@@ -138,7 +120,7 @@ impl Drop for Backend {
     }
 }
 
-/// One line that begins with `error:`, and the exit status.
+/// The message of a command that failed with `code`: one line, which begins with `error:`.
 #[track_caller]
 pub fn refused(output: &Output, code: i32) -> String {
     let message = String::from_utf8(output.stderr.clone()).unwrap();

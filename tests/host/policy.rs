@@ -8,15 +8,16 @@ use std::{
 };
 
 use serde_json::json;
+use support::program;
 
 use crate::{
-    home::{Home, program, refused},
+    home::{Home, refused},
     start::{has_kvm, put_image},
 };
 
 const LOCKED: &str = r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#;
 
-/// Why no other image can be named under it.
+/// The refusal of another image under it.
 const NO_OTHER: &str = "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so no other guest \
                         image can be named; leave out --kernel and --rootfs, and unset BULKHEAD_KERNEL and \
                         BULKHEAD_ROOTFS";
@@ -58,7 +59,7 @@ fn a_policy_file_is_checked_with_the_place_of_what_is_wrong() {
     );
     assert!(good.status.success(), "{good:?}");
     let warning = String::from_utf8_lossy(&good.stderr).into_owned();
-    assert_eq!(warning, "warning: the key analyticsEnabled is not known and is ignored\n");
+    assert_eq!(warning, "warning: unknown key analyticsEnabled is ignored\n");
     for (text, place) in [
         ("{\n  \"proxy\": }", "line 2 column 12"),
         (r#"{"enhancedContainerIsolation": {"value": "on", "locked": true}}"#, "enhancedContainerIsolation.value: "),
@@ -69,7 +70,7 @@ fn a_policy_file_is_checked_with_the_place_of_what_is_wrong() {
     let pipe = home.path("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     let message = refused(&home.bulkhead(&["policy", "validate", pipe.to_str().unwrap()]), 1);
-    assert!(message.contains("no regular file"), "{message}");
+    assert!(message.contains("not a regular file"), "{message}");
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn a_locked_policy_leaves_the_installed_image_and_refuses_to_have_another_named(
         assert!(line.ends_with(&format!(" FAIL image: {NO_OTHER}")), "{line}");
     }
     // That one is damaged, and was looked at.
-    assert!(doctor(LOCKED, &[]).unwrap().contains("/data/bulkhead/image/vmlinux does not have the SHA-256"));
+    assert!(doctor(LOCKED, &[]).unwrap().contains("/data/bulkhead/image/vmlinux does not match the SHA-256"));
     let free = r#"{"enhancedContainerIsolation": {"value": true, "locked": false}}"#;
     for policy in [free, "{}"] {
         let line = doctor(policy, &both).unwrap();

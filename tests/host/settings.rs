@@ -36,7 +36,7 @@ fn settings_are_kept_per_profile_and_wrong_values_are_refused() {
     for (key, value) in [("cpus", "0"), ("cpus", "many"), ("memoryMiB", "8G"), ("enhancedContainerIsolation", "yes")] {
         assert!(refused(&home.bulkhead(&["settings", "set", key, value]), 1).contains(key));
     }
-    assert!(refused(&home.bulkhead(&["settings", "set", "nothing", "1"]), 1).contains("no setting `nothing`"));
+    assert!(refused(&home.bulkhead(&["settings", "set", "nothing", "1"]), 1).contains("unknown setting `nothing`"));
     assert!(home.bulkhead(&["settings", "unset", "enhancedContainerIsolation"]).status.success());
     assert_eq!(get("default", "enhancedContainerIsolation"), "true");
     fs::write(&file, "{").unwrap();
@@ -50,14 +50,14 @@ fn network_settings_that_cannot_be_are_refused_with_what_can_be_and_without_pass
         ("network", "bridge", "user, none, passt or tap=NAME"),
         ("network", "tap=", "tap=NAME"),
         ("network", "tap=a/../b", "tap=NAME"),
-        ("vpnkitCIDR", "8.8.8.0/24", "a private IPv4 network of 16 to 28 bits"),
-        ("vpnkitCIDR", "172.17.0.0/16", "172.17.0.0/16, which is the engine's"),
+        ("vpnkitCIDR", "8.8.8.0/24", "a private IPv4 network with a prefix of 16 to 28 bits"),
+        ("vpnkitCIDR", "172.17.0.0/16", "172.17.0.0/16, which the engine uses"),
         ("vpnkitCIDR", "192.168.65.7/24", "by its first address"),
         ("hostLoopback", "maybe", "true or false"),
         ("proxyHttpMode", "pac", "system or manual"),
         ("overrideProxyHttp", "http://me:s3cret@proxy:99999", "http://proxy.example.org:3128"),
         ("overrideProxyHttps", "gopher://me:s3cret@proxy", "http://proxy.example.org:3128"),
-        ("overrideProxyExclude", "a b", "with commas between"),
+        ("overrideProxyExclude", "a b", "separated by commas"),
     ] {
         let message = refused(&home.bulkhead(&["settings", "set", key, value]), 1);
         assert!(message.contains(key) && message.contains(expected), "{message}");

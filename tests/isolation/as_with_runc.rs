@@ -1,13 +1,12 @@
-//! The same commands with isolation on and off come to the same.
+//! The same commands have the same output with isolation on and off.
 
 use std::thread;
+
+use support::engine::{Engine, ISOLATION, Isolation, engine, engine_with};
 
 use crate::{
     FIRST,
     cases::{CASES, Case, LATER},
-    engine::{Engine, Isolation, engine, home},
-    need_image,
-    process::COMMAND,
     shell,
     table::{Expect, State, Table, check},
     wanted,
@@ -23,13 +22,12 @@ fn everything_is_as_with_runc() {
     let cases: Vec<&Case> = CASES.iter().filter(|case| wanted(case.0)).collect();
     // Exceptions are rules of isolation, and say nothing without it.
     let exceptions = r#"{"imageList": {"images": ["docker:cli"]}, "commandList": {"commands": ["push"]}}"#;
-    home().bulkhead(&["settings", "set", "dockerSocketMount", exceptions], COMMAND).ok();
     {
-        let engine = engine(Isolation::Off);
+        let engine = engine_with(&[(ISOLATION, "false"), ("dockerSocketMount", exceptions)]);
         prepare(&engine);
         table.add("socket", "isolation off: all may mount it, without rules", all_may_mount_the_socket(&engine).into());
         try_all(&engine, &mut table, "ECI off", &cases);
-        engine.home.bulkhead(&["settings", "unset", "dockerSocketMount"], COMMAND).ok();
+        engine.write_settings(&[(ISOLATION, "false")]);
         switch_on(&engine, &mut table);
     }
     {
@@ -37,11 +35,11 @@ fn everything_is_as_with_runc() {
         prepare(&engine);
         try_all(&engine, &mut table, "ECI on", &cases);
     }
-    table.finish();
+    table.finish("Docker with isolation on and off");
 }
 
 fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
-    need_image(engine, "docker:cli", "docker.tar");
+    engine.need_image("docker:cli", "docker.tar");
     check(engine, "docker run --rm $S alpine test -S /var/run/docker.sock", Expect::Says(""))?;
     let line = "docker run --rm $S docker:cli sh -c 'docker ps --format \"{{.Image}}\"; docker push no/such:image'";
     check(
@@ -55,17 +53,19 @@ fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
     )
 }
 
-/// Row 20: what is made before isolation is switched on is named, and isolated from then on.
+/// Row 20: containers from before isolation are named when it is switched on, and isolated from then on.
 fn switch_on(engine: &Engine, table: &mut Table) {
-    const BEFORE: &str = "made before Enhanced Container Isolation was turned on: before; they ";
+    const BEFORE: &str = "created before Enhanced Container Isolation was turned on: before; they ";
     engine.docker(&["create", "--name=before", "alpine", "cat", "/proc/self/uid_map"]).ok();
     let mut says = |line: &str, rest: &str| {
         let said = shell(engine, line).stdout;
         let result = if said.contains(&format!("{BEFORE}{rest}")) { Ok(()) } else { Err(said) };
         table.add("containers 20", &format!("{line}: names containers from before"), result.into());
     };
-    says("bulkhead settings set enhancedContainerIsolation true", "run without it until then");
+    says("bulkhead settings set enhancedContainerIsolation true", "run without it until the next restart");
     says("bulkhead restart --timeout 220", "are isolated like all others");
+    engine.write_settings(&[(ISOLATION, "true")]);
+    engine.note_start();
     says("bulkhead status", "are isolated like all others");
     let result = check(engine, "docker start --attach before && docker rm before >removed", Expect::Says(FIRST));
     table.add("containers 20", "a container from before isolation is isolated", result.into());
@@ -73,7 +73,7 @@ fn switch_on(engine: &Engine, table: &mut Table) {
 
 fn prepare(engine: &Engine) {
     engine.remove_containers();
-    need_image(engine, "debian:latest", "debian.tar");
+    engine.need_image("debian:latest", "debian.tar");
 }
 
 fn try_all(engine: &Engine, table: &mut Table, column: &str, cases: &[&Case]) {

@@ -2,13 +2,14 @@
 
 use std::fs;
 
+use support::engine::Engine;
+
 use crate::{
-    engine::Engine,
-    folder, shell,
+    directory, shell,
     table::{Expect, check},
 };
 
-/// A build's step says a range of 65536 ids that is none of the VM's own.
+/// Returns whether a build's step printed a range of 65536 IDs that does not overlap the VM's own.
 fn is_a_range(said: &str) -> bool {
     said.lines().any(|line| {
         // BuildKit puts its own words before a step's.
@@ -19,7 +20,7 @@ fn is_a_range(said: &str) -> bool {
 }
 
 pub fn steps_are_isolated(engine: &Engine) -> Result<(), String> {
-    let context = folder(engine).join("steps");
+    let context = directory(engine).join("steps");
     fs::create_dir_all(&context).unwrap();
     fs::write(context.join("Dockerfile"), "FROM alpine\nRUN cat /proc/self/uid_map\n").unwrap();
     check(engine, "DOCKER_BUILDKIT=0 docker build --no-cache --rm steps", Expect::Holds(is_a_range))?;
@@ -34,7 +35,7 @@ pub fn has_buildx(engine: &Engine) -> bool {
 }
 
 pub fn entitlements_are_refused(engine: &Engine) -> Result<(), String> {
-    let context = folder(engine).join("entitled");
+    let context = directory(engine).join("entitled");
     fs::create_dir_all(&context).unwrap();
     fs::write(context.join("Dockerfile"), "FROM alpine\nRUN ip address\n").unwrap();
     let insecure = "# syntax=docker/dockerfile:1-labs\nFROM alpine\nRUN --security=insecure id\n";

@@ -1,6 +1,7 @@
-//! What docker can do with containers, each with the words that it comes to, isolation on or off.
+//! Commands of docker with their output, which is the same with isolation on and off.
 
-/// A name, lines of a shell, what they say. Names of containers, volumes and files are a case's own: several run at once.
+/// A name, lines of a shell and their output. Names of containers, volumes and files are unique: several cases run at
+/// once.
 pub struct Case(pub &'static str, pub &'static str, pub &'static str);
 
 pub const CASES: &[Case] = &[

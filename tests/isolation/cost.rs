@@ -1,11 +1,11 @@
-//! What isolation costs: two VMs beside each other, one with it and one without, in turns.
+//! The cost of isolation: two VMs beside each other, one with it and one without, in turns.
 
 use std::{
     fs,
     time::{Duration, Instant},
 };
 
-use crate::{
+use support::{
     engine::{START, images},
     home::{Home, OwnHome},
     process::{COMMAND, run, run_with},
@@ -21,7 +21,7 @@ const UNPACKINGS: usize = 7;
 const PACK: &str =
     "mkdir /f && cd /f && i=0; while [ $i -lt 20000 ]; do echo $i >f$i; i=$((i+1)); done; tar cf /s/s.tar .";
 
-/// Unpacks it and looks at each file; says when it began and ended.
+/// Unpacks it and reads the attributes of each file; prints the times of its start and its end.
 const UNPACK: &str = "mkdir /d; a=$(cut -d' ' -f1 /proc/uptime); tar xf /s/s.tar -C /d; \
                       find /d -type f -exec stat -t {} + >/list; echo $a $(cut -d' ' -f1 /proc/uptime)";
 
@@ -59,7 +59,7 @@ fn what_isolation_costs() {
     print("unpacking and looking at 20000 files", &times);
 }
 
-/// Measures both so many times; who is first changes, and the first of each does not count.
+/// Measures both so many times, in alternating order; the first round does not count.
 fn in_turns(homes: &[OwnHome; 2], rounds: usize, measure: impl Fn(&Home) -> Duration) -> [Vec<Duration>; 2] {
     let mut times = [Vec::new(), Vec::new()];
     for round in 0..=rounds {

@@ -1,36 +1,21 @@
-//! Every documented behaviour of isolation as the command that a person types, and everything else as with runc.
+//! Every documented behaviour of isolation as the command that a user types, and everything else as with runc.
 //!
-//! `rows` holds a row for each line of the tables in docs/isolation.md; the table that is printed at the end says how
-//! each ended. `as_with_runc` runs the same commands with isolation on and off and expects the same words.
+//! `rows` holds a row for each line of the tables in docs/isolation.md and prints a table of their outcomes at the end.
+//! `as_with_runc` runs the same commands with isolation on and off and expects the same output.
 //!
 //! `scripts/test isolation` runs this suite where KVM runs Linux guests, or inside the emulated machine, with
-//! `BULKHEAD_TEST_IMAGES` naming the folder of `tests/images/build`. `BULKHEAD_TEST_ROWS=WORD[,WORD…]` leaves only the
-//! rows and cases whose names have one of the words in them.
+//! `BULKHEAD_TEST_IMAGES` naming the directory of `tests/images/build`. `BULKHEAD_TEST_ROWS=WORD[,WORD…]` leaves only
+//! the rows and cases whose names contain one of the words.
 
-// A helper of a test that cannot go on shall panic, as the test itself does.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod as_with_runc;
 mod builds;
 mod cases;
-#[path = "../e2e/client.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod client;
 mod cost;
-#[path = "../e2e/engine.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod engine;
-#[path = "../e2e/home.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod home;
 mod nested;
 mod nodes;
 mod policy;
-#[path = "../e2e/process.rs"]
-#[allow(dead_code, reason = "each suite uses a part")]
-mod process;
-#[path = "../network/registry.rs"]
-mod registry;
 mod rows;
 mod situation;
 mod sockets;
@@ -38,10 +23,12 @@ mod table;
 
 use std::{fs, path::Path, time::Duration};
 
-use engine::{Engine, images};
-use process::{COMMAND, Ran, run};
+use support::{
+    engine::{Engine, images},
+    process::{Ran, run},
+};
 
-/// What the first container sees of its ids.
+/// The ID map of the first container.
 const FIRST: &str = "         0     100000      65536\n";
 
 /// Time for a case of several commands.
@@ -50,7 +37,7 @@ const CASE: Duration = Duration::from_secs(300);
 /// Runs lines of a shell with the engine as docker's context; standard error is where standard output is.
 #[track_caller]
 fn shell(engine: &Engine, lines: &str) -> Ran {
-    let program = Path::new(home::program());
+    let program = Path::new(support::program());
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = engine.home.command("bash");
     command
@@ -61,30 +48,19 @@ fn shell(engine: &Engine, lines: &str) -> Ran {
         .env("R", situation::images().map(|images| images.registry.as_str()).unwrap_or_default())
         .env("S", sockets::MOUNT)
         .env("INSIDE", "docker exec inside")
-        .current_dir(folder(engine))
+        .current_dir(directory(engine))
         .args(["-c", &format!("exec 2>&1\n{lines}")]);
     run(command, CASE)
 }
 
-/// A folder for the commands' files.
-fn folder(engine: &Engine) -> std::path::PathBuf {
-    let folder = engine.home.path("work");
-    fs::create_dir_all(&folder).unwrap();
-    folder
+/// The working directory of the commands.
+fn directory(engine: &Engine) -> std::path::PathBuf {
+    let directory = engine.home.path("work");
+    fs::create_dir_all(&directory).unwrap();
+    directory
 }
 
-/// Loads a test image unless it is there.
-#[track_caller]
-fn need_image(engine: &Engine, name: &str, file: &str) {
-    if engine.get(&format!("/images/{name}/json")).0 != 200 {
-        let tar = images().join(file);
-        let mut command = engine.home.docker_command(&["load", "--quiet", "--input"]);
-        command.arg(tar);
-        run(command, COMMAND * 5).ok();
-    }
-}
-
-/// Whether a row or case is asked for.
+/// Returns whether `BULKHEAD_TEST_ROWS` selects a row or case.
 fn wanted(name: &str) -> bool {
     std::env::var("BULKHEAD_TEST_ROWS")
         .map_or(true, |words| words.split(',').any(|word| name.to_lowercase().contains(&word.to_lowercase())))

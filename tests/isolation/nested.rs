@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
-use crate::{
-    FIRST,
+use support::{
     engine::Engine,
-    need_image,
     process::{poll, run},
-    shell,
+};
+
+use crate::{
+    FIRST, shell,
     table::{
         Expect::{Holds, Says},
         check,
@@ -25,7 +26,7 @@ const CYCLES: usize = 20;
 
 /// Starts an inner engine that has the image `alpine`; it goes with `remove_containers`.
 fn inner_engine(engine: &Engine) -> Result<(), String> {
-    need_image(engine, "docker:dind", "dind.tar");
+    engine.need_image("docker:dind", "dind.tar");
     if shell(engine, "docker exec inner docker image inspect alpine").status.success() {
         return Ok(());
     }
@@ -51,7 +52,7 @@ fn inner_engine(engine: &Engine) -> Result<(), String> {
 
 pub fn an_inner_engine_works(engine: &Engine) -> Result<(), String> {
     inner_engine(engine)?;
-    // What is inside has the ids of the container that it is in.
+    // An inner container has the IDs of the container around it.
     let line = "docker exec inner docker run --rm alpine sh -c 'echo inner; cat /proc/self/uid_map'";
     let expected = "inner\n         0     100000      65536\n";
     check(engine, line, Says(expected))?;
@@ -65,7 +66,7 @@ pub fn an_inner_engine_works(engine: &Engine) -> Result<(), String> {
 
 pub fn an_inner_container_has_the_outer_ones_files(engine: &Engine) -> Result<(), String> {
     inner_engine(engine)?;
-    // As long as the outer container runs, so more than a moment; both numbers are the same in the warden's file only.
+    // As long as the outer container runs, so more than a moment; both numbers are the same in the container's own file only.
     let line = "docker exec inner cat /proc/uptime; docker exec inner docker run --rm alpine cat /proc/uptime
                 docker exec inner docker run --rm --privileged alpine sh -c 'mount -t proc proc /mnt; cat /mnt/uptime'";
     check(engine, line, Holds(|said| crate::nodes::are_of_a_container(said, 3, 1800.0)))
@@ -87,7 +88,7 @@ pub fn compose_works_inside(engine: &Engine) -> Result<(), String> {
 }
 
 pub fn systemd_is_process_1(engine: &Engine) -> Result<(), String> {
-    need_image(engine, "systemd:latest", "systemd.tar");
+    engine.need_image("systemd:latest", "systemd.tar");
     engine.docker(&["run", "--detach", "--privileged", "--name=services", "systemd"]).ok();
     let said = poll("systemd is up or has ended", UP, || {
         let ran = run(engine.home.docker_command(&["exec", "services", "systemctl", "is-system-running"]), UP);
@@ -100,8 +101,8 @@ pub fn systemd_is_process_1(engine: &Engine) -> Result<(), String> {
     if !matches!(said.trim(), "running" | "degraded") {
         return Err(format!("{said}{failed}{}", shell(engine, "docker logs --tail 20 services").stdout));
     }
-    // Units that Sysbox's documentation names as ones that don't work, one for modules, which the kernel has none of, and
-    // no others.
+    // Units that Sysbox's documentation names as ones that do not work, and one that loads modules, which this kernel
+    // cannot do.
     let known = [
         "systemd-journald-audit.socket",
         "systemd-udev-trigger.service",

@@ -1,7 +1,8 @@
 //! Files of /proc and /sys that a container has of its own.
 
+use support::engine::Engine;
+
 use crate::{
-    engine::Engine,
     shell,
     table::{
         Expect::{Holds, Says},
@@ -12,12 +13,13 @@ use crate::{
 /// Longer than a container of these tests runs in the emulated machine, in seconds; the VM is older by then.
 const YOUNG: f64 = 20.0;
 
-/// Whether there are so many lines of `/proc/uptime` and all are of containers that have just begun.
+/// Returns whether there are so many lines of `/proc/uptime` and all are of containers that have just started.
 pub fn are_young(said: &str, lines: usize) -> bool {
     are_of_a_container(said, lines, YOUNG)
 }
 
-/// Whether there are so many lines of `/proc/uptime` as containers see them: twice the same number, not above `most`.
+/// Returns whether there are so many lines of `/proc/uptime` as containers see them: twice the same number, below
+/// `most`.
 pub fn are_of_a_container(said: &str, lines: usize, most: f64) -> bool {
     let is_own = |line: &str| {
         let fields: Vec<f64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
@@ -26,7 +28,7 @@ pub fn are_of_a_container(said: &str, lines: usize, most: f64) -> bool {
     said.lines().count() == lines && said.lines().all(is_own)
 }
 
-/// Those with one number that can be 0 or 1.
+/// The sysctls with one number that can be 0 or 1.
 const SYSCTLS: &str = "kernel/dmesg_restrict kernel/kptr_restrict kernel/panic kernel/panic_on_oops \
                        fs/protected_hardlinks fs/protected_symlinks vm/mmap_min_addr vm/overcommit_memory";
 
@@ -62,7 +64,7 @@ pub fn fresh_procfs(engine: &Engine, options: &str) -> Result<(), String> {
     check(engine, &line, Holds(|said| are_young(said, 2)))
 }
 
-/// What `docker exec` starts has a filter of its own.
+/// A process that `docker exec` starts has a filter of its own.
 pub fn exec_mounts_too(engine: &Engine) -> Result<(), String> {
     let line = "docker run -d --name=execs --privileged --init alpine sleep 3600 >started
                 docker exec execs sh -ec 'mount -t proc proc /mnt; cat /mnt/uptime'

@@ -2,10 +2,10 @@
 
 use std::fs;
 
+use support::engine::Engine;
+
 use crate::{
-    FIRST,
-    engine::Engine,
-    shell,
+    FIRST, shell,
     situation::{BROKEN, POLICY},
     sockets::MOUNT,
     table::{
@@ -18,12 +18,12 @@ use crate::{
 const LOCKED_BY: &str = "is locked by /etc/bulkhead/admin-settings.json; only the administrator of this machine can \
                          change it\n";
 
-const CHANGED: &str = "the policy /etc/bulkhead/admin-settings.json changed since the backend began; it takes effect \
-                       after `bulkhead stop` and `bulkhead start`, not after a restart";
+const CHANGED: &str = "the policy /etc/bulkhead/admin-settings.json has changed since the backend started; the change \
+                       takes effect after `bulkhead stop` and `bulkhead start`, not after a restart";
 
 const UNUSABLE: &str = "the policy /etc/bulkhead/admin-settings.json cannot be used: ";
 
-const STRICTEST: &str = "until it is corrected Enhanced Container Isolation is on and locked";
+const STRICTEST: &str = "until it is corrected, Enhanced Container Isolation is on and locked";
 
 /// Without a file.
 pub const ABSENT: &[Row] = &[Row(
@@ -31,11 +31,11 @@ pub const ABSENT: &[Row] = &[Row(
     "absent: everybody decides for themselves",
     Lines(
         "bulkhead policy show; bulkhead settings set hostLoopback true && bulkhead settings unset hostLoopback",
-        Says("there is no policy; everybody decides for themselves\n"),
+        Says("there is no policy; all settings are up to the user\n"),
     ),
 )];
 
-/// Isolation is locked, with exceptions, and the person has set it to false.
+/// Isolation is locked, with exceptions, and the user has set it to false.
 pub const LOCKED: &[Row] = &[
     Row("policy", "locked: isolation is on and nobody can change it", Code(a_locked_setting_holds)),
     Row("policy", "locked: no other guest image can be named", Code(no_other_image_can_be_named)),
@@ -67,7 +67,7 @@ pub const UNREADABLE: &[Row] = &[
     Row("policy", "invalid: isolation is on and locked, without exceptions", Code(the_strictest_holds)),
 ];
 
-/// No version, keys that nobody knows, isolation off and not locked.
+/// No version, unknown keys, isolation off and not locked.
 pub const FREE: &[Row] = &[
     Row(
         "policy",
@@ -80,7 +80,7 @@ pub const FREE: &[Row] = &[
             Holds(|said| said == "enhancedContainerIsolation.someday\nanalyticsEnabled\n".repeat(3)),
         ),
     ),
-    Row("policy", "not locked: its value counts until a person sets one", Code(a_free_setting_is_a_default)),
+    Row("policy", "not locked: its value counts until the user sets one", Code(a_free_setting_is_a_default)),
 ];
 
 fn a_locked_setting_holds(engine: &Engine) -> Result<(), String> {
@@ -127,7 +127,7 @@ fn a_change_waits_for_stop_and_start(engine: &Engine) -> Result<(), String> {
             return Err(format!("{verb} under a changed policy: {} {}", ran.status, ran.stdout));
         }
     }
-    // What the older policy excepts, the newer one would not.
+    // The older policy excepts this image, the newer one does not.
     check(engine, &format!("docker run --rm {MOUNT} tools docker version >said || cat said"), Says(""))?;
     check(engine, "docker run --rm alpine cat /proc/self/uid_map", Says(FIRST))
 }

@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    builds,
+use support::{
     engine::{Engine, Isolation, engine},
     home::pid,
-    need_image, nested, nodes, policy,
+};
+
+use crate::{
+    builds, nested, nodes, policy,
     situation::{Situation, Situations},
     sockets,
     table::{
@@ -58,7 +60,7 @@ const CONTAINERS: &[Row] = &[
     Row("containers 10", "paths of the VM cannot be mounted", In("e2e isolation::mounts_of_the_vms_own_files_are_refused")),
     Row(
         "containers 11",
-        "folders of the host can be mounted, with right owners",
+        "directories of the host can be mounted, with right owners",
         Later(
             "no host shares",
             "mkdir -p share && touch share/file && docker run --rm -v \"$PWD/share:/mnt\" alpine ls /mnt",
@@ -109,7 +111,7 @@ const CONTAINERS: &[Row] = &[
         ),
     ),
     Row("containers 24", "userns-remap and rootless mode", Other("dockerDaemonOptions takes them, init drops them (unit test)")),
-    Row("containers 25", "only much mounting is slower", In("isolation cost; sysbox-runc's bundles")),
+    Row("containers 25", "only much mounting is slower", In("isolation cost; the runtime's bundles")),
 ];
 
 /// The Docker socket in containers, without exceptions; those are in `sockets`.
@@ -321,7 +323,7 @@ const NODES: &[Row] = &[
     ),
 ];
 
-/// What concerns several rows.
+/// Behaviours that concern several rows.
 const MORE: &[Row] = &[
     Row("more", "eight at once and twenty cycles: no range is lost", Code(nested::no_range_is_lost)),
     Row("more", "systemd is process 1", Code(nested::systemd_is_process_1)),
@@ -333,7 +335,7 @@ const MORE: &[Row] = &[
     ),
 ];
 
-/// All rows, by what the engine is started with for them.
+/// All rows, by the situation that they need.
 const ALL: &[(Situation, &[Row])] = &[
     (Situation::Usual, CONTAINERS),
     (Situation::Usual, SOCKETS),
@@ -354,7 +356,7 @@ const ALL: &[(Situation, &[Row])] = &[
 fn rows_of_the_documentation() {
     let mut table = Table::default();
     let engine = engine(Isolation::On);
-    need_image(&engine, "debian:latest", "debian.tar");
+    engine.need_image("debian:latest", "debian.tar");
     let mut situations = Situations::new(&engine);
     for (situation, rows) in ALL {
         for row in rows.iter().filter(|row| wanted(&format!("{} {}", row.0, row.1))) {
@@ -375,7 +377,7 @@ fn rows_of_the_documentation() {
         }
     }
     drop(situations);
-    table.finish();
+    table.finish("Rows");
 }
 
 fn another_user_cannot_reach_the_engine(engine: &Engine) -> Result<(), String> {
@@ -410,8 +412,8 @@ fn nothing_but_the_gate_lets_in(engine: &Engine) -> Result<(), String> {
     if input != Path::new("/dev/null") {
         return Err(format!("the vmm reads from {}", input.display()));
     }
-    let folder = fs::read_dir(engine.home.runtime("")).unwrap().flatten();
-    let names: BTreeSet<_> = folder.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let directory = fs::read_dir(engine.home.runtime("")).unwrap().flatten();
+    let names: BTreeSet<_> = directory.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let known = ["control.sock", "docker.sock", "lock", "vsock.sock", "vsock.sock_1025"];
     if names.iter().all(|name| known.contains(&name.as_str())) { Ok(()) } else { Err(format!("{names:?}")) }
 }

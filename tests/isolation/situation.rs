@@ -1,5 +1,5 @@
-//! What the engine is started with for some rows: exceptions for its socket, a policy. Rows of one kind stand beside each
-//! other, so that it is started anew as seldom as possible.
+//! The settings and policies that some rows need. Rows that need the same stand beside each other, so that the engine
+//! starts as seldom as possible.
 
 use std::{
     fs,
@@ -8,32 +8,33 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::{
-    engine::{Engine, START, STOP},
-    folder,
-    process::COMMAND,
+use support::{
+    engine::{Engine, ISOLATION, START, STOP},
     registry::Registry,
-    shell,
+};
+
+use crate::{
+    directory, shell,
     table::{State, guarded},
 };
 
 /// Folder of the administrator's policy.
-const FOLDER: &str = "/etc/bulkhead";
+const DIRECTORY: &str = "/etc/bulkhead";
 
 /// Its file.
 pub const POLICY: &str = "/etc/bulkhead/admin-settings.json";
 
-/// Only the emulated machine has it; nobody else's /etc is written to.
+/// The emulated machine has it. Only there does the suite write to /etc.
 const EMULATED: &str = "/run/kvm-host/shares";
 
 /// A policy that was cut off.
 pub const BROKEN: &str = "{ \"enhancedContainerIsolation\": { \"value\": false, \"locked\": tru";
 
-/// No version, keys of some other time, and what a person may change.
+/// No version, keys of a later version, and a setting that the user may change.
 const FREE: &str = r#"{ "enhancedContainerIsolation": { "value": false, "locked": false, "someday": 1 },
                         "analyticsEnabled": { "locked": true, "value": false } }"#;
 
-/// What the engine has been started with.
+/// The settings and the policy that the engine runs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Situation {
     /// Isolation and nothing else.
@@ -44,11 +45,11 @@ pub enum Situation {
     Underived,
     /// Any image, and a list of the only commands.
     Allowing,
-    /// A policy that is locked, with exceptions; the person wants no isolation.
+    /// A locked policy with exceptions; the user has turned isolation off.
     Locked,
-    /// A policy that is none; the person wants no isolation.
+    /// An unreadable policy; the user has turned isolation off.
     Broken,
-    /// A policy that leaves the choice, of which the person makes no use.
+    /// A policy that leaves the choice to the user, who has set nothing.
     Free,
 }
 
@@ -65,7 +66,7 @@ pub struct Images {
 
 static IMAGES: OnceLock<Images> = OnceLock::new();
 
-/// Once they are made.
+/// The images, once they are made.
 pub fn images() -> Option<&'static Images> {
     IMAGES.get()
 }
@@ -155,8 +156,8 @@ impl Situation {
         }
     }
 
-    /// What the person has set; `None` is nothing.
-    fn settings(self) -> [(&'static str, Option<String>); 3] {
+    /// The user's settings.
+    fn settings(self) -> Vec<(&'static str, String)> {
         let isolation = match self {
             Self::Locked | Self::Broken => Some("false".to_owned()),
             Self::Free => None,
@@ -165,7 +166,8 @@ impl Situation {
         let own = images().filter(|_| self.has_exceptions() && !self.has_policy());
         let exceptions = own.and_then(|images| images.exceptions(self)).map(|exceptions| exceptions.to_string());
         let options = own.map(|images| format!(r#"{{"registry-mirrors": ["http://{}"]}}"#, images.registry));
-        [("enhancedContainerIsolation", isolation), ("dockerSocketMount", exceptions), ("dockerDaemonOptions", options)]
+        let all = [(ISOLATION, isolation), ("dockerSocketMount", exceptions), ("dockerDaemonOptions", options)];
+        all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 }
 
@@ -179,7 +181,7 @@ fn done(engine: &Engine, lines: &str) -> Result<String, String> {
 pub struct Situations<'a> {
     engine: &'a Engine,
     now: Situation,
-    /// Whether it could be brought about.
+    /// The outcome of the last change.
     reached: Result<(), String>,
     registry: Option<Registry>,
 }
@@ -190,7 +192,7 @@ impl<'a> Situations<'a> {
         Self { engine, now: Situation::Usual, reached: Ok(()), registry: None }
     }
 
-    /// Brings a situation about unless it is the present one.
+    /// Changes to a situation unless it is the present one.
     pub fn need(&mut self, situation: Situation) -> Result<(), State> {
         if situation.has_policy() && !Path::new(EMULATED).exists() {
             return Err(State::NotBuilt("tried in the emulated machine only, as it writes to /etc".into()));
@@ -209,26 +211,25 @@ impl<'a> Situations<'a> {
             self.registry = Some(registry);
             let _ = IMAGES.set(Images::make(engine, port)?);
         }
-        let anew = self.now.has_policy() || to.has_policy();
+        // A policy takes effect at a start of the backend; a restart keeps the one that the backend has read.
+        let stopped = self.now.has_policy() || to.has_policy();
         self.now = to;
-        if anew {
+        if stopped {
             engine.home.bulkhead(&["stop"], STOP).ok();
-            let _ = fs::remove_dir_all(FOLDER);
+            let _ = fs::remove_dir_all(DIRECTORY);
         }
-        for (key, value) in to.settings() {
-            let arguments = match &value {
-                Some(value) => vec!["settings", "set", key, value],
-                None => vec!["settings", "unset", key],
-            };
-            engine.home.bulkhead(&arguments, COMMAND).ok();
-        }
+        let settings = to.settings();
+        engine.write_settings(&settings.iter().map(|(key, value)| (*key, value.as_str())).collect::<Vec<_>>());
         if let Some(policy) = to.policy() {
-            fs::create_dir_all(FOLDER).and_then(|()| fs::write(POLICY, policy)).map_err(|error| error.to_string())?;
+            fs::create_dir_all(DIRECTORY)
+                .and_then(|()| fs::write(POLICY, policy))
+                .map_err(|error| error.to_string())?;
         }
-        if anew {
+        if stopped {
             let ran = engine.home.bulkhead(&["start", "--timeout", "220"], START);
-            // For the rows about what it says.
-            fs::write(folder(engine).join("start.log"), format!("{}{}", ran.stdout, ran.stderr)).unwrap();
+            engine.note_start();
+            // For the rows about its messages.
+            fs::write(directory(engine).join("start.log"), format!("{}{}", ran.stdout, ran.stderr)).unwrap();
             ran.ok();
         } else {
             engine.restart();
@@ -248,11 +249,9 @@ impl Drop for Situations<'_> {
         let home = self.engine.home;
         home.bulkhead(&["stop", "--force"], STOP);
         if self.now.has_policy() {
-            let _ = fs::remove_dir_all(FOLDER);
+            let _ = fs::remove_dir_all(DIRECTORY);
         }
-        for (key, _) in self.now.settings() {
-            home.bulkhead(&["settings", "unset", key], COMMAND);
-        }
+        self.engine.write_settings(&[]);
     }
 }
 

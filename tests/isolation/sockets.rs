@@ -5,9 +5,12 @@
 
 use std::thread;
 
-use crate::{
+use support::{
     engine::Engine,
     process::{COMMAND, run},
+};
+
+use crate::{
     shell, situation,
     table::{
         Expect::{Fails, Holds, Says},
@@ -35,7 +38,7 @@ pub const DENYING: &[Row] = &[
         "socket",
         "imageList: a name with a tag, `docker:cli`",
         Code(|engine| {
-            // What was pushed under another name counts once it is pulled under the listed one.
+            // An image that was pushed under another name counts once it is pulled under the listed one.
             try_images(engine, &[("docker:cli", true)])?;
             try_images(engine, &[("made/official", true), ("alpine", false)])
         }),
@@ -271,7 +274,7 @@ fn full(image: &str) -> String {
     }
 }
 
-/// Runs a container of each image with the engine's socket; it has one, or is refused in the documented words.
+/// Runs a container of each image with the engine's socket, which must start or be refused in the documented words.
 fn try_images(engine: &Engine, images: &[(&str, bool)]) -> Result<(), String> {
     let registry = situation::images().map(|images| images.registry.as_str()).unwrap_or_default();
     for some in images.chunks(AT_ONCE) {
@@ -301,7 +304,7 @@ fn try_image(engine: &Engine, image: &str, allowed: bool) -> Result<(), String> 
     if holds { Ok(()) } else { Err(format!("{image} should be {expected}: {}: {}", ran.status, ran.stderr)) }
 }
 
-/// Makes images that are built from others, of which `local` is no allowed one.
+/// Makes images that are built from others, of which `local` is not allowed.
 fn derive(engine: &Engine) -> Result<(), String> {
     if shell(engine, "docker image inspect derived/official derived/any derived/tools derived/local").status.success() {
         return Ok(());

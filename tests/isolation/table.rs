@@ -1,27 +1,34 @@
-//! Rows, how they are tried and the table of how they ended.
+//! Rows, their proofs and the table of their outcomes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    fmt::Write,
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
-use crate::{engine::Engine, shell};
+use support::engine::Engine;
+
+use crate::shell;
 
 /// Longest part of a message in the table.
 const SHORT: usize = 110;
 
-/// What a command must come to.
+/// The expected outcome of a command.
 #[derive(Clone, Copy)]
 pub enum Expect {
-    /// It succeeds and says this.
+    /// It succeeds and prints this.
     Says(&'static str),
-    /// It succeeds and says something of which this is true.
+    /// It succeeds and prints something for which this holds.
     Holds(fn(&str) -> bool),
-    /// It fails with the code and says this among other things.
+    /// It fails with the code and prints this among other things.
     Fails(i32, &'static str),
 }
 
-/// How a row is known to hold.
+/// The proof of a row.
 #[derive(Clone, Copy)]
 pub enum Proof {
-    /// The lines that a person types.
+    /// The lines that a user types.
     Lines(&'static str, Expect),
     /// More than a line.
     Code(fn(&Engine) -> Result<(), String>),
@@ -35,15 +42,15 @@ pub enum Proof {
     Other(&'static str),
 }
 
-/// A row of docs/isolation.md: its table and number or name, what it says, how that is known.
+/// A row of docs/isolation.md: its table and number or name, its claim, the proof.
 pub struct Row(pub &'static str, pub &'static str, pub Proof);
 
-/// How a row ended.
+/// The outcome of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Passed,
     Failed(String),
-    /// Not there, as the suite says; with what was said when it was tried.
+    /// Not built yet, as the suite knows; with the output of the attempt.
     NotBuilt(String),
     Elsewhere(&'static str),
     Other(&'static str),
@@ -67,7 +74,7 @@ pub fn check(engine: &Engine, lines: &str, expect: Expect) -> Result<(), String>
     if holds { Ok(()) } else { Err(format!("status {code:?}: {}", said.trim_end())) }
 }
 
-/// Whatever a test panics with is its row's message.
+/// Turns a panic of a test into its row's message.
 pub fn guarded(test: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(test)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -91,7 +98,7 @@ impl Row {
     }
 }
 
-/// What was tried and how it ended.
+/// The rows with their outcomes.
 #[derive(Default)]
 pub struct Table(Vec<(String, String, State)>);
 
@@ -101,27 +108,59 @@ impl Table {
         self.0.push((row.to_owned(), what.to_owned(), state));
     }
 
-    /// Prints all rows and panics if one failed.
-    pub fn finish(self) {
+    /// Prints all rows, writes the part `title` of the report, and panics if a row failed.
+    pub fn finish(self, title: &str) {
         let mut counts = [0; 5];
         for (row, what, state) in &self.0 {
-            let (index, word, detail) = match state {
-                State::Passed => (0, "passed", ""),
-                State::Failed(why) => (1, "FAILED", why.as_str()),
-                State::NotBuilt(why) => (2, "not built yet", why.as_str()),
-                State::Elsewhere(test) => (3, "in another test", *test),
-                State::Other(why) => (4, "does not apply", *why),
-            };
+            let (index, word, detail) = state.words();
             counts[index] += 1;
-            let detail: String = detail.replace('\n', " | ").chars().take(SHORT).collect();
-            println!("{row:<14} {what:<62} {word:<16} {detail}");
+            println!("{row:<14} {what:<62} {word:<16} {}", short(detail));
         }
         let [passed, failed, later, elsewhere, other] = counts;
         println!(
             "{passed} passed, {failed} failed, {later} not built yet, {elsewhere} in other tests, {other} do not apply"
         );
+        // A run of some rows says nothing about the others.
+        if let (Some(directory), None) =
+            (std::env::var_os("BULKHEAD_TEST_REPORT"), std::env::var_os("BULKHEAD_TEST_ROWS"))
+        {
+            let file = Path::new(&directory).join(format!("{}.md", title.to_lowercase().replace(' ', "-")));
+            fs::create_dir_all(&directory).and_then(|()| fs::write(file, self.markdown(title))).unwrap();
+        }
         let wrong = |state: &State| matches!(state, State::Failed(_));
         let failed: Vec<_> = self.0.iter().filter(|(.., state)| wrong(state)).collect();
         assert!(failed.is_empty(), "{failed:#?}");
     }
+
+    /// The rows as a section of docs/isolation-report.md.
+    fn markdown(&self, title: &str) -> String {
+        let mut text = format!("\n## {title}\n\n| Row | Behaviour | Outcome |\n|---|---|---|\n");
+        for (row, what, state) in &self.0 {
+            let (_, word, detail) = state.words();
+            let separator = if detail.is_empty() { "" } else { ": " };
+            // A bar within a cell would begin another one.
+            let line = [row, what].map(|cell| cell.replace('|', "\\|")).join(" | ");
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "| {line} | {word}{separator}{} |", short(detail).replace('|', "\\|"));
+        }
+        text
+    }
+}
+
+impl State {
+    /// The state's place among the counts, its word in the table, and the details.
+    fn words(&self) -> (usize, &'static str, &str) {
+        match self {
+            Self::Passed => (0, "passed", ""),
+            Self::Failed(why) => (1, "FAILED", why),
+            Self::NotBuilt(why) => (2, "not built yet", why),
+            Self::Elsewhere(test) => (3, "in another test", test),
+            Self::Other(why) => (4, "does not apply", why),
+        }
+    }
+}
+
+/// The start of a message, on one line.
+fn short(detail: &str) -> String {
+    detail.replace('\n', " | ").chars().take(SHORT).collect()
 }

@@ -32,13 +32,13 @@ networks:
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn three_services_find_each_other_by_name_and_a_port_of_theirs_is_published() {
     let _engine = engine();
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("compose.yaml"), PROJECT).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("compose.yaml"), PROJECT).unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let host = status()["dockerHost"].as_str().unwrap().to_owned();
     let compose = |arguments: &[&str]| {
         let mut command = Command::new("docker");
-        command.env("DOCKER_HOST", &host).env("PORT", port.to_string()).current_dir(folder.path());
+        command.env("DOCKER_HOST", &host).env("PORT", port.to_string()).current_dir(directory.path());
         let output = command.args(["compose", "--project-name", "three"]).args(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()

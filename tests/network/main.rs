@@ -1,12 +1,11 @@
 //! The VM's network from inside of containers. `scripts/test` runs this suite where there is a KVM that runs Linux
-//! guests; `BULKHEAD_TEST_IMAGES` names the folder that `tests/images/build` prints.
+//! guests; `BULKHEAD_TEST_IMAGES` names the directory that `tests/images/build` prints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod bulk;
 mod compose;
 mod ports;
-mod registry;
 mod settings;
 
 use std::{
@@ -14,90 +13,63 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
-    process::{Command, Output},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    process::Command,
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
 
-use registry::Registry;
 use sha2::{Digest, Sha256};
+use support::{
+    engine::{Engine, ISOLATION, home, turn},
+    process::{Ran, run},
+    registry::Registry,
+};
 
-const BULKHEAD: &str = env!("CARGO_BIN_EXE_bulkhead");
-const PROFILE: &str = "network-test";
-
-/// The emulated machine, which nobody minds being changed.
+/// The emulated machine has it. Only there do tests change files of the whole machine.
 const THROW_AWAY_MACHINE: &str = "/etc/kvm-host";
 
-/// The program on the suite's profile.
-fn program() -> Command {
-    let mut command = Command::new(BULKHEAD);
-    // `scripts/test` names a kernel for the suite that boots one without a root file system.
-    if std::env::var_os("BULKHEAD_ROOTFS").is_none() {
-        command.env_remove("BULKHEAD_KERNEL");
-    }
-    command.args(["--profile", PROFILE]);
-    command
-}
+/// Time for a command that moves much data or waits for another.
+const LONG: Duration = Duration::from_secs(300);
 
-fn bulkhead(arguments: &[&str]) -> Output {
-    let output = program().args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
+/// Standard output of a verb that must succeed.
+#[track_caller]
+fn bulkhead(arguments: &[&str]) -> String {
+    home().bulkhead(arguments, LONG).ok()
 }
 
 fn status() -> serde_json::Value {
-    serde_json::from_slice(&bulkhead(&["status", "--format", "json"]).stdout).unwrap()
+    home().status()
 }
 
-fn docker(arguments: &[&str]) -> Output {
-    let host = status()["dockerHost"].as_str().unwrap().to_owned();
-    Command::new("docker").env("DOCKER_HOST", host).args(arguments).output().unwrap()
+fn docker(arguments: &[&str]) -> Ran {
+    run(home().docker_command(arguments), LONG)
 }
 
-/// What a command prints that must succeed.
+/// Standard output of a docker command that must succeed.
 #[track_caller]
 fn done(arguments: &[&str]) -> String {
-    let output = docker(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    docker(arguments).ok()
 }
 
-/// What a shell in a fresh container prints.
+/// The output of a shell in a new container.
 fn shell(script: &str) -> String {
-    let output = docker(&["run", "--rm", "alpine", "sh", "-c", script]);
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    let ran = docker(&["run", "--rm", "alpine", "sh", "-c", script]);
+    ran.stdout + &ran.stderr
 }
 
-extern "C" fn stop() {
-    let _ = program().args(["stop", "--force"]).output();
+/// The shared engine with its usual settings and the images of this suite.
+#[track_caller]
+fn engine() -> Engine {
+    engine_with(&[])
 }
 
-/// One engine for all tests, one test at a time.
-fn engine() -> MutexGuard<'static, ()> {
-    let turn = turn();
-    // A test with another engine leaves none.
-    bulkhead(&["start", "--timeout", "300"]);
-    turn
-}
-
-/// The turn of one test; there is an engine or not.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    static ONCE: Once = Once::new();
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    ONCE.call_once(|| {
-        // SAFETY: `stop` is a function without arguments or result, as atexit(3) wants it.
-        unsafe { libc::atexit(stop) };
-        bulkhead(&["settings", "set", "network", "user"]);
-        bulkhead(&["start", "--timeout", "300"]);
-        let images = std::env::var("BULKHEAD_TEST_IMAGES").expect("BULKHEAD_TEST_IMAGES names the images' folder");
-        for image in ["alpine", "debian"] {
-            let loaded = docker(&["load", "-i", &format!("{images}/{image}.tar")]);
-            assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
-        }
-    });
-    turn
+/// The shared engine with other settings.
+#[track_caller]
+fn engine_with(settings: &[(&str, &str)]) -> Engine {
+    let engine = support::engine::engine_with(settings);
+    engine.need_image("debian:latest", "debian.tar");
+    engine
 }
 
 /// Serves each connection on the loopback with `serve`; the port.
@@ -215,8 +187,8 @@ fn datagrams_and_pings_come_back() {
         }
     });
     let script = format!("exec 3<>/dev/udp/host.docker.internal/{port}; echo datagram >&3; head -n 1 <&3");
-    let output = docker(&["run", "--rm", "debian", "timeout", "20", "bash", "-c", &script]);
-    assert_eq!(output.stdout, b"DATAGRAM\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let ran = docker(&["run", "--rm", "debian", "timeout", "20", "bash", "-c", &script]);
+    assert_eq!(ran.stdout, "DATAGRAM\n", "{}", ran.stderr);
     let printed = shell("ping -c 2 host.docker.internal");
     assert!(printed.contains("2 packets received"), "{printed}");
 }
@@ -259,9 +231,9 @@ fn names_are_those_that_the_host_resolves_at_that_moment() {
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn an_image_is_pushed_to_and_pulled_from_a_registry_on_the_hosts_loopback() {
     let _engine = engine();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let _registry = Registry::serve(folder.path(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "");
+    let _registry = Registry::serve(directory.path(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "");
     let name = format!("host.docker.internal:{port}/alpine");
     let image = done(&["image", "inspect", "--format", "{{.Id}}", "alpine"]);
     done(&["tag", "alpine", &name]);
@@ -325,19 +297,12 @@ fn connections_in_sequence_leave_no_descriptors_behind() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn without_a_network_the_engine_works_and_nothing_is_reachable() {
-    let _engine = engine();
     let port = http(b"secret".to_vec());
-    bulkhead(&["settings", "set", "network", "none"]);
-    bulkhead(&["restart", "--timeout", "300"]);
-    let alone = network_process().is_none();
-    let echo = shell("echo works");
+    let _engine = engine_with(&[("network", "none")]);
+    assert!(network_process().is_none(), "there is a network process");
+    assert_eq!(shell("echo works"), "works\n");
     let fetched = shell(&format!("wget -T 5 -qO- http://192.168.65.254:{port}/"));
-    let published = docker(&["run", "--rm", "--publish", "8080:80", "alpine", "true"]);
-    bulkhead(&["settings", "set", "network", "user"]);
-    bulkhead(&["restart", "--timeout", "300"]);
-    assert!(alone, "there is a network process");
-    assert_eq!(echo, "works\n");
     assert!(fetched.starts_with("wget: "), "{fetched}");
-    let published = String::from_utf8(published.stderr).unwrap();
+    let published = docker(&["run", "--rm", "--publish", "8080:80", "alpine", "true"]).stderr;
     assert!(published.contains("no port can be published; `bulkhead settings set network user`"), "{published}");
 }

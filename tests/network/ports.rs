@@ -10,8 +10,8 @@ use super::*;
 pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HERE6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// How long a port may go on after the engine said that its container is gone: a few messages.
-const END: Duration = Duration::from_secs(5);
+/// Time for a port to close after the engine reported the end of its container: a few messages.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A container, removed at the end.
 pub(crate) struct Container(String);
@@ -34,7 +34,7 @@ impl Container {
         Self::run(&[&["--hostname", name], arguments, &server].concat())
     }
 
-    /// What it has printed.
+    /// Its output so far.
     pub(crate) fn output(&self) -> String {
         done(&["logs", &self.0])
     }
@@ -48,11 +48,11 @@ impl Container {
     }
 }
 
-/// What a command that cannot work says.
+/// Standard error of a command that must fail.
 fn refused(arguments: &[&str]) -> String {
-    let output = docker(arguments);
-    assert!(!output.status.success(), "{arguments:?} succeeded");
-    String::from_utf8(output.stderr).unwrap()
+    let ran = docker(arguments);
+    assert!(!ran.status.success(), "{arguments:?} succeeded");
+    ran.stderr
 }
 
 pub(crate) fn connect(ip: IpAddr, port: u16) -> io::Result<TcpStream> {
@@ -83,7 +83,7 @@ pub(crate) fn get(ip: IpAddr, port: u16, path: &str) -> String {
 
 #[track_caller]
 fn assert_gone(port: u16) {
-    let deadline = Instant::now() + END;
+    let deadline = Instant::now() + CLOSE_TIMEOUT;
     for ip in [HERE, HERE6] {
         while connect(ip, port).is_ok() {
             assert!(Instant::now() < deadline, "{ip} {port} still listens");
@@ -95,7 +95,7 @@ fn assert_gone(port: u16) {
 
 /// The rows of `bulkhead ports` for a port.
 fn published(port: u16) -> Vec<serde_json::Value> {
-    let all: serde_json::Value = serde_json::from_slice(&bulkhead(&["ports", "--format", "json"]).stdout).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&bulkhead(&["ports", "--format", "json"])).unwrap();
     all["ports"].as_array().unwrap().iter().filter(|row| row["hostPort"] == port).cloned().collect()
 }
 
@@ -121,7 +121,7 @@ fn a_port_listens_on_every_address_of_both_kinds_while_its_container_runs() {
         (&row["containerIp"], &row["containerPort"], &row["protocol"]),
         (&address.into(), &80.into(), &"tcp".into())
     );
-    let text = String::from_utf8(bulkhead(&["ports"]).stdout).unwrap();
+    let text = bulkhead(&["ports"]);
     let line = text.lines().find(|line| line.starts_with(&format!("0.0.0.0:{port} "))).unwrap();
     assert!(line.ends_with("tcp       published"), "{text}");
 
@@ -202,7 +202,7 @@ fn a_port_that_the_host_does_not_give_is_refused_in_the_engines_words() {
     let message = words("192.0.2.1:8080:80");
     assert!(message.contains("listen tcp4 192.0.2.1:8080: bind: cannot assign requested address"), "{message}");
     assert!(published(port).is_empty() && published(8080).is_empty());
-    // Free again, it is had by the next one.
+    // Once it is free, the next container gets it.
     drop(taken);
     done(&run(&format!("{port}:80")).each_ref().map(String::as_str));
     if nix::unistd::geteuid().is_root() {
@@ -223,7 +223,7 @@ fn a_killed_network_process_costs_no_port() {
     assert_eq!(fetch(HERE, port), "kept.example");
     let killed = network_process().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed), nix::sys::signal::Signal::SIGKILL).unwrap();
-    // All the time: whoever connects meanwhile waits for the next process.
+    // A client that connects meanwhile waits for the next process.
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut waiting = Vec::new();
     while network_process().is_none_or(|pid| pid == killed) {
@@ -237,13 +237,11 @@ fn a_killed_network_process_costs_no_port() {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn a_port_is_back_after_the_engine_crashed_with_the_container_that_is_restarted() {
-    let _engine = engine();
+fn without_isolation_a_port_is_back_after_the_engine_crashed() {
     // Only without isolation does a container see the processes of the VM.
-    bulkhead(&["settings", "set", "enhancedContainerIsolation", "false"]);
-    bulkhead(&["restart", "--timeout", "300"]);
+    let _engine = engine_with(&[(ISOLATION, "false")]);
     let port = free(1);
-    let web = Container::web("again.example", &["--restart", "always", "--publish", &format!("{port}:80")]);
+    let _web = Container::web("again.example", &["--restart", "always", "--publish", &format!("{port}:80")]);
     assert_eq!(fetch(HERE, port), "again.example");
     let crash = ["run", "--rm", "--privileged", "--pid=host", "alpine", "sh", "-c", "kill -9 $(pidof dockerd)"];
     docker(&crash);
@@ -253,7 +251,4 @@ fn a_port_is_back_after_the_engine_crashed_with_the_container_that_is_restarted(
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(fetch(HERE, port), "again.example");
-    drop(web);
-    bulkhead(&["settings", "set", "enhancedContainerIsolation", "true"]);
-    bulkhead(&["restart", "--timeout", "300"]);
 }

@@ -2,40 +2,30 @@
 
 use std::{ffi::OsStr, io::Read, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
+use support::engine::{Isolation, START, STOP};
+
 use super::*;
 
-/// The engine with other settings; it is stopped and the settings are the usual ones afterwards.
-struct Other {
-    keys: Vec<String>,
-    _turn: MutexGuard<'static, ()>,
-}
+/// Stops an engine that was started with options, which the next test's must not have.
+struct Started(Engine);
 
-impl Drop for Other {
+impl Drop for Started {
     fn drop(&mut self) {
-        if thread::panicking() {
-            let log = bulkhead(&["logs"]).stdout;
-            eprintln!("{}", String::from_utf8_lossy(&log));
-        }
-        bulkhead(&["stop"]);
-        for key in &self.keys {
-            bulkhead(&["settings", "unset", key]);
-        }
+        let _ = self.0.home.bulkhead(&["stop"], STOP);
     }
 }
 
-/// Starts the engine anew; what `start` wrote to its standard error.
-fn other(settings: &[(&str, &str)], environment: &[(&str, &OsStr)], options: &[&str]) -> (Other, String) {
-    let turn = turn();
-    bulkhead(&["stop"]);
-    for (key, value) in settings {
-        bulkhead(&["settings", "set", key, value]);
-    }
-    let other = Other { keys: settings.iter().map(|(key, _)| (*key).to_owned()).collect(), _turn: turn };
-    let output =
-        program().envs(environment.iter().copied()).args(["start", "--timeout", "300"]).args(options).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    (other, said)
+/// Starts the engine with settings, variables and options; returns with it what `start` wrote to standard error.
+fn start(settings: &[(&str, &str)], environment: &[(&str, &OsStr)], options: &[&str]) -> (Started, String) {
+    let engine = turn();
+    engine.home.bulkhead(&["stop"], STOP).ok();
+    engine.write_settings(settings);
+    let mut command = engine.home.command(support::program());
+    command.envs(environment.iter().copied()).args(["start", "--timeout", "220"]).args(options);
+    let ran = run(command, START);
+    assert!(ran.status.success(), "{}", ran.stderr);
+    let started = Started(engine);
+    (started, ran.stderr)
 }
 
 /// This machine's address on the way out, if it has one.
@@ -49,25 +39,25 @@ fn own_address() -> Option<Ipv4Addr> {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_shall_be() {
+fn the_guests_network_is_the_one_that_is_set_and_the_loopback_closes_with_its_setting() {
     let body = pattern(1 << 20);
     let (expected, port) = (digest(&body), http(body));
     let fetch = |name: &str| shell(&format!("wget -T 5 -qO- http://{name}:{port}/ | sha256sum"));
     let nothing = digest(b"");
     {
-        let _other = other(&[("vpnkitCIDR", "10.77.0.0/20")], &[], &[]);
+        let _engine = engine_with(&[("vpnkitCIDR", "10.77.0.0/20")]);
         assert!(fetch("host.docker.internal").contains(&expected));
         assert!(fetch("10.77.15.254").contains(&expected));
         assert!(fetch("192.168.65.254").contains(&nothing));
         let printed = shell("ping -c 1 10.77.0.3");
         assert!(printed.contains("1 packets received"), "{printed}");
     }
-    let _other = other(&[("vpnkitCIDR", "10.78.0.0/24"), ("hostLoopback", "false")], &[], &[]);
+    let _engine = engine_with(&[("vpnkitCIDR", "10.78.0.0/24"), ("hostLoopback", "false")]);
     for name in ["host.docker.internal", "gateway.docker.internal", "10.78.0.254", "10.78.0.1"] {
         let printed = fetch(name);
         assert!(printed.contains(&nothing) && printed.contains("wget: "), "{name}: {printed}");
     }
-    // The name server is no service of the loopback.
+    // The name server is not a service of the loopback.
     let printed = shell("nslookup -type=a localhost 10.78.0.1 || true");
     assert!(printed.contains("10.78.0.1"), "{printed}");
 }
@@ -75,7 +65,7 @@ fn the_guests_network_is_the_one_that_is_set_and_the_loopback_is_closed_when_it_
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn ports_are_published_on_the_hosts_loopback_only_when_the_settings_say_so() {
-    let _other = other(&[("portBindingBehavior", "local-only-port-binding")], &[], &[]);
+    let _engine = engine_with(&[("portBindingBehavior", "local-only-port-binding")]);
     done(&["network", "create", "loopback-only"]);
     let port = ports::free(4);
     let publish = [format!("{port}:80"), format!("0.0.0.0:{}:80", port + 1), format!("[::]:{}:80", port + 2)];
@@ -86,7 +76,7 @@ fn ports_are_published_on_the_hosts_loopback_only_when_the_settings_say_so() {
     let own = format!("{}:80", port + 3);
     let run = ["run", "-d", "--name=loopback-own", "--network=loopback-only", "--publish", &own];
     done(&[&run[..], &["alpine", "sleep", "600"]].concat());
-    let listens = String::from_utf8(bulkhead(&["ports"]).stdout).unwrap();
+    let listens = bulkhead(&["ports"]);
     for (at, address) in ["127.0.0.1", "127.0.0.1", "[::1]", "127.0.0.1"].iter().enumerate() {
         let line = format!("{address}:{} ", usize::from(port) + at);
         assert!(listens.lines().any(|row| row.starts_with(&line)), "{line}: {listens}");
@@ -100,7 +90,7 @@ fn ports_are_published_on_the_hosts_loopback_only_when_the_settings_say_so() {
     done(&["network", "rm", "loopback-only"]);
 }
 
-/// An HTTP proxy that asks for a name and a password and notes what it is asked for.
+/// An HTTP proxy that demands a name and a password and notes the requests.
 fn proxy(credentials: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&asked);
@@ -137,16 +127,16 @@ fn proxy(credentials: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
 /// A registry with a certificate of a private authority, on this machine's own address.
 struct PrivateRegistry {
     _registry: Registry,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     place: String,
 }
 
 impl PrivateRegistry {
     fn start(address: Ipv4Addr) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
         let make = |arguments: &[&str]| {
-            let output = Command::new("openssl").args(arguments).current_dir(folder.path()).output().unwrap();
+            let output = Command::new("openssl").args(arguments).current_dir(directory.path()).output().unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         };
         let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
@@ -174,17 +164,17 @@ impl PrivateRegistry {
             "server.crt",
         ];
         make(&[&server[..], &curve].concat());
-        let path = |name: &str| folder.path().join(name).display().to_string();
+        let path = |name: &str| directory.path().join(name).display().to_string();
         let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", path("server.crt"), path("server.key"));
-        let registry = Registry::serve(folder.path(), SocketAddr::from((address, port)), &tls);
-        Self { _registry: registry, folder, place: format!("{address}:{port}") }
+        let registry = Registry::serve(directory.path(), SocketAddr::from((address, port)), &tls);
+        Self { _registry: registry, directory, place: format!("{address}:{port}") }
     }
 
-    /// What this machine trusts, and this registry's authority.
+    /// Writes the certificates that this machine trusts, and this registry's authority, into one file.
     fn bundle(&self) -> PathBuf {
         let mut all = fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
-        all.extend(fs::read(self.folder.path().join("ca.crt")).unwrap());
-        let path = self.folder.path().join("bundle.crt");
+        all.extend(fs::read(self.directory.path().join("ca.crt")).unwrap());
+        let path = self.directory.path().join("bundle.crt");
         fs::write(&path, all).unwrap();
         path
     }
@@ -200,10 +190,10 @@ fn the_engine_trusts_what_the_host_trusts_and_goes_through_its_proxy_at_each_sta
     let registry = PrivateRegistry::start(address);
     let name = format!("{}/alpine", registry.place);
     {
-        let _engine = engine();
+        // Any engine without the proxy and the bundle does, so the last test's is not restarted.
+        let _engine = support::engine::engine(Isolation::Either);
         done(&["tag", "alpine", &name]);
-        let refused = docker(&["push", &name]);
-        let message = String::from_utf8_lossy(&refused.stderr);
+        let message = docker(&["push", &name]).fails(1);
         assert!(message.contains("x509") || message.contains("unknown authority"), "{message}");
     }
     // "me:s3cret"
@@ -212,7 +202,7 @@ fn the_engine_trusts_what_the_host_trusts_and_goes_through_its_proxy_at_each_sta
     let bundle = registry.bundle();
     let environment =
         [("SSL_CERT_FILE", bundle.as_os_str()), ("HTTPS_PROXY", url.as_ref()), ("no_proxy", "example.org".as_ref())];
-    let (_other, said) = other(&[("containersProxy", "true")], &environment, &[]);
+    let (_started, said) = start(&[("containersProxy", "true")], &environment, &[]);
     assert!(!said.contains("warning"), "{said}");
     done(&["push", &name]);
     done(&["rmi", &name]);
@@ -227,7 +217,7 @@ fn the_engine_trusts_what_the_host_trusts_and_goes_through_its_proxy_at_each_sta
     assert!(printed.contains(&line) && printed.contains("\nno_proxy=localhost,"), "{printed}");
     let printed = done(&["run", "--rm", "-e", "https_proxy=own", "alpine", "sh", "-c", "env | grep -i https_proxy"]);
     assert_eq!(printed, "https_proxy=own\n");
-    let log = String::from_utf8_lossy(&bulkhead(&["logs"]).stdout).into_owned();
+    let log = bulkhead(&["logs"]);
     assert!(!log.contains("s3cret"), "the log has the proxy's password");
 }
 
@@ -269,7 +259,7 @@ fn serve_file(address: Ipv4Addr, body: Vec<u8>) -> u16 {
     port
 }
 
-/// Data both ways between a container and this machine, and no port that anybody would wait for in vain.
+/// Moves data both ways between a container and this machine; publishing a port is refused.
 fn data_moves(name: &str, address: Ipv4Addr) {
     let body = pattern(16 << 20);
     let (expected, port) = (digest(&body), serve_file(address, body));
@@ -288,8 +278,7 @@ fn data_moves(name: &str, address: Ipv4Addr) {
     assert!(receiver.join().unwrap() == vec![0; 16 << 20]);
     println!("16 MiB from a container in {:.1?}", begun.elapsed());
     let refused = docker(&["run", "--rm", "-p", "8080:80", "alpine", "true"]);
-    let message = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && message.contains("no port can be published"), "{message}");
+    assert!(!refused.status.success() && refused.stderr.contains("no port can be published"), "{refused:?}");
 }
 
 #[test]
@@ -301,7 +290,7 @@ fn a_tap_device_carries_frames_both_ways_and_survives_its_process() {
     }
     let router = Ipv4Addr::new(10, 79, 0, 1);
     let _device = Device::make("bulkhead-test", "10.79.0.1/24");
-    let (_other, _) = other(&[("vpnkitCIDR", "10.79.0.0/24")], &[], &["--net", "tap=bulkhead-test"]);
+    let (_started, _) = start(&[("vpnkitCIDR", "10.79.0.0/24")], &[], &["--net", "tap=bulkhead-test"]);
     let pinged = Command::new("busybox").args(["ping", "-c", "2", "10.79.0.3"]).output().unwrap();
     assert!(String::from_utf8_lossy(&pinged.stdout).contains("2 packets received"));
     data_moves("10.79.0.1", router);
@@ -323,7 +312,7 @@ fn passt_serves_the_device_with_the_same_addresses() {
         println!("left out: there is no passt");
         return;
     }
-    let (_other, _) = other(&[], &[], &["--net", "passt"]);
+    let (_started, _) = start(&[], &[], &["--net", "passt"]);
     assert!(network_process().is_none());
     data_moves("192.168.65.254", Ipv4Addr::LOCALHOST);
 }

@@ -1,25 +1,87 @@
-//! The Docker API filter: the only client of dockerd's own socket.
+//! The Docker API filter between clients and dockerd.
 //!
-//! Every way into the engine (vsock from the host, a unix socket inside the guest) ends here. The gate looks at the
-//! few requests that decide what a container may reach, refuses or rewrites them, and streams everything else through
-//! unchanged, hijacked connections included.
+//! Every way into the engine ends here: vsock port 1023 from the host, a unix socket for processes of the guest, and
+//! one unix socket for each container that may use the engine. dockerd's own socket lies in a directory that only the
+//! VM's root can enter, and the gate is its only client.
+//!
+//! # A request
+//!
+//! 1. [`listener`](UnixAcceptor) accepts. vsock is not namespaced, so a container could connect, too; only connections
+//!    from CID 2, the host, are served.
+//! 2. `proxy` reads the head of the request and refuses routes that are never passed on: `docker load` where the
+//!    administrator blocks it, and from a container's socket each command that the list of commands forbids.
+//! 3. With isolation on, the bodies of three kinds of requests are read, at most 4 MiB, and checked by [`rules`]:
+//!    creation of a container, of a volume, and of a swarm service. A container gets the isolating runtime. All other
+//!    bodies stream.
+//! 4. `forward` sends the request to dockerd on a connection of its own and streams the response back. If dockerd
+//!    switches protocols (attach, exec, BuildKit's session), `hijack` joins the two connections, and each direction
+//!    ends on its own.
+//!
+//! With isolation off nothing is checked except `docker load`. In both cases new containers get the environment that
+//! the administrator or the user configured (proxies).
+//!
+//! # Sockets in containers
+//!
+//! A container whose image is allowed can bind-mount `/run/docker.sock`, which in the VM is an empty file. It does not
+//! get dockerd's socket but another one, with the gate behind it, that no other container shares.
+//!
+//! 1. **Creation** (`create_with_socket`). The gate checks the image, lets dockerd create the container, checks the
+//!    image that the container really has (a name can change its meaning in between), and writes the grant beside
+//!    dockerd's own files of the container. Without a grant, a container that mounts the socket is removed again.
+//! 2. **Start** (`socket_server`). dockerd starts the runtime, perhaps because of a restart policy while its API is not
+//!    up yet. The runtime finds the bind and sends the container's ID to the gate (`grants.sock`). The gate reads the
+//!    grant, checks it against the current list of images, makes `/run/bulkhead/containers/ID` and answers; the
+//!    runtime binds that instead, ID-mapped like any bind. The gate asks dockerd nothing at that moment, because
+//!    dockerd holds locks. A container that got past step 1 (`--volumes-from`) is stopped here.
+//! 3. **Use** (`proxy`, [`rules`]). Each socket has its own listener, at most 128 HTTP connections, and the list of
+//!    commands. A request that passes reaches dockerd in the one spelling that was checked.
+//! 4. **Restart of the gate** (`fd_store`). A bind shows the very socket it was made with, so init stores the listening
+//!    descriptors (`FDSTORE` of sd_notify(3)) and hands them to each new gate. Clients wait in the sockets' queues.
+//! 5. **Removal** (`removals`). dockerd deletes the container's directory; inotify reports it, and the gate closes the
+//!    socket, its connections and init's copy.
+//!
+//! An image counts by its content, not by its name (`images`). The gate asks for the digest behind a tag through
+//! dockerd (`/distribution`), at creation and at each pull of a listed tag; `registry_digests` keeps the responses on
+//! the data disk for times when the registry is out of reach.
+//!
+//! # Files of containers
+//!
+//! The isolating runtime mounts a container's files a second time. `refresh` makes both mounts forget cached names
+//! around requests that read or change a container's files (`docker cp`, `diff`, `export`, `exec`).
+//!
+//! # Trust
+//!
+//! The client on the host is trusted with the engine, but not with the VM. A container with a socket is not trusted at
+//! all: it can send any bytes and keep connections open. The gate is the first wall only; the runtime checks each mount
+//! again by the file that it opens, so that a spelling which slips past the gate does not bring a path of the VM into a
+//! container.
 
-mod answer;
-mod create;
-mod engine;
+mod configuration;
+mod create_with_socket;
+mod dockerd;
+mod error;
+mod fd_store;
+mod forward;
+mod gate;
+mod half_close;
 mod hijack;
 mod images;
-mod linger;
+mod json_file;
 mod listener;
-pub mod policy;
 mod proxy;
 mod refresh;
+mod registry_digests;
+mod removals;
+mod response;
+pub mod rules;
+mod socket_server;
 mod sockets;
-mod store;
-mod watch;
 
-pub use listener::{ListenError, UnixEntrance, VsockEntrance};
-pub use policy::Isolation;
-pub use proxy::{Caller, Gate, serve_connection};
-pub use sockets::{Places, Sockets, adopt, answer_runtime, mark_place};
-pub use store::inherited;
+pub use configuration::{ConfigurationError, read_configuration};
+pub use fd_store::inherited;
+pub use gate::{Caller, Gate};
+pub use listener::{ListenError, UnixAcceptor, VsockAcceptor};
+pub use proxy::serve_connection;
+pub use rules::Isolation;
+pub use socket_server::{adopt_socket, answer_runtime, create_placeholder};
+pub use sockets::{Directories, Sockets};

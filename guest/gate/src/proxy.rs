@@ -1,111 +1,52 @@
-//! One client connection: requests inspected where the policy says so, everything else streamed through.
+//! One client connection: checks its requests where the rules say so, and streams everything else through.
 
 use std::{
     convert::Infallible,
-    error::Error as _,
-    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bulkhead_protocol::SocketExceptions;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, Method, Request, Response, Uri, Version,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
-    client,
     header::{self, HeaderValue},
     http::request,
     server,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, sync::watch, time::timeout};
+use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
-    answer::{self, Body},
-    create,
-    engine::{AskError, Engine},
-    hijack,
-    linger::{Flight, InFlight, Linger},
-    policy::{self, Inspection, Isolation, Judged, Refusal},
-    refresh::Touch,
-    sockets::{Places, Sockets},
+    create_with_socket,
+    dockerd::Dockerd,
+    error::ProxyError,
+    forward::forward,
+    gate::{Caller, Gate},
+    half_close::{HalfCloseStream, InFlight, InFlightGuard},
+    refresh::FileRefresh,
+    response::{self, Body},
+    rules::{self, Inspection, Refusal, Verified},
 };
 
-/// Longest body that is inspected, in bytes; a create request is a few KiB.
-const INSPECTED: usize = 4 * 1024 * 1024;
+/// Maximum length of a body that is inspected, in bytes; a create request is a few KiB.
+const MAX_INSPECTED_BODY: usize = 4 * 1024 * 1024;
 
-/// How long a refused request may go on; clients stop when they have read the answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Limit for reading the rest of a refused request; clients stop when they have read the response.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What stands between clients and the engine.
+/// A response body that counts as in flight until its last byte is taken.
 #[derive(Debug)]
-pub struct Gate {
-    pub(crate) upstream: PathBuf,
-    isolation: Isolation,
-    environment: Arc<[String]>,
-    pub(crate) sockets: Sockets,
-    block_load: bool,
-}
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub enum Caller {
-    /// The host, or the guest itself.
-    Host,
-    /// A container, over a socket of its own; its connections end when the sender is dropped.
-    Container(watch::Receiver<()>),
-}
-
-impl Gate {
-    /// A gate in front of the engine that listens on the unix socket `upstream`.
-    pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
-        let sockets = Sockets::new(SocketExceptions::default(), Places::default());
-        Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
-    }
-
-    /// The same, where some containers may have the engine's socket.
-    #[must_use]
-    pub fn with_sockets(self, sockets: Sockets) -> Self {
-        Self { sockets, ..self }
-    }
-
-    /// The same, perhaps without `docker load`.
-    #[must_use]
-    pub fn with_load_blocked(self, block_load: bool) -> Self {
-        Self { block_load, ..self }
-    }
-
-    /// The same, with `NAME=VALUE`s that every new container has unless it is created with others.
-    #[must_use]
-    pub fn with_environment(self, environment: Vec<String>) -> Self {
-        Self { environment: environment.into(), ..self }
-    }
-}
-
-impl Caller {
-    /// Returns when the caller's socket is closed; never for the host.
-    async fn gone(self) {
-        match self {
-            Self::Host => std::future::pending().await,
-            // The sender never sends: this is its end.
-            Self::Container(mut closed) => drop(closed.changed().await),
-        }
-    }
-}
-
-/// A body that counts as in flight until its last byte is taken.
-#[derive(Debug)]
-struct Tracked {
+struct TrackedBody {
     body: Body,
-    _flight: Flight,
+    _guard: InFlightGuard,
 }
 
-impl HttpBody for Tracked {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -126,80 +67,42 @@ impl HttpBody for Tracked {
 pub async fn serve_connection(gate: Arc<Gate>, stream: UnixStream, caller: Caller) {
     let in_flight = InFlight::default();
     let service = service_fn(|request| {
-        let (gate, caller, flight) = (Arc::clone(&gate), caller.clone(), in_flight.enter());
+        // Counted from here to the last byte of the response, see `half_close`.
+        let (gate, caller, guard) = (Arc::clone(&gate), caller.clone(), in_flight.enter());
         async move {
-            let response = handle(&gate, &caller, request).await.unwrap_or_else(|error| error.answer());
-            Ok::<_, Infallible>(response.map(|body| Tracked { body, _flight: flight }))
+            let response = handle(&gate, &caller, request).await.unwrap_or_else(|error| error.response());
+            Ok::<_, Infallible>(response.map(|body| TrackedBody { body, _guard: guard }))
         }
     });
-    let io = TokioIo::new(Linger::new(stream, in_flight.clone()));
-    // A client that breaks off is no news.
+    let io = TokioIo::new(HalfCloseStream::new(stream, in_flight.clone()));
+    // hyper follows RFC 9112, section 6.3: chunks win over a length, whose header is removed, and two different lengths
+    // end the connection. So dockerd cannot see a second, unchecked request where the gate saw a body. The error is
+    // dropped because clients break off all the time.
     let _ = server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
 }
 
-/// Why the gate answers instead of the engine.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ProxyError {
-    #[error("the Docker API has no CONNECT")]
-    Connect,
-    #[error("the request's JSON is longer than 4 MiB")]
-    TooLong,
-    #[error("the request's body broke off")]
-    BrokenBody,
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    #[error("the request could not be inspected")]
-    Uninspected(#[source] tokio::task::JoinError),
-    #[error("the Docker engine is starting or restarting; try again in a moment")]
-    NotReachable(#[source] std::io::Error),
-    #[error("the Docker engine ended the connection without an answer")]
-    BrokeOff(#[source] hyper::Error),
-    #[error("the Docker engine's answer could not be read")]
-    BrokenAnswer,
-    #[error("whether the container may have the docker socket could not be found out")]
-    Unjudged(#[source] AskError),
-    #[error("that the container may have the docker socket could not be written down")]
-    Unkept(#[source] std::io::Error),
-}
-
-impl ProxyError {
-    fn status(&self) -> StatusCode {
-        match self {
-            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BrokenBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
-            Self::Refused(_) => StatusCode::FORBIDDEN,
-            Self::Uninspected(_) | Self::Unkept(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReachable(_) | Self::Unjudged(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BrokeOff(_) | Self::BrokenAnswer => StatusCode::BAD_GATEWAY,
-        }
-    }
-
-    fn answer(&self) -> Response<Body> {
-        if let Some(cause) = self.source() {
-            eprintln!("{self}: {cause}");
-        }
-        answer::error(self.status(), &self.to_string())
-    }
-}
-
-/// Refuses what is never passed on, whatever its body.
-fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[String]) -> Result<(), ProxyError> {
+/// Refuses the requests that are never passed on, whatever their body.
+fn check_route(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[String]) -> Result<(), ProxyError> {
+    // The target of CONNECT is not a path, so that none of the rules would apply to it.
     if parts.method == Method::CONNECT {
         return Err(ProxyError::Connect);
     }
+    // For any method, since dockerd has only POST at this path.
     if gate.block_load && matches!(segments, [images, load] if images == "images" && load == "load") {
         return Err(Refusal::Load.into());
     }
     if let (Caller::Container(_), Some(list)) = (caller, &gate.sockets.commands) {
+        // Go reads parameters from bodies of two types, `application/x-www-form-urlencoded` and `multipart/form-data`.
+        // The test is wider than that on purpose: in doubt the request counts as both commands of its route.
         let form = |kind: &HeaderValue| kind.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"form");
-        let asked = policy::Asked {
+        let info = rules::RequestInfo {
             method: parts.method.as_str(),
             segments,
             query: parts.uri.query().unwrap_or_default(),
-            form: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
+            form_body: parts.headers.get_all(header::CONTENT_TYPE).iter().any(form),
         };
-        if !policy::permits(list, asked) {
+        if !rules::permits(list, info) {
+            // Docker documents the text with path and query as the client sent them.
             let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
             return Err(Refusal::Command(target.to_owned()).into());
         }
@@ -207,17 +110,22 @@ fn admit(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &[Strin
     Ok(())
 }
 
-/// Takes the rest of a refused request: a client that is still sending would find its connection closed, and not the
-/// answer.
+/// Reads and drops the rest of a refused request, in the background.
+///
+/// Without this the connection would be closed under a client that is still sending, and the reset would overtake the
+/// response: the user would see "broken pipe" instead of the reason.
 fn drain(mut body: Incoming) {
-    tokio::spawn(timeout(PATIENCE, async move { while let Some(Ok(_)) = body.frame().await {} }));
+    tokio::spawn(timeout(DRAIN_TIMEOUT, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
-/// What a container asks for reaches the engine in the one spelling that was judged, and becomes another protocol only
-/// where the Docker API has one.
-fn straighten(parts: &mut request::Parts, segments: &[String]) {
-    let path = policy::canonical(parts.uri.path());
+/// Rewrites a container's request to the one spelling that was checked, and removes the wish for another protocol
+/// from all routes where the Docker API does not switch.
+fn canonicalise(parts: &mut request::Parts, segments: &[String]) {
+    // dockerd's router cleans paths in its own way. With the canonical spelling there is nothing left to clean, and
+    // no difference between the two ways that a container could exploit.
+    let path = rules::canonical(parts.uri.path());
     let target = parts.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    // `canonical` encodes everything that a URI cannot hold, so the fallback is never taken; `/` is harmless.
     parts.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
     let hijacks = match segments {
         [only] => matches!(only.as_str(), "session" | "grpc"),
@@ -225,6 +133,8 @@ fn straighten(parts: &mut request::Parts, segments: &[String]) {
         [exec, _, start] => exec == "exec" && start == "start",
         _ => false,
     };
+    // After an upgrade bytes pass unchecked. On any other route an upgrade that dockerd or one of its handlers came to
+    // accept would be a tunnel past the list of commands.
     if !hijacks {
         parts.headers.remove(header::UPGRADE);
         parts.headers.remove(header::CONNECTION);
@@ -233,133 +143,106 @@ fn straighten(parts: &mut request::Parts, segments: &[String]) {
 
 async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {
     let (mut parts, body) = request.into_parts();
-    let segments = policy::segments(parts.uri.path());
-    if let Err(refusal) = admit(gate, caller, &parts, &segments) {
+    let segments = rules::segments(parts.uri.path());
+    if let Err(refusal) = check_route(gate, caller, &parts, &segments) {
         drain(body);
         return Err(refusal);
     }
-    let files = match Touch::of(gate.isolation, &parts.method, &segments) {
-        Some(touch) => touch.begin(&gate.upstream).await,
+    let refreshed = match FileRefresh::of(gate.isolation, &parts.method, &segments) {
+        Some(refresh) => refresh.before_request(&gate.upstream).await,
         None => None,
     };
-    let environment = policy::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
+    let environment = rules::is_container_create(&segments).then(|| Arc::clone(&gate.environment));
     let environment = environment.filter(|environment| !environment.is_empty());
     let mut socket = None;
     let body = match (Inspection::of(gate.isolation, &segments), environment) {
-        (None, None) => answer::streamed(body),
+        (None, None) => response::streamed(body),
         (inspection, environment) => {
-            let judged = inspect(inspection, environment, body).await?;
-            socket = judged.socket;
+            let verified = inspect(inspection, environment, body).await?;
+            socket = verified.socket;
+            // The body has another length now, and it is sent whole and not in chunks.
             parts.headers.remove(header::TRANSFER_ENCODING);
-            parts.headers.insert(header::CONTENT_LENGTH, judged.body.len().into());
-            answer::full(judged.body)
+            parts.headers.insert(header::CONTENT_LENGTH, verified.body.len().into());
+            response::full(verified.body)
         }
     };
-    // Only what was inspected goes on: path and query, whatever form the target had.
+    // A target can be an absolute URI (`POST http://x/containers/create`). Only path and query were checked, so only
+    // they are passed on.
     parts.uri = parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into());
     if matches!(caller, Caller::Container(_)) {
-        straighten(&mut parts, &segments);
+        canonicalise(&mut parts, &segments);
     }
+    // The version is that of this connection, not of the client's.
     parts.version = Version::HTTP_11;
-    // The server side of this gate has answered it.
+    // hyper has answered `Expect: 100-continue` itself, when the body was first read.
     parts.headers.remove(header::EXPECT);
+    // An HTTP/1.0 client need not send one, and Go's server refuses HTTP/1.1 without.
     parts.headers.entry(header::HOST).or_insert(header::HeaderValue::from_static("docker"));
-    let pulled = pulled(gate, &parts, &segments);
+    let tag_refresh = tag_refresh(gate, &parts, &segments);
     let request = Request::from_parts(parts, body);
     let response = match socket {
-        Some(wanted) => create::create(gate, wanted, request).await?,
+        Some(socket_request) => create_with_socket::create(gate, socket_request, request).await?,
         None => forward(gate, caller, request).await?,
     };
-    if let Some(pulled) = pulled.filter(|_| response.status().is_success()) {
-        tokio::spawn(pulled);
+    // The pull goes on while its response streams; asking the registry meanwhile delays no client.
+    if let Some(tag_refresh) = tag_refresh.filter(|_| response.status().is_success()) {
+        tokio::spawn(tag_refresh);
     }
-    if let Some(files) = files.filter(|files| files.change) {
-        files.refresh().await;
+    // The response to an upload comes after the last byte was written, so the container sees the files from here on.
+    if let Some(container) = refreshed.filter(|container| container.changed) {
+        container.after_request().await;
     }
     Ok(response)
 }
 
-/// The question to a registry that a pull raises.
-fn pulled(gate: &Arc<Gate>, parts: &request::Parts, segments: &[String]) -> Option<impl Future<Output = ()> + use<>> {
-    let reference = policy::pulls(segments, parts.uri.query().unwrap_or_default())?;
-    let listed = gate.sockets.images.pulled(&reference)?;
+/// Returns the question to a registry that a pull of a listed tag raises, with the pull's credentials.
+fn tag_refresh(
+    gate: &Arc<Gate>,
+    parts: &request::Parts,
+    segments: &[String],
+) -> Option<impl Future<Output = ()> + use<>> {
+    let reference = rules::pulled_image(segments, parts.uri.query().unwrap_or_default())?;
+    let listed = gate.sockets.images.listed_tag(&reference)?;
     let mut credentials = HeaderMap::new();
     if let Some(value) = parts.headers.get("x-registry-auth") {
         credentials.insert("x-registry-auth", value.clone());
     }
     let gate = Arc::clone(gate);
-    Some(async move { gate.sockets.images.look_up(&Engine::new(&gate.upstream), listed, credentials).await })
+    Some(async move { gate.sockets.images.refresh_tag(&Dockerd::new(&gate.upstream), listed, credentials).await })
 }
 
-/// A body that is short enough to be inspected.
-async fn whole(mut body: Incoming) -> Result<Bytes, ProxyError> {
-    match Limited::new(&mut body, INSPECTED).collect().await {
+/// Reads a body that has to be inspected.
+async fn read_body(mut body: Incoming) -> Result<Bytes, ProxyError> {
+    match Limited::new(&mut body, MAX_INSPECTED_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             drain(body);
-            Err(ProxyError::TooLong)
+            Err(ProxyError::BodyTooLong)
         }
-        Err(_) => Err(ProxyError::BrokenBody),
+        Err(_) => Err(ProxyError::IncompleteBody),
     }
 }
 
+/// Checks a body and adds the environment to it.
 async fn inspect(
     inspection: Option<Inspection>,
     environment: Option<Arc<[String]>>,
     body: Incoming,
-) -> Result<Judged, ProxyError> {
-    let bytes = whole(body).await?;
-    // Resolving links may wait for a file share.
-    let judged = tokio::task::spawn_blocking(move || {
-        let passed = Judged { body: bytes.clone(), socket: None };
-        let judged = inspection.map_or(Ok(passed), |inspection| inspection.judge(bytes))?;
+) -> Result<Verified, ProxyError> {
+    let bytes = read_body(body).await?;
+    // The rules follow links in the file system, which can block, and 4 MiB of JSON take a moment.
+    let verified = tokio::task::spawn_blocking(move || {
+        let unchecked = Verified { body: bytes.clone(), socket: None };
+        let verified = inspection.map_or(Ok(unchecked), |inspection| inspection.judge(bytes))?;
         match environment {
-            // Nothing to create; the engine says so better.
-            Some(environment) if !judged.body.iter().all(u8::is_ascii_whitespace) => {
-                let body = Bytes::from(policy::environment::add(&judged.body, &environment)?);
-                Ok::<_, Refusal>(Judged { body, ..judged })
+            // An empty body creates nothing. dockerd's error about it is clearer than one about JSON.
+            Some(environment) if !verified.body.iter().all(u8::is_ascii_whitespace) => {
+                let body = Bytes::from(rules::environment::add(&verified.body, &environment)?);
+                Ok::<_, Refusal>(Verified { body, ..verified })
             }
-            _ => Ok(judged),
+            _ => Ok(verified),
         }
     })
     .await;
-    Ok(judged.map_err(ProxyError::Uninspected)??)
-}
-
-/// Passes a request on and its answer back.
-pub(crate) async fn forward(
-    gate: &Gate,
-    caller: &Caller,
-    mut request: Request<Body>,
-) -> Result<Response<Body>, ProxyError> {
-    let stream = UnixStream::connect(&gate.upstream).await.map_err(ProxyError::NotReachable)?;
-    let handshake = client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(ProxyError::BrokeOff)?;
-    tokio::spawn(connection.with_upgrades());
-    let client_side = hyper::upgrade::on(&mut request);
-    let mut response = sender.send_request(request).await.map_err(ProxyError::BrokeOff)?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let engine_side = hyper::upgrade::on(&mut response);
-        let caller = caller.clone();
-        tokio::spawn(async move {
-            // A broken stream is the normal end of many an attach.
-            tokio::select! {
-                _ = hijack::tunnel(client_side, engine_side) => {}
-                () = caller.gone() => {}
-            }
-        });
-    } else if is_raw_stream(response.headers()) {
-        // Without an upgrade dockerd answers attach and exec with bytes up to the end of the connection; the answer
-        // must stay without chunks, as it is in HTTP/1.0.
-        *response.version_mut() = Version::HTTP_10;
-    }
-    Ok(response.map(answer::streamed))
-}
-
-/// Whether the body has no framing of its own and is a container's output.
-fn is_raw_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], header::HeaderValue::as_bytes);
-    kind.starts_with(b"application/vnd.docker.")
-        && !headers.contains_key(header::CONTENT_LENGTH)
-        && !headers.contains_key(header::TRANSFER_ENCODING)
+    Ok(verified.map_err(ProxyError::InspectionAborted)??)
 }

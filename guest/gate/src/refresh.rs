@@ -1,12 +1,12 @@
-//! Lets dockerd and an isolated container see each other's files.
+//! Makes dockerd and an isolated container see each other's files.
 //!
 //! The isolating runtime gives a container an overlay of its own over the writable layer that dockerd has mounted as
-//! well, and each overlay remembers names. Before dockerd is asked to look into a container's files, and after it
-//! changed them, the runtime is asked to make both forget (`sysbox-runc refresh ID`).
+//! well. Both show the same data, but each overlay caches names. Before a request that makes dockerd read a container's
+//! files, and after one that changed them, the gate has the runtime drop both caches (`sysbox-runc refresh ID`).
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use bulkhead_protocol::is_container_id;
+use bulkhead_protocol::{gate::CONFIGURATION, is_container_id};
 use hyper::Method;
 use tokio::{
     process::Command,
@@ -14,81 +14,90 @@ use tokio::{
 };
 
 use crate::{
-    engine::{Engine, segment},
-    policy::Isolation,
+    dockerd::{Dockerd, encode_segment},
+    rules::Isolation,
 };
 
 const RUNTIME: &str = "/usr/bin/sysbox-runc";
-/// The request goes on without a refresh after this long: stale names are better than a client that hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time after which a request goes on without a refresh: stale names are better than a client that hangs.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A request that touches a container's files.
+/// A request that reads or changes a container's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Touch {
-    /// Id, name or prefix as the client gave it.
+pub struct FileRefresh {
+    /// ID, name or prefix as the client gave it.
     container: String,
-    /// The files are changed.
     changes: bool,
 }
 
-/// The files of a container that a request touches.
+/// A container that was refreshed before a request.
 #[derive(Debug)]
-pub struct Files {
-    /// The container's full id.
+pub struct RefreshedContainer {
+    /// The full ID.
     id: String,
-    /// The request changes them, so the container's side has to forget what it knows afterwards.
-    pub change: bool,
+    /// The request changes files, so the container's side has to be refreshed afterwards.
+    pub changed: bool,
 }
 
-impl Touch {
-    /// Whether a request with these path segments (without version) looks into or changes a container's files.
+impl FileRefresh {
+    /// Returns the refresh that a request with these path segments (without version) needs, if any.
     pub fn of(isolation: Isolation, method: &Method, segments: &[String]) -> Option<Self> {
+        // Without isolation container and dockerd use the same overlay.
         if isolation == Isolation::Off {
             return None;
         }
         let [containers, container, what] = segments else { return None };
         let touches = matches!(
             (method.as_str(), what.as_str()),
+            // docker cp out, stat and in; docker export and diff; docker exec, because dockerd reads the container's
+            // /etc/passwd for `--user NAME`.
             ("GET" | "HEAD" | "PUT", "archive") | ("GET", "export" | "changes") | ("POST", "exec")
         );
         (containers == "containers" && touches)
             .then(|| Self { container: container.clone(), changes: *method == Method::PUT })
     }
 
-    /// Finds the container and makes both sides forget, before the request goes on. A container that does not exist is
-    /// the engine's to complain about.
-    pub async fn begin(self, upstream: &Path) -> Option<Files> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Finds the container and refreshes both sides, before the request goes on. `None` for a container that does not
+    /// exist; dockerd reports that.
+    pub async fn before_request(self, upstream: &Path) -> Option<RefreshedContainer> {
+        // One deadline for the question and the command together.
+        let deadline = Instant::now() + REFRESH_TIMEOUT;
         let id = timeout_at(deadline, full_id(upstream, &self.container)).await.ok().flatten()?;
-        let files = Files { id, change: self.changes };
+        let files = RefreshedContainer { id, changed: self.changes };
         files.refresh_until(deadline).await;
         Some(files)
     }
 }
 
-impl Files {
-    /// Makes both sides forget again, after the request.
-    pub async fn refresh(&self) {
-        self.refresh_until(Instant::now() + PATIENCE).await;
+impl RefreshedContainer {
+    /// Refreshes both sides again, after the request.
+    pub async fn after_request(&self) {
+        self.refresh_until(Instant::now() + REFRESH_TIMEOUT).await;
     }
 
     async fn refresh_until(&self, deadline: Instant) {
-        let command = Command::new(RUNTIME).args(["refresh", &self.id]).stdin(Stdio::null()).status();
-        if let Ok(status) = timeout_at(deadline, command).await
-            && !status.as_ref().is_ok_and(std::process::ExitStatus::success)
-        {
-            eprintln!("the files of container {} may look stale: {RUNTIME} refresh ended with {status:?}", self.id);
-        }
+        // The ID is 64 hex digits, never an option. The runtime needs nothing of the gate's configuration, which can
+        // hold passwords.
+        let command =
+            Command::new(RUNTIME).args(["refresh", &self.id]).env_remove(CONFIGURATION).stdin(Stdio::null()).status();
+        let Ok(ended) = timeout_at(deadline, command).await else { return };
+        let failure = match ended {
+            Ok(status) if status.success() => return,
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        eprintln!("files of container {} may look stale: `{RUNTIME} refresh` failed: {failure}", self.id);
     }
 }
 
-/// Asks the engine what a name or prefix stands for.
+/// Returns the full ID for an ID, a name or a prefix of an ID.
 async fn full_id(upstream: &Path, container: &str) -> Option<String> {
     if is_container_id(container) {
         return Some(container.to_owned());
     }
-    let path = format!("/containers/{}/json", segment(container));
-    let description: serde_json::Value = Engine::new(upstream).get(&path).await.ok()?;
+    // The client chose the text: as one encoded segment it cannot reach another route of dockerd.
+    let path = format!("/containers/{}/json", encode_segment(container));
+    let description: serde_json::Value = Dockerd::new(upstream).get(&path).await.ok()?;
     description["Id"].as_str().filter(|id| is_container_id(id)).map(str::to_owned)
 }
 
@@ -96,9 +105,9 @@ async fn full_id(upstream: &Path, container: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn touch(method: Method, path: &str) -> Option<Touch> {
+    fn touch(method: Method, path: &str) -> Option<FileRefresh> {
         let segments: Vec<_> = path.split('/').map(str::to_owned).collect();
-        Touch::of(Isolation::On, &method, &segments)
+        FileRefresh::of(Isolation::On, &method, &segments)
     }
 
     #[test]
@@ -110,7 +119,7 @@ mod tests {
             (Method::GET, "containers/x/export"),
             (Method::POST, "containers/x/exec"),
         ] {
-            assert_eq!(touch(method, path), Some(Touch { container: "x".into(), changes: false }), "{path}");
+            assert_eq!(touch(method, path), Some(FileRefresh { container: "x".into(), changes: false }), "{path}");
         }
         assert!(touch(Method::PUT, "containers/x/archive").unwrap().changes);
     }

@@ -1,272 +1,118 @@
-//! The sockets of the containers that may have one.
+//! The grants of containers that may use the engine, and their open sockets.
 //!
-//! Each has a socket of its own, which is bound into it where it asked for the engine's. When a container is made, the
-//! gate judges its image and writes the reason down beside the engine's own files of the container, so that both go
-//! together. When it is started, by whomever and also while the engine itself is not yet up, the runtime asks here;
-//! the socket is made then, and closed with all its connections when the container is removed.
+//! A grant is a file in dockerd's own directory of the container, so that it is deleted together with the container and
+//! survives a restart of the VM. It is written at creation and read again at each start, see `create_with_socket` and
+//! `socket_server`.
 
 use std::{
     collections::HashMap,
-    fs, io,
-    os::{fd::AsFd, unix::fs::PermissionsExt, unix::net},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    io,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use bulkhead_protocol::{GRANTED, SocketCommands, SocketExceptions, is_container_id};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use bulkhead_protocol::{SocketCommands, SocketExceptions, is_container_id};
+use tokio::sync::watch;
 
 use crate::{
-    images::{Images, Reason, read_json, write_json},
-    policy::Refusal,
-    proxy::{Caller, Gate, serve_connection},
-    store,
-    watch::Removals,
+    images::{AllowedImages, SocketGrant},
+    json_file::{read_json, write_json},
+    rules::Refusal,
 };
 
-/// Connections of one container at once; more wait in its socket's queue.
-const CONNECTIONS: usize = 128;
-/// How long the runtime may take to ask.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause after a failed accept or a lost watch.
-const PAUSE: Duration = Duration::from_millis(50);
-/// File beside those of the container.
-const REASON: &str = "bulkhead-socket.json";
+/// Name of the grant's file, beside dockerd's own files of the container.
+const GRANT_FILE: &str = "bulkhead-socket.json";
 
-/// Where things are.
+/// Directories that the gate uses.
 #[derive(Clone, Debug)]
-pub struct Places {
-    /// Folder of the sockets.
+pub struct Directories {
+    /// The containers' sockets.
     pub sockets: PathBuf,
-    /// The engine's data.
+    /// dockerd's data (`/var/lib/docker`).
     pub data: PathBuf,
 }
 
-impl Default for Places {
+impl Default for Directories {
     fn default() -> Self {
         let sockets = bulkhead_protocol::container_socket("");
         Self { sockets, data: PathBuf::from("/var/lib/docker") }
     }
 }
 
-/// A container's socket; when it is dropped, everything that uses it ends.
+/// A container's socket. Dropping it ends its listener and all its connections.
 #[derive(Debug)]
-struct Live {
+pub(crate) struct OpenSocket {
     _closed: watch::Sender<()>,
 }
 
-/// Who may have a socket, and those who have.
+impl OpenSocket {
+    /// Returns a socket, and a receiver that fails when the socket is dropped.
+    pub(crate) fn new() -> (Self, watch::Receiver<()>) {
+        let (sender, closed) = watch::channel(());
+        (Self { _closed: sender }, closed)
+    }
+}
+
+/// The exceptions in force, and the sockets that are open.
 #[derive(Debug)]
 pub struct Sockets {
-    pub(crate) images: Images,
+    pub(crate) images: AllowedImages,
     pub(crate) commands: Option<SocketCommands>,
-    places: Places,
-    live: Mutex<HashMap<String, Live>>,
-    watched: Mutex<bool>,
+    pub(crate) directories: Directories,
+    /// By container ID.
+    open: Mutex<HashMap<String, OpenSocket>>,
+    /// A task watches for removed containers.
+    pub(crate) watching: Mutex<bool>,
 }
 
 impl Sockets {
-    /// The sockets under these exceptions.
-    pub fn new(exceptions: SocketExceptions, places: Places) -> Self {
+    /// Creates the state under these exceptions, without open sockets.
+    pub fn new(exceptions: SocketExceptions, directories: Directories) -> Self {
         Self {
-            images: Images::new(&exceptions, places.data.join("bulkhead/digests.json")),
+            // On the data disk: the registry may be out of reach after the next boot.
+            images: AllowedImages::new(&exceptions, directories.data.join("bulkhead/digests.json")),
             commands: exceptions.commands,
-            places,
-            live: Mutex::default(),
-            watched: Mutex::default(),
+            directories,
+            open: Mutex::default(),
+            watching: Mutex::default(),
         }
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn open_sockets(&self) -> MutexGuard<'_, HashMap<String, OpenSocket>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn containers(&self) -> PathBuf {
-        self.places.data.join("containers")
+    pub(crate) fn containers(&self) -> PathBuf {
+        self.directories.data.join("containers")
     }
 
-    fn socket(&self, id: &str) -> PathBuf {
-        self.places.sockets.join(id)
+    pub(crate) fn socket(&self, id: &str) -> PathBuf {
+        self.directories.sockets.join(id)
     }
 
-    /// Keeps the reason with the container.
-    pub(crate) fn record(&self, id: &str, reason: &Reason) -> io::Result<()> {
-        let folder = self.containers().join(id);
-        if !is_container_id(id) || !folder.is_dir() {
+    /// Saves the grant with the container.
+    pub(crate) fn save_grant(&self, id: &str, grant: &SocketGrant) -> io::Result<()> {
+        let directory = self.containers().join(id);
+        // dockerd makes the directory before it answers the creation. Without it the grant would outlive the container.
+        if !is_container_id(id) || !directory.is_dir() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        write_json(&folder.join(REASON), reason)
+        write_json(&directory.join(GRANT_FILE), grant)
     }
 
-    /// Whether the container may have its socket now.
-    fn admit(&self, id: &str) -> Result<(), Refusal> {
-        let folder = self.containers().join(id);
-        let reason: Option<Reason> = read_json(&folder.join(REASON));
-        if reason.is_some_and(|reason| self.images.upholds(&reason)) {
+    /// Checks whether the container may have its socket now. `id` has to be a container ID.
+    ///
+    /// Asks neither dockerd nor a registry, because dockerd holds the container's lock while the runtime waits for this
+    /// answer, and may not serve its API yet.
+    pub(crate) fn check_grant(&self, id: &str) -> Result<(), Refusal> {
+        let directory = self.containers().join(id);
+        let grant: Option<SocketGrant> = read_json(&directory.join(GRANT_FILE));
+        // The list can have changed since the creation.
+        if grant.is_some_and(|grant| self.images.still_grants(&grant)) {
             return Ok(());
         }
-        let container: serde_json::Value = read_json(&folder.join("config.v2.json")).unwrap_or_default();
+        // For the message only: the image's name, as dockerd has saved it.
+        let container: serde_json::Value = read_json(&directory.join("config.v2.json")).unwrap_or_default();
         Err(Refusal::socket(container["Config"]["Image"].as_str().unwrap_or_default()))
     }
-}
-
-/// Makes a container's socket, unless there is one.
-fn open(gate: &Arc<Gate>, id: &str) -> io::Result<()> {
-    let sockets = &gate.sockets;
-    if sockets.live().contains_key(id) {
-        return Ok(());
-    }
-    fs::create_dir_all(&sockets.places.sockets)?;
-    let path = sockets.socket(id);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = net::UnixListener::bind(&path)?;
-    // Its owner is the container's root there: the mount maps the ids.
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
-    store::keep(id, listener.as_fd());
-    serve(gate, id, listener)
-}
-
-fn serve(gate: &Arc<Gate>, id: &str, listener: net::UnixListener) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
-    let (sender, closed) = watch::channel(());
-    gate.sockets.live().insert(id.to_owned(), Live { _closed: sender });
-    let gate_of_its_own = Arc::clone(gate);
-    tokio::spawn(async move {
-        let mut over = closed.clone();
-        tokio::select! {
-            () = accept(gate_of_its_own, listener, closed) => {}
-            // The sender never sends: this is its end.
-            _ = over.changed() => {}
-        }
-    });
-    watch_removals(gate);
-    Ok(())
-}
-
-async fn accept(gate: Arc<Gate>, listener: UnixListener, closed: watch::Receiver<()>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                eprintln!("can't accept a container's connection: {error}");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let (gate, caller, mut over) = (Arc::clone(&gate), Caller::Container(closed.clone()), closed.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = serve_connection(gate, stream, caller) => {}
-                _ = over.changed() => {}
-            }
-            drop(slot);
-        });
-    }
-}
-
-fn close(gate: &Gate, id: &str) {
-    if gate.sockets.live().remove(id).is_some() {
-        let _ = fs::remove_file(gate.sockets.socket(id));
-        store::release(id);
-    }
-}
-
-/// Closes the sockets of containers that are no more.
-fn close_removed(gate: &Gate) {
-    let known: Vec<String> = gate.sockets.live().keys().cloned().collect();
-    let folder = gate.sockets.containers();
-    for id in known.iter().filter(|id| !folder.join(id).exists()) {
-        close(gate, id);
-    }
-}
-
-/// Begins to watch for removed containers, once; the folder is there when the first socket is.
-fn watch_removals(gate: &Arc<Gate>) {
-    let mut watched = gate.sockets.watched.lock().unwrap_or_else(PoisonError::into_inner);
-    if std::mem::replace(&mut *watched, true) {
-        return;
-    }
-    let gate = Arc::clone(gate);
-    tokio::spawn(async move {
-        loop {
-            let watched = async {
-                let removals = Removals::of(&gate.sockets.containers())?;
-                close_removed(&gate);
-                while let Some(names) = removals.next().await? {
-                    for name in names {
-                        close(&gate, &name);
-                    }
-                }
-                Ok::<_, io::Error>(())
-            };
-            if let Err(error) = watched.await {
-                eprintln!("can't watch for removed containers: {error}");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    });
-}
-
-/// Takes the sockets over that an earlier gate had.
-pub fn adopt(gate: &Arc<Gate>, id: &str, listener: net::UnixListener) {
-    if !is_container_id(id) {
-        eprintln!("a socket that is kept as {id:?} is none of a container");
-    } else if let Err(error) = serve(gate, id, listener) {
-        eprintln!("can't serve container {id} any more: {error}");
-    }
-}
-
-/// The answer to the runtime's question.
-fn answer(gate: &Arc<Gate>, question: &[u8]) -> String {
-    let id = std::str::from_utf8(question).unwrap_or_default().trim_end_matches('\n');
-    if !is_container_id(id) {
-        // Steps of builds have ids of another form, and no socket.
-        return Refusal::socket("").to_string();
-    }
-    match gate.sockets.admit(id) {
-        Err(refusal) => refusal.to_string(),
-        Ok(()) => match open(gate, id) {
-            Ok(()) => GRANTED.to_owned(),
-            Err(error) => format!("the container's docker socket could not be made: {error}"),
-        },
-    }
-}
-
-async fn converse(gate: &Arc<Gate>, mut stream: UnixStream) -> io::Result<()> {
-    let mut question = Vec::new();
-    while !question.ends_with(b"\n") && question.len() < 256 {
-        if stream.read_buf(&mut question).await? == 0 {
-            break;
-        }
-    }
-    stream.write_all(answer(gate, &question).as_bytes()).await?;
-    stream.shutdown().await
-}
-
-/// Answers the runtime.
-pub async fn answer_runtime(gate: Arc<Gate>, stream: UnixStream) {
-    match timeout(PATIENCE, converse(&gate, stream)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => eprintln!("the runtime got no answer: {error}"),
-        Err(_) => eprintln!("the runtime never asked"),
-    }
-}
-
-/// Makes something to bind at the path under which containers ask for the engine's socket.
-pub fn mark_place(path: &Path) -> io::Result<()> {
-    fs::OpenOptions::new().append(true).create(true).open(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }

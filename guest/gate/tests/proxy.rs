@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_gate::{Caller, Gate, Isolation, UnixEntrance, serve_connection};
+use bulkhead_gate::{Caller, Gate, Isolation, UnixAcceptor, serve_connection};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -23,13 +23,13 @@ use tokio::{
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A gate with its sockets in a folder of its own.
+/// A gate with its sockets in a temporary directory.
 struct Fixture {
-    folder: TempDir,
+    directory: TempDir,
     requests: Arc<AtomicUsize>,
 }
 
-/// One request as the engine sees it.
+/// A request as the engine receives it.
 struct Seen {
     head: String,
     rest: Vec<u8>,
@@ -38,19 +38,19 @@ struct Seen {
 
 impl Fixture {
     fn gate(isolation: Isolation) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = Arc::new(Gate::new(folder.path().join("engine"), isolation));
-        let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let gate = Arc::new(Gate::new(directory.path().join("engine"), isolation));
+        let acceptor = UnixAcceptor::bind(&directory.path().join("gate")).unwrap();
         tokio::spawn(async move {
             loop {
-                tokio::spawn(serve_connection(Arc::clone(&gate), entrance.accept().await, Caller::Host));
+                tokio::spawn(serve_connection(Arc::clone(&gate), acceptor.accept().await, Caller::Host));
             }
         });
-        Self { folder, requests: Arc::default() }
+        Self { directory, requests: Arc::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     /// Starts an engine that gives each connection's first request to `answer`.
@@ -79,7 +79,7 @@ async fn connect(path: &Path) -> UnixStream {
     UnixStream::connect(path).await.unwrap()
 }
 
-/// Reads up to the blank line; what came after it is returned too.
+/// Reads up to the blank line; returns the bytes behind it, too.
 async fn read_head(mut stream: UnixStream) -> (String, Vec<u8>, UnixStream) {
     let mut bytes = Vec::new();
     loop {
@@ -270,7 +270,7 @@ async fn a_dead_client_ends_the_engines_side_of_a_hijacked_connection() {
     client.write_all(ATTACH).await.unwrap();
     let (_, _, client) = read_head(client).await;
     drop(client);
-    timeout(SOON, finished).await.expect("the engine writes to nobody").unwrap();
+    timeout(SOON, finished).await.expect("the engine writes to a client that is gone").unwrap();
 }
 
 #[tokio::test]
@@ -301,7 +301,7 @@ async fn a_client_that_closed_its_sending_half_still_gets_a_slow_answer() {
 }
 
 #[tokio::test]
-async fn a_socket_mount_is_refused_before_the_engine_sees_it_and_the_connection_lives_on() {
+async fn a_socket_mount_is_refused_before_the_engine_and_the_connection_goes_on() {
     let fixture = Fixture::gate(Isolation::On);
     fixture.engine(ok);
     let mut client = fixture.client().await;
@@ -323,7 +323,7 @@ async fn a_socket_mount_is_refused_before_the_engine_sees_it_and_the_connection_
 }
 
 #[tokio::test]
-async fn create_reaches_the_engine_with_the_isolating_runtime_and_its_right_length() {
+async fn create_reaches_the_engine_with_the_isolating_runtime_and_its_length() {
     let fixture = Fixture::gate(Isolation::On);
     fixture.engine(|mut seen| async move {
         let length = content_length(&seen.head);
@@ -369,7 +369,7 @@ async fn a_refused_upgrade_does_not_open_a_way_around_the_policy() {
     let (head, _, mut client) = read_head(client).await;
     assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
     let body = r#"{"Image":"alpine","HostConfig":{"Binds":["/run/docker.sock:/x"]}}"#;
-    // Whether the connection is kept or not, the mount must not pass.
+    // The connection may be kept or closed, but the mount must not pass.
     let _ = client.write_all(post("/containers/create", body).as_bytes()).await;
     let answer = tokio::time::timeout(Duration::from_secs(1), client.read_u8()).await;
     drop(answer);
@@ -377,7 +377,7 @@ async fn a_refused_upgrade_does_not_open_a_way_around_the_policy() {
 }
 
 #[tokio::test]
-async fn a_body_too_long_to_inspect_is_refused_and_a_client_that_is_still_sending_hears_of_it() {
+async fn a_body_too_long_to_inspect_is_refused_while_the_client_is_still_sending() {
     let fixture = Fixture::gate(Isolation::On);
     fixture.engine(ok);
     let mut stream = fixture.client().await;
@@ -408,7 +408,7 @@ async fn long_uploads_and_downloads_stream_byte_exact() {
         let head = format!("POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Length: {MANY}\r\n\r\n");
         writer.write_all(head.as_bytes()).await.unwrap();
         writer.write_all(&copy).await.unwrap();
-        // Held open, so that only the answer's framing ends it.
+        // Held open, so that only the framing of the response ends it.
         tokio::time::sleep(SOON).await;
     });
     let mut got = Vec::new();
@@ -425,7 +425,7 @@ impl Numbers {
         (self.0 >> 8) % end
     }
 
-    /// Mostly nothing, sometimes a moment.
+    /// Waits for a moment, sometimes.
     async fn pause(&mut self) {
         match self.below(4) {
             0 => tokio::time::sleep(Duration::from_micros(self.below(3000).into())).await,
@@ -435,7 +435,7 @@ impl Numbers {
     }
 }
 
-/// The engine's side of `docker run`: what it says comes in pieces, and it ends now at once and now late.
+/// The engine's side of `docker run`: the responses come in pieces, and the connection ends early or late.
 async fn play_engine(mut seen: Seen, mut numbers: Numbers) {
     let chunked = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     let pieces: &[&[u8]] = match seen.head.split(' ').nth(1).unwrap() {
@@ -454,7 +454,7 @@ async fn play_engine(mut seen: Seen, mut numbers: Numbers) {
     }
 }
 
-/// `docker run` as its requests: one connection used again and again, one for the output, one for the end.
+/// The requests of `docker run`: one connection for several requests, one for the output, one for the exit code.
 async fn play_client(path: PathBuf, mut numbers: Numbers) {
     let mut first = connect(&path).await;
     for request in ["/_ping", "/containers/x/start", "/containers/x/start"] {
@@ -469,7 +469,7 @@ async fn play_client(path: PathBuf, mut numbers: Numbers) {
     waiting.write_all(post("/containers/x/wait", "").as_bytes()).await.unwrap();
     let mut attached = connect(&path).await;
     attached.write_all(ATTACH).await.unwrap();
-    // Without an input it ends the sending half, mostly after the answer.
+    // Without stdin docker closes the sending half, usually after the response.
     let early = numbers.below(4) == 0;
     if early {
         attached.shutdown().await.unwrap();

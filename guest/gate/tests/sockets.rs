@@ -1,4 +1,4 @@
-//! Containers that may have the engine's socket, between real sockets and an engine that knows some images.
+//! Containers that may use the engine: real sockets, and an engine that has some images.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 
@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_gate::{Caller, Gate, Isolation, Places, Sockets, UnixEntrance, adopt, answer_runtime, serve_connection};
+use bulkhead_gate::{
+    Caller, Directories, Gate, Isolation, Sockets, UnixAcceptor, adopt_socket, answer_runtime, serve_connection,
+};
 use bulkhead_protocol::{GRANTED, SocketCommands, SocketExceptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,18 +24,18 @@ use tokio::{
 const SOON: Duration = Duration::from_secs(10);
 const DENIED: &str = "docker socket mount denied for container with image";
 
-/// What the engine knows and has been asked.
+/// The state of the engine, and the requests it received.
 #[derive(Default)]
 struct World {
-    /// By id.
+    /// By ID.
     images: BTreeMap<String, Value>,
-    /// Name to id.
+    /// Name to ID.
     names: BTreeMap<String, String>,
-    /// What registries say.
+    /// Digests in registries, by `name:tag`.
     registry: BTreeMap<String, String>,
     /// Container to image.
     containers: BTreeMap<String, String>,
-    /// What happens between the gate's question and the making of a container.
+    /// A name and the image it is moved to between the gate's check and the creation of a container.
     retag: Option<(String, String)>,
     seen: Vec<String>,
 }
@@ -99,7 +101,7 @@ impl World {
 }
 
 struct Fixture {
-    folder: TempDir,
+    directory: TempDir,
     gate: Arc<Gate>,
     world: Shared,
 }
@@ -117,28 +119,28 @@ impl Fixture {
         Self::within(tempfile::tempdir().unwrap(), Shared::default(), exceptions)
     }
 
-    /// A gate over what an earlier one left.
-    fn within(folder: TempDir, world: Shared, exceptions: SocketExceptions) -> Self {
-        let path = |name: &str| folder.path().join(name);
-        let places = Places { sockets: path("sockets"), data: path("data") };
-        let gate = Gate::new(path("engine"), Isolation::On).with_sockets(Sockets::new(exceptions, places));
-        let fixture = Self { gate: Arc::new(gate), world, folder };
+    /// A gate that starts with the files of an earlier one.
+    fn within(directory: TempDir, world: Shared, exceptions: SocketExceptions) -> Self {
+        let path = |name: &str| directory.path().join(name);
+        let directories = Directories { sockets: path("sockets"), data: path("data") };
+        let gate = Gate::new(path("engine"), Isolation::On).with_sockets(Sockets::new(exceptions, directories));
+        let fixture = Self { gate: Arc::new(gate), world, directory };
         fixture.serve();
         fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     fn serve(&self) {
-        let (gate, entrance) = (Arc::clone(&self.gate), UnixEntrance::bind(&self.path("gate")).unwrap());
+        let (gate, acceptor) = (Arc::clone(&self.gate), UnixAcceptor::bind(&self.path("gate")).unwrap());
         tokio::spawn(async move {
             loop {
-                tokio::spawn(serve_connection(Arc::clone(&gate), entrance.accept().await, Caller::Host));
+                tokio::spawn(serve_connection(Arc::clone(&gate), acceptor.accept().await, Caller::Host));
             }
         });
-        let (gate, runtime) = (Arc::clone(&self.gate), UnixEntrance::bind(&self.path("runtime")).unwrap());
+        let (gate, runtime) = (Arc::clone(&self.gate), UnixAcceptor::bind(&self.path("runtime")).unwrap());
         tokio::spawn(async move {
             loop {
                 answer_runtime(Arc::clone(&gate), runtime.accept().await).await;
@@ -159,7 +161,7 @@ impl Fixture {
         self.world.lock().unwrap()
     }
 
-    /// Makes a container of this image with the engine's socket.
+    /// Creates a container of this image that mounts the engine's socket.
     async fn create(&self, image: &str) -> (u16, Value) {
         let body = json!({"Image": image, "HostConfig": {"Binds": ["/var/run/docker.sock:/var/run/docker.sock"]}});
         self.create_with(&body).await
@@ -170,19 +172,19 @@ impl Fixture {
         (status(&answer), serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap())
     }
 
-    /// Makes one that may have it.
+    /// Creates such a container, which has to be allowed, and returns its ID.
     async fn container(&self, image: &str) -> String {
         let (status, body) = self.create(image).await;
         assert_eq!(status, 201, "{body}");
         body["Id"].as_str().unwrap().to_owned()
     }
 
-    /// What the runtime is told when it starts the container.
+    /// The answer that the runtime gets when it starts the container.
     async fn start(&self, id: &str) -> String {
         exchange(&self.path("runtime"), &format!("{id}\n")).await
     }
 
-    /// A container's socket.
+    /// The socket of a new container.
     async fn socket(&self, image: &str) -> PathBuf {
         let id = self.container(image).await;
         assert_eq!(self.start(&id).await, GRANTED);
@@ -271,13 +273,13 @@ async fn an_image_that_only_bears_an_allowed_name_is_refused() {
     assert_eq!(fixture.create("docker:cli").await.0, 403);
     fixture.world().image(1, "docker:cli", &[], &["z"]);
     assert_eq!(fixture.create("docker:cli").await.0, 403);
-    // The right image under any name is the right image.
+    // An allowed image is allowed under any name.
     fixture.world().image(2, "mine", &[CLI], &["a"]);
     assert_eq!(fixture.create("mine").await.0, 201);
 }
 
 #[tokio::test]
-async fn a_tag_means_what_its_registry_says_and_without_it_what_it_said_last() {
+async fn a_tag_means_the_digest_in_its_registry_or_the_last_known_one() {
     let fixture = Fixture::new(exceptions(&["docker:cli"]));
     let reference = "docker.io/library/docker:cli".to_owned();
     fixture.world().registry.insert(reference.clone(), "sha256:aaaa".to_owned());
@@ -285,14 +287,14 @@ async fn a_tag_means_what_its_registry_says_and_without_it_what_it_said_last() {
     // Another tag of the same repository, given the allowed tag's name.
     fixture.world().image(2, "docker:dind", &["docker@sha256:dddd"], &["d"]);
     assert_eq!((fixture.create("docker:cli").await.0, fixture.create("docker:dind").await.0), (201, 403));
-    // A gate that starts without a network remembers.
-    let (folder, world) = (fixture.folder, Arc::clone(&fixture.world));
+    // A gate that starts without a network uses the saved digest.
+    let (directory, world) = (fixture.directory, Arc::clone(&fixture.world));
     world.lock().unwrap().registry.clear();
-    let fixture = Fixture::within(folder, world, exceptions(&["docker:cli"]));
+    let fixture = Fixture::within(directory, world, exceptions(&["docker:cli"]));
     assert_eq!((fixture.create("docker:cli").await.0, fixture.create("docker:dind").await.0), (201, 403));
     let fresh = Fixture::new(exceptions(&["docker:cli"]));
     fresh.world().image(1, "docker:cli", &[CLI], &["a"]);
-    assert_eq!(fresh.create("docker:cli").await.0, 403, "nobody has ever said what the tag is");
+    assert_eq!(fresh.create("docker:cli").await.0, 403, "the tag has no known digest");
 }
 
 #[tokio::test]
@@ -308,7 +310,7 @@ async fn a_pull_asks_what_the_tag_is_while_the_registry_can_be_reached() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(SOON, remembered).await.expect("it was not asked");
+    timeout(SOON, remembered).await.expect("the registry was not asked");
     exchange(&fixture.path("gate"), &post("/v1.43/images/create?fromImage=alpine", "")).await;
     assert!(!fixture.world().seen.iter().any(|line| line.contains("/distribution/docker.io/library/alpine")));
 }
@@ -342,7 +344,7 @@ async fn an_image_built_on_an_allowed_one_is_allowed_unless_that_is_off() {
         world.image(1, "docker:cli", &[CLI], &["a", "b"]);
         world.image(2, "derived", &[], &["a", "b", "c"]);
         world.image(3, "unrelated", &[], &["b", "a", "c"]);
-        // Pulled from elsewhere: not of this machine.
+        // Pulled from another registry, so not built on this machine.
         world.image(4, "foreign", &["evil.io/x@sha256:00"], &["a", "b", "c"]);
     };
     let on = Fixture::new(exceptions(&["docker:*"]));
@@ -373,15 +375,15 @@ async fn a_missing_image_is_the_engines_to_miss() {
 }
 
 #[tokio::test]
-async fn a_container_that_was_not_judged_gets_no_socket_when_it_is_started() {
+async fn a_container_without_a_grant_gets_no_socket_at_its_start() {
     let fixture = Fixture::new(exceptions(&["docker:*"]));
     fixture.world().image(2, "alpine", &[], &["z"]);
     // It could have the socket of another container.
     let (status, body) =
         fixture.create_with(&json!({"Image": "alpine", "HostConfig": {"VolumesFrom": ["allowed"]}})).await;
-    assert_eq!(status, 201, "it may be none that has a socket");
-    let said = fixture.start(body["Id"].as_str().unwrap()).await;
-    assert!(said.contains(DENIED) && said.contains("\"docker.io/library/alpine\""), "{said}");
+    assert_eq!(status, 201, "the other container may have no socket");
+    let answer = fixture.start(body["Id"].as_str().unwrap()).await;
+    assert!(answer.contains(DENIED) && answer.contains("\"docker.io/library/alpine\""), "{answer}");
     for id in ["", "x", "../etc", &"0".repeat(64), &"A".repeat(64)] {
         assert!(fixture.start(id).await.contains(DENIED), "{id}");
     }
@@ -396,8 +398,8 @@ async fn a_container_of_before_needs_the_list_of_today() {
     let fixture = Fixture::new(exceptions(&["docker:*"]));
     fixture.world().image(1, "docker:cli", &[CLI], &["a"]);
     let id = fixture.container("docker:cli").await;
-    let (folder, world) = (fixture.folder, Arc::clone(&fixture.world));
-    let fixture = Fixture::within(folder, world, exceptions(&["podman:*"]));
+    let (directory, world) = (fixture.directory, Arc::clone(&fixture.world));
+    let fixture = Fixture::within(directory, world, exceptions(&["podman:*"]));
     assert!(fixture.start(&id).await.contains(DENIED));
 }
 
@@ -429,13 +431,13 @@ async fn a_socket_that_was_kept_goes_on_with_a_new_gate() {
     std::fs::create_dir_all(fixture.path("data/containers").join(&id)).unwrap();
     let path = fixture.path("kept");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    // Asked while there was no gate.
+    // A request while no gate runs.
     let waiting = tokio::spawn({
         let path = path.clone();
         async move { exchange(&path, &get("/containers/json")).await }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    adopt(&fixture.gate, &id, listener);
+    adopt_socket(&fixture.gate, &id, listener);
     assert!(timeout(SOON, waiting).await.unwrap().unwrap().contains("passed"));
     std::fs::remove_dir_all(fixture.path("data/containers").join(&id)).unwrap();
     let gone = async {
@@ -447,7 +449,7 @@ async fn a_socket_that_was_kept_goes_on_with_a_new_gate() {
 }
 
 #[tokio::test]
-async fn a_blocked_command_has_the_documented_text_and_never_reaches_the_engine() {
+async fn a_blocked_command_has_the_documented_text_and_stops_at_the_gate() {
     let fixture =
         Fixture::new(SocketExceptions { commands: Some(list(false, "push build")), ..exceptions(&["docker:*"]) });
     fixture.world().image(1, "docker:cli", &[CLI], &["a"]);
@@ -478,7 +480,7 @@ async fn a_blocked_command_has_the_documented_text_and_never_reaches_the_engine(
         assert!(status(&answer) == 403 && answer.contains("is blocked; if you wish to allow it"), "{request}{answer}");
     }
     assert!(fixture.world().seen.is_empty(), "{:?}", fixture.world().seen);
-    // The host is not held to it.
+    // The list does not apply to the host.
     assert!(exchange(&fixture.path("gate"), &post("/v1.43/images/x/push", "")).await.contains("passed"));
 }
 
@@ -561,22 +563,22 @@ async fn input_ends_on_its_own_over_a_containers_socket() {
 }
 
 #[tokio::test]
-async fn docker_load_can_be_blocked_for_everybody() {
-    let folder = tempfile::tempdir().unwrap();
-    let gate = Arc::new(Gate::new(folder.path().join("engine"), Isolation::Off).with_load_blocked(true));
-    let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
-    tokio::spawn(async move { serve_connection(gate, entrance.accept().await, Caller::Host).await });
-    let answer = exchange(&folder.path().join("gate"), &post("/v1.43/images//%6coad?quiet=1", "tar")).await;
+async fn docker_load_can_be_blocked() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::new(directory.path().join("engine"), Isolation::Off).with_load_blocked(true));
+    let acceptor = UnixAcceptor::bind(&directory.path().join("gate")).unwrap();
+    tokio::spawn(async move { serve_connection(gate, acceptor.accept().await, Caller::Host).await });
+    let answer = exchange(&directory.path().join("gate"), &post("/v1.43/images//%6coad?quiet=1", "tar")).await;
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("docker load is blocked"), "{answer}");
 }
 
 #[tokio::test]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
-    let folder = tempfile::tempdir().unwrap();
-    let gate = Arc::new(Gate::new(folder.path().join("engine"), Isolation::Off).with_load_blocked(true));
-    let entrance = UnixEntrance::bind(&folder.path().join("gate")).unwrap();
-    tokio::spawn(async move { serve_connection(gate, entrance.accept().await, Caller::Host).await });
-    let mut stream = UnixStream::connect(folder.path().join("gate")).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::new(directory.path().join("engine"), Isolation::Off).with_load_blocked(true));
+    let acceptor = UnixAcceptor::bind(&directory.path().join("gate")).unwrap();
+    tokio::spawn(async move { serve_connection(gate, acceptor.accept().await, Caller::Host).await });
+    let mut stream = UnixStream::connect(directory.path().join("gate")).await.unwrap();
     let tar = vec![0; 8 << 20];
     let head = format!("POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Length: {}\r\n\r\n", tar.len());
     stream.write_all(head.as_bytes()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The connection to the backend on the host.
+//! The connection to the backend on the host, see [`bulkhead_protocol`].
 
 use std::{
     fs::File,
@@ -26,11 +26,11 @@ use nix::{
 use crate::{
     error::{Error, chain},
     event::{Event, spawn},
-    fatal, kmsg,
+    fatal, log,
 };
 
-/// How long the host may take to accept the connection, to answer Hello, or to take a message.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout for the backend to accept the connection, to answer Hello, or to take a message.
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `linux/vm_sockets.h`, in the form that takes the kernel's native timeval.
 const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
@@ -50,68 +50,73 @@ pub(crate) struct Inbox {
 
 fn connect_to_host() -> io::Result<OwnedFd> {
     let stream = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let patience = libc::timeval { tv_sec: PATIENCE.as_secs().cast_signed(), tv_usec: 0 };
+    // A guest without a backend gives up after a while, since nothing could stop it.
+    let timeout = libc::timeval { tv_sec: BACKEND_TIMEOUT.as_secs().cast_signed(), tv_usec: 0 };
     // SAFETY: the option value points to a timeval of the given size that outlives the call.
     let set = unsafe {
         libc::setsockopt(
             stream.as_raw_fd(),
             libc::AF_VSOCK,
             SO_VM_SOCKETS_CONNECT_TIMEOUT,
-            (&raw const patience).cast(),
+            (&raw const timeout).cast(),
             size_of::<libc::timeval>() as libc::socklen_t,
         )
     };
     if set < 0 {
         return Err(io::Error::last_os_error());
     }
-    setsockopt(&stream, SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
-    setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+    setsockopt(&stream, SendTimeout, &TimeVal::seconds(BACKEND_TIMEOUT.as_secs().cast_signed()))?;
+    setsockopt(&stream, ReceiveTimeout, &TimeVal::seconds(BACKEND_TIMEOUT.as_secs().cast_signed()))?;
+    // The host's device accepts connections from reserved ports only. Binding to one needs CAP_NET_BIND_SERVICE in
+    // the first user namespace, so a container cannot pose as the agent.
     bind(stream.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_SOURCE_PORT))?;
     connect(stream.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, AGENT_PORT))?;
     Ok(stream)
 }
 
-/// Connects to the backend and says Hello.
+/// Connects to the backend and sends Hello.
 pub(crate) fn connect_and_greet() -> Result<(Agent, Inbox), Error> {
     let no_backend = |source| Error::NoBackend { port: AGENT_PORT, source };
     let stream = File::from(connect_to_host().map_err(no_backend)?);
+    // One descriptor for each user: the supervisor writes, the inbox reads and sets the timeout, and `fatal` keeps one
+    // for the last message, because a panic can come from a thread that owns none.
     let [second, third, spare] = [stream.try_clone(), stream.try_clone(), stream.try_clone()];
-    fatal::tell_backend_through(spare.map_err(no_backend)?);
+    fatal::set_agent_connection(spare.map_err(no_backend)?);
     let mut agent = Agent { stream };
     let kernel =
         nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
-    agent.send(&GuestMessage::Hello(Hello { protocol: PROTOCOL_VERSION, kernel, uptime_us: kmsg::uptime_us() }));
+    agent.send(&GuestMessage::Hello(Hello { protocol: PROTOCOL_VERSION, kernel, uptime_us: log::uptime_us() }));
     let inbox = Inbox { stream: second.map_err(no_backend)?, reader: LineReader::new(third.map_err(no_backend)?) };
     Ok((agent, inbox))
 }
 
 impl Agent {
-    /// Sends a message; a dead connection shows itself on the receiving side.
+    /// Sends a message. A failure is only logged: a lost connection ends the guest through [`Event::HostDisconnected`].
     pub(crate) fn send(&mut self, message: &GuestMessage) {
         let sent = encode(message).and_then(|line| Ok(self.stream.write_all(&line)?));
         if let Err(error) = sent {
-            kmsg::log(&format!("can't tell the backend: {}", chain(&error)));
+            log::info(&format!("cannot send a message to the backend: {}", chain(&error)));
         }
     }
 
-    /// Reports a stage.
+    /// Reports that a stage was reached.
     pub(crate) fn reached(&mut self, stage: Stage) {
-        self.send(&GuestMessage::Reached { stage, uptime_us: kmsg::uptime_us() });
+        self.send(&GuestMessage::Reached { stage, uptime_us: log::uptime_us() });
     }
 
-    /// Reports that the start failed, here and on the console.
+    /// Reports that the start failed, to the backend and on the console.
     pub(crate) fn failed(&mut self, stage: Stage, reason: String) {
-        kmsg::log(&format!("the start failed at stage {stage}: {reason}"));
+        log::info(&format!("start failed at stage {stage}: {reason}"));
         self.send(&GuestMessage::Failed(Failure { stage, reason }));
     }
 }
 
-/// What the backend answered to Hello.
+/// The backend's answer to Hello.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Start with this, and trust these certificates (PEM) if there are any.
+    /// The configuration, and the certificates to trust (PEM), which may be empty.
     Configure(Box<Configuration>, String),
-    /// Another message came instead: end before the start.
+    /// Another message came instead, such as a shutdown.
     Other(HostMessage),
 }
 
@@ -123,12 +128,15 @@ impl Inbox {
             match self.reader.read().map_err(Error::NoConfiguration)? {
                 None => return Err(Error::BackendClosed),
                 Some(HostMessage::Certificates { pem }) => {
+                    // A host's bundle is longer than a line of the protocol may be, so it comes in pieces.
                     if certificates.len() + pem.len() > MAX_CERTIFICATES {
                         return Err(Error::Certificates);
                     }
                     certificates.push_str(&pem);
                 }
                 Some(HostMessage::Configure(configuration)) => {
+                    // At once: files are written from here on. The time is that of sending, so the clock is late by the
+                    // message's way here.
                     set_clock(configuration.time_unix_ns);
                     return Ok(Answer::Configure(Box::new(configuration), certificates));
                 }
@@ -137,8 +145,9 @@ impl Inbox {
         }
     }
 
-    /// Turns every further message into an event.
+    /// Turns every further message into an event, on a thread of its own.
     pub(crate) fn watch(mut self, events: Sender<Event>) -> Result<(), Error> {
+        // From here on the backend may be silent for as long as it likes.
         setsockopt(&self.stream, ReceiveTimeout, &TimeVal::seconds(0))
             .map_err(Error::system("wait for the backend"))?;
         spawn("agent", move || {
@@ -150,21 +159,22 @@ impl Inbox {
                         }
                     }
                     Ok(None) => break "the backend closed the agent connection".to_owned(),
-                    // The line was consumed whole, so the stream is still in step.
+                    // The whole line has been read, so the next one is intact: an unknown message costs only itself.
                     Err(error @ LineError::Syntax(_)) => {
-                        kmsg::log(&format!("ignored a message from the backend: {}", chain(&error)));
+                        log::info(&format!("ignored a message from the backend: {}", chain(&error)));
                     }
-                    Err(error) => break format!("the agent connection broke: {}", chain(&error)),
+                    Err(error) => break format!("the agent connection failed: {}", chain(&error)),
                 }
             };
-            let _ = events.send(Event::HostGone(reason));
+            let _ = events.send(Event::HostDisconnected(reason));
         })
     }
 }
 
 fn set_clock(unix_ns: u64) {
+    // Not a reason to fail: without it only timestamps and the validity of certificates are wrong.
     let now = TimeSpec::nanoseconds(i64::try_from(unix_ns).unwrap_or(0));
     if let Err(error) = clock_settime(ClockId::CLOCK_REALTIME, now) {
-        kmsg::log(&format!("can't set the clock: {error}"));
+        log::info(&format!("cannot set the clock: {error}"));
     }
 }

@@ -1,28 +1,32 @@
-//! The order of the start.
+//! The start of the guest, in order.
 
 use std::sync::mpsc;
 
-use bulkhead_protocol::{GuestMessage, HostMessage, Stage};
+use bulkhead_protocol::{GuestMessage, HostMessage, ShutdownMode, Stage};
 
 use crate::{
     agent::{self, Answer},
     certificates, cgroup,
-    engine::{End, Engine},
     error::{Error, chain},
-    event, kmsg, mounts, network, notify,
+    event,
+    fd_store::FdStore,
+    log, mounts, network, notify,
     ports::Ports,
     shutdown,
-    store::Store,
+    supervisor::Supervisor,
     tuning,
 };
 
-/// Starts the guest, serves until it shall end, stops the services, and returns how it shall end.
-pub(crate) fn run() -> Result<End, Error> {
+/// Starts the guest, runs the supervisor until a shutdown, stops the services, and returns the kind of shutdown.
+pub(crate) fn run() -> Result<ShutdownMode, Error> {
+    // Logging needs /dev, uptimes and error messages need /proc.
     mounts::early()?;
-    kmsg::kernel_log(&format!("started at {}", kmsg::uptime_us()));
-    kmsg::open_console();
+    // The first line of the guest's user space; `scripts/bench` waits for it.
+    log::kernel(&format!("started at {}", log::uptime_us()));
+    log::open_console();
+    // Before any thread exists: each inherits the mask, so the signals stay for the one thread that waits for them.
     event::block_signals()?;
-    // Hello goes out first: the host's answer travels while the rest is set up.
+    // Hello goes out first: the backend's answer travels while the rest is set up.
     let (mut agent, mut inbox) = agent::connect_and_greet()?;
     mounts::rest()?;
     cgroup::set_up()?;
@@ -30,9 +34,10 @@ pub(crate) fn run() -> Result<End, Error> {
     network::loopback_up()?;
     let (configuration, certificates) = match inbox.configuration()? {
         Answer::Configure(configuration, certificates) => (configuration, certificates),
+        // A shutdown in place of the configuration: nothing runs yet that would have to be stopped.
         Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
             agent.send(&GuestMessage::Goodbye);
-            return Ok(End { mode, ..End::ORDERLY });
+            return Ok(mode);
         }
         Answer::Other(_) => return Err(Error::BackendClosed),
     };
@@ -40,21 +45,24 @@ pub(crate) fn run() -> Result<End, Error> {
     if let Some(network) = &configuration.network
         && let Err(error) = network::configure(network)
     {
-        // The engine is worth having without it.
-        kmsg::log(&chain(&error));
+        // Containers that need no network work without it, so this does not fail the start.
+        log::info(&chain(&error));
     }
+    // Before the services start: Go reads the bundle once for each process.
     certificates::trust(&certificates)?;
     agent.reached(Stage::Agent);
 
+    // Every source of events is a thread with a sender of the same channel; the supervisor is its only reader. The
+    // sockets are opened before the first service can look for them.
     let (events, received) = mpsc::channel();
     event::watch_signals(events.clone())?;
     inbox.watch(events.clone())?;
-    let store = Store::default();
+    let store = FdStore::default();
     notify::watch(events.clone(), store.clone())?;
     let ports = Ports::listen(events.clone())?;
-    let mut engine = Engine::new(agent, *configuration, ports, store, events, received);
-    let end = engine.run()?;
-    let (agent, received, running) = engine.into_parts();
-    shutdown::stop_services(agent, &received, &running, end.grace);
-    Ok(end)
+    let mut supervisor = Supervisor::new(agent, *configuration, ports, store, events, received);
+    let request = supervisor.run()?;
+    let (agent, received, running) = supervisor.into_parts();
+    shutdown::stop_services(agent, &received, &running, request.grace);
+    Ok(request.mode)
 }

@@ -4,13 +4,14 @@ use std::fs;
 
 use crate::error::Error;
 
-/// Where Go's programs, curl and git look first; `/etc` is new in each start.
+/// The bundle that Go's programs, curl and git read first. `/etc` is new at each start, so this is no lasting change.
 pub(crate) const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The image has the same authorities once more, one a file, in the folder that Go's programs read, too.
-pub(crate) const NO_FOLDER: &str = "/run/bulkhead/no-certificates";
+/// A path that does not exist, which services get instead of `/etc/ssl/certs`. Go's programs read that directory as
+/// well as the bundle, and the image has its own authorities there, one a file.
+pub(crate) const NO_DIRECTORY: &str = "/run/bulkhead/no-certificates";
 
-/// Takes the place of the image's list; an empty one leaves it.
+/// Replaces the image's bundle by `pem`; an empty one leaves it.
 pub(crate) fn trust(pem: &str) -> Result<(), Error> {
     if pem.is_empty() {
         return Ok(());

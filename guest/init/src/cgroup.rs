@@ -1,36 +1,38 @@
-//! One cgroup (v2) per service.
+//! One cgroup (v2) for each service.
 //!
-//! A daemon in the root cgroup finds no `memory.swap.max` beside itself, and dockerd then says that the kernel can't
-//! limit swap; also nothing in the root can be killed or measured as a whole.
+//! The root cgroup has no `memory.swap.max`, so a dockerd in it would report that the kernel cannot limit swap.
+//! Processes in the root can neither be killed nor measured as a group.
 
 use std::{
     fs::{self, File, OpenOptions},
     path::{Path, PathBuf},
 };
 
-use crate::{error::Error, kmsg};
+use crate::{error::Error, log};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Where the services' cgroups are; containers are in `/docker`, beside it.
+/// Parent of the services' cgroups; containers are in `/docker`, beside it.
 const SYSTEM: &str = "/sys/fs/cgroup/system";
 
-/// `+a +b …` from the kernel's `a b …`.
+/// Turns the kernel's `a b …` into `+a +b …`.
 fn enable_all(controllers: &str) -> String {
     controllers.split_whitespace().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ")
 }
 
+/// Makes all controllers that `group` has available in its children.
 fn delegate(group: &str) -> Result<(), Error> {
     let available = format!("{group}/cgroup.controllers");
     let wanted = enable_all(&fs::read_to_string(&available).map_err(Error::file("read", &available))?);
     let target = format!("{group}/cgroup.subtree_control");
+    // All or nothing in one write.
     if fs::write(&target, &wanted).is_ok() {
         return Ok(());
     }
-    // One controller that refuses (cpu with real-time tasks, say) must not cost the others.
+    // One controller that cannot be enabled (such as cpu while there are real-time tasks) must not cost the others.
     for controller in wanted.split_whitespace() {
         if let Err(error) = fs::write(&target, controller) {
-            kmsg::log(&format!("cgroup controller {controller} is not available: {error}"));
+            log::info(&format!("cannot enable the cgroup controller {controller}: {error}"));
         }
     }
     Ok(())
@@ -39,28 +41,31 @@ fn delegate(group: &str) -> Result<(), Error> {
 /// Enables every controller for the services and moves init out of the root.
 pub(crate) fn set_up() -> Result<(), Error> {
     delegate(ROOT)?;
-    fs::create_dir_all(SYSTEM).map_err(Error::file("make the cgroup", SYSTEM))?;
+    fs::create_dir_all(SYSTEM).map_err(Error::file("create the cgroup", SYSTEM))?;
     delegate(SYSTEM)?;
+    // A cgroup other than the root cannot have both processes and children with controllers, so init is in a leaf.
     let own = create("init")?;
     let procs = own.join("cgroup.procs");
     fs::write(&procs, "1").map_err(Error::file("move init to", procs))
 }
 
-/// Makes the cgroup of a service.
+/// Creates the cgroup of a service, which remains when the service ends.
 pub(crate) fn create(name: &str) -> Result<PathBuf, Error> {
     let group = Path::new(SYSTEM).join(name);
-    fs::create_dir_all(&group).map_err(Error::file("make the cgroup", &group))?;
+    fs::create_dir_all(&group).map_err(Error::file("create the cgroup", &group))?;
     Ok(group)
 }
 
-/// Opens the file through which a process that writes `0` enters the group.
-pub(crate) fn entrance(group: &Path) -> Result<File, Error> {
+/// Opens `cgroup.procs`; a process that writes `0` to it enters the group.
+pub(crate) fn open_procs(group: &Path) -> Result<File, Error> {
     let procs = group.join("cgroup.procs");
     OpenOptions::new().write(true).open(&procs).map_err(Error::file("open", procs))
 }
 
-/// Kills every container (`cgroup.kill`, Linux 5.14).
+/// Kills every process of every container (`cgroup.kill`, Linux 5.14).
 pub(crate) fn kill_containers() {
+    // One write reaches the whole tree, including processes that are forked meanwhile. dockerd creates the group with
+    // the first container; without one there is nothing to kill.
     let _ = fs::write(Path::new(ROOT).join("docker/cgroup.kill"), "1");
 }
 

@@ -1,30 +1,37 @@
-//! The data disk: found by its serial, formatted once, grown, mounted; never replaced by anything else.
+//! The data disk: found by its serial, formatted when blank, checked when damaged, mounted, grown.
+//!
+//! It holds the user's images, containers and volumes. A disk that is not certainly blank is never formatted, and when
+//! the disk is missing or foreign, the start fails: an engine on any other storage would seem to have lost everything.
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc::Sender,
 };
 
+use bulkhead_guest_common::bounded;
 use nix::mount::{MsFlags, mount};
 
 use crate::{
     error::{Error, chain},
-    kmsg, mounts,
-    superblock::{Content, HEAD, probe},
+    event::{Event, spawn},
+    log, mounts,
+    superblock::{Content, HEAD_BYTES, probe},
 };
 
-/// Where the whole data disk is mounted; private, so that mounts below the engine's directories don't appear twice.
-pub(crate) const DATA: &str = "/run/bulkhead/data";
+/// Mount point of the whole data disk. Its propagation is private, so that mounts that the engine makes in its
+/// directories do not appear here a second time.
+pub(crate) const DATA_MOUNT: &str = "/run/bulkhead/data";
 
-/// Directories of the data disk, where they are seen, and their mode.
-pub(crate) const DIRECTORIES: [(&str, &str, u32); 2] =
+/// Directories of the data disk, the engine's paths for them, and their mode.
+pub(crate) const ENGINE_DIRECTORIES: [(&str, &str, u32); 2] =
     [("docker", "/var/lib/docker", 0o710), ("containerd", "/var/lib/containerd", 0o711)];
 
-const FORMAT: &str = "/usr/sbin/mkfs.ext4";
-const CHECK: &str = "/usr/sbin/e2fsck";
+const MKFS: &str = "/usr/sbin/mkfs.ext4";
+const FSCK: &str = "/usr/sbin/e2fsck";
 
 nix::ioctl_read!(device_bytes, 0x12, 114, u64);
 nix::ioctl_write_ptr!(resize_ext4, b'f', 16, u64);
@@ -36,6 +43,7 @@ struct Candidate {
     serial: String,
 }
 
+/// Lists the virtio disks that have a serial, in the order of their names.
 fn candidates(sys_block: &Path) -> Vec<Candidate> {
     let Ok(entries) = fs::read_dir(sys_block) else { return Vec::new() };
     let mut found: Vec<_> = entries
@@ -50,8 +58,11 @@ fn candidates(sys_block: &Path) -> Vec<Candidate> {
     found
 }
 
-/// The device with this serial; a virtio-blk serial has at most 20 bytes.
-fn pick(candidates: &[Candidate], serial: &str) -> Result<String, Error> {
+/// Returns the name of the device with this serial. Names such as `vdb` depend on the order of the machine's devices
+/// and say nothing about the content.
+fn find_by_serial(candidates: &[Candidate], serial: &str) -> Result<String, Error> {
+    // A virtio-blk serial has at most 20 bytes (virtio 1.3, 5.2.6, VIRTIO_BLK_T_GET_ID): the kernel shows a longer one
+    // cut off. An empty request must not match a disk without a serial.
     let wanted = serial.trim();
     let visible = wanted.get(..20).unwrap_or(wanted);
     candidates
@@ -68,25 +79,29 @@ fn pick(candidates: &[Candidate], serial: &str) -> Result<String, Error> {
         })
 }
 
+/// Returns whether a limit of the device's queue in sysfs is above zero, which says that it supports the operation.
 fn queue_supports(name: &str, limit: &str) -> bool {
     fs::read_to_string(format!("/sys/block/{name}/queue/{limit}"))
         .is_ok_and(|value| value.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0))
 }
 
-/// Mount options for what the device can do.
-fn options(discard: bool, write_zeroes: bool) -> String {
+/// Returns the mount options for a device with these features.
+fn mount_options(discard: bool, write_zeroes: bool) -> String {
+    // After an error nothing more is written, so that e2fsck finds the state of that moment.
     let mut options = vec!["errors=remount-ro"];
     if discard {
+        // Blocks of deleted files become holes of the host's sparse file.
         options.push("discard");
     }
     if !write_zeroes {
-        // Lazy inode tables would be filled in with real writes and inflate a sparse disk.
+        // ext4 would zero its inode tables in the background by real writes, which allocate space in a sparse file.
         options.push("noinit_itable");
     }
     options.join(",")
 }
 
-fn run(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> Result<(), Error> {
+/// Runs a tool on the device; an exit status that is not in `good` is an error with the end of its output.
+fn run_tool(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> Result<(), Error> {
     let output = Command::new(tool)
         .args(arguments)
         .arg(device)
@@ -100,42 +115,43 @@ fn run(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32]) -> R
     }
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
+    // A reason is one line of the agent's protocol and of `status`: three lines and 500 characters are enough for it.
     let tail: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let output_tail = tail[tail.len().saturating_sub(3)..].join(" / ").chars().take(500).collect();
     Err(Error::Tool { tool, status: output.status, output: output_tail })
 }
 
 fn format(device: &Path) -> Result<(), Error> {
-    kmsg::log(&format!("formatting the blank data disk {}", device.display()));
+    log::info(&format!("formatting the blank data disk {}", device.display()));
+    // Lazy tables make it quick. `nodiscard`, because a new sparse file is all holes already.
     let extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
-    run(FORMAT, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
+    run_tool(MKFS, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
 }
 
 fn check(device: &Path) -> Result<(), Error> {
-    kmsg::log(&format!("checking the data disk {}", device.display()));
-    // 1: errors corrected; 2: corrected, reboot advised for a mounted root, which this is not.
-    run(CHECK, &["-p", "-f"], device, &[0, 1, 2])
+    log::info(&format!("checking the data disk {}", device.display()));
+    // `-p` corrects only what is safe to correct without a question (e2fsck(8)). Status 1: errors corrected; 2:
+    // corrected, and a reboot is advised if the file system was mounted, which it is not.
+    run_tool(FSCK, &["-p", "-f"], device, &[0, 1, 2])
 }
 
 fn read_head(device: &Path) -> Result<Vec<u8>, Error> {
-    let mut head = Vec::with_capacity(HEAD);
-    File::open(device)
-        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
-        .map_err(Error::file("read the data disk", device))?;
-    Ok(head)
+    bounded::read_file(device, HEAD_BYTES as u64).map_err(Error::file("read the data disk", device))
 }
 
 fn size_of_device(device: &Path) -> Result<u64, Error> {
     let file = File::open(device).map_err(Error::file("open the data disk", device))?;
     let mut bytes = 0;
     // SAFETY: BLKGETSIZE64 writes one u64 to `bytes`, which outlives the call.
-    unsafe { device_bytes(file.as_raw_fd(), &raw mut bytes) }.map_err(Error::file("size the data disk", device))?;
+    unsafe { device_bytes(file.as_raw_fd(), &raw mut bytes) }
+        .map_err(Error::file("read the size of the data disk", device))?;
     Ok(bytes)
 }
 
-/// Grows the mounted file system to the device's size, as resize2fs does on line.
+/// Grows the mounted file system to the device's size with resize2fs's own request for a mounted one.
 fn grow(target: &Path, device_bytes: u64) -> io::Result<()> {
     let block = nix::sys::statfs::statfs(target)?.block_size().unsigned_abs();
+    // The kernel counts in blocks of the file system, and rounds down to whole ones.
     let blocks = device_bytes / block.max(1024);
     let root = File::open(target)?;
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64 from `blocks`, which outlives the call.
@@ -152,48 +168,65 @@ fn mount_ext4(device: &Path, target: &Path, options: &str) -> Result<(), Error> 
     })
 }
 
-/// Formats, repairs, mounts and grows `device` at `target`.
+/// Formats, checks, mounts and grows `device` at `target`, as far as each is necessary.
 fn bring_up(device: &Path, target: &Path, options: &str) -> Result<(), Error> {
     let mut content = probe(&read_head(device)?);
+    // Blank means that the whole first mebibyte is zero. Any partition table, file system or encrypted volume has
+    // something there, and is left alone.
     if content == Content::Blank {
         format(device)?;
+        // Read again, for the size that mkfs chose.
         content = probe(&read_head(device)?);
     }
     let Content::Ext4 { bytes, errors } = content else {
         return Err(Error::ForeignDisk { device: device.into() });
     };
+    // After a crash the mount itself replays the journal. Only a recorded error, or a mount that fails, costs a check,
+    // which takes minutes on a large disk. A second failure is final: only the user can decide about the data then.
     if errors {
         check(device)?;
         mount_ext4(device, target, options)?;
     } else if let Err(error) = mount_ext4(device, target, options) {
-        kmsg::log(&chain(&error));
+        log::info(&chain(&error));
         check(device)?;
         mount_ext4(device, target, options)?;
     }
     let available = size_of_device(device)?;
-    // The last partial block group may be too small to use; a growth of less than 1 MiB is not worth a call.
+    // The user may have raised the disk's size since the last start. ext4 leaves a last block group unused when it is
+    // too small, so the file system is often a little smaller than the device; below 1 MiB a call would change nothing.
     if available > bytes.saturating_add(1 << 20) {
         match grow(target, available) {
-            Ok(()) => kmsg::log(&format!("grew the data disk from {bytes} to {available} bytes")),
-            Err(error) => kmsg::log(&format!("can't grow the data disk to {available} bytes: {error}")),
+            Ok(()) => log::info(&format!("grew the data disk from {bytes} to {available} bytes")),
+            // The engine works with the old size.
+            Err(error) => log::info(&format!("cannot grow the data disk to {available} bytes: {error}")),
         }
     }
     Ok(())
 }
 
-/// Makes the engine's directories on the data disk; may take long on a damaged disk.
-pub(crate) fn prepare(serial: &str) -> Result<(), Error> {
-    let name = pick(&candidates(Path::new("/sys/block")), serial)?;
-    let options = options(queue_supports(&name, "discard_max_bytes"), queue_supports(&name, "write_zeroes_max_bytes"));
-    let data = Path::new(DATA);
+/// Prepares the disk with this serial on a thread of its own, which ends with [`Event::DiskPrepared`].
+pub(crate) fn start(serial: String, events: Sender<Event>) -> Result<(), Error> {
+    spawn("disk", move || {
+        let _ = events.send(Event::DiskPrepared(prepare(&serial)));
+    })
+}
+
+/// Mounts the data disk and the engine's directories on it; takes minutes when a large disk has to be checked.
+fn prepare(serial: &str) -> Result<(), Error> {
+    let name = find_by_serial(&candidates(Path::new("/sys/block")), serial)?;
+    let options =
+        mount_options(queue_supports(&name, "discard_max_bytes"), queue_supports(&name, "write_zeroes_max_bytes"));
+    let data = Path::new(DATA_MOUNT);
     mounts::make_directory(data, 0o700)?;
     bring_up(&PathBuf::from(format!("/dev/{name}")), data, &options)?;
-    mounts::propagation(DATA, MsFlags::MS_PRIVATE)?;
-    for (directory, target, mode) in DIRECTORIES {
+    // The root is shared, and a new mount below a shared one is shared as well.
+    mounts::propagation(DATA_MOUNT, MsFlags::MS_PRIVATE)?;
+    for (directory, target, mode) in ENGINE_DIRECTORIES {
         let source = data.join(directory);
         mounts::make_directory(&source, mode)?;
         mounts::make_directory(target, mode)?;
         mounts::bind(&source, Path::new(target))?;
+        // Containers can ask for shared or slave propagation of a volume, which takes a shared mount.
         mounts::propagation(target, MsFlags::MS_SHARED)?;
     }
     Ok(())
@@ -211,19 +244,19 @@ mod tests {
 
     #[test]
     fn the_disk_is_found_by_serial_and_not_by_order() {
-        assert_eq!(pick(&disks(), "bulkhead-data-012345").unwrap(), "vdc");
-        assert_eq!(pick(&disks(), "root").unwrap(), "vda");
+        assert_eq!(find_by_serial(&disks(), "bulkhead-data-012345").unwrap(), "vdc");
+        assert_eq!(find_by_serial(&disks(), "root").unwrap(), "vda");
     }
 
     #[test]
     fn a_serial_longer_than_virtio_carries_still_matches() {
-        assert_eq!(pick(&disks(), "bulkhead-data-0123456789").unwrap(), "vdc");
+        assert_eq!(find_by_serial(&disks(), "bulkhead-data-0123456789").unwrap(), "vdc");
     }
 
     #[test]
     fn a_missing_or_empty_serial_names_what_is_there_instead_of_guessing() {
         for serial in ["", " ", "other"] {
-            let error = pick(&disks(), serial).unwrap_err().to_string();
+            let error = find_by_serial(&disks(), serial).unwrap_err().to_string();
             assert!(error.contains("vdc=\"bulkhead-data-012345\""), "{error}");
         }
     }
@@ -243,7 +276,7 @@ mod tests {
 
     #[test]
     fn lazy_initialisation_is_left_off_where_it_would_fill_a_sparse_disk() {
-        assert_eq!(options(true, true), "errors=remount-ro,discard");
-        assert_eq!(options(false, false), "errors=remount-ro,noinit_itable");
+        assert_eq!(mount_options(true, true), "errors=remount-ro,discard");
+        assert_eq!(mount_options(false, false), "errors=remount-ro,noinit_itable");
     }
 }

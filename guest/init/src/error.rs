@@ -1,119 +1,93 @@
-//! What can go wrong in PID 1.
+//! The errors of PID 1.
 
 use std::{io, path::PathBuf, process::ExitStatus};
 
+pub(crate) use bulkhead_guest_common::error::chain;
 use bulkhead_protocol::LineError;
 
-/// An error of the guest's init; the text names the step, the source the cause.
+/// An error of the guest's init. The text names the step, the source the cause; [`chain`] joins them for the backend,
+/// which shows them to the user.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A file system could not be mounted.
-    #[error("can't mount {what} on {target}")]
+    #[error("cannot mount {what} on {target}")]
     Mount {
-        /// Source or type.
         what: String,
-        /// Mount point.
         target: PathBuf,
-        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// A file, directory or link could not be made, read or written.
-    #[error("can't {action} {path}")]
+    /// A file, directory or link could not be created, read or written.
+    #[error("cannot {action} {path}")]
     File {
-        /// What was tried.
         action: &'static str,
-        /// On which path.
         path: PathBuf,
-        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// A system call without a path failed.
-    #[error("can't {action}")]
+    #[error("cannot {action}")]
     System {
-        /// What was tried.
         action: &'static str,
-        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// The backend's agent port does not answer.
-    #[error("no connection to the backend (vsock CID 2 port {port}); is the VM's vsock device attached to a backend?")]
+    #[error(
+        "cannot connect to the backend (vsock CID 2, port {port}); check that it listens for this VM's vsock device"
+    )]
     NoBackend {
-        /// The port tried.
         port: u32,
-        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// The agent connection broke before the configuration came.
+    /// The agent connection failed before the configuration arrived.
     #[error("the backend sent no configuration")]
     NoConfiguration(#[source] LineError),
-    /// The backend closed the agent connection before the configuration came.
+    /// The backend closed the agent connection before the configuration arrived.
     #[error("the backend closed the agent connection before it sent a configuration")]
     BackendClosed,
-    /// More certificates than the protocol allows.
-    #[error("the backend sent more certificates than {} MiB", bulkhead_protocol::MAX_CERTIFICATES >> 20)]
+    /// The certificates are longer than the protocol allows.
+    #[error("the backend's certificates exceed {} MiB", bulkhead_protocol::MAX_CERTIFICATES >> 20)]
     Certificates,
     /// No block device has the serial that the configuration names.
-    #[error("no data disk: no virtio block device has the serial {serial:?} (there are: {seen})")]
+    #[error("no data disk: none of the virtio disks has the serial {serial:?} (found: {seen})")]
     NoDisk {
-        /// The serial looked for.
+        /// The serial of the data disk.
         serial: String,
-        /// `name=serial` of what is there.
+        /// `name=serial` of each disk, with spaces between.
         seen: String,
     },
-    /// The disk holds something that is not ours to overwrite.
+    /// The disk has a content that must not be overwritten.
     #[error(
-        "the data disk {device} is neither blank nor an ext4 file system; it was left as it is: \
-         restore it from a copy, or remove the disk image to start with an empty one"
+        "the data disk {device} is neither blank nor an ext4 file system and was not changed: \
+         restore it from a backup, or remove the disk image to start with an empty one"
     )]
-    ForeignDisk {
-        /// The device node.
-        device: PathBuf,
-    },
-    /// A tool for the data disk ended badly.
+    ForeignDisk { device: PathBuf },
+    /// A tool for the data disk failed.
     #[error("{tool} on the data disk failed ({status}): {output}")]
     Tool {
-        /// The program.
         tool: &'static str,
-        /// How it ended.
         status: ExitStatus,
-        /// The end of what it printed.
+        /// The end of its output, shortened.
         output: String,
     },
     /// A program of the root file system is missing.
-    #[error("the guest image has no {name}; rebuild the image")]
-    MissingProgram {
-        /// The program.
-        name: &'static str,
-    },
+    #[error("the guest image has no {name}; rebuild it with `scripts/image`")]
+    MissingProgram { name: &'static str },
 }
 
 impl Error {
-    /// Builds the `map_err` argument for work on `path`.
+    /// Returns the argument of `map_err` for work on `path`; `action` completes "cannot … PATH".
     pub(crate) fn file<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source: source.into() }
     }
 
-    /// Builds the `map_err` argument for a system call.
+    /// Returns the argument of `map_err` for a system call; `action` completes "cannot …".
     pub(crate) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { action, source: source.into() }
     }
-}
-
-/// The error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -123,6 +97,6 @@ mod tests {
     #[test]
     fn the_chain_names_step_and_cause_once_each() {
         let error = Error::file("open", "/x")(io::Error::other("no such thing"));
-        assert_eq!(chain(&error), "can't open /x: no such thing");
+        assert_eq!(chain(&error), "cannot open /x: no such thing");
     }
 }

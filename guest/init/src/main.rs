@@ -1,47 +1,95 @@
-//! PID 1 of the guest and the backend's agent in it.
+//! PID 1 of the guest, and the backend's agent in it.
 //!
-//! It makes the file systems, fetches its configuration from the host over vsock, prepares the data disk, starts
-//! containerd, dockerd and the gate, keeps them running, and takes the guest down again. Every wait is for an event
-//! that somebody pushes: a signal, a message, a notification or a deadline.
+//! # The guest
+//!
+//! The root file system is a read-only EROFS with Debian's engine (dockerd, containerd, crun, runc, iptables,
+//! e2fsprogs) and Bulkhead's static programs. No package starts anything and there is no initrd, udev or systemd:
+//! this program is the only one that starts services, and it reports each stage of the start. `/etc` and `/var` are
+//! overlays on a tmpfs, lost at each power-off; `/var/lib/docker` and `/var/lib/containerd` are directories of the data
+//! disk, an ext4 file system. A data disk that is missing or holds something else fails the start; nothing else is
+//! ever used in its place.
+//!
+//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`. init writes dockerd's
+//! `daemon.json`: the user's options are taken over, except those that would open another way into the engine, choose
+//! another runtime or move the data ([`config`]). dockerd uses the graph driver overlay2, because the isolating runtime
+//! maps its layers.
+//!
+//! With Enhanced Container Isolation on, the isolating runtime `sysbox-runc` is bind-mounted, read-only, over every
+//! program named `runc` or `crun`, and finds the real crun at `/usr/libexec/bulkhead/crun` ([`oci_runtime`]). BuildKit
+//! and an explicit `--runtime` therefore end at the same program, below the gate as well.
+//!
+//! # Start
+//!
+//! Nothing polls: each step waits for a message, a notification, a closed pipe or a deadline.
+//!
+//! 1. `kernel`: mounts `/proc` and `/dev`, connects to vsock port 1025 of the host and sends Hello, by which the backend
+//!    knows that this stage is reached.
+//! 2. `agent`: mounts the other file systems, makes cgroups, applies sysctls. By then the backend's answer has arrived:
+//!    certificates and the configuration, from which clock, host name and network are set.
+//! 3. `disk`: finds the data disk by its serial, formats it if it is blank, checks it if it is damaged, mounts it and
+//!    grows it. The gate and the procfs service start meanwhile.
+//! 4. `engine`: starts containerd and dockerd side by side. Each service reports `READY=1` (sd_notify(3)); the stage is
+//!    reached when they all have, and one `GET /_ping` through the gate returns 200.
+//!
+//! An error before the services start is reported and powers the guest off ([`fatal`]). A later one is reported as
+//! well, and the guest stays up until the backend shuts it down. A service that ends is started again ([`restart`]);
+//! six bad starts in a row count as a failure, which names the stage and the service's last line of output. The
+//! [`supervisor`] has the details.
+//!
+//! # Shutdown
+//!
+//! The backend sends `shutdown` with the containers' grace; a signal, or the end of the agent connection, has the same
+//! effect with a grace of ten seconds. init sends Goodbye and terminates dockerd, which stops the containers. When the
+//! grace is over, it kills them through their cgroup. Then it terminates containerd, kills all other processes, syncs,
+//! unmounts the data disk and powers off through ACPI, within 30 seconds or without having unmounted ([`shutdown`]).
+//!
+//! # Trust
+//!
+//! The backend is trusted, isolated containers are not. They reach neither `/run/bulkhead` (mode 0700, and the runtime
+//! refuses mounts of the VM's paths) nor the backend: the agent connection comes from a reserved vsock port, which
+//! needs a capability of the VM. The output of services can contain text that a container chose; it is limited in rate
+//! and stripped of control characters before it reaches the console. The backend does the same with every message.
 
 mod agent;
 mod boot;
 mod certificates;
 mod cgroup;
 mod config;
-mod describe;
+mod diagnostics;
 mod disk;
-mod engine;
 mod error;
 mod event;
 mod fatal;
-mod kmsg;
+mod fd_store;
+mod log;
 mod mounts;
 mod netlink;
 mod network;
 mod notify;
+mod oci_runtime;
 mod output;
 mod ping;
 mod ports;
+mod procfs;
 mod restart;
-mod runtime;
 mod services;
 mod shutdown;
-mod store;
 mod superblock;
+mod supervisor;
 mod tuning;
-mod warden;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Everything below assumes that this is the guest's first process: it would take over mounts, signals and power of
+    // any other machine.
     if !nix::unistd::getpid().as_raw().eq(&1) {
-        eprintln!("bulkhead-init: only the kernel of a Bulkhead guest can start this program, as process 1");
+        eprintln!("bulkhead-init: must run as process 1 of a Bulkhead guest; only the guest's kernel can start it");
         return ExitCode::FAILURE;
     }
     fatal::install_panic_hook();
     match boot::run() {
-        Ok(end) => shutdown::end(end),
+        Ok(mode) => shutdown::finish(mode),
         Err(error) => fatal::give_up(&error::chain(&error)),
     }
 }

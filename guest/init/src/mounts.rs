@@ -1,4 +1,6 @@
-//! The guest's file systems, apart from the data disk.
+//! The guest's file systems, except for the data disk.
+//!
+//! The root is a read-only EROFS. Everything writable is either a tmpfs, and new at each start, or on the data disk.
 
 use std::{
     fs,
@@ -10,38 +12,44 @@ use nix::mount::{MsFlags, mount};
 
 use crate::error::Error;
 
-/// Directory for everything that only init, the gate and dockerd share; mode 0700.
-pub(crate) const PRIVATE: &str = "/run/bulkhead";
+/// Directory of the sockets and files that init, the gate, the runtime and dockerd share, closed to everything else
+/// (mode 0700).
+pub(crate) const PRIVATE_DIRECTORY: &str = "/run/bulkhead";
 
-struct Fixed {
+/// A line of an fstab.
+struct Entry {
     kind: &'static str,
     target: &'static str,
     flags: MsFlags,
     data: Option<&'static str>,
 }
 
-const fn fixed(kind: &'static str, target: &'static str, flags: MsFlags, data: Option<&'static str>) -> Fixed {
-    Fixed { kind, target, flags, data }
+const fn entry(kind: &'static str, target: &'static str, flags: MsFlags, data: Option<&'static str>) -> Entry {
+    Entry { kind, target, flags, data }
 }
 
-const HARD: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+/// Flags for file systems that have no reason to hold programs or devices.
+const RESTRICTED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 const NOSUID: MsFlags = MsFlags::MS_NOSUID;
 
-/// In this order, after `/proc` and `/dev`.
-const TABLE: [Fixed; 7] = [
-    fixed("sysfs", "/sys", HARD, None),
-    fixed("cgroup2", "/sys/fs/cgroup", HARD, Some("nsdelegate,memory_recursiveprot")),
-    fixed("devpts", "/dev/pts", NOSUID.union(MsFlags::MS_NOEXEC), Some("gid=5,mode=620,ptmxmode=666")),
-    fixed("tmpfs", "/dev/shm", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
-    fixed("mqueue", "/dev/mqueue", HARD, None),
-    fixed("tmpfs", "/run", NOSUID.union(MsFlags::MS_NODEV), Some("mode=755")),
-    fixed("tmpfs", "/tmp", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
+/// File systems that are mounted after `/proc` and `/dev`, in this order.
+const MOUNTS: [Entry; 7] = [
+    entry("sysfs", "/sys", RESTRICTED, None),
+    // nsdelegate: a cgroup namespace is a boundary for delegation, so a container cannot change the limits at its root.
+    // memory_recursiveprot: memory.min and memory.low of a group protect its whole subtree (cgroup-v2.rst).
+    entry("cgroup2", "/sys/fs/cgroup", RESTRICTED, Some("nsdelegate,memory_recursiveprot")),
+    // gid 5 is `tty`: terminals can be written to by that group only.
+    entry("devpts", "/dev/pts", NOSUID.union(MsFlags::MS_NOEXEC), Some("gid=5,mode=620,ptmxmode=666")),
+    entry("tmpfs", "/dev/shm", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
+    entry("mqueue", "/dev/mqueue", RESTRICTED, None),
+    entry("tmpfs", "/run", NOSUID.union(MsFlags::MS_NODEV), Some("mode=755")),
+    entry("tmpfs", "/tmp", NOSUID.union(MsFlags::MS_NODEV), Some("mode=1777")),
 ];
 
-/// Trees of the read-only root that must be writable until the next start.
-const WRITABLE: [&str; 2] = ["/etc", "/var"];
+/// Trees of the read-only root that the engine writes to; changes last until the next start.
+const WRITABLE_TREES: [&str; 2] = ["/etc", "/var"];
 
-fn mount_one(entry: &Fixed) -> Result<(), Error> {
+fn mount_one(entry: &Entry) -> Result<(), Error> {
     let source = Some(entry.kind);
     mount(source, entry.target, source, entry.flags, entry.data).map_err(|errno| Error::Mount {
         what: entry.kind.to_owned(),
@@ -50,24 +58,25 @@ fn mount_one(entry: &Fixed) -> Result<(), Error> {
     })
 }
 
-/// Mounts `/proc`, and `/dev` if the kernel has not; enough to log.
+/// Mounts `/proc`, and `/dev` unless the kernel has (`CONFIG_DEVTMPFS_MOUNT`): enough for logging.
 pub(crate) fn early() -> Result<(), Error> {
-    mount_one(&fixed("proc", "/proc", HARD, None))?;
+    mount_one(&entry("proc", "/proc", RESTRICTED, None))?;
     if !Path::new("/dev/kmsg").exists() {
-        mount_one(&fixed("devtmpfs", "/dev", NOSUID, Some("mode=755")))?;
+        mount_one(&entry("devtmpfs", "/dev", NOSUID, Some("mode=755")))?;
     }
     Ok(())
 }
 
-/// Mounts the rest.
+/// Mounts everything else but the data disk.
 pub(crate) fn rest() -> Result<(), Error> {
-    for entry in &TABLE {
-        // devtmpfs comes without these.
+    for entry in &MOUNTS {
+        // devtmpfs lacks these directories; all others are part of the root file system.
         if entry.target.starts_with("/dev/") {
             make_directory(entry.target, 0o755)?;
         }
         mount_one(entry)?;
     }
+    // Links that programs expect in /dev, and devtmpfs does not make.
     for (link, target) in [
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),
@@ -76,33 +85,36 @@ pub(crate) fn rest() -> Result<(), Error> {
     ] {
         let link = Path::new("/dev").join(link);
         if !link.exists() {
-            symlink(target, &link).map_err(Error::file("make", link))?;
+            symlink(target, &link).map_err(Error::file("create", link))?;
         }
     }
-    make_directory(PRIVATE, 0o700)?;
-    for tree in WRITABLE {
+    // Before the overlays, whose upper layers are in it.
+    make_directory(PRIVATE_DIRECTORY, 0o700)?;
+    for tree in WRITABLE_TREES {
         overlay(tree)?;
     }
-    // Containers may ask for shared or slave propagation, which a private root can't give.
+    // Containers can ask for shared or slave propagation, for which the VM's mounts have to be shared; the kernel
+    // starts with a private root.
     propagation("/", MsFlags::MS_SHARED | MsFlags::MS_REC)
 }
 
-/// Makes `path` (and its parents) a directory with this mode.
+/// Creates a directory with this mode, and its parents with the default mode.
 pub(crate) fn make_directory(path: impl AsRef<Path>, mode: u32) -> Result<(), Error> {
     let path = path.as_ref();
-    fs::create_dir_all(path).map_err(Error::file("make the directory", path))?;
+    fs::create_dir_all(path).map_err(Error::file("create the directory", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::file("set the mode of", path))
 }
 
-/// Sets the propagation of the mount at `path`.
+/// Changes the propagation or the flags of the mount at `path`.
 pub(crate) fn propagation(path: &str, flags: MsFlags) -> Result<(), Error> {
     mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
         .map_err(Error::file("set the mount propagation of", path))
 }
 
-/// Lays a tmpfs-backed overlay over `tree`, a directory of the read-only root.
+/// Mounts an overlay over `tree`, a directory of the read-only root, with its changes on the tmpfs of `/run`.
 pub(crate) fn overlay(tree: &str) -> Result<(), Error> {
-    let layers = format!("{PRIVATE}/overlay{tree}");
+    // overlayfs needs upper and work directory in one file system, and the work directory empty.
+    let layers = format!("{PRIVATE_DIRECTORY}/overlay{tree}");
     make_directory(format!("{layers}/upper"), 0o755)?;
     make_directory(format!("{layers}/work"), 0o700)?;
     let options = format!("lowerdir={tree},upperdir={layers}/upper,workdir={layers}/work");

@@ -1,4 +1,8 @@
-//! The few rtnetlink requests that one interface needs (rtnetlink(7)).
+//! The three rtnetlink requests that one interface needs (rtnetlink(7)).
+//!
+//! A message is a header, a fixed part for its type (`linux/rtnetlink.h`), and attributes. All numbers are in the byte
+//! order of the machine, addresses in network order. The crates for this protocol are asynchronous, or far larger than
+//! three requests.
 
 use std::{
     io,
@@ -6,11 +10,12 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-const HEADER: usize = 16;
-/// Offset of the error number in an answer.
-const ERROR: usize = HEADER;
+/// `struct nlmsghdr`: length (u32), type (u16), flags (u16), sequence number (u32), port id (u32).
+const HEADER_BYTES: usize = 16;
+/// Offset of the error number in `NLMSG_ERROR`, whose body starts with it.
+const ERROR_OFFSET: usize = HEADER_BYTES;
 
-/// No duplicate address detection (`linux/if_addr.h`); IPv4 does not look at it.
+/// No duplicate address detection (`linux/if_addr.h`); IPv4 ignores the flag.
 const IFA_F_NODAD: u8 = 2;
 
 fn family(address: IpAddr) -> u8 {
@@ -32,7 +37,7 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens one.
+    /// Opens a socket, which can send requests at once.
     pub(crate) fn open() -> io::Result<Self> {
         // SAFETY: socket(2) takes integers only.
         let raw = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
@@ -45,6 +50,8 @@ impl Netlink {
 
     /// Sets the interface's MTU and brings it up.
     pub(crate) fn bring_up(&mut self, interface: u32, mtu: u32) -> io::Result<()> {
+        // struct ifinfomsg: family, padding and type, which are zero here, index, flags, and the mask of flags to
+        // change.
         let up = libc::IFF_UP.cast_unsigned();
         let mut body = vec![0; 4];
         for word in [interface, up, up] {
@@ -56,9 +63,11 @@ impl Netlink {
 
     /// Adds an address.
     pub(crate) fn add_address(&mut self, interface: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
-        // There is nobody to have the same address: it can be used at once.
+        // struct ifaddrmsg: family, prefix length, flags, scope, index. The network has no other guest that could have
+        // the same address, and without the detection IPv6 works at once instead of a second later.
         let mut body = vec![family(address), prefix, IFA_F_NODAD, libc::RT_SCOPE_UNIVERSE];
         body.extend(interface.to_ne_bytes());
+        // On a broadcast interface both are the own address; IPv4 reads IFA_LOCAL, IPv6 either.
         attribute(&mut body, libc::IFA_LOCAL, &octets(address));
         attribute(&mut body, libc::IFA_ADDRESS, &octets(address));
         self.request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, body)
@@ -66,6 +75,8 @@ impl Netlink {
 
     /// Adds the route to everywhere.
     pub(crate) fn add_default_route(&mut self, interface: u32, gateway: IpAddr) -> io::Result<()> {
+        // struct rtmsg: family, lengths of destination and source prefix, type of service, table, protocol, scope,
+        // type; then 32 bits of flags. A destination of length 0 is every address.
         let mut body = vec![
             family(gateway),
             0,
@@ -84,6 +95,7 @@ impl Netlink {
 
     /// Sends one request and waits for its acknowledgement.
     fn request(&mut self, kind: u16, flags: libc::c_int, body: Vec<u8>) -> io::Result<()> {
+        // One request at a time and no subscription to groups, so the next message is the answer to this one.
         self.sequence += 1;
         let message = message(kind, libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags, self.sequence, &body);
         // SAFETY: the pointer and length are those of `message`.
@@ -99,8 +111,9 @@ impl Netlink {
     }
 }
 
+/// Puts the header before a body. The port id is 0: the kernel fills in the socket's own.
 fn message(kind: u16, flags: libc::c_int, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    let mut message = ((HEADER_BYTES + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
     message.extend((flags as u16).to_ne_bytes());
     message.extend(sequence.to_ne_bytes());
@@ -109,7 +122,8 @@ fn message(kind: u16, flags: libc::c_int, sequence: u32, body: &[u8]) -> Vec<u8>
     message
 }
 
-/// Appends an attribute, padded to four bytes.
+/// Appends an attribute: length and type, 16 bits each, then the value, padded to four bytes. The length does not
+/// include the padding.
 fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.extend((4 + value.len() as u16).to_ne_bytes());
     body.extend(kind.to_ne_bytes());
@@ -117,11 +131,13 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
+/// Returns the error that an acknowledgement contains; number 0 is success (netlink(7)).
 fn acknowledged(answer: &[u8]) -> io::Result<()> {
     let malformed = || io::Error::from(io::ErrorKind::InvalidData);
     let kind =
         answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes).ok_or_else(malformed)?;
-    let number = answer.get(ERROR..ERROR + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    let number =
+        answer.get(ERROR_OFFSET..ERROR_OFFSET + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     match (libc::c_int::from(kind), number) {
         (libc::NLMSG_ERROR, Some(0)) => Ok(()),
         (libc::NLMSG_ERROR, Some(number)) => Err(io::Error::from_raw_os_error(number.saturating_neg())),

@@ -1,4 +1,4 @@
-//! Host name, loopback interface and the way out.
+//! Host name, loopback interface, network device and name server.
 
 use std::{
     fs,
@@ -17,6 +17,7 @@ const INTERFACE: &str = "eth0";
 /// Gives the network device its address and the guest its default route and name server.
 pub(crate) fn configure(network: &Network) -> Result<(), Error> {
     let interface = nix::net::if_::if_nametoindex(INTERFACE).map_err(Error::system("find the network device"))?;
+    // The backend has chosen the addresses, so DHCP would only cost time.
     let mut netlink = Netlink::open().map_err(system("open a netlink socket"))?;
     netlink.bring_up(interface, network.mtu.into()).map_err(system("bring the network device up"))?;
     let mut reach = |address: IpAddr, prefix, gateway: IpAddr| {
@@ -27,9 +28,11 @@ pub(crate) fn configure(network: &Network) -> Result<(), Error> {
     if let Some(ipv6) = &network.ipv6 {
         reach(ipv6.address.into(), ipv6.prefix, ipv6.gateway.into())?;
     }
+    // dockerd derives the containers' own file from this one.
     let path = "/etc/resolv.conf";
     fs::write(path, format!("nameserver {}\n", network.nameserver)).map_err(Error::file("write", path))?;
     if network.hosts_file {
+        // Another name server than Bulkhead's own does not know the host's names: the VM's programs find them here.
         let path = "/etc/hosts";
         let line = format!("{}\thost.docker.internal gateway.docker.internal\n", network.host);
         let file = fs::OpenOptions::new().append(true).open(path);
@@ -42,7 +45,8 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { action, source }
 }
 
-/// Brings `lo` up; the kernel adds its addresses itself.
+/// Brings `lo` up; the kernel adds its addresses itself. Needs no configuration, so that a VM without a network has it
+/// as well.
 pub(crate) fn loopback_up() -> Result<(), Error> {
     let failed = || Error::System { action: "bring the loopback interface up", source: io::Error::last_os_error() };
     // SAFETY: socket(2) takes no pointers.
@@ -71,14 +75,14 @@ pub(crate) fn loopback_up() -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the kernel and `/etc/hosts` can take the name: RFC 1123 characters, at most 63.
+/// Returns whether the kernel and `/etc/hosts` accept the name: RFC 1123 characters, at most 63.
 fn valid_host_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && !name.starts_with(['-', '.'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
 }
 
-/// Sets the host name and writes the files that name it; an impossible name becomes `bulkhead`.
+/// Sets the host name and writes the files that contain it; an invalid name is replaced by `bulkhead`.
 pub(crate) fn set_host_name(wanted: &str) -> Result<(), Error> {
     let name = if valid_host_name(wanted) { wanted } else { "bulkhead" };
     nix::unistd::sethostname(name).map_err(Error::system("set the host name"))?;

@@ -1,41 +1,44 @@
-//! When a service that ended is started again.
+//! Restart delays: exponential backoff over bad starts in a row.
 
 use std::time::Duration;
 
-/// A service that ran at least this long ended by an accident, not by its configuration.
-const STABLE: Duration = Duration::from_secs(1);
+/// Shortest run of a service that counts as a good start, if it had also become ready.
+const MIN_STABLE_RUN: Duration = Duration::from_secs(1);
 
-const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// Delay after the first bad start; each further one doubles it.
+const INITIAL_DELAY: Duration = Duration::from_millis(100);
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// Bad starts in a row after which the start has failed.
-pub(crate) const BAD_STARTS: u32 = 6;
+pub(crate) const MAX_BAD_STARTS: u32 = 6;
 
-/// Counts bad starts and sets the delay before the next one.
+/// Counts bad starts of one service and sets the delay before the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backoff {
     bad_starts: u32,
 }
 
-/// What to do about a service that ended.
+/// The decision about a service that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Start it again after this long.
-    After(Duration),
-    /// It will not come up; trying goes on no longer.
+pub(crate) enum Decision {
+    /// Start it again after this delay.
+    RestartAfter(Duration),
+    /// Do not try again: it does not come up.
     GiveUp,
 }
 
 impl Backoff {
-    /// Judges an end after `ran`; `served` says whether the service had become ready.
-    pub(crate) fn ended(&mut self, ran: Duration, served: bool) -> Verdict {
-        if served && ran >= STABLE {
+    /// Decides about a service that ended after `ran`; `served` tells whether it had become ready.
+    pub(crate) fn ended(&mut self, ran: Duration, served: bool) -> Decision {
+        if served && ran >= MIN_STABLE_RUN {
+            // It worked, so this is a crash and not a wrong configuration: restart without delay, however often.
             self.bad_starts = 0;
-            return Verdict::After(Duration::ZERO);
+            return Decision::RestartAfter(Duration::ZERO);
         }
-        let delay = FIRST_DELAY.saturating_mul(1 << self.bad_starts.min(16)).min(LONGEST_DELAY);
+        // The shift is bounded so that it cannot overflow; the result is cut at the maximum anyway.
+        let delay = INITIAL_DELAY.saturating_mul(1 << self.bad_starts.min(16)).min(MAX_DELAY);
         self.bad_starts = self.bad_starts.saturating_add(1);
-        if self.bad_starts >= BAD_STARTS { Verdict::GiveUp } else { Verdict::After(delay) }
+        if self.bad_starts >= MAX_BAD_STARTS { Decision::GiveUp } else { Decision::RestartAfter(delay) }
     }
 }
 
@@ -47,35 +50,35 @@ mod tests {
 
     #[test]
     fn a_service_that_served_is_started_again_at_once() {
-        assert_eq!(Backoff::default().ended(STABLE, true), Verdict::After(Duration::ZERO));
+        assert_eq!(Backoff::default().ended(MIN_STABLE_RUN, true), Decision::RestartAfter(Duration::ZERO));
     }
 
     #[test]
     fn a_service_that_never_serves_is_given_up() {
         let mut backoff = Backoff::default();
-        let verdicts: Vec<_> = (0..BAD_STARTS).map(|_| backoff.ended(Duration::from_secs(9), false)).collect();
-        assert_eq!(verdicts.last(), Some(&Verdict::GiveUp));
-        assert_eq!(verdicts[0], Verdict::After(FIRST_DELAY));
-        assert!(verdicts[..verdicts.len() - 1].iter().all(|verdict| *verdict != Verdict::GiveUp));
+        let decisions: Vec<_> = (0..MAX_BAD_STARTS).map(|_| backoff.ended(Duration::from_secs(9), false)).collect();
+        assert_eq!(decisions.last(), Some(&Decision::GiveUp));
+        assert_eq!(decisions[0], Decision::RestartAfter(INITIAL_DELAY));
+        assert!(decisions[..decisions.len() - 1].iter().all(|decision| *decision != Decision::GiveUp));
     }
 
     #[test]
     fn one_good_run_forgives_the_bad_starts() {
         let mut backoff = Backoff::default();
-        for _ in 0..BAD_STARTS - 1 {
+        for _ in 0..MAX_BAD_STARTS - 1 {
             backoff.ended(Duration::ZERO, false);
         }
-        backoff.ended(STABLE, true);
+        backoff.ended(MIN_STABLE_RUN, true);
         assert_eq!(backoff, Backoff::default());
     }
 
     proptest! {
         #[test]
-        fn no_delay_is_longer_than_the_longest(runs in proptest::collection::vec((0_u64..3000, any::<bool>()), 0..100)) {
+        fn no_delay_exceeds_the_maximum(runs in proptest::collection::vec((0_u64..3000, any::<bool>()), 0..100)) {
             let mut backoff = Backoff::default();
             for (ran, served) in runs {
-                if let Verdict::After(delay) = backoff.ended(Duration::from_millis(ran), served) {
-                    prop_assert!(delay <= LONGEST_DELAY);
+                if let Decision::RestartAfter(delay) = backoff.ended(Duration::from_millis(ran), served) {
+                    prop_assert!(delay <= MAX_DELAY);
                 }
             }
         }

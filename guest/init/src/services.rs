@@ -1,4 +1,4 @@
-//! The guest's services: what they are and how one is started.
+//! The guest's services: their command lines, and the start of one.
 
 use std::{
     fs,
@@ -10,8 +10,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bulkhead_protocol::{CONTAINER_ENVIRONMENT, Configuration, KEPT_SOCKETS, SOCKET_EXCEPTIONS};
-use bulkhead_warden::traps::KEPT_LISTENERS;
+use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
+use bulkhead_protocol::{Configuration, KEPT_SOCKETS, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -20,14 +20,14 @@ use nix::{
 use crate::{
     certificates, cgroup, config,
     error::Error,
+    fd_store::{FdStore, Owner},
     mounts, notify,
     output::{self, Tail},
     ping,
-    store::{Owner, Store},
-    warden::Held,
+    procfs::Endpoints,
 };
 
-/// dockerd's own socket; in a directory that only root can enter, and the gate is its only user.
+/// dockerd's own socket; the gate is its only client. Only the VM's root can enter its directory.
 pub(crate) const DOCKERD_SOCKET: &str = "/run/bulkhead/dockerd.sock";
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -43,57 +43,49 @@ pub(crate) enum Service {
     Containerd,
     /// dockerd.
     Dockerd,
-    /// Serves the files of `/proc` and `/sys` that containers have of their own; only with isolation.
-    Warden,
+    /// The FUSE server of containers' own files in `/proc` and `/sys`; only with isolation. The last one, because
+    /// without isolation the table of services ends before it.
+    Procfs,
 }
 
 impl Service {
-    /// All of them, in the order of starting.
-    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Warden];
+    /// All services, in the order of their numbers.
+    pub(crate) const ALL: [Self; 4] = [Self::Gate, Self::Containerd, Self::Dockerd, Self::Procfs];
 
-    /// Its name, also of its cgroup.
+    /// Returns the service's name, which is also its cgroup's.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gate => "gate",
             Self::Containerd => "containerd",
             Self::Dockerd => "dockerd",
-            Self::Warden => "warden",
+            Self::Procfs => "procfs",
         }
     }
 
-    fn command_line(self, configuration: &Configuration) -> Vec<String> {
-        let words: Vec<String> = match self {
-            Self::Gate => {
-                let mut words = vec![
-                    "/usr/sbin/bulkhead-gate".to_owned(),
-                    format!("--isolation={}", if configuration.isolation { "on" } else { "off" }),
-                    format!("--upstream={DOCKERD_SOCKET}"),
-                    format!("--listen={}", ping::GATE),
-                    format!("--vsock-port={}", bulkhead_protocol::DOCKER_PORT),
-                ];
-                words.extend(configuration.block_load.then(|| "--block-load".to_owned()));
-                words
-            }
+    fn command_line(self) -> Vec<String> {
+        match self {
+            Self::Gate => vec!["/usr/sbin/bulkhead-gate".to_owned()],
             Self::Containerd => vec!["/usr/bin/containerd".to_owned(), format!("--config={CONTAINERD_CONFIG}")],
             Self::Dockerd => vec![
                 "/usr/sbin/dockerd".to_owned(),
                 format!("--config-file={DAEMON_CONFIG}"),
                 format!("--host=unix://{DOCKERD_SOCKET}"),
                 format!("--containerd={CONTAINERD_SOCKET}"),
-                // Neither a group nor a stale process id may matter: only root enters the socket's directory, and
-                // init knows what runs.
+                // Not the group `docker`: only root can enter the socket's directory anyway. No process id file: a
+                // stale one could keep dockerd from starting after a crash, and init knows what runs.
                 "--group=root".to_owned(),
                 "--pidfile=".to_owned(),
             ],
-            Self::Warden => vec!["/usr/sbin/bulkhead-warden".to_owned()],
-        };
-        words
+            Self::Procfs => vec!["/usr/sbin/bulkhead-procfs".to_owned()],
+        }
     }
 
-    /// `oom_score_adj`: the engine goes last, containers (0) first.
-    fn oom_score(self) -> &'static str {
+    /// Returns the service's `oom_score_adj` (proc_pid_oom_score_adj(5)).
+    fn oom_score_adj(self) -> &'static str {
+        // At the end of memory the kernel kills containers (0) before dockerd, whose heap can be large, and dockerd
+        // before the small services, without which nothing answers.
         match self {
-            Self::Gate | Self::Containerd | Self::Warden => "-999",
+            Self::Gate | Self::Containerd | Self::Procfs => "-999",
             Self::Dockerd => "-500",
         }
     }
@@ -102,17 +94,18 @@ impl Service {
 /// Writes the services' configuration files.
 pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), Error> {
     let daemon = serde_json::Value::Object(config::daemon(configuration)).to_string();
-    for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD)] {
+    for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD_TOML)] {
         fs::write(path, text).map_err(Error::file("write", path))?;
     }
+    // The mode that containerd itself gives its state directory: containers' users pass through and cannot list it.
     mounts::make_directory("/run/containerd", 0o711)
 }
 
-/// What an earlier run that was killed left behind.
-fn remove_remains(service: Service) {
+/// Removes the sockets and process id files of an earlier process that was killed.
+fn remove_stale_files(service: Service) {
     let stale: &[&str] = match service {
         Service::Gate => &[ping::GATE],
-        Service::Containerd | Service::Warden => &[],
+        Service::Containerd | Service::Procfs => &[],
         Service::Dockerd => &[DOCKERD_SOCKET, "/run/docker.pid"],
     };
     for path in stale {
@@ -121,58 +114,64 @@ fn remove_remains(service: Service) {
 }
 
 /// Descriptors that init holds for its services.
-pub(crate) struct Handed<'a> {
-    /// What the gate and the warden have kept.
-    pub(crate) store: &'a Store,
-    /// The warden's connections.
-    pub(crate) held: Option<&'a Held>,
+#[derive(Debug)]
+pub(crate) struct HeldFds {
+    /// Descriptors that the gate and the procfs service have stored.
+    pub(crate) store: FdStore,
+    /// The endpoints of the procfs service, with isolation.
+    pub(crate) endpoints: Option<Endpoints>,
 }
 
-/// Starts a service and returns its process id; its output goes to the console and to `tail`.
-pub(crate) fn start(
-    service: Service,
-    configuration: &Configuration,
-    handed: &Handed<'_>,
-    tail: Tail,
-) -> Result<i32, Error> {
-    remove_remains(service);
-    let entrance = cgroup::entrance(&cgroup::create(service.name())?)?;
-    let (reader, writer) = std::io::pipe().map_err(Error::system("make a pipe"))?;
-    let mut words = service.command_line(configuration);
-    // Copies: what runs after the fork borrows nothing.
+/// Starts a service and returns its process id. Its output goes to the console and to `tail`.
+pub(crate) fn start(service: Service, configuration: &Configuration, held: &HeldFds, tail: Tail) -> Result<i32, Error> {
+    remove_stale_files(service);
+    // Opened here and written by the child itself: so it is in its cgroup before its first instruction, and everything
+    // that it forks as well.
+    let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
+    let (reader, writer) = std::io::pipe().map_err(Error::system("create a pipe"))?;
+    let mut words = service.command_line();
+    // Descriptors are passed by number, and copies live in the closure that runs after the fork. They are
+    // close-on-exec, like every descriptor of init, until that closure clears the flag in the child: no other program
+    // that is started meanwhile inherits them.
     let mut given = Vec::new();
-    if let Some(held) = handed.held.filter(|_| service == Service::Warden) {
-        given = held.copies().map_err(Error::system("share a descriptor"))?.into();
+    if let Some(endpoints) = held.endpoints.as_ref().filter(|_| service == Service::Procfs) {
+        given = endpoints.copies().map_err(Error::system("duplicate a descriptor"))?.into();
         words.extend(given.iter().map(|(name, fd): &(String, OwnedFd)| format!("--{name}={}", fd.as_raw_fd())));
     }
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
+        // The kernel puts unknown `NAME=VALUE` words of its command line into init's environment.
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/root")
         .env("LANG", "C.UTF-8")
         .env("NOTIFY_SOCKET", notify::SOCKET)
+        // Go's programs read both, and the image's directory must not add to the host's list.
         .env("SSL_CERT_FILE", certificates::BUNDLE)
-        .env("SSL_CERT_DIR", certificates::NO_FOLDER)
+        .env("SSL_CERT_DIR", certificates::NO_DIRECTORY)
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(writer.try_clone().map_err(Error::system("share a pipe"))?)
+        .stdout(writer.try_clone().map_err(Error::system("duplicate a pipe"))?)
         .stderr(writer);
     match service {
         Service::Gate => {
-            set_gate_rules(&mut command, configuration);
-            given.extend(hand_down(&mut command, KEPT_SOCKETS, handed.store, Owner::Gate)?);
+            let text = serde_json::to_string(&gate_configuration(configuration));
+            command.env(gate::CONFIGURATION, text.map_err(Error::system("write the gate's configuration"))?);
+            given.extend(pass_down(&mut command, KEPT_SOCKETS, &held.store, Owner::Gate)?);
         }
-        Service::Warden => given.extend(hand_down(&mut command, KEPT_LISTENERS, handed.store, Owner::Warden)?),
+        Service::Procfs => given.extend(pass_down(&mut command, KEPT_LISTENERS, &held.store, Owner::Procfs)?),
         Service::Containerd | Service::Dockerd => {}
     }
+    // init's own mask blocks SIGTERM and SIGCHLD, and would be inherited across exec.
     let mask = SigSet::empty();
     // SAFETY: between fork and exec this makes only the async-signal-safe calls write, setsid, sigprocmask and
     // fcntl, and touches no memory but its own captures.
     unsafe {
         command.pre_exec(move || {
-            (&entrance).write_all(b"0")?;
+            // `0` stands for the writer (cgroup-v2.rst, cgroup.procs).
+            (&procs).write_all(b"0")?;
+            // A session of its own: no controlling terminal, and signals to its process group stay inside the service.
             nix::unistd::setsid()?;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
             for (_, descriptor) in &given {
@@ -182,46 +181,50 @@ pub(crate) fn start(
         });
     }
     let child = command.spawn().map_err(Error::file("start", &words[0]))?;
-    // Dropped with its write ends, so that the relay ends with the service.
+    // It holds write ends of the pipe. The relay sees the end of the output only when the service has the last ones.
     drop(command);
     output::relay(service.name(), reader, tail)?;
     let pid = child.id().cast_signed();
     let score = format!("/proc/{pid}/oom_score_adj");
-    if let Err(error) = fs::write(&score, service.oom_score()) {
-        crate::kmsg::log(&format!("can't write {score}: {error}"));
+    if let Err(error) = fs::write(&score, service.oom_score_adj()) {
+        // Not worth failing the start: only the order of killing differs.
+        crate::log::info(&format!("cannot write {score}: {error}"));
     }
     Ok(pid)
 }
 
-/// What the gate needs besides its command line.
-fn set_gate_rules(command: &mut Command, configuration: &Configuration) {
-    if !configuration.container_environment.is_empty() {
-        let environment = serde_json::Value::from(configuration.container_environment.clone());
-        command.env(CONTAINER_ENVIRONMENT, environment.to_string());
-    }
-    if let Ok(exceptions) = serde_json::to_string(&configuration.socket_exceptions) {
-        command.env(SOCKET_EXCEPTIONS, exceptions);
+/// The part of the VM's configuration that the gate enforces, and the sockets that it connects.
+fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
+    gate::Configuration {
+        isolation: configuration.isolation,
+        dockerd_socket: DOCKERD_SOCKET.into(),
+        unix_socket: ping::GATE.into(),
+        vsock_port: Some(bulkhead_protocol::DOCKER_PORT),
+        block_load: configuration.block_load,
+        container_environment: configuration.container_environment.clone(),
+        socket_exceptions: (*configuration.socket_exceptions).clone(),
     }
 }
 
-/// Names kept descriptors in an environment variable; they are to be open in the service under the same numbers.
-fn hand_down(
+/// Lists stored descriptors in an environment variable as `NAME=FD,…`, and returns copies that the service has to
+/// inherit under the same numbers.
+fn pass_down(
     command: &mut Command,
     variable: &str,
-    store: &Store,
+    store: &FdStore,
     owner: Owner,
 ) -> Result<Vec<(String, OwnedFd)>, Error> {
-    let kept = store.copies(owner).map_err(Error::system("copy kept descriptors"))?;
+    let kept = store.copies(owner).map_err(Error::system("duplicate stored descriptors"))?;
     let numbers: Vec<String> = kept.iter().map(|(name, fd)| format!("{name}={}", fd.as_raw_fd())).collect();
     command.env(variable, numbers.join(","));
     Ok(kept)
 }
 
-/// Narrows dockerd's socket, which it makes with group access, to its owner.
-pub(crate) fn narrow_dockerd_socket() {
+/// Removes the group's access to dockerd's socket, which dockerd creates with mode 0660.
+pub(crate) fn restrict_dockerd_socket() {
     use std::os::unix::fs::PermissionsExt;
     if let Err(error) = fs::set_permissions(DOCKERD_SOCKET, fs::Permissions::from_mode(0o600)) {
-        crate::kmsg::log(&format!("can't set the mode of {DOCKERD_SOCKET}: {error}"));
+        crate::log::info(&format!("cannot set the mode of {DOCKERD_SOCKET}: {error}"));
     }
 }
 
@@ -230,13 +233,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_is_told_what_to_enforce() {
-        let line = |isolation: bool, block_load: bool| {
+    fn the_gate_gets_everything_that_it_enforces() {
+        for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
-                "data_disk_serial": "", "block_load": block_load});
-            Service::Gate.command_line(&serde_json::from_value(text).unwrap()).join(" ")
-        };
-        assert!(line(true, false).contains("--isolation=on") && !line(true, false).contains("--block-load"));
-        assert!(line(false, true).contains("--isolation=off") && line(false, true).ends_with(" --block-load"));
+                "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
+                "socket_exceptions": {"images": ["docker:cli"]}});
+            let gate = gate_configuration(&serde_json::from_value(text).unwrap());
+            assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
+            assert_eq!(gate.container_environment, ["A=1"]);
+            assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
+            assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
+        }
     }
 }

@@ -1,17 +1,20 @@
-//! Just enough of ext4's superblock (Documentation/filesystems/ext4/super.rst) to decide what to do with a disk.
+//! The fields of ext4's superblock (Documentation/filesystems/ext4/super.rst) that decide about a disk: blank, ext4, or
+//! foreign.
+//!
+//! All offsets are in bytes from the start of the superblock, all numbers little-endian.
 
-/// Offset of the superblock in bytes.
+/// Offset of the superblock from the start of the disk in bytes.
 const OFFSET: usize = 1024;
 const MAGIC: u16 = 0xef53;
-/// `s_state`: errors were detected.
+/// `s_state`: the kernel or e2fsck has detected errors.
 const STATE_ERRORS: u16 = 0x2;
 /// `s_feature_incompat`: the block count has 64 bits.
 const INCOMPAT_64BIT: u32 = 0x80;
 
-/// Bytes from the start of a disk that [`probe`] wants to see: one MiB.
-pub(crate) const HEAD: usize = 1024 * 1024;
+/// Bytes from the start of a disk that [`probe`] needs: one MiB.
+pub(crate) const HEAD_BYTES: usize = 1024 * 1024;
 
-/// What is on a disk.
+/// The content of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// Nothing: zeros only.
@@ -27,32 +30,38 @@ pub(crate) enum Content {
     Foreign,
 }
 
+/// Returns the bytes of a field, for `from_le_bytes`; `None` when the disk is too short.
 fn le<const N: usize>(head: &[u8], at: usize) -> Option<[u8; N]> {
     head.get(OFFSET + at..OFFSET + at + N)?.try_into().ok()
 }
 
 fn ext4(head: &[u8]) -> Option<Content> {
+    // s_magic
     if u16::from_le_bytes(le(head, 0x38)?) != MAGIC {
         return None;
     }
+    // s_blocks_count_lo, s_log_block_size
     let low = u32::from_le_bytes(le(head, 0x4)?);
     let shift = u32::from_le_bytes(le(head, 0x18)?);
-    // 1 KiB to 64 KiB, the block sizes that exist.
+    // The block size is 1 KiB << shift, and 64 KiB is the largest. More is garbage behind a magic number by chance.
     if shift > 6 {
         return None;
     }
+    // s_feature_incompat says whether s_blocks_count_hi belongs to the count or is unused space.
     let wide = u32::from_le_bytes(le(head, 0x60)?) & INCOMPAT_64BIT != 0;
     let high = if wide { u32::from_le_bytes(le(head, 0x150)?) } else { 0 };
     let blocks = u64::from(high) << 32 | u64::from(low);
+    // s_state
     let errors = u16::from_le_bytes(le(head, 0x3a)?) & STATE_ERRORS != 0;
     Some(Content::Ext4 { bytes: blocks.checked_mul(1024 << shift)?, errors })
 }
 
-/// Judges a disk by its first [`HEAD`] bytes.
+/// Decides about a disk by its first [`HEAD_BYTES`] bytes.
 pub(crate) fn probe(head: &[u8]) -> Content {
+    // A read that came back short is not a blank disk, even if all of it is zero.
     if let Some(found) = ext4(head) {
         found
-    } else if head.len() >= HEAD && head.iter().all(|byte| *byte == 0) {
+    } else if head.len() >= HEAD_BYTES && head.iter().all(|byte| *byte == 0) {
         Content::Blank
     } else {
         Content::Foreign
@@ -66,7 +75,7 @@ mod tests {
     use super::*;
 
     fn disk(low: u32, high: u32, shift: u32, state: u16, incompat: u32) -> Vec<u8> {
-        let mut head = vec![0; HEAD];
+        let mut head = vec![0; HEAD_BYTES];
         head[0x404..0x408].copy_from_slice(&low.to_le_bytes());
         head[0x418..0x41c].copy_from_slice(&shift.to_le_bytes());
         head[0x438..0x43a].copy_from_slice(&MAGIC.to_le_bytes());
@@ -78,10 +87,10 @@ mod tests {
 
     #[test]
     fn zeros_are_blank_only_over_the_whole_mebibyte() {
-        assert_eq!(probe(&vec![0; HEAD]), Content::Blank);
-        assert_eq!(probe(&vec![0; HEAD - 1]), Content::Foreign);
-        for at in [0, 512, 4086, 0x8001, HEAD - 1] {
-            let mut head = vec![0; HEAD];
+        assert_eq!(probe(&vec![0; HEAD_BYTES]), Content::Blank);
+        assert_eq!(probe(&vec![0; HEAD_BYTES - 1]), Content::Foreign);
+        for at in [0, 512, 4086, 0x8001, HEAD_BYTES - 1] {
+            let mut head = vec![0; HEAD_BYTES];
             head[at] = 1;
             assert_eq!(probe(&head), Content::Foreign, "a byte at {at}");
         }
@@ -108,9 +117,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_but_zeros_is_ever_blank(bytes in proptest::collection::vec(any::<u8>(), 0..4096), at in 0..HEAD) {
-            let mut head = vec![0; HEAD];
-            let end = (at + bytes.len()).min(HEAD);
+        fn nothing_but_zeros_is_ever_blank(
+            bytes in proptest::collection::vec(any::<u8>(), 0..4096),
+            at in 0..HEAD_BYTES,
+        ) {
+            let mut head = vec![0; HEAD_BYTES];
+            let end = (at + bytes.len()).min(HEAD_BYTES);
             head[at..end].copy_from_slice(&bytes[..end - at]);
             let zero = head.iter().all(|byte| *byte == 0);
             prop_assert_eq!(probe(&head) == Content::Blank, zero);

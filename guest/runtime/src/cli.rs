@@ -1,7 +1,8 @@
 //! The command line of an OCI runtime, as runc defines it and containerd's shim uses it.
 //!
-//! Only `create`, `run` and `exec` are looked into. The arguments of `create` and `run` are rebuilt from what was
-//! understood, so that no option which this program does not know (crun's `--config`, say) can slip through.
+//! Only `create`, `run` and `exec` are parsed. The arguments of `create` and `run` are rebuilt from the parsed options, so
+//! that an option which this program does not know (crun's `--config`, say) cannot pass. The parser is written by hand
+//! because it has to accept all that Go's flag package does, and no crate mirrors that.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -11,73 +12,73 @@ use std::{
 
 use crate::log::{Format, Log};
 
-/// crun's state directory when `--root` is not given.
+/// crun's state directory without `--root`.
 const DEFAULT_STATE_ROOT: &str = "/run/crun";
 
-/// Why the command line is refused.
+/// The reason why a command line is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CliError {
     /// No command was given.
     #[error("no command given; try 'sysbox-runc --help'")]
     NoCommand,
-    /// The command does not exist, or would run a container past the checks.
+    /// The command does not exist, or would start a container past the checks.
     #[error("sysbox-runc does not support the command '{0}'")]
     Command(String),
-    /// An option does not exist, or would change what was checked.
+    /// The option does not exist, or would undo a check.
     #[error("sysbox-runc does not support the option '{0}' here")]
     Option(String),
-    /// An option stands without its value.
-    #[error("the option '{0}' needs a value")]
+    /// The option is the last word and lacks its value.
+    #[error("option '{0}' needs a value")]
     Value(String),
-    /// Not exactly one container id.
-    #[error("exactly one container id is needed")]
+    /// No container id was given, or more than one.
+    #[error("expected exactly one container id")]
     Id,
-    /// The id could name a file outside of the state directories.
-    #[error("the container id '{0}' is not valid; use up to 128 of A-Z a-z 0-9 _ + - .")]
-    BadId(String),
+    /// The id could name a file outside the state directories, or be taken for an option.
+    #[error("invalid container id '{0}'; use 1 to 128 of A-Z a-z 0-9 _ + - . and do not start with - or .")]
+    InvalidId(String),
 }
 
 /// The options before the command.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Globals {
-    /// `--root`, made absolute by nobody: both shims give an absolute path.
+pub(crate) struct GlobalOptions {
+    /// `--root`, as given.
     pub(crate) root: Option<PathBuf>,
     /// `--log` and `--log-format`.
     pub(crate) log: Log,
-    /// What crun is to get, normalised to `--name=value`.
+    /// The options for crun, normalised to `--name=value`.
     pub(crate) for_crun: Vec<OsString>,
 }
 
-impl Globals {
-    /// Where crun keeps its state.
+impl GlobalOptions {
+    /// crun's state directory.
     pub(crate) fn state_root(&self) -> &Path {
         self.root.as_deref().unwrap_or(Path::new(DEFAULT_STATE_ROOT))
     }
 }
 
-/// `create` or `run`.
+/// The arguments of `create` or `run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Create {
+pub(crate) struct CreateRequest {
     /// `create` or `run`.
     pub(crate) verb: &'static str,
     /// `--bundle`, the working directory by default.
     pub(crate) bundle: PathBuf,
-    /// The container's id, checked.
+    /// The container's id, safe as a file name.
     pub(crate) id: String,
     /// The options for crun except `--bundle` and `--config`.
     pub(crate) options: Vec<OsString>,
 }
 
-/// What to do.
+/// The command that was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Check, rewrite and hand over.
-    Create(Create),
-    /// Hand over with safe standard streams, which the container owns where its id could be told.
+    /// `create` or `run`: see [`crate::create`].
+    Create(CreateRequest),
+    /// `exec`, with the container's id if it was recognised, and all arguments for crun.
     Exec(Option<String>, Vec<OsString>),
-    /// Hand over as it is: nothing in it needs a decision.
-    Pass(Vec<OsString>),
-    /// `refresh`, this program's own: see [`crate::refresh`].
+    /// Any other command of a runtime, passed to crun as it is.
+    PassThrough(Vec<OsString>),
+    /// `refresh`, a command of this program's own: see [`crate::refresh`].
     Refresh(String),
     /// `--version`.
     Version,
@@ -85,8 +86,8 @@ pub(crate) enum Command {
     Help,
 }
 
-/// Commands that need no decision because they act on containers that were checked when they were made.
-const PASSED: &[&str] =
+/// Commands that need no check, because they act on containers that were checked when they were created.
+const PASSED_THROUGH: &[&str] =
     &["delete", "features", "kill", "list", "pause", "ps", "resume", "spec", "start", "state", "update"];
 
 const CREATE_VALUES: &[&str] = &["--bundle", "--console-socket", "--pid-file", "--preserve-fds"];
@@ -112,11 +113,11 @@ const EXEC_VALUES: &[&str] = &[
     "-u",
 ];
 
-/// Takes the options before the command; what follows is for [`command`].
+/// Parses the options before the command; the arguments after it are for [`command`].
 ///
-/// The log comes back even when the rest is refused, so that the refusal reaches it.
-pub(crate) fn globals(args: &mut std::vec::IntoIter<OsString>) -> (Globals, Result<OsString, CliError>) {
-    let mut globals = Globals::default();
+/// The options come back even when one of them is refused, so that the refusal reaches the log.
+pub(crate) fn globals(args: &mut std::vec::IntoIter<OsString>) -> (GlobalOptions, Result<OsString, CliError>) {
+    let mut globals = GlobalOptions::default();
     let first = loop {
         let Some(arg) = args.next() else { break Err(CliError::NoCommand) };
         if !arg.as_bytes().starts_with(b"-") || matches!(arg.as_bytes(), b"--version" | b"-v" | b"--help" | b"-h") {
@@ -129,11 +130,11 @@ pub(crate) fn globals(args: &mut std::vec::IntoIter<OsString>) -> (Globals, Resu
     (globals, first)
 }
 
-fn global(globals: &mut Globals, arg: &OsStr, args: &mut dyn Iterator<Item = OsString>) -> Result<(), CliError> {
+fn global(globals: &mut GlobalOptions, arg: &OsStr, args: &mut dyn Iterator<Item = OsString>) -> Result<(), CliError> {
     let (name, value) = split(arg);
     let keep = match name.as_str() {
         "--debug" | "--systemd-cgroup" => {
-            // Go's flag package takes `--debug=false`; crun takes the bare form only.
+            // Go's flag package accepts `--debug=false`, crun the bare form only.
             if value.as_deref().is_none_or(|v| v != "false") {
                 globals.for_crun.push(name.into());
             }
@@ -147,6 +148,7 @@ fn global(globals: &mut Globals, arg: &OsStr, args: &mut dyn Iterator<Item = OsS
         "--root" => globals.root = Some(value.clone().into()),
         "--log" => globals.log.file = Some(value.clone().into()),
         "--log-format" if value == "json" => globals.log.format = Format::Json,
+        // Of use for checkpoints only, which are not supported.
         "--criu" => return Ok(()),
         _ => {}
     }
@@ -154,7 +156,7 @@ fn global(globals: &mut Globals, arg: &OsStr, args: &mut dyn Iterator<Item = OsS
     Ok(())
 }
 
-/// Reads the command and its arguments.
+/// Parses the command and its arguments.
 pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliError> {
     match name.to_str().unwrap_or_default() {
         "--version" | "-v" => Ok(Command::Version),
@@ -166,7 +168,8 @@ pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliE
             checked_id(&id).map(Command::Refresh)
         }
         "exec" => Ok(Command::Exec(exec_id(&rest), with_name("exec", rest))),
-        verb if PASSED.contains(&verb) => Ok(Command::Pass(with_name(verb, rest))),
+        verb if PASSED_THROUGH.contains(&verb) => Ok(Command::PassThrough(with_name(verb, rest))),
+        // `restore` and the like would bring back a container whose bundle nobody checked.
         _ => Err(CliError::Command(name.to_string_lossy().into_owned())),
     }
 }
@@ -175,7 +178,7 @@ fn with_name(name: &str, rest: Vec<OsString>) -> Vec<OsString> {
     std::iter::once(name.into()).chain(rest).collect()
 }
 
-fn create(verb: &'static str, rest: Vec<OsString>) -> Result<Create, CliError> {
+fn create(verb: &'static str, rest: Vec<OsString>) -> Result<CreateRequest, CliError> {
     let mut bundle = PathBuf::from(".");
     let mut options = Vec::new();
     let mut ids = Vec::new();
@@ -190,6 +193,7 @@ fn create(verb: &'static str, rest: Vec<OsString>) -> Result<Create, CliError> {
             continue;
         }
         let (name, value) = split(&arg);
+        // One spelling for crun, and for the lists below.
         let name = match name.as_str() {
             "-b" => "--bundle".to_owned(),
             "-d" => "--detach".to_owned(),
@@ -209,21 +213,23 @@ fn create(verb: &'static str, rest: Vec<OsString>) -> Result<Create, CliError> {
         }
     }
     let [id] = <[OsString; 1]>::try_from(ids).map_err(|_| CliError::Id)?;
-    Ok(Create { verb, bundle, id: checked_id(&id)?, options })
+    Ok(CreateRequest { verb, bundle, id: checked_id(&id)?, options })
 }
 
-/// A container id that is safe as the name of a file.
+/// Checks that a container id is safe as a file name.
 fn checked_id(id: &OsStr) -> Result<String, CliError> {
     let text = id.to_string_lossy().into_owned();
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    // It names a file in the state directories, and must not be taken for an option on crun's command line.
     let fits = (1..=128).contains(&text.len()) && !text.starts_with(['-', '.']) && text.chars().all(allowed);
-    if fits { Ok(text) } else { Err(CliError::BadId(text)) }
+    if fits { Ok(text) } else { Err(CliError::InvalidId(text)) }
 }
 
 /// The first word of `exec` that is neither an option nor an option's value.
 fn exec_id(rest: &[OsString]) -> Option<String> {
     let mut args = rest.iter();
     while let Some(arg) = args.next() {
+        // A mistake here can only cost the container its ownership of a pipe: crun parses the same arguments by itself.
         if !arg.as_bytes().starts_with(b"-") {
             return checked_id(arg).ok();
         }
@@ -235,10 +241,11 @@ fn exec_id(rest: &[OsString]) -> Option<String> {
     None
 }
 
-/// `--name=value` in its two parts; Go's single-dash long form is brought to two dashes.
+/// Splits `--name=value` into its two parts; Go's long form with one dash gets a second one.
 fn split(arg: &OsStr) -> (String, Option<OsString>) {
     let bytes = arg.as_bytes();
     let at = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+    // A name that is not UTF-8 becomes one that no option has.
     let mut name = String::from_utf8_lossy(&bytes[..at]).into_owned();
     if name.len() > 2 && !name.starts_with("--") {
         name.insert(0, '-');
@@ -259,7 +266,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(line: &[&str]) -> (Globals, Result<Command, CliError>) {
+    fn parse(line: &[&str]) -> (GlobalOptions, Result<Command, CliError>) {
         let mut args = line.iter().map(OsString::from).collect::<Vec<_>>().into_iter();
         let (globals, first) = globals(&mut args);
         (globals, first.and_then(|name| command(&name, args.collect())))
@@ -285,7 +292,7 @@ mod tests {
         assert_eq!(globals.state_root(), Path::new("/run/r"));
         assert_eq!(globals.log.format, Format::Json);
         assert_eq!(globals.for_crun, ["--root=/run/r", "--log=/b/log.json", "--log-format=json", "--systemd-cgroup"]);
-        let expected = Create {
+        let expected = CreateRequest {
             verb: "create",
             bundle: "/b".into(),
             id: "abc".into(),
@@ -322,7 +329,7 @@ mod tests {
     fn everything_else_is_passed_on_unchanged() {
         let (globals, command) = parse(&["--criu=/x", "--debug=false", "kill", "--all", "id", "9"]);
         assert!(globals.for_crun.is_empty());
-        assert_eq!(command, Ok(Command::Pass(["kill", "--all", "id", "9"].map(OsString::from).to_vec())));
+        assert_eq!(command, Ok(Command::PassThrough(["kill", "--all", "id", "9"].map(OsString::from).to_vec())));
     }
 
     proptest! {

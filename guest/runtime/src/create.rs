@@ -1,56 +1,71 @@
-//! `create` and `run`: decide, prepare, rewrite, hand over.
+//! `create` and `run`: check a bundle, prepare its mounts, rewrite its config.json and hand over to crun.
+//!
+//! The order of the steps is part of the protection:
+//!
+//! 1. The spec is checked before anything is made, so a refusal leaves nothing behind.
+//! 2. The container gets its user namespace next, because everything that is mounted is id-mapped to it.
+//! 3. Sources are opened in the mount namespace in which the container is assembled, and all of them are verified before
+//!    the first one is mounted.
+//! 4. Binds are mounted, and a read-only root is made so, before crun creates the container's own mount namespace: the
+//!    kernel locks what is there by then.
+//! 5. The seccomp filter is installed just before crun, which inherits it, as does every process of the container.
 
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    io::{self, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use bulkhead_warden::{namespace, registry::Process};
+use bulkhead_guest_common::{bounded, mountinfo, namespace, process::Process};
 use serde_json::Value;
 
 use crate::{
-    binds::{self, Context, Root},
-    cli::{Create, Globals},
+    bind_mounts::{
+        self, VerifiedBind, VerifyContext,
+        container_root::ContainerRoot,
+        source_policy::{Requester, SourcePolicy},
+    },
+    cli::{CreateRequest, GlobalOptions},
     crun,
     error::Error,
-    mountinfo::{self, Mount},
-    paths::{Asker, Policy},
-    ranges::{self, Claim, Range, Record, Table},
-    refresh, root, seccomp,
+    id_ranges::{self, Claim, IdRange, IdRangeTable, Record},
+    procfs, refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
         checks::{self, CheckError},
-        devices, ids, mounts,
-        namespaces::{self, Joined},
-        process::{self, Facts},
+        devices, id_mappings,
+        mounts::{self, TmpfsMount},
+        namespaces::{self, JoinedNamespaces},
+        process::{self, LsmSupport},
     },
-    stage::Stage,
-    sys, warden, wording,
+    staging::StagingArea,
+    sys,
 };
 
-/// Where the table of ranges and the stage are; a tmpfs, since no container outlives the VM.
-pub(crate) const STATE: &str = "/run/sysbox-runc";
+/// The directory of the table of id ranges and of the staging area; a tmpfs, since no container outlives the VM.
+pub(crate) const STATE_DIR: &str = "/run/sysbox-runc";
 
-/// The range of a new container, and whose user namespace it is.
+/// The size limit of the table of mounts in bytes.
+const MAX_MOUNTINFO: u64 = 64 << 20;
+
+/// A container's user namespace and the id range that it maps.
 #[derive(Debug)]
-struct Identity {
-    /// First id.
-    start: u32,
-    /// A user namespace with the container's id map.
-    userns: OwnedFd,
-    /// Which one that is.
+struct ContainerUserns {
+    /// The id that the container's root has in the VM.
+    first_id: u32,
+    fd: OwnedFd,
     id: namespace::Identity,
-    /// The containers that share it, this one included.
+    /// The containers that share it, this one last.
     containers: Vec<String>,
 }
 
 /// Has crun create the container, and returns how that ended; for `run` this process becomes crun.
-pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Error> {
+pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result<ExitCode, Error> {
+    // Without links: where the bundle really is decides below whether this is a build step.
     let bundle =
         fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
     let mut spec = spec::load(&bundle)?;
@@ -59,117 +74,151 @@ pub(crate) fn create(globals: &Globals, request: &Create) -> Result<ExitCode, Er
     let joined = namespaces::open(&spec).map_err(SpecError::from)?;
     let binds = mounts::binds(&spec).map_err(SpecError::from)?;
 
-    let path = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
-
-    let table = Table::open(Path::new(STATE))?;
-    let identity = identify(&table, globals, request, &path, &joined)?;
-    // Everything from here on is opened in the namespace where it is going to be mounted from.
-    let stage = Stage::enter(&Path::new(STATE).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
-    let mounts = read_mounts().map_err(Error::system("read the table of mounts"))?;
-    let policy = Policy::default();
-    let build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
-    let asker = Asker { containers: &identity.containers, build };
-    let context = Context { policy: &policy, table: &mounts, asker, bundle: &bundle };
-    let judged = binds::judge(&binds, context).map_err(SpecError::from)?;
-
-    let root = root::prepare(&stage, &path, &mounts, identity.userns.as_fd(), identity.start)?;
-    spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
-    mounts::clean(&mut spec);
-    let covers = mounts::covers(&spec, &binds);
-    let others = mounts::others(&spec, &binds, &covers);
-    let place = Root::open(&root, identity.start, &others).map_err(Error::system("open the container's root"))?;
-    let mut placed = Vec::new();
-    let mut covers = covers.iter().peekable();
-    for bind in &judged {
-        while let Some(cover) = covers.next_if(|cover| cover.index < bind.index()) {
-            binds::place_cover(cover, &place, identity.userns.as_fd()).map_err(Error::system("mount a tmpfs"))?;
-            placed.push(cover.index);
-        }
-        match bind.place(&stage, &place, identity.userns.as_fd()).map_err(SpecError::from)? {
-            Some(staged) => mounts::hand_over(&mut spec, bind.index(), &staged),
-            None => placed.push(bind.index()),
-        }
-    }
-    mounts::remove(&mut spec, &placed);
+    let engine_root = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
+    let table = IdRangeTable::open(Path::new(STATE_DIR))?;
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
-    warden::attach(&mut spec, &request.id, &state_root, identity.start, identity.id)?;
+    let userns = assign_userns(&table, &state_root, request, &engine_root, &joined)?;
+
+    let staging =
+        StagingArea::enter(&Path::new(STATE_DIR).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
+    // Mount ids differ from one mount namespace to the next, so the table and all sources are read in this one.
+    let mounts =
+        bounded::read_file("/proc/self/mountinfo", MAX_MOUNTINFO).map_err(Error::system("read the table of mounts"))?;
+    let mounts: Vec<_> = mountinfo::parse(&mounts).collect();
+    let policy = SourcePolicy::default();
+    // Only dockerd and BuildKit write below the data directory: a client cannot make its bundle look like a build step.
+    let is_build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
+    let requester = Requester { containers: &userns.containers, is_build };
+    let context = VerifyContext { policy: &policy, mounts: &mounts, requester, bundle: &bundle };
+    let verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
+
+    let root = rootfs::prepare(&staging, &engine_root, &mounts, userns.fd.as_fd(), userns.first_id)?;
+    spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
+    mounts::drop_crun_extensions(&mut spec);
+    let tmpfs_mounts = mounts::premounted_tmpfs(&spec, &binds);
+    let crun_destinations = mounts::crun_destinations(&spec, &binds, &tmpfs_mounts);
+    let container_root = ContainerRoot::open(&root, userns.first_id, &crun_destinations)
+        .map_err(Error::system("open the container's root"))?;
+    mount_in_order(&mut spec, &staging, &container_root, userns.fd.as_fd(), &tmpfs_mounts, &verified)?;
+    // The entries that this adds go onto the procfs and sysfs that crun mounts, so crun mounts them, too.
+    procfs::attach(&mut spec, &request.id, &state_root, userns.first_id, userns.id)?;
     if spec["root"]["readonly"] == true {
-        place.freeze(&root::top(&stage), &others).map_err(Error::system("make the container's root read-only"))?;
+        container_root
+            .freeze(&rootfs::mount_point(&staging), &crun_destinations)
+            .map_err(Error::system("make the container's root read-only"))?;
     }
-    drop(place);
-    // The engine looked into its own mount of the root before; what it cached must not outlive what is written next.
-    let _ = refresh::forget(&path);
+    drop(container_root);
+    // The engine has looked into its own mount of the root; names cached there must not outlive the container's writes.
+    let _ = refresh::drop_name_cache(&engine_root);
 
-    let paths = joined.paths(identity.userns.as_fd()).map_err(Error::system("keep a namespace open"))?;
+    // crun gets descriptors instead of the spec's paths. They survive execve(2), by which `run` becomes crun, and fork(2).
+    let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
-    ids::map(&mut spec, identity.start);
-    process::adapt(&mut spec, facts());
-    let config = stage.path("config.json");
+    id_mappings::map(&mut spec, userns.first_id);
+    process::adapt(&mut spec, lsm_support());
+    let config = staging.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
-    crun::shield_null().map_err(Error::system("make a null device"))?;
-    seccomp::confine().map_err(Error::system("close vsock to the container"))?;
+    crun::use_private_null().map_err(Error::system("create a null device"))?;
+    seccomp::confine().map_err(Error::system("install the seccomp filter that refuses vsock"))?;
+    hand_over(globals, request, bundle, config)
+}
 
+/// Mounts the tmpfs and the binds that this program mounts itself, in the order of the spec's list.
+///
+/// In another order a bind would be hidden by the tmpfs that it goes onto, or a bind by the one below it.
+fn mount_in_order(
+    spec: &mut Value,
+    staging: &StagingArea,
+    root: &ContainerRoot,
+    userns: BorrowedFd<'_>,
+    tmpfs_mounts: &[TmpfsMount],
+    verified: &[VerifiedBind<'_>],
+) -> Result<(), Error> {
+    let mut mounted = Vec::new();
+    let mut tmpfs_mounts = tmpfs_mounts.iter().peekable();
+    for bind in verified {
+        while let Some(tmpfs) = tmpfs_mounts.next_if(|tmpfs| tmpfs.index < bind.index()) {
+            root.mount_tmpfs(tmpfs, userns).map_err(Error::system("mount a tmpfs"))?;
+            mounted.push(tmpfs.index);
+        }
+        match bind.mount(staging, root, userns).map_err(SpecError::from)? {
+            Some(staged) => mounts::bind_staged(spec, bind.index(), &staged),
+            None => mounted.push(bind.index()),
+        }
+    }
+    // Entries are addressed by their position until here, so the list shrinks only now.
+    mounts::remove_mounted(spec, &mounted);
+    Ok(())
+}
+
+/// Runs crun with the arguments that were understood and the rewritten config.json.
+fn hand_over(
+    globals: &GlobalOptions,
+    request: &CreateRequest,
+    bundle: PathBuf,
+    config: PathBuf,
+) -> Result<ExitCode, Error> {
     let mut args: Vec<OsString> = globals.for_crun.clone();
     args.push(request.verb.into());
     args.extend(request.options.iter().cloned());
+    // The bundle's own config.json stays as the engine wrote it.
     args.extend(["--bundle".into(), bundle.into(), "--config".into(), config.into(), "--".into()]);
     args.push(request.id.clone().into());
     if request.verb == "run" {
         let never = crun::exec(&args)?;
         match never {}
     }
+    // `create` waits for crun, so that an error of crun's can be reported in other words.
     let status = crun::run(&args)?;
-    if let Some(message) = globals.log.json().filter(|_| status != ExitCode::SUCCESS).and_then(wording::of_log) {
-        return Err(Error::Told(message));
+    if let Some(message) = globals.log.json().filter(|_| status != ExitCode::SUCCESS).and_then(runc_errors::of_log) {
+        return Err(Error::Translated(message));
     }
     Ok(status)
 }
 
-/// Finds the container's range: its own, or that of the container whose namespaces it joins.
-fn identify(
-    table: &Table,
-    globals: &Globals,
-    request: &Create,
-    path: &Path,
-    joined: &Joined,
-) -> Result<Identity, Error> {
-    let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
+/// Gives the container a user namespace: a new one with a free range, or that of the container whose namespaces it joins.
+fn assign_userns(
+    table: &IdRangeTable,
+    state_root: &Path,
+    request: &CreateRequest,
+    engine_root: &Path,
+    joined: &JoinedNamespaces,
+) -> Result<ContainerUserns, Error> {
+    // The record counts as long as this process lives; crun's state directory proves the container's life after that.
     let creator = Process::find(std::process::id())
         .ok_or_else(|| Error::system("read /proc")(io::Error::from(io::ErrorKind::NotFound)))?;
-    let new = Claim { id: request.id.clone(), state_root, root: path.to_owned(), creator };
+    let new =
+        Claim { id: request.id.clone(), state_root: state_root.to_owned(), root: engine_root.to_owned(), creator };
+    // Held until `store`, else another container could find the same range free.
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
     let Some(owner) = &joined.owner else {
-        let start = ranges::lowest_free(&living)?;
-        let userns = sys::new_userns(start, ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
-        let id = namespace::Identity::of(&userns).map_err(Error::system("stat a user namespace"))?;
-        let record = locked.store(new, Range { start, userns: id }, &living)?;
-        return Ok(Identity { start, userns, id, containers: vec![record.id] });
+        let start = id_ranges::lowest_free(&living)?;
+        let fd = sys::new_userns(start, id_ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        let id = namespace::Identity::of(&fd).map_err(Error::system("stat a user namespace"))?;
+        let record = locked.store(new, IdRange { start, userns: id }, &living)?;
+        return Ok(ContainerUserns { first_id: start, fd, id, containers: vec![record.id] });
     };
-    let foreign = || Error::Spec(CheckError::Foreign("user".into()).into());
-    let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(foreign)?;
+    // A user namespace that is in no record was made by a program of the VM or inside a container: its map is unknown.
+    let not_isolated = || Error::Spec(CheckError::NotIsolated("user".into()).into());
+    let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(not_isolated)?;
     let record = locked.store(new, range, &living)?;
+    // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their files.
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
     let containers = others.chain([record.id]).collect();
-    let userns = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
-    Ok(Identity { start: range.start, userns, id: owner.id, containers })
+    let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
+    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
 }
 
-fn read_mounts() -> io::Result<Vec<Mount>> {
-    let mut table = Vec::new();
-    File::open("/proc/self/mountinfo")?.take(mountinfo::MAX_TABLE).read_to_end(&mut table)?;
-    Ok(mountinfo::parse(&table))
-}
-
-fn facts() -> Facts {
+fn lsm_support() -> LsmSupport {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    Facts {
+    LsmSupport {
         apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
     }
 }
 
-/// The stage is private and empty, so the file needs no temporary name.
+/// Writes the rewritten spec; the staging area is private, so no other process can see the file half-written.
 fn write_config(path: &PathBuf, spec: &Value) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(&serde_json::to_vec(spec)?)

@@ -1,49 +1,47 @@
-//! What can go wrong, in the words that the engine passes on to the person.
+//! The errors of this program. The engine passes their texts on to the user, so those that Docker documents are kept to
+//! the letter.
 
 use std::{io, path::PathBuf};
 
-use crate::{cli::CliError, ranges::RangeError, root::RootError, spec::SpecError};
+use crate::{cli::CliError, id_ranges::RangeError, rootfs::RootfsError, spec::SpecError};
 
-/// Everything this program fails with; the causes are chained, not repeated.
+/// Any error of this program; a text does not repeat that of its source.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The command line is not one of an OCI runtime.
+    /// The command line is not that of an OCI runtime.
     #[error(transparent)]
     Cli(#[from] CliError),
-    /// The bundle asks for what isolation can't allow, or is no bundle.
+    /// The bundle asks for something that isolation cannot allow, or is not a bundle.
     #[error("error in the container spec")]
     Spec(#[from] SpecError),
-    /// No range of ids, or the table of ranges can't be used.
+    /// All id ranges are in use, or the table of ranges cannot be used.
     #[error(transparent)]
     Ranges(#[from] RangeError),
-    /// The root file system can't be id-mapped.
-    #[error("can't prepare the container's root file system")]
-    Root(#[from] RootError),
+    /// The root file system cannot be id-mapped.
+    #[error("cannot prepare the container's root file system")]
+    Rootfs(#[from] RootfsError),
     /// A system call failed that only fails on a machine that is not fit for containers.
-    #[error("can't {what}")]
+    #[error("cannot {what}")]
     System {
-        /// The purpose, to stand after "can't".
+        /// The purpose, to stand after "cannot".
         what: &'static str,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// What crun has failed with already, in the words that callers know.
+    /// crun's own error, in the words of runc that callers look for.
     #[error("{0}")]
-    Told(String),
-    /// The program that does the container set-up could not be started.
-    #[error("can't run {}; install crun", path.display())]
+    Translated(String),
+    /// The program that sets up the container cannot be started.
+    #[error("cannot run {}; install crun", path.display())]
     Crun {
-        /// Where it was expected.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`: names the purpose of a failed system call, to stand after "can't".
+    /// For `map_err`: names the purpose of a failed system call, to stand after "cannot".
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { what, source: source.into() }
     }

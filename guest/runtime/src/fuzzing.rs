@@ -1,12 +1,13 @@
-//! What the fuzz targets reach of the runtime. Only with the feature `fuzzing`.
+//! Entry points for the fuzz targets, with the feature `fuzzing` only.
 
+use bulkhead_guest_common::mountinfo;
 use serde_json::Value;
 
 use crate::{
-    mountinfo,
+    overlay,
     spec::{
-        checks, devices, ids, mounts, namespaces,
-        process::{self, Facts},
+        checks, devices, id_mappings, mounts, namespaces,
+        process::{self, LsmSupport},
     },
 };
 
@@ -16,28 +17,31 @@ const START: u32 = 100_000;
 /// Checks and rewrites a config.json as `create` does, without the container's own files.
 ///
 /// # Panics
-/// When what is rewritten would give the container the VM's ids.
+/// When the rewritten config.json would give the container the VM's ids.
 pub fn config(text: &[u8]) {
     let Ok(mut spec) = serde_json::from_slice::<Value>(text) else { return };
     if checks::check(&spec).is_err() || devices::restrict(&mut spec).is_err() {
         return;
     }
     let Ok(binds) = mounts::binds(&spec) else { return };
-    mounts::clean(&mut spec);
-    let covers = mounts::covers(&spec, &binds);
-    let _ = mounts::others(&spec, &binds, &covers);
-    let placed: Vec<_> = covers.iter().map(|cover| cover.index).collect();
-    mounts::remove(&mut spec, &placed);
+    mounts::drop_crun_extensions(&mut spec);
+    let tmpfs_mounts = mounts::premounted_tmpfs(&spec, &binds);
+    let _ = mounts::crun_destinations(&spec, &binds, &tmpfs_mounts);
+    let mounted: Vec<_> = tmpfs_mounts.iter().map(|tmpfs| tmpfs.index).collect();
+    mounts::remove_mounted(&mut spec, &mounted);
     namespaces::rewrite(&mut spec, &[("user", "/proc/self/fd/9".to_owned())]);
-    ids::map(&mut spec, START);
-    process::adapt(&mut spec, Facts { apparmor: true, selinux: false });
+    id_mappings::map(&mut spec, START);
+    process::adapt(&mut spec, LsmSupport { apparmor: true, selinux: false });
     let kinds: Vec<_> = checks::namespaces(&spec).map(|(kind, _)| kind.to_owned()).collect();
     assert!(kinds.iter().any(|kind| kind == "user"), "{spec}");
-    assert!(checks::check(&spec).is_ok(), "what was rewritten is refused: {spec}");
+    // A rewritten spec that is refused would mean that the checks and crun see different namespaces in it.
+    assert!(checks::check(&spec).is_ok(), "the rewritten config.json is refused: {spec}");
 }
 
-/// Reads a table of mounts and its overlays' options.
+/// Parses a table of mounts, and the options of overlays.
 pub fn mount_table(table: &[u8]) {
-    let _ = mountinfo::parse(table);
-    let _ = mountinfo::layers(table);
+    for mount in mountinfo::parse(table) {
+        let _ = (mount.root(), mount.point(), overlay::layers(mount.super_options));
+    }
+    let _ = overlay::layers(table);
 }

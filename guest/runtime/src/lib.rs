@@ -1,35 +1,78 @@
-//! The isolating OCI runtime: a policy layer over crun, named `sysbox-runc` after what it behaves like.
+//! The isolating OCI runtime: a policy layer over crun, installed as `sysbox-runc` after the runtime it behaves like.
 //!
-//! The engine calls it in the place of runc. For `create` and `run` it checks the bundle, gives the container a user
-//! namespace with ids that no other container has, id-maps its root and its binds, and leaves the rest to crun.
-//! Everything else is crun's straight away.
+//! dockerd, containerd and BuildKit call it instead of runc and crun, because init mounts it over every program with one
+//! of these names. For `create` and `run` it checks the bundle, gives the container a user namespace with ids that no other
+//! container has, id-maps its root and its bind mounts, and leaves the rest to crun. The OCI work stays in a packaged
+//! program; the policy is small enough to read.
+//!
+//! # `create` and `run`
+//!
+//! 1. **Check** the spec (`spec::checks`, `spec::namespaces`, `spec::devices`, `spec::mounts`): no namespace of the
+//!    VM is shared, neither by absence nor by path; only safe devices and harmless file system types.
+//! 2. **Id range** (`id_ranges`): 65536 ids from 100000 up, the lowest range that no living container has. The table has
+//!    one file for each container, on a tmpfs and under a lock. A record counts while crun knows the container or its
+//!    creator lives, so a crash leaks none. A container that joins another's namespaces shares its user namespace and range.
+//! 3. **User namespace** (`sys::new_userns`): created here with the map `0 START 65536`, and given to crun to join.
+//! 4. **Staging area** (`staging`): a tmpfs in a private mount namespace, which crun inherits.
+//! 5. **Root** (`rootfs`): the layers of the engine's overlay are cloned and id-mapped (`open_tree`, `mount_setattr`), and
+//!    mounted as a second overlay with the file system ids of the container's root. It shares the writable layer with the
+//!    engine's own mount; on disk the owners stay unshifted.
+//! 6. **Bind mounts** (`bind_mounts`): each source is opened once and checked by file system and directory, not by name
+//!    (`bind_mounts::source_policy`): volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
+//!    docker-init, and for builds the builder's own files. Each is id-mapped and mounted into the root *before* crun creates
+//!    the container's mount namespace: the kernel then locks it, so that a read-only bind cannot be remounted writable or
+//!    unmounted. A read-only root is made so here for the same reason. A tmpfs that such a bind goes onto, `/dev` included,
+//!    is mounted here too, by a child in the container's user namespace, so that it belongs to the container as if crun had
+//!    mounted it. Below anything else that crun mounts, binds go through crun; such a bind is copied first by a child in
+//!    that user namespace, in a mount namespace of its own: the kernel locks the copy, and crun's clone of it stays locked.
+//! 7. **Rewrite** config.json (`spec`): id maps, namespaces, mounts, ping groups, OOM score. Annotations that steer crun
+//!    are dropped.
+//! 8. **Own files of `/proc` and `/sys`** (`procfs`): the container is entered into the registry of the service that
+//!    serves them, and crun mounts them over the kernel's. Where the seccomp profile lets a container mount, its mount calls
+//!    are reported to that service (`spec::seccomp_notify`); a listener that the user's profile names is removed.
+//! 9. **Seccomp filter** (`seccomp`): a filter of this program's own, which crun and every process of the container
+//!    inherit. It refuses vsock sockets and io_uring in every ABI, whatever profile the container has.
+//! 10. **crun** (`crun`): for `run` this process becomes crun, for `create` it waits. Standard streams that are the VM's
+//!     `/dev/null` are replaced. An error that callers know by runc's words is translated (`runc_errors`).
+//!
+//! `exec` prepares the standard streams and installs the filter in the same way. All other commands go to crun as they are,
+//! except `refresh`, a command of this program's own (`refresh`).
+//!
+//! # Trust
+//!
+//! The bundle is hostile as far as a docker client or an image can write it: namespaces, mounts, annotations, and the links
+//! in the image's file system. Containers that run already are hostile, too, and can swap links in volumes that they share
+//! with the new one. So names are resolved once, and every decision is about an open descriptor. The engine itself is
+//! trusted: where it keeps bundles and the data directory, no container can write.
+//!
+//! All `unsafe` code is in `sys`.
 
-mod binds;
+mod bind_mounts;
 mod cli;
 mod create;
 mod crun;
-mod destination;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod id_ranges;
 mod log;
-mod mountinfo;
-mod paths;
-mod ranges;
+mod mount_fd;
+mod overlay;
+mod procfs;
 mod refresh;
-mod root;
+mod rootfs;
+mod runc_errors;
 mod seccomp;
-mod socket;
 mod spec;
-mod stage;
+mod staging;
 mod sys;
-mod warden;
-mod wording;
 
 use std::{convert::Infallible, path::Path, process::ExitCode};
 
-use cli::{Command, Globals};
+use bulkhead_guest_common::error::chain;
+use cli::{Command, GlobalOptions};
 use error::Error;
+use id_ranges::IdRangeTable;
 
 const HELP: &str = "\
 sysbox-runc, an isolating OCI runtime
@@ -38,32 +81,34 @@ Usage: sysbox-runc [--root DIR] [--log FILE] [--log-format text|json] [--systemd
 
 Commands: create, run, start, exec, state, kill, delete, pause, resume, update, ps, list, spec, features
 
-sysbox-runc refresh ID makes the engine's and the container's view of its files the same again.";
+Own command:
+  refresh ID    Drop the file names that the engine's and the container's overlay have cached, so that each sees the
+                other's changes to the container's files";
 
-/// The whole program.
+/// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let mut args = args.into_iter();
     let (globals, first) = cli::globals(&mut args);
     let command = first.and_then(|name| cli::command(&name, args.collect()));
-    // A builder shows a step's output and not the log, so that is where the person looks.
+    // BuildKit shows its user the output of a step and not the runtime's log.
     let is_run = matches!(&command, Ok(Command::Create(create)) if create.verb == "run");
     match command.map_err(Error::from).and_then(|command| run(&globals, command)) {
         Ok(code) => code,
         Err(error) => {
             globals.log.error(&error);
             if is_run && globals.log.file.is_some() {
-                eprintln!("{}", log::chain(&error));
+                eprintln!("{}", chain(&error));
             }
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(globals: &Globals, command: Command) -> Result<ExitCode, Error> {
+fn run(globals: &GlobalOptions, command: Command) -> Result<ExitCode, Error> {
     let never: Infallible = match command {
         Command::Version => {
-            // dockerd reads the first line and those that begin with "spec".
+            // dockerd parses the first line and those that start with "spec".
             println!("sysbox-runc version {}\nspec: 1.2.0", env!("CARGO_PKG_VERSION"));
             return Ok(ExitCode::SUCCESS);
         }
@@ -73,30 +118,32 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, Error> {
         }
         Command::Create(request) => return create::create(globals, &request),
         Command::Refresh(id) => {
-            refresh::container(&ranges::Table::open(Path::new(create::STATE))?, &id);
+            refresh::refresh_container(&IdRangeTable::open(Path::new(create::STATE_DIR))?, &id);
             return Ok(ExitCode::SUCCESS);
         }
         Command::Exec(id, args) => {
-            if let Some(start) = id.and_then(|id| range_of(globals, &id)) {
-                crun::own_pipes(start);
+            if let Some(first_id) = id.and_then(|id| first_id_of(globals, &id)) {
+                crun::chown_pipes(first_id);
             }
-            crun::shield_null().map_err(Error::system("make a null device"))?;
-            seccomp::confine().map_err(Error::system("close vsock to the container"))?;
+            crun::use_private_null().map_err(Error::system("create a null device"))?;
+            // A process that enters a container does not inherit the filter of the container's first one.
+            seccomp::confine().map_err(Error::system("install the seccomp filter that refuses vsock"))?;
             hand_over(globals, args)?
         }
-        Command::Pass(args) => hand_over(globals, args)?,
+        Command::PassThrough(args) => hand_over(globals, args)?,
     };
     match never {}
 }
 
-/// The first id of a container's range.
-fn range_of(globals: &Globals, id: &str) -> Option<u32> {
+/// The first id of a container's range, from the table.
+fn first_id_of(globals: &GlobalOptions, id: &str) -> Option<u32> {
     let state_root = std::path::absolute(globals.state_root()).ok()?;
-    let records = ranges::Table::open(Path::new(create::STATE)).ok()?.named(id);
+    // The id alone can be in use twice: BuildKit has a state directory of its own.
+    let records = IdRangeTable::open(Path::new(create::STATE_DIR)).ok()?.named(id);
     records.iter().find(|record| record.state_root == state_root).map(|record| record.range.start)
 }
 
-fn hand_over(globals: &Globals, args: Vec<std::ffi::OsString>) -> Result<Infallible, Error> {
+fn hand_over(globals: &GlobalOptions, args: Vec<std::ffi::OsString>) -> Result<Infallible, Error> {
     let mut all = globals.for_crun.clone();
     all.extend(args);
     crun::exec(&all)

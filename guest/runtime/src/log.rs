@@ -1,12 +1,13 @@
-//! Where and how errors are told: the `--log` file in the form that containerd's shim reads, else stderr.
+//! The log of errors: the `--log` file in the format that containerd's shim reads, or stderr.
 
 use std::{
-    fmt::Write as _,
     fs::OpenOptions,
-    io::{self, Write as _},
+    io::{self, Write},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
+
+use bulkhead_guest_common::error::chain;
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,20 +29,21 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// The file, when its lines are JSON.
+    /// The log file, if its lines are JSON.
     pub(crate) fn json(&self) -> Option<&Path> {
         self.file.as_deref().filter(|_| matches!(self.format, Format::Json))
     }
 
     /// Reports an error with the chain of its causes.
     ///
-    /// stderr is the container's own when a log file is given, so nothing goes there then.
+    /// With a log file, stderr can be the container's own output, so nothing goes there.
     pub(crate) fn error(&self, error: &dyn std::error::Error) {
         let line = self.line(&chain(error), SystemTime::now());
         let written = match &self.file {
             None => Err(io::ErrorKind::Unsupported.into()),
             Some(path) => OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(&line)),
         };
+        // A log that cannot be written must not swallow the error.
         if written.is_err() {
             let _ = io::stderr().write_all(&line);
         }
@@ -51,23 +53,14 @@ impl Log {
         let time = rfc3339(now);
         let mut line = match self.format {
             Format::Json => serde_json::json!({ "level": "error", "msg": message, "time": time }).to_string(),
+            // For a user at a terminal.
             Format::Text if self.file.is_none() => message.to_owned(),
+            // logrus' form, as runc writes it.
             Format::Text => format!("time=\"{time}\" level=error msg={message:?}"),
         };
         line.push('\n');
         line.into_bytes()
     }
-}
-
-/// An error and its causes, outermost first, separated by colons.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// UTC in RFC 3339, whole seconds; Howard Hinnant's days-to-civil algorithm.

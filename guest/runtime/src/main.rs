@@ -1,5 +1,5 @@
-//! The program `sysbox-runc`; see the library.
+//! The program `bulkhead-runtime`, which the guest has as `sysbox-runc`; see the library.
 
 fn main() -> std::process::ExitCode {
-    sysbox_runc::main()
+    bulkhead_runtime::main()
 }

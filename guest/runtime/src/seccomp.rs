@@ -1,43 +1,47 @@
-//! A system-call filter of this program's own, which every process of a container inherits through crun.
+//! The seccomp filter of this program's own, which every process of a container inherits through crun.
 //!
-//! vsock knows no namespaces: whoever can make such a socket talks to the host and to the VM's own ports. The filter is
-//! no part of the container's seccomp profile, so it holds under `--privileged`, `seccomp=unconfined`, a profile of the
-//! person's own, in `docker exec` and in build steps; where there is a profile too, the stricter answer wins
-//! (seccomp(2)). What it refuses is refused as by a kernel that lacks it, which programs are prepared for.
+//! vsock is not namespaced: a process that can create such a socket can talk to the host and to the VM's own ports. The
+//! filter is not part of the container's seccomp profile. So it is in force under `--privileged` and `seccomp=unconfined`,
+//! with a user's own profile, in `docker exec` and in build steps. Where there is a profile, too, the stricter answer wins
+//! (seccomp(2)). A refused call fails as on a kernel without the feature, for which programs are prepared.
 //!
-//! io_uring is refused because a ring makes sockets behind every filter's back (`IORING_OP_SOCKET`).
+//! io_uring is refused because a ring creates sockets past every filter (`IORING_OP_SOCKET`).
 //!
-//! A 32-bit program can still ask through `socketcall(2)`, whose arguments are in memory, where no filter can read
-//! them; refusing it would take the network from every 32-bit program with glibc. Such a socket reaches nothing of
-//! ours: the VM's ports and the ports that the host accepts are reserved ones, which take a capability in the VM.
+//! A 32-bit program can still use `socketcall(2)`, whose arguments are in memory, where no filter can read them. Refusing
+//! it would take the network from every 32-bit program with glibc. Such a socket does not reach the VM or the host: their
+//! ports are reserved ones, which take a capability in the VM.
+//!
+//! The filter is written out because no crate makes one like it. seccompiler, which the VMM uses, kills a process for each
+//! call of another ABI than the one it was compiled for, but i386 and x32 programs must run in containers. libseccomp is a
+//! C library, and this program is linked statically.
 
 use std::io;
 
 use crate::sys;
 
-/// Accumulator := the 32-bit word of `struct seccomp_data` at an offset.
+/// Loads the 32-bit word of `struct seccomp_data` at an offset into the accumulator.
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-/// Accumulator := accumulator AND constant.
+/// ANDs the accumulator with a constant.
 const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
-/// Skips instructions, one number of them if the accumulator equals the constant, another if not.
+/// Skips `jt` instructions if the accumulator equals the constant, else `jf`.
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-/// Ends with an answer.
+/// Ends the filter with an answer.
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
-/// Offsets in `struct seccomp_data`.
+/// Offsets in `struct seccomp_data` (linux/seccomp.h).
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
-/// The lower half of the first argument: the kernel takes a family from there and ignores the upper half.
+/// The lower half of the first argument, an `int` to the kernel. The upper half is ignored there, so it must be here.
 const FAMILY: u32 = 16;
 
-/// `linux/audit.h`.
+/// Architectures in linux/audit.h.
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 
-/// All but the bit that makes a number one of the x32 ABI, which has the same numbers for what is looked at here.
+/// Clears the bit that marks a number of the x32 ABI, which has the same numbers for the calls of this filter.
 const NOT_X32: u32 = !0x4000_0000;
 
-/// System call numbers: 64-bit, 32-bit, and one that is the same in both.
+/// System call numbers: of the 64-bit ABI, of the 32-bit ABI, and one that is the same in both.
 const SOCKET_64: u32 = 41;
 const SOCKET_32: u32 = 359;
 const IO_URING_SETUP: u32 = 425;
@@ -56,30 +60,34 @@ const fn if_equal(k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: JUMP_EQUAL, jt, jf, k }
 }
 
-/// The numbers at the side count what a jump goes over.
+/// The filter. Each number is the instruction's index, and `to` the index that a jump leads to.
 const FILTER: [libc::sock_filter; 14] = [
-    step(LOAD, ARCHITECTURE),       // 0
-    if_equal(X86_64, 3, 0),         // 1: to 5
-    if_equal(I386, 0, 10),          // 2: no other ABI can be in use, so to 13
-    step(LOAD, NUMBER),             // 3
-    if_equal(SOCKET_32, 4, 3),      // 4: to 9, or to 8
+    // The ABI comes first: one number means different calls in different ABIs. x32 has the architecture of x86-64.
+    step(LOAD, ARCHITECTURE), // 0
+    if_equal(X86_64, 3, 0),   // 1: to 5
+    if_equal(I386, 0, 10),    // 2: to 3, or to 13: this kernel has no other ABI, so nothing is allowed in one
+    // 32-bit calls.
+    step(LOAD, NUMBER),        // 3
+    if_equal(SOCKET_32, 4, 3), // 4: to 9, or to 8
+    // 64-bit calls, with or without the bit of x32. The 32-bit branch joins at 8.
     step(LOAD, NUMBER),             // 5
     step(AND, NOT_X32),             // 6
     if_equal(SOCKET_64, 1, 0),      // 7: to 9
     if_equal(IO_URING_SETUP, 4, 3), // 8: to 13, or to 12
-    step(LOAD, FAMILY),             // 9
-    if_equal(VSOCK, 0, 1),          // 10: to 12
-    step(RETURN, NO_FAMILY),        // 11
-    step(RETURN, ALLOW),            // 12
-    step(RETURN, NO_CALL),          // 13
+    // socket(2): only the family matters.
+    step(LOAD, FAMILY),      // 9
+    if_equal(VSOCK, 0, 1),   // 10: to 12
+    step(RETURN, NO_FAMILY), // 11
+    step(RETURN, ALLOW),     // 12
+    step(RETURN, NO_CALL),   // 13
 ];
 
-/// Puts the filter on this process and on all that it turns into or makes.
+/// Installs the filter in this process; crun and all processes of the container inherit it.
 ///
 /// # Errors
-/// When the kernel has no seccomp, or this process may not do so; no container must run then.
+/// When the kernel has no seccomp, or this process lacks the capability. No container must run then.
 pub(crate) fn confine() -> io::Result<()> {
-    sys::add_system_call_filter(&FILTER)
+    sys::add_seccomp_filter(&FILTER)
 }
 
 #[cfg(test)]
@@ -88,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel would do with the filter, for the instructions that are in it.
+    /// Runs the filter as the kernel would, for the instructions that are in it.
     fn evaluate(architecture: u32, number: u32, first: u64) -> u32 {
         let (mut at, mut accumulator) = (0, 0);
         loop {

@@ -1,4 +1,6 @@
-//! The system calls that no safe wrapper offers; the only unsafe code of this program.
+//! System calls without a safe wrapper; the only unsafe code of this program.
+//!
+//! rustix has no `mount_setattr`, no per-thread `setfsuid` and no `clone`, so these go through libc.
 
 use std::{
     fs::File,
@@ -20,18 +22,15 @@ pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursi
     set_mount_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns.as_raw_fd() as u64, recursive)
 }
 
-/// What a bind mount takes away besides devices.
+/// The restrictions of a bind mount besides `nodev`, which every bind mount has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Restrictions {
-    /// Writing.
     pub(crate) read_only: bool,
-    /// Running programs.
     pub(crate) no_exec: bool,
-    /// Set-user-id programs.
     pub(crate) no_suid: bool,
 }
 
-/// Takes devices away from the top mount of a tree or from all of it, and what else `restrictions` say.
+/// Adds `nodev` and `restrictions` to the top mount of a tree, or to all of its mounts.
 pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, recursive: bool) -> io::Result<()> {
     let Restrictions { read_only, no_exec, no_suid } = restrictions;
     let flag = |on: bool, flag: u64| if on { flag } else { 0 };
@@ -42,12 +41,13 @@ pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, 
     set_mount_attributes(mount, set, 0, recursive)
 }
 
-/// Makes a mount read-only and changes nothing else about it.
+/// Makes a mount read-only and keeps its other attributes.
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     set_mount_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0, false)
 }
 
 fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {
+    // Nothing is ever cleared: a source that is read-only in the VM stays read-only in the container.
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a valid empty C string, `attr` lives across the call and its true size is passed.
@@ -64,7 +64,7 @@ fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursi
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Gives this process a mount namespace of its own.
+/// Moves this process into a new mount namespace, a copy of the VM's.
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: NEWNS unshares no memory and no descriptor table; the process has a single thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
@@ -78,17 +78,23 @@ pub(crate) fn end_with_parent(command: &mut Command) {
 }
 
 /// Runs `action` with fsuid and fsgid `id` and every capability kept, then goes back to id 0.
+///
+/// New files on an id-mapped mount need this: the VM's uid 0 is not in the map, so the kernel would refuse to create
+/// them (`EOVERFLOW`).
 pub(crate) fn with_filesystem_id<T>(id: u32, action: impl FnOnce() -> T) -> io::Result<T> {
     let before = rustix::thread::capabilities(None)?;
     set_filesystem_ids(id);
-    // A change of the fsuid away from 0 takes the file-system capabilities out of the effective set.
+    // A change of the fsuid from 0 drops the file-system capabilities (CAP_DAC_OVERRIDE and the like) from the
+    // effective set (capabilities(7)); without them the image's directories could refuse us.
     let result = rustix::thread::set_capabilities(None, CapabilitySets { ..before }).map(|()| action());
+    // Both steps back happen even when `action` was not run: no later file may belong to the container by accident.
     set_filesystem_ids(0);
     rustix::thread::set_capabilities(None, before)?;
     result.map_err(Into::into)
 }
 
 fn set_filesystem_ids(id: u32) {
+    // Neither call reports a failure: both return the previous id in any case (setfsuid(2)).
     // SAFETY: both calls take plain integers and always succeed for a process with CAP_SETUID and CAP_SETGID.
     unsafe {
         libc::setfsgid(id);
@@ -96,8 +102,9 @@ fn set_filesystem_ids(id: u32) {
     }
 }
 
-/// A new user namespace whose ids 0.. map to `start`.. for `count` ids, kept alive by the returned descriptor.
+/// Creates a user namespace whose ids 0.. map to `start`.. for `count` ids; the returned descriptor keeps it alive.
 pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
+    // This process stays in the VM's user namespace, so a short-lived child is the namespace's first member.
     let (child_end, parent_end) = std::os::unix::net::UnixStream::pair()?;
     let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
     // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
@@ -106,13 +113,16 @@ pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     if child == 0 {
+        // The child's own copy of the parent's end would keep the stream open for ever.
         drop(parent_end);
-        // The end of the stream tells that the parent has the descriptor, or is gone.
+        // End of file means that the parent has the descriptor, or has died.
         let _ = (&child_end).read(&mut [0]);
         // SAFETY: ends the child at once, without running the parent's exit handlers.
         unsafe { libc::_exit(0) };
     }
     drop(child_end);
+    // Written from outside, with CAP_SETUID and CAP_SETGID in the VM: that allows a map of more than one id, and leaves
+    // setgroups(2) allowed in the namespace (user_namespaces(7)).
     let map = format!("0 {start} {count}\n");
     let namespace = (|| {
         File::options().write(true).open(format!("/proc/{child}/uid_map"))?.write_all(map.as_bytes())?;
@@ -125,29 +135,31 @@ pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
     namespace.map(OwnedFd::from)
 }
 
-/// Adds a filter to those that judge the system calls of this process and of all that come from it.
+/// Adds a seccomp filter to this process; all that it executes or forks inherits it.
 ///
 /// # Errors
-/// `EACCES` without `CAP_SYS_ADMIN`, `EINVAL` for a filter that is not sound or a kernel without seccomp.
-pub(crate) fn add_system_call_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+/// `EACCES` without `CAP_SYS_ADMIN`, `EINVAL` for an invalid filter or a kernel without seccomp.
+pub(crate) fn add_seccomp_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
     let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
-    // The kernel only reads it.
+    // The C type has a mutable pointer; the kernel only reads through it.
     let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
     // SAFETY: `program` names `len` instructions that live across the call, and the kernel copies them.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Runs `action` in a child that is root of a user namespace and of a mount namespace of its own in it, and returns the
-/// descriptor that it makes.
+/// Runs `action` in a child that is root of `userns` and of a new mount namespace in it, and returns the descriptor
+/// that `action` opens.
 ///
-/// What is mounted there belongs to the user namespace, as if a container had mounted it; what is copied from there has
-/// its restrictions locked (mount_namespaces(7)), and so has each copy of it.
+/// A file system mounted there belongs to the user namespace, as if a container had mounted it. A mount cloned from
+/// there has its restrictions locked (mount_namespaces(7)), and so has each further clone.
 pub(crate) fn open_in_userns(
     userns: BorrowedFd<'_>,
     action: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> io::Result<OwnedFd> {
     let (reader, mut writer) = io::pipe()?;
+    // CLONE_FILES puts the descriptor that the child opens into our table. CLONE_FS must not be there: setns(2) refuses a
+    // user namespace to a process that shares its root directory with another.
     let flags = libc::CLONE_FILES | libc::SIGCHLD;
     // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
     let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
@@ -157,11 +169,12 @@ pub(crate) fn open_in_userns(
     if child == 0 {
         let made = (|| -> io::Result<OwnedFd> {
             rustix::thread::move_into_link_name_space(userns, Some(rustix::thread::LinkNameSpaceType::User))?;
+            // The kernel locks the copied mounts because the new namespace belongs to a less privileged user namespace.
             // SAFETY: NEWNS unshares no memory and no descriptor table; the child has a single thread.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
             action()
         })();
-        // The table of descriptors is the parent's, who takes the new one over.
+        // A negative number is an errno. A descriptor is not closed here: the shared table hands it to the parent.
         let code = |error: io::Error| -error.raw_os_error().unwrap_or(libc::EIO);
         let number = made.map_or_else(code, std::os::fd::IntoRawFd::into_raw_fd);
         let written = writer.write_all(&number.to_ne_bytes());
@@ -170,7 +183,7 @@ pub(crate) fn open_in_userns(
     }
     // SAFETY: waits for the child made above; a null status pointer is allowed.
     unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
-    // A child that wrote nothing must not be waited for.
+    // With the last writer closed, a child that died without writing is an end of file below instead of a hang.
     drop(writer);
     let mut number = [0; size_of::<i32>()];
     (&reader).read_exact(&mut number)?;

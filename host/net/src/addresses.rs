@@ -1,16 +1,16 @@
-//! Who is who on the guest's network, and what of the host is behind its addresses.
+//! Addresses of the guest's network, and the only place that maps a destination of the guest to one of the host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::control::Setup;
+use super::api::Setup;
 
 /// The guest's IPv6 network: unique local addresses (RFC 4193), the same in every VM as its IPv4 addresses are.
 const NETWORK6: [u16; 4] = [0xfd0b, 0x00ad, 0xc0ff, 0];
 /// Length of its prefix in bits.
 pub const PREFIX6: u8 = 64;
 
-/// Largest IP packet towards the guest's interface, in bytes. Datagrams come whole; bulk TCP is segmented by offload
-/// to what each peer takes, so that containers' 1500 bytes cost nothing.
+/// Largest IP packet towards the guest's interface, in bytes. Datagrams come whole. Bulk TCP is cut by segmentation offload
+/// to the size that each peer announced, so the 1500 bytes of containers cost nothing.
 pub const MTU: u16 = 65_520;
 
 /// Locally administered addresses of the two ends of the wire.
@@ -20,10 +20,10 @@ pub(super) const GATEWAY_MAC: [u8; 6] = [0x52, 0x0b, 0xad, 0xc0, 0xff, 0x01];
 /// Port of the name server.
 pub(super) const DNS_PORT: u16 = 53;
 
-/// Whether the address can be that of one interface.
+/// True if the address can be that of one interface: not a multicast, broadcast or unspecified one.
 pub(super) fn is_unicast(address: IpAddr) -> bool {
-    let everybody = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-    !address.is_multicast() && !address.is_unspecified() && !everybody
+    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    !address.is_multicast() && !address.is_unspecified() && !broadcast
 }
 
 /// The addresses of one VM's network.
@@ -33,7 +33,7 @@ pub struct Addresses {
     pub network: Ipv4Addr,
     /// Length of the IPv4 network's prefix in bits.
     pub prefix: u8,
-    /// The network process as a router and name server: `gateway.docker.internal`.
+    /// The router and name server, which this process is: `gateway.docker.internal`.
     pub gateway: Ipv4Addr,
     /// The same in IPv6.
     pub gateway6: Ipv6Addr,
@@ -45,15 +45,16 @@ pub struct Addresses {
     pub host: Ipv4Addr,
     /// The same in IPv6.
     pub host6: Ipv6Addr,
-    /// Whether gateway and host lead to the host's loopback.
+    /// The addresses of gateway and host lead to the host's loopback.
     pub host_loopback: bool,
 }
 
 impl Addresses {
-    /// The addresses that follow from a setup: in a network of 24 bits `.1` is the gateway, `.3` the guest, `.254` the
-    /// host. `None` when the network has not room for them.
+    /// The addresses that follow from a setup: in a network with a prefix of 24 bits `.1` is the gateway, `.3` the guest,
+    /// `.254` the host. `None` unless the prefix has 8 to 29 bits.
     pub fn new(setup: &Setup) -> Option<Self> {
         let (first, prefix) = setup.subnet;
+        // A /30 has two host addresses, one too few. The lower bound keeps the shift below in range.
         if !(8..=29).contains(&prefix) {
             return None;
         }
@@ -69,14 +70,14 @@ impl Addresses {
             gateway6: at6(1),
             guest: at(3),
             guest6: at6(3),
-            // The last one before the broadcast address.
+            // The last address before the broadcast address.
             host: at(!mask - 1),
             host6: at6(0xfe),
             host_loopback: setup.host_loopback,
         })
     }
 
-    /// Whether the network process answers for the address on the wire.
+    /// True for the addresses that this process answers for on the wire (ARP, neighbour discovery, pings).
     pub(super) fn is_ours(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => address == self.gateway || address == self.host,
@@ -84,12 +85,12 @@ impl Addresses {
         }
     }
 
-    /// Whether it is the guest's own.
+    /// True for the guest's own addresses.
     pub(super) fn is_guest(&self, address: IpAddr) -> bool {
         address == self.guest || address == self.guest6
     }
 
-    /// Whether it belongs to the guest's network.
+    /// True for all addresses of the guest's network.
     fn is_inside(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => (u32::from(address) ^ u32::from(self.network)) >> (32 - self.prefix) == 0,
@@ -97,14 +98,15 @@ impl Addresses {
         }
     }
 
-    /// Where the name server is asked.
+    /// True for the name server's address and port.
     pub(super) fn is_dns(&self, address: SocketAddr) -> bool {
         address.port() == DNS_PORT && (address.ip() == self.gateway || address.ip() == self.gateway6)
     }
 
-    /// Where the host reaches what the guest calls `destination`; `None` when there is no such place.
+    /// The host's address for a destination of the guest; `None` when the destination is not reachable.
     ///
-    /// The two addresses of the host are the only way to its loopback: every other spelling of it ends here.
+    /// This is the boundary that keeps a container from the host's loopback: the addresses of gateway and host are the only
+    /// way there, and every other spelling of the loopback is unreachable.
     pub(super) fn on_host(&self, destination: SocketAddr) -> Option<SocketAddr> {
         let (address, port) = (destination.ip(), destination.port());
         if port == 0 {
@@ -118,33 +120,39 @@ impl Addresses {
             return self.host_loopback.then(|| SocketAddr::new(loopback, port));
         }
         let ordinary = match address {
-            // 0.0.0.0/8 is this host to connect(2); above 224 are groups, the future and the broadcast address.
+            // connect(2) takes 0.0.0.0/8 for this host (RFC 1122, 3.2.1.3). From 224 on there are only multicast, reserved and
+            // broadcast addresses (RFC 6890).
             IpAddr::V4(v4) => (1..224).contains(&v4.octets()[0]) && v4.octets()[0] != 127,
-            // Global and unique local addresses only: what embeds IPv4 (::, ::1, ::ffff:0:0/96), link-local addresses,
-            // which mean nothing without an interface, and groups are not on the way.
+            // Global unicast (2000::/3) and unique local addresses (fc00::/7) only. Not among them are addresses that embed
+            // IPv4 (::, ::1, ::ffff:0:0/96), of which ::ffff:127.0.0.1 would lead to the loopback, link-local addresses,
+            // which mean nothing without an interface, and multicast.
             IpAddr::V6(v6) => v6.segments()[0] & 0xe000 == 0x2000 || v6.segments()[0] & 0xfe00 == 0xfc00,
         };
+        // An unused address of the guest's network is nobody's; the host may have a network with the same numbers.
         (ordinary && !self.is_inside(address)).then(|| SocketAddr::new(address, port))
     }
 
-    /// The address under which a client of a published port appears in the guest: its own, where the guest's answer to
-    /// that finds its way back here.
+    /// The source address that a published port's container sees for a client: the client's own if the guest would route
+    /// its answer back here, else the gateway's.
     pub(super) fn as_client(&self, client: IpAddr, target: IpAddr) -> IpAddr {
         let gateway = match target {
             IpAddr::V4(_) => IpAddr::V4(self.gateway),
             IpAddr::V6(_) => IpAddr::V6(self.gateway6),
         };
+        // A dual-stack socket reports IPv4 clients as ::ffff:a.b.c.d.
         let client = client.to_canonical();
         let kept = match (client, target) {
             (IpAddr::V4(client), IpAddr::V4(target)) => {
                 let [a, b, ..] = client.octets();
-                // The engine gives containers 172.17.0.0/16 to 172.31.0.0/16 first; what it gave this one is near.
+                // The guest delivers to its bridges itself. dockerd takes their networks from 172.17.0.0/16 to 172.31.0.0/16
+                // first, and the target's own /16 covers the network of this container.
                 let engines = (a == 172 && (16..32).contains(&b)) || client.octets()[..2] == target.octets()[..2];
                 (1..224).contains(&a) && a != 127 && !client.is_link_local() && !engines
             }
             (IpAddr::V6(client), IpAddr::V6(target)) => {
                 client.segments()[0] & 0xe000 == 0x2000 && client.segments()[..4] != target.segments()[..4]
             }
+            // An IPv6 client of an IPv4 container, or the reverse, has no address of the container's version.
             _ => false,
         };
         if kept && !self.is_inside(client) { client } else { gateway }

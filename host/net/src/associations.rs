@@ -1,4 +1,5 @@
-//! Who talks to whom without a connection: a bounded table whose oldest entry gives way and whose silent ones end.
+//! A bounded table of associations, for protocols without connections (UDP, pings): the least recently used one gives way
+//! to a new one, and idle ones expire.
 
 use std::{
     collections::HashMap,
@@ -6,26 +7,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One association.
 struct Entry<K, T> {
     key: K,
     value: T,
     used: Instant,
 }
 
-/// Associations by their ends and by number; numbers are not used again.
+/// Associations by their ends (`K`) and by number. Numbers are never used again, so an event that comes late for one that
+/// is gone finds nothing.
 pub(super) struct Associations<K, T> {
-    most: usize,
-    silence: Duration,
+    capacity: usize,
+    idle_timeout: Duration,
     next: u64,
     entries: HashMap<u64, Entry<K, T>>,
     by_key: HashMap<K, u64>,
 }
 
 impl<K: Copy + Eq + Hash, T> Associations<K, T> {
-    /// A table of at most `most` associations, which end after so long without use.
-    pub(super) fn new(most: usize, silence: Duration) -> Self {
-        Self { most, silence, next: 0, entries: HashMap::new(), by_key: HashMap::new() }
+    /// A table of at most `capacity` associations, which expire when they are not used for `idle_timeout`.
+    pub(super) fn new(capacity: usize, idle_timeout: Duration) -> Self {
+        Self { capacity, idle_timeout, next: 0, entries: HashMap::new(), by_key: HashMap::new() }
     }
 
     /// The number that the next association gets.
@@ -38,22 +39,23 @@ impl<K: Copy + Eq + Hash, T> Associations<K, T> {
         self.by_key.get(key).copied()
     }
 
-    /// An association, which is not used by that.
+    /// An association, without marking it as used.
     pub(super) fn get(&self, id: u64) -> Option<(K, &T)> {
         self.entries.get(&id).map(|entry| (entry.key, &entry.value))
     }
 
-    /// Uses an association.
+    /// An association, which counts as used now.
     pub(super) fn touch(&mut self, id: u64) -> Option<(K, &mut T)> {
         let entry = self.entries.get_mut(&id)?;
         entry.used = Instant::now();
         Some((entry.key, &mut entry.value))
     }
 
-    /// Adds an association under the next number; what gave way for it, if the table was full.
+    /// Adds an association under the next number; returns the one that gave way, if the table was full.
     pub(super) fn insert(&mut self, key: K, value: T) -> Option<T> {
+        // A scan, not a heap: it runs only when a guest opens more than `capacity` at a time.
         let oldest = || self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id);
-        let oldest = if self.entries.len() >= self.most { oldest() } else { None };
+        let oldest = if self.entries.len() >= self.capacity { oldest() } else { None };
         let gone = oldest.and_then(|id| self.remove(id));
         self.entries.insert(self.next, Entry { key, value, used: Instant::now() });
         self.by_key.insert(key, self.next);
@@ -68,19 +70,19 @@ impl<K: Copy + Eq + Hash, T> Associations<K, T> {
         Some(entry.value)
     }
 
-    /// Ends what is silent, and returns it.
-    pub(super) fn sweep(&mut self, now: Instant) -> Vec<T> {
-        let silent = |entry: &Entry<K, T>| now.duration_since(entry.used) > self.silence;
-        let old: Vec<_> = self.entries.iter().filter(|(_, entry)| silent(entry)).map(|(id, _)| *id).collect();
+    /// Removes the idle associations and returns them.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<T> {
+        let idle = |entry: &Entry<K, T>| now.duration_since(entry.used) > self.idle_timeout;
+        let old: Vec<_> = self.entries.iter().filter(|(_, entry)| idle(entry)).map(|(id, _)| *id).collect();
         old.into_iter().filter_map(|id| self.remove(id)).collect()
     }
 
-    /// Whether anything could become silent.
+    /// True if nothing can expire.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many there are, each way they are kept.
+    /// Sizes of both maps, which must agree.
     #[cfg(test)]
     pub(super) fn lens(&self) -> [usize; 2] {
         [self.entries.len(), self.by_key.len()]

@@ -1,5 +1,8 @@
-//! The guest's name server: answers the two names that only exist here, and passes every other question on to the
-//! servers that the host uses at that moment.
+//! The guest's name server: answers the two names that exist only here, and passes every other query on to the host's
+//! servers, as resolv.conf has them at that moment (`127.0.0.53` included).
+//!
+//! Over UDP, servers are asked one after the other. Over TCP (RFC 1035, 4.2.2; RFC 7766), queries are answered here until
+//! the first that has to be passed on; from there on the bytes of the connection go to the first server unread.
 
 use std::{
     collections::BTreeMap,
@@ -14,56 +17,69 @@ use super::{
     events::{self, Token},
     frame::Frame,
     ip,
+    key::Key,
     resolver::{self, Resolver},
     socket,
-    tcp::Key,
 };
 
-/// Most questions that wait for an answer; beyond that the oldest is dropped.
-const MOST: usize = 512;
-/// How long a server may take before the next one is asked.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Rounds through the servers.
+/// Number of queries that wait for a server's answer; one more takes the oldest one's place.
+const MAX_PENDING: usize = 512;
+/// Time after which the next server is asked.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Rounds through the list of servers before a query fails.
 const ROUNDS: usize = 2;
-/// Longest question that is passed on.
-const LONGEST: usize = 4096;
+/// Longest message that is passed on, in bytes.
+const MAX_MESSAGE: usize = 4096;
 
+/// Length of a message's header (RFC 1035, 4.1.1).
+const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const CLASS_IN: u16 = 1;
-/// Seconds that a local answer may be kept.
+/// Seconds for which a local answer may be cached: the addresses change with the setting of the guest's network.
 const TTL: u32 = 60;
 
 /// Response codes (RFC 1035, 4.1.1).
 const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
 
-struct Question {
+/// A query that waits for a server's answer.
+struct PendingQuery {
     key: Key,
     message: Vec<u8>,
+    /// Servers asked before this one, over all rounds.
     attempts: usize,
     socket: UdpSocket,
     deadline: Instant,
 }
 
-/// All questions under way.
+/// The name server, with its queries to the host's servers.
 #[derive(Default)]
 pub(super) struct Dns {
     next: u64,
-    questions: BTreeMap<u64, Question>,
+    /// By number, and so by age.
+    pending: BTreeMap<u64, PendingQuery>,
     resolver: Resolver,
 }
 
 impl Dns {
-    /// The server to be asked over TCP.
+    /// The host's server for queries over TCP.
     pub(super) fn server(&mut self) -> SocketAddr {
         self.resolver.servers().first().copied().unwrap_or(resolver::FALLBACK)
     }
 
-    /// A question of the guest.
-    pub(super) fn ask(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key, message: &[u8], out: &mut Vec<Frame>) {
+    /// Takes a query of the guest that came over UDP.
+    pub(super) fn receive_query(
+        &mut self,
+        epoll: &Epoll,
+        addresses: &Addresses,
+        key: Key,
+        message: &[u8],
+        out: &mut Vec<Frame>,
+    ) {
         if let Some(answer) = answer_locally(message, addresses) {
             out.push(ip::udp(key.peer, key.guest, &answer));
-        } else if (12..=LONGEST).contains(&message.len()) {
+        } else if (HEADER..=MAX_MESSAGE).contains(&message.len()) {
+            // Everything else with a header is passed on, understood or not: servers may know more than this file.
             self.forward(epoll, (key, message.to_vec()), 0, Instant::now(), out);
         }
     }
@@ -79,92 +95,95 @@ impl Dns {
         let servers = self.resolver.servers().to_vec();
         for attempts in first..servers.len() * ROUNDS {
             let server = servers[attempts % servers.len()];
-            // A socket for each question: its port is what a forger has to guess.
+            // A socket for each query: its random port is what a forger has to guess besides the identifier (RFC 5452, 9.2).
             let Ok(socket) = socket::udp(server) else { continue };
             if socket.send(&message).is_err() || events::watch(epoll, &socket, Token::Dns(self.next)).is_err() {
                 continue;
             }
-            if self.questions.len() >= MOST {
-                self.questions.pop_first();
+            if self.pending.len() >= MAX_PENDING {
+                self.pending.pop_first();
             }
-            let deadline = now + PATIENCE;
-            self.questions.insert(self.next, Question { key, message, attempts, socket, deadline });
+            let deadline = now + SERVER_TIMEOUT;
+            self.pending.insert(self.next, PendingQuery { key, message, attempts, socket, deadline });
             self.next += 1;
             return;
         }
+        // No server is left. SERVFAIL lets the guest's resolver go on at once instead of waiting for its own timeout.
         out.push(ip::udp(key.peer, key.guest, &failure(&message)));
     }
 
-    /// Something arrived from a server.
-    pub(super) fn receive(&mut self, epoll: &Epoll, id: u64, out: &mut Vec<Frame>) {
-        let Some(question) = self.questions.get(&id) else { return };
-        let mut buffer = [0; LONGEST];
-        match question.socket.recv(&mut buffer) {
-            Ok(len) if len >= 12 && buffer[..2] == question.message[..2] => {
-                out.push(ip::udp(question.key.peer, question.key.guest, &buffer[..len]));
-                self.questions.remove(&id);
+    /// Takes a server's answer.
+    pub(super) fn receive_answer(&mut self, epoll: &Epoll, id: u64, out: &mut Vec<Frame>) {
+        let Some(query) = self.pending.get(&id) else { return };
+        let mut buffer = [0; MAX_MESSAGE];
+        match query.socket.recv(&mut buffer) {
+            // The identifier is the guest's own; another one belongs to no query of this socket (RFC 5452, 9.1).
+            Ok(len) if len >= HEADER && buffer[..2] == query.message[..2] => {
+                out.push(ip::udp(query.key.peer, query.key.guest, &buffer[..len]));
+                self.pending.remove(&id);
             }
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            // Nobody listens there.
-            Err(_) => self.again(epoll, id, Instant::now(), out),
+            // "Port unreachable" and the like: waiting for the timeout would gain nothing.
+            Err(_) => self.ask_next_server(epoll, id, Instant::now(), out),
         }
     }
 
-    fn again(&mut self, epoll: &Epoll, id: u64, now: Instant, out: &mut Vec<Frame>) {
-        if let Some(question) = self.questions.remove(&id) {
-            self.forward(epoll, (question.key, question.message), question.attempts + 1, now, out);
+    fn ask_next_server(&mut self, epoll: &Epoll, id: u64, now: Instant, out: &mut Vec<Frame>) {
+        if let Some(query) = self.pending.remove(&id) {
+            self.forward(epoll, (query.key, query.message), query.attempts + 1, now, out);
         }
     }
 
-    /// When the next server is to be asked.
+    /// The time for [`Self::expire`].
     pub(super) fn deadline(&self) -> Option<Instant> {
-        // All have the same patience: the oldest is the first.
-        self.questions.first_key_value().map(|(_, question)| question.deadline)
+        // All have the same timeout, so the oldest is due first.
+        self.pending.first_key_value().map(|(_, query)| query.deadline)
     }
 
-    /// Asks the next server where the last one was silent.
-    pub(super) fn sweep(&mut self, epoll: &Epoll, now: Instant, out: &mut Vec<Frame>) {
-        while let Some((id, question)) = self.questions.first_key_value()
-            && question.deadline <= now
+    /// Asks the next server for every query whose server has not answered in time.
+    pub(super) fn expire(&mut self, epoll: &Epoll, now: Instant, out: &mut Vec<Frame>) {
+        while let Some((id, query)) = self.pending.first_key_value()
+            && query.deadline <= now
         {
             let id = *id;
-            self.again(epoll, id, now, out);
+            self.ask_next_server(epoll, id, now, out);
         }
     }
 }
 
-/// What is to be done about the first question of a TCP connection to the name server.
+/// The next step of a TCP connection to the name server.
 pub(super) enum Next {
-    /// It has not arrived whole.
+    /// Wait for the rest of a query.
     Wait,
-    /// Answer with these bytes.
+    /// Send these bytes, an answer behind its length.
     Answer(Vec<u8>),
-    /// The host's server has to answer it, and all that follow.
+    /// Leave this query and all later ones to the host's server.
     Forward,
 }
 
-/// Questions that came over TCP, each behind its length (RFC 1035, 4.2.2), and were not answered.
+/// Queries that came over TCP, each behind its length (RFC 1035, 4.2.2), and are not answered yet.
 #[derive(Default)]
-pub(super) struct Questions(Vec<u8>);
+pub(super) struct QueryStream(Vec<u8>);
 
-impl Questions {
-    /// Bytes that can be taken.
+impl QueryStream {
+    /// Bytes that [`Self::push`] takes: up to one whole query is held.
     pub(super) fn room(&self) -> usize {
-        2 + LONGEST - self.0.len()
+        2 + MAX_MESSAGE - self.0.len()
     }
 
-    /// Takes bytes, at most as many as there is room for.
-    pub(super) fn take(&mut self, bytes: &[u8]) {
+    /// Appends bytes, at most as many as there is room for.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    /// The first question is removed when it is answered.
+    /// The next step; an answered query is removed.
     pub(super) fn next(&mut self, addresses: &Addresses) -> Next {
         let Some(len) = self.0.get(..2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]))) else {
             return Next::Wait;
         };
-        if len > LONGEST {
+        // Never held whole, so never answered here.
+        if len > MAX_MESSAGE {
             return Next::Forward;
         }
         let Some(message) = self.0.get(2..2 + len) else { return Next::Wait };
@@ -175,35 +194,38 @@ impl Questions {
         Next::Answer(bytes)
     }
 
-    /// Everything that was not answered.
+    /// All bytes that are not answered.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 }
 
-/// Name, type and class of a message's only question, and where the question ends (RFC 1035, 4.1).
+/// Name (in lower case), type and class of a query's only question, and the offset of its end (RFC 1035, 4.1).
 fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
-    let header = message.get(..12)?;
-    // A query with the standard opcode and one question.
+    let header = message.get(..HEADER)?;
+    // Flags: a query (QR 0) with the standard opcode 0. QDCOUNT: one question.
     if header[2] & 0xf8 != 0 || header[4..6] != [0, 1] {
         return None;
     }
     let mut name = String::new();
-    let mut at = 12;
+    let mut at = HEADER;
     loop {
         let len = usize::from(*message.get(at)?);
         at += 1;
         match len {
             0 => break,
+            // Labels compare without regard to case (RFC 1035, 2.3.3; RFC 4343).
             1..=63 => {
                 let label = message.get(at..at + len)?;
                 name.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
                 name.push('.');
                 at += len;
             }
-            // A question has nothing to point to.
+            // A compression pointer (RFC 1035, 4.1.4): the first name of a message has nothing to point to. Refusing it also
+            // means that no message can make this loop run in circles.
             _ => return None,
         }
+        // A name has 255 bytes at most (RFC 1035, 2.3.4); `char`s above 127 take two here.
         if name.len() > 512 {
             return None;
         }
@@ -212,7 +234,7 @@ fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
     Some((name, u16::from_be_bytes([rest[0], rest[1]]), u16::from_be_bytes([rest[2], rest[3]]), at + 4))
 }
 
-/// The answer to a question for a name that only exists here.
+/// The answer to a query for a name that exists only here.
 fn answer_locally(message: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
     let (name, kind, class, end) = question(message)?;
     let address: Ipv4Addr = match name.as_str() {
@@ -223,13 +245,14 @@ fn answer_locally(message: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
     if !addresses.host_loopback {
         return Some(reply_to(message, end, NXDOMAIN));
     }
-    // IPv4 only: what serves on the host's loopback often does not on ::1, and clients try that first.
+    // IPv4 only: services on the host's loopback often do not listen on ::1, and clients would try that first.
     let known = kind == TYPE_A && class == CLASS_IN;
     let mut answer = reply_to(message, end, 0);
-    // These names have no other records.
+    // A query for another type gets an empty answer: the name exists, such a record does not (RFC 2308, 2.2).
     if known {
+        // ANCOUNT 1; the record's name is a pointer to the question's.
         answer[7] = 1;
-        answer.extend([0xc0, 12]);
+        answer.extend([0xc0, HEADER as u8]);
         answer.extend(TYPE_A.to_be_bytes());
         answer.extend(CLASS_IN.to_be_bytes());
         answer.extend(TTL.to_be_bytes());
@@ -239,20 +262,21 @@ fn answer_locally(message: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-/// "No server could be asked."
+/// The answer when no server could be asked.
 fn failure(message: &[u8]) -> Vec<u8> {
-    let end = question(message).map_or(12, |(.., end)| end);
+    let end = question(message).map_or(HEADER, |(.., end)| end);
     reply_to(message, end, SERVFAIL)
 }
 
-/// The header of a reply, with the question if `end` is behind one.
+/// The header of a reply, with the query's question if `end` is the end of one.
 fn reply_to(message: &[u8], end: usize, code: u8) -> Vec<u8> {
     let mut reply = message.get(..end).unwrap_or_default().to_vec();
-    reply.resize(end.max(12), 0);
-    // A response; recursion desired is echoed, recursion is available.
+    reply.resize(end.max(HEADER), 0);
+    // QR 1; RD is copied from the query; RA is set, because the host's server recurses for all other names.
     reply[2] = 0x80 | reply[2] & 1;
     reply[3] = 0x80 | code;
-    let questions = u8::from(end > 12);
+    // Without a question that was understood, QDCOUNT is 0. The other three counts start at 0.
+    let questions = u8::from(end > HEADER);
     reply[4..12].copy_from_slice(&[0, questions, 0, 0, 0, 0, 0, 0]);
     reply
 }
@@ -315,21 +339,21 @@ mod tests {
         let epoll = Epoll::new().unwrap();
         let key = Key { guest: "192.168.65.3:999".parse().unwrap(), peer: "192.168.65.1:53".parse().unwrap() };
         let mut out = Vec::new();
-        dns.ask(&epoll, &example(), key, &query("example.org", TYPE_A), &mut out);
+        dns.receive_query(&epoll, &example(), key, &query("example.org", TYPE_A), &mut out);
         let mut buffer = [0; 512];
         let (len, from) = server.recv_from(&mut buffer).unwrap();
         assert_eq!(buffer[..len], query("example.org", TYPE_A));
         server.send_to(&[&[0xff, 0xff], &buffer[2..len]].concat(), from).unwrap();
         server.send_to(&[&buffer[..len], b"!"].concat(), from).unwrap();
-        dns.receive(&epoll, 0, &mut out);
+        dns.receive_answer(&epoll, 0, &mut out);
         assert!(out.is_empty(), "an answer to another question");
-        dns.receive(&epoll, 0, &mut out);
+        dns.receive_answer(&epoll, 0, &mut out);
         assert_eq!(out, [ip::udp(key.peer, key.guest, &[&buffer[..len], b"!"].concat())]);
         assert!(dns.deadline().is_none());
     }
 
     #[test]
-    fn a_silent_server_is_followed_by_the_next_and_in_the_end_by_a_failure() {
+    fn a_silent_server_is_followed_by_the_next_and_then_by_a_failure() {
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let second = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut dns = Dns {
@@ -339,12 +363,12 @@ mod tests {
         let epoll = Epoll::new().unwrap();
         let key = Key { guest: "192.168.65.3:999".parse().unwrap(), peer: "192.168.65.1:53".parse().unwrap() };
         let mut out = Vec::new();
-        dns.ask(&epoll, &example(), key, &query("example.org", TYPE_A), &mut out);
+        dns.receive_query(&epoll, &example(), key, &query("example.org", TYPE_A), &mut out);
         let mut now = Instant::now();
         for _ in 0..4 {
             assert!(out.is_empty());
-            now += PATIENCE * 2;
-            dns.sweep(&epoll, now, &mut out);
+            now += SERVER_TIMEOUT * 2;
+            dns.expire(&epoll, now, &mut out);
         }
         assert!(second.recv(&mut [0; 512]).is_ok());
         let mut failed = query("example.org", TYPE_A);
@@ -353,18 +377,18 @@ mod tests {
     }
 
     #[test]
-    fn questions_over_tcp_are_answered_in_turn_and_the_first_foreign_one_goes_on_with_all_others() {
+    fn queries_over_tcp_are_answered_here_up_to_the_first_foreign_one() {
         let framed = |name| {
             let message = query(name, TYPE_A);
             [(message.len() as u16).to_be_bytes().to_vec(), message].concat()
         };
         let stream =
             [framed("host.docker.internal"), framed("example.org"), framed("gateway.docker.internal")].concat();
-        let mut questions = Questions::default();
+        let mut queries = QueryStream::default();
         let mut answered = 0;
         for byte in &stream[..stream.len() - 30] {
-            questions.take(&[*byte]);
-            match questions.next(&example()) {
+            queries.push(&[*byte]);
+            match queries.next(&example()) {
                 Next::Answer(bytes) => {
                     assert_eq!(usize::from(bytes[1]), bytes.len() - 2);
                     assert_eq!(bytes[bytes.len() - 4..], example().host.octets());
@@ -374,7 +398,7 @@ mod tests {
                 Next::Forward => break,
             }
         }
-        assert_eq!((answered, questions.into_bytes()), (1, framed("example.org")));
+        assert_eq!((answered, queries.into_bytes()), (1, framed("example.org")));
     }
 
     #[test]
@@ -392,10 +416,10 @@ mod tests {
                 bytes[2..6].copy_from_slice(&[1, 0, 0, 1]);
             }
             let _ = answer_locally(&bytes, &example());
-            let mut questions = Questions::default();
-            questions.take(&bytes);
-            while let Next::Answer(_) = questions.next(&example()) {}
-            prop_assert!(questions.into_bytes().len() <= bytes.len());
+            let mut queries = QueryStream::default();
+            queries.push(&bytes);
+            while let Next::Answer(_) = queries.next(&example()) {}
+            prop_assert!(queries.into_bytes().len() <= bytes.len());
             prop_assert!(failure(&bytes).len() >= 12);
         }
     }

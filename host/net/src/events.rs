@@ -1,15 +1,15 @@
-//! What the loop waits for.
+//! Event sources of the loop: epoll and the tokens that its events carry.
 
 use std::{io, os::fd::AsRawFd};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// What became ready.
+/// The source of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// The backend of the VM said something or is gone.
+    /// The backend has sent a command or is gone.
     Control,
-    /// The frontend said something or is gone.
+    /// The vmm has sent a request or is gone.
     Frontend,
     /// The driver kicked this queue.
     Kick(usize),
@@ -17,9 +17,9 @@ pub(super) enum Token {
     Tcp(u64),
     /// The host's side of a UDP association.
     Udp(u64),
-    /// A question to a name server.
+    /// The socket of a query to a name server.
     Dns(u64),
-    /// The host's side of pings.
+    /// The ping socket of an identifier.
     Echo(u64),
     /// A published port's socket.
     Published(u64),
@@ -28,7 +28,9 @@ pub(super) enum Token {
 }
 
 impl Token {
+    /// The kind in the upper 8 bits of an event's data, the number below.
     fn pack(self) -> u64 {
+        // A number is never so large: it would take billions of connections each second for years.
         let (kind, id) = match self {
             Self::Control => (0, 0),
             Self::Kick(queue) => (1, queue as u64),
@@ -60,26 +62,31 @@ impl Token {
     }
 }
 
-/// Whether one look may not show all that is there and nothing tells of the rest: there is nothing to come but what is
-/// there already, or an error, or urgent data, before which each look ends.
+/// True if a short read does not prove that the socket is empty, and no other edge would report the rest.
+///
+/// That is so after the far end's FIN or an error, because nothing more will arrive, and with urgent data, before which
+/// each read stops (tcp(7)).
 pub(super) fn ending(event: &EpollEvent) -> bool {
+    // EPOLLRDHUP comes with the FIN, EPOLLPRI with an urgent pointer.
     let last = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
     event.event_set().intersects(last | EventSet::PRIORITY)
 }
 
-/// Reports `fd` as long as it is readable.
+/// Reports `fd` for as long as it is readable (level-triggered).
 pub(super) fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(EventSet::IN, token.pack()))
 }
 
-/// Reports `fd` each time that it becomes readable or writable.
+/// Reports `fd` each time that it becomes readable or writable (edge-triggered): a guest that takes no data must not keep
+/// the loop spinning over a readable socket.
 pub(super) fn watch_edges(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
     let events = EventSet::IN | EventSet::OUT | EventSet::PRIORITY | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token.pack()))
 }
 
-/// Reports `fd` no more.
-pub(super) fn forget(epoll: &Epoll, fd: &impl AsRawFd) {
+/// Stops reporting `fd`.
+pub(super) fn unwatch(epoll: &Epoll, fd: &impl AsRawFd) {
+    // Fails for a descriptor that was never watched, which is fine.
     let _ = epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
 }
 

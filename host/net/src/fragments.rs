@@ -1,4 +1,7 @@
-//! Datagrams that a container sends in fragments (RFC 791, 3.2; RFC 8200, 4.5), put together.
+//! Reassembles datagrams that a container sends in fragments (RFC 791, 3.2; RFC 8200, 4.5).
+//!
+//! Only datagrams larger than a container's MTU come in fragments. Memory is bounded by three limits: datagrams under way,
+//! fragments of each, and time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -8,16 +11,16 @@ use std::{
 
 use smoltcp::wire::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpProtocol, Ipv4Packet, Ipv6Packet};
 
-/// Most datagrams that wait for fragments; one more takes the oldest one's place.
-const MOST: usize = 32;
-/// Most fragments of one datagram.
-const MOST_FRAGMENTS: usize = 128;
-/// How long a datagram waits (RFC 1122, 3.3.2, leaves it to us; RFC 8200 says as much).
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Number of datagrams that wait for fragments; one more takes the oldest one's place.
+const MAX_DATAGRAMS: usize = 32;
+/// Number of fragments of one datagram.
+const MAX_FRAGMENTS: usize = 128;
+/// Time that a datagram has for all its fragments (RFC 8200, 4.5; RFC 1122, 3.3.2 allows 60 to 120 s).
+const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Length of IPv6's fragment header.
 const FRAGMENT_HEADER: usize = 8;
 
-/// What fragments of one datagram have in common.
+/// The fields that the fragments of one datagram have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
     source: IpAddr,
@@ -26,24 +29,23 @@ struct Key {
     identification: u32,
 }
 
-/// One fragment.
 #[derive(Debug)]
 struct Fragment<'a> {
     key: Key,
-    /// Where its data belongs, in bytes.
+    /// Offset of its data in the datagram, in bytes.
     offset: usize,
     more: bool,
     data: &'a [u8],
 }
 
 impl<'a> Fragment<'a> {
-    /// Reads a fragment; `None` for everything else.
+    /// Reads a fragment; `None` for all other packets.
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => {
                 let ip = Ipv4Packet::new_checked(bytes).ok()?;
                 let header = usize::from(ip.header_len());
-                // Options would have to be kept for the whole.
+                // Options would have to be kept for the whole datagram, and nobody sends them with one.
                 let fragment = header == IPV4_HEADER_LEN && (ip.more_frags() || ip.frag_offset() != 0);
                 fragment.then_some(Self {
                     key: Key {
@@ -60,10 +62,12 @@ impl<'a> Fragment<'a> {
             6 => {
                 let ip = Ipv6Packet::new_checked(bytes).ok()?;
                 let payload = bytes.get(IPV6_HEADER_LEN..ip.total_len())?;
+                // The fragment header is only looked for directly behind IPv6's own, where every sender puts it.
                 let (header, data) = payload.split_at_checked(FRAGMENT_HEADER)?;
                 if ip.next_header() != IpProtocol::Ipv6Frag {
                     return None;
                 }
+                // Offset in units of 8 bytes, two reserved bits, and the flag "more fragments".
                 let place = u16::from_be_bytes([header[2], header[3]]);
                 Some(Self {
                     key: Key {
@@ -82,70 +86,78 @@ impl<'a> Fragment<'a> {
     }
 }
 
-/// A datagram with holes.
+/// A datagram that is not complete.
 struct Assembly {
     key: Key,
-    begun: Instant,
+    started: Instant,
+    /// Data by its offset, without overlaps.
     pieces: BTreeMap<usize, Vec<u8>>,
-    /// Its length, once the last fragment is there.
+    /// Length of the datagram, known from its last fragment.
     len: Option<usize>,
 }
 
 impl Assembly {
-    /// Adds a fragment; false when the datagram is spoilt.
+    /// Adds a fragment; false if the datagram has to be discarded.
     fn add(&mut self, fragment: &Fragment<'_>) -> bool {
+        // No overflow: an offset has 16 bits, and data fits into a packet.
         let Fragment { offset, more, data, .. } = *fragment;
         let end = offset + data.len();
         let before = self.pieces.range(..=offset).next_back().map_or(0, |(at, piece)| at + piece.len());
         let after = self.pieces.range(offset..).next().map_or(usize::MAX, |(at, _)| *at);
         if self.pieces.get(&offset).is_some_and(|piece| piece == data) {
-            // Sent twice.
+            // An exact repetition is harmless (RFC 8200, 4.5).
             return true;
         }
-        // Two fragments that claim the same place are an attack (RFC 5722), and so is what ends twice.
+        // Overlaps are an attack: what a filter saw in one fragment another one replaces (RFC 5722, RFC 8200, 4.5). So are two
+        // different ends, and data beyond an end. All fragments but the last have a multiple of 8 bytes, because offsets
+        // count in such units.
         let fits = !data.is_empty()
             && before <= offset
             && end <= after
             && end <= usize::from(u16::MAX) - IPV6_HEADER_LEN
             && self.len.is_none_or(|len| end <= len && more)
             && (!more || data.len() % 8 == 0)
-            && self.pieces.len() < MOST_FRAGMENTS;
+            && self.pieces.len() < MAX_FRAGMENTS;
         if !more {
             self.len = Some(end);
         }
         self.pieces.insert(offset, data.to_vec());
+        // An end that comes after data beyond it.
         let last = self.pieces.last_key_value().map_or(0, |(at, piece)| at + piece.len());
         fits && self.len.is_none_or(|len| last <= len)
     }
 
-    /// The payload, if it has no holes.
+    /// The payload, if it is complete.
     fn whole(&self) -> Option<Vec<u8>> {
         let len = self.len?;
+        // Without overlaps, and with nothing beyond the end, equal lengths mean no holes.
         let there: usize = self.pieces.values().map(Vec::len).sum();
         (there == len).then(|| self.pieces.values().flatten().copied().collect())
     }
 }
 
-/// All datagrams with holes.
+/// All incomplete datagrams, the oldest first.
 #[derive(Default)]
 pub(super) struct Fragments(VecDeque<Assembly>);
 
 impl Fragments {
-    /// Takes a packet if it is a fragment; the whole packet, if this one was the last.
+    /// Takes a packet if it is a fragment; returns the reassembled packet if this one was missing last.
     pub(super) fn take(&mut self, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
         let fragment = Fragment::parse(bytes)?;
-        while self.0.front().is_some_and(|first| now.duration_since(first.begun) > PATIENCE) {
+        while self.0.front().is_some_and(|first| now.duration_since(first.started) > REASSEMBLY_TIMEOUT) {
             self.0.pop_front();
         }
+        // A linear search: the list is short by its bound.
         let place = self.0.iter().position(|one| one.key == fragment.key).unwrap_or_else(|| {
-            if self.0.len() >= MOST {
+            if self.0.len() >= MAX_DATAGRAMS {
                 self.0.pop_front();
             }
-            self.0.push_back(Assembly { key: fragment.key, begun: now, pieces: BTreeMap::new(), len: None });
+            self.0.push_back(Assembly { key: fragment.key, started: now, pieces: BTreeMap::new(), len: None });
             self.0.len() - 1
         });
         let assembly = self.0.get_mut(place)?;
         if !assembly.add(&fragment) {
+            // Later fragments of it start another assembly, which never completes and expires.
             self.0.remove(place);
             return None;
         }
@@ -155,7 +167,7 @@ impl Fragments {
     }
 }
 
-/// The packet that was sent.
+/// The packet as it was before it was fragmented.
 fn packet(key: &Key, payload: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = match (key.source, key.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -181,8 +193,10 @@ fn packet(key: &Key, payload: &[u8]) -> Option<Vec<u8>> {
             ip.set_dst_addr(destination);
             bytes
         }
+        // `Fragment::parse` takes both addresses from one header.
         _ => return None,
     };
+    // IPv4's header checksum stays zero: `Packet::parse` does not look at it.
     bytes.extend(payload);
     Some(bytes)
 }
@@ -235,13 +249,13 @@ mod tests {
         let mut fragments = Fragments::default();
         for identification in 0..=255 {
             fragments.take(&fragment(false, identification, 0, true, &[1; 8]), now);
-            assert!(fragments.0.len() <= MOST);
+            assert!(fragments.0.len() <= MAX_DATAGRAMS);
         }
-        fragments.take(&fragment(true, 0, 0, true, &[1; 8]), now + PATIENCE * 2);
+        fragments.take(&fragment(true, 0, 0, true, &[1; 8]), now + REASSEMBLY_TIMEOUT * 2);
         assert_eq!(fragments.0.len(), 1);
         for offset in (0..2000).map(|index| index * 16) {
-            fragments.take(&fragment(true, 0, offset, true, &[1; 8]), now + PATIENCE * 2);
-            assert!(fragments.0.iter().all(|one| one.pieces.len() <= MOST_FRAGMENTS));
+            fragments.take(&fragment(true, 0, offset, true, &[1; 8]), now + REASSEMBLY_TIMEOUT * 2);
+            assert!(fragments.0.iter().all(|one| one.pieces.len() <= MAX_FRAGMENTS));
         }
     }
 

@@ -1,63 +1,52 @@
-//! Frames on the wire to the guest: Ethernet, the questions for its neighbours' hardware addresses (ARP, RFC 826;
-//! neighbour discovery, RFC 4861), and the header that virtio puts before each frame.
+//! Frames to the guest: Ethernet, and the header that virtio puts before each frame.
 
-use std::{
-    cell::RefCell,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::cell::RefCell;
 
-use smoltcp::wire::{Icmpv6Packet, IpProtocol};
-
-use super::{
-    addresses::{Addresses, GATEWAY_MAC, GUEST_MAC},
-    ip::{self, Packet},
-};
+use super::addresses::{GATEWAY_MAC, GUEST_MAC};
 
 /// `struct virtio_net_hdr` with `num_buffers` (virtio 1.3, 5.1.6).
 pub const VIRTIO_HEADER: usize = 12;
-/// Destination, source, type.
+/// Destination, source and EtherType.
 pub(super) const ETHERNET_HEADER: usize = 14;
-/// Largest frame: an IP packet cannot be longer than its length field says.
-pub(super) const MOST: usize = ETHERNET_HEADER + 65_535;
+/// Largest frame: an IP packet of 65,535 bytes, the most its length field can say.
+pub(super) const MAX_FRAME: usize = ETHERNET_HEADER + 65_535;
 
 pub(super) const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
-const ETHERTYPE_ARP: [u8; 2] = [8, 6];
+pub(super) const ETHERTYPE_ARP: [u8; 2] = [8, 6];
 pub(super) const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
-
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// A frame for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// virtio's header; `num_buffers` is set when the buffers are known.
+    /// virtio's header; `num_buffers` is set by the queue, which knows the buffers.
     pub(super) header: [u8; VIRTIO_HEADER],
     /// The Ethernet frame.
     pub(super) bytes: Vec<u8>,
 }
 
-/// Buffers of at least so many bytes are used again: to clear 64 KiB costs as much as to fill them.
-const LARGE: usize = 16 * 1024;
-/// Most buffers that are kept.
-const KEPT: usize = 32;
+/// Smallest buffer that is kept for reuse: to clear a fresh 64 KiB costs as much as to fill them.
+const MIN_POOLED: usize = 16 * 1024;
+/// Number of buffers that are kept.
+const MAX_POOLED: usize = 32;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer of this length, with zeros or with what was in it before.
+/// A buffer of this length, filled with zeros or with an earlier frame.
 pub(super) fn buffer(len: usize) -> Vec<u8> {
-    let used = if len < LARGE { None } else { BUFFERS.with_borrow_mut(Vec::pop) };
+    // Earlier contents are the same guest's frames, and every caller overwrites the whole buffer.
+    let used = if len < MIN_POOLED { None } else { BUFFERS.with_borrow_mut(Vec::pop) };
     let mut buffer = used.unwrap_or_default();
     buffer.resize(len, 0);
     buffer
 }
 
-/// Gives a buffer back.
+/// Gives a buffer back for reuse.
 pub(super) fn recycle(buffer: Vec<u8>) {
-    if buffer.len() >= LARGE {
+    if buffer.len() >= MIN_POOLED {
         BUFFERS.with_borrow_mut(|buffers| {
-            if buffers.len() < KEPT {
+            if buffers.len() < MAX_POOLED {
                 buffers.push(buffer);
             }
         });
@@ -65,7 +54,8 @@ pub(super) fn recycle(buffer: Vec<u8>) {
 }
 
 impl Frame {
-    fn ethernet(len: usize, ethertype: [u8; 2]) -> Self {
+    /// A frame of this EtherType with `len` bytes of payload.
+    pub(super) fn ethernet(len: usize, ethertype: [u8; 2]) -> Self {
         let mut bytes = buffer(ETHERNET_HEADER + len);
         bytes[..6].copy_from_slice(&GUEST_MAC);
         bytes[6..12].copy_from_slice(&GATEWAY_MAC);
@@ -73,178 +63,15 @@ impl Frame {
         Self { header: [0; VIRTIO_HEADER], bytes }
     }
 
-    /// A frame for an IP packet of this length, to be filled whole from [`ETHERNET_HEADER`] on and then sealed.
+    /// A frame for an IP packet of `len` bytes, to be filled from [`ETHERNET_HEADER`] on and then sealed.
     pub(super) fn ip(len: usize) -> Self {
         Self::ethernet(len, ETHERTYPE_IPV4)
     }
 
-    /// Makes the frame's type that of the packet in it.
+    /// Sets the EtherType by the version of the IP packet.
     pub(super) fn seal(&mut self) {
         if self.bytes.get(ETHERNET_HEADER).is_some_and(|first| first >> 4 == 6) {
             self.bytes[12..14].copy_from_slice(&ETHERTYPE_IPV6);
-        }
-    }
-}
-
-/// What a frame of the guest carries.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Payload<'a> {
-    /// A question for the hardware address of one of our addresses: the answer.
-    Neighbour(Frame),
-    /// An IP packet.
-    Packet(Packet<'a>),
-    /// What may be a part of one.
-    Part(&'a [u8]),
-}
-
-/// Reads a frame; `None` for all that this network does not carry.
-pub(super) fn parse<'a>(frame: &'a [u8], addresses: &Addresses) -> Option<Payload<'a>> {
-    let (header, rest) = frame.split_at_checked(ETHERNET_HEADER)?;
-    match [header[12], header[13]] {
-        ETHERTYPE_IPV4 => {
-            let Some(packet) = Packet::parse(rest) else { return Some(Payload::Part(rest)) };
-            packet.source.is_ipv4().then_some(Payload::Packet(packet))
-        }
-        ETHERTYPE_IPV6 => {
-            let packet = Packet::parse(rest)?;
-            if !packet.source.is_ipv6() {
-                return None;
-            }
-            if packet.protocol == IpProtocol::Ipv6Frag {
-                return Some(Payload::Part(rest));
-            }
-            match neighbour(&packet) {
-                Some(target) => addresses.is_ours(target.into()).then(|| advertise(&packet, target)).flatten(),
-                None => Some(Payload::Packet(packet)),
-            }
-        }
-        ETHERTYPE_ARP => {
-            let arp = rest.get(..28)?;
-            // Ethernet, IPv4, sizes 6 and 4, request (RFC 826).
-            if arp[..8] != [0, 1, 8, 0, 6, 4, 0, 1] {
-                return None;
-            }
-            let address = |at: usize| Ipv4Addr::new(arp[at], arp[at + 1], arp[at + 2], arp[at + 3]);
-            let target = address(24);
-            let sender = arp[8..14].try_into().ok()?;
-            addresses.is_ours(target.into()).then(|| Payload::Neighbour(arp_reply(sender, address(14), target)))
-        }
-        _ => None,
-    }
-}
-
-/// "It is me", for one of our addresses.
-fn arp_reply(sender_mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Frame {
-    let mut frame = Frame::ethernet(28, ETHERTYPE_ARP);
-    frame.bytes[..6].copy_from_slice(&sender_mac);
-    let arp = &mut frame.bytes[ETHERNET_HEADER..];
-    arp[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 2]);
-    arp[8..14].copy_from_slice(&GATEWAY_MAC);
-    arp[14..18].copy_from_slice(&target.octets());
-    arp[18..24].copy_from_slice(&sender_mac);
-    arp[24..28].copy_from_slice(&sender.octets());
-    frame
-}
-
-/// Whom a neighbour solicitation looks for (RFC 4861, 4.3).
-fn neighbour(packet: &Packet<'_>) -> Option<Ipv6Addr> {
-    let message = packet.payload();
-    if packet.protocol != IpProtocol::Icmpv6 || message.len() < 24 || message[..2] != [NEIGHBOUR_SOLICITATION, 0] {
-        return None;
-    }
-    let target: [u8; 16] = message[8..24].try_into().ok()?;
-    Some(target.into())
-}
-
-/// The advertisement that answers it (RFC 4861, 4.4); what another asks to be sure that it is alone gets none.
-fn advertise(solicitation: &Packet<'_>, target: Ipv6Addr) -> Option<Payload<'static>> {
-    if solicitation.source.is_unspecified() || solicitation.hops != 255 {
-        return None;
-    }
-    let source = IpAddr::V6(target);
-    let frame = ip::frame(source, solicitation.source, IpProtocol::Icmpv6, 32, |message| {
-        // A router, asked for, and this address is to be used.
-        message[..8].copy_from_slice(&[NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0xe0, 0, 0, 0]);
-        message[8..24].copy_from_slice(&target.octets());
-        message[24..26].copy_from_slice(&[2, 1]);
-        message[26..32].copy_from_slice(&GATEWAY_MAC);
-        if let IpAddr::V6(destination) = solicitation.source {
-            Icmpv6Packet::new_unchecked(message).fill_checksum(&target, &destination);
-        }
-    });
-    Some(Payload::Neighbour(frame))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::addresses::example;
-
-    fn request(target: Ipv4Addr) -> Vec<u8> {
-        let mut frame = vec![0xff; 6];
-        frame.extend(GUEST_MAC);
-        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        frame.extend(GUEST_MAC);
-        frame.extend(example().guest.octets());
-        frame.extend([0; 6]);
-        frame.extend(target.octets());
-        frame
-    }
-
-    fn solicitation(source: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
-        ip::frame(source.into(), target.into(), IpProtocol::Icmpv6, 24, |message| {
-            message[0] = NEIGHBOUR_SOLICITATION;
-            message[8..24].copy_from_slice(&target.octets());
-        })
-        .bytes
-    }
-
-    #[test]
-    fn arp_is_answered_for_the_gateway_and_the_host_only() {
-        let addresses = example();
-        for address in [addresses.gateway, addresses.host] {
-            let Some(Payload::Neighbour(reply)) = parse(&request(address), &addresses) else { panic!("no answer") };
-            let reply = reply.bytes;
-            assert_eq!(
-                (&reply[..6], &reply[22..28], &reply[28..32]),
-                (&GUEST_MAC[..], &GATEWAY_MAC[..], &address.octets()[..])
-            );
-        }
-        assert_eq!(parse(&request(addresses.guest), &addresses), None);
-    }
-
-    #[test]
-    fn neighbours_are_advertised_for_the_gateway_and_the_host_only() {
-        let addresses = example();
-        for address in [addresses.gateway6, addresses.host6] {
-            let question = solicitation(addresses.guest6, address);
-            let Some(Payload::Neighbour(reply)) = parse(&question, &addresses) else { panic!("no answer") };
-            let packet = Packet::parse(&reply.bytes[ETHERNET_HEADER..]).unwrap();
-            assert_eq!((packet.source, packet.hops), (address.into(), 255));
-            let message = packet.payload();
-            assert_eq!((message[0], &message[26..32]), (NEIGHBOUR_ADVERTISEMENT, &GATEWAY_MAC[..]));
-            assert!(Icmpv6Packet::new_checked(message).unwrap().verify_checksum(&address, &addresses.guest6));
-        }
-        assert_eq!(parse(&solicitation(addresses.guest6, addresses.guest6), &addresses), None);
-        assert_eq!(parse(&solicitation(Ipv6Addr::UNSPECIFIED, addresses.host6), &addresses), None);
-    }
-
-    proptest! {
-        #[test]
-        fn no_frame_makes_the_parser_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0_usize..3, message in any::<bool>()) {
-            if let Some(place) = bytes.get_mut(12..14) {
-                place.copy_from_slice(&[ETHERTYPE_IPV4, ETHERTYPE_ARP, ETHERTYPE_IPV6][kind]);
-            }
-            if let Some(first) = bytes.get_mut(14) {
-                *first = if kind == 2 { 0x60 } else { 0x40 } | *first & 15;
-            }
-            if message && kind == 2 && bytes.len() > 55 {
-                bytes[20] = 58;
-                bytes[54..56].copy_from_slice(&[NEIGHBOUR_SOLICITATION, 0]);
-            }
-            let _ = parse(&bytes, &example());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
-#![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
+//! Entry points of the fuzz targets into this module. Only in tests and with the feature `fuzzing`.
+#![allow(clippy::unwrap_used, reason = "a target that cannot be set up has to fail")]
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -10,27 +10,27 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
     addresses::Addresses,
-    control::Setup,
+    api::Setup,
     events::{Token, ending},
     frame::{Frame, VIRTIO_HEADER},
-    offload::Head,
-    ring::{Offered, Ring},
-    sender::Receiver,
+    key::Key,
+    offload::{Head, Offload},
+    ring::{Ring, RxSink},
+    sink::FrameSink,
     stack::Stack,
-    tcp::{Key, Offload},
 };
 use bulkhead_queue::fuzzing;
 
 pub use super::{dns::fuzzing::*, resolver::fuzzing::*};
 
-/// The whole network behind the wire, with the host's real sockets.
+/// The whole network behind the queues, with the host's real sockets.
 pub struct World {
     stack: Stack,
     epoll: Arc<Epoll>,
 }
 
 impl World {
-    /// A network as its defaults make it.
+    /// A network with default settings.
     pub fn new(segmentation: bool) -> Self {
         let epoll = Arc::new(Epoll::new().unwrap());
         let mut stack = Stack::new(Arc::clone(&epoll), Self::addresses());
@@ -38,12 +38,12 @@ impl World {
         Self { stack, epoll }
     }
 
-    /// Its addresses.
+    /// The addresses of every such network.
     pub fn addresses() -> Addresses {
         Addresses::new(&Setup::default()).unwrap()
     }
 
-    /// A frame of the guest.
+    /// Takes a frame of the guest.
     pub fn receive(&mut self, frame: &[u8]) {
         self.stack.receive(frame);
     }
@@ -54,12 +54,12 @@ impl World {
         self.stack.publish(id, transport, socket, target);
     }
 
-    /// Ends a published port.
+    /// Closes a published port.
     pub fn forget(&mut self, id: u64) {
         self.stack.forget(id);
     }
 
-    /// Lets the host's sockets and timers have their turn; the guest takes at most `most` frames.
+    /// Handles the host's sockets and timers once; the guest takes at most `most` frames.
     pub fn turn(&mut self, most: usize) -> Vec<Vec<u8>> {
         let mut events = [EpollEvent::default(); 16];
         let ready = self.epoll.wait(0, &mut events).unwrap();
@@ -71,7 +71,7 @@ impl World {
         take(&mut self.stack, most).into_iter().map(|frame| frame.bytes).collect()
     }
 
-    /// Waits for what the loopback needs.
+    /// Waits until the loopback has delivered.
     pub fn pause(&self) {
         std::thread::sleep(Duration::from_micros(50));
     }
@@ -86,15 +86,15 @@ pub(super) fn take(stack: &mut Stack, most: usize) -> Vec<Frame> {
     taken.frames
 }
 
-/// A guest that takes so many frames.
+/// A guest that takes a limited number of frames.
 pub(super) struct Frames {
-    /// What it has taken.
+    /// Frames that it has taken.
     pub(super) frames: Vec<Frame>,
-    /// How many there may be.
+    /// Number of frames that it takes.
     pub(super) most: usize,
 }
 
-impl Receiver for Frames {
+impl FrameSink for Frames {
     fn take(
         &mut self,
         head: usize,
@@ -118,8 +118,7 @@ impl Receiver for Frames {
     }
 }
 
-/// The device side of both queues over any guest memory: `bytes` are its beginning. Each is laid out as
-/// [`fuzzing`] says.
+/// The device side of both queues over any guest memory that begins with `bytes`, each laid out as [`fuzzing`] says.
 pub fn rings(bytes: &[u8], frames: &[usize], event_idx: bool, mergeable: bool) {
     let memory = fuzzing::memory(bytes);
     let mut ring = Ring::new().unwrap();
@@ -127,19 +126,21 @@ pub fn rings(bytes: &[u8], frames: &[usize], event_idx: bool, mergeable: bool) {
     fuzzing::lay_out(&mut ring.queue);
     for len in frames {
         if ring.queue.is_valid(&memory) {
-            ring.take(&memory, usize::from(fuzzing::SIZE), |frame| assert!(frame.len() <= super::frame::MOST));
+            ring.pop_frames(&memory, usize::from(fuzzing::SIZE), |frame| {
+                assert!(frame.len() <= super::frame::MAX_FRAME);
+            });
             let frame = Frame { header: [1; VIRTIO_HEADER], bytes: vec![2; *len] };
-            if !ring.give(&memory, &frame, mergeable) {
-                let _ = ring.await_buffers(&memory);
+            if !ring.push_frame(&memory, &frame, mergeable) {
+                let _ = ring.enable_kick(&memory);
             }
-            let mut offered = Offered { ring: &mut ring, memory: &memory, mergeable };
+            let mut sink = RxSink { ring: &mut ring, memory: &memory, mergeable };
             let fill = &mut |parts: &[VolatileSlice<'_>]| {
                 assert!(parts.iter().map(VolatileSlice::len).sum::<usize>() <= *len);
                 Ok(parts.iter().map(|part| part.len() - part.len() / 3).sum())
             };
             let seal = &mut |len| Head::new(key(), (1, 2), 3, true, len, 1000);
-            if offered.take(super::offload::head_len(&key()), *len, fill, seal).is_none() {
-                let _ = ring.await_buffers(&memory);
+            if sink.take(super::offload::head_len(&key()), *len, fill, seal).is_none() {
+                let _ = ring.enable_kick(&memory);
             }
             ring.signal(&memory);
         }

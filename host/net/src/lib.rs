@@ -1,52 +1,75 @@
-//! The guest's network: `bulkhead net`, a child of the backend. It is the vhost-user backend of the vmm's network
-//! device, and for the guest it is the whole internet: router, name server and the far end of every connection.
+//! User-mode networking: `bulkhead net`, the vhost-user backend of the VM's network device. For the guest it is the whole
+//! internet: router, name server and the far end of every connection.
 //!
-//! No packet of the guest goes out, only its data: a TCP connection of the guest ends here and continues as a socket of
-//! this process, so nothing needs privileges, and the host's routes, VPNs and firewall hold as for any program.
+//! No packet of the guest goes out, only its data: each connection ends here and continues as a socket of this process. So
+//! nothing needs privileges, and the host's routes, VPNs and firewall apply as they do to any program.
 //!
-//! The TCP/IP stack is smoltcp, not ipstack: it does no I/O and has no runtime, so that one thread with one epoll serves
-//! queues, sockets and timers without a channel or a task for each connection. Each connection has an interface of its
-//! own: a packet costs the same whether there is one connection or thousands, and any address can be the far end.
-//! Tried: a gigabyte towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more
-//! than here, and the end of the host's data never reached the guest.
-//! Data on its way to the guest does not go through it (`sender.rs`).
+//! # Parts
 //!
-//! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums. Towards the guest, the
-//! stack is told of a larger segment size than the guest's end announced, and virtio's segmentation offload lets the
-//! guest's kernel cut (or not cut) to the announced one. So containers keep their MTU of 1500.
+//! | Layer           | Files                                                                                      |
+//! |-----------------|--------------------------------------------------------------------------------------------|
+//! | Process         | `api` (commands of the backend), `event_loop`, `events` (epoll), `error`                   |
+//! | Virtio device   | `frontend`, `vhost` (setup by the vmm), `ring` (the two queues), `sink`                     |
+//! | Frames          | `frame`, `ethernet` (ARP, neighbours), `ip`, `fragments`, `offload`                        |
+//! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver`, `icmp`                            |
+//! | Shared          | `addresses`, `key`, `associations`, `socket`                                               |
+//! | Another backend | `tap`: copies frames between the queues and a tap device, without any of the services      |
 //!
-//! One thread does everything; all tables have bounds; a guest that takes no frames stops the host's sockets from being
-//! read.
+//! # Addresses
+//!
+//! By default (`vpnkitCIDR`) the guest is 192.168.65.3, without DHCP: its init sets address, route and name server.
+//! 192.168.65.1 is `gateway.docker.internal`, router and name server; 192.168.65.254 is `host.docker.internal`. ARP, pings
+//! and connections for both are answered here. The guest also has an address of fd0b:ad:c0ff::/64; the host's names stay
+//! IPv4 only (see `dns`).
+//!
+//! # TCP
+//!
+//! The TCP/IP stack is smoltcp: it does no I/O and has no runtime, so one thread with one epoll serves queues, sockets and
+//! timers without a channel or a task for each connection. Each connection has an interface of its own: a packet costs the
+//! same whether there is one connection or thousands, and any address can be the far end. ipstack was tried: a gigabyte
+//! towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more than here, and the
+//! end of the host's data never reached the guest.
+//!
+//! Bulk data towards the guest does not go through smoltcp; `tcp` describes both paths, and `tcp/retransmit.rs` sends
+//! lost segments again.
+//!
+//! # Large segments
+//!
+//! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums (`HOST_TSO4`, `CSUM`). Towards
+//! the guest, smoltcp is shown a larger segment size than the guest's end announced, and virtio's segmentation offload
+//! (`GUEST_TSO4` with the announced size) lets the guest's kernel cut the segments, or not. So `docker0` and containers keep
+//! their MTU of 1500; `eth0` has 65520, for datagrams.
+//!
+//! # Limits
+//!
+//! One thread does everything, every table has a bound, and a guest that takes no frames stops the host's sockets from
+//! being read. Not supported yet: ICMP errors (an unreachable UDP port is silence to the guest), and search domains and
+//! `/etc/hosts` of the host.
+//!
+//! A network process that dies is started again by the backend. The vmm hands the new one the queues from where the used
+//! rings are; connections that were open are reset.
 
 pub mod addresses;
+pub mod api;
 mod associations;
-pub mod control;
 mod dns;
-#[cfg(test)]
-mod driver_tests;
-mod echo;
+mod error;
+mod ethernet;
+mod event_loop;
 mod events;
 mod fragments;
 mod frame;
-mod front;
-#[cfg(test)]
-mod frontend_tests;
+mod frontend;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod icmp;
 mod ip;
-#[cfg(test)]
-mod kernel_tests;
-#[cfg(test)]
-mod loop_tests;
+mod key;
 mod offload;
-mod published;
+mod phy;
 mod resolver;
 mod ring;
-#[cfg(test)]
-mod ring_tests;
-mod sender;
-#[cfg(test)]
-mod sender_tests;
+mod sink;
 mod socket;
 mod stack;
 mod tap;
@@ -55,73 +78,30 @@ mod tcp;
 mod tests;
 mod udp;
 mod vhost;
-mod window;
-#[cfg(test)]
-mod window_tests;
-mod wire;
 
-use std::{
-    io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{os::unix::net::UnixStream, process::ExitCode, sync::Arc};
 
-use ::vhost::vhost_user::Error as VhostError;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::SockType,
 };
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
-};
 
-use bulkhead_ipc::{channel::PacketError, inherited, report::chain, sandbox};
+use bulkhead_ipc::{inherited, report::chain, sandbox};
 
 use addresses::Addresses;
-use control::Command;
-use events::Token;
-use front::Front;
-use ring::Offered;
-use sender::Sent;
+use api::Command;
+use error::NetError;
+use event_loop::EventLoop;
+use frontend::Frontend;
 use stack::Stack;
-use vhost::{RX, TX};
 
 pub use frame::VIRTIO_HEADER;
 pub use resolver::nameservers;
-use vhost::Device;
 
-/// Frames taken from the guest before the host's sockets have their turn.
-const BURST: usize = 128;
+/// Descriptors that the process may have open.
+const MAX_DESCRIPTORS: u64 = 16_384;
 
-/// Why the network process ends in failure.
-#[derive(Debug, thiserror::Error)]
-enum NetError {
-    #[error("descriptor {} is no control socket; `bulkhead net` is started by the backend", inherited::FD)]
-    Descriptor,
-    #[error("the backend's control socket failed")]
-    Control(#[from] PacketError),
-    #[error("the backend's first packet sets up no network")]
-    NoSetup,
-    #[error("the guest's network {0}/{1} has not room for its addresses")]
-    Subnet(std::net::Ipv4Addr, u8),
-    #[error("the host refused {what}")]
-    Host {
-        what: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    #[error("the vmm broke the vhost-user protocol")]
-    Protocol(#[source] VhostError),
-    #[error("the network process cannot confine itself")]
-    Sandbox(#[from] sandbox::SandboxError),
-}
-
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> NetError {
-    move |source| NetError::Host { what, source }
-}
-
-/// The process: serves the network device until the vmm is gone.
+/// Serves the network device until the vmm is gone; the main function of `bulkhead net`.
 pub fn run() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
@@ -134,109 +114,20 @@ pub fn run() -> ExitCode {
 
 fn serve() -> Result<(), NetError> {
     let control = inherited::socket(SockType::SeqPacket).ok_or(NetError::Descriptor)?;
-    let (setup, stream) = match control::receive(&control)? {
+    let (setup, stream) = match api::receive(&control)? {
         Some((Command::Setup(setup), Some(stream))) => (setup, UnixStream::from(stream)),
         Some((Command::SetupTap, Some(stream))) => return tap::serve(control, stream.into()),
         _ => return Err(NetError::NoSetup),
     };
     let addresses = Addresses::new(&setup).ok_or(NetError::Subnet(setup.subnet.0, setup.subnet.1))?;
-    // Each connection is a descriptor.
+    // Each connection, association and query is a descriptor, and all tables at their bounds fit into this. Under a lower
+    // hard limit `socket` fails earlier, which refuses the connection.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(16_384), most);
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(MAX_DESCRIPTORS), most);
     }
-    let front = Front::new(control, stream)?;
+    let frontend = Frontend::new(control, stream)?;
+    // Before the first event: everything that comes from the guest or from a client is handled by a process that has IP
+    // sockets, reads resolv.conf, and can do nothing else.
     sandbox::confine_net()?;
-    Loop { stack: Stack::new(Arc::clone(&front.epoll), addresses), front }.run()
-}
-
-/// The one thread.
-struct Loop {
-    front: Front,
-    stack: Stack,
-}
-
-impl Loop {
-    fn run(mut self) -> Result<(), NetError> {
-        let mut more = false;
-        loop {
-            let timeout = if more { 0 } else { self.stack.timeout() };
-            for index in 0..self.front.wait(timeout)? {
-                match self.front.token(index) {
-                    Token::Control => match self.front.command()? {
-                        Some((command, descriptor)) => self.obey(command, descriptor),
-                        None => return Ok(()),
-                    },
-                    Token::Frontend => {
-                        if !self.front.heard()? {
-                            return Ok(());
-                        }
-                    }
-                    Token::Kick(queue) => self.front.kicked(queue),
-                    token => self.stack.host_ready(token, self.front.ending(index)),
-                }
-            }
-            more = self.move_frames();
-        }
-    }
-
-    fn obey(&mut self, command: Command, descriptor: Option<OwnedFd>) {
-        match (command, descriptor) {
-            (Command::Listen { id, transport, target }, Some(socket)) => {
-                self.stack.publish(id, transport, socket, target);
-            }
-            (Command::Forget { id }, _) => self.stack.forget(id),
-            // A second setup, or a port without its socket: nothing that the backend does.
-            _ => {}
-        }
-    }
-
-    /// Moves frames both ways; true when there may be more to do at once.
-    fn move_frames(&mut self) -> bool {
-        let device = &mut *self.front.device();
-        let Some(memory) = device.memory.clone() else { return false };
-        self.stack.offload.checksum = device.has(VIRTIO_NET_F_GUEST_CSUM);
-        self.stack.offload.segmentation = device.has(VIRTIO_NET_F_GUEST_TSO4) && device.has(VIRTIO_NET_F_GUEST_TSO6);
-        let mergeable = device.has(VIRTIO_NET_F_MRG_RXBUF);
-        let mut more = false;
-        if device.rings[TX].runs() {
-            more = device.rings[TX].take(&memory, BURST, |frame| self.stack.receive(frame));
-        }
-        self.stack.run_timers();
-        let ring = &mut device.rings[RX];
-        if !ring.runs() {
-            return more;
-        }
-        loop {
-            let mut room = true;
-            while let Some(frame) = self.stack.out.front() {
-                if ring.give(&memory, frame, mergeable) {
-                    if let Some(given) = self.stack.out.pop_front() {
-                        frame::recycle(given.bytes);
-                    }
-                } else if !ring.await_buffers(&memory) {
-                    room = false;
-                    break;
-                }
-            }
-            while room {
-                match self.stack.send(&mut Offered { ring, memory: &memory, mergeable }) {
-                    // Before more is sent the guest's acknowledgements have their turn.
-                    Sent::More => {
-                        more = true;
-                        break;
-                    }
-                    Sent::Blocked => room = ring.await_buffers(&memory),
-                    Sent::Idle | Sent::End => break,
-                }
-            }
-            ring.signal(&memory);
-            let before = self.stack.out.len();
-            self.stack.resume();
-            if self.stack.out.len() == before || before > 0 {
-                // Sending may end a connection, whose frames then wait here and are told of by nobody. A guest without
-                // buffers is waited for: its kick continues.
-                return more || room && self.stack.has_output();
-            }
-        }
-    }
+    EventLoop { stack: Stack::new(Arc::clone(&frontend.epoll), addresses), frontend }.run()
 }

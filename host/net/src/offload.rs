@@ -1,4 +1,5 @@
-//! Checksums and segments that are left to the guest's kernel (virtio 1.3, 5.1.6.2).
+//! Offloads towards the guest: TCP headers whose checksums the guest's kernel completes and whose long segments it cuts
+//! (virtio 1.3, 5.1.6.4).
 
 use std::net::IpAddr;
 
@@ -8,25 +9,42 @@ use super::{
     addresses::{GATEWAY_MAC, GUEST_MAC},
     frame::{ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, VIRTIO_HEADER},
     ip::{self, Packet},
-    tcp::Key,
+    key::Key,
 };
 
+/// Largest amount of data in one segment, in bytes: an IP packet less IPv6's and TCP's headers.
+pub(super) const SEGMENT: u16 = 65_475;
+
+/// Offloads that the guest's driver has negotiated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offload {
+    /// The guest completes checksums (`VIRTIO_NET_F_GUEST_CSUM`).
+    pub(super) checksum: bool,
+    /// The guest cuts long segments (`VIRTIO_NET_F_GUEST_TSO4` and `6`).
+    pub(super) segmentation: bool,
+}
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_GSO_TCPV4`.
 const GSO_TCPV4: u8 = 1;
+/// `VIRTIO_NET_HDR_GSO_TCPV6`.
 const GSO_TCPV6: u8 = 4;
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u16 = 16;
 
-/// Leaves a TCP segment's checksum to the guest, and its segmentation when it is longer than `segment` bytes of data.
+/// Leaves a TCP segment's checksum to the guest, and its segmentation if it has more than `mss` bytes of data.
 ///
-/// Without `checksum_offload` the checksum is made here.
-pub(super) fn offload_tcp(frame: &mut Frame, segment: u16, checksum_offload: bool) {
+/// Without `checksum_offload` the checksum is made here. Then no segment is longer than the guest takes, because the driver
+/// may negotiate segmentation only together with checksums (virtio 1.3, 5.1.3.1).
+pub(super) fn offload_tcp(frame: &mut Frame, mss: u16, checksum_offload: bool) {
     let Some(packet) = frame.bytes.get(ETHERNET_HEADER..).and_then(Packet::parse) else { return };
     let (source, destination) = (packet.source, packet.destination);
-    // The stack writes no options into IP headers.
+    // smoltcp writes no options into IP headers.
     let start = ETHERNET_HEADER + ip::header_len(source);
     let Some(tcp) = frame.bytes.get_mut(start..) else { return };
     let len = tcp.len();
+    // Other packets than TCP's never come from smoltcp here.
     let Ok(mut view) = TcpPacket::new_checked(tcp) else { return };
     if !checksum_offload {
         view.fill_checksum(&IpAddress::from(source), &IpAddress::from(destination));
@@ -34,10 +52,11 @@ pub(super) fn offload_tcp(frame: &mut Frame, segment: u16, checksum_offload: boo
     }
     view.set_checksum(pseudo_header_sum(source, destination, len));
     let tcp_header = usize::from(view.header_len());
-    frame.header = virtio_header(source, start, tcp_header, len.saturating_sub(tcp_header), segment);
+    frame.header = virtio_header(source, start, tcp_header, len.saturating_sub(tcp_header), mss);
 }
 
-/// The not inverted sum over the pseudo-header, where a checksum is to be completed (RFC 9293, 3.1; RFC 8200, 8.1).
+/// The sum over the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), not inverted: the guest's kernel adds the rest to what
+/// stands in the checksum field (virtio 1.3, 5.1.6.2).
 fn pseudo_header_sum(source: IpAddr, destination: IpAddr, len: usize) -> u16 {
     let words = |address: IpAddr| -> u32 {
         let sum = |bytes: &[u8]| bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
@@ -47,48 +66,52 @@ fn pseudo_header_sum(source: IpAddr, destination: IpAddr, len: usize) -> u16 {
         }
     };
     let mut sum = words(source) + words(destination) + u32::from(u8::from(IpProtocol::Tcp)) + len as u32;
+    // One's complement addition: carries go back in at the lower end (RFC 1071).
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
 }
 
+/// Length of a TCP header without options.
 const TCP_HEADER: usize = 20;
-const MOST_HEAD: usize = ETHERNET_HEADER + 40 + TCP_HEADER;
+/// Length of the longest headers, IPv6's.
+const MAX_HEAD: usize = ETHERNET_HEADER + 40 + TCP_HEADER;
 
-/// Bytes of the headers that a connection's data has, without virtio's.
+/// Length of the headers of a connection's data segments, without virtio's.
 pub(super) fn head_len(key: &Key) -> usize {
     ETHERNET_HEADER + ip::header_len(key.peer.ip()) + TCP_HEADER
 }
 
-/// All headers of a TCP segment to the guest, whose data is elsewhere.
+/// All headers of a TCP data segment to the guest, separate from the data.
 pub(super) struct Head {
-    /// virtio's.
+    /// virtio's header.
     pub(super) header: [u8; VIRTIO_HEADER],
-    bytes: [u8; MOST_HEAD],
+    bytes: [u8; MAX_HEAD],
     len: usize,
 }
 
 impl Head {
-    /// For a segment of `len` bytes from the peer, with its sequence number, what it acknowledges and its window; the
-    /// guest completes the checksum and cuts what is longer than `segment`.
+    /// The headers of a segment of `len` bytes with this sequence number, acknowledgement and (scaled) window. The guest
+    /// completes the checksum, and cuts data longer than `mss`.
     pub(super) fn new(
         key: Key,
         (sequence, acknowledged): (u32, u32),
         window: u16,
         push: bool,
         len: usize,
-        segment: u16,
+        mss: u16,
     ) -> Self {
         const ACK: u8 = 16;
         const PSH: u8 = 8;
         let (source, destination) = (key.peer.ip(), key.guest.ip());
         let start = ETHERNET_HEADER + ip::header_len(source);
-        let mut head = Self { header: [0; VIRTIO_HEADER], bytes: [0; MOST_HEAD], len: start + TCP_HEADER };
+        let mut head = Self { header: [0; VIRTIO_HEADER], bytes: [0; MAX_HEAD], len: start + TCP_HEADER };
         head.bytes[..6].copy_from_slice(&GUEST_MAC);
         head.bytes[6..12].copy_from_slice(&GATEWAY_MAC);
         head.bytes[12..14].copy_from_slice(if source.is_ipv4() { &ETHERTYPE_IPV4 } else { &ETHERTYPE_IPV6 });
         ip::fill(&mut head.bytes[ETHERNET_HEADER..start], source, destination, IpProtocol::Tcp, TCP_HEADER + len);
+        // No options: none of those that smoltcp negotiates has to be in every segment. The urgent pointer stays zero, since urgent data travels as ordinary data (RFC 6093, 6).
         let tcp = &mut head.bytes[start..];
         tcp[..2].copy_from_slice(&key.peer.port().to_be_bytes());
         tcp[2..4].copy_from_slice(&key.guest.port().to_be_bytes());
@@ -98,7 +121,7 @@ impl Head {
         tcp[14..16].copy_from_slice(&window.to_be_bytes());
         let sum = pseudo_header_sum(source, destination, TCP_HEADER + len);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-        head.header = virtio_header(source, start, TCP_HEADER, len, segment);
+        head.header = virtio_header(source, start, TCP_HEADER, len, mss);
         head
     }
 
@@ -113,16 +136,18 @@ impl Head {
     }
 }
 
-/// virtio's header for a TCP segment of `len` bytes whose own header begins at `start`.
-fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, segment: u16) -> [u8; VIRTIO_HEADER] {
+/// `struct virtio_net_hdr` for a TCP segment of `len` bytes of data whose own header starts at `start` (virtio 1.3, 5.1.6).
+fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, mss: u16) -> [u8; VIRTIO_HEADER] {
     let mut header = [0; VIRTIO_HEADER];
+    // `flags`, `csum_start` and `csum_offset`: the checksum covers everything from the TCP header on.
     header[0] = NEEDS_CSUM;
     header[6..8].copy_from_slice(&(start as u16).to_le_bytes());
     header[8..10].copy_from_slice(&TCP_CHECKSUM.to_le_bytes());
-    if len > usize::from(segment) {
+    if len > usize::from(mss) {
+        // `gso_type`, `hdr_len` (all headers, which each piece repeats) and `gso_size`.
         header[1] = if source.is_ipv4() { GSO_TCPV4 } else { GSO_TCPV6 };
         header[2..4].copy_from_slice(&((start + tcp_header) as u16).to_le_bytes());
-        header[4..6].copy_from_slice(&segment.to_le_bytes());
+        header[4..6].copy_from_slice(&mss.to_le_bytes());
     }
     header
 }
@@ -130,17 +155,18 @@ fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, se
 /// The TCP segment of an IP packet.
 pub(super) fn segment_of(packet: &mut [u8]) -> Option<&mut [u8]> {
     let header = match packet.first()? {
+        // IHL counts words of 4 bytes. IPv6's own header has 40 bytes, and TCP behind extension headers is not served.
         first if first >> 4 == 4 => usize::from(first & 15) * 4,
         _ => 40,
     };
     packet.get_mut(header..)
 }
 
-/// Raises the maximum segment size that a SYN announces to `size` and returns the one that was there (the default of
-/// RFC 9293, 3.7.1 if none).
+/// Raises the maximum segment size that a SYN announces to `size`, and returns the announced one (RFC 9293, 3.7.1).
 ///
-/// The stack then makes segments of that size, and offload cuts them to what the peer takes.
-pub(super) fn raise_segment_size(packet: &mut [u8], size: u16) -> u16 {
+/// smoltcp then makes segments of `size`, and the guest's kernel cuts them to the announced one.
+pub(super) fn raise_mss(packet: &mut [u8], size: u16) -> u16 {
+    /// For a SYN without the option.
     const DEFAULT: u16 = 536;
     let Some(tcp) = segment_of(packet) else { return DEFAULT };
     let Some(len) = tcp.get(12).map(|byte| usize::from(byte >> 4) * 4) else { return DEFAULT };
@@ -148,9 +174,11 @@ pub(super) fn raise_segment_size(packet: &mut [u8], size: u16) -> u16 {
     let mut at = 0;
     while let Some(kind) = options.get(at) {
         match kind {
+            // End of option list, no-operation; all others have a length (RFC 9293, 3.1).
             0 => break,
             1 => at += 1,
             _ => {
+                // A length below 2 would never get past this option.
                 let Some(len) = options.get(at + 1).copied().filter(|len| *len >= 2) else { break };
                 if *kind == 2
                     && len == 4
@@ -158,6 +186,7 @@ pub(super) fn raise_segment_size(packet: &mut [u8], size: u16) -> u16 {
                 {
                     let announced = u16::from_be_bytes([value[0], value[1]]);
                     value.copy_from_slice(&size.to_be_bytes());
+                    // A tiny size, which only a hostile guest announces, would cost it thousands of pieces for each segment.
                     return announced.max(64);
                 }
                 at += usize::from(len);
@@ -233,8 +262,8 @@ mod tests {
             packet[0] = if v6 { 0x60 } else { 0x45 };
             packet[header + 12] = ((20 + options.len()) as u8 / 4) << 4;
             packet.extend(&options);
-            prop_assert_eq!(raise_segment_size(&mut packet, 65_495), size);
-            prop_assert_eq!(raise_segment_size(&mut packet, 1), 65_495);
+            prop_assert_eq!(raise_mss(&mut packet, 65_495), size);
+            prop_assert_eq!(raise_mss(&mut packet, 1), 65_495);
         }
 
         #[test]
@@ -242,7 +271,7 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first = if v6 { 0x60 } else { 0x40 } | *first & 15;
             }
-            raise_segment_size(&mut bytes, 9000);
+            raise_mss(&mut bytes, 9000);
         }
     }
 }

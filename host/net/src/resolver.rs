@@ -1,4 +1,4 @@
-//! The name servers that the host uses at this moment.
+//! The host's name servers, as resolv.conf(5) has them at the moment.
 
 use std::{
     fs::File,
@@ -10,17 +10,17 @@ use std::{
 
 use super::addresses::DNS_PORT;
 
-/// What the C library asks without a configuration.
+/// The server that the C library asks without a configuration.
 pub(super) const FALLBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DNS_PORT);
-/// Most bytes of the file that are read.
-const LONGEST: u64 = 64 * 1024;
-/// As many as the C library asks (resolv.conf(5)).
-const MOST: usize = 3;
+/// Largest part of the file that is read, in bytes.
+const MAX_FILE: u64 = 64 * 1024;
+/// Number of servers that the C library asks (`MAXNS` of resolv.conf(5)).
+const MAX_SERVERS: usize = 3;
 
-/// resolv.conf as it was when it last changed.
+/// The contents of resolv.conf since its last change.
 pub(super) struct Resolver {
     path: PathBuf,
-    /// Device, inode, and seconds and nanoseconds of the last change.
+    /// Identity of the file that was read: device, inode, and seconds and nanoseconds of its last change.
     seen: Option<(u64, u64, i64, i64)>,
     servers: Vec<SocketAddr>,
 }
@@ -32,8 +32,10 @@ impl Default for Resolver {
 }
 
 impl Resolver {
-    /// The servers in their order, at least one; the file is looked at each time, and read when it is another one.
+    /// The servers in their order, at least one. Each call checks the file, and reads it if it has changed.
     pub(super) fn servers(&mut self) -> &[SocketAddr] {
+        // NetworkManager and others replace the file, systemd-resolved rewrites a symbolic link's target: both show here.
+        // A file that is missing for a moment keeps the servers that it had.
         if let Ok(metadata) = std::fs::metadata(&self.path) {
             let now = (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
             if self.seen != Some(now)
@@ -48,15 +50,9 @@ impl Resolver {
         }
         &self.servers
     }
-
-    /// Always these servers.
-    #[cfg(test)]
-    pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
-        Self { path: PathBuf::new(), seen: None, servers }
-    }
 }
 
-/// The host's name servers now, with those behind a resolver of its own that only it can reach.
+/// The host's name servers, with those behind systemd-resolved, whose own address only the host can reach.
 pub fn nameservers() -> Vec<SocketAddr> {
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
     files.iter().filter_map(|file| read(Path::new(file)).ok()).flat_map(|text| parse(&text)).collect()
@@ -64,11 +60,12 @@ pub fn nameservers() -> Vec<SocketAddr> {
 
 fn read(path: &Path) -> std::io::Result<String> {
     let mut text = Vec::new();
-    File::open(path)?.take(LONGEST).read_to_end(&mut text)?;
+    File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The servers of a resolv.conf(5); addresses of one link only (`fe80::1%eth0`) are left out.
+/// Reads the servers from a resolv.conf(5). Link-local addresses (`fe80::1%eth0`) are left out: they mean nothing
+/// without their interface's index.
 fn parse(text: &str) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
@@ -76,17 +73,25 @@ fn parse(text: &str) -> Vec<SocketAddr> {
             let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
             Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, DNS_PORT))
         })
-        .take(MOST)
+        .take(MAX_SERVERS)
         .collect()
+}
+
+#[cfg(test)]
+impl Resolver {
+    /// A resolver that always has these servers.
+    pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
+        Self { path: PathBuf::new(), seen: None, servers }
+    }
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
-    use super::{MOST, parse};
+    use super::{MAX_SERVERS, parse};
 
     /// Reads a resolv.conf.
     pub fn resolv_conf(text: &str) {
-        assert!(parse(text).len() <= MOST);
+        assert!(parse(text).len() <= MAX_SERVERS);
     }
 }
 
@@ -104,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_replaced_or_rewritten_holds_from_the_next_question_on() {
+    fn a_replaced_or_rewritten_file_holds_from_the_next_query_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
         let mut resolver = Resolver { path: path.clone(), ..Resolver::default() };
@@ -120,7 +125,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in ".{0,300}") {
-            prop_assert!(parse(&text).len() <= MOST);
+            prop_assert!(parse(&text).len() <= MAX_SERVERS);
         }
     }
 }

@@ -1,4 +1,8 @@
-//! The device side of the two queues (virtio 1.3, 5.1.6).
+//! The device side of the receive and transmit queues (virtio 1.3, 2.7, 5.1.6).
+//!
+//! The driver is hostile until proven otherwise: it may give any index, length and address. Indices are checked by
+//! `virtio_queue`, addresses by `vm_memory`, and buffers outside of guest memory count as the driver's own loss. Nothing
+//! is read twice that was checked once, except the data itself.
 
 use std::{
     io::{self, Read},
@@ -10,44 +14,46 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice}
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    frame::{Frame, MOST, VIRTIO_HEADER},
+    frame::{Frame, MAX_FRAME, VIRTIO_HEADER},
     offload::Head,
-    sender::Receiver,
+    sink::FrameSink,
 };
 use bulkhead_queue::GuestRam;
 
-/// Largest number of descriptors of a queue.
-pub(super) const MOST_DESCRIPTORS: u16 = 1024;
+/// Frames taken from the guest before the host's sockets have their turn.
+pub(super) const BURST: usize = 128;
+/// Largest queue size, in descriptors.
+pub(super) const MAX_QUEUE_SIZE: u16 = 1024;
 
-/// Places that one call of the kernel fills at most (`UIO_MAXIOV`).
-const MOST_PLACES: usize = 1024;
-/// Data that is worth a frame when the driver has not offered room for more.
-const LEAST: usize = 1024;
+/// Buffers that one system call can fill (`UIO_MAXIOV`).
+const MAX_IOVECS: usize = 1024;
+/// Smallest room for data that is worth a frame while more data waits.
+const MIN_DATA: usize = 1024;
 
-/// One queue.
+/// One of the two queues.
 pub(crate) struct Ring {
     pub(crate) queue: Queue,
     pub(super) kick: Option<EventFd>,
     pub(crate) call: Option<EventFd>,
     pub(super) enabled: bool,
     event_idx: bool,
-    /// `used.idx` when the driver was last signalled.
+    /// Next used index when the driver was last signalled.
     signalled: u16,
-    /// `avail.idx` when there were too few buffers.
-    seen: u16,
-    /// Chains under way: the head, and where its descriptors end among the places.
+    /// Next available index when there were too few buffers.
+    short_at: u16,
+    /// Chains taken for the current frame: head index, and the end of its buffers in `buffers`.
     chains: Vec<(u16, usize)>,
-    /// Buffers of the chains under way.
-    places: Vec<(GuestAddress, u32)>,
+    /// Buffers of these chains.
+    buffers: Vec<(GuestAddress, u32)>,
 }
 
-/// Moves as much of `rest` as there is room for into a buffer; how much that was.
+/// Moves as much of `rest` into a buffer as it has room for; returns the number of bytes.
 fn fill(memory: &GuestRam, (address, len): (GuestAddress, u32), rest: &mut [&[u8]; 2]) -> u32 {
     let mut written = 0;
     for part in rest {
         let fits = part.len().min((len - written) as usize);
         let Some(to) = address.checked_add(written.into()).filter(|_| fits > 0) else { continue };
-        // A place outside of memory is the driver's loss.
+        // Data for an address outside of memory is lost.
         if memory.write_slice(&part[..fits], to).is_ok() {
             written += fits as u32;
         }
@@ -56,20 +62,20 @@ fn fill(memory: &GuestRam, (address, len): (GuestAddress, u32), rest: &mut [&[u8
     written
 }
 
-/// virtio's header of a frame in so many buffers.
+/// virtio's header with its last field, `num_buffers` (virtio 1.3, 5.1.6.4).
 fn with_buffers(mut header: [u8; VIRTIO_HEADER], buffers: usize) -> [u8; VIRTIO_HEADER] {
     header[10..12].copy_from_slice(&(buffers as u16).to_le_bytes());
     header
 }
 
-/// The receive queue, for data that comes straight from the host's sockets.
-pub(super) struct Offered<'a> {
+/// The receive queue as a sink for data that comes straight from the host's sockets.
+pub(super) struct RxSink<'a> {
     pub(super) ring: &'a mut Ring,
     pub(super) memory: &'a GuestRam,
     pub(super) mergeable: bool,
 }
 
-impl Receiver for Offered<'_> {
+impl FrameSink for RxSink<'_> {
     fn take(
         &mut self,
         head: usize,
@@ -77,22 +83,22 @@ impl Receiver for Offered<'_> {
         read: &mut dyn FnMut(&[VolatileSlice<'_>]) -> io::Result<usize>,
         seal: &mut dyn FnMut(usize) -> Head,
     ) -> Option<io::Result<usize>> {
-        self.ring.give_read(self.memory, self.mergeable, (head, most), read, seal)
+        self.ring.push_read(self.memory, self.mergeable, (head, most), read, seal)
     }
 }
 
 impl Ring {
     pub(super) fn new() -> Result<Self, virtio_queue::Error> {
         Ok(Self {
-            queue: Queue::new(MOST_DESCRIPTORS)?,
+            queue: Queue::new(MAX_QUEUE_SIZE)?,
             kick: None,
             call: None,
             enabled: false,
             event_idx: false,
             signalled: 0,
-            seen: 0,
+            short_at: 0,
             chains: Vec::new(),
-            places: Vec::new(),
+            buffers: Vec::new(),
         })
     }
 
@@ -101,38 +107,43 @@ impl Ring {
         self.queue.set_event_idx(on);
     }
 
-    /// Where the queue stands when it is taken over.
+    /// Sets the used index from which on the queue is continued.
     pub(super) fn set_used(&mut self, used: u16) {
         self.queue.set_next_used(used);
+        // A signal for earlier elements is the vmm's to give when it hands the queue over.
         self.signalled = used;
     }
 
-    /// Whether frames may move.
+    /// True while frames may move.
     pub(crate) fn runs(&self) -> bool {
         self.enabled && self.queue.ready() && self.kick.is_some()
     }
 
-    /// Whether a kick waits to be taken.
-    #[cfg(test)]
-    pub(crate) fn kicked(&self) -> bool {
-        self.kick.as_ref().is_some_and(|kick| kick.read().is_ok())
+    /// Takes at most `most` frames of the guest; true when there may be more.
+    ///
+    /// Frames come without virtio's header. It asks for checksums and for cutting of segments, which only a wire needs: the
+    /// data ends here.
+    pub(super) fn pop_frames(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
+        self.pop_frames_with_header(memory, most, |frame| each(&frame[VIRTIO_HEADER..]))
     }
 
-    /// Takes at most `most` frames of the guest; true when there may be more. What virtio's header says of checksums and
-    /// segments concerns only wires, and is left out.
-    pub(super) fn take(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
-        self.take_whole(memory, most, |frame| each(&frame[VIRTIO_HEADER..]))
-    }
-
-    /// The same, with virtio's header before each frame.
-    pub(super) fn take_whole(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
+    /// The same with virtio's header before each frame.
+    pub(super) fn pop_frames_with_header(
+        &mut self,
+        memory: &GuestRam,
+        most: usize,
+        mut each: impl FnMut(&[u8]),
+    ) -> bool {
         let mut buffer = Vec::new();
         for _ in 0..most {
             let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
                 self.signal(memory);
+                // The driver may have added a frame between the look above and this request for a kick: then there is more.
                 return self.queue.enable_notification(memory).unwrap_or(false);
             };
             let head = chain.head_index();
+            // Copied before it is looked at: the guest can change its buffers at any time. A broken chain carries no frame,
+            // and is returned like any other.
             if let Some(frame) = read(chain, memory, &mut buffer) {
                 each(frame);
             }
@@ -142,34 +153,36 @@ impl Ring {
         true
     }
 
-    /// Gives the guest a frame, in as many buffers as it needs; false when it has not offered enough of them.
+    /// Gives the guest a frame, in as many chains as it needs; false when the guest has not offered enough of them.
     ///
-    /// All buffers of a frame appear in the used ring at once (5.1.6.4.1).
-    pub(super) fn give(&mut self, memory: &GuestRam, frame: &Frame, mergeable: bool) -> bool {
+    /// All chains of a frame appear in the used ring at once (virtio 1.3, 5.1.6.4.1).
+    pub(super) fn push_frame(&mut self, memory: &GuestRam, frame: &Frame, mergeable: bool) -> bool {
         let start = self.queue.next_avail();
         let mut missing = (VIRTIO_HEADER + frame.bytes.len()) as u64;
         self.chains.clear();
-        self.places.clear();
-        while missing > 0 && (mergeable || self.chains.is_empty()) && self.chains.len() < MOST_DESCRIPTORS.into() {
+        self.buffers.clear();
+        // Without VIRTIO_NET_F_MRG_RXBUF a frame has to fit into one chain. The bound keeps a queue whose indices run wild
+        // from holding this loop.
+        while missing > 0 && (mergeable || self.chains.is_empty()) && self.chains.len() < MAX_QUEUE_SIZE.into() {
             let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
-                self.turn_back(start);
+                self.rewind(start);
                 return false;
             };
-            let (head, first) = (chain.head_index(), self.places.len());
-            self.places.extend(chain.writable().map(|descriptor| (descriptor.addr(), descriptor.len())));
-            let room = self.places[first..].iter().map(|(_, len)| u64::from(*len)).sum();
+            let (head, first) = (chain.head_index(), self.buffers.len());
+            self.buffers.extend(chain.writable().map(|descriptor| (descriptor.addr(), descriptor.len())));
+            let room = self.buffers[first..].iter().map(|(_, len)| u64::from(*len)).sum();
             missing = missing.saturating_sub(room);
-            self.chains.push((head, self.places.len()));
+            self.chains.push((head, self.buffers.len()));
         }
-        // A frame that does not fit into the driver's buffers is lost, the buffers are not.
+        // A frame that is too large for one chain, or for all of the queue, is dropped, and its chains return empty.
         let (header, bytes) = (&with_buffers(frame.header, self.chains.len()), &frame.bytes);
-        self.answer(memory, if missing == 0 { [header, bytes] } else { [&[], &[]] }, 0);
+        self.complete(memory, if missing == 0 { [header, bytes] } else { [&[], &[]] }, 0);
         true
     }
 
     /// Gives the guest a frame whose data `read` writes into the driver's buffers, after `head` bytes of headers that
-    /// `seal` makes; see [`Receiver`].
-    fn give_read(
+    /// `seal` makes; see [`FrameSink::take`].
+    fn push_read(
         &mut self,
         memory: &GuestRam,
         mergeable: bool,
@@ -180,28 +193,30 @@ impl Ring {
         let start = self.queue.next_avail();
         let head = VIRTIO_HEADER + head;
         let room = self.collect(memory, mergeable, head + most);
-        if room < head + most.min(LEAST) {
-            // What is too small for anything is lost and does not stand in the way.
-            let all = self.chains.len() == usize::from(MOST_DESCRIPTORS) || self.places.len() == MOST_PLACES;
+        if room < head + most.min(MIN_DATA) {
+            // More buffers would not help if the chain has to be one, or if there are as many as can be used. Such chains
+            // are returned empty, and the caller tries the next ones; else it waits for more.
+            let all = self.chains.len() == usize::from(MAX_QUEUE_SIZE) || self.buffers.len() == MAX_IOVECS;
             let useless = all || !self.chains.is_empty() && !mergeable;
             if useless {
-                self.answer(memory, [&[], &[]], 0);
+                self.complete(memory, [&[], &[]], 0);
             } else {
-                self.turn_back(start);
+                self.rewind(start);
             }
             return if useless { Some(Err(io::ErrorKind::Interrupted.into())) } else { None };
         }
         let result = read(&self.slices(memory, head, most));
         let len = result.as_ref().map_or(0, |len| *len);
         if len == 0 {
+            // Nothing was written, so the chains are still available to the next frame.
             self.queue.set_next_avail(start);
             return Some(result);
         }
-        // The chains that nothing was written to are the driver's again.
+        // Only the chains that the data reaches are used; the others become available again.
         let mut left = (head + len) as u64;
         let mut at = 0;
         let used = self.chains.iter().position(|(_, end)| {
-            left = left.saturating_sub(self.places[at..*end].iter().map(|(_, len)| u64::from(*len)).sum());
+            left = left.saturating_sub(self.buffers[at..*end].iter().map(|(_, len)| u64::from(*len)).sum());
             at = *end;
             left == 0
         });
@@ -209,37 +224,38 @@ impl Ring {
         self.queue.set_next_avail(start.wrapping_add(self.chains.len() as u16));
         let sealed = seal(len);
         let header = with_buffers(sealed.header, self.chains.len());
-        self.answer(memory, [&header, sealed.bytes()], len as u64);
+        self.complete(memory, [&header, sealed.bytes()], len as u64);
         Some(result)
     }
 
-    /// Takes chains with room for so many bytes in guest memory, or what there is of them.
+    /// Takes chains with room for `bytes` in guest memory, or all that there are; returns their room.
     fn collect(&mut self, memory: &GuestRam, mergeable: bool, bytes: usize) -> usize {
         self.chains.clear();
-        self.places.clear();
+        self.buffers.clear();
         let mut room = 0;
-        while room < bytes && (mergeable || self.chains.is_empty()) && self.places.len() < MOST_PLACES {
+        while room < bytes && (mergeable || self.chains.is_empty()) && self.buffers.len() < MAX_IOVECS {
             let Some(chain) = self.queue.pop_descriptor_chain(memory) else { break };
             let head = chain.head_index();
-            for descriptor in chain.writable().take(MOST_PLACES - self.places.len()) {
-                // A place outside of memory is the driver's loss.
+            for descriptor in chain.writable().take(MAX_IOVECS - self.buffers.len()) {
+                // A buffer outside of memory is left out, so that the system call below cannot fail over it.
                 if memory.get_slice(descriptor.addr(), descriptor.len() as usize).is_ok() {
-                    self.places.push((descriptor.addr(), descriptor.len()));
+                    self.buffers.push((descriptor.addr(), descriptor.len()));
                     room += descriptor.len() as usize;
                 }
             }
-            self.chains.push((head, self.places.len()));
-            if self.chains.len() == usize::from(MOST_DESCRIPTORS) {
+            self.chains.push((head, self.buffers.len()));
+            // Chains without a single writable buffer would otherwise never end the loop.
+            if self.chains.len() == usize::from(MAX_QUEUE_SIZE) {
                 break;
             }
         }
         room
     }
 
-    /// The collected places without the first `skip` bytes, at most `most` bytes.
+    /// The collected buffers without their first `skip` bytes, cut to `most` bytes.
     fn slices<'m>(&self, memory: &'m GuestRam, mut skip: usize, mut most: usize) -> Vec<VolatileSlice<'m>> {
-        let mut slices = Vec::with_capacity(self.places.len());
-        for (address, len) in &self.places {
+        let mut slices = Vec::with_capacity(self.buffers.len());
+        for (address, len) in &self.buffers {
             let Ok(whole) = memory.get_slice(*address, *len as usize) else { continue };
             let hidden = skip.min(whole.len());
             let shown = most.min(whole.len() - hidden);
@@ -253,20 +269,21 @@ impl Ring {
         slices
     }
 
-    /// Gives the collected chains back with `rest` written to their beginning, and `there` bytes after it that are there
-    /// already.
-    fn answer(&mut self, memory: &GuestRam, mut rest: [&[u8]; 2], mut there: u64) {
+    /// Returns the collected chains to the driver, with `rest` written to their start and `present` bytes of data that
+    /// follow it already.
+    fn complete(&mut self, memory: &GuestRam, mut rest: [&[u8]; 2], mut present: u64) {
         let mut at = 0;
         for index in 0..self.chains.len() {
             let (head, end) = self.chains[index];
             let mut written = 0;
-            for place in &self.places[at..end] {
-                let len = fill(memory, *place, &mut rest);
-                let data = there.min(u64::from(place.1 - len)) as u32;
-                there -= u64::from(data);
+            for buffer in &self.buffers[at..end] {
+                let len = fill(memory, *buffer, &mut rest);
+                let data = present.min(u64::from(buffer.1 - len)) as u32;
+                present -= u64::from(data);
                 written += len + data;
             }
             at = end;
+            // `add_used` publishes the used index, and with it all elements that were prepared before.
             if index + 1 == self.chains.len() {
                 let _ = self.queue.add_used(memory, head, written);
             } else {
@@ -275,9 +292,10 @@ impl Ring {
         }
     }
 
-    /// Writes an element that becomes visible with the next `add_used`.
+    /// Writes a used element that becomes visible with the next `add_used`.
     fn prepare_used(&mut self, memory: &GuestRam, head: u16, written: u32) {
         let next = self.queue.next_used();
+        // The ring follows `flags` and `idx`; an element is an id and a length of 32 bits each (virtio 1.3, 2.7.8).
         let at = 4 + 8 * u64::from(next % self.queue.size());
         if let Some(address) = self.queue.used_ring().checked_add(at) {
             let element = u64::from(head) | u64::from(written) << 32;
@@ -286,33 +304,37 @@ impl Ring {
         self.queue.set_next_used(next.wrapping_add(1));
     }
 
-    /// Leaves the chains from `start` on to a later frame.
-    fn turn_back(&mut self, start: u16) {
-        self.seen = self.queue.next_avail();
+    /// Makes the chains from `start` on available again, and remembers that they were too few.
+    fn rewind(&mut self, start: u16) {
+        self.short_at = self.queue.next_avail();
         self.queue.set_next_avail(start);
     }
 
-    /// Asks to be kicked when the guest offers more buffers than there were too few of; true when it has done so
-    /// meanwhile.
-    pub(super) fn await_buffers(&mut self, memory: &GuestRam) -> bool {
+    /// Asks for a kick when the guest offers more buffers than those that were too few; true if it has offered more
+    /// already.
+    pub(super) fn enable_kick(&mut self, memory: &GuestRam) -> bool {
         let start = self.queue.next_avail();
-        self.queue.set_next_avail(self.seen);
+        // `enable_notification` compares with the next available index and, with VIRTIO_F_EVENT_IDX, asks for a kick at it.
+        // From `start` on there are buffers, so at `start` it would report them for ever.
+        self.queue.set_next_avail(self.short_at);
         let more = self.queue.enable_notification(memory).unwrap_or(false);
         self.queue.set_next_avail(start);
-        // From an index that cannot be true nothing can be taken.
+        // An available index further than the queue is long is a lie, and nothing can be taken from there.
         let offered = self.queue.avail_idx(memory, Ordering::Acquire).map_or(0, |index| index.0.wrapping_sub(start));
         more && offered <= self.queue.size()
     }
 
-    /// Tells the driver of what was used since the last time, if it wants to know (2.7.7.2).
+    /// Signals the driver if elements were used since the last signal and it wants to be signalled (virtio 1.3, 2.7.7.2).
     pub(super) fn signal(&mut self, memory: &GuestRam) {
         let new = self.queue.next_used();
         let old = std::mem::replace(&mut self.signalled, new);
         if new == old {
             return;
         }
-        // What was used must be visible before the driver's wish is read.
+        // The used index must be visible before the driver's wish is read: the driver writes its wish and then reads the
+        // index, so one of the two sees the other's write.
         fence(Ordering::SeqCst);
+        // `avail.flags`, or `used_event` behind the available ring.
         let offset = if self.event_idx { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
         let word = self
             .queue
@@ -321,7 +343,9 @@ impl Ring {
             .and_then(|address| memory.load::<u16>(GuestAddress(address), Ordering::Relaxed).ok())
             .map(u16::from_le);
         let wanted = match word {
+            // True if the event index is among those used since `old`; indices wrap around (`vring_need_event`).
             Some(event) if self.event_idx => new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old),
+            // VIRTQ_AVAIL_F_NO_INTERRUPT.
             Some(flags) => flags & 1 == 0,
             None => true,
         };
@@ -331,11 +355,11 @@ impl Ring {
     }
 }
 
-/// A frame of the guest, with virtio's header.
+/// Copies a frame of the guest with virtio's header; `None` if its length cannot be a frame's.
 fn read<'b>(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
     let mut reader = chain.reader(memory).ok()?;
     let len = reader.available_bytes();
-    if !(VIRTIO_HEADER..=VIRTIO_HEADER + MOST).contains(&len) {
+    if !(VIRTIO_HEADER..=VIRTIO_HEADER + MAX_FRAME).contains(&len) {
         return None;
     }
     if buffer.len() < len {
@@ -343,4 +367,12 @@ fn read<'b>(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, buffer: &'b mu
     }
     reader.read_exact(&mut buffer[..len]).ok()?;
     buffer.get(..len)
+}
+
+#[cfg(test)]
+impl Ring {
+    /// True if a kick waits to be taken, which this does.
+    pub(crate) fn kicked(&self) -> bool {
+        self.kick.as_ref().is_some_and(|kick| kick.read().is_ok())
+    }
 }

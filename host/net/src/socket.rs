@@ -1,4 +1,4 @@
-//! The host's sockets, without blocking.
+//! System calls on the host's sockets, all without blocking.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -15,28 +15,30 @@ use nix::{
 };
 use vm_memory::{VolatileSlice, volatile_memory::PtrGuardMut};
 
-/// Seconds of silence after which the far end of a connection is asked whether it is there …
-const KEEP_ALIVE: u32 = 75;
-/// … and between two further questions.
-const KEEP_ALIVE_PAUSE: u32 = 30;
+/// Seconds of silence after which the kernel probes the far end of a connection.
+const KEEP_ALIVE_TIME: u32 = 75;
+/// Seconds between two probes that are not answered.
+const KEEP_ALIVE_INTERVAL: u32 = 30;
 
 fn new(address: IpAddr, kind: SockType, protocol: Option<SockProtocol>) -> nix::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, protocol)
 }
 
-/// What every connection has; without it it works as well, if slower or longer.
+/// Sets the options of every connection. Failures are ignored: without them a connection still works.
 pub(super) fn tune(stream: &impl std::os::fd::AsFd) {
+    // The guest's own TCP has applied Nagle's algorithm already, or was told not to.
     let _ = setsockopt(stream, sockopt::TcpNoDelay, &true);
-    // Urgent data is passed on as data (RFC 6093, 6); left out of the stream it would be counted by some calls only.
+    // Urgent data is passed on as ordinary data (RFC 6093, 6). Out of line, `MSG_PEEK` would count its byte and other calls
+    // would not, and the two would disagree about positions.
     let _ = setsockopt(stream, sockopt::OobInline, &true);
     let _ = setsockopt(stream, sockopt::KeepAlive, &true);
-    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE);
-    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_ALIVE_PAUSE);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE_TIME);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL);
 }
 
-/// Begins a connection; it is writable once it is made or has failed.
-pub(super) fn begin_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+/// Starts a connection. The socket becomes writable when it is made or has failed.
+pub(super) fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = new(address.ip(), SockType::Stream, None)?;
     tune(&socket);
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
@@ -45,14 +47,14 @@ pub(super) fn begin_tcp(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// A socket that talks to one address only.
+/// A UDP socket that is connected to one address: the kernel drops datagrams of all others.
 pub(super) fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new(address.ip(), SockType::Datagram, None)?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket.into())
 }
 
-/// A socket that pings one address only.
+/// A ping socket (icmp(7)) that is connected to one address. Fails unless `net.ipv4.ping_group_range` covers this user.
 pub(super) fn ping(address: IpAddr) -> io::Result<OwnedFd> {
     let protocol = if address.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
     let socket = new(address, SockType::Datagram, Some(protocol))?;
@@ -64,41 +66,43 @@ fn call(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Where the next [`look`] begins, counted from what was not discarded. Fails where the kernel has none of it for TCP
-/// (Linux before 6.9, before 6.11 for IPv6).
-pub(super) fn look_from(stream: &TcpStream, offset: u32) -> io::Result<()> {
+/// Sets the position of the next [`peek`], counted from the first byte in the socket (`SO_PEEK_OFF`). Each peek moves it
+/// forward, each read back. Fails on kernels that have it for other sockets only (before Linux 6.9, for IPv6 before 6.11).
+pub(super) fn set_peek_offset(stream: &TcpStream, offset: u32) -> io::Result<()> {
     let (level, option, size) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF, size_of::<u32>() as libc::socklen_t);
     // SAFETY: the pointer and size are those of `offset`.
     let result = unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const offset).cast(), size) };
     call(result as isize).map(drop)
 }
 
-/// Copies what has arrived and stays where it is.
-pub(super) fn look(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
+/// Copies arrived data without removing it; returns its length.
+pub(super) fn peek(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let guards: Vec<_> = parts.iter().map(VolatileSlice::ptr_guard_mut).collect();
     let iovec = |guard: &PtrGuardMut| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
     let mut vector: Vec<_> = guards.iter().map(iovec).collect();
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (vector.as_mut_ptr(), vector.len());
+    // The kernel may write to guest memory while the guest does, which is why these are not slices.
     // SAFETY: the vector describes memory that `parts` borrows and that anyone may write to at any time.
     call(unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) })
 }
 
-/// Forgets so many bytes that have arrived, without a copy; how many there were.
+/// Removes up to `len` arrived bytes without copying them; returns their number.
 pub(super) fn discard(stream: &TcpStream, len: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: with MSG_TRUNC nothing is written to where the pointer leads (tcp(7)).
     call(unsafe { libc::recv(stream.as_raw_fd(), std::ptr::null_mut(), len, flags) })
 }
 
-/// Closes a connection so that the far side sees a reset, not an end.
+/// Closes a connection with a reset, so that the far end does not take it for a complete one.
 pub(super) fn reset(stream: TcpStream) {
+    // Lingering for no time at all means a reset (socket(7)).
     let _ = setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
     drop(stream);
 }
 
-/// The address of this machine that a datagram was sent to: the answer has to come from there.
+/// The host's address that a datagram was sent to, from where the answer has to come.
 #[derive(Clone, Copy)]
 pub(super) enum Local {
     /// IPv4.
@@ -107,14 +111,14 @@ pub(super) enum Local {
     V6(libc::in6_pktinfo),
 }
 
-/// Makes [`receive_from`] tell the local address.
-pub(super) fn want_local(socket: &UdpSocket) {
-    // A socket has one of the two; without it answers come from the address that the route has.
+/// Makes [`receive_from`] return the local address.
+pub(super) fn request_local_address(socket: &UdpSocket) {
+    // A socket supports one of the two. Without either, answers come from the address of the route.
     let _ = setsockopt(socket, sockopt::Ipv4PacketInfo, &true);
     let _ = setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true);
 }
 
-/// A datagram's length, sender and local address.
+/// Receives a datagram: its length, sender and local address.
 pub(super) fn receive_from(
     socket: &UdpSocket,
     buffer: &mut [u8],
@@ -129,7 +133,7 @@ pub(super) fn receive_from(
     });
     let local = message.cmsgs().ok().and_then(|mut messages| {
         messages.find_map(|message| match message {
-            // The route back is chosen anew, only the address matters.
+            // Interface 0 leaves the way back to the routes; only the address matters.
             ControlMessageOwned::Ipv4PacketInfo(info) => Some(Local::V4(libc::in_pktinfo { ipi_ifindex: 0, ..info })),
             ControlMessageOwned::Ipv6PacketInfo(info) => Some(Local::V6(info)),
             _ => None,
@@ -158,10 +162,10 @@ mod tests {
     #[test]
     fn the_answer_to_a_datagram_comes_from_the_address_that_was_asked() {
         let server = UdpSocket::bind("0.0.0.0:0").unwrap();
-        want_local(&server);
+        request_local_address(&server);
         let port = server.local_addr().unwrap().port();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        // Lets in only what comes from there.
+        // Lets in only datagrams from there.
         client.connect(("127.0.0.7", port)).unwrap();
         client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
         client.send(b"question").unwrap();

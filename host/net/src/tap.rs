@@ -1,7 +1,8 @@
-//! The network process of a VM with a tap device: copies frames between device and queues, and looks into none.
+//! The network process of a VM with a tap device: copies frames between the device and the queues, under a tighter filter
+//! than the user-mode network's, and interprets none.
 //!
-//! Guest and kernel tell each other of checksums and segments in the header before each frame
-//! (`Documentation/networking/tuntap.rst`), so bulk data moves up to 64 KiB at a time here too.
+//! The device has the same header before each frame as virtio (`IFF_VNET_HDR`, Documentation/networking/tuntap.rst), so
+//! guest and host kernel do checksums and segments between them, and bulk data moves up to 64 KiB at a time.
 
 use std::{
     fs::File,
@@ -17,87 +18,89 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::{
-    BURST, Device, NetError,
-    control::{self, Command},
+    api::{self, Command},
+    error::{NetError, cannot},
     events::{self, Token},
-    frame::{Frame, MOST, VIRTIO_HEADER},
-    front::Front,
-    host,
-    vhost::{RX, TX},
+    frame::{Frame, MAX_FRAME, VIRTIO_HEADER},
+    frontend::Frontend,
+    ring::BURST,
+    vhost::{Device, RX, TX},
 };
 use bulkhead_ipc::sandbox;
 
-/// Serves the frontend behind `stream` from the device that the next packet brings.
+/// Serves the vmm behind `stream` from the tap device that the backend's next packet brings.
 pub(super) fn serve(control: OwnedFd, stream: UnixStream) -> Result<(), NetError> {
-    let Some((Command::Tap, Some(tap))) = control::receive(&control)? else {
+    let Some((Command::Tap, Some(tap))) = api::receive(&control)? else {
         return Err(NetError::NoSetup);
     };
-    let front = Front::new(control, stream)?;
-    events::watch_edges(&front.epoll, &tap, Token::Tap).map_err(host("an epoll event"))?;
+    let frontend = Frontend::new(control, stream)?;
+    events::watch_edges(&frontend.epoll, &tap, Token::Tap).map_err(cannot("watch the tap device"))?;
     sandbox::confine_tap()?;
-    let mut wire = Wire { tap: tap.into(), offload: None, readable: true, waiting: None, buffer: vec![0; MOST] };
-    run(front, &mut wire)
+    let mut tap = Tap { file: tap.into(), offload: None, readable: true, waiting: None, buffer: vec![0; MAX_FRAME] };
+    run(frontend, &mut tap)
 }
 
-fn run(mut front: Front, wire: &mut Wire) -> Result<(), NetError> {
+fn run(mut frontend: Frontend, tap: &mut Tap) -> Result<(), NetError> {
     let mut more = false;
     loop {
-        for index in 0..front.wait(if more { 0 } else { -1 })? {
-            match front.token(index) {
-                // No port is published here.
+        for index in 0..frontend.wait(if more { 0 } else { -1 })? {
+            match frontend.token(index) {
+                // The backend publishes no ports with a tap device; only its end matters.
                 Token::Control => {
-                    if front.command()?.is_none() {
+                    if frontend.receive_command()?.is_none() {
                         return Ok(());
                     }
                 }
                 Token::Frontend => {
-                    if !front.heard()? {
+                    if !frontend.handle_request()? {
                         return Ok(());
                     }
                 }
-                Token::Kick(queue) => front.kicked(queue),
-                _ => wire.readable = true,
+                Token::Kick(queue) => frontend.take_kick(queue),
+                _ => tap.readable = true,
             }
         }
-        more = wire.move_frames(&mut front.device());
+        more = tap.move_frames(&mut frontend.device());
     }
 }
 
-/// The tap device and what is between it and the queues.
-struct Wire {
-    tap: File,
-    /// What the device was last told that the guest takes (`TUN_F_…`).
+/// The tap device.
+struct Tap {
+    file: File,
+    /// Offloads that were last set on the device (`TUN_F_…`).
     offload: Option<u32>,
-    /// Whether it may have frames.
+    /// The device may have frames; its events are edges.
     readable: bool,
     /// A frame for which the guest had no buffers.
     waiting: Option<Frame>,
     buffer: Vec<u8>,
 }
 
-impl Wire {
+impl Tap {
     /// Moves frames both ways; true when there may be more to do at once.
     fn move_frames(&mut self, device: &mut Device) -> bool {
         let Some(memory) = device.memory.clone() else { return false };
-        self.tell_offload(device);
+        self.update_offload(device);
         let mergeable = device.has(VIRTIO_NET_F_MRG_RXBUF);
         let mut more = false;
         if device.rings[TX].runs() {
-            // A frame that the device does not take is lost, as on any wire.
-            more = device.rings[TX].take_whole(&memory, BURST, |frame| drop(self.tap.write(frame)));
+            // A frame that the device does not take is lost, as on any wire. The kernel checks the header of the others.
+            more = device.rings[TX].pop_frames_with_header(&memory, BURST, |frame| drop(self.file.write(frame)));
         }
         let ring = &mut device.rings[RX];
         if !ring.runs() {
             return more;
         }
         for _ in 0..BURST {
+            // The frame that waits was read before all others.
             let Some(frame) = self.waiting.take().or_else(|| self.receive()) else {
                 ring.signal(&memory);
                 return more;
             };
-            if !ring.give(&memory, &frame, mergeable) {
+            if !ring.push_frame(&memory, &frame, mergeable) {
+                // The device's queue fills up meanwhile, and drops what comes after.
                 self.waiting = Some(frame);
-                if !ring.await_buffers(&memory) {
+                if !ring.enable_kick(&memory) {
                     // The guest's kick continues.
                     ring.signal(&memory);
                     return more;
@@ -108,7 +111,7 @@ impl Wire {
         true
     }
 
-    /// The next frame of the device.
+    /// Reads the next frame of the device.
     fn receive(&mut self) -> Option<Frame> {
         if !self.readable {
             return None;
@@ -116,12 +119,13 @@ impl Wire {
         let mut header = [0; VIRTIO_HEADER];
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut self.buffer)];
         loop {
-            match self.tap.read_vectored(&mut parts) {
+            match self.file.read_vectored(&mut parts) {
+                // A frame shorter than the header, which the kernel never makes, ends this turn.
                 Ok(len) => {
                     return Some(Frame { header, bytes: self.buffer[..len.checked_sub(VIRTIO_HEADER)?].to_vec() });
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Empty, down or gone; the next event tells.
+                // Empty, down or gone; an event tells when that changes.
                 Err(_) => {
                     self.readable = false;
                     return None;
@@ -130,9 +134,10 @@ impl Wire {
         }
     }
 
-    /// Tells the device what the guest's driver takes (`TUNSETOFFLOAD`); for the rest the kernel makes checksums and
-    /// segments itself.
-    fn tell_offload(&mut self, device: &Device) {
+    /// Sets the offloads that the guest's driver has negotiated on the device (`TUNSETOFFLOAD`). For the rest, the kernel makes
+    /// checksums and segments itself.
+    fn update_offload(&mut self, device: &Device) {
+        // The device refuses segmentation without checksums, as virtio does.
         let mut offload = 0;
         if device.has(VIRTIO_NET_F_GUEST_CSUM) {
             offload |= libc::TUN_F_CSUM;
@@ -146,10 +151,11 @@ impl Wire {
         }
         if self.offload != Some(offload) {
             // SAFETY: TUNSETOFFLOAD takes its argument by value.
-            let told = unsafe { libc::ioctl(self.tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) };
-            if told < 0 {
-                eprintln!("the tap device does not take the guest's offloads: {}", io::Error::last_os_error());
+            let set = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) };
+            if set < 0 {
+                eprintln!("cannot set the guest's offloads on the tap device: {}", io::Error::last_os_error());
             }
+            // Also after a failure, which would only repeat.
             self.offload = Some(offload);
         }
     }
@@ -177,7 +183,7 @@ mod tests {
     const BUFFERS: u64 = 0x20_0000;
 
     #[test]
-    fn frames_pass_both_ways_with_their_headers_and_wait_while_the_guest_has_no_buffers() {
+    fn frames_pass_both_ways_with_headers_and_wait_for_the_guests_buffers() {
         let memory = Arc::new(memory::create(64).unwrap());
         let mut device = Device::new(Arc::new(Epoll::new().unwrap())).unwrap();
         device.memory = Some(Arc::clone(&memory));
@@ -196,8 +202,8 @@ mod tests {
         // Datagrams come one by one, as a device's frames do.
         let (tap, wire) = UnixDatagram::pair().unwrap();
         tap.set_nonblocking(true).unwrap();
-        let tap = File::from(OwnedFd::from(tap));
-        let mut moved = Wire { tap, offload: Some(0), readable: true, waiting: None, buffer: vec![0; MOST] };
+        let file = File::from(OwnedFd::from(tap));
+        let mut moved = Tap { file, offload: Some(0), readable: true, waiting: None, buffer: vec![0; MAX_FRAME] };
         for text in [&b"HEADERHEADERone"[..], b"HEADERHEADERtwo", b"HEADERHEADERthree", b"short"] {
             wire.send(text).unwrap();
         }

@@ -1,6 +1,8 @@
-//! UDP: each pair of a guest's address and a far one is an association. What the guest begins has a connected socket of
-//! its own, so that the kernel lets in only answers, and the loopback is no exception; what comes in through a
-//! published port is answered through that port's socket.
+//! UDP: an association for each pair of a guest's address and a far one.
+//!
+//! An association that the guest opens has a connected socket of its own. So the kernel lets in only datagrams of that far
+//! end, also on the loopback, where any process of the host could send one. A client of a published port is answered
+//! through that port's socket, from the address that the client used.
 
 use std::{
     collections::HashMap,
@@ -17,24 +19,26 @@ use super::{
     events::{self, Token},
     frame::Frame,
     ip::{self, Packet},
+    key::Key,
     socket::{self, Local},
-    tcp::Key,
 };
 
-/// Most associations at a time; one more takes the oldest one's place.
-const MOST: usize = 2048;
-/// An association that is silent for so long is over (RFC 4787 wants two minutes at least).
-const SILENCE: Duration = Duration::from_secs(120);
+/// Number of associations; one more takes the place of the least recently used one.
+const MAX_ASSOCIATIONS: usize = 2048;
+/// Time without a datagram after which an association expires (RFC 4787, 4.3: two minutes at least).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Datagrams taken from one socket before others have their turn.
 const BURST: usize = 64;
-/// Ports tried for a client whose own is taken by another client of the same container.
-const TRIES: u16 = 64;
+/// Ports tried for a client whose own port is in use by another client of the same container.
+const MAX_PORT_TRIES: u16 = 64;
 
 /// The far end.
-enum Far {
-    /// A socket that is connected to it.
-    Own(UdpSocket),
+enum Remote {
+    /// Reached through a socket that is connected to it.
+    Connected(UdpSocket),
     /// A client of a published port.
+    ///
+    /// `local` is the host's address that the client has sent to.
     Client { published: u64, address: SocketAddr, local: Option<Local> },
 }
 
@@ -42,33 +46,38 @@ enum Far {
 struct Published {
     socket: UdpSocket,
     target: SocketAddr,
+    /// Associations by their clients' true addresses.
     clients: HashMap<SocketAddr, u64>,
 }
 
-/// All associations.
+/// All associations and published ports.
 pub(super) struct Udp {
-    associations: Associations<Key, Far>,
+    associations: Associations<Key, Remote>,
     published: HashMap<u64, Published>,
 }
 
 impl Default for Udp {
     fn default() -> Self {
-        Self { associations: Associations::new(MOST, SILENCE), published: HashMap::new() }
+        Self { associations: Associations::new(MAX_ASSOCIATIONS, IDLE_TIMEOUT), published: HashMap::new() }
     }
 }
 
 impl Udp {
-    /// A datagram of the guest, which may begin an association if `new`.
-    pub(super) fn send(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key, data: &[u8], new: bool) {
+    /// Sends a datagram of the guest, which may open an association if `may_open`.
+    pub(super) fn send(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key, data: &[u8], may_open: bool) {
         let known = self.associations.find(&key);
-        let Some(id) = known.or_else(|| new.then(|| self.associate(epoll, addresses, key)).flatten()) else { return };
-        let Some((_, far)) = self.associations.touch(id) else { return };
-        // What the host does not take is lost, as datagrams may be.
-        match far {
-            Far::Own(socket) => {
+        let Some(id) = known.or_else(|| may_open.then(|| self.associate(epoll, addresses, key)).flatten()) else {
+            return;
+        };
+        let Some((_, remote)) = self.associations.touch(id) else { return };
+        // A datagram that the socket does not take is lost, as datagrams may be. Nothing is queued here, so a guest that sends
+        // faster than the host's network loses its own datagrams.
+        match remote {
+            Remote::Connected(socket) => {
                 let _ = socket.send(data);
             }
-            Far::Client { published, address, local } => {
+            // From the address that the client used; a connected client drops answers from others.
+            Remote::Client { published, address, local } => {
                 if let Some(published) = self.published.get(published) {
                     let _ = socket::send_to(&published.socket, data, *address, *local);
                 }
@@ -77,27 +86,32 @@ impl Udp {
     }
 
     fn associate(&mut self, epoll: &Epoll, addresses: &Addresses, key: Key) -> Option<u64> {
+        // Loopback, multicast and broadcast addresses end here.
         let socket = socket::udp(addresses.on_host(key.peer)?).ok()?;
+        // Watched before it is in the table: a socket that is not watched would never deliver an answer.
         events::watch(epoll, &socket, Token::Udp(self.associations.next())).ok()?;
-        Some(self.insert(key, Far::Own(socket)))
+        Some(self.insert(key, Remote::Connected(socket)))
     }
 
-    fn insert(&mut self, key: Key, far: Far) -> u64 {
+    fn insert(&mut self, key: Key, remote: Remote) -> u64 {
         let id = self.associations.next();
-        if let Some(gone) = self.associations.insert(key, far) {
-            self.ended(gone);
+        // A flood of the guest's own pushes out its oldest associations. A published port's client whose association gives way
+        // gets another one with its next datagram.
+        if let Some(gone) = self.associations.insert(key, remote) {
+            self.forget_client(gone);
         }
         id
     }
 
-    /// Takes what arrived for an association.
+    /// Passes datagrams of an association's socket on to the guest.
     pub(super) fn receive(&mut self, id: u64, scratch: &mut [u8], out: &mut Vec<Frame>) {
         for _ in 0..BURST {
-            let Some((key, Far::Own(socket))) = self.associations.get(id) else { return };
-            // An error is the answer to something that was sent; it is consumed with this.
+            let Some((key, Remote::Connected(socket))) = self.associations.get(id) else { return };
+            // An error, such as "port unreachable" for an earlier datagram, is cleared by this. The guest does not learn of it.
             let Ok(len) = socket.recv(scratch) else { return };
             self.associations.touch(id);
-            if len <= ip::most_data(key.peer.ip(), MTU) {
+            // `scratch` has room for more than the guest's interface takes.
+            if len <= ip::max_datagram(key.peer.ip(), MTU) {
                 out.push(ip::udp(key.peer, key.guest, &scratch[..len]));
             }
         }
@@ -107,61 +121,77 @@ impl Udp {
     pub(super) fn publish(&mut self, epoll: &Epoll, id: u64, socket: UdpSocket, target: SocketAddr) {
         let ready = socket.set_nonblocking(true).is_ok() && events::watch(epoll, &socket, Token::Published(id)).is_ok();
         if ready {
-            socket::want_local(&socket);
+            socket::request_local_address(&socket);
             self.published.insert(id, Published { socket, target, clients: HashMap::new() });
         }
     }
 
-    /// Ends a published port.
+    /// Closes a published port, and ends its clients' associations.
     pub(super) fn forget(&mut self, epoll: &Epoll, id: u64) {
         if let Some(published) = self.published.remove(&id) {
             // The backend has the same socket open: closing our descriptor alone would leave it registered.
-            events::forget(epoll, &published.socket);
+            events::unwatch(epoll, &published.socket);
             for id in published.clients.into_values() {
                 self.associations.remove(id);
             }
         }
     }
 
-    /// Takes what arrived for a published port.
-    pub(super) fn arrived(&mut self, id: u64, addresses: &Addresses, scratch: &mut [u8], out: &mut Vec<Frame>) {
+    /// Passes datagrams that arrived at a published port on to its container.
+    pub(super) fn receive_published(
+        &mut self,
+        id: u64,
+        addresses: &Addresses,
+        scratch: &mut [u8],
+        out: &mut Vec<Frame>,
+    ) {
         for _ in 0..BURST {
             let Some(published) = self.published.get(&id) else { return };
             let target = published.target;
+            // The socket is level-triggered, so what is left after a burst is reported again.
             let Ok((len, client, local)) = socket::receive_from(&published.socket, scratch) else { return };
-            let Some(client) = client.filter(|_| len <= ip::most_data(target.ip(), MTU)) else { continue };
+            // Longer ones would not fit into the guest's interface; this ends no more than the one datagram.
+            let Some(client) = client.filter(|_| len <= ip::max_datagram(target.ip(), MTU)) else { continue };
             let known = published.clients.get(&client).copied();
-            let Some(known) = known.or_else(|| self.admit(id, client, target, addresses)) else { continue };
-            let Some((key, far)) = self.associations.touch(known) else { continue };
-            *far = Far::Client { published: id, address: client, local };
+            let Some(known) = known.or_else(|| self.add_client(id, client, target, addresses)) else { continue };
+            let Some((key, remote)) = self.associations.touch(known) else { continue };
+            // The client may use another of the host's addresses now; the answer has to come from there.
+            *remote = Remote::Client { published: id, address: client, local };
             out.push(ip::udp(key.peer, key.guest, &scratch[..len]));
         }
     }
 
-    /// A new client of a published port.
-    fn admit(&mut self, published: u64, client: SocketAddr, target: SocketAddr, addresses: &Addresses) -> Option<u64> {
+    /// Opens an association for a new client of a published port.
+    fn add_client(
+        &mut self,
+        published: u64,
+        client: SocketAddr,
+        target: SocketAddr,
+        addresses: &Addresses,
+    ) -> Option<u64> {
+        // Several clients may be shown with the gateway's address, and then differ by port only.
         let shown = addresses.as_client(client.ip(), target.ip());
         let key = free_key(target, SocketAddr::new(shown, client.port()), |key| self.associations.find(key).is_some())?;
-        let id = self.insert(key, Far::Client { published, address: client, local: None });
+        let id = self.insert(key, Remote::Client { published, address: client, local: None });
         self.published.get_mut(&published)?.clients.insert(client, id);
         Some(id)
     }
 
-    /// Ends what is silent.
-    pub(super) fn sweep(&mut self, now: Instant) {
-        for gone in self.associations.sweep(now) {
-            self.ended(gone);
+    /// Ends idle associations.
+    pub(super) fn expire(&mut self, now: Instant) {
+        for gone in self.associations.expire(now) {
+            self.forget_client(gone);
         }
     }
 
-    /// Whether anything could become silent.
+    /// True if nothing can expire.
     pub(super) fn is_empty(&self) -> bool {
         self.associations.is_empty()
     }
 
-    /// Lets a published port forget a client that is gone.
-    fn ended(&mut self, far: Far) {
-        if let Far::Client { published, address, .. } = far
+    /// Removes the client of an association that has ended from its published port.
+    fn forget_client(&mut self, remote: Remote) {
+        if let Remote::Client { published, address, .. } = remote
             && let Some(published) = self.published.get_mut(&published)
         {
             published.clients.remove(&address);
@@ -169,21 +199,22 @@ impl Udp {
     }
 }
 
-/// A pair of ends that is not `taken`, for a client that wants to appear as `shown`; its port gives way.
+/// A key that is not `taken`, for a client that is shown to the container as `shown`, or with one of the next ports.
 pub(super) fn free_key(target: SocketAddr, shown: SocketAddr, taken: impl Fn(&Key) -> bool) -> Option<Key> {
-    (0..TRIES)
+    (0..MAX_PORT_TRIES)
         .map(|offset| shown.port().wrapping_add(offset).max(1))
         .map(|port| Key { guest: target, peer: SocketAddr::new(shown.ip(), port) })
         .find(|key| !taken(key))
 }
 
-/// The two ends and the data of a UDP packet.
+/// The two ends and the data of a UDP packet (RFC 768). Its checksum is the guest's to make or to leave out.
 pub(super) fn parse<'a>(packet: &Packet<'a>) -> Option<(Key, &'a [u8])> {
     let udp = UdpPacket::new_checked(packet.payload()).ok()?;
     let key = Key {
         guest: SocketAddr::new(packet.source, udp.src_port()),
         peer: SocketAddr::new(packet.destination, udp.dst_port()),
     };
+    // The length is the header's: an IP packet may be longer.
     Some((key, packet.payload().get(8..usize::from(udp.len()))?))
 }
 
@@ -204,12 +235,12 @@ mod tests {
         let mut udp = Udp::default();
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let peer = SocketAddr::new(example().host.into(), server.local_addr().unwrap().port());
-        for port in 1..=200 + MOST as u16 {
+        for port in 1..=200 + MAX_ASSOCIATIONS as u16 {
             udp.send(&epoll, &example(), Key { guest: guest(port), peer }, b"x", true);
             let [associations, keys] = udp.associations.lens();
-            assert!(associations <= MOST && keys == associations);
+            assert!(associations <= MAX_ASSOCIATIONS && keys == associations);
         }
-        udp.sweep(Instant::now() + SILENCE * 2);
+        udp.expire(Instant::now() + IDLE_TIMEOUT * 2);
         assert!(udp.associations.lens() == [0, 0]);
     }
 
@@ -237,7 +268,7 @@ mod tests {
             client.send_to(&[index as u8], ("127.0.0.1", port)).unwrap();
         }
         while out.len() < 2 {
-            udp.arrived(7, &addresses, &mut [0; 2000], &mut out);
+            udp.receive_published(7, &addresses, &mut [0; 2000], &mut out);
         }
         for frame in &out {
             let (key, data) = parse(&Packet::parse(&frame.bytes[ETHERNET_HEADER..]).unwrap()).unwrap();

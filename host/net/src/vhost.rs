@@ -1,5 +1,7 @@
-//! What the frontend in the vmm asks of this process ("Vhost-user Protocol", QEMU's specification): features, guest
-//! memory, the queues.
+//! The vmm's requests ("Vhost-user Protocol", QEMU's specification): features, guest memory, the queues.
+//!
+//! The vmm is trusted no further than its guest: it passes the guest's values on, so addresses and sizes are checked here
+//! again.
 
 use std::{fs::File, io, sync::Arc};
 
@@ -29,15 +31,16 @@ use vmm_sys_util::{epoll::Epoll, eventfd::EventFd};
 use super::{
     addresses::{GUEST_MAC, MTU},
     events::{self, Token},
-    ring::{MOST_DESCRIPTORS, Ring},
+    ring::{MAX_QUEUE_SIZE, Ring},
 };
 use bulkhead_queue::GuestRam;
 
-/// Queue of frames for the guest.
+/// Index of the queue of frames for the guest.
 pub(super) const RX: usize = 0;
-/// Queue of the guest's frames.
+/// Index of the queue of the guest's frames.
 pub(super) const TX: usize = 1;
 
+/// Features that the driver may negotiate: offloads both ways, frames in several buffers, and vhost-user's own bit.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
@@ -52,14 +55,14 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// A range of guest memory as the frontend sees it.
+/// A range of guest memory, at its address in the vmm and in the guest.
 struct Range {
     frontend: u64,
     guest: u64,
     len: u64,
 }
 
-/// The device as the frontend has set it up.
+/// The device as the vmm has set it up.
 pub(crate) struct Device {
     pub(super) memory: Option<Arc<GuestRam>>,
     pub(crate) rings: [Ring; 2],
@@ -74,7 +77,7 @@ impl Device {
         Ok(Self { memory: None, rings: [ring()?, ring()?], features: 0, ranges: Vec::new(), epoll })
     }
 
-    /// Whether a virtio feature was agreed on.
+    /// True if the driver has negotiated a virtio feature.
     pub(super) fn has(&self, feature: u32) -> bool {
         self.features & 1 << feature != 0
     }
@@ -83,6 +86,7 @@ impl Device {
         self.rings.get_mut(index as usize).ok_or(Error::InvalidParam)
     }
 
+    /// Translates an address of the vmm's. Ring addresses come as such, not as the guest's.
     fn guest_address(&self, frontend: u64) -> Result<u64> {
         self.ranges
             .iter()
@@ -95,17 +99,18 @@ impl Device {
 
     fn drop_kick(&mut self, index: usize) {
         if let Some(kick) = self.rings.get_mut(index).and_then(|ring| ring.kick.take()) {
-            // The frontend has the same event open: closing our descriptor alone would leave it registered.
-            events::forget(&self.epoll, &kick);
+            // The vmm has the same eventfd open, so closing this descriptor alone would leave it registered with epoll.
+            events::unwatch(&self.epoll, &kick);
         }
     }
 }
 
-/// What this device has no use for.
+/// The answer to requests that this device does not need.
 fn unsupported<T>() -> Result<T> {
     Err(Error::InvalidOperation("not supported"))
 }
 
+/// The eventfd of a kick or an interrupt.
 fn event(file: File) -> EventFd {
     use std::os::fd::{FromRawFd, IntoRawFd};
     // SAFETY: the descriptor is owned by the file, which gives it up here.
@@ -114,14 +119,17 @@ fn event(file: File) -> EventFd {
 
 impl VhostUserBackendReqHandlerMut for Device {
     fn set_owner(&mut self) -> Result<()> {
+        // The stream belongs to one vmm from the start.
         Ok(())
     }
 
     fn reset_owner(&mut self) -> Result<()> {
+        // Deprecated by the specification, which lets it be ignored.
         Ok(())
     }
 
     fn reset_device(&mut self) -> Result<()> {
+        // Stops both queues.
         for index in 0..self.rings.len() {
             self.get_vring_base(index as u32)?;
         }
@@ -133,6 +141,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
+        // A driver must not accept what was not offered (virtio 1.3, 2.2.1).
         if features & !FEATURES != 0 {
             return Err(Error::InvalidParam);
         }
@@ -140,6 +149,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let event_idx = self.has(VIRTIO_RING_F_EVENT_IDX);
         for ring in &mut self.rings {
             ring.set_event_idx(event_idx);
+            // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
             ring.enabled = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         }
         Ok(())
@@ -155,11 +165,15 @@ impl VhostUserBackendReqHandlerMut for Device {
         let mut ranges = Vec::new();
         for (region, file) in regions.iter().zip(files) {
             let (guest, len) = (region.guest_phys_addr, region.memory_size);
+            // `guest_address` adds an offset below `len` to it.
             guest.checked_add(len).ok_or(Error::InvalidParam)?;
+            // Fails for a file shorter than the region. A file that shrinks later would kill this process with SIGBUS, which
+            // only the vmm, the owner of the memory, could bring about.
             let mapping = region.mmap_region(file)?;
             mapped.push(GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(Error::InvalidParam)?);
             ranges.push(Range { frontend: region.user_addr, guest, len });
         }
+        // Refuses overlapping regions. Frames move only between two requests, so nothing uses the old mapping meanwhile.
         let memory = GuestRam::from_regions(mapped).map_err(|_| Error::InvalidParam)?;
         self.memory = Some(Arc::new(memory));
         self.ranges = ranges;
@@ -167,7 +181,8 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= MOST_DESCRIPTORS);
+        // Split queues have a size that is a power of two (virtio 1.3, 2.7).
+        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE);
         self.ring(index)?.queue.set_size(size.ok_or(Error::InvalidParam)?);
         Ok(())
     }
@@ -181,6 +196,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         available: u64,
         _log: u64,
     ) -> Result<()> {
+        // Only the first byte of each part is checked here; `set_vring_kick` checks them whole.
         let descriptor = GuestAddress(self.guest_address(descriptor)?);
         let available = GuestAddress(self.guest_address(available)?);
         let used = GuestAddress(self.guest_address(used)?);
@@ -189,6 +205,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         queue.try_set_desc_table_address(descriptor).map_err(|_| Error::InvalidParam)?;
         queue.try_set_avail_ring_address(available).map_err(|_| Error::InvalidParam)?;
         queue.try_set_used_ring_address(used).map_err(|_| Error::InvalidParam)?;
+        // The used ring is continued where it stands, which is not zero after a process that died. Its index is the field
+        // after `flags`.
         let at = used.0.checked_add(2).ok_or(Error::InvalidParam)?;
         let used = memory.read_obj::<u16>(GuestAddress(at)).map_err(|_| Error::InvalidParam)?;
         self.ring(index)?.set_used(u16::from_le(used));
@@ -196,14 +214,17 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        // Any value will do: it is compared with the driver's index, which may be anything, too.
         self.ring(index)?.queue.set_next_avail(base as u16);
         Ok(())
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        // This request also stops the queue ("Starting and stopping rings").
         self.drop_kick(index as usize);
         let ring = self.ring(index)?;
         ring.queue.set_ready(false);
+        // A stopped queue must not signal: the vmm may have given the interrupt to another one.
         ring.call = None;
         ring.enabled = false;
         Ok(VhostUserVringState::new(index, u32::from(ring.queue.next_avail())))
@@ -214,6 +235,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let memory = self.memory.clone().ok_or(Error::InvalidParam)?;
         let kick = event(fd.ok_or(Error::InvalidParam)?);
         events::watch(&self.epoll, &kick, Token::Kick(usize::from(index))).map_err(Error::ReqHandlerError)?;
+        // A kick starts the queue. Its addresses are checked only now, when all of them are known.
         let ring = self.ring(u32::from(index))?;
         ring.kick = Some(kick);
         ring.queue.set_ready(true);
@@ -230,10 +252,12 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_err(&mut self, _index: u8, _fd: Option<File>) -> Result<()> {
+        // Errors of a queue are its driver's own loss, and are not reported.
         Ok(())
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        // GET_CONFIG for the MAC address and MTU; replies to requests, so that the vmm learns of a refused one.
         Ok(VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK)
     }
 
@@ -250,11 +274,13 @@ impl VhostUserBackendReqHandlerMut for Device {
         Ok(())
     }
 
-    /// MAC address, status, queue pairs, MTU (virtio 1.3, 5.1.4).
+    /// Reads the configuration: MAC address, status, queue pairs, MTU (virtio 1.3, 5.1.4).
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let mut config = GUEST_MAC.to_vec();
+        // VIRTIO_NET_S_LINK_UP, one pair of queues.
         config.extend([1, 0, 1, 0]);
         config.extend(MTU.to_le_bytes());
+        // The vmm may read beyond the fields, which are zeros then, but not make this allocate at will.
         let end = offset.checked_add(size).ok_or(Error::InvalidParam)? as usize;
         if end > 4096 {
             return Err(Error::InvalidParam);
@@ -262,6 +288,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         config.resize(config.len().max(end), 0);
         Ok(config[offset as usize..end].to_vec())
     }
+
+    // Optional requests, which the vmm makes only if their protocol features are negotiated.
 
     fn set_config(&mut self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         unsupported()

@@ -1,4 +1,4 @@
-//! From settings and host to a network device's backend; every check that needs no VM is made here.
+//! The network of a VM, from settings and host; every check that needs no VM is made here.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,11 +11,11 @@ use super::{
 use crate::settings::{NetworkKind, Settings, Subnet};
 use bulkhead_net::{
     addresses::{Addresses, MTU, PREFIX6},
-    control::Setup,
+    api::Setup,
     nameservers,
 };
 
-/// Why a VM cannot have its network.
+/// Error of planning a VM's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// passt.
@@ -24,19 +24,19 @@ pub enum NetworkError {
     /// The tap device.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// The network.
-    #[error("the network {0} has not room for the guest, its router and the host; set another vpnkitCIDR")]
+    /// The IPv4 network has too few addresses.
+    #[error("the guest network {0} is too small for the guest, its router and the host; set another vpnkitCIDR")]
     Room(Subnet),
 }
 
-/// Who serves the network device.
+/// The process that serves the network device.
 #[derive(Clone, Debug)]
 pub(in crate::backend) enum Backend {
     /// Our own process with its TCP/IP stack.
     Own(Setup),
     /// passt(1).
     Passt(Passt),
-    /// Our own process, between the device and a tap device.
+    /// Our own process, which copies frames between the device and a tap device.
     Tap(Tap),
 }
 
@@ -49,15 +49,19 @@ pub struct NetworkPlan {
 }
 
 impl NetworkPlan {
-    /// The network of this kind, or none; looks at what of it must be there before the VM.
+    /// Plans a network of this kind and checks what must exist on the host; `None` for a VM without a network.
     pub(in crate::backend) fn new(kind: &NetworkKind, settings: &Settings) -> Result<Option<Self>, NetworkError> {
         let subnet = settings.subnet();
         let setup = Setup { subnet: (subnet.first(), subnet.prefix()), host_loopback: settings.host_loopback() };
         let addresses = Addresses::new(&setup).ok_or(NetworkError::Room(subnet))?;
         let (backend, nameserver) = match kind {
             NetworkKind::None => return Ok(None),
+            // The router is the name server, too: `bulkhead net` and passt forward questions to the host's servers as
+            // they are at that moment.
             NetworkKind::User => (Backend::Own(setup), addresses.gateway),
             NetworkKind::Passt => (Backend::Passt(Passt::find()?), addresses.gateway),
+            // Nothing of ours answers names behind a tap device, so the guest asks a server of the host itself. Without
+            // a reachable one the user's router may run its own.
             NetworkKind::Tap(name) => (Backend::Tap(Tap::find(name)?), nameserver().unwrap_or(addresses.gateway)),
         };
         Ok(Some(Self { backend, addresses, nameserver }))
@@ -68,8 +72,7 @@ impl NetworkPlan {
         &self.addresses
     }
 
-    /// What the guest calls the host when it cannot ask our name server: an address. With a tap device the router is
-    /// this machine itself.
+    /// The host's address for a guest that does not ask our name server. With a tap device the router is this machine.
     fn host(&self) -> Ipv4Addr {
         match self.backend {
             Backend::Own(_) | Backend::Passt(_) => self.addresses.host,
@@ -77,26 +80,29 @@ impl NetworkPlan {
         }
     }
 
-    /// Whether our own name server, which knows the host's names, answers the guest.
+    /// Returns whether our own name server, which knows the host's names, answers the guest.
     fn has_names(&self) -> bool {
         matches!(self.backend, Backend::Own(_))
     }
 
-    /// What is put in the place of this machine's loopback in what the guest is told; `None` when nothing leads there.
+    /// The guest's name or address for this machine's loopback; `None` if the guest cannot reach the loopback.
     pub(in crate::backend) fn host_for_guest(&self) -> Option<String> {
         if !self.addresses.host_loopback {
             return None;
         }
         match self.backend {
             Backend::Own(_) => Some("host.docker.internal".to_owned()),
+            // dockerd could resolve the name from its hosts file, but containers could not.
             Backend::Passt(_) => Some(self.addresses.host.to_string()),
+            // The router is this machine, but services on its loopback do not listen on the router's address.
             Backend::Tap(_) => None,
         }
     }
 
-    /// Names and networks that the guest reaches without a proxy.
+    /// Networks that the guest reaches without a proxy.
     pub(in crate::backend) fn own_networks(&self) -> Vec<String> {
         let mut networks = vec![format!("{}/{}", self.addresses.network, self.addresses.prefix)];
+        // passt and a tap device have no IPv6.
         if self.has_names() {
             let first = self.addresses.host6.to_bits() >> (128 - PREFIX6) << (128 - PREFIX6);
             networks.push(format!("{}/{PREFIX6}", Ipv6Addr::from_bits(first)));
@@ -104,13 +110,14 @@ impl NetworkPlan {
         networks
     }
 
-    /// Why no port can be published; `None` when it can.
+    /// The reason if this network cannot publish ports.
     pub(in crate::backend) fn no_ports(&self) -> Option<String> {
         let guest = self.addresses.guest;
         match &self.backend {
             Backend::Own(_) => None,
+            // A passt that runs cannot be given a listening socket.
             Backend::Passt(_) => Some(
-                "with the network `passt` no port can be published; `bulkhead settings set network user` lets it"
+                "with the network `passt` no port can be published; `bulkhead settings set network user` allows it"
                     .to_owned(),
             ),
             Backend::Tap(tap) => Some(format!(
@@ -121,7 +128,7 @@ impl NetworkPlan {
         }
     }
 
-    /// What the guest is told of its network.
+    /// The guest's part of the plan, as the agent configures its interface.
     pub(in crate::backend) fn guest(&self) -> Network {
         let addresses = &self.addresses;
         Network {
@@ -130,6 +137,8 @@ impl NetworkPlan {
             gateway: addresses.gateway,
             nameserver: self.nameserver,
             host: self.host(),
+            // Without our name server the engine learns the host's names from its hosts file. With passt and without
+            // the loopback there is nothing behind them; behind a tap device the router is the host in any case.
             hosts_file: match self.backend {
                 Backend::Own(_) => false,
                 Backend::Passt(_) => addresses.host_loopback,
@@ -141,6 +150,7 @@ impl NetworkPlan {
                 gateway: addresses.gateway6,
                 host: addresses.host6,
             }),
+            // Frames go to a tap device as they are, so its MTU is the limit there.
             mtu: match &self.backend {
                 Backend::Own(_) | Backend::Passt(_) => MTU,
                 Backend::Tap(tap) => tap.mtu(),
@@ -149,8 +159,9 @@ impl NetworkPlan {
     }
 }
 
-/// The first name server of this machine that the guest can reach, too.
+/// Returns the first name server of this machine that the guest can reach, too.
 fn nameserver() -> Option<Ipv4Addr> {
+    // A resolver on the loopback (systemd-resolved's 127.0.0.53) does not answer to other machines.
     nameservers().into_iter().find_map(|server| match server.ip() {
         IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
         _ => None,
@@ -163,8 +174,8 @@ mod tests {
 
     #[test]
     fn the_guests_addresses_follow_the_setting() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("settings.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.json");
         std::fs::write(&path, r#"{"vpnkitCIDR": "10.9.0.0/20", "hostLoopback": false}"#).unwrap();
         let settings = Settings::load(&path).unwrap();
         let plan = NetworkPlan::new(&NetworkKind::User, &settings).unwrap().unwrap();

@@ -1,8 +1,19 @@
-//! Published ports: what the guest asks for, the sockets that listen for it, and what the network process has to know.
+//! Published ports of containers: the host's sockets that listen for them.
 //!
-//! The backend opens the sockets and keeps them, so a network process that dies costs no port: its successor is handed
-//! the same ones. What the guest asks for is hostile input: its amount is bounded, and [`policy`] says what may be.
+//! dockerd starts `bulkhead-port-proxy` where it expects `docker-proxy`, one for each port and kind of address. The
+//! proxy asks init, init asks the backend over the agent's connection ([`super::agent`]), and the backend binds and
+//! listens here before it answers. So a port listens before `docker start` returns, and `docker run` shows the error of
+//! one that cannot. The proxy's connection to init is the mapping: when the proxy ends, however it ends, init
+//! unpublishes the port.
+//!
+//! The backend keeps the sockets and hands a copy of each to the network process. A network process that dies costs no
+//! port: clients wait in the backlog, and the next process receives the same sockets. What is published is compared
+//! with what a process knows ([`Ports::changes`]), so the first hand-over, a change and the start after a crash are one
+//! path.
+//!
+//! The guest's requests are hostile input: their number is bounded, and [`policy`] judges each.
 
+mod error;
 mod policy;
 mod socket;
 
@@ -24,54 +35,34 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use error::PublishError;
 use policy::Binding;
-pub(super) use socket::ListenError;
 
 /// Ports at once, if the process may have that many descriptors.
-const MOST: usize = 4096;
+const MAX_PORTS: usize = 4096;
 
-/// How long a socket that was given up may still be open in the network process.
-const LINGER: Duration = Duration::from_secs(1);
-/// How often it is looked after meanwhile.
-const AGAIN: Duration = Duration::from_millis(10);
+/// Time for the network process to close its copy of a socket that was given up.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval between attempts to listen on a port that such a copy may still occupy.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Why a port is not published; the texts are shown by `docker run`.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PublishError {
-    /// The host does not let it listen.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The guest asked for what cannot be.
-    #[error("{0} can't be published: {1}")]
-    Refused(SocketAddr, &'static str),
-    /// Too many.
-    #[error("more than {0} ports can't be published")]
-    Full(usize),
-    /// Two mappings with one id.
-    #[error("the port's id is taken")]
-    Taken,
-    /// No port can be published.
-    #[error("{0}")]
-    Closed(String),
-}
-
-/// What the network process has to be told.
+/// A difference between the published ports and those that a network process knows.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    /// It shall serve this socket.
+    /// The process has to serve this socket.
     Listen {
-        /// The mapping, by our own number.
+        /// The backend's number of the mapping.
         id: u64,
         /// The socket's protocol.
         transport: Transport,
         /// The container's address and port.
         target: SocketAddr,
-        /// The socket.
+        /// A listening TCP socket or a bound UDP socket.
         socket: Arc<OwnedFd>,
     },
-    /// It shall close this mapping's socket.
+    /// The process has to close the socket of this mapping.
     Forget {
-        /// The mapping.
+        /// The backend's number of the mapping.
         id: u64,
     },
 }
@@ -81,48 +72,51 @@ pub(super) enum Change {
 pub(super) struct Ports {
     table: Mutex<Table>,
     changed: Notify,
-    /// Whatever address is asked for, the host's loopback is listened on.
+    /// Listen on the host's loopback, whatever address the guest asks for.
     only_loopback: bool,
 }
 
 #[derive(Debug)]
 struct Table {
-    /// By the guest's ids.
+    /// Mappings by the guest's ids.
     entries: BTreeMap<u64, Entry>,
-    most: usize,
-    /// Why nothing can be published.
+    max: usize,
+    /// The reason if ports cannot be published.
     closed: Option<String>,
-    /// The last number given; they are ours and never given twice, whatever the guest does with its ids.
+    /// The last number given to a mapping. The guest may use its ids again; the backend's numbers are used once, so a
+    /// network process cannot take a new mapping for one that it already serves.
     last: u64,
-    /// When a socket was last given up.
-    freed: Option<Instant>,
+    /// Time of the last release of a socket.
+    released: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// The backend's number.
     id: u64,
     port: PortMapping,
     target: SocketAddr,
-    /// None when every IPv6 address was asked for and the host has none.
+    /// `None` if the guest asked for every IPv6 address of a host that has no IPv6.
     socket: Option<Arc<OwnedFd>>,
 }
 
 impl Ports {
-    /// Ports that can be published; with `only_loopback`, on no address that others reach.
+    /// Returns a table into which ports can be published; with `only_loopback`, on no address that others reach.
     pub(super) fn open(only_loopback: bool) -> Self {
-        // The other half is for docker's clients.
+        // Each port is a descriptor. A guest that publishes all it can must leave room for the docker clients, whose
+        // sockets pass through this process: half of the limit.
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        let most = usize::try_from(limit / 2).unwrap_or(MOST).min(MOST);
-        Self { only_loopback, ..Self::new(most, None) }
+        let max = usize::try_from(limit / 2).unwrap_or(MAX_PORTS).min(MAX_PORTS);
+        Self { only_loopback, ..Self::new(max, None) }
     }
 
-    /// None can be, for this reason.
+    /// Returns a table that refuses every port for this reason.
     pub(super) fn closed(reason: String) -> Self {
         Self::new(0, Some(reason))
     }
 
-    fn new(most: usize, closed: Option<String>) -> Self {
-        let table = Table { entries: BTreeMap::new(), most, closed, last: 0, freed: None };
+    fn new(max: usize, closed: Option<String>) -> Self {
+        let table = Table { entries: BTreeMap::new(), max, closed, last: 0, released: None };
         Self { table: Mutex::new(table), changed: Notify::new(), only_loopback: false }
     }
 
@@ -134,50 +128,53 @@ impl Ports {
     pub(super) async fn publish(&self, id: u64, port: PortMapping) -> Result<(), PublishError> {
         let binding = policy::decide(port, self.only_loopback)?;
         loop {
-            // Not in the match, which would keep the table locked.
+            // A statement of its own: as the match's scrutinee the guard would live until the match's end.
             let published = self.table().publish(id, port, &binding);
             match published {
-                // The network process may not have closed it yet.
-                Err(PublishError::Listen(error)) if error.is_in_use() && self.lingers() => {}
+                // `docker restart` publishes the same port a moment after it was unpublished. The network process then
+                // may not have closed its copy of the socket, which keeps a UDP port occupied.
+                Err(PublishError::Listen(error)) if error.is_in_use() && self.is_releasing() => {}
                 result => {
                     result?;
                     self.changed.notify_one();
                     return Ok(());
                 }
             }
-            sleep(AGAIN).await;
+            sleep(RELEASE_INTERVAL).await;
         }
     }
 
-    fn lingers(&self) -> bool {
-        self.table().freed.is_some_and(|freed| freed.elapsed() < LINGER)
+    /// Returns whether the network process may still hold a socket that was given up.
+    fn is_releasing(&self) -> bool {
+        self.table().released.is_some_and(|released| released.elapsed() < RELEASE_TIMEOUT)
     }
 
-    /// Ends the guest's mapping `id`, if there is one.
+    /// Ends the guest's mapping `id`, if it exists.
     pub(super) fn unpublish(&self, id: u64) {
         let mut table = self.table();
         if let Some(entry) = table.entries.remove(&id) {
-            table.give_up(&entry);
+            table.release(&entry);
             self.changed.notify_one();
         }
     }
 
-    /// Ends all mappings: whoever asked for them is gone.
+    /// Ends all mappings, because the agent that asked for them is gone.
     pub(super) fn clear(&self) {
         let mut table = self.table();
         for entry in std::mem::take(&mut table.entries).into_values() {
-            table.give_up(&entry);
+            table.release(&entry);
         }
         self.changed.notify_one();
     }
 
-    /// Ends all mappings, and refuses new ones for this reason.
+    /// Ends all mappings and refuses new ones for this reason.
     pub(super) fn close(&self, reason: &str) {
+        // The reason first: no mapping may slip in between.
         self.table().closed = Some(reason.to_owned());
         self.clear();
     }
 
-    /// What listens, by port and address.
+    /// Returns the mappings that listen, by port and address.
     pub(super) fn list(&self) -> Vec<PortMapping> {
         let table = self.table();
         let listening = table.entries.values().filter(|entry| entry.socket.is_some());
@@ -188,15 +185,16 @@ impl Ports {
 
     /// Returns when something may have changed since the last call.
     pub(super) async fn changed(&self) {
+        // `notify_one` stores one permit, so a change between two calls is not lost.
         self.changed.notified().await;
     }
 
-    /// What a network process that knows the mappings `known` has to be told; they are up to date then.
+    /// Returns the differences for a network process that knows the mappings `known`, and brings `known` up to date.
     pub(super) fn changes(&self, known: &mut BTreeSet<u64>) -> Vec<Change> {
         let table = self.table();
         let present: BTreeSet<u64> =
             table.entries.values().filter(|entry| entry.socket.is_some()).map(|entry| entry.id).collect();
-        // First what is over: its ports may be wanted by others.
+        // Ended mappings come first, so that the process never holds two sockets for one port.
         let mut changes: Vec<Change> = known.difference(&present).map(|id| Change::Forget { id: *id }).collect();
         for entry in table.entries.values().filter(|entry| !known.contains(&entry.id)) {
             if let Some(socket) = &entry.socket {
@@ -217,27 +215,30 @@ impl Table {
         if self.entries.contains_key(&id) {
             return Err(PublishError::Taken);
         }
-        if self.entries.len() >= self.most {
-            return Err(PublishError::Full(self.most));
+        if self.entries.len() >= self.max {
+            return Err(PublishError::Full(self.max));
         }
         let socket = match socket::open(port.transport, binding.listen) {
             Ok(socket) => Some(Arc::new(socket)),
-            Err(error) if error.is_no_family() && port.host_ip.is_unspecified() => None,
+            // `-p 8080:80` publishes on `0.0.0.0` and on `::`. On a host without IPv6 the second must not fail the
+            // container, so the mapping exists without a socket.
+            Err(error) if error.lacks_family() && port.host_ip.is_unspecified() => None,
             Err(error) => return Err(error.into()),
         };
         self.last += 1;
-        // As it is, not as it was asked for.
+        // `bulkhead ports` shows the address that listens, which `only_loopback` may have replaced.
         let port = PortMapping { host_ip: binding.listen.ip(), ..port };
         self.entries.insert(id, Entry { id: self.last, port, target: binding.target, socket });
         Ok(())
     }
 
-    /// Stops a socket from listening at once, whoever else holds it.
-    fn give_up(&mut self, entry: &Entry) {
+    /// Stops a socket from listening at once, even if the network process still holds its copy.
+    fn release(&mut self, entry: &Entry) {
         if let Some(socket) = &entry.socket {
-            // A datagram socket has nothing to shut down.
+            // shutdown(2) acts on the socket, not on one descriptor: it stops listening, and with SO_REUSEADDR the port
+            // can be bound again. A UDP socket keeps its port until the last copy is closed.
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
-            self.freed = Some(Instant::now());
+            self.released = Some(Instant::now());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The host's sockets.
+//! The host's sockets that listen for published ports.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use nix::{
 /// The first port that needs no privilege, ip(7).
 const FIRST_UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Why the host does not listen, as Go's `net` package says it, because so does the engine.
+/// The host's refusal to listen, in the words of Go's `net` package, as dockerd reports it for its own `docker-proxy`.
 #[derive(Debug, thiserror::Error)]
 #[error("listen {transport}{} {address}: {step}: {}{remedy}", if address.is_ipv4() { 4 } else { 6 }, describe(*errno))]
 pub(in crate::backend) struct ListenError {
@@ -30,18 +30,18 @@ pub(in crate::backend) struct ListenError {
 }
 
 impl ListenError {
-    /// Somebody has the port.
+    /// Returns whether another socket has the port.
     pub(super) fn is_in_use(&self) -> bool {
         self.errno == Errno::EADDRINUSE
     }
 
-    /// The host does not speak this version of IP, or not even with itself.
-    pub(super) fn is_no_family(&self) -> bool {
+    /// Returns whether the host lacks this version of IP or has it disabled.
+    pub(super) fn lacks_family(&self) -> bool {
         self.errno == Errno::EAFNOSUPPORT || self.errno == Errno::EADDRNOTAVAIL
     }
 }
 
-/// The C library's words, which begin in lower case in Go.
+/// Returns the C library's text, in lower case as Go has it.
 fn describe(errno: Errno) -> String {
     let text = io::Error::from(errno).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -49,11 +49,12 @@ fn describe(errno: Errno) -> String {
     characters.next().map_or_else(String::new, |first| first.to_lowercase().chain(characters).collect())
 }
 
-/// What a person can do about it, if it is not plain.
+/// Returns a remedy for an error whose text names none, else an empty string.
 fn remedy(address: SocketAddr, errno: Errno) -> String {
     let first = std::fs::read_to_string(FIRST_UNPRIVILEGED).ok().and_then(|text| text.trim().parse().ok());
     match first.unwrap_or(1024) {
-        // File capabilities would do as well, but a program that has them outlives its parent's death unnoticed.
+        // Not a file capability (CAP_NET_BIND_SERVICE): execve(2) of a program with capabilities clears the
+        // parent-death signal, so the VM's processes would outlive a backend that was killed.
         first if errno == Errno::EACCES && address.port() < first => format!(
             " (this user may listen from port {first} on; publish such a port, or let users have this one: \
              `sudo sysctl net.ipv4.ip_unprivileged_port_start={}`)",
@@ -63,7 +64,7 @@ fn remedy(address: SocketAddr, errno: Errno) -> String {
     }
 }
 
-/// A TCP socket that listens, or a bound UDP socket, at exactly this address; non-blocking, closed on exec.
+/// Opens a listening TCP socket or a bound UDP socket at exactly this address; non-blocking, closed on exec.
 pub(super) fn open(transport: Transport, address: SocketAddr) -> Result<OwnedFd, ListenError> {
     let failed = |step| move |errno| ListenError { transport, address, step, errno, remedy: remedy(address, errno) };
     let (kind, tcp) = match transport {
@@ -74,16 +75,18 @@ pub(super) fn open(transport: Transport, address: SocketAddr) -> Result<OwnedFd,
     let socket =
         socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
     if address.is_ipv6() {
-        // The engine publishes IPv4 beside it, with a socket of its own.
+        // The engine publishes IPv4 beside it with a mapping of its own; a dual-stack socket would take that port.
         setsockopt(&socket, Ipv6V6Only, &true).map_err(failed("setsockopt"))?;
     }
     if tcp {
-        // Old connections of the same port may be waiting for their end. With UDP it would share the port.
+        // Connections of a previous container may still be in TIME_WAIT on this port. Not for UDP, where the option
+        // would let two sockets share a port and split its datagrams.
         setsockopt(&socket, ReuseAddr, &true).map_err(failed("setsockopt"))?;
     }
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address)).map_err(failed("bind"))?;
     if tcp {
-        // As long as the host has it (net.core.somaxconn, 4096 by default).
+        // The kernel cuts the backlog to net.core.somaxconn, 4096 by default. Clients wait in it while the network
+        // process is restarted.
         listen(&socket, Backlog::MAXALLOWABLE).map_err(failed("listen"))?;
     }
     Ok(socket)
@@ -117,7 +120,7 @@ mod tests {
         let error = open(Transport::Udp, address("192.0.2.1:53535")).unwrap_err();
         assert_eq!(error.to_string(), "listen udp4 192.0.2.1:53535: bind: cannot assign requested address");
         let error = open(Transport::Tcp, address("[2001:db8::1]:53535")).unwrap_err().to_string();
-        // Where there is no IPv6 the socket is refused already.
+        // Without IPv6 the socket is refused already.
         assert!(error.starts_with("listen tcp6 [2001:db8::1]:53535: "), "{error}");
     }
 
@@ -151,7 +154,7 @@ mod tests {
         let port = TcpListener::from(first.try_clone().unwrap()).local_addr().unwrap().port();
         match open(Transport::Tcp, SocketAddr::new([0; 16].into(), port)) {
             Ok(_) => {}
-            Err(error) => assert!(error.is_no_family(), "{error}"),
+            Err(error) => assert!(error.lacks_family(), "{error}"),
         }
     }
 
@@ -161,7 +164,7 @@ mod tests {
         let port = first.local_addr().unwrap().port();
         match open(Transport::Udp, SocketAddr::new([0; 16].into(), port)) {
             Ok(_) => {}
-            Err(error) => assert!(error.is_no_family(), "{error}"),
+            Err(error) => assert!(error.lacks_family(), "{error}"),
         }
         assert!(open(Transport::Udp, SocketAddr::new([0; 4].into(), port)).unwrap_err().is_in_use());
     }

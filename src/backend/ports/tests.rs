@@ -122,7 +122,7 @@ async fn the_guest_gets_no_more_ports_than_the_bound() {
         ports.publish(id, mapping(Transport::Tcp, free())).await.unwrap();
     }
     let error = ports.publish(3, mapping(Transport::Tcp, free())).await.unwrap_err();
-    assert_eq!(error.to_string(), "more than 3 ports can't be published");
+    assert_eq!(error.to_string(), "cannot publish more than 3 ports");
     ports.unpublish(1);
     ports.publish(3, mapping(Transport::Tcp, free())).await.unwrap();
 }
@@ -200,7 +200,7 @@ fn no_group_and_no_port_0_is_listened_on() {
     }
 }
 
-/// What the guest and the processes do.
+/// A step of the guest or of a network process.
 #[derive(Clone, Debug)]
 enum Step {
     Publish(u64, bool),
@@ -228,13 +228,13 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let ports = Ports::new(4, None);
-            // What a process holds: its number and where it leads.
+            // The sockets that a process holds: the mapping's number and its target.
             let (mut known, mut held) = (BTreeSet::new(), BTreeMap::new());
             let hand_over = |ports: &Ports, known: &mut BTreeSet<u64>, held: &mut BTreeMap<u64, SocketAddr>| {
                 for change in ports.changes(known) {
                     match change {
                         Change::Listen { id, target, .. } => assert!(held.insert(id, target).is_none(), "told twice"),
-                        // One that never was told of, because there was nothing to hold, would do no harm either.
+                        // Forgetting a mapping without a socket would do no harm either, but must not happen.
                         Change::Forget { id } => assert!(held.remove(&id).is_some(), "never told"),
                     }
                 }

@@ -1,4 +1,7 @@
-//! What `doctor` says of an engine that runs: whether guest and engine answer, and what they do when they do not.
+//! The checks of `doctor` for a running engine: whether guest and engine respond, and what they are doing if not.
+//!
+//! A guest that hangs does not respond itself, so its CPUs are seen from outside. An engine that hangs in a healthy
+//! guest is seen by the guest's busy threads.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +10,7 @@ use tokio::time::timeout;
 
 use super::Check;
 use crate::{
-    backend::wire::Examination,
+    backend::api::Examination,
     cli::{
         client::{self, Client, ClientError},
         command,
@@ -17,19 +20,21 @@ use crate::{
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::VcpuView;
 
-/// How long the engine may take to answer `_ping`.
-const PING: Duration = Duration::from_secs(10);
+/// Time for the engine to respond to `_ping`.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Threads that a person is told.
-const TOLD: usize = 8;
+/// Most threads in a message.
+const MAX_THREADS: usize = 8;
 
-/// The checks of a VM that runs; none where there is none.
+/// The checks of a running VM; none without one.
 pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
     let running = async {
         let Some(client) = Client::connect(paths).await? else { return Ok(Vec::new()) };
+        // A backend without a VM, as after a failed start, has nothing that could respond; `status` has the reason.
         if client.status().await?.vmm_pid.is_none() {
             return Ok(Vec::new());
         }
+        // At once: an engine that does not respond is compared with what the guest was doing at that time.
         let (examination, ping) = tokio::join!(client.examination(), ping(paths));
         let examination = examination?;
         let engine = ping.map_err(|problem| unanswered(&problem, examination.guest.as_ref()));
@@ -42,62 +47,67 @@ pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
 }
 
 async fn ping(paths: &Paths) -> Result<String, String> {
-    let begun = Instant::now();
-    match timeout(PING, client::ping(&paths.docker_socket())).await {
-        Ok(Ok(())) => Ok(format!("answers after {} ms", begun.elapsed().as_millis())),
+    let started = Instant::now();
+    match timeout(PING_TIMEOUT, client::ping(&paths.docker_socket())).await {
+        Ok(Ok(())) => Ok(format!("responds after {} ms", started.elapsed().as_millis())),
         Ok(Err(error)) => Err(chain(&error)),
-        Err(_) => Err(format!("no answer in {} s", PING.as_secs())),
+        Err(_) => Err(format!("no response within {} s", PING_TIMEOUT.as_secs())),
     }
 }
 
 fn guest(examination: &Examination, stop: &str) -> Result<String, String> {
     match &examination.guest {
         Some(Description { load, memory_kib, available_kib, threads, .. }) => Ok(format!(
-            "answers; load {load}, {} of {} MiB memory available, {threads} threads",
+            "responds; load {load}, {} of {} MiB memory available, {threads} threads",
             available_kib / 1024,
             memory_kib / 1024
         )),
-        None => Err(format!("no answer; {}; `{stop}` ends it like a power cut", vcpus(examination))),
+        None => Err(format!("no response; {}; `{stop}` ends it like a power cut", vcpus(examination))),
     }
 }
 
-/// Why the engine may not answer.
+/// The problem of an engine that does not respond, with the guest's busy threads as its likely cause.
 fn unanswered(problem: &str, guest: Option<&Description>) -> String {
     let Some(guest) = guest else { return problem.to_owned() };
     if guest.busiest.is_empty() {
-        return format!("{problem}; nothing in the guest is busy");
+        return format!("{problem}; no thread in the guest is busy");
     }
-    let threads: Vec<_> = guest.busiest.iter().take(TOLD).map(thread).collect();
+    let threads: Vec<_> = guest.busiest.iter().take(MAX_THREADS).map(thread).collect();
     format!("{problem}; busy in the guest: {}", threads.join(", "))
 }
 
 fn thread(thread: &GuestThread) -> String {
     let GuestThread { process, name, state, busy, waits } = thread;
+    // The kernel function in which a sleeping thread waits says more than its state: a hung disk and a lock differ
+    // there.
     let place = if waits.is_empty() { String::new() } else { format!(" in {waits}") };
     format!("{name} (process {process}, {state}{place}, {busy} %)")
 }
 
-/// Where the vCPUs were each time.
+/// The places of the vCPUs, each time that they were stopped.
 fn vcpus(examination: &Examination) -> String {
     let (looks, starved) = (&examination.vcpus, examination.starved());
-    let Some(count) = looks.iter().map(Vec::len).max() else { return "its process does not answer either".into() };
+    let Some(count) = looks.iter().map(Vec::len).max() else { return "its process does not respond either".into() };
     let one = |index: usize| {
         let mut places: Vec<String> = looks.iter().filter_map(|look| Some(place(look.get(index)?.as_ref()))).collect();
+        // A vCPU that spins is in the same place each time; it is printed once.
         places.dedup();
-        let starved = if starved.contains(&index) { ", and KVM keeps interrupts from it" } else { "" };
+        let starved = if starved.contains(&index) { ", and KVM withholds its interrupts" } else { "" };
         format!("vCPU {index} is {}{starved}", places.join(", then "))
     };
     (0..count).map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn place(view: Option<&VcpuView>) -> String {
-    let Some(view) = view else { return "not to be stopped".into() };
+    let Some(view) = view else { return "impossible to stop".into() };
     let VcpuView { rip, rflags: _, cr3, user, halted, pending, in_service } = view;
     let place = match (*halted, *user) {
         (true, _) => format!("halted at {rip:#x}"),
+        // The page tables tell programs apart, as `rip` is an address of the program.
         (_, true) => format!("in a program at {rip:#x}, page tables {cr3:#x}"),
         (_, false) => format!("in the kernel at {rip:#x}"),
     };
+    // Interrupt vectors of the local APIC: requested ones, and those whose handlers have not ended yet (EOI).
     let vectors = |what: &str, vectors: &[u8]| {
         let list: Vec<_> = vectors.iter().map(u8::to_string).collect();
         if list.is_empty() { String::new() } else { format!(", {what} {}", list.join(" ")) }
@@ -115,25 +125,25 @@ mod tests {
     }
 
     #[test]
-    fn a_vcpu_that_stays_in_one_place_is_told_once_and_its_held_back_interrupts_are() {
+    fn a_vcpu_that_stays_in_one_place_is_shown_once_with_its_interrupts() {
         let spinning = VcpuView { rflags: 2, pending: vec![33, 236], in_service: vec![236], ..view(0x10) };
         let looks = [vec![Some(view(0x10)), None], vec![Some(spinning.clone()), None], vec![Some(spinning), None]];
         let examined = |vcpus| Examination { vcpus, guest: None };
         assert_eq!(
             vcpus(&examined(looks.into())),
             "vCPU 0 is in the kernel at 0x10, then in the kernel at 0x10, interrupts off, pending 33 236, in service \
-             236; vCPU 1 is not to be stopped"
+             236; vCPU 1 is impossible to stop"
         );
-        assert_eq!(vcpus(&examined(Vec::new())), "its process does not answer either");
+        assert_eq!(vcpus(&examined(Vec::new())), "its process does not respond either");
         let starved = vec![Some(VcpuView { rflags: 0x202, pending: vec![236], ..view(0x10) })];
         assert_eq!(
             vcpus(&examined(vec![starved.clone(), starved])),
-            "vCPU 0 is in the kernel at 0x10, pending 236, and KVM keeps interrupts from it"
+            "vCPU 0 is in the kernel at 0x10, pending 236, and KVM withholds its interrupts"
         );
     }
 
     #[test]
-    fn an_engine_that_does_not_answer_is_told_with_what_is_busy() {
+    fn an_engine_that_does_not_respond_is_shown_with_busy_threads() {
         let busy = GuestThread { process: 7, name: "dockerd".into(), state: 'R', busy: 98, waits: String::new() };
         let stuck = GuestThread { state: 'D', busy: 0, waits: "io_schedule".into(), ..busy.clone() };
         let mut guest = Description {
@@ -144,11 +154,11 @@ mod tests {
             busiest: vec![busy, stuck],
         };
         assert_eq!(
-            unanswered("no answer in 10 s", Some(&guest)),
-            "no answer in 10 s; busy in the guest: dockerd (process 7, R, 98 %), dockerd (process 7, D in io_schedule, \
+            unanswered("no response within 10 s", Some(&guest)),
+            "no response within 10 s; busy in the guest: dockerd (process 7, R, 98 %), dockerd (process 7, D in io_schedule, \
              0 %)"
         );
         guest.busiest.clear();
-        assert_eq!(unanswered("no", Some(&guest)), "no; nothing in the guest is busy");
+        assert_eq!(unanswered("no", Some(&guest)), "no; no thread in the guest is busy");
     }
 }

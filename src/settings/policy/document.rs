@@ -1,195 +1,111 @@
-//! The keys of `admin-settings.json`, as Docker Desktop's *Settings Management* documents them.
+//! The shape of `admin-settings.json`, as Docker Desktop's *Settings Management* documents it.
 //!
-//! A key that is there must have a value of its kind: `null` is none. Keys that are not listed are ignored.
+//! A key that is there must have a value of its kind, and `null` is not one. Keys that are not listed are ignored. The
+//! doc comments are the descriptions in `docs/admin-settings.schema.json`, so they are written for administrators.
+//! `keys.rs` has the effect of each key.
 
-use std::borrow::Cow;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{Deserialize, Serialize};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::settings::{maybe::Maybe, socket_mount::SocketMount};
 
-/// A key that may be left out, but not be `null`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Maybe<T>(Option<T>);
-
-impl<T> Maybe<T> {
-    /// What the file says, if it has the key.
-    pub fn get(&self) -> Option<&T> {
-        self.0.as_ref()
-    }
-
-    fn is_none(&self) -> bool {
-        self.0.is_none()
-    }
-}
-
-impl<T> Default for Maybe<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Maybe<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::deserialize(deserializer).map(|value| Self(Some(value)))
-    }
-}
-
-impl<T: Serialize> Serialize for Maybe<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for Maybe<T> {
-    fn inline_schema() -> bool {
-        T::inline_schema()
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        T::schema_name()
-    }
-
-    fn schema_id() -> Cow<'static, str> {
-        T::schema_id()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
-    }
-}
-
-/// A setting that an administrator decides.
+/// A setting under the administrator's control.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "{T}Setting")]
 pub struct Setting<T> {
-    /// Whether nobody else can change it; otherwise the value is what holds while nobody does.
+    /// Users cannot change it. If false, the value is the default for users who have not set their own.
     pub locked: bool,
     /// The value.
     pub value: T,
 }
 
-/// Settings that an administrator of this machine decides for everybody on it.
+// A key that is absent here has to be absent when the document is written as JSON again, hence `skip_serializing_if`:
+// the result is compared with the file (`parse::same_kinds`). Unknown keys are not denied, but collected for a warning;
+// policies of Docker Desktop have many that mean nothing here.
+
+/// Settings that the administrator of a machine makes for all its users.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "admin-settings.json of Bulkhead")]
 pub struct AdminSettings {
-    /// Version of the format: 2.
+    /// Version of the file format: 2.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     #[schemars(range(min = 2, max = 2))]
     pub configuration_file_version: Maybe<u32>,
-    /// Run every container in a user namespace of its own.
+    /// Run each container in its own user namespace.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub enhanced_container_isolation: Maybe<Isolation>,
-    /// The VM.
+    /// Settings of the VM.
     #[serde(default, skip_serializing_if = "Maybe::is_none", rename = "linuxVM")]
     pub linux_vm: Maybe<LinuxVm>,
     /// The engine's HTTP proxy.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub proxy: Maybe<HttpProxy>,
-    /// The containers' HTTP proxy, by which the engine pulls, too.
+    /// The HTTP proxy of containers, which the engine also uses to pull images.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub containers_proxy: Maybe<ContainersProxy>,
-    /// Folders of the host that containers may be given.
+    /// Host directories that containers may mount.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub filesharing_allowed_directories: Maybe<Vec<AllowedDirectory>>,
     /// Refuse `docker load`.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub block_docker_load: Maybe<Setting<bool>>,
-    /// The engine on TCP port 2375 of the host, without TLS.
+    /// Serve the Docker API on TCP port 2375 of the host, without TLS.
     #[serde(default, skip_serializing_if = "Maybe::is_none", rename = "exposeDockerAPIOnTCP2375")]
     pub expose_docker_api: Maybe<Setting<bool>>,
-    /// On which of the host's addresses a published port listens.
+    /// Host addresses on which published ports listen.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub port_binding_behavior: Maybe<Setting<PortBinding>>,
+}
+
+impl AdminSettings {
+    /// The document that stands for a file which cannot be used: isolation on and locked, without exceptions.
+    pub(super) fn strictest() -> Self {
+        // Other settings stay the user's: they restrict less than isolation does, and the administrator's values for
+        // them are unknown.
+        let isolation = Isolation { locked: true, value: true, docker_socket_mount: Maybe::default() };
+        Self { enhanced_container_isolation: isolation.into(), ..Self::default() }
+    }
 }
 
 /// Enhanced Container Isolation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Isolation {
-    /// Whether nobody else can change it; it locks the exceptions, too.
+    /// Users cannot change it, nor the exceptions for the Docker socket.
     pub locked: bool,
-    /// Whether it is on.
+    /// Isolation is on.
     pub value: bool,
-    /// Which containers may have the engine's socket; without it, none.
+    /// Exceptions for containers that need the Docker socket; without them no container gets it.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub docker_socket_mount: Maybe<SocketMount>,
 }
 
-/// Exceptions for the engine's socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SocketMount {
-    /// Whose containers may have it.
-    #[serde(default, skip_serializing_if = "Maybe::is_none")]
-    pub image_list: Maybe<ImageList>,
-    /// What may be asked through it.
-    #[serde(default, skip_serializing_if = "Maybe::is_none")]
-    pub command_list: Maybe<CommandList>,
-}
-
-/// Images whose containers may have the engine's socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageList {
-    /// `name[:tag]`, with `*` for any tag, `name@digest`, `sha256:…` for the image of this id, or `*` for all.
-    #[serde(default)]
-    pub images: Vec<String>,
-    /// Whether local images built from these may have it, too.
-    #[serde(default = "allowed")]
-    pub allow_derived_images: bool,
-}
-
-fn allowed() -> bool {
-    true
-}
-
-/// Commands that are refused, or the only ones that are not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct CommandList {
-    /// What becomes of the commands.
-    #[serde(default, rename = "type")]
-    pub kind: ListKind,
-    /// Names as in `docker --help`, or groups such as `image*`.
-    pub commands: Vec<String>,
-}
-
-/// What becomes of the commands of a list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ListKind {
-    /// They are refused.
-    #[default]
-    Deny,
-    /// All others are refused.
-    Allow,
-}
-
-/// The VM.
+/// Settings of the VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LinuxVm {
-    /// Options of dockerd (`daemon.json`): a text that is a JSON object.
+    /// Options of dockerd as in `daemon.json`: a JSON object, written as a string.
     #[serde(default, skip_serializing_if = "Maybe::is_none")]
     pub docker_daemon_options: Maybe<Setting<String>>,
-    /// The VM's IPv4 network, such as 192.168.65.0/24.
+    /// IPv4 network of the VM, such as 192.168.65.0/24.
     #[serde(default, skip_serializing_if = "Maybe::is_none", rename = "vpnkitCIDR")]
     pub vpnkit_cidr: Maybe<Setting<String>>,
 }
 
-/// Whose proxy is taken.
+/// Source of the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyMode {
-    /// That of the environment.
+    /// The environment of the user who starts the VM.
     #[default]
     System,
-    /// The one given here.
+    /// The URLs in this object.
     Manual,
 }
 
 impl ProxyMode {
-    /// Its word.
+    /// The value as it is in the file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -198,33 +114,33 @@ impl ProxyMode {
     }
 }
 
-/// Makes the type of a key that holds a proxy, with keys of its own behind those that both have.
+/// Makes the type of a key that holds a proxy: the fields that both proxies have, then those of one.
 ///
-/// Not by `serde(flatten)`: behind that nobody learns which key is unknown or wrong.
+/// `serde(flatten)` would share them, too, but it buffers the object: the paths of unknown and wrong keys get lost.
 macro_rules! http_proxy {
     ($(#[$about:meta])* $name:ident { $($own:tt)* }) => {
         $(#[$about])*
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
         pub struct $name {
-            /// Whether nobody else can change it.
+            /// Users cannot change it.
             pub locked: bool,
-            /// Whose proxy is taken.
+            /// Source of the proxy.
             #[serde(default)]
             pub mode: ProxyMode,
-            /// For http, with mode manual.
+            /// URL of the proxy for HTTP, used with mode manual.
             #[serde(default)]
             pub http: String,
-            /// For https, with mode manual.
+            /// URL of the proxy for HTTPS, used with mode manual.
             #[serde(default)]
             pub https: String,
-            /// What is reached without it, with mode manual.
+            /// Names, addresses and networks reached without the proxy, used with mode manual.
             #[serde(default)]
             pub exclude: Vec<String>,
             /// URL of a proxy auto-configuration file.
             #[serde(default)]
             pub pac: String,
-            /// A proxy auto-configuration file.
+            /// Contents of a proxy auto-configuration file.
             #[serde(default)]
             pub embedded_pac: String,
             $($own)*
@@ -238,9 +154,9 @@ http_proxy! {
 }
 
 http_proxy! {
-    /// The containers' HTTP proxy, by which the engine pulls, too.
+    /// The HTTP proxy of containers, which the engine also uses to pull images.
     ContainersProxy {
-        /// Ports whose traffic is led to the proxy: `*`, or numbers with commas between.
+        /// Ports whose traffic is redirected to the proxy: `*`, or numbers separated by commas.
         #[serde(default)]
         pub transparent_ports: String,
     }
@@ -260,34 +176,35 @@ impl From<&ContainersProxy> for HttpProxy {
     }
 }
 
-/// A folder of the host that containers may be given, with all below it.
+/// A host directory that containers may mount, with everything below it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedDirectory {
-    /// Absolute, or beginning with `$HOME`, `$TMP` or `$TEMP`.
+    /// Absolute path, or a path that starts with `$HOME`, `$TMP` or `$TEMP`.
     pub path: String,
-    /// Whether it is shared without being asked for.
+    /// Share it without a user's request.
     #[serde(default)]
     pub shared_by_default: bool,
 }
 
-/// On which of the host's addresses a published port listens.
+/// Host addresses on which published ports listen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PortBinding {
-    /// On all, unless one is named.
+    /// All addresses, unless a container names one.
     #[default]
     #[serde(rename = "default-port-binding")]
     All,
-    /// On the loopback, unless one is named.
+    /// The loopback address, unless a container names another.
     #[serde(rename = "default-local-port-binding")]
     Loopback,
-    /// On the loopback, whatever is named.
+    /// The loopback address, whatever a container names.
     #[serde(rename = "local-only-port-binding")]
     OnlyLoopback,
 }
 
-/// The JSON Schema of the file (draft 2020-12), with a line feed at its end.
+/// The JSON Schema of the file (draft 2020-12), with a newline at its end.
 pub fn schema() -> String {
+    // Pretty-printed with sorted keys, so that a change of the types is a small change of the file in `docs/`.
     let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<AdminSettings>();
     format!("{:#}\n", schema.to_value())
 }

@@ -1,77 +1,58 @@
-//! From the bytes of a policy file to what it says. Nothing that is doubtful is read as less than it may mean.
+//! Parses and checks the bytes of a policy file.
+//!
+//! Anything doubtful is an error and not ignored, because ignoring it could weaken what the administrator meant. Only
+//! keys that this version does not know at all are left to a warning.
 
 use serde_json::Value;
 
-use super::document::{AdminSettings, HttpProxy, SocketMount};
-use crate::settings::{DAEMON_OPTIONS, Definition, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, SUBNET, sockets};
+use super::{
+    document::{AdminSettings, AllowedDirectory, ContainersProxy},
+    invalid::Invalid,
+    keys,
+};
+use crate::settings::socket_mount;
 
-/// The version of the format that this program knows.
+/// The supported version of the file format.
 const VERSION: u32 = 2;
 
-/// Longest name of an image or a command, in bytes.
-const LONGEST: usize = 512;
+/// Longest path of a key in a message, in characters.
+const MAX_PATH: usize = 200;
 
-/// Why the bytes are no policy.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Invalid {
-    /// Not JSON.
-    #[error("{0}")]
-    Syntax(String),
-    /// A key whose value cannot be.
-    #[error("{key}: {problem}")]
-    Key {
-        /// Its path, such as `linuxVM.vpnkitCIDR.value`.
-        key: String,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-/// What a file says.
+/// A valid policy file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
-    /// The keys that are known.
+    /// The known keys.
     pub document: AdminSettings,
-    /// Paths of keys that are not.
+    /// Paths of the other keys, which are ignored.
     pub unknown: Vec<String>,
 }
 
-/// Names that a key can have at the top, to tell a misspelt one from one of another version.
-const TOP: [&str; 9] = [
-    "configurationFileVersion",
-    "enhancedContainerIsolation",
-    "linuxVM",
-    "proxy",
-    "containersProxy",
-    "filesharingAllowedDirectories",
-    "blockDockerLoad",
-    "exposeDockerAPIOnTCP2375",
-    "portBindingBehavior",
-];
-
-/// Names below `linuxVM`.
-const LINUX_VM: [&str; 2] = ["linuxVM.dockerDaemonOptions", "linuxVM.vpnkitCIDR"];
-
-/// Reads a policy file.
+/// Parses a policy file.
 pub fn parse(text: &[u8]) -> Result<Parsed, Invalid> {
     if text.starts_with(b"\xef\xbb\xbf") {
-        return Err(Invalid::Syntax("it begins with a byte order mark; write UTF-8 without one".to_owned()));
+        return Err(Invalid::Syntax("it starts with a byte order mark; save it as UTF-8 without one".to_owned()));
     }
     let syntax = |error: serde_json::Error| Invalid::Syntax(error.to_string());
+    // First as any JSON: this finds text behind the end, which the deserializer below would not read, and nesting so
+    // deep that it would exhaust the stack. The kinds of its values are compared later.
     let raw: Value = serde_json::from_slice(text).map_err(syntax)?;
     let mut unknown = Vec::new();
+    // Then as a policy. A key that occurs twice is an error here; which one counts would depend on the reader.
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let mut ignored = |path: serde_ignored::Path<'_>| unknown.push(printable(&path.to_string()));
     let document: AdminSettings =
         serde_path_to_error::deserialize(serde_ignored::Deserializer::new(&mut deserializer, &mut ignored)).map_err(
             |error| match error.path().to_string() {
+                // The whole file.
                 path if path == "." => syntax(error.into_inner()),
-                path => key(&printable(&path), error.into_inner()),
+                path => Invalid::key(&printable(&path), error.into_inner()),
             },
         )?;
+    // An unknown key may be one of Docker Desktop's that has no meaning here. But one that differs from a known key
+    // only in case is a mistake, and ignoring it would silently drop a rule.
     for path in &unknown {
-        if let Some(known) = TOP.into_iter().chain(LINUX_VM).find(|known| known.eq_ignore_ascii_case(path)) {
-            return Err(key(path, format!("there is no such key; write {known}")));
+        if let Some(known) = keys::names().find(|known| known.eq_ignore_ascii_case(path)) {
+            return Err(Invalid::key(path, format!("unknown key; did you mean {known}?")));
         }
     }
     let shown = serde_json::to_value(&document).map_err(syntax)?;
@@ -80,22 +61,21 @@ pub fn parse(text: &[u8]) -> Result<Parsed, Invalid> {
     Ok(Parsed { document, unknown })
 }
 
-fn key(path: &str, problem: impl ToString) -> Invalid {
-    Invalid::Key { key: path.to_owned(), problem: problem.to_string() }
-}
-
-/// A path holds what somebody wrote: no control character of it reaches a terminal or breaks a line of the log.
+/// The path of a key for a message. Any user's file can be validated, so no control character of it may reach a
+/// terminal or break a line of the log.
 fn printable(text: &str) -> String {
-    text.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().take(MAX_PATH).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// serde takes a list for a struct and an object for a word; a file that is meant does not have them.
+/// Refuses values of another kind than the document's, which serde accepts: a list for a struct (its fields in order)
+/// and an object for an enum (`{"deny": null}`). `parsed` is the document written as JSON again, `raw` the file.
 fn same_kinds(parsed: &Value, raw: &Value, path: &str) -> Result<(), Invalid> {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     let kind = match (parsed, raw) {
         (Value::Object(parsed), Value::Object(raw)) => {
             return parsed.iter().try_for_each(|(name, value)| match raw.get(name) {
                 Some(raw) => same_kinds(value, raw, &below(name)),
+                // A default that the file leaves out.
                 None => Ok(()),
             });
         }
@@ -115,85 +95,50 @@ fn same_kinds(parsed: &Value, raw: &Value, path: &str) -> Result<(), Invalid> {
         }
         _ => "a single value",
     };
-    Err(key(if path.is_empty() { "the file" } else { path }, format!("write {kind}")))
+    Err(Invalid::key(if path.is_empty() { "the file" } else { path }, format!("must be {kind}")))
 }
 
+/// Checks values that have the right kind but could not be applied. Here, and not when they are used: a VM must not
+/// start without a rule because its value turns out to be useless then.
 fn check(document: &AdminSettings) -> Result<(), Invalid> {
     if document.configuration_file_version.get().is_some_and(|version| *version != VERSION) {
-        return Err(key("configurationFileVersion", format!("this program knows version {VERSION}")));
+        return Err(Invalid::key("configurationFileVersion", format!("unsupported version; must be {VERSION}")));
     }
     if let Some(exceptions) =
         document.enhanced_container_isolation.get().and_then(|isolation| isolation.docker_socket_mount.get())
     {
-        check_exceptions(exceptions)?;
+        const PATH: &str = "enhancedContainerIsolation.dockerSocketMount";
+        socket_mount::check(exceptions)
+            .map_err(|misfit| Invalid::key(&format!("{PATH}{}", misfit.place), misfit.problem))?;
     }
-    if let Some(vm) = document.linux_vm.get() {
-        if let Some(options) = vm.docker_daemon_options.get() {
-            fits(&DAEMON_OPTIONS, "linuxVM.dockerDaemonOptions.value", options.value.as_str())?;
-        }
-        if let Some(network) = vm.vpnkit_cidr.get() {
-            fits(&SUBNET, "linuxVM.vpnkitCIDR.value", network.value.as_str())?;
-        }
-    }
-    if let Some(proxy) = document.proxy.get() {
-        check_proxy("proxy", proxy)?;
-    }
-    if let Some(proxy) = document.containers_proxy.get() {
-        check_proxy("containersProxy", &proxy.into())?;
-        let transparent_ports = &proxy.transparent_ports;
-        let port = |word: &str| word.trim().parse::<u16>().is_ok_and(|port| port != 0);
-        if !(matches!(transparent_ports.as_str(), "" | "*") || transparent_ports.split(',').all(port)) {
-            return Err(key("containersProxy.transparentPorts", "write `*`, or port numbers with commas between"));
-        }
-    }
-    for (at, folder) in document.filesharing_allowed_directories.get().into_iter().flatten().enumerate() {
-        let name = folder.path.split('/').next().unwrap_or_default();
-        let plain = !folder.path.chars().any(char::is_control) && folder.path.split('/').all(|part| part != "..");
-        if !(plain && matches!(name, "" | "$HOME" | "$TMP" | "$TEMP") && !folder.path.is_empty()) {
-            let path = format!("filesharingAllowedDirectories[{at}].path");
-            return Err(key(
-                &path,
-                "write an absolute path without `..`, or one that begins with $HOME, $TMP or $TEMP",
-            ));
-        }
-    }
-    Ok(())
+    keys::check(document)?;
+    document.containers_proxy.get().map_or(Ok(()), check_ports)?;
+    let directories = document.filesharing_allowed_directories.get();
+    directories.into_iter().flatten().enumerate().try_for_each(|(at, directory)| check_directory(at, directory))
 }
 
-/// Whether a setting takes a value; the message has no password.
-fn fits(definition: &Definition, path: &str, value: impl Into<Value>) -> Result<(), Invalid> {
-    match definition.check(&value.into()) {
-        Ok(()) => Ok(()),
-        Err(super::super::SettingsError::InvalidValue { expected, .. }) => Err(key(path, expected)),
-        Err(error) => Err(key(path, error)),
+fn check_ports(proxy: &ContainersProxy) -> Result<(), Invalid> {
+    let port = |word: &str| word.trim().parse::<u16>().is_ok_and(|port| port != 0);
+    match proxy.transparent_ports.as_str() {
+        "" | "*" => Ok(()),
+        ports if ports.split(',').all(port) => Ok(()),
+        _ => {
+            let problem = "must be `*`, or port numbers separated by commas";
+            Err(Invalid::key("containersProxy.transparentPorts", problem))
+        }
     }
 }
 
-fn check_proxy(path: &str, proxy: &HttpProxy) -> Result<(), Invalid> {
-    fits(&PROXY_HTTP, &format!("{path}.http"), proxy.http.as_str())?;
-    fits(&PROXY_HTTPS, &format!("{path}.https"), proxy.https.as_str())?;
-    fits(&PROXY_EXCLUDE, &format!("{path}.exclude"), proxy.exclude.clone())
-}
-
-/// Whether exceptions can hold, for a policy or a setting.
-pub(in crate::settings) fn check_exceptions(exceptions: &SocketMount) -> Result<(), Invalid> {
-    const PATH: &str = "enhancedContainerIsolation.dockerSocketMount";
-    let word = |text: &str| (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-    let images = exceptions.image_list.get().map(|list| list.images.as_slice()).unwrap_or_default();
-    if let Some(at) = images.iter().position(|image| !word(image)) {
-        return Err(key(&format!("{PATH}.imageList.images[{at}]"), "write name[:tag], name@digest or *"));
+fn check_directory(at: usize, AllowedDirectory { path, .. }: &AllowedDirectory) -> Result<(), Invalid> {
+    let start = path.split('/').next().unwrap_or_default();
+    // A `..` would allow a directory outside the one that the administrator reads there.
+    let plain = !path.chars().any(char::is_control) && path.split('/').all(|part| part != "..");
+    // The part before the first slash is empty in an absolute path, and in an empty text.
+    if plain && matches!(start, "" | "$HOME" | "$TMP" | "$TEMP") && !path.is_empty() {
+        return Ok(());
     }
-    if serde_json::to_string(exceptions).map_or(true, |text| text.len() > sockets::LONGEST) {
-        return Err(key(PATH, "it is longer than 16 KiB"));
-    }
-    let commands = exceptions.command_list.get().map(|list| list.commands.as_slice()).unwrap_or_default();
-    let command = |text: &String| {
-        let name = text.strip_suffix('*').unwrap_or(text);
-        word(name) && name.bytes().all(|byte| byte.is_ascii_lowercase())
-    };
-    if let Some(at) = commands.iter().position(|text| !command(text)) {
-        let path = format!("{PATH}.commandList.commands[{at}]");
-        return Err(key(&path, "write a name as in `docker --help`, or a group such as image*"));
-    }
-    Ok(())
+    Err(Invalid::key(
+        &format!("filesharingAllowedDirectories[{at}].path"),
+        "must be an absolute path without `..`, or start with $HOME, $TMP or $TEMP",
+    ))
 }

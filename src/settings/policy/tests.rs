@@ -6,10 +6,10 @@ use std::{
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    super::{Base, NetworkKind, Settings, SettingsError},
+    super::{Base, NetworkKind, Settings, SettingsError, definition::SUBNET},
     *,
 };
 
@@ -18,16 +18,16 @@ fn me() -> u32 {
 }
 
 struct Place {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.path().join("admin-settings.json")
+        self.directory.path().join("admin-settings.json")
     }
 
     fn read(&self) -> Policy {
@@ -41,7 +41,7 @@ fn policy(text: impl AsRef<[u8]>) -> Policy {
     place.read()
 }
 
-/// Settings of a person who wants as little as can be.
+/// Settings of a user who wants as little protection as possible.
 fn lax(policy: Policy) -> Settings {
     let text = r#"{"enhancedContainerIsolation": false, "vpnkitCIDR": "10.2.0.0/24", "proxyHttpMode": "system",
                    "overrideProxyHttp": "http://mine:1",
@@ -102,7 +102,7 @@ fn a_locked_value_wins_over_settings_and_a_free_one_is_a_default() {
 }
 
 #[test]
-fn isolation_is_locked_on_only_by_a_policy_that_says_both_or_cannot_be_used() {
+fn isolation_is_locked_on_by_an_explicit_or_an_unusable_policy_only() {
     let lock = |text: &str| policy(text).isolation_lock().is_some();
     assert!(lock(r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#) && lock("{"));
     for text in [
@@ -124,7 +124,7 @@ fn a_locked_proxy_is_locked_as_a_whole_and_under_every_name() {
     assert_eq!((proxy.http, proxy.exclude), (None, vec![".corp".to_owned()]));
     assert_eq!(proxy.https.unwrap().to_string(), "http://theirs:2");
     assert_eq!(Value::Object(settings.daemon_options()), json!({"debug": true}));
-    // That of the environment is what this mode means; the person's own is none of it.
+    // This mode means the proxy of the environment, not the user's own.
     let settings = lax(policy(r#"{"proxy": {"locked": true, "mode": "system"}}"#));
     assert!(settings.proxy().is_none() && !settings.daemon_options().contains_key("proxies"));
 }
@@ -138,11 +138,11 @@ fn locked_options_of_dockerd_replace_the_persons() {
 }
 
 #[test]
-fn a_locked_setting_can_neither_be_set_nor_unset_and_the_message_names_the_file() {
+fn a_locked_setting_cannot_be_set_or_unset_and_the_error_names_the_file() {
     let place = Place::new();
     fs::write(place.file(), r#"{"enhancedContainerIsolation": {"value": true, "locked": true}}"#).unwrap();
     let policy = place.read();
-    let home = place.folder.path().to_owned();
+    let home = place.directory.path().to_owned();
     let base = Base::from_variables(|name| (name == "HOME").then(|| home.clone()), me()).unwrap();
     let paths = base.profile(&"default".parse().unwrap()).unwrap();
     for value in [Some(false.into()), Some(true.into()), None] {
@@ -213,15 +213,21 @@ fn a_problem_is_told_with_its_place_and_without_passwords() {
     for (text, expected) in [
         ("{\n  \"proxy\": }", "expected value at line 2 column 12"),
         (r#"{"enhancedContainerIsolation": {"value": 1}}"#, "enhancedContainerIsolation.value: invalid type"),
-        (r#"{"linuxVM": {"vpnkitCIDR": {"locked": true, "value": "x"}}}"#, "linuxVM.vpnkitCIDR.value: write a private"),
-        (r#"{"proxy": {"locked": true, "http": "ftp://me:s3cret@x"}}"#, "proxy.http: write a proxy"),
-        (r#"{"containersProxy": {"locked": true, "https": "me:s3cret@x:y"}}"#, "containersProxy.https: write a proxy"),
+        (
+            r#"{"linuxVM": {"vpnkitCIDR": {"locked": true, "value": "x"}}}"#,
+            "linuxVM.vpnkitCIDR.value: must be a private",
+        ),
+        (r#"{"proxy": {"locked": true, "http": "ftp://me:s3cret@x"}}"#, "proxy.http: must be a proxy"),
+        (
+            r#"{"containersProxy": {"locked": true, "https": "me:s3cret@x:y"}}"#,
+            "containersProxy.https: must be a proxy",
+        ),
         (r#"{"containersProxy": {"locked": true, "exclude": 1}}"#, "containersProxy.exclude: invalid type"),
         (
             r#"{"filesharingAllowedDirectories": [{"path": "/a"}, {"path": "b"}]}"#,
             "filesharingAllowedDirectories[1].path",
         ),
-        (r#"{"BlockDockerLoad": {}}"#, "BlockDockerLoad: there is no such key; write blockDockerLoad"),
+        (r#"{"BlockDockerLoad": {}}"#, "BlockDockerLoad: unknown key; did you mean blockDockerLoad?"),
     ] {
         let policy = policy(text);
         assert!(problem(&policy).contains(expected) && !problem(&policy).contains("s3cret"), "{}", problem(&policy));
@@ -262,8 +268,8 @@ fn a_file_that_another_could_have_written_is_not_believed() {
     let other = Policy::read(&PolicySource::new(vec![place.file()], me() + 1));
     assert!(problem(&other).contains(&format!("belongs to user {}", me())), "{}", problem(&other));
     assert_strictest(other);
-    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(problem(&place.read()).starts_with("its folder can be written"), "{}", problem(&place.read()));
+    fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(problem(&place.read()).starts_with("its directory is writable"), "{}", problem(&place.read()));
     fs::remove_file(place.file()).unwrap();
     assert_strictest(place.read());
 }
@@ -283,7 +289,7 @@ fn what_is_no_regular_file_is_not_waited_for() {
         assert_strictest(place.read());
         fs::remove_file(place.file()).unwrap();
     }
-    assert!(validate(Path::new("/dev/zero")).unwrap_err().contains("no regular file"));
+    assert!(validate(Path::new("/dev/zero")).unwrap_err().contains("not a regular file"));
 }
 
 #[test]
@@ -312,7 +318,7 @@ fn the_schema_in_docs_is_current() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/admin-settings.schema.json");
     assert!(
         fs::read_to_string(&file).unwrap_or_default() == schema(),
-        "write it anew: bulkhead policy schema > docs/admin-settings.schema.json"
+        "write it again: bulkhead policy schema > docs/admin-settings.schema.json"
     );
 }
 
@@ -354,7 +360,7 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Isolation is off or free only when the file is whole and says so in so many words, or does not speak of it.
+/// Isolation is off or free only if the file is valid and says so explicitly, or does not have the key.
 fn assert_safe(text: &[u8]) {
     let policy = policy(text);
     let free = policy.lock(&ISOLATION).is_none() || !lax(policy.clone()).isolation();

@@ -14,18 +14,19 @@ use std::{
 use bulkhead::backend::plan::CMDLINE;
 use bulkhead_net::{
     addresses::{Addresses, MTU},
-    control::{Command as NetCommand, Setup as NetSetup},
+    api::{Command as NetCommand, Setup as NetSetup},
 };
 use bulkhead_protocol::Transport;
 use bulkhead_vmm::api::{Command, Disk, VmConfig};
+use support::control;
 
 use super::Setup;
-use crate::{Result, control, launch, process};
+use crate::{Result, launch, process};
 
-/// Where the guest serves connections from outside.
+/// Port on which the guest serves connections from outside.
 const PUBLISHED: u16 = 5001;
-/// How long a helper may take until it listens.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time for a helper to listen.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A way from a guest to the host's network that needs no privileges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Way {
         }
     }
 
-    /// Why it cannot be measured, if so.
+    /// The reason if it cannot be measured.
     pub fn missing(self) -> Option<String> {
         let programs: &[&str] = match self {
             Self::Bulkhead => &[],
@@ -70,7 +71,7 @@ impl Way {
             Self::Passt => &["qemu-system-x86_64", "passt"],
         };
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = |program: &&&str| std::env::split_paths(&path).any(|folder| folder.join(program).exists());
+        let found = |program: &&&str| std::env::split_paths(&path).any(|directory| directory.join(program).exists());
         programs.iter().find(|program| !found(program)).map(|program| format!("there is no {program} here"))
     }
 
@@ -84,7 +85,7 @@ impl Way {
             Self::Gvproxy => [[192, 168, 127, 2], [192, 168, 127, 1], [192, 168, 127, 254]].map(Ipv4Addr::from),
             Self::Passt => [[10, 97, 0, 2], [10, 97, 0, 1], [10, 97, 0, 1]].map(Ipv4Addr::from),
         };
-        // What each gives its guests by default.
+        // The default of each.
         let mtu = if matches!(self, Self::Bulkhead | Self::Passt) { MTU } else { 1500 };
         Plan { guest, gateway, host, mtu }
     }
@@ -118,7 +119,7 @@ pub struct Running {
     _controls: Vec<OwnedFd>,
     /// The host's address that leads to the guest's [`PUBLISHED`].
     pub published: SocketAddr,
-    /// What the guest wrote.
+    /// File with the guest's output.
     console: PathBuf,
     /// Files to be removed.
     sockets: Vec<PathBuf>,
@@ -127,7 +128,7 @@ pub struct Running {
 impl Running {
     /// Starts it; the guest connects to the host's loopback at `control`.
     pub fn start(setup: &Setup, way: Way, control: u16) -> Result<Self> {
-        let console = setup.machine.folder.join(format!("console-{way}").replace(' ', "-"));
+        let console = setup.machine.directory.join(format!("console-{way}").replace(' ', "-"));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let published = listener.local_addr()?;
         if way == Way::Bulkhead {
@@ -279,7 +280,7 @@ impl Starting<'_> {
     }
 
     fn socket(&mut self, name: &str) -> PathBuf {
-        let path = self.setup.machine.folder.join(name);
+        let path = self.setup.machine.directory.join(name);
         self.sockets.push(path.clone());
         path
     }
@@ -287,7 +288,7 @@ impl Starting<'_> {
     /// Starts a helper and waits for its socket.
     fn help(&mut self, process: Process, socket: &Path) -> Result<()> {
         let helper = self.helper.insert(launch::spawn(process, None)?);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + HELPER_TIMEOUT;
         while !socket.exists() {
             if let Some(status) = helper.try_wait()? {
                 return Err(format!("the helper ended early: {status}").into());
@@ -305,7 +306,7 @@ impl Starting<'_> {
 fn expose(api: &Path, local: SocketAddr, remote: SocketAddr) -> Result<()> {
     let body = format!(r#"{{"local":"{local}","remote":"{remote}","protocol":"tcp"}}"#);
     let mut stream = UnixStream::connect(api)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(HELPER_TIMEOUT))?;
     write!(
         stream,
         "POST /services/forwarder/expose HTTP/1.1\r\nHost: gvproxy\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",

@@ -15,23 +15,23 @@ use contender::{Running, Way};
 pub use report::Report;
 use traffic::Guest;
 
-/// What all runs have in common.
+/// The part that all runs have in common.
 #[derive(Debug)]
 pub struct Setup {
     /// The guest.
     pub machine: Machine,
-    /// How long each row is measured.
+    /// Time for which each row is measured.
     pub duration: Duration,
     /// Rounds.
     pub rounds: u32,
 }
 
-/// What one run of one contender showed.
+/// The values of one run of one contender.
 #[derive(Debug)]
 pub struct Sample {
     /// The round.
     pub round: u32,
-    /// Whose.
+    /// The contender.
     pub way: Way,
     /// By row.
     pub values: [Option<f64>; rows::ROWS.len()],
@@ -74,8 +74,8 @@ fn persist(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
     })
 }
 
-/// All guests are up at the same time and have their turns row by row: what a machine with other work makes of a row, it
-/// makes of it for all.
+/// Runs one round. All guests are up at the same time and have their turns row by row, so that other work of the machine
+/// slows all of them down alike.
 fn one(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
     let mut guests = Vec::new();
     for way in ways {
@@ -84,13 +84,14 @@ fn one(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
         let guest = Guest::meet(&listener, running).map_err(|error| format!("{way}: {error}"))?;
         guests.push((guest, Sample { round, way: *way, values: [None; rows::ROWS.len()] }));
     }
-    // Nobody is always the first.
+    // Another contender is the first in each round.
     let first = round as usize % guests.len().max(1);
     guests.rotate_left(first);
     for step in rows::STEPS {
         for (guest, sample) in &mut guests {
-            let measured = step(guest, setup.duration)
-                .map_err(|error| format!("{}: {error}\nthe guest's last words:\n{}", sample.way, guest.last_words()))?;
+            let measured = step(guest, setup.duration).map_err(|error| {
+                format!("{}: {error}\nthe guest's last output:\n{}", sample.way, guest.last_words())
+            })?;
             for (row, value) in measured {
                 sample.values[row] = Some(value);
             }

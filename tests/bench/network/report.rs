@@ -13,13 +13,13 @@ use crate::report::{Environment, spread};
 
 /// Everything that was measured.
 pub struct Report {
-    /// Where.
+    /// The machine on which it was measured.
     pub environment: Environment,
     /// The guest.
     pub machine: String,
-    /// What was run.
+    /// The contenders that ran.
     pub ways: Vec<Way>,
-    /// What was not, and why.
+    /// Those that did not, with the reason.
     pub left_out: Vec<String>,
     /// Every run.
     pub samples: Vec<Sample>,
@@ -35,7 +35,7 @@ impl Report {
         spread(&self.values(row, way).into_iter().map(|(_, value)| value).collect::<Vec<_>>())
     }
 
-    /// How much better ours is than the peer's, round by round: above 1 is better, whatever the row's direction.
+    /// The ratio of ours to the peer's, round by round, turned so that more than 1 is better in every row.
     fn ratio(&self, row: usize, peer: Way) -> Option<[f64; 3]> {
         let theirs = self.values(row, peer);
         let ratios: Vec<_> = self
@@ -53,7 +53,7 @@ impl Report {
         self.ways.iter().copied().filter(|way| *way != Way::Bulkhead)
     }
 
-    /// For people.
+    /// A table for the terminal.
     pub fn table(&self) -> String {
         let rounds = self.samples.iter().map(|sample| sample.round).max().unwrap_or(0);
         let mut text = self.environment.place();

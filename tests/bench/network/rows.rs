@@ -1,4 +1,4 @@
-//! What is measured.
+//! The measured quantities.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::Result;
 pub struct Row {
     /// Its name for programs.
     pub key: &'static str,
-    /// Its name for people.
+    /// Its name in the table.
     pub label: &'static str,
     unit: &'static str,
     decimals: usize,
-    /// Whether more is better.
+    /// Set where more is better.
     pub more: bool,
 }
 
@@ -47,10 +47,10 @@ pub const ROWS: [Row; 12] = [
 /// Values by row.
 type Values = Vec<(usize, f64)>;
 
-/// What is measured in one go, for so long.
+/// A measurement of the given duration, which yields one or more rows.
 type Step = fn(&mut Guest, Duration) -> Result<Values>;
 
-/// Together they give all rows.
+/// The measurements, which together yield all rows.
 pub const STEPS: [Step; 7] = [
     |guest, duration| {
         guest.bulk_to_host(duration).map(|bulk| vec![(0, bulk.rate()), (8, bulk.cpu()), (10, bulk.cpu_outside())])

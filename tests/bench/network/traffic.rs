@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::contender::Running;
 use crate::{Result, process::Cpu};
 
-/// How long the guest may take to come, to connect and to answer.
+/// Time for the guest to boot, to connect and to answer.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes of one read or write.
 const BLOCK: usize = 256 * 1024;
@@ -25,7 +25,7 @@ const MESSAGE: usize = 128;
 /// Bytes of a datagram, as much as fits into everybody's packets.
 const DATAGRAM: usize = 1400;
 
-/// A guest that does what it is told.
+/// A guest that makes traffic on command.
 pub struct Guest {
     running: Running,
     commands: TcpStream,
@@ -107,7 +107,7 @@ impl Guest {
     /// Waits for the guest.
     pub fn meet(listener: &TcpListener, running: Running) -> Result<Self> {
         let commands =
-            accept(listener).map_err(|error| format!("{error}\nthe guest's last words:\n{}", running.last_words()))?;
+            accept(listener).map_err(|error| format!("{error}\nthe guest's last output:\n{}", running.last_words()))?;
         let answers = BufReader::new(commands.try_clone()?);
         Ok(Self { running, commands, answers })
     }

@@ -1,10 +1,13 @@
-//! What makes a spec unfit for isolation, in the order in which it is told.
+//! Checks of the spec alone: what makes it unfit for isolation, in the order in which it is reported.
+//!
+//! The namespaces that it names by path are opened and checked in [`super::namespaces`].
 
 use std::io;
 
 use serde_json::Value;
 
-/// Why a spec is refused; the first two texts are Enhanced Container Isolation's own.
+/// The reason why a spec is refused. The texts about sharing with the host are Enhanced Container Isolation's own; those
+/// of a missing `linux` and of a path that is not there are sysbox-runc's.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
     /// `root` or `linux` is missing.
@@ -21,48 +24,48 @@ pub(crate) enum CheckError {
         "sysbox containers can't share a network namespace with the host (because they use the linux user-namespace for isolation)"
     )]
     HostNetwork,
-    /// A namespace is named twice, so that two readers could take different ones.
-    #[error("namespace {0} is given more than once")]
-    Twice(String),
-    /// A namespace is of a kind that does not exist.
-    #[error("namespace {0} is not known")]
-    UnknownNamespace(String),
-    /// A namespace to join is not there.
+    /// A namespace is listed twice, so that two readers could take different entries.
+    #[error("namespace {0} is listed more than once")]
+    Duplicate(String),
+    /// A namespace is of a type that the kernel does not have.
+    #[error("unknown namespace type {0}")]
+    UnknownType(String),
+    /// A namespace to join does not exist.
     #[error("unable to stat {path:?}")]
     Stat {
-        /// Path of the namespace.
         path: String,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// A namespace to join belongs to nothing that is isolated.
-    #[error("can't join namespace {0:?}: it does not belong to a sysbox container")]
-    Foreign(String),
-    /// Namespaces of two containers can't be joined: only one user namespace can own them.
-    #[error("can't join namespaces of different sysbox containers")]
+    /// A namespace to join does not belong to an isolated container.
+    #[error("cannot join namespace {0:?}: it does not belong to a sysbox container")]
+    NotIsolated(String),
+    /// The namespaces to join belong to two user namespaces, of which a process can be in only one.
+    #[error("cannot join namespaces of different sysbox containers")]
     TwoOwners,
 }
 
-/// The kinds that must not be the VM's, in the order in which they are listed.
+/// The types that must not be the VM's, in the order in which an error lists them.
 pub(crate) const REQUIRED: [&str; 5] = ["pid", "ipc", "uts", "mount", "network"];
 
-/// The kinds that exist.
+/// The namespace types of the OCI runtime specification (config-linux.md, Namespaces).
 const KNOWN: [&str; 8] = ["pid", "ipc", "uts", "mount", "network", "user", "cgroup", "time"];
 
 /// The type and the path of every entry in `linux.namespaces`.
 pub(crate) fn namespaces(spec: &Value) -> impl Iterator<Item = (&str, Option<&str>)> {
     spec["linux"]["namespaces"].as_array().into_iter().flatten().map(|namespace| {
+        // An empty path is a new namespace to crun, like none at all.
         let path = namespace["path"].as_str().filter(|path| !path.is_empty());
         (namespace["type"].as_str().unwrap_or_default(), path)
     })
 }
 
-/// Refuses what can be told from the spec alone.
+/// Refuses a spec that shares a namespace with the VM by leaving it out, and one that two readers could read differently.
 pub(crate) fn check(spec: &Value) -> Result<(), CheckError> {
     if !spec["root"].is_object() || !spec["linux"].is_object() {
         return Err(CheckError::NotLinux);
     }
+    // A type that is not listed is inherited from the runtime's parent, which is the VM.
     let missing: Vec<_> = REQUIRED.into_iter().filter(|kind| !namespaces(spec).any(|(k, _)| k == *kind)).collect();
     // dockerd leaves the entry out for `--network=host`, which has a text of its own.
     if missing == ["network"] {
@@ -74,10 +77,10 @@ pub(crate) fn check(spec: &Value) -> Result<(), CheckError> {
     let mut seen = Vec::new();
     for (kind, _) in namespaces(spec) {
         if !KNOWN.contains(&kind) {
-            return Err(CheckError::UnknownNamespace(kind.to_owned()));
+            return Err(CheckError::UnknownType(kind.to_owned()));
         }
         if seen.contains(&kind) {
-            return Err(CheckError::Twice(kind.to_owned()));
+            return Err(CheckError::Duplicate(kind.to_owned()));
         }
         seen.push(kind);
     }
@@ -86,6 +89,7 @@ pub(crate) fn check(spec: &Value) -> Result<(), CheckError> {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::error::chain;
     use proptest::prelude::*;
 
     use super::*;
@@ -106,7 +110,7 @@ mod tests {
     fn each_namespace_of_the_host_is_named_in_the_documented_words() {
         let error = crate::error::Error::from(SpecError::from(check(&without(&["pid"])).unwrap_err()));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: invalid or unsupported container spec: sysbox containers can't share \
              namespaces [pid] with the host (because they use the linux user-namespace for isolation)"
         );
@@ -122,7 +126,7 @@ mod tests {
     fn the_network_refusal_has_the_documented_words() {
         let error = crate::error::Error::from(SpecError::from(check(&without(&["network"])).unwrap_err()));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: invalid or unsupported container spec: sysbox containers can't share a \
              network namespace with the host (because they use the linux user-namespace for isolation)"
         );
@@ -132,7 +136,7 @@ mod tests {
     fn a_namespace_given_twice_is_refused() {
         let mut spec = testing::docker();
         spec["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({ "type": "pid", "path": "/p" }));
-        assert!(matches!(check(&spec), Err(CheckError::Twice(kind)) if kind == "pid"));
+        assert!(matches!(check(&spec), Err(CheckError::Duplicate(kind)) if kind == "pid"));
     }
 
     proptest! {

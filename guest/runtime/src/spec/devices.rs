@@ -1,13 +1,14 @@
-//! Devices: a container gets only those that are safe in everybody's hands.
+//! Devices: a container gets only those that are safe for every user.
 //!
-//! The kernel refuses mknod in a user namespace, but crun makes the nodes that a spec lists before it enters it, and
+//! The kernel refuses mknod in a user namespace. But crun creates the nodes of a spec before it enters the namespace, and
 //! gives them to the container's root: a listed disk could be read and written past every file permission.
 
 use serde_json::{Map, Value, json};
 
-/// Character devices that need no privilege of the VM: `(major, minor, path)`, as the kernel's list of devices names
-/// them. A container's own null, zero, full, random, urandom, tty, console and ptmx come from crun.
-const SAFE: &[(u64, u64)] = &[
+/// Character devices that need no privilege of the VM, as `(major, minor)` of the kernel's `devices.txt`.
+///
+/// The nodes of null, zero, full, random, urandom, tty, console and ptmx come from crun.
+const SAFE_DEVICES: &[(u64, u64)] = &[
     (1, 3),    // /dev/null
     (1, 5),    // /dev/zero
     (1, 7),    // /dev/full
@@ -18,10 +19,10 @@ const SAFE: &[(u64, u64)] = &[
     (10, 200), // /dev/net/tun: acts in the container's own network namespace
     (10, 229), // /dev/fuse: mounts need the container's own user namespace
 ];
-/// Major number of pseudo-terminals.
-const PTS: u64 = 136;
+/// The major number of pseudo-terminals.
+const PTS_MAJOR: u64 = 136;
 
-/// Why a spec's devices are refused.
+/// A device of the VM that the spec names; the text follows the one for namespaces.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "sysbox containers can't have the host device {path} (because they use the linux user-namespace for isolation)"
@@ -30,30 +31,36 @@ pub(crate) struct DeviceError {
     path: String,
 }
 
-/// Leaves the safe devices and rules. A privileged container's list is what the VM happens to have: the rest of it is
-/// dropped. Whoever names an unsafe device gets an error, not a container without it.
+/// Keeps the safe devices and replaces the rules of the device controller.
+///
+/// A privileged container's list is everything that the VM happens to have, so unsafe devices are dropped from it. An
+/// unsafe device that a user named is an error: a container without it would fail later and say less.
 pub(crate) fn restrict(spec: &mut Value) -> Result<(), DeviceError> {
     let Some(linux) = spec.get_mut("linux").and_then(Value::as_object_mut) else { return Ok(()) };
+    // dockerd lists devices the same way in both cases; only the rules beside them differ.
     let privileged = allows_all(linux);
     if let Some(devices) = linux.get_mut("devices") {
         let listed = devices.as_array_mut().map(std::mem::take).unwrap_or_default();
         let (safe, unsafe_): (Vec<_>, Vec<_>) = listed.into_iter().partition(is_safe);
         if let (false, Some(device)) = (privileged, unsafe_.first()) {
+            // The path is the client's text and goes into a log: its length is bounded.
             let path = device.get("path").and_then(Value::as_str).unwrap_or("without a path");
             return Err(DeviceError { path: path.chars().take(200).collect() });
         }
         *devices = Value::Array(safe);
     }
+    // Also without a list of devices: in a volume or an image there can be nodes made elsewhere.
     let resources = super::object_of(linux.entry("resources").or_insert(Value::Null));
     resources.insert("devices".into(), rules());
     Ok(())
 }
 
-/// Whether the rules open every device, as they do for `--privileged`.
+/// True for rules that open every device, as dockerd writes them for `--privileged`.
 fn allows_all(linux: &Map<String, Value>) -> bool {
     let rules = linux.get("resources").and_then(|resources| resources.get("devices")).and_then(Value::as_array);
     rules.is_some_and(|rules| {
         rules.iter().any(|rule| {
+            // A number that is missing or negative stands for all (OCI runtime specification, config-linux.md).
             let any = |key: &str| rule.get(key).is_none_or(|value| value.as_i64().is_some_and(|number| number < 0));
             let kind = rule.get("type").and_then(Value::as_str).unwrap_or("a");
             rule.get("allow") == Some(&Value::Bool(true)) && matches!(kind, "a" | "") && any("major") && any("minor")
@@ -64,18 +71,21 @@ fn allows_all(linux: &Map<String, Value>) -> bool {
 fn is_safe(device: &Value) -> bool {
     let number = |key: &str| device.get(key).and_then(Value::as_u64);
     match device.get("type").and_then(Value::as_str) {
+        // A FIFO has no device number, and leads nowhere but to its own readers and writers.
         Some("p") => true,
         Some("c" | "u") => match (number("major"), number("minor")) {
-            (Some(PTS), Some(_)) => true,
-            (Some(major), Some(minor)) => SAFE.contains(&(major, minor)),
+            (Some(PTS_MAJOR), Some(_)) => true,
+            (Some(major), Some(minor)) => SAFE_DEVICES.contains(&(major, minor)),
             _ => false,
         },
+        // Block devices, and types that crun may learn some day.
         _ => false,
     }
 }
 
-/// The device controller's rules: nothing but the safe ones, whatever nodes a container may come by.
+/// The rules of the device controller: only the safe devices, whatever nodes a container comes by.
 fn rules() -> Value {
+    // The last rule that matches decides, so the one that refuses everything comes first.
     let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
     let allow = |major: u64, minor: Option<u64>| {
         let mut rule = json!({ "allow": true, "type": "c", "major": major, "access": "rwm" });
@@ -84,9 +94,9 @@ fn rules() -> Value {
         }
         rule
     };
-    rules.extend(SAFE.iter().map(|(major, minor)| allow(*major, Some(*minor))));
+    rules.extend(SAFE_DEVICES.iter().map(|(major, minor)| allow(*major, Some(*minor))));
     rules.push(allow(5, Some(1))); // /dev/console, a pseudo-terminal bound there
-    rules.push(allow(PTS, None));
+    rules.push(allow(PTS_MAJOR, None));
     Value::Array(rules)
 }
 

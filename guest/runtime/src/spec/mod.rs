@@ -1,32 +1,43 @@
-//! The bundle's config.json: read with a limit, checked, rewritten. Fields that no rule names stay as they are.
+//! The bundle's config.json: read with a limit, checked and rewritten.
+//!
+//! The document stays a [`serde_json::Value`]. Typed structures, like those of the oci-spec crate, drop each key that they
+//! do not know when they are written back, and a filter has to pass on what it has no rule for. The types of this program
+//! cover only the parts that it decides about:
+//!
+//! - [`checks`] refuses a spec by its own text, [`namespaces`] by the namespaces that it names;
+//! - [`mounts`] and [`devices`] keep what is harmless, and find the binds that [`crate::bind_mounts`] decides about;
+//! - [`id_mappings`], [`namespaces`] and [`process`] adapt the rest to the container's user namespace;
+//! - [`seccomp_notify`] has the container's mount calls reported.
+//!
+//! Every value may have any JSON type: dockerd, BuildKit and a user's own bundle are parsed by the same code.
 
 pub(crate) mod checks;
 pub(crate) mod devices;
-pub(crate) mod ids;
+pub(crate) mod id_mappings;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod process;
-pub(crate) mod traps;
+pub(crate) mod seccomp_notify;
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::bounded;
 use serde_json::{Map, Value};
 
 use checks::CheckError;
 use devices::DeviceError;
 use mounts::MountError;
 
-/// Longest accepted config.json in bytes; dockerd's are about 50 KB.
+/// The size limit of config.json in bytes; dockerd's are about 50 KB.
 const MAX_CONFIG: u64 = 16 << 20;
 
-/// Why a bundle is refused.
+/// The reason why a bundle is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
-    /// It asks for what isolation can't give.
+    /// It asks for a namespace that isolation cannot give.
     #[error("invalid or unsupported container spec")]
     Invalid(#[from] CheckError),
     /// It names a device of the VM.
@@ -35,21 +46,17 @@ pub(crate) enum SpecError {
     /// One of its mounts is refused.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// config.json can't be read.
-    #[error("can't read {}", path.display())]
+    /// config.json cannot be read.
+    #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// config.json is not JSON.
     #[error("{} is not valid JSON", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: serde_json::Error,
     },
@@ -59,10 +66,10 @@ pub(crate) enum SpecError {
 pub(crate) fn load(bundle: &Path) -> Result<Value, SpecError> {
     let path = bundle.join("config.json");
     let read = || {
-        let mut text = Vec::new();
-        File::open(&path)?.take(MAX_CONFIG + 1).read_to_end(&mut text)?;
+        // One byte more than allowed tells a file that is too long from one that just fits.
+        let text = bounded::read_file(&path, MAX_CONFIG + 1)?;
         if text.len() as u64 > MAX_CONFIG {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {MAX_CONFIG} bytes")));
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_CONFIG} bytes")));
         }
         Ok(text)
     };
@@ -70,13 +77,13 @@ pub(crate) fn load(bundle: &Path) -> Result<Value, SpecError> {
     serde_json::from_slice(&text).map_err(|source| SpecError::Syntax { path, source })
 }
 
-/// The object at `key`, made when it is missing or something else.
+/// The object at `key`, created when it is missing or of another type.
 pub(crate) fn object<'a>(parent: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     let child = object_of(parent).entry(key).or_insert(Value::Null);
     object_of(child)
 }
 
-/// The array at `key`; `None` when it is missing or something else.
+/// The array at `key`; `None` when it is missing or of another type.
 pub(crate) fn array<'a>(parent: &'a mut Value, key: &str) -> Option<&'a mut Vec<Value>> {
     parent.get_mut(key).and_then(Value::as_array_mut)
 }

@@ -1,4 +1,7 @@
-//! The mounts of a spec: which kinds there may be, and which of them bind a path of the VM.
+//! The mounts of a spec: which file system types there may be, and which entries bind a path of the VM.
+//!
+//! This module only reads and writes entries of config.json. Whether a bind's source is allowed is decided in
+//! [`crate::bind_mounts`].
 
 use std::{
     io,
@@ -9,7 +12,7 @@ use serde_json::Value;
 
 use crate::sys::Restrictions;
 
-/// Why a mount is refused; the first text is Enhanced Container Isolation's own.
+/// The reason why a mount is refused; the first text is Enhanced Container Isolation's own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
     /// The source is a directory or file of the VM.
@@ -18,59 +21,48 @@ pub(crate) enum MountError {
     /// The gate refuses the engine's socket, in its words.
     #[error("{0}")]
     Socket(String),
-    /// The file system type is none that a container needs from its runtime.
+    /// The file system type is not in [`ALLOWED_TYPES`].
     #[error("invalid mount config: file system type {kind:?} for {destination:?} is not allowed")]
-    Type {
-        /// As given.
-        kind: String,
-        /// Where it should go.
-        destination: String,
-    },
-    /// The entry lacks what a mount needs.
+    Type { kind: String, destination: String },
+    /// The entry with this index lacks a part that every mount needs.
     #[error("invalid mount config: entry {0} has no destination or no source")]
     Incomplete(usize),
-    /// The source can't be opened.
-    #[error("invalid mount config: can't open {path}")]
+    /// A source cannot be opened.
+    #[error("invalid mount config: cannot open {path}")]
     Open {
-        /// The source.
         path: String,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// The source can't be mounted.
-    #[error("invalid mount config: can't mount {path}")]
+    /// A source cannot be mounted.
+    #[error("invalid mount config: cannot mount {path}")]
     Mount {
-        /// The source.
         path: String,
-        /// Why.
         #[source]
         source: io::Error,
     },
 }
 
 /// Types that the kernel makes harmless in a user namespace, or refuses there.
-const TYPES: &[&str] = &["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
+const ALLOWED_TYPES: &[&str] = &["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
 
-/// crun's own options that change what is bound or as whom.
-const DROPPED: &[&str] = &["idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow", "tmpcopyup"];
+/// crun's own options that change the source of a bind, or the owner it is bound for.
+const DROPPED_OPTIONS: &[&str] = &["idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow", "tmpcopyup"];
 
 /// A bind mount that the spec asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bind {
-    /// Its place in the list.
+    /// The entry's position in the list of mounts.
     pub(crate) index: usize,
-    /// As given; relative to the bundle when relative.
+    /// As given; a relative one is relative to the bundle.
     pub(crate) source: PathBuf,
-    /// Where it goes in the container.
     pub(crate) destination: PathBuf,
-    /// With the mounts below it.
+    /// The mounts below the source are bound as well.
     pub(crate) recursive: bool,
-    /// What it takes away.
-    pub(crate) restrict: Restrictions,
+    pub(crate) restrictions: Restrictions,
 }
 
-/// The bind mounts of a spec; every other type is checked here.
+/// The bind mounts of a spec; the types of all other mounts are checked here.
 pub(crate) fn binds(spec: &Value) -> Result<Vec<Bind>, MountError> {
     let mut binds = Vec::new();
     for (index, mount) in spec["mounts"].as_array().into_iter().flatten().enumerate() {
@@ -78,20 +70,24 @@ pub(crate) fn binds(spec: &Value) -> Result<Vec<Bind>, MountError> {
         let kind = mount["type"].as_str().unwrap_or_default();
         let options: Vec<_> = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let recursive = options.contains(&"rbind");
+        // Any of the three can make an entry a bind; one overlooked here would reach crun unverified.
         if kind == "bind" || recursive || options.contains(&"bind") {
+            // An empty source would be the bundle itself, once joined to its path.
             let source = mount["source"].as_str().filter(|s| !s.is_empty()).ok_or(MountError::Incomplete(index))?;
             let (source, destination) = (source.into(), destination.into());
-            binds.push(Bind { index, source, destination, recursive, restrict: restrictions(&options) });
-        } else if !TYPES.contains(&kind) {
+            binds.push(Bind { index, source, destination, recursive, restrictions: restrictions(&options) });
+        } else if !ALLOWED_TYPES.contains(&kind) {
+            // A block device, say: the kernel parses its contents with the VM's rights.
             return Err(MountError::Type { kind: kind.to_owned(), destination: destination.to_owned() });
         }
     }
     Ok(binds)
 }
 
-/// The last of two options that contradict each other wins, as with mount(8).
+/// The restrictions among a mount's options. The last of two that contradict each other wins, as with mount(8).
 fn restrictions(options: &[&str]) -> Restrictions {
     let last = |on: &str, off: &str| {
+        // The recursive forms (`rro`, `rnoexec`) count like the plain ones.
         let name =
             |option: &&&str| option.strip_prefix('r').filter(|rest| [on, off].contains(rest)).unwrap_or(option) == on;
         let relevant = options
@@ -103,38 +99,36 @@ fn restrictions(options: &[&str]) -> Restrictions {
     Restrictions { read_only: last("ro", "rw"), no_exec: last("noexec", "exec"), no_suid: last("nosuid", "suid") }
 }
 
-/// Where crun is going to mount something itself.
-pub(crate) fn others(spec: &Value, binds: &[Bind], covers: &[Cover]) -> Vec<PathBuf> {
+/// The destinations on which crun is going to mount a file system itself.
+pub(crate) fn crun_destinations(spec: &Value, binds: &[Bind], tmpfs_mounts: &[TmpfsMount]) -> Vec<PathBuf> {
     let mounts = spec["mounts"].as_array().into_iter().flatten().enumerate();
     mounts
         .filter(|(index, _)| binds.iter().all(|bind| bind.index != *index))
         .filter_map(|(_, mount)| mount["destination"].as_str().map(PathBuf::from))
-        // crun mounts these even when the spec does not ask for it.
+        // crun mounts these even when the spec does not list them.
         .chain(["/dev", "/proc", "/sys"].map(PathBuf::from))
-        .filter(|destination| covers.iter().all(|cover| cover.destination != *destination))
+        .filter(|destination| tmpfs_mounts.iter().all(|tmpfs| tmpfs.destination != *destination))
         .collect()
 }
 
-/// A tmpfs that a restricted bind goes onto.
+/// A tmpfs that this program mounts before crun starts, because a restricted bind goes onto it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cover {
-    /// Its place in the list.
+pub(crate) struct TmpfsMount {
+    /// The entry's position in the list of mounts.
     pub(crate) index: usize,
-    /// Where it goes in the container.
     pub(crate) destination: PathBuf,
-    /// What it takes away.
-    pub(crate) restrict: Restrictions,
-    /// It has no devices.
+    pub(crate) restrictions: Restrictions,
+    /// It is mounted `nodev`.
     pub(crate) no_devices: bool,
     /// The file system's own options: name and value.
     pub(crate) options: Vec<(String, String)>,
 }
 
-/// The options of a tmpfs that are handed on to it.
+/// The options that a tmpfs itself takes.
 const TMPFS_OPTIONS: &[&str] = &["gid", "mode", "nr_blocks", "nr_inodes", "size", "uid"];
 
-/// Words among a mount's options that change nothing about a tmpfs that is only just made.
-const IDLE: &[&str] = &[
+/// Options that make no difference for a new tmpfs: its defaults, access times, and the propagation that it has anyway.
+const NO_OP_OPTIONS: &[&str] = &[
     "async",
     "atime",
     "defaults",
@@ -150,14 +144,15 @@ const IDLE: &[&str] = &[
     "suid",
 ];
 
-/// The tmpfs mounts below which there is a bind that takes something away.
+/// The tmpfs mounts that have to exist before crun starts: those below which there is a restricted bind.
 ///
-/// Only where all that lies above the bind is such a tmpfs or itself a bind: the rest is crun's to mount, and so is what
-/// comes below it.
-pub(crate) fn covers(spec: &Value, binds: &[Bind]) -> Vec<Cover> {
+/// A bind without restrictions has no lock to lose, and can be left to crun together with its tmpfs. Nor can a tmpfs be
+/// mounted here when it lies on a mount of crun's: only those count above which everything is such a tmpfs or a bind.
+pub(crate) fn premounted_tmpfs(spec: &Value, binds: &[Bind]) -> Vec<TmpfsMount> {
     let mounts: Vec<_> = spec["mounts"].as_array().into_iter().flatten().enumerate().collect();
     let mut indices = Vec::new();
-    for bind in binds.iter().filter(|bind| bind.restrict != Restrictions::default()) {
+    for bind in binds.iter().filter(|bind| bind.restrictions != Restrictions::default()) {
+        // The mounts of the spec that the bind's destination is on, directly or through others.
         let above: Vec<_> = mounts
             .iter()
             .filter(|(index, mount)| {
@@ -167,88 +162,92 @@ pub(crate) fn covers(spec: &Value, binds: &[Bind]) -> Vec<Cover> {
             .collect();
         let is_bind = |index: usize| binds.iter().any(|bind| bind.index == index);
         let tmpfs = above.iter().filter(|(index, _)| !is_bind(*index));
-        // A tmpfs that comes later hides the bind: crun keeps the order.
-        if tmpfs.clone().all(|(index, mount)| *index < bind.index && cover(*index, mount).is_some()) {
+        // A tmpfs later in the list hides the bind, and has to go on doing so: the order of the list is kept.
+        if tmpfs.clone().all(|(index, mount)| *index < bind.index && parse_tmpfs(*index, mount).is_some()) {
             indices.extend(tmpfs.map(|(index, _)| *index));
         }
     }
+    // Binds can share a tmpfs, and a tmpfs can be on another one: each is mounted once, in the order of the list.
     indices.sort_unstable();
     indices.dedup();
-    indices.into_iter().filter_map(|index| cover(index, mounts[index].1)).collect()
+    indices.into_iter().filter_map(|index| parse_tmpfs(index, mounts[index].1)).collect()
 }
 
-/// A tmpfs whose options are all understood.
-fn cover(index: usize, mount: &Value) -> Option<Cover> {
+/// A tmpfs entry of which every option is understood; any other is left to crun.
+fn parse_tmpfs(index: usize, mount: &Value) -> Option<TmpfsMount> {
     let destination = PathBuf::from(mount["destination"].as_str()?);
     let options: Vec<_> =
         mount["options"].as_array().into_iter().flatten().map(Value::as_str).collect::<Option<_>>()?;
-    let restrict = restrictions(&options);
-    if mount["type"] != "tmpfs" || restrict.read_only || destination == Path::new("/") {
+    let restrictions = restrictions(&options);
+    // In a read-only tmpfs no mount point for the bind could be created.
+    if mount["type"] != "tmpfs" || restrictions.read_only || destination == Path::new("/") {
         return None;
     }
     let mut own = Vec::new();
+    // An option that is in neither list may mean something that crun understands and this program does not.
     for option in &options {
         match option.split_once('=') {
             Some((name, value)) if TMPFS_OPTIONS.contains(&name) => own.push((name.to_owned(), value.to_owned())),
-            None if IDLE.contains(option) || ["nodev", "noexec", "nosuid"].contains(option) => {}
+            None if NO_OP_OPTIONS.contains(option) || ["nodev", "noexec", "nosuid"].contains(option) => {}
             _ => return None,
         }
     }
     let no_devices = options.iter().rev().find(|option| ["dev", "nodev"].contains(option)) == Some(&"nodev");
-    Some(Cover { index, destination, restrict, no_devices, options: own })
+    Some(TmpfsMount { index, destination, restrictions, no_devices, options: own })
 }
 
-/// Takes the entries out that are mounted already.
-pub(crate) fn remove(spec: &mut Value, placed: &[usize]) {
+/// Removes the entries that are mounted already.
+pub(crate) fn remove_mounted(spec: &mut Value, mounted: &[usize]) {
     if let Some(mounts) = spec.get_mut("mounts").and_then(Value::as_array_mut) {
         let mut index = 0;
         mounts.retain(|_| {
             index += 1;
-            !placed.contains(&(index - 1))
+            !mounted.contains(&(index - 1))
         });
     }
 }
 
-/// A bind's mount that is prepared for crun to bind.
+/// The mount of a bind that is left to crun, ready in the staging area.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Staged {
-    /// Where it is.
+pub(crate) struct StagedBind {
     pub(crate) path: PathBuf,
-    /// What is taken away on it, besides devices.
-    pub(crate) taken: Restrictions,
+    /// The restrictions in force on it, all of them locked.
+    pub(crate) restrictions: Restrictions,
 }
 
-/// Options of a bind that are left to crun.
-const KEPT: &[&str] =
+/// Options of a bind that crun gets as they are: the kind of bind and its propagation.
+const KEPT_OPTIONS: &[&str] =
     &["bind", "private", "rbind", "rprivate", "rshared", "rslave", "runbindable", "shared", "slave", "unbindable"];
 
-/// Has crun bind the prepared mount.
+/// Has crun bind the mount in the staging area instead of the spec's source.
 ///
-/// crun sets what a bind takes away by its options once more, and fails or tries again where the kernel keeps what they
-/// don't name: they name all of that and nothing else.
-pub(crate) fn hand_over(spec: &mut Value, index: usize, staged: &Staged) {
+/// crun remounts a bind with the restrictions that its options name. The kernel refuses a remount that would clear a
+/// locked one, on which crun fails or retries, so the options name exactly those in force.
+pub(crate) fn bind_staged(spec: &mut Value, index: usize, staged: &StagedBind) {
     let mount = spec.get_mut("mounts").and_then(|mounts| mounts.get_mut(index)).and_then(Value::as_object_mut);
     let Some(mount) = mount else { return };
-    let Restrictions { read_only, no_exec, no_suid } = staged.taken;
-    let taken = [(true, "nodev"), (read_only, "ro"), (no_exec, "noexec"), (no_suid, "nosuid")];
+    let Restrictions { read_only, no_exec, no_suid } = staged.restrictions;
+    let restrictions = [(true, "nodev"), (read_only, "ro"), (no_exec, "noexec"), (no_suid, "nosuid")];
     let given = mount.get("options").and_then(Value::as_array).into_iter().flatten();
-    let kept = given.filter(|option| option.as_str().is_some_and(|option| KEPT.contains(&option)));
-    let taken = taken.into_iter().filter(|(is_taken, _)| *is_taken).map(|(_, option)| option.into());
-    let options = kept.cloned().chain(taken).collect();
+    let kept = given.filter(|option| option.as_str().is_some_and(|option| KEPT_OPTIONS.contains(&option)));
+    let restrictions = restrictions.into_iter().filter(|(in_force, _)| *in_force).map(|(_, option)| option.into());
+    let options = kept.cloned().chain(restrictions).collect();
     mount.insert("options".into(), options);
     mount.insert("source".into(), staged.path.to_string_lossy().into_owned().into());
 }
 
-/// Takes out of every mount what only this program may decide.
-pub(crate) fn clean(spec: &mut Value) {
+/// Removes from every mount the parts that only this program decides.
+pub(crate) fn drop_crun_extensions(spec: &mut Value) {
     for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(mount) = mount.as_object_mut() else { continue };
+        // Id maps of the spec's choice could show a volume's files under ids of another container.
         mount.remove("uidMappings");
         mount.remove("gidMappings");
         if let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) {
             options.retain(|option| {
+                // crun's form with a value, `idmap=uids=0-1-2` say, is the same option.
                 let name = option.as_str().unwrap_or_default().split('=').next().unwrap_or_default();
-                !DROPPED.contains(&name)
+                !DROPPED_OPTIONS.contains(&name)
             });
         }
     }
@@ -256,6 +255,7 @@ pub(crate) fn clean(spec: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::error::chain;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -270,8 +270,10 @@ mod tests {
             { "destination": "/b", "type": "none", "source": "y", "options": ["bind", "ro", "rw"] },
         ] });
         let binds = binds(&spec).unwrap();
-        let brief: Vec<_> =
-            binds.iter().map(|b| (b.index, b.source.to_str().unwrap(), b.recursive, b.restrict.read_only)).collect();
+        let brief: Vec<_> = binds
+            .iter()
+            .map(|b| (b.index, b.source.to_str().unwrap(), b.recursive, b.restrictions.read_only))
+            .collect();
         assert_eq!(brief, [(1, "/x", true, true), (2, "y", false, false)]);
     }
 
@@ -283,42 +285,42 @@ mod tests {
         json!({ "destination": destination, "type": "bind", "source": "/x", "options": options })
     }
 
-    fn covered(mounts: Vec<Value>) -> Vec<(usize, String)> {
+    fn premounted(mounts: Vec<Value>) -> Vec<(usize, String)> {
         let spec = json!({ "mounts": mounts });
-        let covers = covers(&spec, &binds(&spec).unwrap());
-        covers.into_iter().map(|cover| (cover.index, cover.destination.display().to_string())).collect()
+        let tmpfs_mounts = premounted_tmpfs(&spec, &binds(&spec).unwrap());
+        tmpfs_mounts.into_iter().map(|tmpfs| (tmpfs.index, tmpfs.destination.display().to_string())).collect()
     }
 
     #[test]
     fn a_tmpfs_below_a_read_only_bind_is_made_here_with_all_its_options() {
         let options = ["noexec", "nosuid", "strictatime", "mode=755", "size=65536k"];
         let spec = json!({ "mounts": [tmpfs("/dev", &options), bind("/dev/ro", &["rbind", "ro"])] });
-        let covers = covers(&spec, &binds(&spec).unwrap());
-        let expected = Cover {
+        let tmpfs_mounts = premounted_tmpfs(&spec, &binds(&spec).unwrap());
+        let expected = TmpfsMount {
             index: 0,
             destination: "/dev".into(),
-            restrict: Restrictions { read_only: false, no_exec: true, no_suid: true },
+            restrictions: Restrictions { read_only: false, no_exec: true, no_suid: true },
             no_devices: false,
             options: [("mode", "755"), ("size", "65536k")].map(|(a, b)| (a.to_owned(), b.to_owned())).into(),
         };
-        assert_eq!(covers, [expected]);
-        assert!(!others(&spec, &binds(&spec).unwrap(), &covers).contains(&"/dev".into()));
+        assert_eq!(tmpfs_mounts, [expected]);
+        assert!(!crun_destinations(&spec, &binds(&spec).unwrap(), &tmpfs_mounts).contains(&"/dev".into()));
     }
 
     #[test]
     fn a_tmpfs_without_such_a_bind_is_cruns() {
-        assert_eq!(covered(vec![tmpfs("/t", &[]), bind("/t/rw", &["rbind"]), bind("/u/ro", &["ro", "rbind"])]), []);
-        assert_eq!(covered(vec![tmpfs("/t", &[]), bind("/tt", &["rbind", "ro"])]), []);
+        assert_eq!(premounted(vec![tmpfs("/t", &[]), bind("/t/rw", &["rbind"]), bind("/u/ro", &["ro", "rbind"])]), []);
+        assert_eq!(premounted(vec![tmpfs("/t", &[]), bind("/tt", &["rbind", "ro"])]), []);
     }
 
     #[test]
     fn what_is_not_understood_or_lies_below_other_mounts_is_cruns() {
         let ro = |destination| bind(destination, &["rbind", "ro"]);
-        assert_eq!(covered(vec![tmpfs("/t", &["huge=always"]), ro("/t/a")]), []);
-        assert_eq!(covered(vec![tmpfs("/t", &["ro"]), ro("/t/a")]), []);
+        assert_eq!(premounted(vec![tmpfs("/t", &["huge=always"]), ro("/t/a")]), []);
+        assert_eq!(premounted(vec![tmpfs("/t", &["ro"]), ro("/t/a")]), []);
         let proc = json!({ "destination": "/p", "type": "proc", "source": "proc" });
-        assert_eq!(covered(vec![proc, tmpfs("/p/t", &[]), ro("/p/t/a")]), []);
-        assert_eq!(covered(vec![ro("/t/a"), tmpfs("/t", &[])]), []);
+        assert_eq!(premounted(vec![proc, tmpfs("/p/t", &[]), ro("/p/t/a")]), []);
+        assert_eq!(premounted(vec![ro("/t/a"), tmpfs("/t", &[])]), []);
     }
 
     #[test]
@@ -330,15 +332,15 @@ mod tests {
             tmpfs("/other", &[]),
             bind("/b/t/u/ro", &["rbind", "ro"]),
         ];
-        assert_eq!(covered(mounts), [(1, "/b/t".to_owned()), (2, "/b/t/u".to_owned())]);
+        assert_eq!(premounted(mounts), [(1, "/b/t".to_owned()), (2, "/b/t/u".to_owned())]);
     }
 
     #[test]
-    fn crun_is_told_all_that_a_bind_takes_away_and_nothing_that_the_kernel_would_refuse() {
+    fn crun_gets_exactly_the_restrictions_that_are_in_force() {
         let options = ["rbind", "rslave", "noatime", "dev", "rro", "rw", "ro", "noexec", "rdiratime", "rsuid"];
         let mut spec = json!({ "mounts": [bind("/proc/tty", &options)] });
-        let taken = binds(&spec).unwrap()[0].restrict;
-        hand_over(&mut spec, 0, &Staged { path: "/stage/bind0".into(), taken });
+        let restrictions = binds(&spec).unwrap()[0].restrictions;
+        bind_staged(&mut spec, 0, &StagedBind { path: "/stage/bind0".into(), restrictions });
         let expected = bind("/proc/tty", &["rbind", "rslave", "nodev", "ro", "noexec"]);
         assert_eq!(spec["mounts"][0]["options"], expected["options"]);
         assert_eq!(spec["mounts"][0]["source"], "/stage/bind0");
@@ -356,7 +358,7 @@ mod tests {
             "/etc/docker/daemon.json".into(),
         )));
         assert_eq!(
-            crate::log::chain(&error),
+            chain(&error),
             "error in the container spec: can't mount /etc/docker/daemon.json because it's configured as a restricted host mount"
         );
     }
@@ -372,10 +374,10 @@ mod tests {
         #[test]
         fn no_json_panics_and_no_id_map_of_the_spec_remains(mut spec in testing::any_json()) {
             let _ = binds(&spec);
-            clean(&mut spec);
-            hand_over(&mut spec, 0, &Staged { path: "/x".into(), taken: Restrictions::default() });
-            let _ = others(&spec, &[], &covers(&spec, &[]));
-            remove(&mut spec, &[1]);
+            drop_crun_extensions(&mut spec);
+            bind_staged(&mut spec, 0, &StagedBind { path: "/x".into(), restrictions: Restrictions::default() });
+            let _ = crun_destinations(&spec, &[], &premounted_tmpfs(&spec, &[]));
+            remove_mounted(&mut spec, &[1]);
             for mount in spec.get("mounts").and_then(Value::as_array).into_iter().flatten() {
                 prop_assert!(mount.get("uidMappings").is_none());
             }

@@ -1,40 +1,39 @@
-//! Namespaces that a container joins: whose they are, and that it is not the VM.
+//! The namespaces that a container joins: each belongs to an isolated container, and none is the VM's.
 //!
-//! The user namespace itself is made by this program and joined by crun: a path instead of a plain "new" makes crun do
-//! the binds inside of it, from mounts that the kernel has locked by then (mount_namespaces(7)), so that a read-only
+//! The user namespace itself is made by this program and joined by crun. Given a path instead of a plain "new", crun
+//! mounts inside that namespace, from mounts that the kernel has locked by then (mount_namespaces(7)). So a read-only
 //! bind stays read-only whatever the container's root tries.
 //!
-//! The kernel lets a container use a namespace only if the user namespace that the container is in owns it, so a
-//! container that joins another's network, say, joins its user namespace too. Every path is opened once; crun gets
-//! the descriptor, so that what was judged is what is joined.
+//! The kernel lets a container use a namespace only if the container's user namespace owns it. A container that joins
+//! another's network, say, therefore joins its user namespace as well. Every path is opened once, and crun gets the
+//! descriptor: the namespace that was checked is the one that is joined.
 
 use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use bulkhead_warden::namespace::{self, Identity};
+use bulkhead_guest_common::namespace::{self, Identity};
 use serde_json::{Value, json};
 
 use super::checks::{self, CheckError};
 use crate::sys;
 
-/// A user namespace that owns what is joined.
+/// The user namespace that owns the joined namespaces.
 #[derive(Debug)]
-pub(crate) struct Owner {
-    /// Keeps it alive and names it for crun.
+pub(crate) struct OwningUserns {
+    /// Keeps the namespace alive until crun has joined it.
     pub(crate) fd: OwnedFd,
-    /// Its identity.
     pub(crate) id: Identity,
 }
 
-/// What a container joins.
+/// The namespaces that a container joins.
 #[derive(Debug, Default)]
-pub(crate) struct Joined {
+pub(crate) struct JoinedNamespaces {
     /// Type and open namespace.
     namespaces: Vec<(String, File)>,
-    /// The user namespace that owns them all; `None` when nothing is joined.
-    pub(crate) owner: Option<Owner>,
+    /// The owner of them all; `None` when nothing is joined.
+    pub(crate) owner: Option<OwningUserns>,
 }
 
 /// The file under `/proc/self/ns` for a type of the OCI spec.
@@ -46,34 +45,39 @@ fn proc_name(kind: &str) -> &str {
     }
 }
 
-/// Opens and judges every namespace that is given by path, except a user namespace: that one is not the spec's choice.
-pub(crate) fn open(spec: &Value) -> Result<Joined, CheckError> {
-    let mut joined = Joined::default();
+/// Opens and checks every namespace that is given by path, except a user namespace: that one is not the spec's choice.
+pub(crate) fn open(spec: &Value) -> Result<JoinedNamespaces, CheckError> {
+    let mut joined = JoinedNamespaces::default();
     let mut of_host = Vec::new();
     for (kind, path) in checks::namespaces(spec) {
         let Some(path) = path.filter(|_| kind != "user") else { continue };
         let stat = |source| CheckError::Stat { path: path.to_owned(), source };
         let own = File::open(format!("/proc/self/ns/{}", proc_name(kind))).map_err(stat)?;
         let namespace = File::open(path).map_err(stat)?;
-        // The numbers of namespaces are those of one kernel-internal file system, never of a plain file.
+        // A path can name the VM's own namespace, too. Device and inode number identify a namespace: they belong to a file
+        // system inside the kernel, so no plain file has the same pair.
         if Identity::of(&namespace).map_err(stat)? == Identity::of(&own).map_err(stat)? {
+            // All of the VM's are collected first: Docker's text lists them together.
             of_host.extend(checks::REQUIRED.into_iter().chain(["cgroup", "time"]).find(|k| *k == kind));
             continue;
         }
-        // A mount namespace of another container would bring that container's root with it.
+        // A mount namespace of another container would bring that container's root with it, past all that is checked here.
         if kind == "mount" {
-            return Err(CheckError::Foreign(path.to_owned()));
+            return Err(CheckError::NotIsolated(path.to_owned()));
         }
-        let owner = namespace::owner(namespace.as_fd()).map_err(|_| CheckError::Foreign(path.to_owned()))?;
+        // The ioctl fails for a plain file, which does not lead to a namespace.
+        let owner = namespace::owner(namespace.as_fd()).map_err(|_| CheckError::NotIsolated(path.to_owned()))?;
         let owner = File::from(owner);
         let id = Identity::of(&owner).map_err(stat)?;
+        // Not the VM's own namespace, but one that a program of the VM made: as little isolated.
         if id == host_userns()? {
-            return Err(CheckError::Foreign(path.to_owned()));
+            return Err(CheckError::NotIsolated(path.to_owned()));
         }
+        // That the owner is the user namespace of a living container is checked later, against the table of id ranges.
         match &joined.owner {
             Some(first) if first.id != id => return Err(CheckError::TwoOwners),
             Some(_) => {}
-            None => joined.owner = Some(Owner { fd: owner.into(), id }),
+            None => joined.owner = Some(OwningUserns { fd: owner.into(), id }),
         }
         joined.namespaces.push((kind.to_owned(), namespace));
     }
@@ -90,8 +94,8 @@ fn host_userns() -> Result<Identity, CheckError> {
     Identity::of(&File::open(path).map_err(stat)?).map_err(stat)
 }
 
-impl Joined {
-    /// Type and path of each and of the user namespace, valid in this process and in what it turns into.
+impl JoinedNamespaces {
+    /// Type and path of each and of the user namespace, valid in this process and in the crun that it executes.
     pub(crate) fn paths(&self, userns: BorrowedFd<'_>) -> std::io::Result<Vec<(&str, String)>> {
         let others = self.namespaces.iter().map(|(kind, file)| (kind.as_str(), file.as_fd()));
         std::iter::once(("user", userns))
@@ -104,9 +108,11 @@ impl Joined {
     }
 }
 
-/// Writes the list anew: the given kinds, user and cgroup always, paths only where `paths` has one.
+/// Rewrites the list: the given types, always with user and cgroup, and with no other path than those of `paths`.
 pub(crate) fn rewrite(spec: &mut Value, paths: &[(&str, String)]) {
     let mut kinds: Vec<_> = checks::namespaces(spec).map(|(kind, _)| kind.to_owned()).collect();
+    // Without a cgroup namespace the container would see its place in the VM's hierarchy. dockerd leaves it out for
+    // `--cgroupns=host`, which isolation ignores.
     for kind in ["user", "cgroup"] {
         if !kinds.iter().any(|k| k == kind) {
             kinds.push(kind.to_owned());
@@ -152,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_plain_file_and_a_missing_path_are_refused() {
-        assert!(matches!(open(&with_path("network", "/proc/self/status")), Err(CheckError::Foreign(_))));
+        assert!(matches!(open(&with_path("network", "/proc/self/status")), Err(CheckError::NotIsolated(_))));
         assert!(matches!(open(&with_path("network", "/nowhere")), Err(CheckError::Stat { .. })));
     }
 

@@ -3,10 +3,10 @@
 //! (`bench.control`) and makes the traffic that it asks for, a line each:
 //!
 //! - `send PORT`: connects there and sends until the other end leaves
-//! - `receive PORT`: connects there, takes everything up to a byte [`END`] and answers with how many bytes it was
+//! - `receive PORT`: connects there, takes everything up to a byte [`END`] and answers with the number of bytes
 //! - `echo PORT`: connects there and sends back what comes
 //! - `datagrams-out PORT SIZE MS`: sends datagrams for so long
-//! - `datagrams-in PORT`: says hello and counts datagrams until there are none for a while
+//! - `datagrams-in PORT`: sends a first datagram and counts those that come until none do for a while
 //!
 //! The answer is `done NUMBER NUMBER`. On [`PUBLISHED`] it serves connections from outside: the first byte says whether
 //! they want to send (`s`) or to receive (`r`).
@@ -24,14 +24,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where connections from outside arrive.
+/// Port for connections from outside.
 const PUBLISHED: u16 = 5001;
 /// Bytes of one write or read.
 const BLOCK: usize = 256 * 1024;
-/// Ends what is received.
+/// The byte that ends a stream.
 const END: u8 = 0xff;
-/// Silence after which no more datagrams come.
-const SILENCE: Duration = Duration::from_millis(500);
+/// Pause after which the datagrams are taken to have ended.
+const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(500);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -41,13 +41,13 @@ fn main() {
     }
     // SAFETY: a plain system call; nothing in here is worth syncing.
     unsafe { libc::reboot(libc::LINUX_REBOOT_CMD_POWER_OFF) };
-    // Where the power cannot be switched off, the measuring program does it.
+    // If the power cannot be switched off, the measuring program kills the VM.
     loop {
         thread::park();
     }
 }
 
-/// What the kernel's command line says.
+/// The words `bench.KEY=VALUE` of the kernel's command line.
 struct Parameters(HashMap<String, String>);
 
 impl Parameters {
@@ -85,7 +85,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// The network may be up later than its interface.
+/// Connects as soon as the network is up, which may be later than its interface.
 fn connect_at_last(address: SocketAddr) -> Result<TcpStream> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -179,7 +179,7 @@ fn send_datagrams(place: SocketAddr, size: usize, duration: Duration) -> Result<
 fn receive_datagrams(place: SocketAddr) -> Result<(u64, u64)> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(place)?;
-    socket.set_read_timeout(Some(SILENCE))?;
+    socket.set_read_timeout(Some(DATAGRAM_TIMEOUT))?;
     let mut buffer = vec![0; 65_536];
     let (mut first, mut last, mut received) = (None, Instant::now(), 0);
     let mut hellos = 0;

@@ -9,12 +9,12 @@ use std::{
 
 use crate::sys;
 
-/// Why an attempt did not succeed.
+/// The reason that an attempt did not succeed.
 #[derive(Debug)]
 pub(crate) enum Blocked {
     /// Something said no.
     Refused(String),
-    /// What would be attacked is not there.
+    /// Its target does not exist.
     Absent(String),
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Blocked {
     }
 }
 
-/// What was reached, or why not.
+/// The target that was reached, or the reason that it was not.
 pub(crate) type Outcome = Result<String, Blocked>;
 
 /// Names the purpose of a call that failed.

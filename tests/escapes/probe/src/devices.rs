@@ -136,8 +136,8 @@ pub(crate) fn file_handles() -> Outcome {
     }))
 }
 
-fn list(folder: &std::os::fd::OwnedFd) -> io::Result<String> {
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(folder));
+fn list(directory: &std::os::fd::OwnedFd) -> io::Result<String> {
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(directory));
     let names: Vec<_> =
         fs::read_dir(path)?.flatten().take(8).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     Ok(names.join(" "))

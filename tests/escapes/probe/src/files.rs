@@ -96,9 +96,9 @@ pub(crate) fn usermode_helpers() -> Outcome {
     any(ways)
 }
 
-/// Every file below `folder`, links not followed.
-fn walk(folder: &Path, leave_out: &dyn Fn(&Path) -> bool, visit: &mut dyn FnMut(&Path)) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+/// Every file below `directory`, links not followed.
+fn walk(directory: &Path, leave_out: &dyn Fn(&Path) -> bool, visit: &mut dyn FnMut(&Path)) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
         let Ok(kind) = entry.file_type() else { continue };
@@ -124,7 +124,7 @@ fn summary(found: &[PathBuf], tried: usize) -> Outcome {
     Ok(format!("{} of {tried} files: {}", found.len(), some.join(" ")))
 }
 
-/// Whether a file is the container's own, served in the place of the kernel's.
+/// Returns whether a file is the container's own, served in the place of the kernel's.
 fn is_served(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|at| at.f_type == FUSE)
 }
@@ -147,7 +147,7 @@ fn passes_to_the_kernel(path: &Path) -> bool {
     let kernel = detached.and_then(|()| read(below));
     // A procfs of one's own has the container's value as well, and is tried next.
     let _ = own.write_at(&before, 0);
-    // What can't be looked at counts as passed on.
+    // A file that cannot be examined counts as the kernel's.
     !kernel.is_ok_and(|kernel| kernel == before)
 }
 
@@ -167,7 +167,7 @@ pub(crate) fn sysctls() -> Outcome {
                     passes_to_the_kernel(path).then_some(()).ok_or(io::ErrorKind::PermissionDenied.into())
                 }
                 Ok(value) if !value.is_empty() => write(path, &value),
-                // What can't be read is an action: that it could be opened says enough.
+                // A file that cannot be read is an action; opening it is enough.
                 _ => File::options().write(true).open(path).map(drop),
             };
             if written.is_ok() {
@@ -267,7 +267,7 @@ pub(crate) fn kernel_addresses() -> Outcome {
     shown.map(str::to_owned).ok_or_else(|| Blocked::Refused("all addresses are 0".into()))
 }
 
-/// A limit of the container's own control group, set by whoever started it.
+/// A limit of the container's own control group, set by the engine.
 pub(crate) fn cgroup_limits() -> Outcome {
     let mut ways = Vec::new();
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];

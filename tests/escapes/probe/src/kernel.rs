@@ -7,7 +7,7 @@ use crate::{
     sys,
 };
 
-/// Success, or a refusal that the kernel gives only to whoever may make the call.
+/// Success, or an error that the kernel returns only to a caller that may make the call.
 fn reached(what: &str, result: io::Result<u64>, beyond: &[i32]) -> Outcome {
     match result {
         Ok(_) => Ok(format!("{what} succeeded")),
@@ -55,7 +55,7 @@ pub(crate) fn bpf() -> Outcome {
     ])
 }
 
-/// init_module(2), finit_module(2) and delete_module(2) of something that is no module.
+/// init_module(2), finit_module(2) and delete_module(2) of something that is not a module.
 pub(crate) fn modules() -> Outcome {
     let garbage = [0_u8; 64];
     let file = fs::File::open("/proc/self/exe").at("open")?;

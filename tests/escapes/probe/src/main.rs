@@ -1,5 +1,5 @@
-//! What a hostile process in a container tries. Each attempt prints a line: its name, `open` if it succeeded, `refused`
-//! or `absent` if not, and a detail, with tabs between them.
+//! The attempts of a hostile process in a container. Each attempt prints a line: its name, `open` if it succeeded,
+//! `refused` or `absent` if not, and a detail, with tabs between them.
 
 mod attempt;
 mod devices;
@@ -109,20 +109,22 @@ fn main() -> ExitCode {
             }
             std::thread::sleep(Duration::from_secs(3600));
         }
-        ["flip", folder, seconds] => flip(Path::new(folder), seconds.parse().unwrap_or(10)),
+        ["flip", directory, seconds] => flip(Path::new(directory), seconds.parse().unwrap_or(10)),
         _ => return usage(),
     }
     ExitCode::SUCCESS
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: probe all | only NAME… | mounts FLAG PATH… | overwrite SECONDS | victim | flip FOLDER SECONDS");
+    eprintln!(
+        "usage: probe all | only NAME… | mounts FLAG PATH… | overwrite SECONDS | victim | flip DIRECTORY SECONDS"
+    );
     ExitCode::from(2)
 }
 
-/// Makes `folder/turn` a directory and a link to the VM's, in turns and without a gap.
-fn flip(folder: &Path, seconds: u64) {
-    let (turn, other) = (folder.join("turn"), folder.join("other"));
+/// Makes `directory/turn` a directory and a link to the VM's, in turns and without a gap.
+fn flip(directory: &Path, seconds: u64) {
+    let (turn, other) = (directory.join("turn"), directory.join("other"));
     let _ = fs::create_dir_all(&turn);
     let _ = std::os::unix::fs::symlink("/../../../../../../../../../../var/lib/docker", &other);
     let (Ok(first), Ok(second)) = (sys::c(&turn.to_string_lossy()), sys::c(&other.to_string_lossy())) else { return };
@@ -130,7 +132,7 @@ fn flip(folder: &Path, seconds: u64) {
     while Instant::now() < until {
         let at = libc::AT_FDCWD;
         let _ = sys::call(libc::SYS_renameat2, &[&at, &&first, &at, &&second, &libc::RENAME_EXCHANGE]);
-        // Who is to lose the race needs some time of the processor as well.
+        // The process that should lose the race needs the processor as well.
         std::thread::sleep(Duration::from_micros(300));
     }
 }

@@ -24,7 +24,7 @@ pub(crate) const WAYS: [Way; 10] = [
     ("move", move_away),
 ];
 
-/// What can be taken away, by its name; mount(2), `mount_setattr(2)` and statvfs(3) have the same bit for each.
+/// The restrictions of a mount by their names; mount(2), `mount_setattr(2)` and statvfs(3) have the same bit for each.
 pub(crate) const FLAGS: [(&str, u64); 4] =
     [("ro", READ_ONLY), ("nosuid", libc::MS_NOSUID), ("nodev", libc::MS_NODEV), ("noexec", libc::MS_NOEXEC)];
 
@@ -128,7 +128,7 @@ fn remount_after_chroot(path: &str, lift: u64) -> Result<String, Blocked> {
     remount(path, lift)
 }
 
-/// What is under it is the container's own; what matters is that it is the volume that can't be written.
+/// The files below it are the container's own; the attempt is about writing to the volume.
 fn unmount(path: &str, _: u64) -> Result<String, Blocked> {
     use std::os::unix::fs::MetadataExt;
     let name = sys::c(path)?;

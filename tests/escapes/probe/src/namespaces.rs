@@ -117,7 +117,7 @@ pub(crate) fn descriptors() -> Outcome {
     for entry in fs::read_dir("/proc/self/fd").at("/proc/self/fd")?.flatten() {
         let number = entry.file_name().to_string_lossy().parse::<i32>().unwrap_or(0);
         let target = fs::read_link(entry.path()).unwrap_or_default();
-        // The directory that is being read, and the pipe to whoever prints.
+        // The directory that is being read, and the pipe to the process that prints.
         let ours = target.starts_with("/proc") || target.to_string_lossy().starts_with("pipe:");
         if number > 2 && !ours {
             found.push(format!("{number} is {}", target.display()));

@@ -6,7 +6,7 @@ use crate::sys;
 
 /// `struct io_uring_params` in 32-bit words: 10 of its own, then the offsets of both rings.
 const WORDS: usize = 30;
-/// Where `sq_off` and `cq_off` begin.
+/// Offsets of `sq_off` and `cq_off`.
 const SUBMISSION: usize = 10;
 const COMPLETION: usize = 20;
 

@@ -166,7 +166,7 @@ pub(crate) fn impersonate() -> Outcome {
     let socket = socket()?;
     match bind(&socket, DOCKER_PORT) {
         Ok(_) => Ok("has the engine's port".into()),
-        // Who may not have it is told so first.
+        // A refusal comes before any other error.
         Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
             Ok("could have the port if it were free".into())
         }

@@ -115,6 +115,7 @@ pub(super) struct Readiness {
 }
 
 /// A connection between a port of the guest and a stream of the host.
+#[expect(clippy::struct_excessive_bools, reason = "readiness and packets owed are independent; the phases are enums")]
 #[derive(Debug)]
 pub(super) struct Connection<S> {
     key: Key,

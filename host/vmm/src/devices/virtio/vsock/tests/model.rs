@@ -17,6 +17,7 @@ use crate::devices::virtio::vsock::{
 };
 
 /// Actions and observations of the host program at the other end of the stream.
+#[expect(clippy::struct_excessive_bools, reason = "independent observations")]
 #[derive(Debug, Default)]
 pub(super) struct Host {
     /// Written by the program, not read by the device yet.

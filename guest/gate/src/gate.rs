@@ -1,0 +1,70 @@
+//! The state that all connections share, and the kinds of clients.
+
+use std::{path::PathBuf, sync::Arc};
+
+use bulkhead_protocol::SocketExceptions;
+use tokio::sync::watch;
+
+use crate::{
+    rules::Isolation,
+    sockets::{Directories, Sockets},
+};
+
+/// The rules in force and the sockets of containers.
+#[derive(Debug)]
+pub struct Gate {
+    /// dockerd's own unix socket.
+    pub(crate) upstream: PathBuf,
+    pub(crate) isolation: Isolation,
+    /// `NAME=VALUE` for new containers.
+    pub(crate) environment: Arc<[String]>,
+    pub(crate) sockets: Sockets,
+    pub(crate) block_load: bool,
+}
+
+/// The client at the other end of a connection.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// The host, or the guest itself.
+    Host,
+    /// A container, over a socket of its own; its connections end when the sender is dropped.
+    Container(watch::Receiver<()>),
+}
+
+impl Gate {
+    /// Creates a gate in front of the dockerd that listens on the unix socket `upstream`.
+    pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
+        // Strict until something else is configured: no image is allowed to have the socket.
+        let sockets = Sockets::new(SocketExceptions::default(), Directories::default());
+        Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
+    }
+
+    /// Sets the containers that may have the engine's socket.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Sockets) -> Self {
+        Self { sockets, ..self }
+    }
+
+    /// Refuses `docker load`, or not.
+    #[must_use]
+    pub fn with_load_blocked(self, block_load: bool) -> Self {
+        Self { block_load, ..self }
+    }
+
+    /// Sets the `NAME=VALUE` pairs of each new container that does not set the same names itself.
+    #[must_use]
+    pub fn with_environment(self, environment: Vec<String>) -> Self {
+        Self { environment: environment.into(), ..self }
+    }
+}
+
+impl Caller {
+    /// Returns when the caller's socket is closed; never for the host.
+    pub(crate) async fn closed(self) {
+        match self {
+            Self::Host => std::future::pending().await,
+            // Nothing is ever sent: `changed` fails as soon as the sender is dropped, and that is the signal.
+            Self::Container(mut closed) => drop(closed.changed().await),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The program `bulkhead-procfs`; see the library.
+
+fn main() -> std::process::ExitCode {
+    bulkhead_procfs::main()
+}

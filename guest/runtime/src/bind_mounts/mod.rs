@@ -1,0 +1,143 @@
+//! Bind mounts, the way by which files of the VM could get into a container.
+//!
+//! Every source of a spec is opened once, verified, id-mapped and mounted before crun starts:
+//!
+//! - [`verify`] opens the source and decides by what was opened, not by its name;
+//! - [`source_policy`] holds the rules: which places of the VM may be a source at all;
+//! - [`engine_socket`] replaces the engine's socket with one of the container's own, if the gate grants it;
+//! - [`container_root`] finds the mount point in the container's root, whose links are an image's and may be hostile;
+//! - [`VerifiedBind::mount`] mounts it there, or prepares it for crun where crun mounts the file system below it.
+//!
+//! [`crate::spec::mounts`] reads the entries out of config.json and writes the prepared ones back.
+
+pub(crate) mod container_root;
+mod destination;
+mod engine_socket;
+pub(crate) mod source_policy;
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use bulkhead_guest_common::mountinfo::Mount;
+use container_root::ContainerRoot;
+use source_policy::{OpenedSource, Requester, SourcePolicy};
+
+use crate::{
+    mount_fd,
+    spec::mounts::{Bind, MountError, StagedBind},
+    staging::StagingArea,
+    sys,
+};
+
+/// The surroundings in which a bundle's sources are verified.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VerifyContext<'a> {
+    pub(crate) policy: &'a SourcePolicy,
+    /// The VM's mounts, as this process's own mount namespace shows them.
+    pub(crate) mounts: &'a [Mount<'a>],
+    pub(crate) requester: Requester<'a>,
+    /// The directory that relative sources are relative to.
+    pub(crate) bundle: &'a Path,
+}
+
+/// A bind mount whose source is open and allowed.
+#[derive(Debug)]
+pub(crate) struct VerifiedBind<'a> {
+    bind: &'a Bind,
+    source: OwnedFd,
+}
+
+/// Opens and verifies all sources, so that a refusal comes before anything is mounted.
+pub(crate) fn verify<'a>(binds: &'a [Bind], context: VerifyContext<'_>) -> Result<Vec<VerifiedBind<'a>>, MountError> {
+    binds.iter().map(|bind| verify_one(bind, context)).collect()
+}
+
+fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<VerifiedBind<'a>, MountError> {
+    let name = || bind.source.display().to_string();
+    let open = |source| MountError::Open { path: name(), source };
+    let restricted = || MountError::Restricted(name());
+    // This descriptor is what gets mounted. A volume's files belong to containers, which may swap a link in the path at
+    // any moment; that changes the name, but not what is open here.
+    let source = mount_fd::open_path(&context.bundle.join(&bind.source)).map_err(open)?;
+    let path = mount_fd::path_of(&source).map_err(open)?;
+    // A build step has no container in the engine, so no grant: it falls through to the policy, which refuses the path.
+    if engine_socket::is_engine_socket(&path) && !context.requester.is_build {
+        let source = engine_socket::open_granted(context.requester.containers.last())?;
+        return Ok(VerifiedBind { bind, source });
+    }
+    // A mount that reached this namespace after the table was read is not in it, and is refused.
+    let mount = mount_of(&source, context.mounts).ok_or_else(restricted)?;
+    // The data directory is opened the same way, because the VM may have it behind a link or on a disk of its own.
+    let data_fd = mount_fd::open_path(&context.policy.data_root).map_err(open)?;
+    let data_path = mount_fd::path_of(&data_fd).map_err(open)?;
+    let data_mount = mount_of(&data_fd, context.mounts).ok_or_else(restricted)?;
+    let data_root = OpenedSource { path: &data_path, mount: data_mount };
+    let opened = OpenedSource { path: &path, mount };
+    if !context.policy.allows(opened, data_root, context.mounts, context.requester) {
+        return Err(restricted());
+    }
+    Ok(VerifiedBind { bind, source })
+}
+
+fn mount_of<'a>(fd: impl AsFd, mounts: &'a [Mount<'a>]) -> Option<&'a Mount<'a>> {
+    let id = mount_fd::mount_id(fd).ok()?;
+    mounts.iter().find(|mount| mount.id == id)
+}
+
+impl VerifiedBind<'_> {
+    /// The entry's position in the spec's list of mounts.
+    pub(crate) fn index(&self) -> usize {
+        self.bind.index
+    }
+
+    /// Mounts the id-mapped source in the container's root and returns `None`, or prepares it for crun.
+    ///
+    /// Mounts that exist before crun creates the container's mount namespace are locked in it (mount_namespaces(7)): no
+    /// mount call of the container's root can unmount one or make a read-only one writable. Below a file system that
+    /// crun mounts itself that is impossible; such a bind is locked in the staging area and returned for crun.
+    pub(crate) fn mount(
+        &self,
+        staging: &StagingArea,
+        root: &ContainerRoot,
+        userns: BorrowedFd<'_>,
+    ) -> Result<Option<StagedBind>, MountError> {
+        let failed = |source| MountError::Mount { path: self.bind.source.display().to_string(), source };
+        let tree = self.mapped_tree(userns).map_err(failed)?;
+        if let Some(mount_point) = root.mount_point(&self.bind.destination, &self.source).map_err(failed)? {
+            mount_fd::attach_on(&tree, &mount_point).map_err(failed)?;
+            return Ok(None);
+        }
+        self.stage(staging, &tree, userns).map(Some).map_err(failed)
+    }
+
+    /// Puts a locked copy of the mount into the staging area: crun's clone of it has the locks as well.
+    fn stage(&self, staging: &StagingArea, tree: &OwnedFd, userns: BorrowedFd<'_>) -> io::Result<StagedBind> {
+        let path = staging.mount_point(&format!("bind{}", self.bind.index), &self.source)?;
+        // The kernel locks a mount when a less privileged user namespace copies it with its mount namespace. So the mount
+        // is attached, copied by a child in the container's user namespace, and replaced with that copy.
+        mount_fd::attach(tree, &path)?;
+        let clone = || mount_fd::clone_tree(mount_fd::open_path(&path)?, self.bind.recursive);
+        let locked = sys::open_in_userns(userns, clone)?;
+        StagingArea::detach(&path)?;
+        mount_fd::attach(&locked, &path)?;
+        // Read back instead of taken from the spec: a source that is read-only in the VM has restrictions that the spec
+        // does not name, and crun must not try to clear them.
+        Ok(StagedBind { restrictions: mount_fd::restrictions(&locked)?, path })
+    }
+
+    /// A detached copy of the source's mount with the container's ids and the bind's restrictions.
+    fn mapped_tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let tree = mount_fd::clone_tree(&self.source, self.bind.recursive)?;
+        // Not every file system supports id maps. Unmapped, its owners appear as nobody, which only takes access away.
+        // If one is below the top of a recursive bind, the kernel maps nothing, so the top is mapped alone.
+        if sys::idmap_mount(tree.as_fd(), userns, self.bind.recursive).is_err() && self.bind.recursive {
+            let _ = sys::idmap_mount(tree.as_fd(), userns, false);
+        }
+        // Unlike the id map, the restrictions must be in force on every mount of the tree, or the bind fails.
+        sys::restrict_mount(tree.as_fd(), self.bind.restrictions, self.bind.recursive)?;
+        Ok(tree)
+    }
+}

@@ -1,0 +1,237 @@
+//! The rules for sources of bind mounts: which places of the VM a container may have.
+//!
+//! The name of a source counts for nothing. It is opened once, which follows its links, and the mount that it turns out
+//! to be on is traced to a file system and a directory there. A path of the VM under another name is still that path.
+
+use std::path::{Component, Path, PathBuf};
+
+use bulkhead_guest_common::mountinfo::Mount;
+
+/// The places from which binds may come; all else belongs to the VM.
+#[derive(Clone, Debug)]
+pub(crate) struct SourcePolicy {
+    /// The engine's data directory.
+    pub(crate) data_root: PathBuf,
+    /// The mount points of the user's own directories.
+    pub(crate) shares: Vec<PathBuf>,
+    /// All paths of the engine's init program, which `docker run --init` binds into a container.
+    pub(crate) init: Vec<PathBuf>,
+}
+
+impl Default for SourcePolicy {
+    fn default() -> Self {
+        Self {
+            data_root: "/var/lib/docker".into(),
+            shares: vec!["/host_mnt".into(), "/run/bulkhead/shares".into()],
+            init: [
+                "/usr/bin/docker-init",
+                "/usr/libexec/docker/docker-init",
+                "/usr/bin/tini-static",
+                "/usr/sbin/docker-init",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
+        }
+    }
+}
+
+/// The container, or the step of an image build, that asks for a bind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Requester<'a> {
+    /// The containers whose own files it may have: those that share its user namespace, and itself last.
+    pub(crate) containers: &'a [String],
+    /// It is a step of an image build.
+    pub(crate) is_build: bool,
+}
+
+/// An open source.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenedSource<'a> {
+    /// The kernel's own path of it.
+    pub(crate) path: &'a Path,
+    /// The mount that it is on.
+    pub(crate) mount: &'a Mount<'a>,
+}
+
+impl OpenedSource<'_> {
+    /// The path inside its file system, the same for every mount that shows it.
+    fn path_in_fs(&self) -> PathBuf {
+        match self.path.strip_prefix(self.mount.point()) {
+            // `join` with an empty path would append a slash.
+            Ok(rest) if rest.as_os_str().is_empty() => self.mount.root(),
+            Ok(rest) => self.mount.root().join(rest),
+            Err(_) => self.mount.root(),
+        }
+    }
+}
+
+impl SourcePolicy {
+    /// Decides whether `source` may be bound.
+    ///
+    /// `data_root` is the data directory, opened in the same way, and `mounts` the VM's table.
+    pub(crate) fn allows(
+        &self,
+        source: OpenedSource<'_>,
+        data_root: OpenedSource<'_>,
+        mounts: &[Mount<'_>],
+        requester: Requester<'_>,
+    ) -> bool {
+        // Compared as a whole: the file is the guest image's, and no container can write it or replace it with a link.
+        if self.init.iter().any(|init| init == source.path) {
+            return true;
+        }
+        if source.mount.device == data_root.mount.device {
+            // One file system can show a directory at many paths. dockerd binds `volume-subpath`s through a path in /tmp,
+            // and a volume with driver options can show all of the data disk as its `_data`. The position below the data
+            // directory decides, whatever path was opened.
+            return source
+                .path_in_fs()
+                .strip_prefix(data_root.path_in_fs())
+                .is_ok_and(|rest| self.allows_path(&self.data_root.join(rest), requester));
+        }
+        // On another file system the position says nothing, and an allowed path is not enough: a volume whose driver
+        // options bind /etc is at an allowed path. Such a directory is also mounted somewhere for the VM itself.
+        let is_used_by_vm = mounts.iter().any(|other| {
+            other.device == source.mount.device
+                && source.path_in_fs().starts_with(other.root())
+                && !self.is_for_containers(&other.point(), requester)
+        });
+        self.allows_path(source.path, requester) && !is_used_by_vm
+    }
+
+    /// True for a mount point below which there are only mounts for containers.
+    fn is_for_containers(&self, point: &Path, requester: Requester<'_>) -> bool {
+        let below = |name: &str| point.starts_with(self.data_root.join(name));
+        self.shares.iter().any(|share| point.starts_with(share))
+            || below("volumes")
+            || below("containers")
+            || requester.is_build && (below("buildkit") || below("overlay2") || below("tmp"))
+    }
+
+    fn allows_path(&self, path: &Path, requester: Requester<'_>) -> bool {
+        if self.shares.iter().any(|share| path.starts_with(share)) {
+            return true;
+        }
+        let Ok(rest) = path.strip_prefix(&self.data_root) else { return false };
+        // `None` for a `..` or a name that is not UTF-8: dockerd makes neither, so both are refused.
+        let names: Option<Vec<&str>> = rest
+            .components()
+            .map(|component| match component {
+                Component::Normal(name) => name.to_str(),
+                _ => None,
+            })
+            .collect();
+        match names.as_deref() {
+            // A volume's contents, but not its directory: beside `_data` dockerd keeps the volume's options.
+            Some(["volumes", _, "_data", ..]) => true,
+            // Single files, since config.v2.json and hostconfig.json beside them decide about the next start.
+            Some(["containers", id, "hosts" | "hostname" | "resolv.conf"] | ["containers", id, "mounts", _, ..]) => {
+                requester.containers.iter().any(|container| container == id)
+            }
+            // BuildKit's files of the step, the layers and cache mounts that it works on, and its temporary mounts.
+            Some(["buildkit" | "overlay2" | "tmp", _, ..]) => requester.is_build,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_guest_common::mountinfo;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TABLE: &str = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /var/lib/docker rw - ext4 b rw\n\
+        3 1 0:5 / /run rw - tmpfs t rw\n4 1 0:6 / /host_mnt rw - virtiofs s rw\n\
+        5 2 0:7 / /var/lib/docker/volumes/tmp/_data rw - tmpfs t rw\n\
+        6 2 8:1 /etc /var/lib/docker/volumes/bad/_data rw - ext4 a rw\n\
+        7 2 8:2 / /var/lib/docker/volumes/disk/_data rw - ext4 b rw\n\
+        8 2 8:2 /volumes/a/_data/sub /tmp/safepath rw - ext4 b rw\n\
+        9 2 0:8 / /var/lib/docker/containers/me/mounts/shm rw - tmpfs shm rw\n\
+        10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
+
+    fn allows(path: &str, build: bool) -> bool {
+        let table = mountinfo::parse(TABLE.as_bytes()).collect::<Vec<_>>();
+        let path = Path::new(path);
+        let on = |path: &Path| {
+            table.iter().filter(|m| path.starts_with(m.point())).max_by_key(|m| m.point().as_os_str().len()).unwrap()
+        };
+        let data = Path::new("/var/lib/docker");
+        SourcePolicy::default().allows(
+            OpenedSource { path, mount: on(path) },
+            OpenedSource { path: data, mount: on(data) },
+            &table,
+            Requester { containers: &["me".to_owned()], is_build: build },
+        )
+    }
+
+    #[test]
+    fn volumes_shares_and_the_containers_own_files_are_allowed() {
+        for path in [
+            "/var/lib/docker/volumes/a/_data",
+            "/var/lib/docker/volumes/a/_data/x/y",
+            "/host_mnt/home/me",
+            "/host_mnt",
+            "/var/lib/docker/containers/me/hosts",
+            "/var/lib/docker/containers/me/mounts/shm",
+            "/usr/bin/docker-init",
+            "/var/lib/docker/volumes/tmp/_data",
+            "/tmp/safepath",
+        ] {
+            assert!(allows(path, false), "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_of_the_vm_are_refused() {
+        for path in [
+            "/",
+            "/etc/docker/daemon.json",
+            "/run/docker.sock",
+            "/var/lib/docker",
+            "/var/lib/docker/volumes",
+            "/var/lib/docker/volumes/a",
+            "/var/lib/docker/volumes/metadata.db",
+            "/var/lib/docker/overlay2/x/diff",
+            "/var/lib/docker/containers/me",
+            "/var/lib/docker/containers/me/config.v2.json",
+            "/var/lib/docker/containers/other/hosts",
+            "/host_mnt2",
+            "/usr/bin/docker-initx",
+            "/var/lib/docker/buildkit/x",
+        ] {
+            assert!(!allows(path, false), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_volume_that_shows_a_path_of_the_vm_is_refused() {
+        for volume in ["bad", "disk", "sock"] {
+            assert!(!allows(&format!("/var/lib/docker/volumes/{volume}/_data"), false), "{volume}");
+        }
+    }
+
+    #[test]
+    fn a_build_step_may_have_what_the_builder_makes_and_nothing_else() {
+        assert!(allows("/var/lib/docker/buildkit/executor/hosts.x", true));
+        assert!(allows("/var/lib/docker/overlay2/x/diff", true));
+        assert!(!allows("/var/lib/docker/containers/other/hosts", true));
+        assert!(!allows("/etc", true));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_outside_of_the_listed_places_is_ever_allowed(path in "(/(etc|run|var|lib|docker|volumes|_data|host_mnt|[a-z]{1,3})){0,7}") {
+            let path = if path.is_empty() { "/".to_owned() } else { path };
+            if allows(&path, false) {
+                let parts: Vec<_> = path.split('/').collect();
+                prop_assert!(
+                    parts[1] == "host_mnt"
+                        || parts.len() > 5 && parts[1..5] == ["var", "lib", "docker", "volumes"] && parts[6] == "_data",
+                    "{}", path
+                );
+            }
+        }
+    }
+}

@@ -1,5 +1,0 @@
-//! The warden: see the library.
-
-fn main() -> std::process::ExitCode {
-    bulkhead_warden::main()
-}

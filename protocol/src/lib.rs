@@ -1,0 +1,69 @@
+//! Messages between the backend on the host and the agent in the guest, and between programs of the guest.
+//!
+//! # The agent connection
+//!
+//! An `AF_VSOCK` stream. The agent connects to CID 2 (the host), port [`AGENT_PORT`], so that readiness is pushed and
+//! nothing polls. It connects from port [`AGENT_SOURCE_PORT`]: the host accepts connections from reserved ports only,
+//! which need `CAP_NET_BIND_SERVICE` in the guest's first user namespace, so that an isolated container cannot pose as
+//! the agent.
+//!
+//! Each side sends one JSON object a line ([`encode`]), at most [`MAX_LINE`] bytes. In order:
+//!
+//! 1. The agent sends [`GuestMessage::Hello`] with its [`PROTOCOL_VERSION`]; the backend refuses any other version than
+//!    its own.
+//! 2. The backend answers with [`HostMessage::Certificates`], none or several, and [`HostMessage::Configure`]. The agent
+//!    also accepts [`HostMessage::Shutdown`] in their place.
+//! 3. Both send whatever happens: stages ([`GuestMessage::Reached`]), failures, published ports, diagnostics.
+//! 4. [`HostMessage::Shutdown`], [`GuestMessage::Goodbye`], end of the connection.
+//!
+//! The guest is not trusted. Every line has a maximum length, so that a peer cannot make the reader hold more
+//! ([`LineReader`], and its asynchronous counterpart in the backend); the backend also shortens and cleans each text
+//! that it shows. The guest trusts the backend.
+//!
+//! A change that the other side would misread needs a new [`PROTOCOL_VERSION`]; a new field that has a default
+//! (`#[serde(default)]`) does not.
+//!
+//! # In the guest
+//!
+//! Programs of the guest use [`PORTS_SOCKET`] (port processes and init) and [`GRANTS_SOCKET`] (runtime and gate), and
+//! the environment variables below (init to the gate). They are part of one image, so they need no version.
+
+pub mod gate;
+mod line;
+mod message;
+mod ports;
+mod sockets;
+
+pub use line::{LineError, LineReader, encode};
+pub use message::{
+    Configuration, Description, Failure, GuestMessage, GuestThread, Hello, HostMessage, Network, Network6, PortMapping,
+    ShutdownMode, Stage, Transport,
+};
+pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
+pub use sockets::{
+    ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, SocketCommands, SocketExceptions, container_socket,
+    is_container_id,
+};
+
+/// vsock port of the *host* (CID 2) to which the agent connects.
+pub const AGENT_PORT: u32 = 1025;
+
+/// vsock port of the guest from which the agent connects; reserved (below 1024).
+pub const AGENT_SOURCE_PORT: u32 = 1022;
+
+/// vsock port of the *guest* on which the gate serves the Docker API; reserved (below 1024), so that an isolated
+/// container cannot take the gate's place while it restarts.
+pub const DOCKER_PORT: u32 = 1023;
+
+/// Version of this protocol; both sides must agree exactly.
+pub const PROTOCOL_VERSION: u32 = 6;
+
+/// Longest line in bytes, line feed included.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// Maximum of all certificates together, in bytes of PEM.
+pub const MAX_CERTIFICATES: usize = 2 << 20;
+
+/// Environment variable in which init lists the sockets that the gate has stored with it (`FDSTORE=1` of sd_notify(3)),
+/// as `NAME=DESCRIPTOR` with commas between.
+pub const KEPT_SOCKETS: &str = "BULKHEAD_KEPT_SOCKETS";

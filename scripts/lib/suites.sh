@@ -1,0 +1,305 @@
+# The kinds of tests and how each of them runs. Sourced by scripts/test after common.sh, rust.sh and target.sh.
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the lists are for scripts/test
+
+target_dir=${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}
+
+# In this order they run one after the other.
+readonly KINDS=(style unit bundles kvm linux e2e escapes network isolation)
+
+# The kinds that boot guests, longest first: two machines that share such a list end at about the same time.
+readonly VM_KINDS=(isolation network e2e escapes linux kvm)
+
+declare -rA DESCRIPTIONS=(
+    [style]="rustfmt, clippy, shellcheck and the rules for dependencies"
+    [unit]="unit and property tests, and the host program as far as it goes without a VM"
+    [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
+    [kvm]="guests of a few instructions on any /dev/kvm"
+    [linux]="the guest kernel, without a root file system"
+    [e2e]="docker and the whole product"
+    [escapes]="attempts to get out of a container, with isolation on and off"
+    [network]="the VM's network, published ports, proxies, compose"
+    [isolation]="each row of docs/isolation.md, and docker with isolation on and off"
+)
+
+# The integration test of the package `bulkhead` behind a kind.
+declare -rA TESTS=([kvm]=bare_metal [linux]=linux_guest [e2e]=e2e [escapes]=escapes [network]=network [isolation]=isolation)
+
+# The images of tests/images that a kind loads.
+declare -rA IMAGES=(
+    [bundles]="alpine" [e2e]="alpine docker" [escapes]="alpine" [network]="alpine debian"
+    [isolation]="alpine debian docker dind systemd"
+)
+
+# Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
+declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry")
+
+# Set by scripts/test: substrings of test names, and whether the tests of tests/all-only.list are left out.
+NAMES=()
+CUT=
+
+# is_named TEXT: whether TEXT contains one of NAMES, or NAMES is empty.
+is_named() {
+    local name
+    ((${#NAMES[@]})) || return 0
+    for name in "${NAMES[@]}"; do
+        [[ $1 == *"$name"* ]] && return 0
+    done
+    return 1
+}
+
+# seconds_since MICROSECONDS: the time since then, as `12.3 s`.
+seconds_since() {
+    local tenths=$(((${EPOCHREALTIME/[.,]/} - $1) / 100000))
+    printf '%d.%d s' $((tenths / 10)) $((tenths % 10))
+}
+
+# timed: copies libtest's output and adds to the line of each test the time since the one before, which is how long the
+# test took: the suites run one test at a time.
+timed() {
+    local line last=${EPOCHREALTIME/[.,]/}
+    while IFS= read -r line || [[ -n $line ]]; do
+        if [[ $line =~ ^test\ .*\ \.\.\.\ (ok|FAILED)$ ]]; then
+            line+=" ($(seconds_since "$last"))"
+            last=${EPOCHREALTIME/[.,]/}
+        fi
+        printf '%s\n' "$line"
+    done
+}
+
+# all_only KIND: the tests of KIND that only `scripts/test all` runs.
+all_only() { sed -n "s/^$1 \([^ ]*\).*/\1/p" "$BULKHEAD_REPO/tests/all-only.list"; }
+
+# test_binary PACKAGE NAME: builds an integration test and prints its path.
+test_binary() {
+    cargo test --quiet --package "$1" --test "$2" --no-run --message-format=json |
+        jq -r --arg name "$2" 'select(.reason == "compiler-artifact" and .target.name == $name) | .executable // empty'
+}
+
+# has_nextest: whether cargo-nextest is installed.
+has_nextest() { cargo nextest --version >/dev/null 2>&1; }
+
+# integration_tests [PACKAGE]: the names of the integration tests of the workspace, or of one package.
+integration_tests() {
+    cargo metadata --no-deps --format-version 1 | jq -r --arg package "${1:-}" \
+        '.packages[] | select($package == "" or .name == $package) | .targets[] | select(.kind == ["test"]).name'
+}
+
+# --- style --------------------------------------------------------------------------------------------------------
+
+readonly STYLE_CHECKS=(rustfmt clippy shellcheck dependencies deny)
+
+check_rustfmt() {
+    cargo fmt --all --check
+    (cd fuzz && cargo fmt --check)
+}
+
+check_clippy() {
+    cargo clippy --quiet --workspace --all-targets -- -D warnings
+    (cd fuzz && cargo clippy --quiet --no-default-features --target-dir "$target_dir" -- -D warnings)
+}
+
+check_shellcheck() {
+    need_packages shellcheck
+    # shellcheck disable=SC2046 # the names of our own scripts have no blanks
+    shellcheck --severity=warning $(git ls-files | xargs grep -lE '^#!.*(bash|sh)$') scripts/lib/*.sh
+}
+
+check_dependencies() { scripts/lib/dependencies; }
+
+# The version of cargo-deny, which is built once into the cache.
+readonly CARGO_DENY=0.20.2
+
+install_deny() {
+    [[ ! -x $1/bin/cargo-deny ]] || return 0
+    with_progress "building cargo-deny $CARGO_DENY (a few minutes)" "$BULKHEAD_CACHE/log/cargo-deny.log" \
+        nice cargo install --locked --root "$1" "cargo-deny@$CARGO_DENY"
+}
+
+check_deny() {
+    local root=$BULKHEAD_CACHE/tools/cargo-deny-$CARGO_DENY deny
+    if ! locked cargo-deny install_deny "$root"; then
+        say "deny: skipped: cargo-deny $CARGO_DENY could not be built (see above)"
+        return 0
+    fi
+    deny=("$root/bin/cargo-deny" --locked --log-level warn)
+    "${deny[@]}" check bans licenses sources
+    # The database of advisories is a repository on GitHub, which not every machine reaches.
+    if timeout 60 "${deny[@]}" fetch db >/dev/null 2>&1; then
+        "${deny[@]}" check advisories
+    else
+        say "deny: advisories skipped: their database cannot be fetched"
+    fi
+}
+
+suite_style() {
+    local check started
+    for check in "${STYLE_CHECKS[@]}"; do
+        is_named "$check" || continue
+        started=${EPOCHREALTIME/[.,]/}
+        "check_$check"
+        say "$check: ok ($(seconds_since "$started"))"
+    done
+}
+
+# --- unit ---------------------------------------------------------------------------------------------------------
+
+suite_unit() {
+    if has_nextest; then
+        cargo nextest run --no-tests=pass --workspace --filterset 'not binary(bare_metal)' "${NAMES[@]}"
+    else
+        local targets
+        # The guests of bare_metal need KVM; that is the kind `kvm`.
+        mapfile -t targets < <(integration_tests | grep -vx bare_metal)
+        cargo test --quiet --workspace --lib --bins --examples "${targets[@]/#/--test=}" -- "${NAMES[@]}"
+    fi
+    # These mount a FUSE tree, which root of a container may not.
+    if [[ $EUID == 0 && -w /dev/fuse ]] && unshare --mount true 2>/dev/null; then
+        local test binary
+        for test in $(integration_tests bulkhead-procfs); do
+            binary=$(test_binary bulkhead-procfs "$test")
+            (cd guest/procfs && timeout 600 "$binary" --ignored --test-threads=1 "${NAMES[@]}") | timed
+        done
+    else
+        say "the tests that mount a FUSE tree are left out: they need root and /dev/fuse"
+    fi
+}
+
+# --- bundles ------------------------------------------------------------------------------------------------------
+
+# build_probe: static, as it runs in images that have no libraries.
+build_probe() {
+    local triple=x86_64-unknown-linux-gnu
+    RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --target "$triple" --package escape-probe
+    export BULKHEAD_TEST_PROBE=$target_dir/$triple/release/escape-probe
+}
+
+suite_bundles() {
+    source "$BULKHEAD_REPO/scripts/lib/debian.sh"
+    ((EUID == 0)) || die "the kind 'bundles' mounts and makes containers on this machine and needs root"
+    local binary
+    BULKHEAD_TEST_USERLAND=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
+    BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" alpine)
+    cargo build --quiet --package bulkhead-procfs
+    BULKHEAD_TEST_PROCFS=$target_dir/debug/bulkhead-procfs
+    build_probe
+    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS
+    binary=$(test_binary bulkhead-runtime bundles)
+    (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${NAMES[@]}") 2>&1 | timed
+}
+
+# --- suites that boot guests --------------------------------------------------------------------------------------
+
+# prepare_guests KIND…: builds what the kinds need, from the host program to the test images, and chooses the target.
+prepare_guests() {
+    local kind images=()
+    need_packages jq
+    cargo build --quiet
+    if [[ " $* " != " kvm " ]]; then
+        BULKHEAD_KERNEL=$("$BULKHEAD_REPO/firmware/build" guest)
+        export BULKHEAD_KERNEL
+    fi
+    for kind in "$@"; do
+        read -ra images <<<"${images[*]} ${IMAGES[$kind]:-}"
+    done
+    if ((${#images[@]})); then
+        "$BULKHEAD_REPO/scripts/image"
+        BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" "${images[@]}")
+        export BULKHEAD_TEST_IMAGES
+    fi
+    [[ " $* " != *" escapes "* ]] || build_probe
+    choose_target "$target_dir/debug/bulkhead"
+    if [[ $TARGET == here ]]; then
+        # shellcheck disable=SC2046,SC2086 # lists of names
+        need_packages $(for kind in "$@"; do echo ${PACKAGES[$kind]:-}; done)
+    fi
+}
+
+# suite_vm KIND: runs an integration test on the target.
+suite_vm() {
+    local kind=$1 binary options=() output base run failed attempt status
+    binary=$(test_binary bulkhead "${TESTS[$kind]}")
+    # A plain `cargo test` works everywhere, so the tests that need more than any KVM are marked as ignored.
+    [[ $kind == kvm ]] || options+=(--ignored)
+    # The tables of these are what one wants to see.
+    case $kind in escapes | isolation) options+=(--show-output) ;; esac
+    if [[ $kind == isolation ]]; then
+        # In the target directory, which the emulated machine may write.
+        export BULKHEAD_TEST_REPORT=$target_dir/isolation-report
+        rm -rf "$BULKHEAD_TEST_REPORT"
+    fi
+    if [[ -n $CUT ]]; then
+        mapfile -t failed < <(all_only "$kind")
+        ((${#failed[@]} == 0)) || options+=(--exact "${failed[@]/#/--skip=}")
+    fi
+    # shellcheck disable=SC2030 # for this suite only
+    if [[ $kind == kvm && -w /dev/kvm ]]; then TARGET=here; fi
+    output=$(mktemp)
+    base=(on_target "$binary" --test-threads=1 "${options[@]}")
+    run=("${base[@]}" "${NAMES[@]}")
+    # The emulated machine is QEMU's code, not ours. When it ends by itself, which is rare, the suite has shown nothing
+    # about Bulkhead and runs once more in a new one. Its SVM has been seen to lose a guest's state, which ends the VM by
+    # a triple fault, or its interrupts, which makes it hang (the tests' report tells that from a guest that hangs by
+    # itself): the tests that failed then run once more. Either may happen twice. No other test that fails runs again.
+    for attempt in 1 2 3; do
+        status=0
+        "${run[@]}" 2>&1 | tee "$output" | timed || status=$?
+        [[ $TARGET == emulated ]] && ((status && attempt < 3)) || break
+        if ((status == MACHINE_GONE)); then
+            say "the emulated machine ended by itself (its last output is above); once more in a new one"
+        elif grep -qE 'a virtual CPU shut down \(triple fault\)|KVM keeps interrupts from the vCPUs' "$output"; then
+            mapfile -t failed < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$output")
+            say "the emulated machine lost a VM's state or interrupts (see above); once more: ${failed[*]}"
+            run=("${base[@]}" --exact "${failed[@]}")
+        else
+            break
+        fi
+    done
+    rm "$output"
+    if [[ $kind == isolation && $status == 0 && -z ${NAMES[*]} ]]; then isolation_report; fi
+    return "$status"
+}
+
+# isolation_report: puts the tables that the isolation suite wrote together as docs/isolation-report.md.
+isolation_report() {
+    {
+        printf '# Report of the isolation suite\n\nWritten by `scripts/test isolation` for the rows of '
+        printf '[isolation.md](isolation.md), [docker-socket.md](docker-socket.md)\nand [policy.md](policy.md); '
+        printf 'copy it to `docs/isolation-report.md` when it changes.\n'
+        cat "$BULKHEAD_TEST_REPORT"/*.md
+    } >"$target_dir/isolation-report.md"
+    cmp --quiet "$target_dir/isolation-report.md" docs/isolation-report.md ||
+        say "the report differs from docs/isolation-report.md: $target_dir/isolation-report.md"
+}
+
+# --- lists --------------------------------------------------------------------------------------------------------
+
+# tests_of KIND: builds the tests of KIND and prints the names of those that NAMES selects, one a line.
+tests_of() {
+    local kind=$1 check name binary
+    case $kind in
+        style)
+            for check in "${STYLE_CHECKS[@]}"; do
+                if is_named "$check"; then echo "$check"; fi
+            done
+            ;;
+        unit)
+            local targets
+            mapfile -t targets < <(integration_tests | grep -vx bare_metal)
+            cargo test --quiet --workspace --lib --bins --examples "${targets[@]/#/--test=}" -- --list "${NAMES[@]}" |
+                sed -n 's/: test$//p'
+            ;;
+        bundles)
+            binary=$(test_binary bulkhead-runtime bundles)
+            "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
+            ;;
+        kvm)
+            binary=$(test_binary bulkhead bare_metal)
+            "$binary" --list "${NAMES[@]}" | sed -n 's/: test$//p'
+            ;;
+        *)
+            binary=$(test_binary bulkhead "${TESTS[$kind]}")
+            "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
+            ;;
+    esac
+}

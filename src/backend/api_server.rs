@@ -1,0 +1,298 @@
+//! The server of the control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. [`super::api`]
+//! has the messages.
+//!
+//! The socket has mode 0600 in a 0700 directory, and the peer's user id is checked as well. What is left is a client of
+//! this user that misbehaves: connections, heads, bodies and the time for each are bounded.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::{
+    Method, Request as HttpRequest, Response, StatusCode,
+    body::{Body, Bytes, Frame, Incoming},
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::{debug, warn};
+
+use super::{
+    api::{Answer, MAX_BODY, Problem, StartOptions, Status, StopOptions},
+    supervisor::Request,
+};
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Time for the whole head of a request to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for the whole body of a request to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest head of a request in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Time for clients to read their last answers when the backend exits.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+
+/// The handlers' connection to the supervisor.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    /// Requests to the supervisor.
+    pub requests: mpsc::Sender<Request>,
+    /// The supervisor's status.
+    pub status: watch::Receiver<Status>,
+}
+
+/// Serves until `end` fires, then gives open answers a moment to finish.
+pub(super) async fn serve(listener: UnixListener, api: Api, mut end: oneshot::Receiver<()>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = &mut end => break,
+            // Finished tasks are collected as they come, or the set would grow with each request.
+            Some(_) = connections.join_next() => {}
+            accepted = accept(&listener, &permits) => {
+                if let Some((stream, permit)) = accepted {
+                    let api = api.clone();
+                    connections.spawn(async move {
+                        serve_connection(stream, api).await;
+                        drop(permit);
+                    });
+                }
+            }
+        }
+    }
+    // A connection of `events` ends when the status has no sender left; the others after the answer in progress.
+    drop(api);
+    let _ = timeout(EXIT_GRACE, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Accepts a connection of this user; returns `None` for any other, and after an error.
+async fn accept(
+    listener: &UnixListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    // The permit first: a connection beyond the bound waits in the backlog and costs this process nothing.
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            // The socket's mode keeps out every other user but root, who is refused here.
+            let own = nix::unistd::geteuid().as_raw();
+            if stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
+                return Some((stream, permit));
+            }
+            warn!("refused a control connection of another user");
+        }
+        Err(error) => {
+            // Without a pause, EMFILE would make this a busy loop.
+            warn!("cannot accept a control connection: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    None
+}
+
+async fn serve_connection(stream: UnixStream, api: Api) {
+    let service = service_fn(move |request| {
+        let api = api.clone();
+        async move { Ok::<_, Infallible>(handle(request, api).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        debug!("control connection: {error}");
+    }
+}
+
+type Reply = Response<ReplyBody>;
+
+async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
+    let get = request.method() == Method::GET;
+    let post = request.method() == Method::POST;
+    match request.uri().path() {
+        "/v1/status" if get => json(StatusCode::OK, &*api.status.borrow()),
+        "/v1/events" if get => events(api.status),
+        "/v1/ports" if get => ports(&api).await,
+        "/v1/examination" if get => examination(&api).await,
+        "/v1/start" if post => change::<StartOptions>(request, &api, Request::Start).await,
+        "/v1/stop" if post => change::<StopOptions>(request, &api, Request::Stop).await,
+        "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
+        "/v1/status" | "/v1/events" | "/v1/ports" | "/v1/examination" => wrong_method("GET"),
+        "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
+        _ => problem(StatusCode::NOT_FOUND, "no such resource"),
+    }
+}
+
+/// Reads the body, passes the request to the supervisor and returns its answer.
+async fn change<T: DeserializeOwned + Default>(
+    request: HttpRequest<Incoming>,
+    api: &Api,
+    make: fn(T, oneshot::Sender<Answer>) -> Request,
+) -> Reply {
+    let body = match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {MAX_BODY} bytes"));
+        }
+        Ok(Err(_)) => return problem(StatusCode::BAD_REQUEST, "cannot read the body"),
+        Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
+    };
+    let options = match parse(&body) {
+        Ok(options) => options,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("invalid body: {error}")),
+    };
+    // The supervisor answers when it has accepted the request, not when the engine is up or down: that is in the
+    // events.
+    let (reply, answer) = oneshot::channel();
+    if api.requests.send(make(options, reply)).await.is_ok()
+        && let Ok(answer) = answer.await
+    {
+        return json(StatusCode::OK, &answer);
+    }
+    ending()
+}
+
+async fn ports(api: &Api) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    if api.requests.send(Request::Ports(reply)).await.is_ok()
+        && let Ok(ports) = answer.await
+    {
+        return json(StatusCode::OK, &ports);
+    }
+    ending()
+}
+
+async fn examination(api: &Api) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    if api.requests.send(Request::Examine(reply)).await.is_err() {
+        return ending();
+    }
+    match answer.await {
+        Ok(examination) => json(StatusCode::OK, &examination),
+        // The supervisor dropped the reply because it has no VM.
+        Err(_) => problem(StatusCode::CONFLICT, "no VM is running"),
+    }
+}
+
+fn ending() -> Reply {
+    problem(StatusCode::SERVICE_UNAVAILABLE, "the backend is shutting down")
+}
+
+/// Parses a body; an empty one asks for the defaults.
+fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, serde_json::Error> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    // serde would also accept an array of the fields in their order, which the API does not have.
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
+    serde_json::from_value(object.into())
+}
+
+/// Sends a line now and after each change; a slow reader gets fewer lines, never old ones.
+fn events(mut status: watch::Receiver<Status>) -> Reply {
+    // One line of buffer: the status is read when the reader is ready for it, so changes in between are merged.
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let line = line(&*status.borrow_and_update());
+            if sender.send(line).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                // The client is gone; without this the task would stay until the next change.
+                () = sender.closed() => return,
+            }
+        }
+    });
+    reply(StatusCode::OK, "application/x-ndjson", ReplyBody::Events(receiver))
+}
+
+fn line<T: Serialize>(value: &T) -> Bytes {
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+fn json<T: Serialize>(code: StatusCode, value: &T) -> Reply {
+    reply(code, "application/json", ReplyBody::Once(Some(line(value))))
+}
+
+fn problem(code: StatusCode, message: &str) -> Reply {
+    json(code, &Problem { message: message.to_owned() })
+}
+
+fn wrong_method(allowed: &'static str) -> Reply {
+    let mut reply = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+    reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    reply
+}
+
+fn reply(code: StatusCode, kind: &'static str, body: ReplyBody) -> Reply {
+    let mut reply = Response::new(body);
+    *reply.status_mut() = code;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}
+
+/// The body of a reply: one piece, or lines as they come.
+#[derive(Debug)]
+enum ReplyBody {
+    Once(Option<Bytes>),
+    Events(mpsc::Receiver<Bytes>),
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Once(piece) => Poll::Ready(piece.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Events(receiver) => receiver.poll_recv(context).map(|line| line.map(|bytes| Ok(Frame::data(bytes)))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_body_asks_for_the_defaults_and_garbage_does_not() {
+        assert_eq!(parse::<StopOptions>(b"").unwrap(), StopOptions::default());
+        assert!(parse::<StopOptions>(b"{").is_err());
+        assert!(parse::<StopOptions>(b"[]garbage").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_client_asks_for_is_what_is_read(force: bool, seconds in prop::option::of(any::<u64>())) {
+            let options = StopOptions { force, timeout_seconds: seconds };
+            prop_assert_eq!(parse::<StopOptions>(&serde_json::to_vec(&options).unwrap()).unwrap(), options);
+        }
+    }
+}
