@@ -136,7 +136,7 @@ fn a_machine_that_cannot_be_built_ends_with_one_clear_reason() {
             other => panic!("{other:?}"),
         }
     };
-    assert!(broken(&|c| c.cpus = 33).contains("1 to 32"));
+    assert!(broken(&|c| c.cpus = 33).contains("1-32"));
     assert!(broken(&|c| c.memory_mib = 1 << 40).contains("--memory"));
     assert!(broken(&|c| c.kernel = PathBuf::from("/nowhere/vmlinux")).contains("/nowhere/vmlinux"));
     let truncated = dir.path().join("truncated");

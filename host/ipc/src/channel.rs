@@ -1,5 +1,5 @@
-//! Packets from the backend to its children: one JSON object each, with at most one descriptor beside it, over a
-//! `SOCK_SEQPACKET` socket.
+//! Receives the packets that the backend sends to its children over a `SOCK_SEQPACKET` socket: one JSON object each,
+//! with at most one descriptor beside it.
 
 use std::{
     io::{self, IoSliceMut},
@@ -12,42 +12,46 @@ use nix::{
 };
 use serde::de::DeserializeOwned;
 
-/// Why a packet could not be received.
+/// An error in receiving a packet.
 #[derive(Debug, thiserror::Error)]
 pub enum PacketError {
     /// The socket failed.
-    #[error("a packet cannot be received")]
+    #[error("cannot receive a packet")]
     Socket(#[source] io::Error),
-    /// It is too long.
-    #[error("a packet has more than {0} bytes")]
+    /// The packet is longer than the receiver accepts.
+    #[error("packet is longer than {0} bytes")]
     TooLong(usize),
-    /// It is not the expected JSON.
-    #[error("a packet is no command")]
+    /// The packet is not JSON, or not a command of this receiver.
+    #[error("invalid packet: unknown command")]
     Syntax(#[from] serde_json::Error),
 }
 
-/// The next packet of at most `longest` bytes with its descriptor; `None` when the other end is closed. Blocks until
-/// there is one.
+/// Waits for the next packet of at most `max_len` bytes and returns it with its descriptor; `None` when the other end
+/// is closed.
 pub fn receive<T: DeserializeOwned>(
     socket: &OwnedFd,
-    longest: usize,
+    max_len: usize,
 ) -> Result<Option<(T, Option<OwnedFd>)>, PacketError> {
-    let mut packet = vec![0; longest];
+    let mut packet = vec![0; max_len];
+    // Room for one descriptor. The kernel closes those that do not fit (unix(7), SCM_RIGHTS).
     let mut space = nix::cmsg_space!([RawFd; 1]);
-    let (len, cut, descriptor) = loop {
+    let (len, truncated, descriptor) = loop {
         let mut parts = [IoSliceMut::new(&mut packet)];
         match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
-                let cut = message.flags.contains(MsgFlags::MSG_TRUNC);
-                break (message.bytes, cut, descriptor(message.cmsgs()));
+                // SOCK_SEQPACKET keeps the borders of packets: the rest of one that is too long is lost.
+                let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
+                break (message.bytes, truncated, descriptor(message.cmsgs()));
             }
             Err(Errno::EINTR) => {}
+            // The other end was closed while packets from here still waited there.
             Err(Errno::ECONNRESET) => return Ok(None),
             Err(errno) => return Err(PacketError::Socket(errno.into())),
         }
     };
     match len {
-        _ if cut => Err(PacketError::TooLong(longest)),
+        // Checked first, so that the error names the cause and not the syntax where the packet was cut.
+        _ if truncated => Err(PacketError::TooLong(max_len)),
         0 => Ok(None),
         len => Ok(Some((serde_json::from_slice(&packet[..len])?, descriptor))),
     }
@@ -58,8 +62,8 @@ fn descriptor(messages: nix::Result<CmsgIterator<'_>>) -> Option<OwnedFd> {
     for message in messages.ok()? {
         if let ControlMessageOwned::ScmRights(numbers) = message {
             for number in numbers {
-                // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it. A surplus one
-                // is closed by the assignment that replaces it.
+                // SAFETY: the kernel has just installed this descriptor for this process; nothing else owns it. A
+                // surplus one is closed by the assignment that replaces it.
                 taken = Some(unsafe { OwnedFd::from_raw_fd(number) });
             }
         }

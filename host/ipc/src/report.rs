@@ -1,9 +1,10 @@
-//! How an error is told: once, with its causes.
+//! Formats an error and its source chain on one line.
 
 use std::error::Error;
 
-/// An error and its causes in one line.
+/// Returns the error and all of its sources, joined by colons.
 pub fn chain(error: &dyn Error) -> String {
+    // An error's own text does not repeat its source, by convention of this program; so each appears once.
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

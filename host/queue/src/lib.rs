@@ -1,9 +1,12 @@
-//! Split virtqueues in guest memory (virtio 1.3, section 2.7), shared by the processes that serve them.
+//! Split virtqueues in guest memory (virtio 1.3, 2.7), shared by the processes that serve them.
 
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-#[cfg(feature = "testing")]
+mod split_queue;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+pub use split_queue::SplitQueue;
 
 /// Guest memory as every process on the host maps it.
 pub type GuestRam = vm_memory::GuestMemoryMmap<()>;

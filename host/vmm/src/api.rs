@@ -1,8 +1,8 @@
-//! What the backend and its child `bulkhead vmm` say to each other.
+//! Messages between the backend and its child `bulkhead vmm`.
 //!
-//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`]. Each packet is one
-//! JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's first packet is
-//! [`Command::Boot`]. When the socket closes, the VM ends with its backend: the vmm process exits.
+//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
+//! Each packet is one JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's
+//! first packet is [`Command::Boot`]. When the socket closes, the VM ends with its backend: the vmm process exits.
 
 use std::path::PathBuf;
 
@@ -19,65 +19,66 @@ pub struct Disk {
     pub path: PathBuf,
     /// Opened read-only and offered with `VIRTIO_BLK_F_RO`.
     pub readonly: bool,
-    /// What `VIRTIO_BLK_T_GET_ID` answers, at most 20 ASCII bytes (virtio 1.3, 5.2.6).
+    /// The serial number that `VIRTIO_BLK_T_GET_ID` returns, at most 20 ASCII bytes (virtio 1.3, 5.2.6).
     pub serial: String,
 }
 
 /// The vsock device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vsock {
-    /// The guest's context id, at least 3.
+    /// The guest's context ID, at least 3 (virtio 1.3, 5.10.4).
     pub cid: u32,
-    /// Unix socket of the hybrid protocol: `CONNECT <port>\n` in, `<socket>_<port>` out.
+    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it, and connections of
+    /// the guest go to `<socket>_<port>`.
     pub socket: PathBuf,
 }
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmConfig {
-    /// vCPUs, 1 to 32.
+    /// Number of vCPUs, 1 to 32.
     pub cpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u64,
     /// ELF vmlinux with a PVH note, or a bzImage.
     pub kernel: PathBuf,
-    /// The machine's id, which SMBIOS tells the guest.
+    /// The machine's UUID, which the guest finds in SMBIOS.
     pub uuid: Uuid,
-    /// Kernel command line, complete but for what the devices add themselves.
+    /// Kernel command line; nothing is added to it.
     pub cmdline: String,
     /// Disks in PCI order: the first is `/dev/vda`.
     pub disks: Vec<Disk>,
     /// The vsock device, if any.
     pub vsock: Option<Vsock>,
-    /// File (or FIFO) to which the virtio console, the guest's log, is appended.
+    /// File or FIFO to which the output of the virtio console, the guest's log, is appended.
     pub console: Option<PathBuf>,
-    /// File (or FIFO) to which a 16550 at 0x3f8 writes; no UART exists without it.
+    /// File or FIFO to which the output of a 16550 at port 0x3f8 is appended; without it there is no serial port.
     pub serial: Option<PathBuf>,
 }
 
-/// Backend to vmm.
+/// Messages of the backend to the vmm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Command {
-    /// Build the machine and run it. A descriptor beside this packet gives it a network device: a unix stream to the
-    /// device's vhost-user backend.
+    /// Builds the machine and runs it. A descriptor beside this packet, a unix stream to a vhost-user backend, gives it
+    /// a network device.
     Boot(Box<VmConfig>),
     /// The descriptor beside this packet becomes the host end of a stream to this guest port.
     VsockConnect {
         /// Guest port.
         port: u32,
     },
-    /// The descriptor beside this packet leads to a new backend of the network device; the old one is gone.
+    /// The descriptor beside this packet is a unix stream to a new backend of the network device; the old one is gone.
     Network,
-    /// Ask for [`Event::Statistics`].
+    /// Requests [`Event::Statistics`].
     Statistics,
-    /// Ask for [`Event::Vcpus`].
+    /// Requests [`Event::Vcpus`].
     Look,
-    /// End the machine at once, as if the power failed.
+    /// Ends the machine at once, like a power failure.
     Kill,
 }
 
-/// Why the machine ended.
+/// The reason for the end of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum ExitReason {
@@ -85,13 +86,13 @@ pub enum ExitReason {
     PowerOff,
     /// The guest reset itself; the backend decides whether to boot again.
     Reset,
-    /// The guest kernel panicked: it reset after writing its last words to the console.
+    /// The guest kernel panicked: it reset itself after the panic message on the console.
     Panic,
     /// A vCPU shut down (triple fault).
     TripleFault,
     /// The vmm itself or KVM failed.
     Error {
-        /// Cause and remedy, for a person.
+        /// Cause and remedy, for the user.
         message: String,
     },
 }
@@ -99,64 +100,67 @@ pub enum ExitReason {
 /// Counters of one run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// VM exits by kind (`io`, `mmio`, `hlt`, …), all vCPUs together.
+    /// VM exits that reached this process, of all vCPUs together, by kind: `port`, `mmio` or `other`.
     pub exits: std::collections::BTreeMap<String, u64>,
-    /// Resident memory of this process beyond guest memory, in KiB.
+    /// Resident memory of this process without guest memory, in KiB.
     pub overhead_kib: u64,
     /// Resident guest memory in KiB.
     pub guest_resident_kib: u64,
 }
 
-/// Where a vCPU is.
+/// The state of a vCPU at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VcpuView {
-    /// Its instruction pointer.
+    /// Instruction pointer.
     pub rip: u64,
-    /// Its flags.
+    /// RFLAGS.
     pub rflags: u64,
-    /// The page tables that it uses, which tells programs apart.
+    /// CR3: the page tables in use, which identify the running program.
     pub cr3: u64,
-    /// It runs a program and not the kernel (privilege level 3).
+    /// The vCPU runs a program and not the kernel (privilege level 3).
     pub user: bool,
-    /// It sleeps until an interrupt.
+    /// The vCPU is halted until the next interrupt.
     pub halted: bool,
-    /// Vectors of interrupts that its local APIC holds back (IRR).
+    /// Vectors of interrupts that the local APIC has accepted and not delivered (IRR), ascending.
     pub pending: Vec<u8>,
-    /// Vectors of interrupts that it serves (ISR).
+    /// Vectors of interrupts being served (ISR), ascending.
     pub in_service: Vec<u8>,
 }
 
 impl VcpuView {
-    /// Whether it lets interrupts in (`RFLAGS.IF`).
+    /// True if the vCPU accepts interrupts (`RFLAGS.IF`).
     pub fn takes_interrupts(&self) -> bool {
         self.rflags & 1 << 9 != 0
     }
 
-    /// The interrupt that should reach the vCPU, or be over, right now; seen once it may just be on its way.
+    /// The interrupt that should have been delivered, or completed, by now. Seen in one snapshot only, it may just be
+    /// on its way.
     pub fn withheld(&self) -> Option<u8> {
         let (waiting, served) = (self.pending.last(), self.in_service.last());
-        // Of the same class, the upper four bits, one waits for the other (AMD64 manual, volume 2, 16.6.4).
+        // An interrupt waits while one of its own class, the upper four bits of the vector, or of a higher one is
+        // served (AMD64 manual, volume 2, 16.6.4).
         let above = waiting.filter(|waiting| served.is_none_or(|served| **waiting >> 4 > *served >> 4));
         let taken = above.filter(|_| self.takes_interrupts() && !self.halted);
+        // The kernel ends an interrupt (EOI) before it returns to a program.
         taken.or(served.filter(|_| self.user)).copied()
     }
 }
 
-/// vmm to backend.
+/// Messages of the vmm to the backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
-    /// All vCPUs entered the guest.
+    /// The vCPUs run.
     Started {
-        /// Microseconds from the start of the process to the first `KVM_RUN`.
+        /// Microseconds from the start of the process.
         since_exec_us: u64,
     },
     /// Answer to [`Command::Statistics`].
     Statistics(Statistics),
     /// Answer to [`Command::Look`].
     Vcpus {
-        /// Each vCPU in order; `None` for one that could not be stopped for it.
+        /// The vCPUs in order; `None` for one that could not be interrupted in time.
         views: Vec<Option<VcpuView>>,
     },
     /// The machine ended; the last packet.

@@ -1,12 +1,13 @@
-//! Dispatch of port and memory-mapped I/O exits to devices.
+//! Dispatches port and memory-mapped I/O exits to devices.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A device that answers I/O exits. Offsets are relative to the start of its range and always inside it.
+/// A device behind a range of addresses. Offsets are relative to the start of the range, and the whole access lies
+/// inside.
 pub trait BusDevice: Send {
-    /// Fills `data` for a read at `offset`.
+    /// Fills `data`, 1 to 8 bytes, for a read at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]);
-    /// Takes a write at `offset`.
+    /// Handles a write of 1 to 8 bytes at `offset`.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
@@ -16,22 +17,24 @@ struct Entry {
     device: Arc<Mutex<dyn BusDevice>>,
 }
 
-/// One address space. Built once, before the vCPUs run, then only read.
+/// An address space. It is built before the vCPUs run and only read afterwards, so that it needs no lock of its own.
 #[derive(Default)]
 pub struct Bus {
+    /// In ascending order, without overlap.
     entries: Vec<Entry>,
 }
 
-/// Two devices claim the same address: a mistake of the machine's builder.
+/// Two devices have the same address, a mistake in the machine's construction.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the range at {start:#x} is taken")]
+#[error("address {start:#x} is already in use")]
 pub struct Overlap {
     start: u64,
 }
 
 impl Bus {
-    /// Puts a device at `start`, `len` bytes long.
+    /// Places a device at `start`, `len` bytes long.
     pub fn insert(&mut self, start: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), Overlap> {
+        // In a sorted list only the two neighbours can overlap the new range.
         let at = self.entries.partition_point(|entry| entry.start < start);
         let before = at.checked_sub(1).and_then(|i| self.entries.get(i));
         let after = self.entries.get(at);
@@ -45,19 +48,22 @@ impl Bus {
     fn find(&self, address: u64, len: usize) -> Option<(u64, &Mutex<dyn BusDevice>)> {
         let at = self.entries.partition_point(|entry| entry.start <= address).checked_sub(1)?;
         let entry = self.entries.get(at)?;
+        // An access that starts inside of a device and ends outside reaches no device. The guest chooses the address,
+        // up to the end of the address space, so the sum may overflow.
         let offset = address - entry.start;
         (offset.checked_add(len as u64)? <= entry.len).then_some((offset, &*entry.device))
     }
 
-    /// Reads; an address without a device reads as all ones, as on a real bus.
+    /// Reads from the device at `address`; without a device the data is all ones, as on a real bus.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
+            // Two vCPUs that access one device at the same time wait for each other here.
             device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
         }
     }
 
-    /// Writes; an address without a device swallows it.
+    /// Writes to the device at `address`; without a device the data is lost.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
             device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
@@ -99,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_outside_or_across_the_end_of_a_device_reads_ones_and_writes_nothing() {
+    fn an_access_outside_of_or_across_a_device_reads_ones_and_writes_nothing() {
         let device = echo();
         let mut bus = Bus::default();
         bus.insert(0x100, 0x10, device.clone()).unwrap();

@@ -1,44 +1,55 @@
-//! What can go wrong while a machine is built or run.
+//! Errors of building and running a machine.
 
-use std::{io, path::PathBuf};
+use std::{io, os::fd::RawFd, path::PathBuf};
 
-/// The vmm's error.
+use super::{bus::Overlap, devices::pci_root, layout};
+
+/// An error that keeps the machine from starting or ends it. The backend shows it to the user as the reason.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// /dev/kvm could not be opened.
     #[error(
-        "/dev/kvm cannot be opened; add yourself to the group that owns it (usually: sudo usermod -aG kvm $USER) and log in again"
+        "cannot open /dev/kvm; add yourself to the group that owns it (usually: sudo usermod -aG kvm $USER) and log in again"
     )]
     OpenKvm(#[source] kvm_ioctls::Error),
     /// This KVM lacks something that every supported kernel has.
-    #[error("this KVM lacks {0}; a Linux kernel of 5.10 or newer is needed")]
+    #[error("this host's KVM does not support {0}; Linux 5.10 or newer is required")]
     KvmCapability(&'static str),
     /// A KVM call failed.
-    #[error("KVM refused to {what}")]
+    #[error("KVM failed to {what}")]
     Kvm {
-        /// What was asked, as the end of a sentence.
+        /// The operation: a verb and its object.
         what: &'static str,
         /// KVM's error.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// Guest memory could not be made.
-    #[error("{mib} MiB of guest memory cannot be had; ask for less with --memory")]
+    /// The host cannot provide this much memory, or no machine has this size.
+    #[error("cannot allocate {mib} MiB of guest memory; try a smaller --memory")]
     Memory {
-        /// Size asked for.
+        /// The size in MiB.
         mib: u64,
         /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Guest memory could not be mapped.
-    #[error("guest memory cannot be mapped")]
+    /// Guest memory could not be mapped into this process.
+    #[error("cannot map guest memory")]
     MapMemory(#[source] vm_memory::mmap::FromRangesError),
-    /// Something does not fit where it belongs in guest memory.
+    /// A boot structure lies outside of guest memory or is larger than its area.
     #[error("{0} does not fit into guest memory")]
     GuestMemory(&'static str),
+    /// Two devices were given the same address.
+    #[error("two devices have the same address")]
+    Address(#[from] Overlap),
+    /// The PCI bus has no free slot.
+    #[error("too many PCI devices: at most {} are possible", pci_root::SLOTS - 1)]
+    TooManyDevices,
+    /// An interrupt has no entry in the routing table.
+    #[error("GSI {0} has no interrupt route")]
+    UnknownGsi(u32),
     /// The kernel image could not be read.
-    #[error("the kernel image {} cannot be read", path.display())]
+    #[error("cannot read the kernel image {}", path.display())]
     OpenKernel {
         /// The image.
         path: PathBuf,
@@ -61,16 +72,16 @@ pub enum VmmError {
         /// The image.
         path: PathBuf,
     },
-    /// The command line is too long.
-    #[error("the kernel command line is longer than {} bytes", super::layout::CMDLINE_MAX - 1)]
+    /// The kernel command line is too long.
+    #[error("the kernel command line is too long: at most {} bytes are possible", layout::MAX_CMDLINE - 1)]
     CmdlineTooLong,
-    /// A number of vCPUs out of range.
-    #[error("{0} vCPUs were asked for; 1 to 32 are possible")]
+    /// The number of vCPUs is out of range.
+    #[error("invalid CPU count {0}: must be 1-32")]
     VcpuCount(u8),
-    /// A file of the machine could not be opened.
-    #[error("{what} {} cannot be opened", path.display())]
+    /// A file of the machine could not be opened, or a socket could not be bound.
+    #[error("cannot open {what} {}", path.display())]
     OpenFile {
-        /// What it is.
+        /// The file's purpose, with an article.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -79,28 +90,34 @@ pub enum VmmError {
         source: io::Error,
     },
     /// The host refused a thread, descriptor or event.
-    #[error("the host refused {what}")]
+    #[error("cannot {what}")]
     Host {
-        /// What was asked for.
+        /// The operation: a verb and its object.
         what: &'static str,
         /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The control socket gave no usable configuration.
-    #[error("the control socket gave no usable configuration: {0}")]
-    Control(String),
+    /// The process was not started by a backend.
+    #[error("descriptor {0} is not a SOCK_SEQPACKET socket; `bulkhead vmm` is started by the backend")]
+    NoControlSocket(RawFd),
+    /// A packet of the backend could not be received or read.
+    #[error("cannot receive a command from the backend")]
+    Receive(#[from] bulkhead_ipc::channel::PacketError),
+    /// The backend's first packet does not describe a machine.
+    #[error("the backend's first command is not `boot`")]
+    NotBoot,
     /// The sandbox could not be entered.
-    #[error("the vmm process cannot confine itself")]
+    #[error("cannot confine the vmm process")]
     Sandbox(#[from] bulkhead_ipc::sandbox::SandboxError),
 }
 
-/// Turns a KVM error into ours, saying what was asked.
+/// Wraps a KVM error together with the operation that failed.
 pub(crate) fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmmError {
     move |source| VmmError::Kvm { what, source }
 }
 
-/// Turns an I/O error into ours, saying what was asked for.
+/// Wraps an I/O error together with the operation that failed.
 pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmmError {
     move |source| VmmError::Host { what, source }
 }

@@ -1,4 +1,4 @@
-//! How any thread of the vmm ends the machine.
+//! The end of the machine, which any thread of the vmm can bring about.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::api::ExitReason;
 
-/// Raised once; the first reason wins.
+/// A signal with the reason for the machine's end. The first reason wins.
 #[derive(Clone)]
 pub struct ExitSignal(Arc<Inner>);
 
@@ -19,23 +19,25 @@ struct Inner {
 }
 
 impl ExitSignal {
-    /// A signal that is not raised.
+    /// Creates a signal that is not raised.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(Inner { reason: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK)? })))
     }
 
     /// Ends the machine for this reason, unless it is ending already.
     pub fn raise(&self, reason: ExitReason) {
+        // The other vCPUs still run for a moment and may fail because of the end; that is not the reason.
         self.0.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        // Only after the reason is set: the main thread takes it as soon as it sees the event.
         let _ = self.0.event.write(1);
     }
 
-    /// Readable once the signal is raised.
+    /// The event that becomes readable when the signal is raised.
     pub fn event(&self) -> &EventFd {
         &self.0.event
     }
 
-    /// The reason, if raised.
+    /// Takes the reason, if the signal is raised.
     pub fn take(&self) -> Option<ExitReason> {
         self.0.reason.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

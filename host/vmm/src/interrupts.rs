@@ -1,4 +1,8 @@
-//! Message-signalled interrupts: GSIs, their routes in KVM and the irqfds behind them.
+//! Message-signalled interrupts: GSIs, their routes in KVM and their irqfds (KVM API, KVM_SET_GSI_ROUTING and
+//! KVM_IRQFD).
+//!
+//! A GSI is KVM's number for an interrupt, a route its meaning: a pin of the I/O APIC or a message to a local APIC. An
+//! irqfd is an eventfd whose writes trigger a GSI inside of the kernel.
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd},
@@ -26,14 +30,14 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
-/// The GSI routing table; KVM takes it only as a whole.
+/// The GSI routing table. KVM accepts it only as a whole, so this is the copy from which it is built again.
 pub struct GsiRouter {
     vm: Arc<VmFd>,
     messages: Mutex<Vec<Option<MsiMessage>>>,
 }
 
-/// One MSI-X vector: an eventfd that KVM turns into the routed message while it is connected. What is triggered before
-/// stays in the eventfd, and KVM looks there when it is connected.
+/// An MSI-X vector: an eventfd that KVM turns into the routed message while it is connected. While it is not, triggers
+/// stay in the eventfd, where they count as pending.
 pub struct MsiVector {
     gsi: u32,
     event: EventFd,
@@ -41,14 +45,14 @@ pub struct MsiVector {
 }
 
 impl GsiRouter {
-    /// A table with the I/O APIC's pins and no message yet.
+    /// Creates a table with the pins of the I/O APIC and no messages.
     pub fn new(vm: Arc<VmFd>) -> Arc<Self> {
         Arc::new(Self { vm, messages: Mutex::new(Vec::new()) })
     }
 
-    /// Takes the next free GSI. Its route exists once [`MsiVector::route`] is called, its irqfd while it is connected.
+    /// Allocates the next GSI. Its route exists once [`MsiVector::route`] is called, its irqfd while it is connected.
     pub fn vector(self: &Arc<Self>) -> Result<MsiVector, VmmError> {
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+        let event = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let gsi = layout::FIRST_MSI_GSI + messages.len() as u32;
         messages.push(None);
@@ -57,13 +61,15 @@ impl GsiRouter {
 
     fn set(&self, gsi: u32, message: MsiMessage) -> Result<(), VmmError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = messages
-            .get_mut((gsi - layout::FIRST_MSI_GSI) as usize)
-            .ok_or(VmmError::GuestMemory("an interrupt route"))?;
+        let slot = messages.get_mut((gsi - layout::FIRST_MSI_GSI) as usize).ok_or(VmmError::UnknownGsi(gsi))?;
+        // Each unmasking comes here, mostly with the message that the vector had. Replacing the table is slow: KVM
+        // waits until no thread uses the old one.
         if *slot == Some(message) {
             return Ok(());
         }
         *slot = Some(message);
+        // Pins first: a table of our own replaces the one that KVM_CREATE_IRQCHIP made. Vectors that the driver has not
+        // unmasked yet have no message and are left out.
         let entries: Vec<_> =
             (0..layout::FIRST_MSI_GSI)
                 .map(ioapic_entry)
@@ -71,7 +77,8 @@ impl GsiRouter {
                     message.map(|message| msi_entry(layout::FIRST_MSI_GSI + i as u32, message))
                 }))
                 .collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| VmmError::KvmCapability("enough GSI routes"))?;
+        let table =
+            KvmIrqRouting::from_entries(&entries).map_err(|_| VmmError::KvmCapability("so many interrupt routes"))?;
         self.vm.set_gsi_routing(&table).map_err(kvm("route interrupts"))
     }
 }
@@ -82,9 +89,10 @@ impl MsiVector {
         self.router.set(self.gsi, message)
     }
 
-    /// From now on KVM delivers what is triggered, and what was triggered since the vector was last connected.
+    /// Lets KVM deliver triggers, and those that came while the vector was not connected as one interrupt.
     pub fn connect(&self) -> Result<(), VmmError> {
-        // KVM would find it by itself, but leave it there and deliver it again the next time.
+        // KVM looks at the eventfd by itself when it is connected, but does not reset it: the same trigger would be
+        // delivered again with the next connection. So it is taken out here, and put back afterwards.
         let waited = self.event.read().is_ok();
         self.router.vm.register_irqfd(&self.event, self.gsi).map_err(kvm("attach an irqfd"))?;
         if waited {
@@ -93,25 +101,27 @@ impl MsiVector {
         Ok(())
     }
 
-    /// From now on what is triggered waits.
+    /// Lets triggers wait in the eventfd.
     pub fn disconnect(&self) -> Result<(), VmmError> {
         self.router.vm.unregister_irqfd(&self.event, self.gsi).map_err(kvm("detach an irqfd"))
     }
 
-    /// What triggers the vector, also for other processes.
+    /// The eventfd that triggers the vector, which may be handed to other processes.
     pub fn event(&self) -> &EventFd {
         &self.event
     }
 
-    /// Whether something was triggered that KVM has not taken.
-    pub fn waits(&self) -> bool {
+    /// True if a trigger waits that KVM has not delivered.
+    pub fn is_pending(&self) -> bool {
         // SAFETY: the event keeps its descriptor open for as long as it is borrowed here.
         let event = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
+        // A look that takes nothing: reading the eventfd would lose the trigger.
         let mut fds = [PollFd::new(event, PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Triggers the interrupt. An eventfd write can only fail when 2^64-1 triggers are unread: then one is pending.
+    /// Triggers the interrupt. Writing to the eventfd fails only when its counter is full, and then a trigger is
+    /// pending anyway.
     pub fn trigger(&self) {
         let _ = self.event.write(1);
     }

@@ -1,18 +1,18 @@
-//! The guest's physical address space: every fixed address in one place.
+//! The guest's physical address space: all fixed addresses.
 
-/// Where the 32-bit hole for devices starts; memory below it is contiguous from 0.
+/// End of the memory that is contiguous from 0, and start of the hole for devices below 4 GiB.
 pub const LOW_MEMORY_END: u64 = 0xC000_0000;
-/// Memory beyond the hole continues here.
+/// Start of the memory behind the hole.
 pub const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
 
-/// First byte of the conventional-memory hole (EBDA, video, ROM), reserved in the memory map.
+/// Start of the area of EBDA, video memory and ROMs, which is reserved in the memory map as on any PC.
 pub const EBDA_START: u64 = 0x9_FC00;
-/// First byte after it.
+/// End of that area.
 pub const ONE_MIB: u64 = 0x10_0000;
 
-/// Initial GDT.
+/// Initial GDT: five descriptors, 40 bytes.
 pub const GDT_START: u64 = 0x500;
-/// Empty IDT.
+/// Initial IDT. Its one empty gate is at offset 8, behind the GDT's last descriptor.
 pub const IDT_START: u64 = 0x520;
 /// PVH `hvm_start_info`.
 pub const PVH_INFO_START: u64 = 0x6000;
@@ -25,14 +25,14 @@ pub const PAGE_TABLES_START: u64 = 0x9000;
 /// Kernel command line.
 pub const CMDLINE_START: u64 = 0x2_0000;
 /// Longest command line, terminator included.
-pub const CMDLINE_MAX: usize = 0x1_0000;
+pub const MAX_CMDLINE: usize = 0x1_0000;
 /// ACPI tables, in the BIOS area that is reserved in the memory map.
 pub const ACPI_START: u64 = 0xE_0000;
 /// First byte after the area for ACPI tables.
 pub const ACPI_END: u64 = SMBIOS_START;
 /// SMBIOS entry point and structures: the first of the paragraphs that are searched for it (DSP0134, 5.2).
 pub const SMBIOS_START: u64 = 0xF_0000;
-/// Where a bzImage's protected-mode part is loaded.
+/// Load address of a bzImage's protected-mode part.
 pub const BZIMAGE_START: u64 = ONE_MIB;
 
 /// 32-bit window for PCI BARs.

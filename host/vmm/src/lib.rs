@@ -1,20 +1,82 @@
-//! The KVM process: `bulkhead vmm`, a child of the backend that runs one machine.
+//! The vmm: `bulkhead vmm`, a child process of the backend that builds and runs one virtual machine with KVM.
+//!
+//! The backend describes the machine in the first packet over the control socket ([`api`]). The process opens the
+//! machine's files, builds it, loads the kernel, confines itself with seccomp and Landlock, and lets the vCPUs run
+//! until the guest or the backend ends the machine. Everything that the guest can write is hostile: guest memory is
+//! only touched through `vm-memory` or by system calls, never by Rust references, and values are copied out of it
+//! before they are checked.
+//!
+//! # Memory
+//!
+//! Guest memory ([`memory`]) is one memfd, mapped shared, sealed against resizing, with huge pages by hint. Nothing is
+//! resident until the guest touches it. The fixed addresses ([`layout`]):
+//!
+//! ```text
+//! 0x0000_0500  GDT, IDT         0x0000_6000  PVH start info     0x0000_7000  zero page, page tables (bzImage only)
+//! 0x0002_0000  command line     0x000E_0000  ACPI tables        0x000F_0000  SMBIOS
+//! 0x0010_0000  kernel
+//! 0xC000_0000  end of low memory; window of PCI BARs, 256 MiB, one BAR of 32 KiB for each device
+//! 0xE000_0000  PCI configuration space (ECAM), one bus, 1 MiB
+//! 0xFEC0_0000  I/O APIC         0xFEE0_0000  local APIC         1_0000_0000  memory beyond the first 3 GiB
+//! port 0x600   ACPI sleep control, sleep status, reset          port 0x3F8   serial port, on request
+//! ```
+//!
+//! # Boot
+//!
+//! There is no firmware, no boot loader and no initrd. An ELF kernel is entered by PVH in 32-bit protected mode with
+//! `hvm_start_info`, a bzImage by the Linux 64-bit boot protocol with a zero page. `scripts/image` ships the ELF
+//! kernel.
+//!
+//! ACPI is hardware-reduced, without legacy devices, VGA or a CMOS clock to probe: RSDP, XSDT, FADT (reset and sleep
+//! registers), MADT, MCFG and a DSDT (the PCI root with its window, the reservation of ECAM, `_S5_`, the serial port if
+//! any). SMBIOS has one system structure. Its UUID is the profile's, which the backend derives from the host's machine
+//! ID and the path of the data disk.
+//!
+//! # vCPUs
+//!
+//! There are 1 to 32 vCPUs, each a core of its own in one package, each with a thread. CPUID is what KVM supports
+//! without VMX and SVM: containers get no nested virtualization. Port and MMIO accesses go to two [`bus`]es, which are
+//! read-only once the vCPUs run. A triple fault, a failed entry or an internal error of KVM ends the machine with a
+//! reason; exits are counted by kind. A reset after the console printed `Kernel panic` is reported as a panic.
+//!
+//! # Interrupts
+//!
+//! The interrupt controllers are KVM's. Each MSI-X vector is an irqfd with a route, connected while it is unmasked;
+//! each queue's notification register is an ioeventfd. So neither a kick nor an interrupt passes through a vCPU's
+//! thread.
+//!
+//! # Devices
+//!
+//! Slot 0 of the PCI bus is a host bridge. The others, in order:
+//!
+//! | Device  | Queues   | Thread    | Notes                                                                       |
+//! |---------|----------|-----------|-----------------------------------------------------------------------------|
+//! | block   | 1 × 256  | `block`   | the root file system, read-only; raw file by `preadv`                       |
+//! | block   | 1 × 256  | `block`   | the data disk; FLUSH syncs the file, DISCARD and WRITE_ZEROES punch holes   |
+//! | vsock   | 3 × 256  | `vsock`   | streams with half-close, and credit with the guest's charge for each packet |
+//! | rng     | 1 × 64   | `rng`     | `getrandom`                                                                 |
+//! | console | 2 × 64   | `console` | output only, to a log; the last 16 KiB are kept to recognize a panic        |
+//! | net     | 2 × 1024 | none      | vhost-user frontend: served by another process; absent without a network    |
+//!
+//! A device's thread starts at `DRIVER_OK` and is joined at reset, so that nothing touches guest memory afterwards. The
+//! driver is interrupted for a completed request within a millisecond and the request under way, however many others
+//! wait.
 
 pub mod api;
 mod boot;
 pub mod bus;
-mod control;
+mod control_socket;
 mod cpuid;
 pub mod devices;
 pub mod error;
 pub mod exit;
 pub mod interrupts;
 pub mod layout;
-mod look;
 mod machine;
 pub mod memory;
-mod usage;
+mod memory_usage;
 mod vcpu;
+mod vcpu_state;
 
 use std::{
     os::fd::{AsFd, AsRawFd},
@@ -23,25 +85,27 @@ use std::{
 };
 
 use api::{Command, Event, ExitReason};
-use control::Control;
+use control_socket::ControlSocket;
 use error::VmmError;
 use machine::Machine;
 
 use bulkhead_ipc::report::chain;
 
-/// The process: takes its machine from the control socket, runs it, tells how it ended.
+/// Runs the process: receives a machine over the control socket, runs it, and reports how it ended.
 ///
-/// Returns success when the guest ended by itself or the backend ended it, failure otherwise.
+/// Returns success if the guest or the backend ended the machine, failure if the vmm or KVM failed.
 pub fn run() -> ExitCode {
     let started = Instant::now();
-    let control = match Control::inherited() {
+    let control = match ControlSocket::inherited() {
         Ok(control) => control,
         Err(error) => {
+            // Without a control socket there is no backend to report to: the process was started by hand.
             eprintln!("error: {}", chain(&error));
             return ExitCode::FAILURE;
         }
     };
     let reason = serve(&control, started).unwrap_or_else(|error| Some(ExitReason::Error { message: chain(&error) }));
+    // The backend knows why it ended the machine, and may not be there to receive anything.
     let Some(reason) = reason else { return ExitCode::SUCCESS };
     let failed = matches!(reason, ExitReason::Error { .. });
     control.send(&Event::Exited(reason));
@@ -49,18 +113,20 @@ pub fn run() -> ExitCode {
 }
 
 /// Runs the machine; `None` when the backend ended it.
-fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmError> {
+fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>, VmmError> {
     let (config, network) = match control.receive()? {
         Some((Command::Boot(config), network)) => (config, network),
-        Some(_) => return Err(VmmError::Control("the first command is not `boot`".into())),
+        Some(_) => return Err(VmmError::NotBoot),
         None => return Ok(None),
     };
     let machine = Machine::start(&config, network)?;
+    // From here on the guest runs and this thread only serves the backend.
     control.send(&Event::Started { since_exec_us: started.elapsed().as_micros() as u64 });
     loop {
         if !wait(control, &machine) {
+            // The event is raised after the reason is set, so there is one.
             let reason = machine.exit().take().unwrap_or(ExitReason::Reset);
-            return Ok(Some(machine.explain(reason)));
+            return Ok(Some(machine.classify(reason)));
         }
         match control.receive()? {
             Some((Command::VsockConnect { port }, Some(stream))) => {
@@ -74,23 +140,27 @@ fn serve(control: &Control, started: Instant) -> Result<Option<ExitReason>, VmmE
                 }
             }
             Some((Command::Statistics, _)) => control.send(&Event::Statistics(machine.statistics())),
-            Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.look() }),
+            Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.vcpu_views() }),
+            // Returning ends the process, and with it vCPUs and devices at whatever they are doing.
             Some((Command::Kill, _)) | None => return Ok(None),
+            // A second machine, or a connection without its descriptor.
             Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
-                tracing::warn!("a command that makes no sense now was ignored");
+                tracing::warn!("ignoring a command that is not valid now");
             }
         }
     }
 }
 
-/// Waits for a command (true) or the machine's end (false).
-fn wait(control: &Control, machine: &Machine) -> bool {
+/// Waits for a command or the end of the machine; true if there is a command.
+fn wait(control: &ControlSocket, machine: &Machine) -> bool {
     let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut fds = [poll_in(machine.exit().event().as_raw_fd()), poll_in(control.as_fd().as_raw_fd())];
     loop {
+        // Only a signal can interrupt the call; then it is repeated.
         // SAFETY: `fds` is a valid array of its length for the duration of the call.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
         if ready > 0 {
+            // The end comes first: commands to a machine that has ended are of no use.
             return fds[0].revents == 0;
         }
     }

@@ -1,4 +1,4 @@
-//! Puts a machine together and runs it.
+//! Builds a machine and runs it.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +19,11 @@ use super::{
     error::{VmmError, host, kvm},
     exit::ExitSignal,
     interrupts::GsiRouter,
-    layout, look,
+    layout,
     memory::{self, GuestRam},
-    usage,
+    memory_usage,
     vcpu::{self, Buses, ExitCounters, Shared},
+    vcpu_state,
 };
 use crate::devices::{
     pci_root::PciRoot,
@@ -40,10 +41,10 @@ use crate::devices::{
 };
 use bulkhead_ipc::{report::chain, sandbox};
 
-/// Most vCPUs of a machine.
-const MOST_CPUS: u8 = 32;
+/// Maximum number of vCPUs, see [`VmConfig::cpus`].
+const MAX_CPUS: u8 = 32;
 
-/// A machine whose vCPUs run.
+/// A running machine.
 pub(super) struct Machine {
     memory: Arc<GuestRam>,
     vcpus: Vec<Arc<Shared>>,
@@ -53,14 +54,15 @@ pub(super) struct Machine {
     exit: ExitSignal,
 }
 
-/// The files of a machine, opened before the process confines itself.
+/// The machine's files, opened before the process confines itself.
 struct Files {
+    /// File, whether it is read-only, and serial number.
     disks: Vec<(File, bool, String)>,
     console: Option<File>,
     serial: Option<File>,
 }
 
-/// What the parts are plugged into.
+/// A machine under construction.
 struct Board {
     vm: Arc<VmFd>,
     memory: Arc<GuestRam>,
@@ -68,26 +70,29 @@ struct Board {
     ports: Bus,
     mmio: Bus,
     pci: PciRoot,
+    /// Virtio devices so far, each with a BAR.
     slots: u64,
 }
 
 impl Machine {
-    /// Builds the machine and lets its vCPUs enter the guest; `network` leads to the network device's backend.
+    /// Builds the machine and starts its vCPUs. `network` is a stream to the backend of a network device.
     pub(super) fn start(config: &VmConfig, network: Option<OwnedFd>) -> Result<Self, VmmError> {
-        if !(1..=MOST_CPUS).contains(&config.cpus) {
+        if !(1..=MAX_CPUS).contains(&config.cpus) {
             return Err(VmmError::VcpuCount(config.cpus));
         }
+        // Files first: a missing one is the user's to mend, and found before anything costs time.
         let files = Files::open(config)?;
         let kvm_fd = Kvm::new().map_err(VmmError::OpenKvm)?;
         let vm = create_vm(&kvm_fd)?;
         let memory = Arc::new(memory::create(config.memory_mib)?);
         memory::register(&vm, &memory)?;
-        let exit = ExitSignal::new().map_err(host("an eventfd"))?;
+        let exit = ExitSignal::new().map_err(host("create an eventfd"))?;
         let console = Arc::new(Mutex::new(ConsoleLog::new(files.console)));
         let mut board = Board::new(vm, memory);
         board.plug_platform(files.serial, &exit)?;
+        // The order of the devices is that of their PCI slots, and the first disk is the guest's /dev/vda.
         for (file, readonly, name) in files.disks {
-            let block = Block::new(file, readonly, &name).map_err(host("the size of a disk"))?;
+            let block = Block::new(file, readonly, &name).map_err(host("read the size of a disk"))?;
             board.plug_virtio(Box::new(block))?;
         }
         let vsock = match &config.vsock {
@@ -95,38 +100,41 @@ impl Machine {
             Some(vsock) => {
                 let (device, handle) = Vsock::new(vsock.cid, vsock.socket.clone())
                     .map_err(|source| open_failed("the vsock socket", &vsock.socket, source))?;
+                // The handle stays here, for the connections that the backend hands over.
                 board.plug_virtio(Box::new(device))?;
                 Some(handle)
             }
         };
         board.plug_virtio(Box::new(Rng::default()))?;
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
+        // Last, so that the other devices have the same slots in a machine without a network.
         let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
         let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
         let entry = boot::load(&board.memory, config)?;
-        // Everything is open; the threads that the guest can reach start confined.
+        // Everything is open. The sandbox applies to threads that start later, so those that handle the guest's data,
+        // vCPUs and devices, all run confined.
         sandbox::confine_vmm(sockets)?;
-        look::prepare().map_err(host("a signal handler"))?;
+        vcpu_state::prepare().map_err(host("install a signal handler"))?;
         let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
         Ok(Self { memory, vcpus, console, vsock, net, exit })
     }
 
-    /// Raised when the machine ends.
+    /// The signal that is raised when the machine ends.
     pub(super) fn exit(&self) -> &ExitSignal {
         &self.exit
     }
 
-    /// Streams into the guest, if the machine has a vsock device.
+    /// The vsock device's handle, if the machine has one.
     pub(super) fn vsock(&self) -> Option<&VsockHandle> {
         self.vsock.as_ref()
     }
 
-    /// The network device's connection, if the machine has one.
+    /// The network device's handle, if the machine has one.
     pub(super) fn net(&self) -> Option<&NetHandle> {
         self.net.as_ref()
     }
 
-    /// Counters up to now.
+    /// The counters at this moment.
     pub(super) fn statistics(&self) -> Statistics {
         let sum = |pick: fn(&ExitCounters) -> &std::sync::atomic::AtomicU64| {
             self.vcpus.iter().map(|vcpu| pick(&vcpu.exits).load(Ordering::Relaxed)).sum()
@@ -136,19 +144,20 @@ impl Machine {
             ("mmio".to_owned(), sum(|c| &c.mmio)),
             ("other".to_owned(), sum(|c| &c.other)),
         ]);
-        let (guest_resident_kib, overhead_kib) = usage::resident_kib(&self.memory);
+        let (guest_resident_kib, overhead_kib) = memory_usage::resident_kib(&self.memory);
         Statistics { exits, overhead_kib, guest_resident_kib }
     }
 
-    /// Where each vCPU is.
-    pub(super) fn look(&self) -> Vec<Option<VcpuView>> {
-        let windows: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.window).collect();
-        look::look(&windows)
+    /// The state of each vCPU, see [`vcpu_state::snapshot_all`].
+    pub(super) fn vcpu_views(&self) -> Vec<Option<VcpuView>> {
+        let slots: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.snapshot).collect();
+        vcpu_state::snapshot_all(&slots)
     }
 
-    /// Tells a reset that follows a kernel panic from one that the guest wanted.
-    pub(super) fn explain(&self, reason: ExitReason) -> ExitReason {
+    /// Distinguishes a reset after a kernel panic from one that the guest asked for.
+    pub(super) fn classify(&self, reason: ExitReason) -> ExitReason {
         let mut log = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        // The guest's command line has `panic=-1`: the kernel resets the machine right after its message.
         if reason == ExitReason::Reset && log.panicked() { ExitReason::Panic } else { reason }
     }
 }
@@ -159,11 +168,13 @@ impl Files {
             .disks
             .iter()
             .map(|disk| {
+                // A read-only disk is opened read-only: then not even a taken-over vmm can write to it.
                 let file = OpenOptions::new().read(true).write(!disk.readonly).open(&disk.path);
                 let file = file.map_err(|source| open_failed("the disk", &disk.path, source))?;
                 Ok((file, disk.readonly, disk.serial.clone()))
             })
             .collect::<Result<_, VmmError>>()?;
+        // Appended to, so that a guest that resets does not erase what it logged before.
         let log = |what, path: &Option<std::path::PathBuf>| {
             path.as_deref()
                 .map(|path| {
@@ -186,41 +197,45 @@ impl Board {
         Self { vm, memory, router, ports: Bus::default(), mmio: Bus::default(), pci: PciRoot::new(), slots: 0 }
     }
 
+    /// Adds the devices that are not on the PCI bus: the power registers and, on request, a serial port.
     fn plug_platform(&mut self, serial: Option<File>, exit: &ExitSignal) -> Result<(), VmmError> {
         let power = Arc::new(Mutex::new(Power::new(exit.clone())));
-        insert(&mut self.ports, u64::from(layout::POWER_PORT), power::LEN, power)?;
+        self.ports.insert(u64::from(layout::POWER_PORT), power::LEN, power)?;
         if let Some(output) = serial {
-            let line = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+            let line = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
             self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(kvm("attach an irqfd"))?;
+            // Its output is bounded like that of the console.
             let port = Arc::new(Mutex::new(SerialPort::new(line, ConsoleLog::new(Some(output)))));
-            insert(&mut self.ports, u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
+            self.ports.insert(u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
         }
         Ok(())
     }
 
     fn plug_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), VmmError> {
+        // BARs have fixed addresses, one after the other in the window that the DSDT names. The guest keeps them.
         let bar = layout::PCI_MMIO_START + self.slots * BAR_SIZE;
         self.slots += 1;
         let function = VirtioPci::new(device, Arc::clone(&self.memory), &self.vm, &self.router, bar)?;
-        insert(&mut self.mmio, bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
-        self.pci.plug(function).map(|_| ()).ok_or(VmmError::GuestMemory("one more PCI device"))
+        self.mmio.insert(bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
+        self.pci.plug(function).map(|_| ()).ok_or(VmmError::TooManyDevices)
     }
 
-    /// A backend that cannot be used costs the guest its network, not its start.
+    /// Adds the network device. Without a usable backend the machine starts without it.
     fn plug_network(&mut self, stream: OwnedFd) -> Result<Option<NetHandle>, VmmError> {
         match Net::new(stream.into()) {
             Ok((device, handle)) => {
                 self.plug_virtio(Box::new(device))?;
                 Ok(Some(handle))
             }
+            // A guest without a network can still report, be stopped and keep its data.
             Err(error) => {
-                tracing::warn!("the machine has no network: {}", chain(&error));
+                tracing::warn!(error = %chain(&error), "starting the machine without a network");
                 Ok(None)
             }
         }
     }
 
-    /// Makes the vCPUs and lets them run.
+    /// Creates the vCPUs and starts them.
     fn run(
         mut self,
         kvm_fd: &Kvm,
@@ -228,20 +243,24 @@ impl Board {
         entry: boot::Entry,
         exit: &ExitSignal,
     ) -> Result<(Vec<Arc<Shared>>, Arc<GuestRam>), VmmError> {
+        // The bus is complete: only now can its configuration space be placed, behind the one lock of ECAM.
         let pci = Arc::new(Mutex::new(self.pci));
-        insert(&mut self.mmio, layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
+        self.mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
         let buses = Arc::new(Buses { ports: self.ports, memory: self.mmio });
         let supported = cpuid::supported(kvm_fd)?;
         let mut vcpus = Vec::new();
         for id in 0..cpus {
-            let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("make a vCPU"))?;
+            let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(kvm("create a vCPU"))?;
             vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, id, cpus)?).map_err(kvm("set CPU features"))?;
             boot::set_msrs(&vcpu)?;
+            // The first vCPU starts at the kernel's entry point. The others are as after a reset: they wait until the
+            // kernel wakes them by INIT and SIPI, which KVM handles.
             if id == 0 {
                 boot::set_registers(&vcpu, &self.memory, entry)?;
             }
             vcpus.push(vcpu);
         }
+        // Threads start only once all vCPUs exist, since the first one may wake the others at any time.
         let mut running = Vec::new();
         for (id, vcpu) in (0..cpus).zip(vcpus) {
             let shared = Arc::new(Shared::default());
@@ -252,6 +271,7 @@ impl Board {
     }
 }
 
+/// Creates an empty VM with KVM's interrupt controllers.
 fn create_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, VmmError> {
     for (capability, name) in
         [(Cap::Irqfd, "irqfd"), (Cap::Ioeventfd, "ioeventfd"), (Cap::IrqRouting, "interrupt routing")]
@@ -264,16 +284,16 @@ fn create_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, VmmError> {
         match kvm_fd.create_vm() {
             // KVM_CREATE_VM can be interrupted by a signal.
             Err(error) if error.errno() == libc::EINTR => {}
-            other => break other.map_err(kvm("make a VM"))?,
+            other => break other.map_err(kvm("create a VM"))?,
         }
     };
+    // Intel processors need three pages of guest-physical addresses for real mode, which no memory or device may have
+    // (KVM API, KVM_SET_TSS_ADDR).
     vm.set_tss_address(layout::TSS_START as usize).map_err(kvm("set the TSS address"))?;
-    vm.create_irq_chip().map_err(kvm("make an interrupt controller"))?;
+    // An I/O APIC, and a local APIC for each vCPU that is created after this call. Also a PIC, which no table mentions.
+    // There is no PIT: the guest's clock events come from the local APICs.
+    vm.create_irq_chip().map_err(kvm("create an interrupt controller"))?;
     Ok(Arc::new(vm))
-}
-
-fn insert(bus: &mut Bus, start: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmmError> {
-    bus.insert(start, len, device).map_err(|_| VmmError::GuestMemory("a device at a taken address"))
 }
 
 fn open_failed(what: &'static str, path: &Path, source: std::io::Error) -> VmmError {

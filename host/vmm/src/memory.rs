@@ -1,4 +1,4 @@
-//! Guest memory: one memfd, mapped shared, so that vhost-user processes can map it too.
+//! Guest memory: one memfd, mapped shared, so that vhost-user processes can map it, too.
 
 use std::{fs::File, io};
 
@@ -17,7 +17,7 @@ use super::{
 
 pub use bulkhead_queue::GuestRam;
 
-/// The ranges of guest memory of this size: below the device hole and, for the rest, above 4 GiB.
+/// Returns the ranges of a guest memory of so many bytes: below the hole for devices and, for the rest, above 4 GiB.
 pub fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
     let low = bytes.min(layout::LOW_MEMORY_END);
     let mut ranges = vec![(GuestAddress(0), low)];
@@ -27,8 +27,10 @@ pub fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// Makes guest memory of `mib` MiB. Nothing is resident until the guest touches it.
+/// Creates guest memory of `mib` MiB, at least 64 MiB. Nothing is resident until the guest touches it.
 pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
+    // A kernel with its structures needs some memory below the hole; the upper bound keeps sums of addresses far from
+    // 2^64.
     let bytes = mib
         .checked_mul(1 << 20)
         .filter(|bytes| (64 << 20..1 << 44).contains(bytes))
@@ -36,6 +38,7 @@ pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
     let file = memfd(bytes).map_err(|source| VmmError::Memory { mib, source })?;
     let mut offset = 0;
     let mut files = Vec::new();
+    // The ranges follow each other in the file, so the hole costs nothing.
     for (address, len) in ranges(bytes) {
         let file = file.try_clone().map_err(|source| VmmError::Memory { mib, source })?;
         files.push((address, len as usize, Some(FileOffset::new(file, offset))));
@@ -49,20 +52,22 @@ pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
 fn memfd(bytes: u64) -> io::Result<File> {
     let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     file.set_len(bytes)?;
-    // A process that maps this memory may not shrink it under us (SIGBUS).
+    // The network process maps this memory, too. If it could shrink the file, the next access to the lost pages would
+    // end this process with SIGBUS.
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
     Ok(file)
 }
 
-/// Asks for transparent huge pages; only a hint, shmem ignores it unless `shmem_enabled` is `advise` or `always`.
+/// Asks for transparent huge pages. This is a hint: shmem ignores it unless the host's `shmem_enabled` is `advise` or
+/// `always`.
 fn advise_huge_pages(memory: &GuestRam) {
     for region in memory.iter() {
-        // SAFETY: the range is exactly one mapping of ours, and MADV_HUGEPAGE changes no contents.
+        // SAFETY: the range is exactly one mapping of this process, and MADV_HUGEPAGE changes no contents.
         unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
     }
 }
 
-/// Gives guest memory to the VM.
+/// Maps guest memory into the VM, one slot for each range (KVM API, KVM_SET_USER_MEMORY_REGION).
 pub fn register(vm: &VmFd, memory: &GuestRam) -> Result<(), VmmError> {
     for (slot, region) in memory.iter().enumerate() {
         let description = kvm_userspace_memory_region {

@@ -1,4 +1,4 @@
-//! A vCPU's thread: enters the guest, answers its exits, counts them.
+//! A vCPU's thread: enters the guest, handles its exits and counts them.
 
 use std::{
     sync::{
@@ -15,23 +15,23 @@ use super::{
     bus::Bus,
     error::{VmmError, host},
     exit::ExitSignal,
-    look::Window,
+    vcpu_state::SnapshotSlot,
 };
 
-/// The two address spaces, read-only once the vCPUs run.
+/// The two address spaces of a PC.
 pub(super) struct Buses {
     pub(super) ports: Bus,
     pub(super) memory: Bus,
 }
 
-/// What others may know of a running vCPU.
+/// The part of a vCPU that other threads read.
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) exits: ExitCounters,
-    pub(super) window: Window,
+    pub(super) snapshot: SnapshotSlot,
 }
 
-/// Exits of one vCPU that reached this process, by kind.
+/// Exits of one vCPU that reached this process, by kind. Those that KVM handles itself are not seen here.
 #[derive(Default)]
 pub(super) struct ExitCounters {
     pub(super) port: AtomicU64,
@@ -40,10 +40,11 @@ pub(super) struct ExitCounters {
 }
 
 fn count(counter: &AtomicU64) {
+    // Only a statistic, so no order with other memory is needed.
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Runs the vCPU on a thread of its own until the machine ends.
+/// Runs the vCPU on a new thread until the machine ends.
 pub(super) fn spawn(
     id: u8,
     mut vcpu: VcpuFd,
@@ -52,21 +53,24 @@ pub(super) fn spawn(
     exit: ExitSignal,
 ) -> Result<(), VmmError> {
     let body = move || {
-        shared.window.enter();
+        shared.snapshot.attach_thread();
+        // The thread is never joined: the process exits while the other vCPUs are still in the guest.
         loop {
             if let Err(reason) = step(&mut vcpu, &buses, &shared) {
                 return exit.raise(reason);
             }
         }
     };
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(host("a vCPU thread"))?;
+    thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(host("start a vCPU thread"))?;
     Ok(())
 }
 
-/// One entry into the guest.
+/// Enters the guest once and handles its exit (KVM API, KVM_RUN and the `kvm_run` structure).
 fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitReason> {
     let counters = &shared.exits;
     match vcpu.run() {
+        // `data` lies in the memory shared with KVM, which completes the instruction with it at the next entry. A
+        // string instruction (`rep insb`) may bring more than one element, which the devices ignore.
         Ok(VcpuExit::IoIn(port, data)) => {
             count(&counters.port);
             buses.ports.read(u64::from(port), data);
@@ -75,6 +79,7 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
             count(&counters.port);
             buses.ports.write(u64::from(port), data);
         }
+        // Queue notifications do not come here: their ioeventfds take them inside of KVM.
         Ok(VcpuExit::MmioRead(address, data)) => {
             count(&counters.mmio);
             buses.memory.read(address, data);
@@ -83,16 +88,21 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
             count(&counters.mmio);
             buses.memory.write(address, data);
         }
+        // A triple fault. Any guest kernel can cause one at will, so this is an end of the machine like any other.
         Ok(VcpuExit::Shutdown) => return Err(ExitReason::TripleFault),
+        // With the in-kernel local APIC these stay in KVM as a rule. None of them needs an action.
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => count(&counters.other),
-        Ok(VcpuExit::FailEntry(reason, _)) => return Err(failed(vcpu, &format!("entry failed ({reason:#x})"))),
-        Ok(VcpuExit::InternalError) => return Err(failed(vcpu, "KVM met an instruction it cannot emulate")),
-        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(failed(vcpu, &format!("system event {kind}"))),
+        // The processor refused the guest's state, or KVM cannot continue: the machine is lost.
+        Ok(VcpuExit::FailEntry(reason, _)) => return Err(failed(vcpu, &format!("VM entry failed ({reason:#x})"))),
+        Ok(VcpuExit::InternalError) => return Err(failed(vcpu, "KVM cannot emulate an instruction")),
+        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(failed(vcpu, &format!("unexpected system event {kind}"))),
         Ok(other) => {
             let message = format!("unexpected exit {other:?}");
             return Err(ExitReason::Error { message });
         }
-        Err(error) if error.errno() == libc::EINTR => shared.window.show(vcpu),
+        // The signal of a thread that wants a snapshot, as a rule.
+        Err(error) if error.errno() == libc::EINTR => shared.snapshot.fill_if_requested(vcpu),
+        // An application processor left its wait for INIT and SIPI: it starts with the next entry.
         Err(error) if error.errno() == libc::EAGAIN => {}
         Err(error) => return Err(failed(vcpu, &format!("KVM_RUN failed: {error}"))),
     }
@@ -100,10 +110,11 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
 }
 
 fn failed(vcpu: &VcpuFd, what: &str) -> ExitReason {
+    // The address identifies the instruction in a report; without it the message is still of use.
     let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
     let message = format!(
-        "the vCPU stopped at rip {rip:#x}: {what}; if this is the first start on this machine, \
-         its /dev/kvm may not be able to run a Linux guest (see: bulkhead doctor)"
+        "a vCPU stopped at rip {rip:#x}: {what}; if no Bulkhead VM has run on this host before, \
+         its KVM may be unable to run Linux guests (see: bulkhead doctor)"
     );
     ExitReason::Error { message }
 }

@@ -1,44 +1,48 @@
-//! What a process may still do once it has what it needs: seccomp and Landlock, one list for each process.
+//! Confinement of the host's processes by seccomp and Landlock, with one list of permissions for each process.
 //!
-//! Both hold for the calling thread and for every thread it starts, so a process confines itself before its threads.
+//! A process confines itself once it has opened what it needs, before it handles the guest's data. Both mechanisms
+//! apply to the calling thread and to the threads that it starts later, so a process does this before it starts any.
+//! Neither can be undone.
 
 mod landlock;
 mod seccomp;
 
 use std::path::Path;
 
-/// Why a process could not confine itself.
+/// An error in confining the process.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The file system rules were refused.
-    #[error("Landlock refused its rules")]
+    #[error("cannot apply the Landlock rules")]
     Landlock(#[from] ::landlock::RulesetError),
-    /// A folder of the rules could not be opened.
-    #[error("a folder of the Landlock rules cannot be opened")]
+    /// A directory that the rules name could not be opened.
+    #[error("cannot open a directory of the Landlock rules")]
     Path(#[from] ::landlock::PathFdError),
     /// The system call filter could not be built.
-    #[error("the system call filter cannot be built")]
+    #[error("cannot build the system call filter")]
     Filter(#[from] seccompiler::BackendError),
     /// The system call filter was refused.
-    #[error("the kernel refused the system call filter")]
+    #[error("cannot install the system call filter")]
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// Confines the vmm process. From now on it opens no file but its own accounting in /proc and removes none but in the
-/// folder of its sockets; where the kernel has no Landlock (before 5.13) only the system call filter holds.
+/// Confines the vmm process. From now on it opens only its own accounting in /proc, and creates sockets and removes
+/// files only in the directory `sockets`. On a kernel without Landlock (before 5.13) only the system call filter
+/// applies.
 pub fn confine_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
+    // Landlock first: the filter allows none of its calls.
     landlock::restrict_vmm(sockets)?;
     seccomp::apply_vmm()
 }
 
-/// Confines the network process. From now on it reads no file but the host's resolver configuration, writes none,
-/// starts nothing, makes no sockets but IP's, and listens on none but those that it is given.
+/// Confines the network process. From now on it reads only the host's resolver configuration, writes no file, starts no
+/// program, creates only IP sockets, and listens only on those that it receives from the backend.
 pub fn confine_net() -> Result<(), SandboxError> {
     landlock::restrict_net()?;
     seccomp::apply_net()
 }
 
-/// Confines the network process of a tap device. From now on it opens nothing: no file and no socket.
+/// Confines the network process of a tap device. From now on it opens neither files nor sockets.
 pub fn confine_tap() -> Result<(), SandboxError> {
     landlock::restrict_tap()?;
     seccomp::apply_tap()

@@ -1,4 +1,5 @@
-//! System call filters.
+//! System call filters (seccomp(2)): a list of allowed calls for each process, some of them with conditions on
+//! arguments.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +9,10 @@ use seccompiler::{
 
 use super::SandboxError;
 
-/// What the vmm does once its machine is built: answer exits, move bytes between guest memory, the disks and the
-/// sockets it was given, start a device's thread, and end.
+/// Calls of the vmm once its machine is built. It answers exits, moves bytes between guest memory, the disks and the
+/// sockets that it holds, starts the devices' threads, and ends.
 #[rustfmt::skip]
-const VMM: &[libc::c_long] = &[
+const VMM_CALLS: &[libc::c_long] = &[
     // memory
     libc::SYS_brk, libc::SYS_madvise, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_munmap,
     // threads and signals
@@ -26,7 +27,7 @@ const VMM: &[libc::c_long] = &[
     libc::SYS_fsync, libc::SYS_ftruncate, libc::SYS_lseek, libc::SYS_newfstatat, libc::SYS_preadv, libc::SYS_pread64,
     libc::SYS_pwritev, libc::SYS_pwrite64, libc::SYS_read, libc::SYS_readv, libc::SYS_statx, libc::SYS_write,
     libc::SYS_writev,
-    // /proc/self and the sockets' own files; Landlock says which
+    // /proc/self and the sockets' own files; Landlock restricts the paths
     libc::SYS_openat, libc::SYS_unlink, libc::SYS_unlinkat,
     // events and sockets
     libc::SYS_accept4, libc::SYS_connect, libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait,
@@ -35,30 +36,31 @@ const VMM: &[libc::c_long] = &[
     libc::SYS_setsockopt, libc::SYS_shutdown, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
 ];
 
-/// What the network process does: map the guest's memory, move bytes between it and its sockets, look at resolv.conf.
+/// Calls of the network process. It maps guest memory, moves bytes between it and its sockets, and reads resolv.conf.
 #[rustfmt::skip]
-const NET: &[libc::c_long] = &[
+const NET_CALLS: &[libc::c_long] = &[
     // memory
     libc::SYS_brk, libc::SYS_madvise, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_mremap, libc::SYS_munmap,
-    // itself
+    // the process itself; no clone: it has one thread
     libc::SYS_exit, libc::SYS_exit_group, libc::SYS_futex, libc::SYS_getpid, libc::SYS_gettid,
     libc::SYS_restart_syscall, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn,
     libc::SYS_sched_yield, libc::SYS_sigaltstack, libc::SYS_tgkill,
     // time and entropy
     libc::SYS_clock_gettime, libc::SYS_getrandom,
-    // files; Landlock says which
+    // files; Landlock restricts the paths
     libc::SYS_close, libc::SYS_fcntl, libc::SYS_fstat, libc::SYS_lseek, libc::SYS_newfstatat, libc::SYS_openat,
     libc::SYS_read, libc::SYS_statx, libc::SYS_write, libc::SYS_writev,
     // events and sockets
+    // no bind and no listen: published ports arrive as listening sockets
     libc::SYS_accept4, libc::SYS_connect, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait,
     libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_poll, libc::SYS_recvfrom, libc::SYS_recvmsg,
     libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_setsockopt, libc::SYS_shutdown,
 ];
 
-/// `_IOC_TYPE` of KVM's ioctls, in bits 8 to 15 of the request.
+/// `_IOC_TYPE` of KVM's ioctls, bits 8 to 15 of the request (`KVMIO` of `linux/kvm.h`).
 const KVM_IOCTL: u64 = 0xae << 8;
 const IOCTL_TYPE: u64 = 0xff << 8;
-/// Sets a socket non-blocking.
+/// Switches a socket between blocking and non-blocking.
 const FIONBIO: u64 = 0x5421;
 
 pub(super) fn apply_vmm() -> Result<(), SandboxError> {
@@ -66,51 +68,57 @@ pub(super) fn apply_vmm() -> Result<(), SandboxError> {
 }
 
 pub(super) fn apply_net() -> Result<(), SandboxError> {
-    let mut rules = allow(NET);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, FIONBIO)?]);
-    let families = [libc::AF_INET, libc::AF_INET6].map(|family| argument(0, WHOLE, family as u64));
+    let mut rules = allow(NET_CALLS);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, ALL_BITS, FIONBIO)?]);
+    // A condition of one rule is enough for the call to pass: either family, and no unix, netlink or packet sockets.
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| argument(0, ALL_BITS, family as u64));
     rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
     Ok(seccompiler::apply_filter(&filter(rules)?)?)
 }
 
 pub(super) fn apply_tap() -> Result<(), SandboxError> {
-    let mut rules = allow(NET);
+    let mut rules = allow(NET_CALLS);
+    // Frames pass through as they are, so no connection is made or accepted and no name server looked up.
     for call in [libc::SYS_accept4, libc::SYS_connect, libc::SYS_openat] {
         rules.remove(&call);
     }
     rules.insert(libc::SYS_readv, Vec::new());
-    rules.insert(libc::SYS_ioctl, vec![argument(1, WHOLE, libc::TUNSETOFFLOAD)?]);
+    rules.insert(libc::SYS_ioctl, vec![argument(1, ALL_BITS, libc::TUNSETOFFLOAD)?]);
     Ok(seccompiler::apply_filter(&filter(rules)?)?)
 }
 
 fn vmm() -> Result<BpfProgram, SandboxError> {
-    let mut rules = allow(VMM);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, WHOLE, FIONBIO)?]);
-    rules.insert(libc::SYS_socket, vec![argument(0, WHOLE, libc::AF_UNIX as u64)?]);
+    let mut rules = allow(VMM_CALLS);
+    // vCPUs run and interrupts are routed by KVM's ioctls. The condition excludes those of terminals, block devices and
+    // network interfaces.
+    rules.insert(libc::SYS_ioctl, vec![argument(1, IOCTL_TYPE, KVM_IOCTL)?, argument(1, ALL_BITS, FIONBIO)?]);
+    // For the guest's vsock connections to host programs.
+    rules.insert(libc::SYS_socket, vec![argument(0, ALL_BITS, libc::AF_UNIX as u64)?]);
     filter(rules)
 }
 
-/// All bits of an argument.
-const WHOLE: u64 = u32::MAX as u64;
+/// Mask for all bits of a 32-bit argument.
+const ALL_BITS: u64 = u32::MAX as u64;
 
 fn allow(calls: &[libc::c_long]) -> BTreeMap<i64, Vec<SeccompRule>> {
     calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
 fn argument(index: u8, mask: u64, value: u64) -> Result<SeccompRule, SandboxError> {
+    // The kernel truncates the arguments in question to 32 bits, so their upper halves must not decide.
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)?;
     Ok(SeccompRule::new(vec![condition])?)
 }
 
 fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, SandboxError> {
-    // A refused call fails; it does not kill: a guest must not be able to end its VM by making us try one.
+    // A denied call fails instead of killing the process: a guest must not be able to end its VM by provoking one.
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     Ok(SeccompFilter::new(rules, refused, SeccompAction::Allow, TargetArch::x86_64)?.try_into()?)
 }
 
 #[cfg(test)]
 mod tests {
-    /// What `f` returns on a thread that is confined as the vmm is.
+    /// Returns the result of `f` on a thread that is confined like the vmm.
     fn confined<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
         let body = || {
             super::super::confine_vmm(None).unwrap();
@@ -144,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confined_network_process_reads_resolv_conf_and_connects_but_starts_and_listens_to_nothing() {
+    fn a_confined_network_process_reads_resolv_conf_and_connects_only() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap();
         let own = std::fs::canonicalize("Cargo.toml").unwrap();

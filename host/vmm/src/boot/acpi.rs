@@ -1,4 +1,5 @@
-//! ACPI 6.5 tables in the hardware-reduced form: RSDP, XSDT, FADT, MADT, MCFG and a DSDT that names what is there.
+//! ACPI 6.5 tables in the hardware-reduced form (4.1): RSDP, XSDT, FADT, MADT, MCFG, and a DSDT with the devices that
+//! the kernel cannot find by itself.
 
 use acpi_tables::{
     Aml, aml,
@@ -20,13 +21,15 @@ const REVISION: u32 = 1;
 /// Size of a table's header in bytes (ACPI 6.5, 5.2.6).
 const HEADER: usize = 36;
 
-/// Writes all tables and returns the RSDP's address.
+/// Writes all tables and returns the address of the RSDP.
 pub(super) fn write(memory: &GuestRam, cpus: u8, serial: bool) -> Result<u64, VmmError> {
     let mut area = Area { memory, next: layout::ACPI_START };
-    // The RSDP comes first, where firmware scans would find it too; its contents need the XSDT's address.
+    // The RSDP comes first, where a kernel that searches the BIOS area finds it, too (5.2.5.1). Its contents need the
+    // address of the XSDT, so they are written last.
     let rsdp_at = area.reserve(Rsdp::len())?;
     let dsdt = area.put(dsdt(serial).as_slice())?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, REVISION);
+    // The FADT points to the DSDT, the XSDT to all other tables.
     for table in [bytes(&fadt(dsdt)), bytes(&madt(cpus)), bytes(&mcfg())] {
         xsdt.add_entry(area.put(&table)?);
     }
@@ -35,6 +38,7 @@ pub(super) fn write(memory: &GuestRam, cpus: u8, serial: bool) -> Result<u64, Vm
     Ok(rsdp_at)
 }
 
+/// The area for the tables, filled from its start.
 struct Area<'a> {
     memory: &'a GuestRam,
     next: u64,
@@ -47,6 +51,7 @@ impl Area<'_> {
         if end > layout::ACPI_END {
             return Err(VmmError::GuestMemory("the ACPI tables"));
         }
+        // The RSDP must be aligned so; for the others it is only tidy.
         self.next = end.next_multiple_of(16);
         Ok(at)
     }
@@ -68,6 +73,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
+/// Fixed hardware: there is none but the sleep and reset registers (5.2.9).
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     let port = |address: u16| GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(address));
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, REVISION)
@@ -79,40 +85,47 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.sleep_status_reg = port(layout::POWER_PORT + power::SLEEP_STATUS);
     fadt.reset_reg = port(layout::POWER_PORT + power::RESET);
     fadt.reset_value = power::RESET_VALUE;
-    // No legacy devices, no VGA, no CMOS clock (ACPI 6.5, 5.2.9.3): nothing for the kernel to probe.
+    // VGA and CMOS clock are not present, and no bit announces legacy devices or a keyboard controller (5.2.9.3):
+    // nothing for the kernel to probe.
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
     fadt.finalize()
 }
 
+/// Interrupt controllers: the local APIC of each vCPU and one I/O APIC (5.2.12).
 fn madt(cpus: u8) -> MADT {
     let mut madt =
         MADT::new(OEM, OEM_TABLE, REVISION, LocalInterruptController::Address(layout::LOCAL_APIC_START as u32));
+    // Processor UID and APIC ID are the index, as in CPUID.
     for cpu in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
+    // Its pins are GSIs from 0 on.
     madt.add_structure(IoApic::new(0, layout::IOAPIC_START as u32, 0));
     madt
 }
 
+/// The place of ECAM: segment 0, bus 0 to 0 (PCI firmware specification 3.3, 4.1.2).
 fn mcfg() -> MCFG {
     let mut mcfg = MCFG::new(OEM, OEM_TABLE, REVISION);
     mcfg.add_ecam(layout::PCI_ECAM_START, 0, 0, 0);
     mcfg
 }
 
+/// Devices in AML, and the value that switches the machine off.
 fn dsdt(serial: bool) -> Sdt {
     let mut code = Vec::new();
     pci_root(&mut code);
     if serial {
         serial_port(&mut code);
     }
-    // Soft off: the value that goes into the sleep control register's SLP_TYP.
+    // Soft off: the value for SLP_TYP of the sleep control register (7.4.2). No other sleep state is defined.
     aml::Name::new("_S5_".into(), &aml::Package::new(vec![&power::SLEEP_TYPE_OFF, &0u8])).to_aml_bytes(&mut code);
     let mut dsdt = Sdt::new(*b"DSDT", HEADER as u32, 6, OEM, OEM_TABLE, REVISION);
     dsdt.append_slice(&code);
     dsdt
 }
 
+/// The PCI Express root with its bus and the window for BARs, and the reservation of ECAM.
 fn pci_root(code: &mut Vec<u8>) {
     let window = aml::AddressSpace::new_memory(
         aml::AddressSpaceCacheable::NotCacheable,
@@ -121,6 +134,8 @@ fn pci_root(code: &mut Vec<u8>) {
         (layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE - 1) as u32,
         None,
     );
+    // PNP0A08 is a PCI Express root bridge, PNP0A03 a PCI one for kernels that know no other. There is no _PRT: all
+    // functions use MSI-X, so no interrupt pin has to be routed.
     aml::Device::new(
         "_SB_.PCI0".into(),
         vec![
@@ -135,7 +150,8 @@ fn pci_root(code: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(code);
-    // The ECAM window is claimed by a motherboard resource (PCI firmware specification, 4.1.2).
+    // Linux trusts the MCFG only for a range that is reserved, by a motherboard resource (PCI firmware specification,
+    // 4.1.2) or by the memory map. Both do it here.
     aml::Device::new(
         "_SB_.ECAM".into(),
         vec![
@@ -154,6 +170,7 @@ fn pci_root(code: &mut Vec<u8>) {
     .to_aml_bytes(code);
 }
 
+/// A 16550 with its fixed port and interrupt (edge-triggered, active high, as on any PC).
 fn serial_port(code: &mut Vec<u8>) {
     aml::Device::new(
         "_SB_.COM1".into(),

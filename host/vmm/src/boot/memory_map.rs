@@ -1,23 +1,25 @@
-//! The memory map, as both boot protocols tell it.
+//! The memory map, which both boot protocols pass in the form of E820.
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::{layout, memory::GuestRam};
 
-/// Type of an entry: usable memory.
+/// Type of usable memory.
 pub(super) const RAM: u32 = 1;
-/// Type of an entry: not to be used, nor given to devices.
+/// Type of an area that is neither memory nor free for devices.
 pub(super) const RESERVED: u32 = 2;
 
-/// `(start, length, type)` in ascending order.
+/// Returns the entries `(start, length, type)` in ascending order.
 pub(super) fn entries(memory: &GuestRam) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::EBDA_START, RAM),
-        // ACPI tables live here; Linux finds them by address, the rest of the hole stays unused.
+        // Guest memory in fact, which holds the ACPI and SMBIOS tables. The kernel must not use it for anything else.
         (layout::EBDA_START, layout::ONE_MIB - layout::EBDA_START, RESERVED),
     ];
+    // Linux uses ECAM only if the memory map or ACPI reserves it. It lies between low and high memory.
     let mut ecam = Some((layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, RESERVED));
     for region in memory.iter() {
+        // The first megabyte is covered above.
         let start = region.start_addr().0.max(layout::ONE_MIB);
         let end = region.start_addr().0 + region.len();
         if start >= layout::HIGH_MEMORY_START {
@@ -25,6 +27,7 @@ pub(super) fn entries(memory: &GuestRam) -> Vec<(u64, u64, u32)> {
         }
         map.push((start, end - start, RAM));
     }
+    // A small machine has no memory behind the hole.
     map.extend(ecam.take());
     map
 }

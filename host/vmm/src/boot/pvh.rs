@@ -1,4 +1,4 @@
-//! PVH boot parameters (Xen's x86/HVM direct boot ABI).
+//! Boot parameters of PVH (Xen, `docs/misc/pvh.pandoc`: x86/HVM direct boot ABI).
 
 use linux_loader::{
     configurator::{BootConfigurator, BootParams, pvh::PvhBootConfigurator},
@@ -9,6 +9,7 @@ use vm_memory::GuestAddress;
 use super::memory_map;
 use crate::{error::VmmError, layout, memory::GuestRam};
 
+/// `XEN_HVM_START_MAGIC_VALUE`, "xEn3" with the top bit of the E set.
 const MAGIC: u32 = 0x336e_c578;
 
 pub(super) fn write(memory: &GuestRam, rsdp: u64) -> Result<(), VmmError> {
@@ -18,6 +19,7 @@ pub(super) fn write(memory: &GuestRam, rsdp: u64) -> Result<(), VmmError> {
         .collect();
     let info = hvm_start_info {
         magic: MAGIC,
+        // The first version with a memory map. A kernel of version 0 ignores it.
         version: 1,
         cmdline_paddr: layout::CMDLINE_START,
         rsdp_paddr: rsdp,
@@ -27,5 +29,6 @@ pub(super) fn write(memory: &GuestRam, rsdp: u64) -> Result<(), VmmError> {
     };
     let mut params = BootParams::new(&info, GuestAddress(layout::PVH_INFO_START));
     params.set_sections(&map, GuestAddress(layout::PVH_MEMMAP_START));
-    PvhBootConfigurator::write_bootparams(&params, memory).map_err(|_| VmmError::GuestMemory("PVH start information"))
+    PvhBootConfigurator::write_bootparams(&params, memory)
+        .map_err(|_| VmmError::GuestMemory("the PVH start information"))
 }

@@ -1,4 +1,5 @@
-//! Initial registers of the first vCPU; KVM's reset state is right for all others.
+//! Initial registers of the first vCPU. The others keep KVM's reset state, since the kernel wakes them by INIT and
+//! SIPI.
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -17,12 +18,12 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-/// Bit 1 of RFLAGS is always set.
+/// Interrupts disabled; bit 1 is reserved and always set (Intel SDM 1, 3.4.3).
 const RFLAGS: u64 = 2;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 
-/// A flat 4 GiB segment for slot `index` of the GDT.
+/// Returns a flat segment of 4 GiB for slot `index` of the GDT.
 fn segment(index: u16, type_: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
@@ -39,8 +40,9 @@ fn segment(index: u16, type_: u8, long: bool) -> kvm_segment {
     }
 }
 
-/// The 8-byte descriptor of a segment (Intel SDM 3A, 3.4.5).
+/// Returns a segment's descriptor in the GDT (Intel SDM 3A, 3.4.5).
 fn descriptor(segment: &kvm_segment) -> u64 {
+    // With the granularity bit the limit counts in units of 4 KiB.
     let limit = u64::from(segment.limit >> 12);
     let access = u64::from(segment.type_)
         | u64::from(segment.s) << 4
@@ -52,9 +54,12 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 
 pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), VmmError> {
     let long = matches!(entry, Entry::Linux64 { .. });
-    // Boot protocol: __BOOT_CS is 0x10 and __BOOT_DS 0x18.
+    // The Linux boot protocol asks for __BOOT_CS at 0x10 and __BOOT_DS at 0x18. PVH asks for flat segments only, so
+    // both get the same. Types: code, execute and read, accessed; data, read and write, accessed.
     let code = segment(2, 0xb, long);
     let data = segment(3, 0x3, false);
+    // A busy TSS: without one a VM entry fails (Intel SDM 3C, 27.3.1.2). Nothing uses it before the kernel loads its
+    // own.
     let mut task = segment(4, 0xb, false);
     (task.s, task.limit, task.db, task.g) = (0, 0x67, 0, 0);
     for (i, value) in [0, 0, descriptor(&code), descriptor(&data), descriptor(&task)].into_iter().enumerate() {
@@ -62,6 +67,8 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
             .write_obj(value, GuestAddress(layout::GDT_START + i as u64 * 8))
             .map_err(|_| VmmError::GuestMemory("the GDT"))?;
     }
+    // One gate that is not present: an exception before the kernel has an IDT of its own ends in a triple fault, which
+    // ends the machine with a reason instead of running wild. The GDT reaches into the first 8 bytes of the area.
     memory.write_obj(0u64, GuestAddress(layout::IDT_START + 8)).map_err(|_| VmmError::GuestMemory("the IDT"))?;
 
     let mut special = vcpu.get_sregs().map_err(kvm("read registers"))?;
@@ -74,6 +81,7 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
         *segment = data;
     }
     special.tr = task;
+    // Protected mode; ET is hard-wired on today's processors.
     special.cr0 = CR0_PE | CR0_ET;
     special.cr4 = 0;
     let mut general = kvm_regs { rflags: RFLAGS, ..Default::default() };
@@ -85,6 +93,8 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
         Entry::Linux64 { address } => {
             general.rip = address;
             general.rsi = layout::ZERO_PAGE_START;
+            // Long mode is active (LMA) once it is enabled (LME) and paging is on, which takes PAE (Intel SDM 3A,
+            // 10.8.5).
             special.cr3 = layout::PAGE_TABLES_START;
             special.cr4 = CR4_PAE;
             special.cr0 |= CR0_PG;
@@ -95,11 +105,13 @@ pub(super) fn set(vcpu: &VcpuFd, memory: &GuestRam, entry: Entry) -> Result<(), 
     vcpu.set_regs(&general).map_err(kvm("set registers"))
 }
 
-/// Model-specific registers of every vCPU: fast string operations, write-back memory by default.
+/// Sets the model-specific registers of a vCPU: fast string operations, and write-back as the default type of memory.
 pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    // Bit 11 enables the MTRRs, type 6 is write-back (Intel SDM 3A, 12.11.2.1). At reset they are disabled, and the
+    // kernel would take all memory for uncacheable.
     let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
-        .map_err(|_| VmmError::KvmCapability("room for two MSRs"))?;
+        .map_err(|_| VmmError::KvmCapability("setting two MSRs at once"))?;
     vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())
 }
 

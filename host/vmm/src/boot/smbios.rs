@@ -1,21 +1,21 @@
-//! SMBIOS 3.7 (DMTF DSP0134): who made the machine and which one it is, where programs of the guest look for it
-//! (`/sys/class/dmi/id`).
+//! SMBIOS 3.7 (DMTF DSP0134): manufacturer, product and UUID of the machine, which the guest shows in
+//! `/sys/class/dmi/id`.
 
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::{error::VmmError, layout, memory::GuestRam};
 
-/// Bytes of the 64-bit entry point (5.2.2).
+/// Length of the 64-bit entry point in bytes (5.2.2).
 const ENTRY_LENGTH: u8 = 24;
-/// The version that the structures follow.
+/// Version of the specification that the structures follow: major, minor, revision.
 const VERSION: [u8; 3] = [3, 7, 0];
-/// What the fields for strings refer to, by number from 1.
+/// Strings of the system structure: manufacturer and product. Its fields refer to them by number, from 1.
 const STRINGS: [&str; 2] = ["Bulkhead", "Virtual Machine"];
 /// Wake-up type "Power Switch" (7.2.2).
 const POWER_SWITCH: u8 = 6;
 
-/// Writes the entry point to where firmware scans find it (5.2), and the structures behind it.
+/// Writes the entry point to an address at which kernels search for it (5.2), and the structures behind it.
 pub(super) fn write(memory: &GuestRam, uuid: Uuid) -> Result<(), VmmError> {
     let structures = structures(uuid);
     let at = layout::SMBIOS_START + u64::from(ENTRY_LENGTH).next_multiple_of(16);
@@ -26,22 +26,26 @@ pub(super) fn write(memory: &GuestRam, uuid: Uuid) -> Result<(), VmmError> {
     put(&entry_point(structures.len() as u32, at), layout::SMBIOS_START)
 }
 
+/// Returns the 64-bit entry point (5.2.2).
 fn entry_point(length: u32, at: u64) -> Vec<u8> {
     let mut entry = b"_SM3_".to_vec();
+    // The checksum comes last.
     entry.extend([0, ENTRY_LENGTH]);
     entry.extend(VERSION);
     // Entry point revision 1, a reserved byte.
     entry.extend([1, 0]);
     entry.extend(length.to_le_bytes());
     entry.extend(at.to_le_bytes());
-    // All bytes together make zero.
+    // The sum of all bytes has to be zero.
     entry[5] = entry.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte));
     entry
 }
 
-/// System information (type 1, 7.2) and the end of the table (type 127, 7.45).
+/// Returns the structures: system information (type 1, 7.2) and the end of the table (type 127, 7.45).
 fn structures(uuid: Uuid) -> Vec<u8> {
+    // Type, length, handle 1; strings 1 and 2, no version and no serial number.
     let mut table = vec![1, 27, 1, 0, 1, 2, 0, 0];
+    // The first three fields of the UUID are little-endian (7.2.1).
     table.extend(uuid.to_bytes_le());
     // No stock-keeping number, no family.
     table.extend([POWER_SWITCH, 0, 0]);
@@ -49,6 +53,7 @@ fn structures(uuid: Uuid) -> Vec<u8> {
         table.extend(string.as_bytes());
         table.push(0);
     }
+    // A further zero ends the list of strings; a structure without strings has two (6.1.3).
     table.push(0);
     table.extend([127, 4, 2, 0, 0, 0]);
     table

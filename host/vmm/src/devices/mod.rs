@@ -1,5 +1,4 @@
-//! The devices of the machine: virtio, and the few that are not: power control, the PCI root and, on request, a serial
-//! port.
+//! The devices of the machine: virtio devices, the PCI root, power control and, on request, a serial port.
 
 pub mod pci_root;
 pub mod power;

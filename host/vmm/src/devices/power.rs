@@ -1,4 +1,5 @@
-//! ACPI sleep and reset registers of the hardware-reduced form (ACPI 6.5, 4.8.3.6 and 4.8.3.7).
+//! ACPI reset register, and the sleep registers of the hardware-reduced form (ACPI 6.5, 4.8.3.6 and 4.8.3.7). The FADT
+//! has their addresses.
 
 use crate::{api::ExitReason, bus::BusDevice, exit::ExitSignal};
 
@@ -10,9 +11,9 @@ pub const SLEEP_STATUS: u16 = 1;
 pub const RESET: u16 = 2;
 /// Length of the register block in bytes.
 pub const LEN: u64 = 3;
-/// What the guest writes to the reset register.
+/// Value that the guest writes to the reset register.
 pub const RESET_VALUE: u8 = 1;
-/// `SLP_TYP` of soft off, as `_S5_` tells.
+/// `SLP_TYP` of soft off, which `_S5_` in the DSDT contains.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -25,7 +26,7 @@ pub struct Power {
 }
 
 impl Power {
-    /// Registers that end the machine through `exit`.
+    /// Creates registers that end the machine through `exit`.
     pub fn new(exit: ExitSignal) -> Self {
         Self { exit }
     }
@@ -33,11 +34,13 @@ impl Power {
 
 impl BusDevice for Power {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        // The sleep status register has one bit, WAK_STS, which is set only after sleep.
         data.fill(0);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let [value] = *data else { return };
+        // SLP_EN starts the transition that SLP_TYP selects. Values without it, and other sleep types, change nothing.
         if offset == u64::from(SLEEP_CONTROL)
             && value & SLEEP_ENABLE != 0
             && value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK == SLEEP_TYPE_OFF

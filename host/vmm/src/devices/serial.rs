@@ -1,4 +1,4 @@
-//! A 16550 that only writes, for those who ask for a serial console.
+//! A 16550 UART without input, for a serial console on request.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use crate::bus::BusDevice;
 /// Length of the register block in bytes.
 pub const LEN: u64 = 8;
 
-/// The interrupt line: an irqfd.
+/// The interrupt line, which is an irqfd.
 pub struct Line(pub EventFd);
 
 impl Trigger for Line {
@@ -21,11 +21,11 @@ impl Trigger for Line {
     }
 }
 
-/// The port; what the guest writes goes to `W`.
+/// The port. The guest's output goes to `W`.
 pub struct SerialPort<W: Write>(Serial<Line, NoEvents, W>);
 
 impl<W: Write> SerialPort<W> {
-    /// A port with this interrupt and output.
+    /// Creates a port with this interrupt and output.
     pub fn new(line: EventFd, output: W) -> Self {
         Self(Serial::new(Line(line), output))
     }
@@ -33,6 +33,7 @@ impl<W: Write> SerialPort<W> {
 
 impl<W: Write + Send> BusDevice for SerialPort<W> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
+        // The registers have a byte each; wider accesses read as zero.
         data.fill(0);
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
             *byte = self.0.read(offset);
@@ -41,7 +42,7 @@ impl<W: Write + Send> BusDevice for SerialPort<W> {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            // A full or closed log must not stop the guest: the byte is lost, as on an unplugged line.
+            // A full or closed log must not stop the guest: the byte is lost, as on a line without a receiver.
             let _ = self.0.write(offset, *byte);
         }
     }

@@ -1,7 +1,7 @@
 //! Virtio devices (virtio 1.3) and their PCI transport.
 //!
-//! Each device has a folder with the same file names: `mod.rs` is the device (its features, configuration space and
-//! activation), `worker.rs` the thread that serves its queues, further files the wire format and its parts.
+//! Each device has a directory with the same file names: `mod.rs` is the device (its features, configuration space and
+//! activation), `worker.rs` the thread that serves its queues, further files are its wire format and its parts.
 
 pub mod block;
 pub mod console;
@@ -12,5 +12,6 @@ pub mod rng;
 pub mod vsock;
 mod worker;
 
+pub(crate) use device::RunningQueue;
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 pub(crate) use worker::Worker;

@@ -1,4 +1,4 @@
-//! A device's thread and how it is stopped.
+//! The threads of devices.
 
 use std::{
     io,
@@ -12,20 +12,20 @@ use nix::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// A running thread that ends when it is stopped or dropped.
+/// A running thread. It is stopped and joined when this is dropped.
 pub(crate) struct Worker {
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a thread waits for.
-pub(crate) struct Stop(EventFd);
+/// The end of a worker's waits when it has to stop.
+pub(crate) struct StopSignal(EventFd);
 
 impl Worker {
-    /// Starts `body` on a thread of this name (at most 15 bytes).
-    pub(crate) fn spawn(name: &str, body: impl FnOnce(Stop) + Send + 'static) -> io::Result<Self> {
+    /// Starts `body` on a thread of this name, at most 15 bytes (the kernel cuts the rest).
+    pub(crate) fn spawn(name: &str, body: impl FnOnce(StopSignal) + Send + 'static) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let watched = Stop(stop.try_clone()?);
+        let watched = StopSignal(stop.try_clone()?);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || body(watched))?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -33,6 +33,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // Joining is what makes a reset complete: afterwards nothing of the device touches guest memory.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -40,8 +41,8 @@ impl Drop for Worker {
     }
 }
 
-impl Stop {
-    /// Waits until one of `events` is readable; its index, or `None` when the thread shall end.
+impl StopSignal {
+    /// Waits until one of `events` is readable and returns its index; `None` when the thread has to end.
     pub(crate) fn wait(&self, events: &[&EventFd]) -> Option<usize> {
         let mut fds: Vec<_> = std::iter::once(&self.0).chain(events.iter().copied()).map(readable).collect();
         loop {
@@ -51,6 +52,7 @@ impl Stop {
                 Err(_) => return None,
             }
         }
+        // The stop event is never reset, and looked at first: kicks cannot delay it.
         let (stop, events) = fds.split_first()?;
         if stop.any() != Some(false) {
             return None;
@@ -59,7 +61,7 @@ impl Stop {
     }
 }
 
-/// To be told when an event is raised.
+/// Prepares to wait until an event is readable.
 fn readable(event: &EventFd) -> PollFd<'_> {
     // SAFETY: the descriptor belongs to `event`, which is borrowed as long as the result.
     let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };

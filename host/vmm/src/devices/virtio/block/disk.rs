@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 
 use super::{SECTOR, write_zeroes};
 
-/// Bytes of the serial number (virtio 1.3, 5.2.6.1).
+/// Length of the serial number in bytes (`VIRTIO_BLK_ID_BYTES`; virtio 1.3, 5.2.6).
 pub(super) const SERIAL: usize = 20;
 
 /// A disk: a file of whole sectors.
@@ -23,7 +23,7 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Takes `file`; the size is what seeking to its end gives, so that block devices work as well.
+    /// Creates a disk over `file`. The size is the offset of its end, which is right for block devices, too.
     pub fn new(mut file: File, readonly: bool, serial: &str) -> io::Result<Self> {
         let sectors = file.seek(SeekFrom::End(0))? / SECTOR;
         let mut padded = [0; SERIAL];
@@ -38,7 +38,7 @@ impl DiskFile {
         self.sectors
     }
 
-    /// Whether the guest may only read.
+    /// True if the guest may only read.
     pub fn readonly(&self) -> bool {
         self.readonly
     }
@@ -47,12 +47,12 @@ impl DiskFile {
         &self.serial
     }
 
-    /// Whether `bytes` from `sector` on lie on the disk and are whole sectors.
+    /// True if `bytes` are whole sectors, and those from `sector` on lie on the disk.
     pub(super) fn contains(&self, sector: u64, bytes: u64) -> bool {
         bytes.is_multiple_of(SECTOR) && sector.checked_add(bytes / SECTOR).is_some_and(|end| end <= self.sectors)
     }
 
-    /// Reads into guest memory; the range has been checked with [`Self::contains`].
+    /// Reads into guest memory. The range must have been checked with [`Self::contains`].
     pub(super) fn read(&self, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
         transfer(slices, sector * SECTOR, |iov, offset| {
             // SAFETY: every iovec is a live mapping of guest memory, which any thread may change at any time: it is
@@ -61,7 +61,7 @@ impl DiskFile {
         })
     }
 
-    /// Writes from guest memory; the range has been checked with [`Self::contains`].
+    /// Writes from guest memory. The range must have been checked with [`Self::contains`].
     pub(super) fn write(&self, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
         transfer(slices, sector * SECTOR, |iov, offset| {
             // SAFETY: as in `read`; the kernel only reads from the mappings.
@@ -69,12 +69,13 @@ impl DiskFile {
         })
     }
 
-    /// What was written before is on stable storage afterwards.
+    /// Commits all completed writes to stable storage.
     pub(super) fn flush(&self) -> io::Result<()> {
+        // Sizes and the like need no commit: the file's length never changes.
         self.file.sync_data()
     }
 
-    /// Gives a range back to the host's file system.
+    /// Deallocates a range, which reads as zeroes afterwards.
     pub(super) fn punch_hole(&self, sector: u64, sectors: u64) -> io::Result<()> {
         self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, sector, sectors)
     }
@@ -83,6 +84,7 @@ impl DiskFile {
     pub(super) fn zero(&self, sector: u64, sectors: u64) -> io::Result<()> {
         match self.allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, sector, sectors)
         {
+            // Some file systems, tmpfs among them, cannot.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 write_zeroes(&self.file, sector * SECTOR, sectors * SECTOR)
             }
@@ -91,6 +93,7 @@ impl DiskFile {
     }
 
     fn allocate(&self, mode: FallocateFlags, sector: u64, sectors: u64) -> io::Result<()> {
+        // fallocate(2) refuses an empty range, which a guest may ask for.
         if sectors == 0 {
             return Ok(());
         }
@@ -112,6 +115,7 @@ fn transfer(
     let mut offset = start;
     let mut first = 0;
     while iov.get(first).is_some() {
+        // A guest's segment may cross regions of memory, so there can be more pieces than a call takes.
         let most = iov.len().min(first + libc::UIO_MAXIOV as usize);
         let done = call(&iov[first..most], offset.cast_signed());
         let Ok(mut done) = usize::try_from(done) else {
@@ -121,9 +125,11 @@ fn transfer(
             }
             return Err(error);
         };
+        // The file is shorter than at the start: another program truncated it.
         if done == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // Continues behind a short transfer, which a signal or a full file system can cause.
         offset += done as u64;
         while let Some(piece) = iov.get_mut(first) {
             if done < piece.iov_len {

@@ -1,5 +1,5 @@
-//! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
-#![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
+//! Entry points of the fuzz targets.
+#![allow(clippy::unwrap_used, reason = "a target that cannot be set up has to fail")]
 
 use std::fs::File;
 
@@ -8,7 +8,8 @@ use virtio_queue::QueueT;
 use super::{disk::DiskFile, request::Request};
 use bulkhead_queue::fuzzing;
 
-/// Requests in any guest memory: `bytes` are its beginning, laid out as [`fuzzing`] says. The disk is `file`, whose length must not change.
+/// Executes the requests in arbitrary guest memory, which starts with `bytes` and is laid out as in [`fuzzing`]. The
+/// disk is `file`, whose length must not change.
 pub fn requests(file: &File, readonly: bool, bytes: &[u8]) {
     let before = file.metadata().unwrap().len();
     let disk = DiskFile::new(file.try_clone().unwrap(), readonly, "fuzz").unwrap();

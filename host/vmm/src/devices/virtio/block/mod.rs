@@ -1,4 +1,5 @@
-//! Block device (virtio 1.3, section 5.2) over a raw file; the format is never probed.
+//! Block device (virtio 1.3, 5.2) over a raw file. The format is never probed: a guest could otherwise write the header
+//! of another format to its disk, and name any file of the host as its backing file.
 
 mod disk;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -19,14 +20,14 @@ use virtio_bindings::{
 
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 
-/// Bytes of a sector, the unit of every address of this device (5.2.4).
+/// Length of a sector in bytes. All addresses of this device count sectors (5.2.4).
 pub const SECTOR: u64 = 512;
-/// Most segments of a request, a bound on what one request makes us hold.
-const SEGMENTS: u32 = 254;
-/// Most sectors of one DISCARD or WRITE_ZEROES range: 1 GiB.
-const MOST_RANGE: u32 = 1 << 21;
-/// Most ranges of one DISCARD or WRITE_ZEROES request.
-const MOST_RANGES: u32 = 256;
+/// Maximum number of data segments in a request. With header and status it fits into the queue of 256 descriptors.
+const MAX_SEGMENTS: u32 = 254;
+/// Maximum length of a DISCARD or WRITE_ZEROES range in sectors: 1 GiB.
+const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// Maximum number of ranges in a DISCARD or WRITE_ZEROES request.
+const MAX_RANGES: u32 = 256;
 
 /// The device.
 pub struct Block {
@@ -36,7 +37,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// A device over `file`, whose size is the disk's, rounded down to whole sectors.
+    /// Creates a device over `file`. The disk has the file's size, rounded down to whole sectors.
     pub fn new(file: File, readonly: bool, serial: &str) -> io::Result<Self> {
         let disk = Arc::new(DiskFile::new(file, readonly, serial)?);
         let config = config(disk.sectors());
@@ -48,15 +49,18 @@ impl Block {
 fn config(sectors: u64) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    // capacity, seg_max, blk_size. Fields of features that are not offered stay zero.
     put(0, &sectors.to_le_bytes());
-    put(12, &SEGMENTS.to_le_bytes());
+    put(12, &MAX_SEGMENTS.to_le_bytes());
     put(20, &(SECTOR as u32).to_le_bytes());
-    put(36, &MOST_RANGE.to_le_bytes());
-    put(40, &MOST_RANGES.to_le_bytes());
-    put(44, &8u32.to_le_bytes()); // discard in units of the host's pages
-    put(48, &MOST_RANGE.to_le_bytes());
-    put(52, &MOST_RANGES.to_le_bytes());
-    put(56, &[1]); // write zeroes may unmap
+    // max_discard_sectors, max_discard_seg, discard_sector_alignment: the host's pages.
+    put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+    put(40, &MAX_RANGES.to_le_bytes());
+    put(44, &8u32.to_le_bytes());
+    // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap.
+    put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+    put(52, &MAX_RANGES.to_le_bytes());
+    put(56, &[1]);
     config
 }
 
@@ -75,6 +79,7 @@ impl VirtioDevice for Block {
             | 1 << blk::VIRTIO_BLK_F_FLUSH
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX;
+        // DISCARD and WRITE_ZEROES change the disk, so only a writable one offers them.
         if self.disk.readonly() {
             common | 1 << blk::VIRTIO_BLK_F_RO
         } else {
@@ -96,11 +101,12 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
+        // Dropping the worker waits for the request under way.
         self.worker = None;
     }
 }
 
-/// Writes zeroes where the file system cannot punch holes.
+/// Writes zeroes, for file systems that can neither zero nor deallocate a range.
 fn write_zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
     static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     while len > 0 {

@@ -1,38 +1,41 @@
-//! Requests (virtio 1.3, 5.2.6): a header, data, a status byte.
+//! Requests (virtio 1.3, 5.2.6): a header, data and a status byte.
 
+use bulkhead_ipc::report::chain;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::{
-    MOST_RANGES, SEGMENTS,
+    MAX_RANGES, MAX_SEGMENTS,
     disk::{DiskFile, SERIAL},
 };
 use crate::memory::GuestRam;
 
+/// Length of `struct virtio_blk_req` before its data: type, reserved, sector.
 const HEADER: usize = 16;
+/// Length of `struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags.
 const RANGE: usize = 16;
-/// Set in a range's flags: the sectors may be deallocated.
+/// Flag of a range: its sectors may be deallocated.
 const UNMAP: u32 = 1;
 
 const STATUS_OK: u8 = 0;
 const STATUS_ERROR: u8 = 1;
 const STATUS_UNSUPPORTED: u8 = 2;
 
-/// Why a request was not carried out.
+/// An error in executing a request. The guest sees only the status.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
-    /// The type is unknown or was not offered.
+    /// The type or a flag is unknown, or the disk is read-only.
     #[error("unsupported request")]
     Unsupported,
-    /// The request breaks the specification.
+    /// The request violates the specification, or lies outside of the disk.
     #[error("malformed request")]
     Malformed,
-    /// The host failed.
+    /// The host's file failed.
     #[error("host I/O failed")]
     Io(#[from] std::io::Error),
 }
 
-/// A parsed chain. The header has been copied out of guest memory, so the guest cannot change it any more.
+/// A parsed chain. The header has been copied out of guest memory, so the guest cannot change it after the checks.
 pub(super) struct Request<'m> {
     kind: u32,
     sector: u64,
@@ -42,25 +45,29 @@ pub(super) struct Request<'m> {
 }
 
 impl<'m> Request<'m> {
-    /// Takes a chain apart; `None` if not even a status byte can be found in it.
+    /// Parses a chain; `None` if it has no complete header or no status byte. Such a chain is returned without a
+    /// status.
     pub(super) fn parse(chain: DescriptorChain<&'m GuestRam>, memory: &'m GuestRam) -> Option<Self> {
         let mut readable = Vec::new();
         let mut writable = Vec::new();
         let mut status = None;
         for descriptor in chain {
-            if readable.len() + writable.len() > SEGMENTS as usize + 2 {
+            // A chain through indirect descriptors may be longer than the queue; this bounds what one request holds.
+            if readable.len() + writable.len() > MAX_SEGMENTS as usize + 2 {
                 return None;
             }
             let (address, len) = (descriptor.addr(), descriptor.len() as usize);
             let target = if descriptor.is_write_only() { &mut writable } else { &mut readable };
+            // A range that crosses regions of memory becomes several slices; one outside of memory ends the request.
             for slice in memory.get_slices(address, len) {
                 target.push(slice.ok()?);
             }
+            // The last writable byte so far. The status goes there at the end, through checked memory access.
             if descriptor.is_write_only() && len > 0 {
                 status = Some(GuestAddress(address.0.checked_add(len as u64 - 1)?));
             }
         }
-        // The status is the last writable byte; what comes before it is data.
+        // The status byte may share a descriptor with data (2.7.4.1), so only the byte is cut off.
         let last = writable.pop()?;
         if last.len() > 1 {
             writable.push(last.subslice(0, last.len() - 1).ok()?);
@@ -75,13 +82,14 @@ impl<'m> Request<'m> {
         })
     }
 
-    /// Carries the request out and returns how many bytes were written to guest memory, status included.
+    /// Executes the request and returns the number of bytes written to guest memory, including the status.
     pub(super) fn execute(self, disk: &DiskFile, memory: &GuestRam) -> u32 {
         let (status, written) = match self.run(disk) {
             Ok(written) => (STATUS_OK, written),
             Err(RequestError::Unsupported) => (STATUS_UNSUPPORTED, 0),
+            // The guest sees only an I/O error. The cause is in the vmm's log.
             Err(error) => {
-                tracing::warn!(kind = self.kind, sector = self.sector, %error, "a disk request failed");
+                tracing::warn!(kind = self.kind, sector = self.sector, error = %chain(&error), "disk request failed");
                 (STATUS_ERROR, 0)
             }
         };
@@ -94,6 +102,7 @@ impl<'m> Request<'m> {
     fn run(&self, disk: &DiskFile) -> Result<u32, RequestError> {
         use virtio_bindings::virtio_blk as blk;
         match self.kind {
+            // Reads fill the writable part, whose length is the request's.
             blk::VIRTIO_BLK_T_IN => {
                 let bytes = total(&self.writable);
                 self.check(disk, bytes)?;
@@ -101,6 +110,7 @@ impl<'m> Request<'m> {
                 u32::try_from(bytes).map_err(|_| RequestError::Malformed)
             }
             blk::VIRTIO_BLK_T_GET_ID => {
+                // A shorter buffer receives the start of the serial number.
                 let mut at = 0;
                 for slice in &self.writable {
                     let piece = &disk.serial()[at..SERIAL.min(at + slice.len())];
@@ -109,12 +119,15 @@ impl<'m> Request<'m> {
                 }
                 Ok(at as u32)
             }
+            // All types below change the disk, or concern changes. The driver knows from VIRTIO_BLK_F_RO not to use
+            // them.
             _ if disk.readonly() => Err(RequestError::Unsupported),
             blk::VIRTIO_BLK_T_OUT => {
                 self.check(disk, total(&self.readable))?;
                 disk.write(self.sector, &self.readable)?;
                 Ok(0)
             }
+            // Covers all writes that were completed before, as the guest relies on for its journal (5.2.6.2).
             blk::VIRTIO_BLK_T_FLUSH => {
                 disk.flush()?;
                 Ok(0)
@@ -131,17 +144,18 @@ impl<'m> Request<'m> {
         disk.contains(self.sector, bytes).then_some(()).ok_or(RequestError::Malformed)
     }
 
-    /// All ranges of a DISCARD or WRITE_ZEROES, checked as a whole before any of them is touched.
+    /// Returns all ranges of a DISCARD or WRITE_ZEROES. All are checked before the first of them is changed.
     fn ranges(&self, disk: &DiskFile) -> Result<Vec<Range>, RequestError> {
         let mut rest = self.readable.clone();
         let bytes = total(&rest);
-        if bytes == 0 || !bytes.is_multiple_of(RANGE as u64) || bytes / RANGE as u64 > u64::from(MOST_RANGES) {
+        if bytes == 0 || !bytes.is_multiple_of(RANGE as u64) || bytes / RANGE as u64 > u64::from(MAX_RANGES) {
             return Err(RequestError::Malformed);
         }
         (0..bytes / RANGE as u64)
             .map(|_| {
                 let raw = take(&mut rest, RANGE).ok_or(RequestError::Malformed)?;
                 let range = Range::decode(&raw).ok_or(RequestError::Malformed)?;
+                // Unknown flags make the request unsupported (5.2.6.2).
                 if range.flags & !UNMAP != 0 {
                     return Err(RequestError::Unsupported);
                 }
@@ -170,9 +184,11 @@ impl Range {
     fn apply(&self, kind: u32, disk: &DiskFile) -> Result<(), RequestError> {
         let discard = kind == virtio_bindings::virtio_blk::VIRTIO_BLK_T_DISCARD;
         let sectors = u64::from(self.sectors);
+        // A hole reads as zeroes, so it does for both requests; WRITE_ZEROES allows one only with the flag (5.2.6.2).
         if discard || self.flags & UNMAP != 0 {
             match disk.punch_hole(self.sector, sectors) {
-                // A discard is a hint; a WRITE_ZEROES is not, and falls through to writing them.
+                // Without support for holes a DISCARD, which is a hint, has no effect, and a WRITE_ZEROES writes them
+                // below.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
                 other => return Ok(other?),
             }
@@ -188,7 +204,7 @@ fn total(slices: &[VolatileSlice<'_>]) -> u64 {
     slices.iter().map(|slice| slice.len() as u64).sum()
 }
 
-/// Copies `len` bytes out of the front of `slices`, which may be split anywhere (2.7.4.1).
+/// Removes `len` bytes from the front of `slices` and returns them. They may be split anywhere (2.7.4.1).
 fn take(slices: &mut Vec<VolatileSlice<'_>>, len: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {

@@ -32,7 +32,7 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
 }
 
-/// Lays out `readable` and then `writable` bytes of buffer, split at the given lengths, and carries the request out.
+/// Lays out `readable` and then `writable` bytes of buffer, split at the given lengths, and executes the request.
 /// Returns the bytes of the writable part and the used length.
 fn request(
     memory: &GuestRam,
@@ -57,7 +57,7 @@ fn request(
     }
     let queue = MockSplitQueue::new(memory, 256);
     let chain = queue.build_desc_chain(&descriptors).unwrap();
-    // The mock's chain borrows the memory as ours does.
+    // The mock's chain borrows the memory like one of a queue.
     let used = Request::parse(chain, memory)?.execute(disk, memory);
     let mut bytes = vec![0; writable];
     memory.read_slice(&mut bytes, answer).unwrap();

@@ -2,10 +2,11 @@
 
 use super::{disk::DiskFile, request::Request};
 use crate::{
-    devices::virtio::{ActiveQueue, worker::Stop},
+    devices::virtio::{ActiveQueue, worker::StopSignal},
     memory::GuestRam,
 };
 
-pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
+/// Serves requests one after the other, so that a FLUSH finds all earlier writes completed.
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
     queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)));
 }

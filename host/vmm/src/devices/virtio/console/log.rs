@@ -1,4 +1,4 @@
-//! Where the guest's console goes: a bounded file and the last bytes in memory.
+//! The log of the guest's console: a bounded file, and the last bytes in memory.
 
 use std::{
     collections::VecDeque,
@@ -6,36 +6,39 @@ use std::{
     io::{self, Seek, SeekFrom, Write},
 };
 
-/// The file is begun anew past this many bytes, so that a guest cannot fill the host's disk.
-const MOST_FILE: u64 = 16 << 20;
-/// Bytes kept in memory.
-const MOST_TAIL: usize = 16 << 10;
+/// Maximum length of the file in bytes. It starts again from empty when it is reached, so that a guest cannot fill the
+/// host's disk.
+const MAX_FILE_LEN: u64 = 16 << 20;
+/// Maximum length of the tail in memory, in bytes.
+const MAX_TAIL_LEN: usize = 16 << 10;
+/// Start of the message of the guest kernel's `panic()`.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 
 /// The log.
 pub struct ConsoleLog {
     file: Option<File>,
+    /// Bytes in the file since it was last emptied, or since the start of the vmm.
     written: u64,
     tail: VecDeque<u8>,
 }
 
 impl ConsoleLog {
-    /// A log that also goes to `file`.
+    /// Creates a log that is also written to `file`.
     pub fn new(file: Option<File>) -> Self {
         Self { file, written: 0, tail: VecDeque::new() }
     }
 
-    /// Takes bytes from the guest. A file that cannot be written is given up; the tail is kept all the same.
+    /// Appends the guest's output. After an error the file is left alone, and only the tail is kept.
     pub fn append(&mut self, bytes: &[u8]) {
         if self.file.as_mut().is_some_and(|file| write(file, &mut self.written, bytes).is_err()) {
             self.file = None;
         }
         self.tail.extend(bytes);
-        let surplus = self.tail.len().saturating_sub(MOST_TAIL);
+        let surplus = self.tail.len().saturating_sub(MAX_TAIL_LEN);
         self.tail.drain(..surplus);
     }
 
-    /// Whether the guest kernel's panic message is among the last bytes.
+    /// True if the last bytes contain the guest kernel's panic message.
     pub fn panicked(&mut self) -> bool {
         self.tail.make_contiguous().windows(PANIC.len()).any(|window| window == PANIC)
     }
@@ -54,11 +57,12 @@ impl Write for ConsoleLog {
 
 fn write(file: &mut File, written: &mut u64, bytes: &[u8]) -> io::Result<()> {
     *written += bytes.len() as u64;
-    if *written > MOST_FILE {
+    if *written > MAX_FILE_LEN {
+        // A FIFO cannot be truncated, so it is given up after as much output.
         *written = bytes.len() as u64;
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(b"[the console's earlier output was dropped: it had grown too long]\n")?;
+        file.write_all(b"[earlier console output was dropped: the log had reached 16 MiB]\n")?;
     }
     file.write_all(bytes)
 }
@@ -74,8 +78,8 @@ mod tests {
         for _ in 0..80 {
             log.append(&vec![b'x'; 1 << 19]);
         }
-        assert!(file.metadata().unwrap().len() <= MOST_FILE + 100);
-        assert_eq!(log.tail.len(), MOST_TAIL);
+        assert!(file.metadata().unwrap().len() <= MAX_FILE_LEN + 100);
+        assert_eq!(log.tail.len(), MAX_TAIL_LEN);
     }
 
     #[test]

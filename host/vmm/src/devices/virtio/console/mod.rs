@@ -1,4 +1,4 @@
-//! Console device (virtio 1.3, section 5.3): one port that the guest writes its log to; nothing is ever typed into it.
+//! Console device (virtio 1.3, 5.3) with one port, for the guest's log. It has no input.
 
 mod log;
 mod worker;
@@ -11,14 +11,14 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, Worker};
 
-/// The device; its output goes to a log that the machine keeps to tell the last words of a guest.
+/// The device. The machine shares its log, to recognize a kernel panic.
 pub struct Console {
     log: Arc<Mutex<ConsoleLog>>,
     worker: Option<Worker>,
 }
 
 impl Console {
-    /// A console that writes to `log`.
+    /// Creates a console that writes to `log`.
     pub fn new(log: Arc<Mutex<ConsoleLog>>) -> Self {
         Self { log, worker: None }
     }
@@ -42,7 +42,7 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        // Queue 0 receives; as nothing is typed its buffers stay with the device.
+        // Queue 0 is for input: its buffers would never be used, so it is left alone.
         let transmit = activation.queues.into_iter().nth(1).flatten().ok_or(ActivateError::MissingQueue(1))?;
         let (memory, log) = (activation.memory, Arc::clone(&self.log));
         self.worker = Some(Worker::spawn("console", move |stop| worker::run(&stop, transmit, &memory, &log))?);

@@ -1,4 +1,4 @@
-//! The thread that takes what the guest prints.
+//! The thread that reads the guest's output.
 
 use std::{
     io::Read,
@@ -9,11 +9,11 @@ use virtio_queue::DescriptorChain;
 
 use super::ConsoleLog;
 use crate::{
-    devices::virtio::{ActiveQueue, worker::Stop},
+    devices::virtio::{ActiveQueue, worker::StopSignal},
     memory::GuestRam,
 };
 
-pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
     queue.serve(stop, memory, |chain| {
         take(chain, memory, log);
         0
@@ -22,6 +22,7 @@ pub(super) fn run(stop: &Stop, queue: ActiveQueue, memory: &GuestRam, log: &Mute
 
 fn take(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
     if let Ok(mut reader) = chain.reader(memory) {
+        // Piece by piece, so that a chain of gigabytes costs time but no memory here.
         let mut piece = [0; 4096];
         while let Ok(len @ 1..) = reader.read(&mut piece) {
             log.lock().unwrap_or_else(PoisonError::into_inner).append(&piece[..len]);

@@ -1,11 +1,11 @@
-//! Network device (virtio 1.3, section 5.1): a vhost-user frontend. Frames never pass through this process: a backend
-//! process maps guest memory and serves the queues itself.
+//! Network device (virtio 1.3, 5.1): a vhost-user frontend. Frames never pass through this process: another process,
+//! the backend of the device, maps guest memory and serves the queues.
 //!
-//! The guest kicks the backend and the backend interrupts the guest directly: ioeventfds and the vectors' events are handed
-//! over. While a vector is masked, KVM is not connected to its event, which keeps what is pending (virtio 1.3, 4.1.4.5).
+//! The guest kicks the backend and the backend interrupts the guest directly: it receives the ioeventfds and the
+//! eventfds of the vectors. While a vector is masked, KVM is not connected to its eventfd, which keeps what is pending.
 //!
-//! A backend that dies leaves a link on which nothing moves; the next one takes the queues over where its predecessor
-//! left them ([`NetHandle::replace`]).
+//! When a backend dies, nothing moves until the next one continues the queues where they stand
+//! ([`NetHandle::replace`]).
 
 mod link;
 
@@ -14,6 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bulkhead_ipc::report::chain;
 use link::{Link, LinkError, Rings};
 
 use super::{ActivateError, Activation, VirtioDevice};
@@ -22,12 +23,13 @@ use super::{ActivateError, Activation, VirtioDevice};
 const QUEUES: usize = 2;
 const QUEUE_SIZES: [u16; QUEUES] = [1024; QUEUES];
 
-/// Bytes of configuration space that are known: MAC address, status, queue pairs, MTU (5.1.4).
+/// Length of the configuration space that drivers read: MAC address, status, queue pairs, MTU (5.1.4).
 const CONFIG_LEN: usize = 12;
 
-/// What device and handle share.
+/// State that the device and its handles share.
 #[derive(Default)]
 struct Shared {
+    /// The connected backend; `None` after an error, until the next one comes.
     link: Option<Link>,
     /// Present between `DRIVER_OK` and reset.
     rings: Option<Rings>,
@@ -40,7 +42,7 @@ pub struct Net {
     config: [u8; CONFIG_LEN],
 }
 
-/// Gives the device another backend.
+/// A handle that gives the device another backend, from any thread.
 #[derive(Clone)]
 pub struct NetHandle {
     shared: Arc<Mutex<Shared>>,
@@ -48,9 +50,10 @@ pub struct NetHandle {
 }
 
 impl Net {
-    /// Asks the backend behind `stream` what it offers.
+    /// Creates the device with the features and configuration of the backend behind `stream`.
     pub fn new(stream: UnixStream) -> Result<(Self, NetHandle), LinkError> {
         let mut link = Link::connect(stream)?;
+        // Both stay as they are for the life of the machine, whatever later backends offer: the driver has read them.
         let config = link.config()?;
         let features = link.features();
         let shared = Arc::new(Mutex::new(Shared { link: Some(link), rings: None }));
@@ -60,23 +63,28 @@ impl Net {
 }
 
 impl NetHandle {
-    /// Continues with the backend behind `stream`, which must offer what the first one offered.
+    /// Continues with the backend behind `stream`, which must offer all features of the first one. An error is logged,
+    /// and the old backend is kept, dead or alive.
     pub fn replace(&self, stream: UnixStream) {
         let mut shared = lock(&self.shared);
+        // The lock is held while the backend answers, so a reset by the driver waits, and finds either of the two in
+        // charge.
         let result = Link::connect(stream).and_then(|mut link| {
             if self.features & !link.features() != 0 {
                 return Err(LinkError::Features);
             }
             if let Some(rings) = &shared.rings {
                 link.start(rings)?;
-                // What the predecessor took a kick for and did not answer, or answered and did not tell of.
-                rings.remind();
+                // The predecessor may have consumed a kick and not served the chain, or served it and not interrupted.
+                rings.signal_all();
             }
             Ok(link)
         });
         match result {
             Ok(link) => shared.link = Some(link),
-            Err(error) => tracing::warn!(error = %bulkhead_ipc::report::chain(&error), "a network backend is unusable"),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot use the new network backend");
+            }
         }
     }
 }
@@ -104,6 +112,7 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let mut queues = Vec::new();
+        // Both queues, since vhost-user serves them as a pair.
         for (index, queue) in activation.queues.into_iter().enumerate() {
             queues.push(queue.ok_or(ActivateError::MissingQueue(index))?);
         }
@@ -112,8 +121,8 @@ impl VirtioDevice for Net {
         if let Some(link) = &mut shared.link
             && let Err(error) = link.start(&rings)
         {
-            // The guest keeps its interface; the backend's successor will move its frames.
-            tracing::warn!(error = %bulkhead_ipc::report::chain(&error), "the network backend does not take the queues");
+            // The driver keeps its interface. The backend's successor will serve it.
+            tracing::warn!(error = %chain(&error), "the network backend rejected the queues");
             shared.link = None;
         }
         shared.rings = Some(rings);
@@ -122,11 +131,13 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         let mut shared = lock(&self.shared);
+        // Only after the backend has answered may the driver reuse the memory of its buffers (2.4.1). A backend that
+        // does not answer loses its connection, and the device waits for the next one.
         if shared.rings.take().is_some()
             && let Some(link) = &mut shared.link
             && let Err(error) = link.stop()
         {
-            tracing::warn!(error = %bulkhead_ipc::report::chain(&error), "the network backend does not stop");
+            tracing::warn!(error = %chain(&error), "the network backend did not stop");
             shared.link = None;
         }
     }

@@ -1,7 +1,7 @@
 //! The common configuration structure (virtio 1.3, 4.1.4.3) as a state machine without devices or interrupts.
 //!
-//! Queue configuration is frozen once the queue is enabled, and everything once the driver sets `DRIVER_OK`: a driver
-//! that changes its mind has to reset the device first.
+//! A queue's configuration is frozen once it is enabled, and everything once the driver sets `DRIVER_OK`: to change
+//! anything the driver has to reset the device. So a worker never sees a queue that moves under it.
 
 use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use virtio_queue::{Queue, QueueT};
@@ -16,7 +16,7 @@ const NO_VECTOR: u16 = 0xffff;
 const FEATURE_VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const FEATURE_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
-/// What a write asks of the transport.
+/// An action that a write requires of the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     None,
@@ -41,7 +41,7 @@ impl QueueConfig {
     }
 }
 
-/// The registers.
+/// The registers of a device.
 pub(super) struct Common {
     offered: u64,
     accepted: u64,
@@ -57,6 +57,7 @@ pub(super) struct Common {
 impl Common {
     pub(super) fn new(device_features: u64, queue_sizes: &[u16], vectors: usize) -> Self {
         Self {
+            // Without it the driver would have to use the legacy interface, which does not exist here (6.1).
             offered: device_features | FEATURE_VERSION_1,
             accepted: 0,
             device_feature_select: 0,
@@ -91,25 +92,28 @@ impl Common {
     }
 
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+        // Each field has one width; 64-bit fields may be read in halves (4.1.3.1). Other accesses read as zero.
         let queue = self.queues.get(usize::from(self.queue_select));
         let value = match (offset, data.len()) {
             (0x00, 4) => u64::from(self.device_feature_select),
-            (0x04, 4) => half(self.offered, self.device_feature_select),
+            (0x04, 4) => feature_word(self.offered, self.device_feature_select),
             (0x08, 4) => u64::from(self.driver_feature_select),
-            (0x0c, 4) => half(self.accepted, self.driver_feature_select),
+            (0x0c, 4) => feature_word(self.accepted, self.driver_feature_select),
             (0x10, 2) => u64::from(self.config_vector),
             (0x12, 2) => self.queues.len() as u64,
             (0x14, 1) => u64::from(self.status),
-            // Each queue's notification address is its index (4.1.4.4).
+            // queue_select, and queue_notify_off: each queue's notification address is its index (4.1.4.4).
             (0x16 | 0x1e, 2) => u64::from(self.queue_select),
-            // A queue that does not exist has size 0 (4.1.5.1.3).
+            // A queue that does not exist has size 0 (4.1.4.3.1).
             (0x18, 2) => queue.map_or(0, |q| u64::from(q.size)),
             (0x1a, 2) => queue.map_or(u64::from(NO_VECTOR), |q| u64::from(q.vector)),
             (0x1c, 2) => queue.map_or(0, |q| u64::from(q.enabled)),
+            // queue_desc, queue_driver, queue_device.
             (0x20..0x38, 4 | 8) if offset.is_multiple_of(data.len() as u64) => queue.map_or(0, |q| {
                 let address = [q.descriptors, q.driver, q.device][(offset as usize - 0x20) / 8];
                 address >> (8 * (offset % 8))
             }),
+            // Among them config_generation at 0x15: no device's configuration ever changes.
             _ => 0,
         };
         let bytes = value.to_le_bytes();
@@ -124,10 +128,12 @@ impl Common {
         target.copy_from_slice(data);
         let value = u64::from_le_bytes(bytes);
         match (offset, data.len()) {
+            // Selectors and the status may be written at any time.
             (0x00, 4) => self.device_feature_select = value as u32,
             (0x08, 4) => self.driver_feature_select = value as u32,
             (0x14, 1) => return self.set_status(value as u8),
             (0x16, 2) => self.queue_select = value as u16,
+            // All else is frozen while the device runs.
             _ if self.is_running() => {}
             (0x0c, 4) => self.accept(value as u32),
             (0x10, 2) => self.config_vector = self.checked_vector(value as u16),
@@ -137,11 +143,12 @@ impl Common {
     }
 
     fn checked_vector(&self, vector: u16) -> u16 {
-        // A vector that cannot be had reads back as NO_VECTOR (4.1.5.1.2).
+        // A vector that does not exist reads back as NO_VECTOR, by which the driver sees the failure (4.1.5.1.2.1).
         if usize::from(vector) < self.vectors { vector } else { NO_VECTOR }
     }
 
     fn accept(&mut self, bits: u32) {
+        // With FEATURES_OK the negotiation is over: the bits were checked and must not change any more (3.1.1).
         if self.status & STATUS_FEATURES_OK != 0 {
             return;
         }
@@ -160,12 +167,14 @@ impl Common {
         }
         match (offset, len) {
             (0x18, 2) => {
+                // Other sizes are ignored; the driver reads back the old one.
                 let size = value as u16;
                 if size.is_power_of_two() && size <= queue.max {
                     queue.size = size;
                 }
             }
             (0x1a, 2) => queue.vector = vector,
+            // 0 is not a value that a driver may write (4.1.4.3.2): only a reset disables a queue.
             (0x1c, 2) => queue.enabled = value == 1,
             (0x20..0x38, 4 | 8) if offset.is_multiple_of(len as u64) => {
                 let address = match (offset - 0x20) / 8 {
@@ -173,6 +182,7 @@ impl Common {
                     1 => &mut queue.driver,
                     _ => &mut queue.device,
                 };
+                // Not checked here but as a whole when the device starts, since the halves come one by one.
                 *address = match (len, offset % 8) {
                     (8, _) => value,
                     (_, 0) => *address & !0xffff_ffff | value,
@@ -187,12 +197,15 @@ impl Common {
         if value == 0 {
             return Request::Reset;
         }
+        // NEEDS_RESET is the device's, and stays until the reset.
         let mut new = value | self.status & STATUS_NEEDS_RESET;
         let wants = |bit| new & bit != 0 && self.status & bit == 0;
         if wants(STATUS_FEATURES_OK) && (self.accepted & !self.offered != 0 || self.accepted & FEATURE_VERSION_1 == 0) {
-            // Refused: the driver sees that the bit did not stick (2.2.2).
+            // Not accepted: the driver reads the status back and finds the bit cleared (2.2.2, 3.1.1).
             new &= !STATUS_FEATURES_OK;
         }
+        // The device starts at the first DRIVER_OK after accepted features. DRIVER_OK before them does not stick,
+        // either: a device must not touch queues whose features were never agreed on.
         let start = new & STATUS_DRIVER_OK != 0
             && self.status & STATUS_DRIVER_OK == 0
             && new & STATUS_FEATURES_OK != 0
@@ -200,11 +213,13 @@ impl Common {
         if !start && self.status & STATUS_DRIVER_OK == 0 {
             new &= !STATUS_DRIVER_OK;
         }
+        // A driver must not clear bits other than by a reset (2.1.1), so those that matter cannot be cleared.
         self.status = new | self.status & (STATUS_DRIVER_OK | STATUS_FEATURES_OK);
         if start { Request::Activate } else { Request::None }
     }
 
-    /// The enabled queues at `DRIVER_OK` with their vectors; `None` if the driver set one up wrongly.
+    /// Returns the enabled queues at `DRIVER_OK` with their vectors; `None` if the driver configured one of them
+    /// wrongly.
     pub(super) fn build_queues(&self, memory: &GuestRam) -> Option<Vec<Option<(Queue, u16)>>> {
         let build = |config: &QueueConfig| {
             if config.enabled { self.build_queue(config, memory).map(Some) } else { Some(None) }
@@ -220,11 +235,13 @@ impl Common {
         queue.try_set_used_ring_address(vm_memory::GuestAddress(config.device)).ok()?;
         queue.set_event_idx(self.accepted & FEATURE_EVENT_IDX != 0);
         queue.set_ready(true);
+        // The setters checked the alignment. This checks that table and rings lie inside of guest memory.
         queue.is_valid(memory).then_some((queue, config.vector))
     }
 }
 
-fn half(features: u64, select: u32) -> u64 {
+/// Returns the 32 feature bits of a selector.
+fn feature_word(features: u64, select: u32) -> u64 {
     match select {
         0 => features & 0xffff_ffff,
         1 => features >> 32,
@@ -266,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn features_ok_does_not_stick_for_features_that_were_not_offered_or_without_version_1() {
+    fn features_ok_sticks_only_for_offered_features_with_version_1() {
         for features in [0, 1 << 5, FEATURE_VERSION_1 | 1 << 6] {
             let mut common = common();
             negotiate(&mut common, features);
@@ -306,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_size_that_is_no_power_of_two_or_too_large_is_ignored() {
+    fn a_queue_size_that_is_not_a_power_of_two_or_too_large_is_ignored() {
         let mut common = common();
         for size in [0u16, 3, 257, 512, 0x8000] {
             common.write(0x18, &size.to_le_bytes());
@@ -326,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_zero_to_the_status_asks_for_a_reset_which_restores_every_register() {
+    fn status_zero_asks_for_a_reset_which_restores_every_register() {
         let mut common = common();
         negotiate(&mut common, FEATURE_VERSION_1);
         enable_queue(&mut common);

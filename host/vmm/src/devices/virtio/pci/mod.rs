@@ -1,4 +1,4 @@
-//! The virtio transport over PCI, modern only (virtio 1.3, section 4.1), with MSI-X and no legacy interrupts.
+//! The virtio transport over PCI (virtio 1.3, 4.1) without the legacy interface, with MSI-X and without interrupt pins.
 
 mod common;
 mod config_space;

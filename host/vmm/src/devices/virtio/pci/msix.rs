@@ -1,7 +1,12 @@
 //! MSI-X table and pending bits (PCI local bus specification 3.0, 6.8.2).
+//!
+//! A vector that is not masked is connected to KVM, which delivers its triggers without this process. Masking
+//! disconnects it, so that triggers stay in its eventfd: that is its pending bit, and KVM delivers it with the next
+//! connection. No trigger is lost, be it a device's thread or another process that writes to the eventfd meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_ipc::report::chain;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
@@ -9,7 +14,7 @@ use crate::{
     interrupts::{MsiMessage, MsiVector},
 };
 
-/// Bytes of one table entry.
+/// Length of a table entry in bytes.
 pub(super) const ENTRY: usize = 16;
 const CONTROL_ENABLE: u16 = 1 << 15;
 const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
@@ -18,7 +23,7 @@ const VECTOR_MASKED: u32 = 1;
 struct Entry {
     message: MsiMessage,
     masked: bool,
-    /// KVM delivers the vector; while it is masked, what is pending waits in its eventfd.
+    /// KVM delivers the vector; otherwise triggers wait in its eventfd.
     connected: bool,
     vector: MsiVector,
 }
@@ -29,11 +34,11 @@ struct State {
     function_masked: bool,
 }
 
-/// The MSI-X state of one function, shared with the interrupts handed to its device.
+/// The MSI-X state of a function, shared with the interrupts that its device holds.
 #[derive(Clone)]
 pub(super) struct Msix(Arc<Mutex<State>>);
 
-/// One vector as a device sees it.
+/// A vector as a device sees it.
 struct Vector {
     msix: Msix,
     index: usize,
@@ -49,7 +54,7 @@ impl Interrupt for Vector {
     }
 }
 
-/// What a device gets when the driver assigned no vector (`VIRTIO_MSI_NO_VECTOR`).
+/// The interrupt of a queue to which the driver assigned no vector (`VIRTIO_MSI_NO_VECTOR`).
 struct NoVector;
 
 impl Interrupt for NoVector {
@@ -62,6 +67,7 @@ impl Interrupt for NoVector {
 
 impl Msix {
     pub(super) fn new(vectors: Vec<MsiVector>) -> Self {
+        // At reset every vector is masked and MSI-X is disabled.
         let entry = |vector| Entry { message: MsiMessage::default(), masked: true, connected: false, vector };
         let entries = vectors.into_iter().map(entry).collect();
         Self(Arc::new(Mutex::new(State { entries, enabled: false, function_masked: false })))
@@ -75,7 +81,7 @@ impl Msix {
         self.state().entries.len()
     }
 
-    /// The interrupt behind a vector number that the driver chose.
+    /// Returns the interrupt with the vector number that the driver chose.
     pub(super) fn interrupt(&self, vector: u16) -> Arc<dyn Interrupt> {
         if usize::from(vector) < self.len() {
             Arc::new(Vector { msix: self.clone(), index: usize::from(vector) })
@@ -88,6 +94,7 @@ impl Msix {
     pub(super) fn control(&self) -> u16 {
         let state = self.state();
         let flags = u16::from(state.enabled) << 15 | u16::from(state.function_masked) << 14;
+        // Table size, encoded as the number of vectors less one.
         flags | (state.entries.len() as u16 - 1)
     }
 
@@ -95,6 +102,7 @@ impl Msix {
         let mut state = self.state();
         state.enabled = value & CONTROL_ENABLE != 0;
         state.function_masked = value & CONTROL_FUNCTION_MASK != 0;
+        // Both bits apply to all vectors at once.
         for index in 0..state.entries.len() {
             state.connect(index);
         }
@@ -102,11 +110,12 @@ impl Msix {
 
     fn trigger(&self, index: usize) {
         if let Some(entry) = self.state().entries.get(index) {
+            // Masked or not: the eventfd keeps the trigger until the vector is connected.
             entry.vector.trigger();
         }
     }
 
-    /// Reads the table; only aligned double and quad words are defined (6.8.2), anything else reads as zero.
+    /// Reads the table. Only aligned accesses of 4 and 8 bytes are defined (6.8.2); others read as zero.
     pub(super) fn read_table(&self, offset: usize, data: &mut [u8]) {
         data.fill(0);
         let state = self.state();
@@ -127,27 +136,31 @@ impl Msix {
         let mut state = self.state();
         let index = offset / ENTRY;
         let Some(entry) = state.entries.get_mut(index) else { return };
+        // Merged into the entry as it is, since the driver may write it in parts.
         let mut bytes = entry.bytes();
         bytes[at..at + data.len()].copy_from_slice(data);
         let word = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
         entry.message = MsiMessage { address: u64::from(word(0)) | u64::from(word(4)) << 32, data: word(8) };
         entry.masked = word(12) & VECTOR_MASKED != 0;
+        // A route only for an entry that the driver has completed: while the vector is masked, address and data may be
+        // half written (6.8.3.5). The route must be right before the vector is connected below.
         if !entry.masked
             && let Err(error) = entry.vector.route(entry.message)
         {
-            tracing::warn!(%error, "an interrupt of the guest is lost");
+            tracing::warn!(error = %chain(&error), "cannot route a guest interrupt: it will be lost");
         }
         state.connect(index);
     }
 
-    /// Reads the pending bit array.
+    /// Reads the pending bit array: one bit for each vector, set while a trigger waits.
     pub(super) fn read_pending(&self, offset: usize, data: &mut [u8]) {
         let state = self.state();
         for (i, byte) in data.iter_mut().enumerate() {
+            // A connected vector is KVM's: a trigger in its eventfd is being delivered and not pending.
             let first = (offset + i) * 8;
             *byte = (0..8)
                 .filter(|bit| {
-                    state.entries.get(first + bit).is_some_and(|entry| !entry.connected && entry.vector.waits())
+                    state.entries.get(first + bit).is_some_and(|entry| !entry.connected && entry.vector.is_pending())
                 })
                 .fold(0, |b, bit| b | 1 << bit);
         }
@@ -169,18 +182,18 @@ impl Entry {
 }
 
 impl State {
-    fn open(&self, index: usize) -> bool {
+    fn is_unmasked(&self, index: usize) -> bool {
         self.enabled && !self.function_masked && self.entries.get(index).is_some_and(|entry| !entry.masked)
     }
 
-    /// Lets KVM deliver the vector, or not, as the masks say.
+    /// Connects the vector to KVM or disconnects it, in line with the masks.
     fn connect(&mut self, index: usize) {
-        let open = self.open(index);
-        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.connected != open) else { return };
-        let done = if open { entry.vector.connect() } else { entry.vector.disconnect() };
+        let unmasked = self.is_unmasked(index);
+        let Some(entry) = self.entries.get_mut(index).filter(|entry| entry.connected != unmasked) else { return };
+        let done = if unmasked { entry.vector.connect() } else { entry.vector.disconnect() };
         match done {
-            Ok(()) => entry.connected = open,
-            Err(error) => tracing::warn!(%error, "an interrupt of the guest is lost"),
+            Ok(()) => entry.connected = unmasked,
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot mask or unmask a guest interrupt"),
         }
     }
 }
@@ -199,11 +212,11 @@ mod tests {
     /// Interrupt request register (Intel SDM 3A, 11.8.4), the word and bit of the vector.
     const REQUESTED: (usize, i32) = (0x200 + (VECTOR as usize / 32) * 0x10, 1 << (VECTOR % 32));
 
-    /// A CPU that never runs: what reaches its local APIC stays to be seen.
+    /// A CPU that never runs, so an interrupt stays in its local APIC.
     struct Cpu(VcpuFd);
 
     impl Cpu {
-        /// Whether the vector was delivered since the last time.
+        /// True if the vector was delivered since the last call.
         fn take(&self) -> bool {
             let mut lapic = self.0.get_lapic().unwrap();
             let bytes: Vec<u8> =
@@ -216,7 +229,7 @@ mod tests {
             word & REQUESTED.1 != 0
         }
 
-        /// The same, with some patience: KVM may deliver on a thread of its own.
+        /// Waits for a delivery: KVM may deliver on a thread of its own.
         fn takes(&self) -> bool {
             (0..2000).any(|_| {
                 self.take() || {
@@ -227,7 +240,7 @@ mod tests {
         }
     }
 
-    /// One vector, routed, enabled and masked; `None` where there is no KVM, which the test says.
+    /// Creates a vector that is routed, enabled and masked; `None` without KVM, which is printed.
     fn one_vector() -> Option<(Cpu, Msix)> {
         let Ok(vm) = Kvm::new().and_then(|kvm| kvm.create_vm()) else {
             println!("left out: no /dev/kvm");
@@ -258,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_triggered_while_masked_is_pending_and_delivered_once_when_unmasked() {
+    fn a_trigger_while_masked_is_pending_and_delivered_once_when_unmasked() {
         let Some((cpu, msix)) = one_vector() else { return };
         let interrupt = msix.interrupt(0);
         interrupt.trigger();

@@ -1,7 +1,8 @@
-//! One virtio function: configuration space and BAR in front of a device.
+//! A virtio function: configuration space and BAR in front of a device.
 
 use std::sync::{Arc, Mutex};
 
+use bulkhead_ipc::report::chain;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -21,10 +22,10 @@ use crate::{
     memory::GuestRam,
 };
 
-/// Size of the one BAR in bytes.
+/// Size of the BAR in bytes, a power of two.
 pub const BAR_SIZE: u64 = 0x8000;
 
-/// A part of the BAR.
+/// A structure in the BAR. Each has pages of its own, so that a guest may map them with different attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Region {
     Common,
@@ -44,6 +45,7 @@ impl Region {
 
     pub(super) fn len(self) -> u64 {
         match self {
+            // The whole structure (4.1.4.3). Fields of features that are not offered read as zero.
             Self::Common => 0x40,
             _ => 0x1000,
         }
@@ -59,6 +61,7 @@ impl Region {
         }
     }
 
+    /// Finds the structure that contains the whole access, and the offset in it.
     fn find(offset: u64, len: usize) -> Option<(Self, u64)> {
         Self::ALL
             .into_iter()
@@ -67,7 +70,7 @@ impl Region {
     }
 }
 
-/// A virtio device on the PCI bus.
+/// A virtio device as a function on the PCI bus.
 pub struct VirtioPci {
     device: Box<dyn VirtioDevice>,
     memory: Arc<GuestRam>,
@@ -75,11 +78,12 @@ pub struct VirtioPci {
     common: Common,
     msix: Msix,
     kicks: Vec<EventFd>,
+    /// The device was activated since the last reset.
     active: bool,
 }
 
 impl VirtioPci {
-    /// Puts `device` behind a function whose BAR is at `bar`, with an ioeventfd for each queue.
+    /// Creates a function whose BAR is at `bar` in front of `device`, with an ioeventfd for each queue.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Arc<GuestRam>,
@@ -93,7 +97,8 @@ impl VirtioPci {
         let msix = Msix::new(vectors);
         let kicks = (0..sizes.len())
             .map(|queue| {
-                let kick = EventFd::new(EFD_NONBLOCK).map_err(host("an eventfd"))?;
+                let kick = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+                // The address decides, not the value, so one of any width raises the event.
                 let address = IoEventAddress::Mmio(bar + Region::Notify.start() + queue as u64 * 4);
                 vm.register_ioevent(&kick, &address, NoDatamatch).map_err(kvm("attach an ioeventfd"))?;
                 Ok(kick)
@@ -104,9 +109,11 @@ impl VirtioPci {
         Ok(Arc::new(Mutex::new(Self { device, memory, config, common, msix, kicks, active: false })))
     }
 
+    /// Starts the device with the queues that the driver has set up.
     fn activate(&mut self) {
+        // A driver that placed a queue outside of memory gets no device, but a status that says so (2.1.2).
         let Some(built) = self.common.build_queues(&self.memory) else {
-            tracing::warn!(device = self.device.device_type(), "the guest set up a virtqueue wrongly");
+            tracing::warn!(device = self.device.device_type(), "the guest configured a virtqueue wrongly");
             return self.needs_reset();
         };
         let mut queues = Vec::new();
@@ -116,7 +123,8 @@ impl VirtioPci {
                 continue;
             };
             let Ok(kick) = kick.try_clone() else { return self.needs_reset() };
-            // A kick from before the reset, if any, is none of the new driver's; the device looks at the queue first.
+            // Drops a kick from before the reset. None of the new driver's is lost: the device looks at the queue
+            // first.
             let _ = kick.read();
             queues.push(Some(ActiveQueue { queue, kick, interrupt: self.msix.interrupt(vector) }));
         }
@@ -126,19 +134,23 @@ impl VirtioPci {
             queues,
             config_interrupt: self.msix.interrupt(self.common.config_vector()),
         };
+        // Also if it fails: a reset must clean up after a device that came halfway.
         self.active = true;
         if let Err(error) = self.device.activate(activation) {
-            tracing::warn!(device = self.device.device_type(), %error, "a virtio device could not start");
+            tracing::warn!(device = self.device.device_type(), error = %chain(&error), "cannot start a virtio device");
             self.needs_reset();
         }
     }
 
+    /// Reports an error that only a reset by the driver can end, with the notification that belongs to it (2.1.2).
     fn needs_reset(&mut self) {
         self.common.set_needs_reset();
         self.msix.interrupt(self.common.config_vector()).trigger();
     }
 
     fn reset(&mut self) {
+        // The vCPU that wrote the status waits until the device's thread has ended. The registers are cleared
+        // afterwards, so the driver reads 0 only when nothing touches its memory any more (2.4.1).
         if std::mem::take(&mut self.active) {
             self.device.reset();
         }
@@ -152,13 +164,13 @@ impl VirtioPci {
             Some((Region::Device, at)) => self.device.read_config(at, data),
             Some((Region::MsixTable, at)) => self.msix.read_table(at as usize, data),
             Some((Region::MsixPending, at)) => self.msix.read_pending(at as usize, data),
-            // Without legacy interrupts the ISR status is always zero.
+            // The ISR status serves interrupt pins, so without them it is always zero. Notifications are write-only.
             Some((Region::Isr | Region::Notify, _)) | None => {}
         }
     }
 }
 
-/// PCI class code, programming interface first (PCI code and id assignment specification).
+/// Returns the PCI class code: programming interface, subclass, class (PCI code and ID assignment specification).
 fn class(device_type: u32) -> [u8; 3] {
     match device_type {
         1 => [0, 0, 2],    // Ethernet controller
@@ -181,7 +193,7 @@ impl BusDevice for VirtioPci {
                 Request::None => {}
             },
             Some((Region::MsixTable, at)) => self.msix.write_table(at as usize, data),
-            // KVM turns notifications into ioeventfds; one of odd width or through the window ends here.
+            // KVM handles notifications by its ioeventfds; those through the window of configuration space come here.
             Some((Region::Notify, at)) => {
                 if let Some(kick) = self.kicks.get(at as usize / 4) {
                     let _ = kick.write(1);
@@ -194,6 +206,7 @@ impl BusDevice for VirtioPci {
 
 impl PciFunction for VirtioPci {
     fn config_read(&self, offset: usize, data: &mut [u8]) {
+        // A read of pci_cfg_data performs the access to the BAR that the window describes (4.1.4.9.1).
         self.config.read(offset, data, &self.msix);
         if let Some(access) = self.config.window(offset, data.len()) {
             self.bar_read(access.offset, &mut data[..access.len]);

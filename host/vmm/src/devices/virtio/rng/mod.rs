@@ -1,4 +1,4 @@
-//! Entropy device (virtio 1.3, section 5.4): one queue of buffers that the host fills with random bytes.
+//! Entropy device (virtio 1.3, 5.4): one queue, whose buffers the device fills with random bytes.
 
 mod worker;
 

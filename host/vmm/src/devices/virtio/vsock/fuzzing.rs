@@ -1,5 +1,5 @@
-//! What the fuzz targets reach of this room. Only in tests and with the feature `fuzzing`.
-#![allow(clippy::unwrap_used, reason = "a target that cannot be set up shall say so")]
+//! Entry points of the fuzz targets.
+#![allow(clippy::unwrap_used, reason = "a target that cannot be set up has to fail")]
 
 use std::{
     io::{Read, Write},
@@ -21,14 +21,14 @@ use super::{
 };
 use bulkhead_queue::fuzzing;
 
-/// The guest's context id in [`World`].
+/// The guest's context ID in [`World`].
 pub const CID: u64 = 3;
-/// Bytes of a packet's header.
+/// Length of a packet's header in bytes.
 pub const HEADER: usize = HEADER_LEN;
 const LISTENER: u64 = 1;
-const MOST: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 
-/// The host's side of the device, with real sockets.
+/// The connections of a device, with real sockets, without queues and without a thread.
 pub struct World {
     muxer: Muxer,
     now: Instant,
@@ -36,14 +36,18 @@ pub struct World {
 }
 
 impl World {
-    /// A device whose hybrid socket is at `path`, where `listener` listens without blocking.
+    /// Creates a device whose hybrid socket is the non-blocking `listener` at `path`.
     pub fn new(path: &Path, listener: &Arc<UnixListener>) -> Self {
-        let endpoint =
-            Endpoint { guest_cid: CID, path: path.to_owned(), listener: Arc::clone(listener), max_connections: MOST };
+        let endpoint = Endpoint {
+            guest_cid: CID,
+            path: path.to_owned(),
+            listener: Arc::clone(listener),
+            max_connections: MAX_CONNECTIONS,
+        };
         Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), now: Instant::now(), hosts: Vec::new() }
     }
 
-    /// A packet of the guest.
+    /// Sends a packet of the guest.
     pub fn transmit(&mut self, header: &[u8; HEADER], payload: &mut [u8]) {
         let header = Header::parse(header);
         let complete = header.len as usize <= payload.len();
@@ -52,7 +56,7 @@ impl World {
         self.muxer.transmit(&header, complete.then_some(&segment[..]), self.now);
     }
 
-    /// What the guest gets next in a buffer with this much room for data: the header's bytes and the length.
+    /// Receives the guest's next packet in a buffer with this much room for payload, and returns its header.
     pub fn receive(&mut self, room: usize) -> Option<[u8; HEADER]> {
         let mut buffer = vec![0_u8; room];
         let header = self.muxer.next_packet(&[buffer.as_mut_slice().into()], self.now)?;
@@ -60,9 +64,9 @@ impl World {
         Some(header.to_bytes())
     }
 
-    /// A client on the host wants to reach a port of the guest.
+    /// Connects a client on the host to a port of the guest.
     pub fn connect(&mut self, port: u32) {
-        if self.hosts.len() < MOST {
+        if self.hosts.len() < MAX_CONNECTIONS {
             let (ours, theirs) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             self.hosts.push(ours);
@@ -70,7 +74,7 @@ impl World {
         }
     }
 
-    /// The host's client writes, reads or leaves.
+    /// Lets a client on the host write, read and, if it `leaves`, close its stream.
     pub fn host(&mut self, index: usize, bytes: &[u8], leaves: bool) {
         if self.hosts.is_empty() {
             return;
@@ -83,7 +87,7 @@ impl World {
         }
     }
 
-    /// Lets sockets and timers have their turn.
+    /// Handles the events of sockets, and timers after some more time.
     pub fn turn(&mut self, later: Duration) {
         self.now += later;
         let mut events = [EpollEvent::default(); 16];
@@ -95,11 +99,11 @@ impl World {
             }
         }
         self.muxer.expire(self.now);
-        assert!(self.muxer.len() <= MOST);
+        assert!(self.muxer.len() <= MAX_CONNECTIONS);
     }
 }
 
-/// A host client's first line, in pieces of `piece` bytes.
+/// Parses a host client's first line, in pieces of `piece` bytes.
 pub fn hybrid_line(line: &[u8], piece: usize) {
     let mut parser = ConnectParser::default();
     let mut taken = 0;
@@ -113,8 +117,8 @@ pub fn hybrid_line(line: &[u8], piece: usize) {
     assert!(taken <= MAX_LINE);
 }
 
-/// Packets' memory from chains in any guest memory: `bytes` are its beginning, laid out as
-/// [`fuzzing`] says.
+/// Gathers packets from the chains in arbitrary guest memory, which starts with `bytes` and is laid out as in
+/// [`fuzzing`].
 pub fn chains(bytes: &[u8]) {
     let (memory, mut queue) = (fuzzing::memory(bytes), fuzzing::queue());
     let (mut chain, mut payload) = (Vec::new(), Vec::new());

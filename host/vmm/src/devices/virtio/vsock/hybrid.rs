@@ -1,23 +1,20 @@
-//! The host side's line protocol: `CONNECT <port>\n` in, `OK <host port>\n` out.
+//! The line protocol of the hybrid socket: the client sends `CONNECT <port>\n` and receives `OK <host port>\n`.
 
-/// Longest line accepted, terminator included; the longest meaningful one has 19 bytes.
+/// Maximum length of a line in bytes, with its terminator. The longest useful one has 19.
 pub(super) const MAX_LINE: usize = 32;
 
-/// How far a line is.
+/// The state of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// No line feed yet.
     Partial,
-    /// The client wants this port of the guest.
-    Connect {
-        /// Guest port.
-        port: u32,
-    },
-    /// Too long, or not a request.
+    /// The line is complete and names a port of the guest.
+    Connect { port: u32 },
+    /// The line is too long or not a request.
     Invalid,
 }
 
-/// Collects a request that arrives in pieces, and never holds more than [`MAX_LINE`] bytes.
+/// Collects a request that may arrive in pieces, at most [`MAX_LINE`] bytes.
 #[derive(Debug, Default)]
 pub(super) struct ConnectParser {
     line: [u8; MAX_LINE],
@@ -25,8 +22,8 @@ pub(super) struct ConnectParser {
 }
 
 impl ConnectParser {
-    /// Takes bytes up to and including the first line feed; returns how many, and what came of it. Bytes behind the
-    /// line feed belong to the stream and stay the caller's.
+    /// Consumes bytes up to and including the first line feed, and returns their number and the state of the line.
+    /// Bytes behind the line feed belong to the stream and are not consumed.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> (usize, Progress) {
         for (index, &byte) in bytes.iter().enumerate() {
             if byte == b'\n' {
@@ -36,6 +33,7 @@ impl ConnectParser {
                 };
                 return (index + 1, progress);
             }
+            // No room for this byte and a terminator: a client that never ends its line is turned away early.
             if self.len == MAX_LINE - 1 {
                 return (index + 1, Progress::Invalid);
             }
@@ -46,15 +44,17 @@ impl ConnectParser {
     }
 }
 
-/// The port of a request without its line feed; a carriage return before it and the command's case do not matter.
+/// Returns the port of a request without its line feed. A carriage return before that and the command's case are
+/// ignored.
 fn parse(line: &[u8]) -> Option<u32> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let (command, port) = (words.next()?, words.next()?);
+    // `parse` would also accept a sign.
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     (words.next().is_none() && command.eq_ignore_ascii_case("connect") && digits).then(|| port.parse().ok())?
 }
 
-/// The answer once the guest accepted.
+/// Returns the line that the client receives once the guest has accepted the connection.
 pub(super) fn answer(host_port: u32) -> Vec<u8> {
     format!("OK {host_port}\n").into_bytes()
 }

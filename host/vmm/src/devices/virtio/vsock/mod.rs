@@ -3,7 +3,7 @@
 //! Host programs reach it in two ways. The *hybrid socket* is a unix socket on which a client writes `CONNECT <port>\n`
 //! and reads `OK <host port>\n` once the guest accepted; connections of the guest to port P of the host (context id 2)
 //! go to the unix socket `<path>_<P>`, if they come from a reserved port (below 1024). A [`VsockHandle`] takes a stream
-//! that is open already, without any greeting.
+//! that is open already, without a greeting.
 //!
 //! # The data path
 //!
@@ -13,7 +13,7 @@
 //! however many descriptors the payload is spread. One copy, one system call a packet. Only while a host reader is
 //! slower than the guest are bytes copied twice more, into and out of a buffer of at most 256 KiB a connection, which
 //! is the credit the guest has. Streams and kicks are watched edge-triggered and readiness is remembered, so nothing
-//! is re-armed, and a stream that can't be served (no buffer, no credit) wakes nobody.
+//! is re-armed, and a stream that cannot be served (no buffer, no credit) does not wake the thread.
 //!
 //! # Parts
 //!
@@ -58,7 +58,7 @@ use virtio_queue::QueueT;
 
 use self::{
     muxer::{Endpoint, MAX_CONNECTIONS},
-    worker::{Parts, Shared, Wish},
+    worker::{ConnectRequest, Parts, Shared},
 };
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 
@@ -72,13 +72,13 @@ const EVENT: usize = 2;
 /// `VIRTIO_VSOCK_F_STREAM`: stream sockets are supported (5.10.3).
 const F_STREAM: u64 = 1 << 0;
 
-/// Context ids below this are reserved (5.10.4).
+/// The first context ID that is not reserved (5.10.4).
 const FIRST_GUEST_CID: u32 = 3;
 
-/// Longest `_<port>` behind the socket's path.
+/// Maximum length of `_<port>` behind the socket's path.
 const MAX_SUFFIX: usize = "_4294967295".len();
 
-/// Room for a path in `sockaddr_un`, its terminator not counted.
+/// Maximum length of a path in `sockaddr_un`, without its terminator.
 const MAX_PATH: usize = 107;
 
 /// The device. It removes its socket file when dropped.
@@ -89,30 +89,30 @@ pub struct Vsock {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Connects host streams to the guest, from any thread.
+/// A handle that connects host streams to the guest, from any thread.
 #[derive(Clone, Debug)]
 pub struct VsockHandle {
     shared: Arc<Shared>,
 }
 
 impl VsockHandle {
-    /// Makes an open stream socket the host end of a stream to a port of the guest. If the guest refuses, does not
-    /// answer or is not there any more, the stream is just closed. Before the driver is up the stream waits for it.
+    /// Makes an open stream socket the host end of a connection to a port of the guest. If the guest refuses, does not
+    /// answer or is gone, the stream is closed. Until the driver is up, the stream waits.
     pub fn connect(&self, port: u32, stream: OwnedFd) {
-        self.shared.wish(Wish { guest_port: port, stream });
+        self.shared.request(ConnectRequest { guest_port: port, stream });
     }
 }
 
 impl Vsock {
-    /// Makes the device of the guest with context id `cid` and listens on the hybrid socket. A socket file that nobody
-    /// listens on any more is replaced.
+    /// Creates the device of the guest with context ID `cid` and listens on the hybrid socket. A socket file without a
+    /// listener is replaced.
     ///
     /// # Errors
     ///
-    /// A reserved `cid`, a path that can't be bound or is too long, or one on which somebody listens.
+    /// A reserved `cid`, a path that cannot be bound or is too long, or one on which another process listens.
     pub fn new(cid: u32, socket_path: PathBuf) -> io::Result<(Self, VsockHandle)> {
         if !(FIRST_GUEST_CID..u32::MAX).contains(&cid) {
-            let text = format!("{cid} is not a guest's context id: use {FIRST_GUEST_CID} or more");
+            let text = format!("invalid guest context ID {cid}: must be at least {FIRST_GUEST_CID}");
             return Err(io::Error::new(ErrorKind::InvalidInput, text));
         }
         let (listener, socket_file) = listen(&socket_path)?;
@@ -151,17 +151,18 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        // The transport resets before it activates again; a second thread must not exist even if it did not.
         self.reset();
         let Activation { memory, features, queues, config_interrupt: _ } = activation;
         let mut queues = queues.into_iter();
         let mut next = |index: usize| -> Result<Option<ActiveQueue>, ActivateError> {
             let Some(mut active) = queues.next().flatten() else { return Ok(None) };
+            // The transport has done both; tests activate the device without one.
             active.queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
             if active.queue.is_valid(&*memory) {
                 return Ok(Some(active));
             }
-            let text = format!("queue {index} lies outside guest memory");
-            Err(io::Error::new(ErrorKind::InvalidInput, text).into())
+            Err(ActivateError::InvalidQueue(index))
         };
         let (rx, tx, event) = (next(RX)?, next(TX)?, next(EVENT)?);
         let parts = Parts {
@@ -172,6 +173,7 @@ impl VirtioDevice for Vsock {
             endpoint: self.endpoint.clone(),
             shared: Arc::clone(&self.shared),
         };
+        // Errors up to here reach the driver as DEVICE_NEEDS_RESET.
         let muxer = worker::prepare(&parts)?;
         self.shared.set_stop(false);
         self.thread = Some(thread::Builder::new().name("vsock".into()).spawn(move || worker::run(parts, muxer))?);
@@ -180,9 +182,11 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         if let Some(thread) = self.thread.take() {
+            // Connections end with the thread: their host streams are closed. The hybrid socket and requests that wait
+            // for a driver survive.
             self.shared.set_stop(true);
             if thread.join().is_err() {
-                tracing::error!("the vsock thread had panicked");
+                tracing::error!("the vsock thread panicked");
             }
         }
     }
@@ -196,7 +200,7 @@ impl Drop for Vsock {
     }
 }
 
-/// A socket file that this process made, known by its inode: never remove another's.
+/// A socket file that this process created. Its inode identifies it, so that another's is never removed.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -207,18 +211,19 @@ impl SocketFile {
     fn remove(&self) {
         let same = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
         if same && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the vsock socket can't be removed");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the vsock socket");
         }
     }
 }
 
-/// Binds the hybrid socket for its owner alone.
+/// Binds the hybrid socket, for its owner only.
 fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     if path.as_os_str().as_bytes().len() + MAX_SUFFIX > MAX_PATH {
-        let text = format!("{} is too long for a socket: at most {} bytes", path.display(), MAX_PATH - MAX_SUFFIX);
+        let text = format!("socket path too long: at most {} bytes are possible", MAX_PATH - MAX_SUFFIX);
         return Err(io::Error::new(ErrorKind::InvalidInput, text));
     }
     let listener = match UnixListener::bind(path) {
+        // Left by a process that was killed. The profile's lock keeps others from doing the same at this moment.
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path)? => {
             fs::remove_file(path)?;
             UnixListener::bind(path)?
@@ -227,12 +232,13 @@ fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     };
     let file = fs::symlink_metadata(path)?;
     let socket_file = SocketFile { path: path.to_owned(), identity: (file.dev(), file.ino()) };
+    // A second barrier: the backend's directory for sockets is private as well.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     Ok((listener, socket_file))
 }
 
-/// True for a socket file on which nobody listens; any other file is never touched.
+/// True for a socket file without a listener. Other files are never touched.
 fn is_stale(path: &Path) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Ok(false);

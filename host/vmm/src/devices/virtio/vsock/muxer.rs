@@ -1,4 +1,9 @@
-//! All connections of the device: who they are, who may send next, and what becomes of packets that belong to none.
+//! All connections of the device: finds the one that a packet or an event belongs to, lets them send in turn, and
+//! answers packets that belong to none.
+//!
+//! A slot holds a host stream, as a handshake of the hybrid socket or as a connection. Its token identifies it in epoll
+//! and is never used again, so an event that is late cannot reach another slot. Everything that a guest or a host
+//! client can make grow is bounded: slots, RSTs that wait, and the bytes held for each connection.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,39 +28,37 @@ use super::{
     stream::{HostStream, SocketStream},
 };
 
-/// Most connections at once, those still shaking hands with a host client included.
+/// Maximum number of connections, handshakes of host clients included.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
 
-/// Most RST packets waiting for a buffer of the guest. When so many wait, the transmit queue rests: a device must not
-/// go on processing it without room for the answers (virtio 1.3, 5.10.6.2).
+/// Maximum number of RSTs that wait for a receive buffer. When so many wait, the transmit queue rests: a device stops
+/// processing it when its additional resources for answers are exhausted (virtio 1.3, 5.10.6.1).
 const MAX_RESETS: usize = 256;
 
-/// Event tokens below this are the caller's.
+/// The first token of a slot; those below are the caller's.
 pub(super) const FIRST_TOKEN: u64 = 16;
 
-/// Host ports given to connections from the host: `FIRST_PORT..FIRST_PORT * 2`.
+/// Ports of connections from the host: `FIRST_PORT..FIRST_PORT * 2`. Host programs listen on lower ones.
 const FIRST_PORT: u32 = 1 << 30;
 
-/// Connections of the guest come from ports up to this one, or are refused.
+/// The last port from which the guest may connect to the host, see [`is_reserved`].
 const LAST_RESERVED_PORT: u32 = 1023;
 
-/// Pause after the host ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time until clients are accepted again after an error, such as a lack of descriptors.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where connections come from and go to.
+/// The addresses of the guest and the host.
 #[derive(Debug, Clone)]
 pub(super) struct Endpoint {
-    /// The guest's context id.
     pub(super) guest_cid: u64,
-    /// The hybrid socket's path; the guest's connections go to `<path>_<port>`.
+    /// Path of the hybrid socket. The guest's connections go to `<path>_<port>`.
     pub(super) path: PathBuf,
     /// The hybrid socket; non-blocking.
     pub(super) listener: Arc<UnixListener>,
-    /// See [`MAX_CONNECTIONS`].
     pub(super) max_connections: usize,
 }
 
-/// A host client that has not said yet which port it wants.
+/// A client of the hybrid socket that has not sent its request completely.
 #[derive(Debug)]
 struct Handshake {
     stream: SocketStream,
@@ -68,29 +71,33 @@ enum Slot {
     Handshake(Handshake),
     Connection {
         connection: Box<Connection<SocketStream>>,
-        /// In [`Muxer::ready`].
+        /// The token is in [`Muxer::ready`], which must hold it only once.
         queued: bool,
     },
 }
 
-/// See the module.
+/// The connections of a device.
 pub(super) struct Muxer {
     endpoint: Endpoint,
     epoll: Epoll,
     slots: HashMap<u64, Slot>,
+    /// Tokens of the connections that the guest knows.
     by_key: HashMap<Key, u64>,
     /// Connections with something to send, in turn.
     ready: VecDeque<u64>,
+    /// RSTs for packets without a connection.
     resets: VecDeque<Header>,
     next_token: u64,
     next_port: u32,
-    /// No slot has a deadline before this.
+    /// No slot has a deadline before this. It may be too early: deadlines that were cancelled are not looked for.
     next_wake: Option<Instant>,
+    /// Time of the next attempt to accept clients, after an error.
     accept_again: Option<Instant>,
 }
 
 impl Muxer {
-    /// Starts without connections and listens on the endpoint; `listener_token` names its events.
+    /// Creates a muxer without connections that watches the endpoint's listener. The listener's events have the token
+    /// `listener_token`.
     pub(super) fn new(endpoint: Endpoint, listener_token: u64) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
@@ -109,28 +116,28 @@ impl Muxer {
         })
     }
 
-    /// Where the caller waits, also for its own events.
+    /// The epoll instance on which the caller waits, also for its own events.
     pub(super) fn epoll(&self) -> &Epoll {
         &self.epoll
     }
 
-    /// Connections and handshakes.
+    /// Number of connections and handshakes.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// True if [`Self::next_packet`] may have a packet.
+    /// True if [`Self::next_packet`] may return a packet.
     pub(super) fn has_output(&self) -> bool {
         !self.resets.is_empty() || !self.ready.is_empty()
     }
 
-    /// True if no packet of the guest may be taken before RSTs went out.
+    /// True if no packet of the guest may be handled before RSTs have been sent.
     pub(super) fn is_stalled(&self) -> bool {
         self.resets.len() >= MAX_RESETS
     }
 
-    /// How long the caller may sleep; `None` for as long as nothing happens.
+    /// Time until the next deadline; `None` if there is none.
     pub(super) fn timeout(&self, now: Instant) -> Option<Duration> {
         let wake = match (self.next_wake, self.accept_again) {
             (Some(wake), Some(accept)) => Some(wake.min(accept)),
@@ -139,14 +146,16 @@ impl Muxer {
         wake.map(|wake| wake.saturating_duration_since(now))
     }
 
-    /// Accepts waiting host clients.
+    /// Accepts the host clients that wait at the hybrid socket.
     pub(super) fn accept(&mut self, now: Instant) {
         self.accept_again = None;
+        // Until the listener would block, since its event is edge-triggered.
         loop {
             match self.endpoint.listener.accept() {
                 Ok((stream, _)) => {
+                    // Accepted and closed, not left in the backlog: the client sees it at once.
                     if self.is_full() {
-                        tracing::warn!("a vsock client was turned away: too many connections");
+                        tracing::warn!("rejecting a vsock client: too many connections");
                         continue;
                     }
                     let stream = SocketStream::new(stream.into());
@@ -158,9 +167,10 @@ impl Muxer {
                     io::ErrorKind::WouldBlock => return,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     _ => {
-                        // The event is edge-triggered: what waits now is not announced again.
-                        tracing::warn!(%error, "a vsock client can't be accepted now");
-                        self.accept_again = Some(now + ACCEPT_PAUSE);
+                        // The clients that wait are not announced again, so they are looked for after a while. An
+                        // attempt in each round of the loop would make it spin.
+                        tracing::warn!(%error, "cannot accept a vsock client; retrying");
+                        self.accept_again = Some(now + ACCEPT_RETRY_INTERVAL);
                         return;
                     }
                 },
@@ -168,21 +178,24 @@ impl Muxer {
         }
     }
 
-    /// Connects an open host stream to a port of the guest. With `announce`, the host reads `OK <port>` first.
+    /// Connects an open host stream to a port of the guest. With `announce` the host first reads `OK <port>`.
     pub(super) fn connect(&mut self, guest_port: u32, stream: SocketStream, announce: bool, now: Instant) {
         if self.is_full() {
-            tracing::warn!("a vsock stream was turned away: too many connections");
+            tracing::warn!("rejecting a vsock stream: too many connections");
+        // The client may have given up while the stream waited for the guest's driver.
         } else if !stream.is_abandoned() {
             let key = Key { host_port: self.allocate_port(guest_port), guest_port };
             self.insert_connection(Connection::from_host(key, stream, announce, now));
         }
     }
 
-    /// Something happened to the stream with this token; a token that is gone is ignored.
+    /// Handles an event of the stream with this token. A token without a slot is ignored: it was removed by another
+    /// event of the same round.
     pub(super) fn event(&mut self, token: u64, events: EventSet, now: Instant) {
         match self.slots.get_mut(&token) {
-            Some(Slot::Handshake(_)) => self.shake_hands(token, now),
+            Some(Slot::Handshake(_)) => self.read_handshake(token, now),
             Some(Slot::Connection { connection, .. }) => {
+                // READ_HANG_UP means an end of the stream to be read, HANG_UP that both directions are over.
                 let readiness = Readiness {
                     readable: events.intersects(EventSet::IN | EventSet::READ_HANG_UP),
                     writable: events.contains(EventSet::OUT),
@@ -195,13 +208,17 @@ impl Muxer {
         }
     }
 
-    /// A packet of the guest. `payload` is `None` if the packet claims more than its buffers hold.
+    /// Handles a packet of the guest. `payload` is `None` if the packet claims more than its buffers hold.
     pub(super) fn transmit(&mut self, header: &Header, payload: Option<&[Segment<'_>]>, now: Instant) {
+        // A guest must use its own context ID (5.10.6.4.1). There is no one to answer otherwise: an RST to another
+        // address would go to the same guest.
         if header.src_cid != self.endpoint.guest_cid {
-            tracing::debug!(header.src_cid, "a vsock packet with a foreign source was dropped");
+            tracing::debug!(header.src_cid, "dropping a vsock packet with a foreign source");
             return;
         }
         let op = Op::from_wire(header.op);
+        // There is nothing but the host to connect to, by streams. An unknown type must be answered with an RST
+        // (5.10.6.4.2).
         if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
             return self.refuse(header, op);
         }
@@ -210,11 +227,13 @@ impl Muxer {
         if let Some((token, Slot::Connection { connection, .. })) =
             token.and_then(|token| Some((token, self.slots.get_mut(&token)?)))
         {
+            // An unknown operation or a truncated packet violates the protocol: the connection cannot continue.
             match (op, payload) {
                 (Some(op), Some(payload)) => connection.receive(op, header, payload, now),
                 _ => connection.abort(),
             }
             self.settle(token);
+        // A request for a new connection. Its payload, if any, is ignored.
         } else if op == Some(Op::Request) && payload.is_some() && !self.is_full() && is_reserved(key.guest_port) {
             self.connect_to_host(key, header);
         } else {
@@ -222,11 +241,15 @@ impl Muxer {
         }
     }
 
-    /// The next packet's header; its payload, if any, is in `space` already. Connections take turns.
+    /// Returns the header of the next packet for the guest, whose payload, if any, has been read into `space`.
+    /// Connections take turns.
     pub(super) fn next_packet(&mut self, space: &[Segment<'_>], now: Instant) -> Option<Header> {
+        // First, because they hold up the transmit queue.
         if let Some(reset) = self.resets.pop_front() {
             return Some(reset);
         }
+        // Each ready connection is tried once. One that has nothing after all leaves the list until its next event; one
+        // that sent a packet goes to the end of the list, in `settle`.
         for _ in 0..self.ready.len() {
             let token = self.ready.pop_front()?;
             let Some(Slot::Connection { connection, queued }) = self.slots.get_mut(&token) else { continue };
@@ -234,6 +257,7 @@ impl Muxer {
             let reply = connection.next_packet(space, now);
             let header = reply.map(|reply| {
                 let Key { host_port, guest_port } = connection.key();
+                // Every packet of a connection must carry the credit (5.10.6.3.2).
                 let (buf_alloc, fwd_cnt) = connection.stamp();
                 Header {
                     src_cid: HOST_CID,
@@ -256,7 +280,7 @@ impl Muxer {
         None
     }
 
-    /// Acts on the deadlines that have passed.
+    /// Handles the deadlines that have passed.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept(now);
@@ -264,6 +288,8 @@ impl Muxer {
         if self.next_wake.is_none_or(|wake| wake > now) {
             return;
         }
+        // All slots are visited, which finds the next wake-up, too. That happens rarely: deadlines are seconds, except
+        // for a connection that waits for credit.
         self.next_wake = None;
         let tokens: Vec<u64> = self.slots.keys().copied().collect();
         for token in tokens {
@@ -293,8 +319,10 @@ impl Muxer {
         self.next_wake = Some(self.next_wake.map_or(at, |wake| wake.min(at)));
     }
 
-    /// Owes the guest an RST for a packet that belongs to no connection; never answers an RST (5.10.6.5).
+    /// Queues an RST for a packet that belongs to no connection. An RST is never answered: two sides that did would
+    /// never stop.
     fn refuse(&mut self, header: &Header, op: Option<Op>) {
+        // Stalled only if the caller did not look: then the packet has no answer, but nothing grows.
         if op == Some(Op::Rst) || self.is_stalled() {
             return;
         }
@@ -309,14 +337,15 @@ impl Muxer {
         });
     }
 
-    /// The guest's request: connects to the host program that serves this port.
+    /// Connects a request of the guest to the host program that serves the port.
     fn connect_to_host(&mut self, key: Key, request: &Header) {
+        // The port is a number of the guest's; the path can only become `<path>_<number>`.
         let mut path = self.endpoint.path.clone().into_os_string();
         path.push(format!("_{}", key.host_port));
         let served = match connect_unix(&PathBuf::from(path)) {
             Ok(stream) => self.insert_connection(Connection::from_guest(key, stream, request)),
             Err(error) => {
-                tracing::debug!(port = key.host_port, %error, "nobody serves the guest's connection");
+                tracing::debug!(port = key.host_port, %error, "no host program serves the guest's connection");
                 false
             }
         };
@@ -325,10 +354,11 @@ impl Muxer {
         }
     }
 
-    /// Reads a client's request, and not a byte beyond it.
-    fn shake_hands(&mut self, token: u64, now: Instant) {
+    /// Reads a client's request, and no byte beyond it.
+    fn read_handshake(&mut self, token: u64, now: Instant) {
         loop {
             let Some(Slot::Handshake(Handshake { stream, parser, .. })) = self.slots.get_mut(&token) else { return };
+            // Looked at before they are taken: bytes behind the line belong to the guest and must stay in the socket.
             let mut bytes = [0; MAX_LINE];
             let seen = match stream.peek(&mut bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -338,6 +368,7 @@ impl Muxer {
             let (used, progress) = parser.feed(&bytes[..seen]);
             let taken = stream.take(&mut bytes[..used]);
             match progress {
+                // Another process with the same socket could have taken them in between.
                 _ if !matches!(taken, Ok(taken) if taken == used) => return self.remove(token),
                 Progress::Partial => {}
                 Progress::Invalid => return self.remove(token),
@@ -346,7 +377,7 @@ impl Muxer {
         }
     }
 
-    /// Makes a connection of a handshake, under the same token.
+    /// Turns a handshake into a connection. The token stays the same, so epoll need not be changed.
     fn promote(&mut self, token: u64, guest_port: u32, now: Instant) {
         if let Some(Slot::Handshake(handshake)) = self.slots.remove(&token) {
             let key = Key { host_port: self.allocate_port(guest_port), guest_port };
@@ -357,10 +388,12 @@ impl Muxer {
         }
     }
 
-    /// A host port that no connection to this guest port has. There are far more ports than connections.
+    /// Returns a host port that no connection to this guest port has. There are far more ports than connections, so the
+    /// search ends soon.
     fn allocate_port(&mut self, guest_port: u32) -> u32 {
         loop {
             let host_port = self.next_port;
+            // In turn, so that a port is not used again soon after the guest has seen its connection end.
             self.next_port = if host_port == FIRST_PORT * 2 - 1 { FIRST_PORT } else { host_port + 1 };
             if !self.by_key.contains_key(&Key { host_port, guest_port }) {
                 return host_port;
@@ -368,7 +401,7 @@ impl Muxer {
         }
     }
 
-    /// False if the host can't watch the stream, which is closed then.
+    /// Adds a connection; false if its stream cannot be watched, which closes it.
     fn insert_connection(&mut self, connection: Connection<SocketStream>) -> bool {
         let key = connection.key();
         let slot = Slot::Connection { connection: Box::new(connection), queued: false };
@@ -378,7 +411,8 @@ impl Muxer {
         true
     }
 
-    /// Watches the slot's stream, edge-triggered: readiness is remembered, so nothing is re-armed and nothing spins.
+    /// Adds a slot and watches its stream. Events are edge-triggered and connections remember them, so nothing is
+    /// re-armed, and a stream that cannot be served at the moment does not wake the thread.
     fn insert(&mut self, slot: Slot) -> Option<u64> {
         let token = self.next_token;
         self.next_token += 1;
@@ -389,7 +423,7 @@ impl Muxer {
                 Some(token)
             }
             Err(error) => {
-                tracing::warn!(%error, "a vsock stream can't be watched");
+                tracing::warn!(%error, "cannot watch a vsock stream");
                 None
             }
         }
@@ -397,10 +431,11 @@ impl Muxer {
 
     fn remove(&mut self, token: u64) {
         if let Some(slot) = self.slots.remove(&token) {
-            // Explicit, because the open file may live on in another process.
+            // Closing alone would not do: epoll watches the open file, which another process may keep open.
             let _ = self.epoll.ctl(ControlOperation::Delete, slot.fd(), EpollEvent::default());
             if let Slot::Connection { connection, queued } = slot {
                 self.forget_key(connection.key(), token);
+                // The list is the one place left that names the token.
                 if queued {
                     self.ready.retain(|&other| other != token);
                 }
@@ -408,13 +443,15 @@ impl Muxer {
         }
     }
 
+    /// Removes a key, if it still belongs to this token: after the guest has forgotten an orphaned connection, it may
+    /// use the same ports for another one.
     fn forget_key(&mut self, key: Key, token: u64) {
         if self.by_key.get(&key) == Some(&token) {
             self.by_key.remove(&key);
         }
     }
 
-    /// Brings the tables in line with what happened to a connection.
+    /// Updates the tables after a change of a connection. Must be called after each.
     fn settle(&mut self, token: u64) {
         let Some(Slot::Connection { connection, queued }) = self.slots.get_mut(&token) else { return };
         let (key, phase, deadline) = (connection.key(), connection.phase(), connection.next_deadline());
@@ -424,6 +461,7 @@ impl Muxer {
         }
         match phase {
             Phase::Gone => self.remove(token),
+            // The guest has forgotten it, so its key is free. The slot lives until the host has read the rest.
             Phase::Orphaned => self.forget_key(key, token),
             _ => {}
         }
@@ -442,14 +480,15 @@ impl Slot {
     }
 }
 
-/// True for a port that takes a capability in the guest's first user namespace to bind (`LAST_RESERVED_PORT` of
-/// `linux/vm_sockets.h`). vsock knows no namespaces, so a process in a container may be able to make such sockets; it
-/// gets other ports, and no connection to the host.
+/// True for a port that only a process with CAP_NET_BIND_SERVICE in the guest's initial user namespace can bind
+/// (`LAST_RESERVED_PORT` of `include/net/af_vsock.h`). vsock has no namespaces, so a process in a container may be able
+/// to create such sockets. It gets other ports, and no connection to the host.
 fn is_reserved(guest_port: u32) -> bool {
     guest_port <= LAST_RESERVED_PORT
 }
 
-/// Connects without ever waiting: a full backlog counts as nobody there.
+/// Connects without waiting. A full backlog is an error, like the absence of a listener: the vsock thread serves all
+/// connections and must not block for one.
 fn connect_unix(path: &std::path::Path) -> io::Result<SocketStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

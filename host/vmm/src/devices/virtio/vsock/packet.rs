@@ -1,12 +1,12 @@
-//! The wire header of a vsock packet (virtio 1.3, 5.10.6).
+//! The header of a vsock packet (virtio 1.3, 5.10.6).
 
-/// Bytes of the header that starts each packet.
+/// Length in bytes of the header that starts each packet.
 pub(super) const HEADER_LEN: usize = 44;
 
-/// The well-known context id of the host (5.10.4).
+/// The host's context ID (5.10.4).
 pub(super) const HOST_CID: u64 = 2;
 
-/// `VIRTIO_VSOCK_TYPE_STREAM`, the only socket type served.
+/// `VIRTIO_VSOCK_TYPE_STREAM`, the only socket type that this device offers.
 pub(super) const TYPE_STREAM: u16 = 1;
 
 /// `VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE`: the sender will receive no more data.
@@ -15,30 +15,29 @@ pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 /// `VIRTIO_VSOCK_SHUTDOWN_F_SEND`: the sender will send no more data.
 pub(super) const SHUTDOWN_SEND: u32 = 2;
 
-/// Both directions.
 pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
-/// What a packet asks for.
+/// The operation of a packet (5.10.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
     /// Opens a stream.
     Request,
     /// Accepts a stream.
     Response,
-    /// Refuses, aborts or ends a stream.
+    /// Refuses or aborts a stream, or confirms its end.
     Rst,
-    /// Announces that a direction is over.
+    /// Announces the end of one or both directions.
     Shutdown,
     /// Carries data.
     Rw,
-    /// Tells the sender's buffer space.
+    /// Informs about the sender's buffer space.
     CreditUpdate,
-    /// Asks for a [`Op::CreditUpdate`].
+    /// Requests an [`Op::CreditUpdate`].
     CreditRequest,
 }
 
 impl Op {
-    /// The operation with this number, if it is one.
+    /// Returns the operation with this number, if there is one.
     pub(super) fn from_wire(op: u16) -> Option<Self> {
         Some(match op {
             1 => Self::Request,
@@ -52,7 +51,7 @@ impl Op {
         })
     }
 
-    /// Its number.
+    /// Returns the number of the operation.
     pub(super) fn to_wire(self) -> u16 {
         match self {
             Self::Request => 1,
@@ -69,30 +68,26 @@ impl Op {
 /// `struct virtio_vsock_hdr`, in the host's byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Context id of the sender.
     pub(super) src_cid: u64,
-    /// Context id of the receiver.
     pub(super) dst_cid: u64,
-    /// Port of the sender.
     pub(super) src_port: u32,
-    /// Port of the receiver.
     pub(super) dst_port: u32,
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     pub(super) len: u32,
-    /// Socket type; as the guest sent it, so not necessarily a known one.
+    /// Socket type. From the guest it may be any number.
     pub(super) kind: u16,
-    /// Operation; as the guest sent it, see [`Op::from_wire`].
+    /// Operation. From the guest it may be any number, see [`Op::from_wire`].
     pub(super) op: u16,
-    /// Depends on the operation.
+    /// Flags; their meaning depends on the operation.
     pub(super) flags: u32,
-    /// Bytes of buffer space the sender has for this stream.
+    /// Size of the sender's buffer for this stream in bytes (5.10.6.3).
     pub(super) buf_alloc: u32,
-    /// Bytes of payload the sender's reader took so far, modulo 2^32.
+    /// Bytes that left the sender's buffer so far, modulo 2^32 (5.10.6.3).
     pub(super) fwd_cnt: u32,
 }
 
 impl Header {
-    /// Reads a header; every pattern of bytes is one.
+    /// Parses a header. Any bytes are a header; its fields are checked where they are used.
     pub(super) fn parse(bytes: &[u8; HEADER_LEN]) -> Self {
         let mut cursor = Cursor { bytes, at: 0 };
         Self {
@@ -109,7 +104,7 @@ impl Header {
         }
     }
 
-    /// Writes the header as it goes into guest memory.
+    /// Returns the header as it is in guest memory, all fields little-endian.
     pub(super) fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let mut at = 0;
@@ -131,7 +126,7 @@ impl Header {
     }
 }
 
-/// Walks over the fields of a header; their sizes add up to [`HEADER_LEN`].
+/// Reads the fields of a header one after the other; their lengths add up to [`HEADER_LEN`].
 struct Cursor<'a> {
     bytes: &'a [u8; HEADER_LEN],
     at: usize,

@@ -1,4 +1,4 @@
-//! The host end of a connection.
+//! The host stream of a connection.
 
 use std::{
     io,
@@ -12,13 +12,13 @@ use nix::{
 
 use super::segments::Segment;
 
-/// Most pieces of guest memory given to the kernel in one call.
+/// Maximum number of pieces of guest memory in one system call. The rest of a longer list is left to the next call.
 const MAX_IOVECS: usize = 64;
 
-/// Most bytes thrown away when a stream is ended: a few socket buffers.
+/// Maximum number of bytes that are discarded when a stream is ended: a few socket buffers.
 const MAX_DISCARDED: usize = 4 << 20;
 
-/// A byte stream on the host. No call blocks: one that would answers [`io::ErrorKind::WouldBlock`].
+/// A byte stream on the host. No call blocks; instead it returns [`io::ErrorKind::WouldBlock`].
 pub(super) trait HostStream {
     /// Reads straight into guest memory; `Ok(0)` is the end of the stream. `into` is not empty.
     fn read(&mut self, into: &[Segment<'_>]) -> io::Result<usize>;
@@ -29,45 +29,46 @@ pub(super) trait HostStream {
     /// Writes the two halves of a ring buffer.
     fn write_bytes(&mut self, first: &[u8], second: &[u8]) -> io::Result<usize>;
 
-    /// The peer reads the end of the stream after what was written.
+    /// Lets the peer read the end of the stream behind the bytes written so far.
     fn shutdown_write(&mut self);
 
-    /// The peer's writes fail from now on.
+    /// Makes the peer's writes fail.
     fn shutdown_read(&mut self);
 
-    /// Ends both directions. What the peer wrote and nobody read is thrown away, so that the peer still finds a clean
-    /// end of the stream behind the bytes written to it, and not `ECONNRESET`.
+    /// Ends both directions. Unread bytes of the peer are discarded, so that the peer finds a clean end of the stream
+    /// behind the bytes written to it, and not `ECONNRESET`.
     fn finish(&mut self);
 
     /// True if the next read would find the end of the stream.
     fn is_at_end(&self) -> bool;
 
-    /// True if the peer closed both directions and left nothing to read.
+    /// True if the peer closed both directions and there is nothing left to read.
     fn is_abandoned(&self) -> bool;
 }
 
-/// A connected stream socket. Every call passes `MSG_DONTWAIT`, because `O_NONBLOCK` would belong to the open file
-/// that another process may share.
+/// A connected stream socket. Every call passes `MSG_DONTWAIT`, because `O_NONBLOCK` belongs to the open file, which
+/// another process may share.
 #[derive(Debug)]
 pub(super) struct SocketStream(OwnedFd);
 
 impl SocketStream {
-    /// Takes over a connected stream socket.
+    /// Wraps a connected stream socket.
     pub(super) fn new(socket: OwnedFd) -> Self {
         Self(socket)
     }
 
-    /// Looks at the next bytes without taking them.
+    /// Reads the next bytes and leaves them in the socket.
     pub(super) fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
         retry(|| recv(self.as_raw_fd(), bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).map_err(Into::into))
     }
 
-    /// Takes the next bytes.
+    /// Reads the next bytes.
     pub(super) fn take(&self, bytes: &mut [u8]) -> io::Result<usize> {
         retry(|| recv(self.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT).map_err(Into::into))
     }
 
     fn send(&self, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+        // MSG_NOSIGNAL: a peer that is gone is an error here, not a SIGPIPE that ends the vmm.
         let message = message(iovecs);
         retry(|| {
             // SAFETY: the header and its iovecs outlive the call, and each iovec describes memory that the caller
@@ -122,7 +123,7 @@ impl HostStream for SocketStream {
     }
 
     fn shutdown_write(&mut self) {
-        // A peer that is gone already needs no word of it.
+        // An error means that the peer is gone and reads nothing anyway.
         let _ = shutdown(self.as_raw_fd(), Shutdown::Write);
     }
 
@@ -132,6 +133,8 @@ impl HostStream for SocketStream {
 
     fn finish(&mut self) {
         let _ = shutdown(self.as_raw_fd(), Shutdown::Both);
+        // On a unix socket, closing with unread bytes resets the peer. They are read first, and
+        // a peer that writes faster than this loop reads cannot keep it going: its direction is shut down.
         let mut bin = [0; 16 << 10];
         let mut discarded = 0;
         while discarded < MAX_DISCARDED {
@@ -147,6 +150,7 @@ impl HostStream for SocketStream {
     }
 
     fn is_abandoned(&self) -> bool {
+        // A hangup alone is not enough: the peer may have written something before it left.
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         let hung_up = poll(&mut fds, PollTimeout::ZERO).is_ok()
             && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR));
@@ -156,8 +160,8 @@ impl HostStream for SocketStream {
 
 const EMPTY_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
-/// A message of these pieces, without address and ancillary data: descriptors that a client sends along are dropped
-/// by the kernel.
+/// Returns a message of these pieces, without an address and without room for ancillary data: the kernel drops
+/// descriptors that a client sends along.
 fn message(iovecs: &mut [libc::iovec]) -> libc::msghdr {
     // SAFETY: all-zero bytes are a valid `msghdr`: null pointers and zero lengths.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -166,6 +170,7 @@ fn message(iovecs: &mut [libc::iovec]) -> libc::msghdr {
     message
 }
 
+/// Repeats a system call that a signal interrupted.
 fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {

@@ -1,4 +1,4 @@
-//! The device's thread: one epoll over the queues' kicks, the hybrid socket, all streams and the handle's wishes.
+//! The device's thread, with one epoll for the queues' kicks, the hybrid socket, all streams and the handle's requests.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::DescriptorChain;
 use vmm_sys_util::{
     epoll::{ControlOperation, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
@@ -24,33 +24,34 @@ use super::{
     stream::SocketStream,
 };
 use crate::{
-    devices::virtio::{ActiveQueue, Interrupt},
+    devices::virtio::{ActiveQueue, RunningQueue},
     memory::GuestRam,
 };
 
-/// Most connect requests kept for a guest whose driver is not up.
-const MAX_WISHES: usize = 1024;
+/// Maximum number of connect requests that wait for a guest whose driver is not up.
+const MAX_PENDING: usize = 1024;
 
-/// Packets handled in one direction before the other has its turn.
+/// Maximum number of packets in one direction before the other has its turn.
 const BUDGET: usize = 64;
 
+// Tokens of the events that are not a stream's; streams have tokens from `muxer::FIRST_TOKEN` on.
 const CONTROL: u64 = 0;
 const KICK_RX: u64 = 1;
 const KICK_TX: u64 = 2;
 const LISTENER: u64 = 3;
 
-/// A host stream that shall be connected to a port of the guest.
+/// A request to connect a host stream to a port of the guest.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct ConnectRequest {
     pub(super) guest_port: u32,
     pub(super) stream: OwnedFd,
 }
 
-/// What the device, its handles and the thread share.
+/// State that the device, its handles and the thread share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// `None` once the device is gone.
-    wishes: Mutex<Option<VecDeque<Wish>>>,
+    /// Requests that no thread has taken yet; `None` once the device is gone.
+    pending: Mutex<Option<VecDeque<ConnectRequest>>>,
     wake: EventFd,
     stop: AtomicBool,
 }
@@ -58,18 +59,19 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            wishes: Mutex::new(Some(VecDeque::new())),
+            pending: Mutex::new(Some(VecDeque::new())),
             wake: EventFd::new(EFD_NONBLOCK)?,
             stop: AtomicBool::new(false),
         })
     }
 
-    /// Keeps a wish until a thread takes it; when too many wait or the device is gone, the stream is closed.
-    pub(super) fn wish(&self, wish: Wish) {
-        match &mut *self.wishes() {
-            Some(wishes) if wishes.len() < MAX_WISHES => wishes.push_back(wish),
+    /// Queues a request for the thread. If too many wait or the device is gone, the stream is closed.
+    pub(super) fn request(&self, request: ConnectRequest) {
+        match &mut *self.pending() {
+            Some(pending) if pending.len() < MAX_PENDING => pending.push_back(request),
+            // Each holds a descriptor, and a guest whose driver never comes up would let them pile up.
             Some(_) => {
-                tracing::warn!(port = wish.guest_port, "a vsock stream was turned away: too many wait for the guest");
+                tracing::warn!(port = request.guest_port, "rejecting a vsock stream: too many wait for the guest");
                 return;
             }
             None => return,
@@ -77,101 +79,43 @@ impl Shared {
         self.wake();
     }
 
-    /// Closes the streams that wait, and those that still come.
+    /// Closes the streams that wait, and those of later requests.
     pub(super) fn close(&self) {
-        *self.wishes() = None;
+        *self.pending() = None;
     }
 
-    /// Tells the thread to end, or allows a new one to run.
+    /// Ends the thread, or allows a new one to run.
     pub(super) fn set_stop(&self, stop: bool) {
         self.stop.store(stop, Ordering::Release);
         self.wake();
     }
 
     fn wake(&self) {
-        // Fails only if the counter is full; then the thread is awake anyway.
+        // Fails only if the counter is full, and then the event is raised anyway.
         let _ = self.wake.write(1);
     }
 
-    fn take_wishes(&self) -> VecDeque<Wish> {
-        self.wishes().as_mut().map(std::mem::take).unwrap_or_default()
+    fn take_pending(&self) -> VecDeque<ConnectRequest> {
+        self.pending().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn wishes(&self) -> MutexGuard<'_, Option<VecDeque<Wish>>> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A queue and what is known of it.
-struct Ring {
-    queue: Queue,
-    interrupt: Arc<dyn Interrupt>,
-    /// Buffers were returned since the driver was last told.
-    returned: bool,
-    /// The driver broke the ring; it is not looked at until the device is reset.
-    broken: bool,
-}
-
-impl Ring {
-    fn new(queue: Queue, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { queue, interrupt, returned: false, broken: false }
-    }
-
-    fn pop<'m>(&mut self, memory: &'m GuestRam) -> Option<DescriptorChain<&'m GuestRam>> {
-        if self.broken {
-            return None;
-        }
-        let popped = self.queue.iter(memory).map(|mut chains| chains.next());
-        self.unless_broken(popped).flatten()
-    }
-
-    fn give_back(&mut self, memory: &GuestRam, head: u16, len: u32) {
-        self.returned = true;
-        let added = self.queue.add_used(memory, head, len);
-        self.unless_broken(added);
-    }
-
-    /// Asks for a kick with the next buffer; true if there is one already.
-    fn enable_kicks(&mut self, memory: &GuestRam) -> bool {
-        let more = self.queue.enable_notification(memory);
-        self.unless_broken(more).unwrap_or(false) && !self.broken
-    }
-
-    fn disable_kicks(&mut self, memory: &GuestRam) {
-        let disabled = self.queue.disable_notification(memory);
-        self.unless_broken(disabled);
-    }
-
-    /// Tells the driver of returned buffers, if it wants to know.
-    fn notify(&mut self, memory: &GuestRam) {
-        if std::mem::take(&mut self.returned) && self.queue.needs_notification(memory).unwrap_or(true) {
-            self.interrupt.trigger();
-        }
-    }
-
-    fn unless_broken<T>(&mut self, result: Result<T, virtio_queue::Error>) -> Option<T> {
-        result
-            .inspect_err(|error| {
-                if !std::mem::replace(&mut self.broken, true) {
-                    tracing::warn!(%error, "the guest broke a vsock queue; it rests until the device is reset");
-                }
-            })
-            .ok()
+    fn pending(&self) -> MutexGuard<'_, Option<VecDeque<ConnectRequest>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the thread is started with.
+/// Everything that the thread needs.
 pub(super) struct Parts {
     pub(super) memory: Arc<GuestRam>,
     pub(super) rx: ActiveQueue,
     pub(super) tx: ActiveQueue,
-    /// Never written to, because nothing happens that a guest would have to hear of; kept for its descriptors.
+    /// Kept but never used: its one event reports a migration (5.10.6.7), which does not happen.
     pub(super) event: Option<ActiveQueue>,
     pub(super) endpoint: Endpoint,
     pub(super) shared: Arc<Shared>,
 }
 
-/// Sets up what can fail, so that the caller learns of it before the thread runs.
+/// Sets up everything that can fail, before the thread runs.
 pub(super) fn prepare(parts: &Parts) -> io::Result<Muxer> {
     let muxer = Muxer::new(parts.endpoint.clone(), LISTENER)?;
     for (fd, token) in [
@@ -179,40 +123,39 @@ pub(super) fn prepare(parts: &Parts) -> io::Result<Muxer> {
         (parts.rx.kick.as_raw_fd(), KICK_RX),
         (parts.tx.kick.as_raw_fd(), KICK_TX),
     ] {
-        // Edge-triggered: each write to an event counter is an edge, so the counters need no reading.
+        // Edge-triggered: each write to an eventfd is an edge, so its counter need not be read, which saves a call for
+        // each.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         muxer.epoll().ctl(ControlOperation::Add, fd, event)?;
     }
     Ok(muxer)
 }
 
-/// Runs until told to stop.
+/// Runs the device until it is stopped.
 pub(super) fn run(parts: Parts, muxer: Muxer) {
     let Parts { memory, rx, tx, event: _event, endpoint: _, shared } = parts;
     let mut worker = Worker {
         memory: &memory,
         shared: &shared,
-        rx: Ring::new(rx.queue, rx.interrupt),
-        tx: Ring::new(tx.queue, tx.interrupt),
+        rx: rx.run(),
+        tx: tx.run(),
         tx_waits: true,
         muxer,
         chain: Vec::new(),
         payload: Vec::new(),
     };
     worker.run();
-    // The counters are watched until here.
-    drop((rx.kick, tx.kick));
 }
 
 struct Worker<'m> {
     memory: &'m GuestRam,
     shared: &'m Shared,
-    rx: Ring,
-    tx: Ring,
+    rx: RunningQueue,
+    tx: RunningQueue,
     /// The transmit queue may hold packets.
     tx_waits: bool,
     muxer: Muxer,
-    /// Scratch: the memory of a chain, and of its payload.
+    /// Scratch lists, kept for their allocations: the memory of a chain, and the part of it for the payload.
     chain: Vec<Segment<'m>>,
     payload: Vec<Segment<'m>>,
 }
@@ -220,24 +163,25 @@ struct Worker<'m> {
 impl<'m> Worker<'m> {
     fn run(&mut self) {
         let mut events = [EpollEvent::default(); 64];
-        // Buffers and wishes may have come before the thread.
+        // Buffers and requests may have come before the thread, and their events are not repeated.
         let mut more = true;
-        self.grant_wishes(Instant::now());
+        self.connect_pending(Instant::now());
         while !self.shared.stop.load(Ordering::Acquire) {
+            // With work left the events are only collected, so that a busy connection does not delay the others.
             let timeout = if more { 0 } else { self.sleep_ms() };
             let count = match self.muxer.epoll().wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) => {
-                    tracing::error!(%error, "the vsock device stops: it can't wait for events");
+                    tracing::error!(%error, "the vsock device stopped: cannot wait for events");
                     return;
                 }
             };
             let now = Instant::now();
             for event in &events[..count] {
                 match event.data() {
-                    CONTROL => self.grant_wishes(now),
-                    // New buffers are tried below in any case.
+                    CONTROL => self.connect_pending(now),
+                    // The receive queue is looked at below in any case.
                     KICK_RX => {}
                     KICK_TX => self.tx_waits = true,
                     LISTENER => self.muxer.accept(now),
@@ -245,13 +189,16 @@ impl<'m> Worker<'m> {
                 }
             }
             self.muxer.expire(now);
+            // Packets of the guest before packets for it: they bring credit, and RSTs that make others unnecessary.
             self.transmit(now);
             let output_left = self.receive(now);
-            more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.broken);
+            // A stalled transmit queue waits for receive buffers, whose kick continues it; a broken one waits for a
+            // reset.
+            more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.queue.is_broken());
         }
     }
 
-    /// For `epoll_wait`: rounded up, so that a deadline has passed when the thread wakes.
+    /// Returns the timeout for `epoll_wait`, rounded up: when the thread wakes, the deadline has passed.
     fn sleep_ms(&self) -> i32 {
         match self.muxer.timeout(Instant::now()) {
             None => -1,
@@ -259,36 +206,44 @@ impl<'m> Worker<'m> {
         }
     }
 
-    fn grant_wishes(&mut self, now: Instant) {
-        for Wish { guest_port, stream } in self.shared.take_wishes() {
+    fn connect_pending(&mut self, now: Instant) {
+        for ConnectRequest { guest_port, stream } in self.shared.take_pending() {
             self.muxer.connect(guest_port, SocketStream::new(stream), false, now);
         }
     }
 
-    /// Takes packets from the guest, a bounded number.
+    /// Handles a bounded number of packets of the guest.
     fn transmit(&mut self, now: Instant) {
         if !self.tx_waits {
             return;
         }
-        self.tx.disable_kicks(self.memory);
+        // A driver need not kick a queue that is being looked at.
+        self.tx.queue.disable_notifications(self.memory);
         for _ in 0..BUDGET {
+            // The packet might have to be answered with an RST for which there is no room (5.10.6.1). The chain stays
+            // in the queue, so that the driver sees it as not processed.
             if self.muxer.is_stalled() {
                 break;
             }
-            if let Some(chain) = self.tx.pop(self.memory) {
+            if let Some(chain) = self.tx.queue.pop(self.memory) {
                 let head = chain.head_index();
                 self.take_packet(chain, now);
-                self.tx.give_back(self.memory, head, 0);
-            } else if !self.tx.enable_kicks(self.memory) {
+                self.tx.queue.complete(self.memory, head, 0);
+            // Only an empty queue asks for kicks; if a chain came meanwhile, the loop takes it.
+            } else if !self.tx.queue.enable_notifications(self.memory) {
                 self.tx_waits = false;
                 break;
             }
         }
+        // One interrupt for the batch.
         self.tx.notify(self.memory);
     }
 
-    /// One packet of the guest. Its header is copied once and never looked at in guest memory again.
+    /// Handles a packet of the guest. Its header is copied once and never read from guest memory again, so the guest
+    /// cannot change it between check and use.
     fn take_packet(&mut self, chain: DescriptorChain<&'m GuestRam>, now: Instant) {
+        // A malformed chain or one without a complete header names no connection: it is returned and has no other
+        // effect.
         let Ok(total) = segments::gather(self.memory, chain, Access::Readable, &mut self.chain) else {
             return;
         };
@@ -297,23 +252,28 @@ impl<'m> Worker<'m> {
             return;
         }
         let header = Header::parse(&bytes);
+        // The chain may be longer than the packet (5.10.6). A packet longer than its chain violates the protocol, which
+        // ends its connection.
         let len = header.len as usize;
         segments::window(&self.chain, HEADER_LEN, len, &mut self.payload);
         let complete = len <= total - HEADER_LEN;
         self.muxer.transmit(&header, complete.then_some(&self.payload[..]), now);
     }
 
-    /// Gives the guest packets, a bounded number; true if there may be more and buffers for them.
+    /// Gives the guest a bounded number of packets; true if there may be more, and buffers for them.
     fn receive(&mut self, now: Instant) -> bool {
         if !self.muxer.has_output() {
             return false;
         }
-        self.rx.disable_kicks(self.memory);
+        self.rx.queue.disable_notifications(self.memory);
         let mut budget = BUDGET;
         while budget > 0 && self.muxer.has_output() {
-            let Some(chain) = self.rx.pop(self.memory) else {
-                if self.rx.enable_kicks(self.memory) {
-                    self.rx.disable_kicks(self.memory);
+            // A buffer is taken before it is certain that there is a packet: the payload is read straight into it.
+            let position = self.rx.queue.position();
+            let Some(chain) = self.rx.queue.pop(self.memory) else {
+                // Out of buffers: the kick for the next one continues. None is needed if one has come in this moment.
+                if self.rx.queue.enable_notifications(self.memory) {
+                    self.rx.queue.disable_notifications(self.memory);
                     continue;
                 }
                 break;
@@ -321,9 +281,11 @@ impl<'m> Worker<'m> {
             budget -= 1;
             let head = chain.head_index();
             if let Some(len) = self.fill(chain, now) {
-                self.rx.give_back(self.memory, head, len);
+                self.rx.queue.complete(self.memory, head, len);
             } else {
-                self.rx.queue.go_to_previous_position();
+                // No packet after all. The buffer stays available, and connections that may have become ready are tried
+                // in the next round.
+                self.rx.queue.rewind(position);
                 budget = 0;
                 break;
             }
@@ -332,15 +294,18 @@ impl<'m> Worker<'m> {
         budget == 0 && self.muxer.has_output()
     }
 
-    /// Puts a packet into a buffer and returns the bytes used of it; `None` if there is no packet. A buffer that can't
-    /// hold what there is goes back empty.
+    /// Writes a packet into a buffer and returns the number of bytes used; `None` if there is no packet. A buffer that
+    /// cannot hold a packet is returned empty.
     fn fill(&mut self, chain: DescriptorChain<&'m GuestRam>, now: Instant) -> Option<u32> {
         let gathered = segments::gather(self.memory, chain, Access::Writable, &mut self.chain);
         if gathered.is_err() || gathered.is_ok_and(|total| total < HEADER_LEN) {
             return Some(0);
         }
+        // The payload goes behind the header, which is written last, when the length is known.
         segments::window(&self.chain, HEADER_LEN, usize::MAX, &mut self.payload);
         let Some(header) = self.muxer.next_packet(&self.payload, now) else {
+            // A buffer for a header only cannot take the data for which it was chosen. It is returned, or it would
+            // block the queue for ever.
             return self.payload.is_empty().then_some(0);
         };
         segments::copy_in(&self.chain, &header.to_bytes());

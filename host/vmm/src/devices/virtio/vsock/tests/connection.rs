@@ -170,7 +170,7 @@ fn an_orphan_ends_when_its_reader_leaves() {
 }
 
 #[test]
-fn a_host_that_leaves_tells_the_guest_that_both_directions_are_over() {
+fn a_host_that_leaves_ends_both_directions_for_the_guest() {
     let mut pair = Pair::established(256 << 10, usize::MAX);
     pair.host_sends(b"bye");
     pair.host_leaves();
@@ -192,7 +192,7 @@ fn a_hang_up_after_the_hosts_half_close_ends_the_other_half_too() {
 }
 
 #[test]
-fn a_host_that_reads_no_more_is_still_heard() {
+fn bytes_of_a_host_that_reads_no_more_still_arrive() {
     let mut pair = Pair::established(256 << 10, usize::MAX);
     pair.host().deaf = true;
     pair.guest_sends(b"nobody reads this");
@@ -223,7 +223,7 @@ fn a_close_needs_no_credit() {
 }
 
 #[test]
-fn an_end_that_nobody_confirms_is_enforced() {
+fn an_end_that_the_guest_does_not_confirm_is_enforced() {
     let mut pair = Pair::established(256 << 10, usize::MAX);
     pair.host_leaves();
     assert_eq!(pair.ops(), [Op::Shutdown]);
@@ -413,7 +413,7 @@ fn host_bytes_are_coalesced_into_full_buffers() {
 }
 
 #[test]
-fn a_buffer_without_room_for_data_does_not_look_like_the_end_of_the_stream() {
+fn a_buffer_without_room_for_data_is_not_taken_for_the_end() {
     let mut pair = Pair::established(256 << 10, usize::MAX);
     pair.host_sends(b"data");
     assert_eq!(pair.guest.poll(&mut pair.connection, 0, pair.now), None);

@@ -99,7 +99,7 @@ fn the_guest_may_fill_the_buffer_but_not_a_byte_more() {
 }
 
 #[test]
-fn an_update_is_due_when_the_guest_sees_less_than_half_and_something_is_free() {
+fn an_update_is_due_when_the_guest_sees_less_than_half_free() {
     let mut credit = OwnCredit::default();
     credit.receive(BUF_ALLOC as usize).unwrap();
     assert!(!credit.update_due(), "there is nothing to tell");

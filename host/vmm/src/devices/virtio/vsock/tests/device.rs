@@ -31,13 +31,13 @@ fn echo(driver: &mut Driver, until_closed: usize) {
     while echo.closed < until_closed {
         while let Some((header, payload)) = driver.try_receive() {
             last = Instant::now();
-            if let Some(answer) = echo.hear(&header, payload) {
+            if let Some(answer) = echo.on_packet(&header, payload) {
                 driver.send(&answer, b"", Layout::One);
             }
         }
         for port in echo.ports() {
             let most = if driver.can_send() { 60_000 } else { 0 };
-            let Some((header, data)) = echo.say(port, most) else { continue };
+            let Some((header, data)) = echo.next_packet(port, most) else { continue };
             if data.is_empty() {
                 driver.send(&header, b"", Layout::One);
                 continue;
@@ -50,7 +50,7 @@ fn echo(driver: &mut Driver, until_closed: usize) {
     }
 }
 
-/// Writes all, ends its half, and expects all of it back.
+/// Writes all data, ends its half, and expects the data back.
 fn talk(mut stream: UnixStream, data: Vec<u8>, slow: bool) -> io::Result<bool> {
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut writer = stream.try_clone()?;
@@ -144,7 +144,7 @@ fn a_client_of_the_hybrid_socket_reads_ok_and_talks() {
 }
 
 #[test]
-fn a_client_whose_port_nobody_serves_is_closed_without_ok() {
+fn a_client_whose_port_is_not_served_is_closed_without_ok() {
     let mut machine = Machine::on();
     let mut client = UnixStream::connect(machine.socket()).unwrap();
     client.write_all(b"CONNECT 52\n").unwrap();
@@ -216,7 +216,7 @@ fn streams_that_wait_for_the_driver_are_bounded() {
     let machine = Machine::off(Driver::new(true, 4096));
     let (_ours, theirs) = UnixStream::pair().unwrap();
     for _ in 0..MAX_CONNECTIONS {
-        // Copies of one descriptor are enough to fill the queue; a failing copy would fail the test.
+        // Copies of one descriptor are enough to fill the queue. Without descriptors left there is nothing to test.
         let Ok(copy) = theirs.try_clone() else { return };
         machine.handle.connect(1, copy.into());
     }
@@ -338,7 +338,7 @@ fn garbage_from_the_guest_neither_stops_nor_crashes_the_device() {
         machine.driver.send_bytes(&bytes, Layout::Pieces(1 + seed as usize % 7));
         while machine.driver.try_receive().is_some() {}
     }
-    // A chain outside memory, and buffers that can't hold a header.
+    // A chain outside of memory, and buffers that cannot hold a header.
     machine.driver.describe(TX, 200, u64::MAX - 5, 100, 0);
     machine.driver.offer(TX, 200);
     machine.driver.describe(RX, 250, 0x1000, 0, 2);
@@ -398,7 +398,7 @@ fn a_broken_ring_does_not_spin_and_a_reset_mends_it() {
 }
 
 #[test]
-fn the_driver_is_interrupted_for_packets_but_not_for_each_one_it_has_yet_to_see() {
+fn the_driver_is_interrupted_once_for_packets_that_it_has_not_seen() {
     let mut machine = Machine::on();
     let (mut host, _) = machine.stream();
     let before = machine.driver.interrupts(RX);

@@ -39,15 +39,15 @@ const TX_STRIDE: u64 = 0x2_0000;
 const TX_TABLES: u64 = 0x80_0000;
 const MEMORY: usize = 64 << 20;
 
-/// Packets that wait in the transmit queue at most; each has its own buffer and indirect table.
+/// Maximum number of packets in the transmit queue; each has a buffer and an indirect table of its own.
 const TX_SLOTS: u16 = 64;
 
-/// How a packet is laid out in descriptors.
+/// The layout of a packet in descriptors.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Layout {
     /// Header and payload in one.
     One,
-    /// Cut into this many of about the same size, also through the header.
+    /// This many pieces of about the same size, cut through the header as well.
     Pieces(usize),
 }
 
@@ -71,7 +71,7 @@ impl Interrupt for Counter {
     }
 }
 
-/// One queue as the driver knows it.
+/// The driver's side of a queue.
 struct Ring {
     base: u64,
     kick: EventFd,
@@ -86,7 +86,7 @@ pub(super) struct Driver {
     event_idx: bool,
     rx_len: u32,
     tx_free: Vec<u16>,
-    /// Is interrupted only for what it [listens](Self::listen) for, as Linux's driver; else it looks by itself.
+    /// Like Linux's driver, sleeps until an interrupt for which it [listens](Self::listen); otherwise it polls.
     sleeps: bool,
 }
 
@@ -94,7 +94,7 @@ pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;
 
 impl Driver {
-    /// A driver whose receive buffers have `rx_len` bytes, at most 16 KiB.
+    /// Creates a driver whose receive buffers have `rx_len` bytes, at most 16 KiB.
     pub(super) fn new(event_idx: bool, rx_len: u32) -> Self {
         let ring = |index: u64| Ring {
             base: 0x1000 + index * RING_STRIDE,
@@ -113,12 +113,12 @@ impl Driver {
         }
     }
 
-    /// A driver that sleeps between interrupts, with so many packets on their way at most.
+    /// Creates a driver that sleeps between interrupts and has at most `slots` packets on their way.
     pub(super) fn sleeping(event_idx: bool, rx_len: u32, slots: u16) -> Self {
         Self { sleeps: true, tx_free: (0..slots.min(TX_SLOTS)).collect(), ..Self::new(event_idx, rx_len) }
     }
 
-    /// Wants an interrupt for the next chain that comes back; true if there is one already.
+    /// Asks for an interrupt for the next completed chain; true if there is one already.
     pub(super) fn listen(&self, ring: usize) -> bool {
         let Ring { base, used, .. } = self.rings[ring];
         if self.event_idx {
@@ -128,7 +128,7 @@ impl Driver {
         self.load(base + USED + 2) != used
     }
 
-    /// Waits for an interrupt; false when there is none for so long.
+    /// Waits for an interrupt; false if none comes within `longest`.
     pub(super) fn sleep(&self, rings: &[usize], longest: Duration) -> bool {
         let lines: Vec<_> = rings.iter().map(|ring| &self.rings[*ring].interrupts.1).collect();
         // SAFETY: the lines stay open as long as the driver, which is borrowed.
@@ -141,7 +141,7 @@ impl Driver {
         woken
     }
 
-    /// What the transport gives the device at `DRIVER_OK`.
+    /// The activation that a transport passes to the device at `DRIVER_OK`.
     pub(super) fn activation(&self) -> Activation {
         let queues = self
             .rings
@@ -179,12 +179,12 @@ impl Driver {
         self.memory.write_obj(descriptor, GuestAddress(at)).unwrap();
     }
 
-    /// Makes a chain available and kicks if the device wants to know.
+    /// Makes a chain available, and kicks unless the device declines.
     pub(super) fn offer(&mut self, ring: usize, head: u16) {
         self.offer_all(ring, &[head]);
     }
 
-    /// Makes chains available together, and kicks once if the device wants to know.
+    /// Makes chains available together, and kicks once unless the device declines.
     pub(super) fn offer_all(&mut self, ring: usize, heads: &[u16]) {
         let (base, old) = (self.rings[ring].base, self.rings[ring].avail);
         let mut new = old;
@@ -216,7 +216,7 @@ impl Driver {
         self.kick(ring);
     }
 
-    /// The next chain that the device returned: its head and length.
+    /// Takes the next completed chain: its head and length.
     pub(super) fn returned(&mut self, ring: usize) -> Option<(u16, u32)> {
         let (base, used) = (self.rings[ring].base, self.rings[ring].used);
         if self.load(base + USED + 2) == used {
@@ -231,7 +231,6 @@ impl Driver {
         Some((head as u16, len))
     }
 
-    /// Offers receive buffers.
     pub(super) fn offer_rx(&mut self, indices: std::ops::Range<u16>) {
         for index in indices {
             let address = RX_BUFFERS + u64::from(index) * RX_STRIDE;
@@ -240,14 +239,14 @@ impl Driver {
         }
     }
 
-    /// A packet of the device, if there is one; its buffer is offered again.
+    /// Takes a packet of the device, if there is one, and offers its buffer again.
     pub(super) fn try_receive(&mut self) -> Option<(Header, Vec<u8>)> {
         let (head, header, payload) = self.take_received()?;
         self.offer(RX, head);
         Some((header, payload))
     }
 
-    /// A packet of the device, if there is one, and its buffer.
+    /// Takes a packet of the device, if there is one, and its buffer.
     pub(super) fn take_received(&mut self) -> Option<(u16, Header, Vec<u8>)> {
         let (head, len) = self.returned(RX)?;
         assert!(len >= HEADER_LEN as u32 && len <= self.rx_len, "{len} bytes used");
@@ -259,7 +258,7 @@ impl Driver {
         Some((head, header, bytes.split_off(HEADER_LEN)))
     }
 
-    /// The next packet of the device.
+    /// Waits for the next packet of the device.
     pub(super) fn receive(&mut self) -> (Header, Vec<u8>) {
         let start = Instant::now();
         loop {
@@ -280,13 +279,12 @@ impl Driver {
         !self.tx_free.is_empty()
     }
 
-    /// Sends a packet.
     pub(super) fn send(&mut self, header: &Header, payload: &[u8], layout: Layout) {
         let bytes = [&header.to_bytes()[..], payload].concat();
         self.send_bytes(&bytes, layout);
     }
 
-    /// Sends bytes that need not be a packet.
+    /// Sends bytes that need not be a valid packet.
     pub(super) fn send_bytes(&mut self, bytes: &[u8], layout: Layout) {
         let start = Instant::now();
         while !self.can_send() {

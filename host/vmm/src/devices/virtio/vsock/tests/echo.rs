@@ -1,4 +1,4 @@
-//! A program in the guest that sends back what it is sent, as a driver without threads of its own runs it.
+//! A program in the guest that sends back what it receives, for a driver without threads.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,7 +16,8 @@ struct Stream {
     ended: bool,
 }
 
-/// It accepts every stream, and ends one when the host has ended its half and everything went back.
+/// The program. It accepts every stream, and ends one when the host has ended its half and everything has been sent
+/// back.
 #[derive(Default)]
 pub(super) struct Echo {
     streams: HashMap<u32, Stream>,
@@ -25,8 +26,8 @@ pub(super) struct Echo {
 }
 
 impl Echo {
-    /// Takes a packet of the device; what has to be answered at once.
-    pub(super) fn hear(&mut self, header: &Header, payload: Vec<u8>) -> Option<Header> {
+    /// Handles a packet of the device and returns the answer that it needs at once.
+    pub(super) fn on_packet(&mut self, header: &Header, payload: Vec<u8>) -> Option<Header> {
         let port = header.src_port;
         let op = Op::from_wire(header.op).unwrap();
         let Some(stream) = self.streams.get_mut(&port) else {
@@ -56,8 +57,8 @@ impl Echo {
         self.streams.keys().copied().collect()
     }
 
-    /// What a stream has to send: at most so many bytes, or its end.
-    pub(super) fn say(&mut self, port: u32, most: usize) -> Option<(Header, Vec<u8>)> {
+    /// Returns the next packet of a stream: at most `most` bytes, or its end.
+    pub(super) fn next_packet(&mut self, port: u32, most: usize) -> Option<(Header, Vec<u8>)> {
         let stream = self.streams.get_mut(&port)?;
         let from = Header { src_port: 1024, dst_port: port, ..request(0, 0) };
         let room = stream.limit.wrapping_sub(stream.sent) as usize;
@@ -76,7 +77,7 @@ impl Echo {
         }
     }
 
-    /// Whether a stream has data to send and credit for it.
+    /// True if a stream has data to send and credit for it.
     pub(super) fn is_ready(&self) -> bool {
         self.streams.values().any(|stream| !stream.back.is_empty() && stream.limit != stream.sent)
     }

@@ -15,7 +15,7 @@ fn a_request_names_the_port() {
 }
 
 #[test]
-fn what_is_no_request_is_invalid() {
+fn other_lines_are_invalid() {
     for line in [
         &b"\n"[..],
         b"CONNECT\n",

@@ -61,7 +61,7 @@ impl Machine {
         header
     }
 
-    /// A stream handed in and accepted by the guest; the header is that of the guest's packets.
+    /// Hands in a stream that the guest accepts. The header is that of the guest's packets.
     pub(super) fn stream(&mut self) -> (UnixStream, Header) {
         let host = self.hand_in(1024);
         let request = self.expect(Op::Request);

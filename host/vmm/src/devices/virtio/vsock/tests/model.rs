@@ -1,4 +1,4 @@
-//! A host stream in memory and a guest as Linux behaves, for tests of the state machine.
+//! A host stream in memory, and a guest that behaves like Linux, for tests of the state machine.
 
 use std::{
     cell::RefCell,
@@ -16,7 +16,7 @@ use crate::devices::virtio::vsock::{
     stream::HostStream,
 };
 
-/// What the host program at the other end of the stream did and saw.
+/// Actions and observations of the host program at the other end of the stream.
 #[expect(clippy::struct_excessive_bools, reason = "independent observations")]
 #[derive(Debug, Default)]
 pub(super) struct Host {
@@ -26,7 +26,7 @@ pub(super) struct Host {
     pub(super) eof: bool,
     /// Written by the device.
     pub(super) incoming: Vec<u8>,
-    /// How much more the device may write before it would block.
+    /// Number of bytes that the device may write before it would block.
     pub(super) space: usize,
     /// The program does not read any more.
     pub(super) deaf: bool,
@@ -124,7 +124,7 @@ impl HostStream for MemoryStream {
 /// The guest's side of one connection: its credit both ways and its application.
 #[derive(Debug)]
 pub(super) struct Guest {
-    /// What the guest tells of itself.
+    /// The credit that the guest announces.
     pub(super) buf_alloc: u32,
     pub(super) fwd_cnt: u32,
     /// Packets that its application has not read.
@@ -176,7 +176,6 @@ impl Guest {
         }
     }
 
-    /// Sends a control packet.
     pub(super) fn control(&mut self, connection: &mut Connection<MemoryStream>, op: Op, flags: u32, now: Instant) {
         let header = self.header(op, 0, flags);
         connection.receive(op, &header, &[], now);
@@ -231,7 +230,7 @@ impl Guest {
         Some(reply)
     }
 
-    /// The application reads. Like Linux, the guest tells of it only when its buffer looks rather full.
+    /// Lets the application read. Like Linux, the guest sends an update only if its buffer looks nearly full.
     pub(super) fn read(&mut self, connection: &mut Connection<MemoryStream>, mut len: usize, now: Instant) {
         while len > 0 {
             let Some(packet) = self.queue.front_mut() else { break };

@@ -41,7 +41,7 @@ impl Bench {
         self.directory.path()
     }
 
-    /// Lets everything happen that is due.
+    /// Handles all events and deadlines that are due.
     fn turn(&mut self) {
         let mut events = [EpollEvent::default(); 32];
         loop {
@@ -114,7 +114,7 @@ fn a_packet_for_no_connection_is_answered_with_rst_to_its_sender() {
 }
 
 #[test]
-fn a_packet_of_unknown_type_or_operation_is_answered_with_rst_of_the_same_type() {
+fn a_packet_of_unknown_type_or_operation_gets_an_rst_of_its_type() {
     let mut bench = Bench::new(4);
     bench.send(Header { kind: 2, ..header(7, 70, Op::Request) }, &mut []);
     let (reset, _) = bench.packet().unwrap();
@@ -124,7 +124,7 @@ fn a_packet_of_unknown_type_or_operation_is_answered_with_rst_of_the_same_type()
 }
 
 #[test]
-fn a_packet_for_another_machine_is_refused_and_one_from_another_is_dropped() {
+fn a_packet_for_another_machine_is_refused_one_from_another_dropped() {
     let mut bench = Bench::new(4);
     bench.send(Header { dst_cid: 43, ..header(7, 70, Op::Request) }, &mut []);
     let (reset, _) = bench.packet().unwrap();
@@ -165,7 +165,7 @@ fn the_guest_reaches_the_program_that_listens_for_its_port() {
 }
 
 #[test]
-fn a_port_that_any_process_of_the_guest_can_have_reaches_nobody() {
+fn an_unreserved_port_of_the_guest_reaches_no_host_program() {
     let mut bench = Bench::new(4);
     let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
     server.set_nonblocking(true).unwrap();
@@ -278,7 +278,7 @@ fn a_client_that_talks_nonsense_or_nothing_is_turned_away() {
 }
 
 #[test]
-fn a_port_that_the_guest_uses_again_does_not_meet_the_bytes_of_its_old_connection() {
+fn a_reused_port_does_not_meet_bytes_of_its_old_connection() {
     let mut bench = Bench::new(4);
     let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
     bench.send(header(7, 70, Op::Request), &mut []);
@@ -333,7 +333,7 @@ fn bytes_that_the_guest_did_not_read_do_not_turn_the_end_into_an_error() {
 }
 
 #[test]
-fn connections_that_come_and_go_while_the_guest_takes_no_packet_leave_nothing_behind() {
+fn connections_that_end_while_the_guest_takes_no_packet_leave_nothing() {
     let mut bench = Bench::new(4);
     for _ in 0..100 {
         drop(bench.connect(5));

@@ -24,7 +24,7 @@ fn descriptor(address: u64, len: u32, flags: u32) -> RawDescriptor {
 }
 
 #[test]
-fn readable_and_writable_descriptors_are_told_apart_and_empty_ones_skipped() {
+fn readable_and_writable_descriptors_are_separated_and_empty_ones_skipped() {
     let memory = memory();
     let queue = MockSplitQueue::new(&memory, 16);
     let descriptors = [

@@ -1,4 +1,4 @@
-//! A guest that sleeps between interrupts, as Linux's driver does: an interrupt or a kick too few stands still for ever.
+//! A guest that sleeps between interrupts, as Linux's driver does: a missing interrupt or kick stalls it for ever.
 
 use std::{
     collections::VecDeque,
@@ -17,18 +17,19 @@ use bulkhead_queue::testing::Numbers;
 
 use crate::devices::virtio::{VirtioDevice, vsock::packet::Header};
 
-/// Longer than anything takes here.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any step takes.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A guest that sends back what it is sent.
+/// A guest that sends back what it receives.
 struct Guest {
     driver: Driver,
     numbers: Numbers,
     echo: Echo,
     /// Packets that have no place in the transmit queue yet.
     out: VecDeque<(Header, Vec<u8>)>,
-    /// Buffers that are not offered again yet, and how many there are in all.
+    /// Buffers that are not offered again yet.
     spare: Vec<u16>,
+    /// Number of all buffers.
     buffers: u16,
 }
 
@@ -36,11 +37,11 @@ impl Guest {
     fn answer(&mut self) {
         for port in self.echo.ports() {
             let most = self.numbers.below(60_000) as usize + 1;
-            self.out.extend(self.echo.say(port, most));
+            self.out.extend(self.echo.next_packet(port, most));
         }
     }
 
-    /// One interrupt's work; true when there is more.
+    /// Does the work of an interrupt; true if there is more.
     fn work(&mut self) -> bool {
         let mut most = self.numbers.below(40);
         while most > 0
@@ -48,10 +49,10 @@ impl Guest {
         {
             most -= 1;
             self.spare.push(head);
-            self.out.extend(self.echo.hear(&header, payload).map(|answer| (answer, Vec::new())));
+            self.out.extend(self.echo.on_packet(&header, payload).map(|answer| (answer, Vec::new())));
         }
         self.answer();
-        // As Linux does, it offers what it has read when half of the buffers are gone.
+        // Like Linux, offers the buffers that were read again when half of them are gone.
         if self.spare.len() * 2 >= usize::from(self.buffers) {
             self.driver.offer_all(RX, &std::mem::take(&mut self.spare));
         }
@@ -66,7 +67,7 @@ impl Guest {
         most == 0 || (self.echo.is_ready() && self.out.is_empty())
     }
 
-    /// Until so many streams have ended.
+    /// Runs until so many streams have ended.
     fn run(&mut self, streams: usize) {
         while self.echo.closed < streams {
             if self.work() || self.echo.closed == streams {
@@ -74,21 +75,21 @@ impl Guest {
             }
             let rings = if self.out.is_empty() { &[RX][..] } else { &[RX, TX] };
             let ready = rings.iter().any(|ring| self.driver.listen(*ring));
-            let woken = ready || self.driver.sleep(rings, PATIENCE);
+            let woken = ready || self.driver.sleep(rings, TIMEOUT);
             assert!(woken, "no interrupt: {} of {streams} ended, {} packets wait", self.echo.closed, self.out.len());
         }
     }
 }
 
-/// Writes some and reads it back, again and again; the longest wait.
+/// Writes data and reads it back, `rounds` times, and returns the longest wait.
 fn converse(mut stream: UnixStream, seed: u32, rounds: u32) -> Duration {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (mut numbers, mut longest) = (Numbers(seed), Duration::ZERO);
     for round in 0..rounds {
         let len = if numbers.below(8) == 0 { numbers.below(150_000) } else { numbers.below(500) } + 1;
         let data = vec![round as u8; len as usize];
         let begun = Instant::now();
-        // In pieces that fit into the socket's own buffer, so that this side is not what waits.
+        // In pieces that fit into the socket's buffer, so that this side does not block.
         for piece in data.chunks(20_000) {
             stream.write_all(piece).unwrap();
             let mut back = vec![0; piece.len()];
@@ -126,7 +127,7 @@ fn conversations(event_idx: bool, buffers: u16, slots: u16) {
 }
 
 #[test]
-fn no_conversation_stands_still_whatever_driver_and_device_do_at_the_same_time() {
+fn no_conversation_stalls_whatever_driver_and_device_do_at_once() {
     for (buffers, slots) in [(1, 1), (2, 3), (16, 2), (128, 64)] {
         conversations(true, buffers, slots);
         conversations(false, buffers, slots);

@@ -11,30 +11,26 @@ use super::{
     api::{Command, Event, MAX_PACKET},
     error::VmmError,
 };
-use bulkhead_ipc::{channel, inherited, report::chain};
+use bulkhead_ipc::{channel, inherited};
 
-/// The socket.
-pub(super) struct Control(OwnedFd);
+/// The inherited end of the socket pair.
+pub(super) struct ControlSocket(OwnedFd);
 
-impl Control {
-    /// Takes the inherited descriptor, if it is what the backend hands over.
+impl ControlSocket {
+    /// Takes the inherited descriptor; an error if the process was not started by a backend.
     pub(super) fn inherited() -> Result<Self, VmmError> {
-        inherited::socket(SockType::SeqPacket).map(Self).ok_or_else(|| {
-            let fd = inherited::FD;
-            VmmError::Control(format!(
-                "descriptor {fd} is no SOCK_SEQPACKET socket; `bulkhead vmm` is started by the backend"
-            ))
-        })
+        inherited::socket(SockType::SeqPacket).map(Self).ok_or(VmmError::NoControlSocket(inherited::FD))
     }
 
-    /// The next command with the descriptor beside it; `None` when the backend is gone.
+    /// Waits for the next command and its descriptor; `None` when the backend is gone.
     pub(super) fn receive(&self) -> Result<Option<(Command, Option<OwnedFd>)>, VmmError> {
-        channel::receive(&self.0, MAX_PACKET).map_err(|error| VmmError::Control(chain(&error)))
+        Ok(channel::receive(&self.0, MAX_PACKET)?)
     }
 
-    /// Sends an event; a backend that is gone is noticed by [`Self::receive`].
+    /// Sends an event. An error is ignored: [`Self::receive`] finds out that the backend is gone.
     pub(super) fn send(&self, event: &Event) {
         if let Ok(packet) = serde_json::to_vec(event) {
+            // May block while the backend is busy: nothing but this thread waits for it, least of all a vCPU.
             let _ = nix::sys::socket::sendmsg::<()>(
                 self.0.as_raw_fd(),
                 &[IoSlice::new(&packet)],
@@ -46,7 +42,7 @@ impl Control {
     }
 }
 
-impl AsFd for Control {
+impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
