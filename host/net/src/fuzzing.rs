@@ -122,10 +122,10 @@ impl FrameSink for Frames {
 pub fn rings(bytes: &[u8], frames: &[usize], event_idx: bool, mergeable: bool) {
     let memory = fuzzing::memory(bytes);
     let mut ring = Ring::new().unwrap();
-    ring.set_event_idx(event_idx);
-    fuzzing::lay_out(&mut ring.queue);
+    ring.queue.queue_mut().set_event_idx(event_idx);
+    fuzzing::lay_out(ring.queue.queue_mut());
     for len in frames {
-        if ring.queue.is_valid(&memory) {
+        if ring.queue.queue().is_valid(&memory) {
             ring.pop_frames(&memory, usize::from(fuzzing::SIZE), |frame| {
                 assert!(frame.len() <= super::frame::MAX_FRAME);
             });

@@ -4,10 +4,7 @@
 //! `virtio_queue`, addresses by `vm_memory`, and buffers outside of guest memory count as the driver's own loss. Nothing
 //! is read twice that was checked once, except the data itself.
 
-use std::{
-    io::{self, Read},
-    sync::atomic::{Ordering, fence},
-};
+use std::io::{self, Read};
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
@@ -18,7 +15,7 @@ use super::{
     offload::Head,
     sink::FrameSink,
 };
-use bulkhead_queue::GuestRam;
+use bulkhead_queue::{GuestRam, SplitQueue};
 
 /// Frames taken from the guest before the host's sockets have their turn.
 pub(super) const BURST: usize = 128;
@@ -32,13 +29,10 @@ const MIN_DATA: usize = 1024;
 
 /// One of the two queues.
 pub(crate) struct Ring {
-    pub(crate) queue: Queue,
+    pub(crate) queue: SplitQueue,
     pub(super) kick: Option<EventFd>,
     pub(crate) call: Option<EventFd>,
     pub(super) enabled: bool,
-    event_idx: bool,
-    /// Next used index when the driver was last signalled.
-    signalled: u16,
     /// Next available index when there were too few buffers.
     short_at: u16,
     /// Chains taken for the current frame: head index, and the end of its buffers in `buffers`.
@@ -90,33 +84,25 @@ impl FrameSink for RxSink<'_> {
 impl Ring {
     pub(super) fn new() -> Result<Self, virtio_queue::Error> {
         Ok(Self {
-            queue: Queue::new(MAX_QUEUE_SIZE)?,
+            queue: SplitQueue::new(Queue::new(MAX_QUEUE_SIZE)?),
             kick: None,
             call: None,
             enabled: false,
-            event_idx: false,
-            signalled: 0,
             short_at: 0,
             chains: Vec::new(),
             buffers: Vec::new(),
         })
     }
 
-    pub(super) fn set_event_idx(&mut self, on: bool) {
-        self.event_idx = on;
-        self.queue.set_event_idx(on);
-    }
-
-    /// Sets the used index from which on the queue is continued.
+    /// Sets the used index from which on the queue is continued. Signals for earlier elements are the vmm's to give when
+    /// it hands the queue over.
     pub(super) fn set_used(&mut self, used: u16) {
-        self.queue.set_next_used(used);
-        // A signal for earlier elements is the vmm's to give when it hands the queue over.
-        self.signalled = used;
+        self.queue.restart(used);
     }
 
     /// True while frames may move.
     pub(crate) fn runs(&self) -> bool {
-        self.enabled && self.queue.ready() && self.kick.is_some()
+        self.enabled && self.queue.queue().ready() && self.kick.is_some()
     }
 
     /// Takes at most `most` frames of the guest; true when there may be more.
@@ -136,10 +122,10 @@ impl Ring {
     ) -> bool {
         let mut buffer = Vec::new();
         for _ in 0..most {
-            let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
+            let Some(chain) = self.queue.pop(memory) else {
                 self.signal(memory);
                 // The driver may have added a frame between the look above and this request for a kick: then there is more.
-                return self.queue.enable_notification(memory).unwrap_or(false);
+                return self.queue.enable_notifications(memory);
             };
             let head = chain.head_index();
             // Copied before it is looked at: the guest can change its buffers at any time. A broken chain carries no frame,
@@ -147,7 +133,7 @@ impl Ring {
             if let Some(frame) = read(chain, memory, &mut buffer) {
                 each(frame);
             }
-            let _ = self.queue.add_used(memory, head, 0);
+            self.queue.complete(memory, head, 0);
         }
         self.signal(memory);
         true
@@ -157,14 +143,14 @@ impl Ring {
     ///
     /// All chains of a frame appear in the used ring at once (virtio 1.3, 5.1.6.4.1).
     pub(super) fn push_frame(&mut self, memory: &GuestRam, frame: &Frame, mergeable: bool) -> bool {
-        let start = self.queue.next_avail();
+        let start = self.queue.position();
         let mut missing = (VIRTIO_HEADER + frame.bytes.len()) as u64;
         self.chains.clear();
         self.buffers.clear();
         // Without VIRTIO_NET_F_MRG_RXBUF a frame has to fit into one chain. The bound keeps a queue whose indices run wild
         // from holding this loop.
         while missing > 0 && (mergeable || self.chains.is_empty()) && self.chains.len() < MAX_QUEUE_SIZE.into() {
-            let Some(chain) = self.queue.pop_descriptor_chain(memory) else {
+            let Some(chain) = self.queue.pop(memory) else {
                 self.rewind(start);
                 return false;
             };
@@ -190,7 +176,7 @@ impl Ring {
         read: &mut dyn FnMut(&[VolatileSlice<'_>]) -> io::Result<usize>,
         seal: &mut dyn FnMut(usize) -> Head,
     ) -> Option<io::Result<usize>> {
-        let start = self.queue.next_avail();
+        let start = self.queue.position();
         let head = VIRTIO_HEADER + head;
         let room = self.collect(memory, mergeable, head + most);
         if room < head + most.min(MIN_DATA) {
@@ -209,7 +195,7 @@ impl Ring {
         let len = result.as_ref().map_or(0, |len| *len);
         if len == 0 {
             // Nothing was written, so the chains are still available to the next frame.
-            self.queue.set_next_avail(start);
+            self.queue.rewind(start);
             return Some(result);
         }
         // Only the chains that the data reaches are used; the others become available again.
@@ -221,7 +207,7 @@ impl Ring {
             left == 0
         });
         self.chains.truncate(used.map_or(self.chains.len(), |last| last + 1));
-        self.queue.set_next_avail(start.wrapping_add(self.chains.len() as u16));
+        self.queue.rewind(start.wrapping_add(self.chains.len() as u16));
         let sealed = seal(len);
         let header = with_buffers(sealed.header, self.chains.len());
         self.complete(memory, [&header, sealed.bytes()], len as u64);
@@ -234,7 +220,7 @@ impl Ring {
         self.buffers.clear();
         let mut room = 0;
         while room < bytes && (mergeable || self.chains.is_empty()) && self.buffers.len() < MAX_IOVECS {
-            let Some(chain) = self.queue.pop_descriptor_chain(memory) else { break };
+            let Some(chain) = self.queue.pop(memory) else { break };
             let head = chain.head_index();
             for descriptor in chain.writable().take(MAX_IOVECS - self.buffers.len()) {
                 // A buffer outside of memory is left out, so that the system call below cannot fail over it.
@@ -283,73 +269,38 @@ impl Ring {
                 written += len + data;
             }
             at = end;
-            // `add_used` publishes the used index, and with it all elements that were prepared before.
+            // The last one publishes all that were staged before it.
             if index + 1 == self.chains.len() {
-                let _ = self.queue.add_used(memory, head, written);
+                self.queue.complete(memory, head, written);
             } else {
-                self.prepare_used(memory, head, written);
+                self.queue.stage(memory, head, written);
             }
         }
     }
 
-    /// Writes a used element that becomes visible with the next `add_used`.
-    fn prepare_used(&mut self, memory: &GuestRam, head: u16, written: u32) {
-        let next = self.queue.next_used();
-        // The ring follows `flags` and `idx`; an element is an id and a length of 32 bits each (virtio 1.3, 2.7.8).
-        let at = 4 + 8 * u64::from(next % self.queue.size());
-        if let Some(address) = self.queue.used_ring().checked_add(at) {
-            let element = u64::from(head) | u64::from(written) << 32;
-            let _ = memory.write_obj(element.to_le(), GuestAddress(address));
-        }
-        self.queue.set_next_used(next.wrapping_add(1));
-    }
-
     /// Makes the chains from `start` on available again, and remembers that they were too few.
     fn rewind(&mut self, start: u16) {
-        self.short_at = self.queue.next_avail();
-        self.queue.set_next_avail(start);
+        self.short_at = self.queue.position();
+        self.queue.rewind(start);
     }
 
     /// Asks for a kick when the guest offers more buffers than those that were too few; true if it has offered more
     /// already.
     pub(super) fn enable_kick(&mut self, memory: &GuestRam) -> bool {
-        let start = self.queue.next_avail();
-        // `enable_notification` compares with the next available index and, with VIRTIO_F_EVENT_IDX, asks for a kick at it.
+        let start = self.queue.position();
+        // `enable_notifications` compares with the queue's position and, with VIRTIO_F_EVENT_IDX, asks for a kick at it.
         // From `start` on there are buffers, so at `start` it would report them for ever.
-        self.queue.set_next_avail(self.short_at);
-        let more = self.queue.enable_notification(memory).unwrap_or(false);
-        self.queue.set_next_avail(start);
-        // An available index further than the queue is long is a lie, and nothing can be taken from there.
-        let offered = self.queue.avail_idx(memory, Ordering::Acquire).map_or(0, |index| index.0.wrapping_sub(start));
-        more && offered <= self.queue.size()
+        self.queue.rewind(self.short_at);
+        let more = self.queue.enable_notifications(memory);
+        self.queue.rewind(start);
+        more
     }
 
     /// Signals the driver if elements were used since the last signal and it wants to be signalled (virtio 1.3, 2.7.7.2).
     pub(super) fn signal(&mut self, memory: &GuestRam) {
-        let new = self.queue.next_used();
-        let old = std::mem::replace(&mut self.signalled, new);
-        if new == old {
-            return;
-        }
-        // The used index must be visible before the driver's wish is read: the driver writes its wish and then reads the
-        // index, so one of the two sees the other's write.
-        fence(Ordering::SeqCst);
-        // `avail.flags`, or `used_event` behind the available ring.
-        let offset = if self.event_idx { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
-        let word = self
-            .queue
-            .avail_ring()
-            .checked_add(offset)
-            .and_then(|address| memory.load::<u16>(GuestAddress(address), Ordering::Relaxed).ok())
-            .map(u16::from_le);
-        let wanted = match word {
-            // True if the event index is among those used since `old`; indices wrap around (`vring_need_event`).
-            Some(event) if self.event_idx => new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old),
-            // VIRTQ_AVAIL_F_NO_INTERRUPT.
-            Some(flags) => flags & 1 == 0,
-            None => true,
-        };
-        if wanted && let Some(call) = &self.call {
+        if self.queue.should_interrupt(memory)
+            && let Some(call) = &self.call
+        {
             let _ = call.write(1);
         }
     }

@@ -176,6 +176,7 @@ mod tests {
     };
 
     use super::*;
+    use bulkhead_queue::SplitQueue;
     use bulkhead_vmm::memory;
 
     const WRITABLE: u16 = 2;
@@ -195,7 +196,7 @@ mod tests {
         offered.build_multiple_desc_chains(&buffers).unwrap();
         for (index, queue) in [(TX, sent.create_queue().unwrap()), (RX, offered.create_queue().unwrap())] {
             let ring = &mut device.rings[index];
-            ring.queue = queue;
+            ring.queue = SplitQueue::new(queue);
             ring.enabled = true;
             ring.kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
         }

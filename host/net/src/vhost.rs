@@ -148,7 +148,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         self.features = features;
         let event_idx = self.has(VIRTIO_RING_F_EVENT_IDX);
         for ring in &mut self.rings {
-            ring.set_event_idx(event_idx);
+            ring.queue.queue_mut().set_event_idx(event_idx);
             // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
             ring.enabled = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         }
@@ -183,7 +183,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         // Split queues have a size that is a power of two (virtio 1.3, 2.7).
         let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE);
-        self.ring(index)?.queue.set_size(size.ok_or(Error::InvalidParam)?);
+        self.ring(index)?.queue.queue_mut().set_size(size.ok_or(Error::InvalidParam)?);
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let available = GuestAddress(self.guest_address(available)?);
         let used = GuestAddress(self.guest_address(used)?);
         let memory = self.memory.clone().ok_or(Error::InvalidParam)?;
-        let queue = &mut self.ring(index)?.queue;
+        let queue = self.ring(index)?.queue.queue_mut();
         queue.try_set_desc_table_address(descriptor).map_err(|_| Error::InvalidParam)?;
         queue.try_set_avail_ring_address(available).map_err(|_| Error::InvalidParam)?;
         queue.try_set_used_ring_address(used).map_err(|_| Error::InvalidParam)?;
@@ -215,7 +215,7 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         // Any value will do: it is compared with the driver's index, which may be anything, too.
-        self.ring(index)?.queue.set_next_avail(base as u16);
+        self.ring(index)?.queue.rewind(base as u16);
         Ok(())
     }
 
@@ -223,11 +223,11 @@ impl VhostUserBackendReqHandlerMut for Device {
         // This request also stops the queue ("Starting and stopping rings").
         self.drop_kick(index as usize);
         let ring = self.ring(index)?;
-        ring.queue.set_ready(false);
+        ring.queue.queue_mut().set_ready(false);
         // A stopped queue must not signal: the vmm may have given the interrupt to another one.
         ring.call = None;
         ring.enabled = false;
-        Ok(VhostUserVringState::new(index, u32::from(ring.queue.next_avail())))
+        Ok(VhostUserVringState::new(index, u32::from(ring.queue.position())))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -238,9 +238,9 @@ impl VhostUserBackendReqHandlerMut for Device {
         // A kick starts the queue. Its addresses are checked only now, when all of them are known.
         let ring = self.ring(u32::from(index))?;
         ring.kick = Some(kick);
-        ring.queue.set_ready(true);
-        if !ring.queue.is_valid(&*memory) {
-            ring.queue.set_ready(false);
+        ring.queue.queue_mut().set_ready(true);
+        if !ring.queue.queue().is_valid(&*memory) {
+            ring.queue.queue_mut().set_ready(false);
             return Err(Error::InvalidParam);
         }
         Ok(())

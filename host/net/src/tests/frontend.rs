@@ -105,7 +105,7 @@ fn a_backends_signal_becomes_its_queues_interrupt_and_a_successor_takes_over_unt
     handle.replace(stream);
     signal(&second, 0);
     lines[0].0.read().unwrap();
-    assert_eq!(second.lock().unwrap().rings[0].queue.next_avail(), 7);
+    assert_eq!(second.lock().unwrap().rings[0].queue.position(), 7);
 
     net.reset();
     assert!(!second.lock().unwrap().rings.iter().any(crate::ring::Ring::runs));

@@ -15,6 +15,7 @@ use crate::{
     ring::{Ring, RxSink},
     sink::FrameSink,
 };
+use bulkhead_queue::SplitQueue;
 use bulkhead_vmm::memory;
 
 const WRITABLE: u16 = 2;
@@ -22,7 +23,7 @@ const DATA: u64 = 0x10_0000;
 
 fn ring(queue: virtio_queue::Queue) -> Ring {
     let mut ring = Ring::new().unwrap();
-    ring.queue = queue;
+    ring.queue = SplitQueue::new(queue);
     ring.call = Some(EventFd::new(EFD_NONBLOCK).unwrap());
     ring
 }
@@ -87,7 +88,7 @@ fn the_guests_frames_come_without_header_and_broken_ones_not_at_all() {
     assert!(!ring.pop_frames(&memory, 9, |frame| taken.push(frame.to_vec())));
     assert_eq!(taken, [b"frame".to_vec(), b"fram".to_vec()]);
     assert_eq!(mock.used().idx().load(), 4);
-    assert_eq!(ring.queue.next_used(), 4);
+    assert_eq!(ring.queue.queue().next_used(), 4);
 }
 
 proptest! {
@@ -132,7 +133,7 @@ fn give_read(count: u64, mergeable: bool, most: usize, there: usize) -> (Option<
         lens.push(element.len());
         bytes.extend(data);
     }
-    (result.map(Result::unwrap), lens, bytes, ring.queue.next_avail())
+    (result.map(Result::unwrap), lens, bytes, ring.queue.position())
 }
 
 #[test]
