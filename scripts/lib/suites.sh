@@ -11,7 +11,7 @@ readonly KINDS=(style unit bundles kvm linux e2e escapes network isolation)
 readonly VM_KINDS=(isolation network e2e escapes linux kvm)
 
 declare -rA DESCRIPTIONS=(
-    [style]="rustfmt, clippy, shellcheck and the rules for dependencies"
+    [style]="rustfmt, clippy, shellcheck, the words of comments and the rules for dependencies"
     [unit]="unit and property tests, and the host program as far as it goes without a VM"
     [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
     [kvm]="guests of a few instructions on any /dev/kvm"
@@ -93,12 +93,14 @@ integration_tests() {
 
 # --- style --------------------------------------------------------------------------------------------------------
 
-readonly STYLE_CHECKS=(rustfmt clippy shellcheck dependencies deny)
+readonly STYLE_CHECKS=(rustfmt words clippy shellcheck dependencies deny)
 
 check_rustfmt() {
     cargo fmt --all --check
     (cd fuzz && cargo fmt --check)
 }
+
+check_words() { scripts/lib/words; }
 
 check_clippy() {
     cargo clippy --quiet --workspace --all-targets -- -D warnings
