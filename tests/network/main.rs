@@ -6,7 +6,7 @@
 mod bulk;
 mod compose;
 mod ports;
-mod settings;
+mod with_settings;
 
 use std::{
     fs,

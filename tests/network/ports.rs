@@ -29,7 +29,7 @@ impl Container {
     }
 
     /// A web server that answers with `name`.
-    fn web(name: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn web(name: &str, arguments: &[&str]) -> Self {
         let server = ["alpine", "httpd", "-f", "-p", "80", "-h", "/etc"];
         Self::run(&[&["--hostname", name], arguments, &server].concat())
     }
@@ -60,7 +60,7 @@ pub(crate) fn connect(ip: IpAddr, port: u16) -> io::Result<TcpStream> {
 }
 
 /// The web server's name.
-fn fetch(ip: IpAddr, port: u16) -> String {
+pub(crate) fn fetch(ip: IpAddr, port: u16) -> String {
     get(ip, port, "/hostname")
 }
 
@@ -94,7 +94,7 @@ fn assert_gone(port: u16) {
 }
 
 /// The rows of `bulkhead ports` for a port.
-fn published(port: u16) -> Vec<serde_json::Value> {
+pub(crate) fn published(port: u16) -> Vec<serde_json::Value> {
     let all: serde_json::Value = serde_json::from_str(&bulkhead(&["ports", "--format", "json"])).unwrap();
     all["ports"].as_array().unwrap().iter().filter(|row| row["hostPort"] == port).cloned().collect()
 }
@@ -233,22 +233,4 @@ fn a_killed_network_process_costs_no_port() {
     }
     assert_eq!(fetch(HERE, port), "kept.example");
     assert_eq!(published(port).len(), 2);
-}
-
-#[test]
-#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn without_isolation_a_port_is_back_after_the_engine_crashed() {
-    // Only without isolation does a container see the processes of the VM.
-    let _engine = engine_with(&[(ISOLATION, "false")]);
-    let port = free(1);
-    let _web = Container::web("again.example", &["--restart", "always", "--publish", &format!("{port}:80")]);
-    assert_eq!(fetch(HERE, port), "again.example");
-    let crash = ["run", "--rm", "--privileged", "--pid=host", "alpine", "sh", "-c", "kill -9 $(pidof dockerd)"];
-    docker(&crash);
-    let deadline = Instant::now() + Duration::from_secs(300);
-    while status()["state"] != "running" || published(port).len() != 2 {
-        assert!(Instant::now() < deadline, "{}", status());
-        thread::sleep(Duration::from_millis(100));
-    }
-    assert_eq!(fetch(HERE, port), "again.example");
 }

@@ -1,10 +1,16 @@
 //! Settings of the network, proxies, certificates and other backends of the network device.
+//!
+//! Each test needs a start of its own. The module's name sorts them behind the tests with the usual settings, which share
+//! one.
 
 use std::{ffi::OsStr, io::Read, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use support::engine::{Isolation, START, STOP};
 
-use super::*;
+use super::{
+    ports::{Container, HERE, fetch, free, published},
+    *,
+};
 
 /// Stops an engine that was started with options, which the next test's must not have.
 struct Started(Engine);
@@ -39,23 +45,52 @@ fn own_address() -> Option<Ipv4Addr> {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn the_guests_network_is_the_one_that_is_set_and_the_loopback_closes_with_its_setting() {
+fn a_port_is_back_after_the_engine_crashed() {
+    // Only without isolation does a container see the processes of the VM.
+    let _engine = engine_with(&[(ISOLATION, "false")]);
+    let port = free(1);
+    let _web = Container::web("again.example", &["--restart", "always", "--publish", &format!("{port}:80")]);
+    assert_eq!(fetch(HERE, port), "again.example");
+    let crash = ["run", "--rm", "--privileged", "--pid=host", "alpine", "sh", "-c", "kill -9 $(pidof dockerd)"];
+    docker(&crash);
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while status()["state"] != "running" || published(port).len() != 2 {
+        assert!(Instant::now() < deadline, "{}", status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(fetch(HERE, port), "again.example");
+}
+
+/// Settings of two tests, so that they share a start.
+const TWO_TESTS: [(&str, &str); 2] =
+    [("vpnkitCIDR", "10.77.0.0/20"), ("portBindingBehavior", "local-only-port-binding")];
+
+/// Fetches from a service on the host's loopback and returns the digest and the messages.
+fn fetch_digest(name: &str, port: u16) -> String {
+    shell(&format!("wget -T 5 -qO- http://{name}:{port}/ | sha256sum"))
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn other_addresses_of_the_guests_network_are_in_force() {
     let body = pattern(1 << 20);
     let (expected, port) = (digest(&body), http(body));
-    let fetch = |name: &str| shell(&format!("wget -T 5 -qO- http://{name}:{port}/ | sha256sum"));
-    let nothing = digest(b"");
-    {
-        let _engine = engine_with(&[("vpnkitCIDR", "10.77.0.0/20")]);
-        assert!(fetch("host.docker.internal").contains(&expected));
-        assert!(fetch("10.77.15.254").contains(&expected));
-        assert!(fetch("192.168.65.254").contains(&nothing));
-        let printed = shell("ping -c 1 10.77.0.3");
-        assert!(printed.contains("1 packets received"), "{printed}");
-    }
+    let _engine = engine_with(&TWO_TESTS);
+    assert!(fetch_digest("host.docker.internal", port).contains(&expected));
+    assert!(fetch_digest("10.77.15.254", port).contains(&expected));
+    assert!(fetch_digest("192.168.65.254", port).contains(&digest(b"")));
+    let printed = shell("ping -c 1 10.77.0.3");
+    assert!(printed.contains("1 packets received"), "{printed}");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn the_hosts_loopback_closes_with_its_setting() {
+    let port = http(pattern(1 << 20));
     let _engine = engine_with(&[("vpnkitCIDR", "10.78.0.0/24"), ("hostLoopback", "false")]);
     for name in ["host.docker.internal", "gateway.docker.internal", "10.78.0.254", "10.78.0.1"] {
-        let printed = fetch(name);
-        assert!(printed.contains(&nothing) && printed.contains("wget: "), "{name}: {printed}");
+        let printed = fetch_digest(name, port);
+        assert!(printed.contains(&digest(b"")) && printed.contains("wget: "), "{name}: {printed}");
     }
     // The name server is not a service of the loopback.
     let printed = shell("nslookup -type=a localhost 10.78.0.1 || true");
@@ -65,9 +100,9 @@ fn the_guests_network_is_the_one_that_is_set_and_the_loopback_closes_with_its_se
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn ports_are_published_on_the_hosts_loopback_only_when_the_settings_say_so() {
-    let _engine = engine_with(&[("portBindingBehavior", "local-only-port-binding")]);
+    let _engine = engine_with(&TWO_TESTS);
     done(&["network", "create", "loopback-only"]);
-    let port = ports::free(4);
+    let port = free(4);
     let publish = [format!("{port}:80"), format!("0.0.0.0:{}:80", port + 1), format!("[::]:{}:80", port + 2)];
     let mut run = vec!["run", "-d", "--name=loopback-default"];
     run.extend(publish.iter().flat_map(|publish| ["--publish", publish]));
@@ -307,7 +342,7 @@ fn a_tap_device_carries_frames_both_ways_and_survives_its_process() {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn passt_serves_the_device_with_the_same_addresses() {
+fn with_passt_the_device_has_the_same_addresses() {
     if Command::new("passt").arg("--version").output().is_err() {
         println!("left out: there is no passt");
         return;
