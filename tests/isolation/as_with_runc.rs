@@ -64,14 +64,14 @@ fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
 
 /// Row 20: containers from before isolation are named when it is turned on, and isolated from then on.
 fn turn_on(engine: &Engine, table: &mut Table) {
-    const BEFORE: &str = "made before Enhanced Container Isolation was turned on: before; they ";
+    const BEFORE: &str = "created before Enhanced Container Isolation was turned on: before; they ";
     engine.docker(&["create", "--name=before", "alpine", "cat", "/proc/self/uid_map"]).ok();
     let mut says = |line: &str, rest: &str| {
         let said = shell(engine, line).stdout;
         let result = if said.contains(&format!("{BEFORE}{rest}")) { Ok(()) } else { Err(said) };
         table.add("containers 20", &format!("{line}: names containers from before"), result.into());
     };
-    says("bulkhead settings set enhancedContainerIsolation true", "run without it until then");
+    says("bulkhead settings set enhancedContainerIsolation true", "run without it until the next restart");
     says("bulkhead restart --timeout 220", "are isolated like all others");
     engine.write_settings(&[(ISOLATION, "true")]);
     engine.note_start();
