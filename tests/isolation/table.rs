@@ -132,7 +132,7 @@ impl Table {
         assert!(failed.is_empty(), "{failed:#?}");
     }
 
-    /// The rows as a section of docs/isolation-report.md.
+    /// The rows as a section of the report, in Markdown.
     fn markdown(&self, title: &str) -> String {
         let mut text = format!("\n## {title}\n\n| Row | Behaviour | Outcome |\n|---|---|---|\n");
         for (row, what, state) in &self.0 {
