@@ -4,8 +4,8 @@
 //! BAR without mapping it, and MSI-X.
 
 use super::{
+    bar::{BAR_SIZE, Region},
     msix::Msix,
-    transport::{BAR_SIZE, Region},
 };
 
 const VENDOR: u16 = 0x1af4;
