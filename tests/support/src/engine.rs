@@ -90,9 +90,18 @@ pub struct Engine {
 
 /// The shared engine as the last test left it.
 pub fn turn() -> Engine {
-    // A test that failed does not keep the next from trying.
+    let failed = TURN.is_poisoned();
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    Engine { home: home(), _turn: turn }
+    let engine = Engine { home: home(), _turn: turn };
+    if failed {
+        // A test that failed does not keep the next from trying. Its engine may hang, and would fail every test after it:
+        // the next one starts another, on the same disk.
+        TURN.clear_poison();
+        if engine.status()["state"] == "running" {
+            engine.home.bulkhead(&["stop", "--force"], COMMAND).ok();
+        }
+    }
+    engine
 }
 
 /// The shared engine, running with isolation on or off and with the image `alpine`.
