@@ -29,7 +29,7 @@ fn a_second_start_says_that_the_engine_runs_already() {
     let before = engine.home.status();
     assert_eq!(engine.home.bulkhead(&["start"], REFUSAL).ok(), "the engine is already running\n");
     let asked = engine.home.bulkhead(&["start", "--cpus", "1"], REFUSAL);
-    assert!(asked.stderr.starts_with("warning: the VM exists already"), "{asked:?}");
+    assert!(asked.stderr.starts_with("warning: the VM already exists"), "{asked:?}");
     assert_eq!(asked.ok(), "the engine is already running\n");
     assert_eq!(engine.home.status(), before);
 }
@@ -88,7 +88,7 @@ fn a_missing_and_a_truncated_image_are_refused() {
     assert!(truncated.contains("rootfs.erofs has ") && truncated.contains("manifest says"), "{truncated}");
     // Without a manifest the file system itself knows how long it is.
     fs::remove_file(cut.join("1/manifest.json")).unwrap();
-    assert!(with("cut").refused().contains("rootfs.erofs is cut off"));
+    assert!(with("cut").refused().contains("rootfs.erofs is truncated"));
     assert_eq!(home.processes(), Vec::<u32>::new());
 }
 
