@@ -23,7 +23,7 @@ pub enum LineError {
 /// Encodes a message as one line, line feed included.
 ///
 /// # Errors
-/// When the line would be longer than [`MAX_LINE`] bytes.
+/// If the line would be longer than [`MAX_LINE`] bytes.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, LineError> {
     // Compact JSON escapes line feeds in strings, so the only one is the last byte.
     let mut line = serde_json::to_vec(message)?;

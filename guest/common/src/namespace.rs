@@ -48,7 +48,7 @@ pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Returns whether a namespace belongs to a user namespace or to one nested in it.
 ///
 /// # Errors
-/// When a namespace on the way up cannot be opened.
+/// If a namespace on the way up cannot be opened.
 pub fn is_within(namespace: BorrowedFd<'_>, outer: Identity) -> io::Result<bool> {
     // Upwards from the owner. The levels below `outer` may be any number of namespaces that a container has nested.
     let mut user = owner(namespace)?;

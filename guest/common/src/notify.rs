@@ -19,7 +19,7 @@ use sd_notify::NotifyState;
 /// Reports that the service is ready (`READY=1`).
 ///
 /// # Errors
-/// When init's socket cannot be reached.
+/// If init's socket cannot be reached.
 pub fn ready() -> io::Result<()> {
     sd_notify::notify(&[NotifyState::Ready])
 }
@@ -34,7 +34,7 @@ impl Heartbeat {
     /// Connects to the socket that `NOTIFY_SOCKET` names.
     ///
     /// # Errors
-    /// When init's socket cannot be reached.
+    /// If init's socket cannot be reached.
     pub fn connect() -> io::Result<Self> {
         let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
         let socket = UnixDatagram::unbound()?;
@@ -53,7 +53,7 @@ impl Heartbeat {
 /// Has init keep a copy of a descriptor. One with the same name is replaced; names are ASCII letters and digits.
 ///
 /// # Errors
-/// When init's socket cannot be reached, or no descriptor is left for the connection.
+/// If init's socket cannot be reached, or no descriptor is left for the connection.
 pub fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[descriptor])
 }
@@ -61,7 +61,7 @@ pub fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
 /// Has init close its copy.
 ///
 /// # Errors
-/// When init's socket cannot be reached.
+/// If init's socket cannot be reached.
 pub fn remove(name: &str) -> io::Result<()> {
     sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
 }

@@ -77,7 +77,7 @@ impl Registry {
     /// Opens the registry in `state`, and creates it if it is missing.
     ///
     /// # Errors
-    /// When a directory cannot be created.
+    /// If a directory cannot be created.
     pub fn open(state: &Path) -> io::Result<Self> {
         let own = Self { containers: state.join("containers"), values: state.join("values") };
         DirBuilder::new().recursive(true).mode(0o711).create(state)?;
@@ -90,7 +90,7 @@ impl Registry {
     /// Enters a container under a new number and returns the number. An older entry with the same id is removed.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub fn enter(&self, container: Container) -> io::Result<u64> {
         // Several runtimes run at once. The lock is released with the descriptor, so a killed one leaves none behind.
         let lock = File::options().create(true).append(true).open(self.containers.join("lock"))?;

@@ -17,7 +17,7 @@ const START: u32 = 100_000;
 /// Checks and rewrites a config.json as `create` does, without the container's own files.
 ///
 /// # Panics
-/// When the rewritten config.json would give the container the VM's ids.
+/// If the rewritten config.json would give the container the VM's ids.
 pub fn config(text: &[u8]) {
     let Ok(mut spec) = serde_json::from_slice::<Value>(text) else { return };
     if checks::check(&spec).is_err() || devices::restrict(&mut spec).is_err() {

@@ -85,7 +85,7 @@ const FILTER: [libc::sock_filter; 14] = [
 /// Installs the filter in this process; crun and all processes of the container inherit it.
 ///
 /// # Errors
-/// When the kernel has no seccomp, or this process lacks the capability. No container must run then.
+/// If the kernel has no seccomp, or this process lacks the capability. No container must run then.
 pub(crate) fn confine() -> io::Result<()> {
     sys::add_seccomp_filter(&FILTER)
 }

@@ -40,7 +40,7 @@ pub fn mount(target: &Path) -> io::Result<OwnedFd> {
 /// Unmounts the tree at `target`, and fails every request that is pending or comes later with `ECONNABORTED`.
 ///
 /// # Errors
-/// When there is no such mount, or no control file of it in `control`. The mount is detached in any case.
+/// If there is no such mount, or no control file of it in `control`. The mount is detached in any case.
 pub fn abort(target: &Path, control: &Path) -> io::Result<()> {
     // From the table of mounts: stat(2) would ask the server, which does not answer.
     let number = connection(&fs::read("/proc/self/mountinfo")?, target);

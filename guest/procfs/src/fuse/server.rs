@@ -64,7 +64,7 @@ impl Server {
     /// Answers requests until the connection is gone.
     ///
     /// # Errors
-    /// When the descriptor cannot be read for another reason.
+    /// If the descriptor cannot be read for another reason.
     pub(crate) fn serve(&self, device: &OwnedFd, work: &Work) -> io::Result<()> {
         let mut buffer = vec![0; request::BUFFER];
         loop {

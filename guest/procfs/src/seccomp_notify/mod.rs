@@ -102,7 +102,7 @@ impl Listener {
     /// Serves the descriptors that an earlier process stored, and accepts new ones on `socket`.
     ///
     /// # Errors
-    /// When the accepting thread cannot be started.
+    /// If the accepting thread cannot be started.
     pub(crate) fn start(socket: UnixListener, state: &Path) -> io::Result<()> {
         let listener = Arc::new(Self { state: state.to_owned(), running: AtomicUsize::new(0) });
         for (name, seccomp_fd) in fd_store::inherited() {

@@ -4,7 +4,7 @@
 //! The guest kicks the backend and the backend interrupts the guest directly: it receives the ioeventfds and the
 //! eventfds of the vectors. While a vector is masked, KVM is not connected to its eventfd, which keeps what is pending.
 //!
-//! When a backend dies, nothing moves until the next one continues the queues where they stand
+//! If a backend dies, nothing moves until the next one continues the queues where they stand
 //! ([`NetHandle::replace`]).
 
 mod link;
