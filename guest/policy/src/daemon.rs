@@ -1,0 +1,1 @@
+//! Options of dockerd that a user may set.

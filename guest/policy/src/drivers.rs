@@ -1,0 +1,1 @@
+//! Names of drivers: volumes, networks, address management, logs.

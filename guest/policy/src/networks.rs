@@ -1,0 +1,1 @@
+//! Networks: parents, addresses and driver options.

@@ -1,0 +1,1 @@
+//! Volumes: drivers and their options.
