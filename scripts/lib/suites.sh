@@ -32,7 +32,7 @@ declare -rA IMAGES=(
 )
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
-declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry")
+declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker")
 
 # Set by scripts/test: substrings of test names, and whether the tests of tests/all-only.list are left out.
 NAMES=()
