@@ -114,12 +114,16 @@ pub fn run() -> ExitCode {
 
 /// Runs the machine; `None` when the backend ended it.
 fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>, VmmError> {
-    let (config, network) = match control.receive()? {
-        Some((Command::Boot(config), network)) => (config, network),
-        Some(_) => return Err(VmmError::NotBoot),
-        None => return Ok(None),
+    let mut offers = Vec::new();
+    let (config, network) = loop {
+        match control.receive()? {
+            Some((Command::VsockOffer { port }, Some(stream))) => offers.push((port, stream)),
+            Some((Command::Boot(config), network)) => break (config, network),
+            Some(_) => return Err(VmmError::NotBoot),
+            None => return Ok(None),
+        }
     };
-    let machine = Machine::start(&config, network)?;
+    let machine = Machine::start(&config, network, offers)?;
     // From here on the guest runs and this thread only serves the backend.
     control.send(&Event::Started { since_exec_us: started.elapsed().as_micros() as u64 });
     loop {
@@ -134,6 +138,11 @@ fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>
                     vsock.connect(port, stream);
                 }
             }
+            Some((Command::VsockOffer { port }, Some(stream))) => {
+                if let Some(vsock) = machine.vsock() {
+                    vsock.offer(port, stream);
+                }
+            }
             Some((Command::Network, Some(stream))) => {
                 if let Some(net) = machine.net() {
                     net.replace(stream.into());
@@ -144,7 +153,10 @@ fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>
             // Returning ends the process, and with it vCPUs and devices at whatever they are doing.
             Some((Command::Kill, _)) | None => return Ok(None),
             // A second machine, or a connection without its descriptor.
-            Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
+            Some((
+                Command::VsockConnect { .. } | Command::VsockOffer { .. } | Command::Network | Command::Boot(_),
+                _,
+            )) => {
                 tracing::warn!("ignoring a command that is not valid now");
             }
         }

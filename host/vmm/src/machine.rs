@@ -75,8 +75,13 @@ struct Board {
 }
 
 impl Machine {
-    /// Builds the machine and starts its vCPUs. `network` is a stream to the backend of a network device.
-    pub(super) fn start(config: &VmConfig, network: Option<OwnedFd>) -> Result<Self, VmmError> {
+    /// Builds the machine and starts its vCPUs. `network` is a stream to the backend of a network device, `offers` are
+    /// streams for the guest's connections to ports of the host.
+    pub(super) fn start(
+        config: &VmConfig,
+        network: Option<OwnedFd>,
+        offers: Vec<(u32, OwnedFd)>,
+    ) -> Result<Self, VmmError> {
         if !(1..=MAX_CPUS).contains(&config.cpus) {
             return Err(VmmError::VcpuCount(config.cpus));
         }
@@ -98,10 +103,13 @@ impl Machine {
         let vsock = match &config.vsock {
             None => None,
             Some(vsock) => {
-                let (device, handle) = Vsock::new(vsock.cid, vsock.socket.clone())
+                let (device, handle) = Vsock::new(vsock.cid, &vsock.socket)
                     .map_err(|source| open_failed("the vsock socket", &vsock.socket, source))?;
                 // The handle stays here, for the connections that the backend hands over.
                 board.plug_virtio(Box::new(device))?;
+                for (port, stream) in offers {
+                    handle.offer(port, stream);
+                }
                 Some(handle)
             }
         };
