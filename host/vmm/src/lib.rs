@@ -2,7 +2,8 @@
 //!
 //! The backend describes the machine in the first packet over the control socket ([`api`]). The process opens the
 //! machine's files, builds it, loads the kernel, confines itself with seccomp and Landlock, and lets the vCPUs run
-//! until the guest or the backend ends the machine. Everything that the guest can write is hostile: guest memory is
+//! until the guest or the backend ends the machine. Confined, it opens nothing and connects to nothing: host ends of the
+//! guest's connections come from the backend. The thread of a vCPU has the requests to KVM that it needs, all others none. Everything that the guest can write is hostile: guest memory is
 //! only touched through `vm-memory` or by system calls, never by Rust references, and values are copied out of it
 //! before they are checked.
 //!

@@ -50,7 +50,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
 
 use virtio_bindings::{
@@ -64,7 +64,7 @@ use self::{
     offers::Offers,
     worker::{ConnectRequest, Parts, Shared},
 };
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, spawn_confined};
 
 /// Sizes of the receive, transmit and event queue.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 256];
@@ -184,7 +184,7 @@ impl VirtioDevice for Vsock {
         // Errors up to here reach the driver as DEVICE_NEEDS_RESET.
         let muxer = worker::prepare(&parts)?;
         self.shared.set_stop(false);
-        self.thread = Some(thread::Builder::new().name("vsock".into()).spawn(move || worker::run(parts, muxer))?);
+        self.thread = Some(spawn_confined("vsock", move || worker::run(parts, muxer))?);
         Ok(())
     }
 
