@@ -114,7 +114,7 @@ impl Vm {
         let (agent_outbox, outbox) = mpsc::channel(4);
         // Read at each boot, because the host's list may have changed. The engine works without it, so a failure is a
         // warning.
-        let certificates = certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
+        let certificates = certificates::load(&plan.certificates).unwrap_or_else(|error| {
             plan.warn(chain(&error));
             Vec::new()
         });
