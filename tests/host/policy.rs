@@ -29,6 +29,11 @@ const ROOTS: &str = "must be one that only root can change";
 /// The program where `policy` is this machine's: the program is in namespaces in which /etc is another one. `None` where
 /// this user may not make such namespaces.
 fn under(home: &Home, policy: &str) -> Option<Command> {
+    program_under(home, policy, program())
+}
+
+/// The same for a copy of the program.
+fn program_under(home: &Home, policy: &str, program: &str) -> Option<Command> {
     const PREPARE: &str = "umask 022 && mount -t tmpfs none /etc && mkdir /etc/bulkhead && \
                            printf %s \"$1\" >/etc/bulkhead/admin-settings.json && shift && exec \"$@\"";
     let command = |words: &[&str]| {
@@ -36,7 +41,7 @@ fn under(home: &Home, policy: &str) -> Option<Command> {
         command.args(["--map-root-user", "--mount", "sh", "-c", PREPARE, "sh", policy]).args(words);
         command
     };
-    command(&["true"]).output().is_ok_and(|output| output.status.success()).then(|| command(&[program()]))
+    command(&["true"]).output().is_ok_and(|output| output.status.success()).then(|| command(&[program]))
 }
 
 /// A kernel and a root file system beside those of [`put_image`], as options have them.
@@ -153,6 +158,31 @@ fn an_image_that_others_can_change_is_refused_under_a_locked_policy_with_its_pat
     assert!(!String::from_utf8(free.stdout).unwrap().contains("guest image"));
     if has_kvm() {
         let mut command = under(&home, LOCKED).unwrap();
+        let output = command.arg("start").env("BULKHEAD_TRY_ANY_KVM", "1").output().unwrap();
+        assert_eq!(refused(&output, 1), format!("error: {problem}\n"));
+    }
+}
+
+#[test]
+fn a_program_that_others_can_change_starts_nothing_under_a_locked_policy() {
+    let home = Home::new();
+    put_image(&home);
+    let copy = home.path("bulkhead");
+    fs::copy(program(), &copy).unwrap();
+    let copy = fs::canonicalize(copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o757)).unwrap();
+    let copy = copy.to_str().unwrap();
+    let problem = format!(
+        "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so the program {ROOTS}, but {copy} is \
+         writable by users other than its owner; use the bulkhead of an installed package, or ask the administrator to \
+         install one"
+    );
+    let Some(mut command) = program_under(&home, LOCKED, copy) else { return };
+    let text = String::from_utf8(command.args(["policy", "show"]).output().unwrap().stdout).unwrap();
+    assert!(text.contains(&format!("\nprogram: `start` is refused: {problem}\n")), "{text}");
+    // An image that is not root's is found first, and for another user than root none is.
+    if has_kvm() && is_root() {
+        let mut command = program_under(&home, LOCKED, copy).unwrap();
         let output = command.arg("start").env("BULKHEAD_TRY_ANY_KVM", "1").output().unwrap();
         assert_eq!(refused(&output, 1), format!("error: {problem}\n"));
     }
