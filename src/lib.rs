@@ -4,4 +4,5 @@ pub mod backend;
 pub mod cli;
 mod hex;
 pub mod image;
+pub mod root_owned;
 pub mod settings;

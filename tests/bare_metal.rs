@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use bulkhead_vmm::api::{Command, Event, ExitReason};
 use support::{
@@ -113,6 +117,45 @@ fn a_look_shows_where_a_vcpu_is_and_whether_it_sleeps() {
     // hlt; spin
     let halted = seen(&sequence(&[&[0xf4], &SPIN]));
     assert_eq!((halted.rip, halted.halted, halted.rflags & 1 << 9), (u64::from(ENTRY) + 1, true, 0));
+}
+
+#[test]
+fn every_thread_of_a_running_vmm_is_confined_by_its_kind_and_leaves_no_core() {
+    let dir = tempfile::tempdir().unwrap();
+    let vmm = Vmm::boot(machine(kernel(dir.path(), &SPIN)));
+    assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
+    // An answer comes from the main thread only after it has narrowed its filter.
+    vmm.send(&Command::Statistics, None);
+    let Some(Event::Statistics(statistics)) = vmm.event(SOON) else { panic!("no statistics") };
+    assert!(statistics.overhead_kib > 0, "the account was opened before and is still read");
+    let directory = PathBuf::from(format!("/proc/{}", vmm.pid()));
+    let threads = || {
+        let mut threads: Vec<_> = fs::read_dir(directory.join("task"))
+            .unwrap()
+            .flatten()
+            .map(|thread| {
+                let status = fs::read_to_string(thread.path().join("status")).unwrap();
+                let field =
+                    |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+                assert_eq!(field("NoNewPrivs:"), "1");
+                (field("Name:"), field("Seccomp_filters:"))
+            })
+            // A thread of the kernel's own, which belongs to the process on some versions.
+            .filter(|(name, _)| !name.starts_with("kvm-"))
+            .collect();
+        threads.sort();
+        threads
+    };
+    let expected = [("bulkhead", "3"), ("vcpu0", "2")].map(|(name, filters)| (name.to_owned(), filters.to_owned()));
+    // A new thread takes its name a moment after it exists.
+    let deadline = Instant::now() + SOON;
+    while threads() != expected {
+        assert!(Instant::now() < deadline, "{:?}", threads());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let limits = fs::read_to_string(directory.join("limits")).unwrap();
+    let core: Vec<_> = limits.lines().find(|line| line.starts_with("Max core")).unwrap().split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"]);
 }
 
 #[test]

@@ -3,7 +3,6 @@
 
 use std::{
     os::unix::net::UnixListener,
-    path::PathBuf,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use arbitrary::Arbitrary;
 use bulkhead_vmm::devices::virtio::vsock::fuzzing::{CID, HEADER, World};
 use libfuzzer_sys::fuzz_target;
 
-/// A host port where somebody listens.
+/// A host port for which streams are offered.
 const PORT: u32 = 1025;
 
 #[derive(Arbitrary, Debug)]
@@ -37,6 +36,7 @@ enum Step<'a> {
     Connect {
         port: u8,
     },
+    Offer,
     Host {
         index: u8,
         bytes: &'a [u8],
@@ -47,17 +47,12 @@ enum Step<'a> {
     },
 }
 
-static HYBRID: LazyLock<(PathBuf, Arc<UnixListener>, UnixListener)> = LazyLock::new(|| {
-    let folder = std::env::temp_dir().join(format!("bulkhead-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder for sockets");
-    let bind = |name: &str| {
-        let path = folder.join(name);
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(path).expect("a socket");
-        listener.set_nonblocking(true).expect("a socket");
-        listener
-    };
-    (folder.join("v"), Arc::new(bind("v")), bind(&format!("v_{PORT}")))
+static HYBRID: LazyLock<Arc<UnixListener>> = LazyLock::new(|| {
+    let path = std::env::temp_dir().join(format!("bulkhead-fuzz-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(path).expect("a socket");
+    listener.set_nonblocking(true).expect("a socket");
+    Arc::new(listener)
 });
 
 fn put(header: &mut [u8; HEADER], at: usize, bytes: &[u8]) {
@@ -65,8 +60,8 @@ fn put(header: &mut [u8; HEADER], at: usize, bytes: &[u8]) {
 }
 
 fuzz_target!(|steps: Vec<Step>| {
-    let (path, listener, host) = &*HYBRID;
-    let mut world = World::new(path, listener);
+    let mut world = World::new(&HYBRID);
+    world.offer(PORT);
     // Ends of connections that the device has announced: (host port, guest port).
     let mut known = vec![(PORT, 1000), (PORT, 1001), (9, 1002)];
     for step in steps.into_iter().take(64) {
@@ -97,10 +92,9 @@ fuzz_target!(|steps: Vec<Step>| {
                 }
             }
             Step::Connect { port } => world.connect(u32::from(port)),
+            Step::Offer => world.offer(PORT),
             Step::Host { index, bytes, leaves } => world.host(usize::from(index), bytes, leaves),
             Step::Turn { milliseconds } => world.turn(Duration::from_millis(u64::from(milliseconds))),
         }
-        // The program that the guest reached closes without sending anything.
-        while host.accept().is_ok() {}
     }
 });

@@ -1,10 +1,11 @@
 //! The backend's end of the connection to the agent, which is init in the guest. Nothing that the agent sends is
 //! trusted.
 //!
-//! The agent connects to vsock port [`bulkhead_protocol::AGENT_PORT`] of the host. The vmm's vsock device connects that
-//! to the unix socket on which the backend listens. Two checks keep others out. The device takes connections of the
-//! guest from ports below 1024 only, which needs a capability of the VM that no isolated container has. And the backend
-//! accepts only the process id of its own vmm, since any process of this user can reach the socket.
+//! The agent connects to vsock port [`AGENT_PORT`] of the host. The vmm cannot connect to anything, so the backend gives
+//! it one end of a stream in advance ([`offer`]), which the vsock device makes the host end of that connection. Nobody
+//! else on the host can have the stream, and the device takes connections of the guest from ports below 1024 only, which
+//! needs a capability of the VM that no isolated container has. There is one stream at a time: while it is taken the
+//! device refuses others, and the next one is handed over when it has ended.
 //!
 //! The agent introduces itself (Hello) and receives the host's certificates, then its configuration. From then on it
 //! reports each stage of the start, publishes ports and answers questions; the backend sends questions and, at the end,
@@ -12,28 +13,36 @@
 //! ([`super::state`]).
 
 use std::{
-    convert::Infallible,
     io,
+    os::fd::AsFd,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bulkhead_protocol::{
-    Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION, encode,
+    AGENT_PORT, Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION,
+    encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     sync::mpsc,
     time::timeout,
 };
 use tracing::{debug, info, warn};
 
-use super::{events::VmEvent, logs, ports::Ports};
+use super::{
+    child::ChildError,
+    events::VmEvent,
+    logs,
+    ports::Ports,
+    vmm::{self, VmmChannel},
+};
 use bulkhead_ipc::report::chain;
+use bulkhead_vmm::api::Command;
 
-/// Time for the first message of a connection.
+/// Time for the first message of a connection, from its first byte.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time for the guest to read a message.
@@ -106,8 +115,8 @@ impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
 /// The backend's end of the agent's connection.
 #[derive(Debug)]
 pub(super) struct AgentServer {
-    /// Process id of the vmm, the only process whose connections are accepted.
-    pub(super) vmm: u32,
+    /// The channel to the vmm, which takes the other ends of streams.
+    pub(super) vmm: Arc<VmmChannel>,
     /// The host's certificates as messages, which precede the configuration.
     pub(super) certificates: Vec<HostMessage>,
     /// The configuration, but for the time of sending.
@@ -119,28 +128,17 @@ pub(super) struct AgentServer {
 }
 
 impl AgentServer {
-    /// Accepts the agent until the events have no reader.
-    ///
-    /// An agent's connection is the only one while it lasts: others are closed at once, so that they neither wait nor
-    /// hold memory.
-    pub(super) async fn serve(self, listener: UnixListener, mut outbox: mpsc::Receiver<HostMessage>) {
-        while !self.events.is_closed() {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) if is_from(&stream, self.vmm) => stream,
-                Ok(_) => continue,
-                Err(error) => {
-                    warn!("cannot accept the agent: {error}");
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                    continue;
-                }
-            };
-            let ended = tokio::select! {
-                ended = self.converse(stream, &mut outbox) => ended,
-                never = refuse_others(&listener) => match never {},
-            };
+    /// Serves the agent on a stream that the vmm was offered, and then on new ones until the events have no reader or the
+    /// vmm is gone.
+    pub(super) async fn serve(self, first: UnixStream, mut outbox: mpsc::Receiver<HostMessage>) {
+        let mut stream = first;
+        loop {
+            // The stream is older than the guest. Its first byte, or its end, is the agent's.
+            let _ = stream.readable().await;
+            let ended = self.converse(stream, &mut outbox).await;
             // init asked for the published ports. It is gone or starting over, and then asks for them again.
             self.ports.clear();
-            // Sent before the next connection is accepted, so that events of two connections never interleave.
+            // Sent before the next connection is possible, so that events of two connections never interleave.
             let _ = self.events.send(VmEvent::AgentLost).await;
             match ended {
                 Ok(()) => info!("the agent closed its connection"),
@@ -153,6 +151,14 @@ impl AgentServer {
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
+            if self.events.is_closed() {
+                return;
+            }
+            stream = match offer(&self.vmm).await {
+                Ok(stream) => stream,
+                // The vmm is gone, and its end is reported elsewhere.
+                Err(error) => return warn!("{}", chain(&error)),
+            };
         }
     }
 
@@ -213,32 +219,12 @@ impl AgentServer {
     }
 }
 
-/// Closes every other connection.
-async fn refuse_others(listener: &UnixListener) -> Infallible {
-    let mut refused = 0_u64;
-    loop {
-        if let Err(error) = listener.accept().await {
-            warn!("cannot refuse a connection to the agent's socket: {error}");
-            tokio::time::sleep(RETRY_INTERVAL).await;
-            continue;
-        }
-        refused += 1;
-        // Often enough to be seen, too seldom to fill the log.
-        if refused.is_power_of_two() {
-            warn!(refused, "refused another connection to the agent's socket while the agent has one");
-        }
-    }
-}
-
-/// Returns whether the vmm made the connection; another process of this user must not pass for the guest.
-fn is_from(stream: &UnixStream, vmm: u32) -> bool {
-    // SO_PEERCRED names the process that called connect(2). The id cannot be reused: the vmm is our child, and it stays
-    // a zombie until it has been waited for.
-    let allowed = stream.peer_cred().is_ok_and(|peer| peer.pid() == i32::try_from(vmm).ok());
-    if !allowed {
-        warn!("refused a connection to the agent's socket that does not come from the VM");
-    }
-    allowed
+/// Hands the vmm one end of a new stream, for the agent's next connection, and returns the other.
+pub(super) async fn offer(vmm: &VmmChannel) -> Result<UnixStream, ChildError> {
+    // The backend makes the pair: flags of a descriptor that the vmm sent would be the vmm's to change.
+    let (ours, theirs) = UnixStream::pair().map_err(|error| ChildError::Socket(vmm::NAME, error))?;
+    vmm.send(&Command::VsockOffer { port: AGENT_PORT }, Some(theirs.as_fd())).await?;
+    Ok(ours)
 }
 
 /// Converts a report into an event, with its texts shortened and cleaned.
@@ -291,24 +277,29 @@ async fn write<W: AsyncWrite + Unpin>(writer: &mut W, message: &HostMessage) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use bulkhead_protocol::{Failure, ShutdownMode, Stage};
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use proptest::prelude::*;
     use tokio::io::{AsyncBufReadExt, BufReader, duplex};
 
     use super::*;
 
-    /// A server whose agent is this process.
-    fn server(events: mpsc::Sender<VmEvent>) -> AgentServer {
+    /// A server, and the vmm's end of its channel.
+    fn server(events: mpsc::Sender<VmEvent>) -> (AgentServer, OwnedFd) {
         let configuration = serde_json::json!({
             "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
         });
-        AgentServer {
-            vmm: std::process::id(),
+        let (channel, theirs) = vmm::channel().unwrap();
+        let server = AgentServer {
+            vmm: Arc::new(channel),
             certificates: vec![HostMessage::Certificates { pem: "one\n".into() }],
             configuration: serde_json::from_value(configuration).unwrap(),
             ports: Arc::new(Ports::open(false)),
             events,
-        }
+        };
+        (server, theirs)
     }
 
     fn hello(protocol: u32) -> GuestMessage {
@@ -320,7 +311,7 @@ mod tests {
         let (ours, theirs) = duplex(1 << 16);
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
-        let server = server(events);
+        let (server, _vmm) = server(events);
         let certificates = server.certificates[0].clone();
         let backend = tokio::spawn(async move { server.converse(ours, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
@@ -345,21 +336,39 @@ mod tests {
         assert_eq!(received.recv().await, Some(VmEvent::Reached(Stage::Disk)));
     }
 
-    /// A listening backend and its reports.
-    fn listening(path: &std::path::Path) -> (tokio::task::JoinHandle<()>, mpsc::Receiver<VmEvent>) {
-        let listener = UnixListener::bind(path).unwrap();
+    /// A serving backend, the vmm's end of its channel, and its reports.
+    async fn serving() -> (tokio::task::JoinHandle<()>, OwnedFd, mpsc::Receiver<VmEvent>) {
         let (events, received) = mpsc::channel(64);
         let (orders, outbox) = mpsc::channel(1);
+        let (server, theirs) = server(events);
+        let first = offer(&server.vmm).await.unwrap();
         let serving = async move {
-            server(events).serve(listener, outbox).await;
+            server.serve(first, outbox).await;
             drop(orders);
         };
-        (tokio::spawn(serving), received)
+        (tokio::spawn(serving), theirs, received)
+    }
+
+    /// Returns the stream that waits for the agent, as the vmm receives it; `None` if there is none.
+    async fn offered(vmm: &OwnedFd, within: Duration) -> Option<UnixStream> {
+        let vmm = vmm.try_clone().unwrap();
+        let received = tokio::task::spawn_blocking(move || {
+            let limit = PollTimeout::try_from(within).unwrap();
+            if poll(&mut [PollFd::new(vmm.as_fd(), PollFlags::POLLIN)], limit).unwrap() == 0 {
+                return None;
+            }
+            bulkhead_ipc::channel::receive::<Command>(&vmm, bulkhead_vmm::api::MAX_PACKET).unwrap()
+        });
+        let (command, stream) = received.await.unwrap()?;
+        assert_eq!(command, Command::VsockOffer { port: AGENT_PORT });
+        let stream = std::os::unix::net::UnixStream::from(stream.unwrap());
+        stream.set_nonblocking(true).unwrap();
+        Some(UnixStream::from_std(stream).unwrap())
     }
 
     /// Connects, says Hello and is configured.
-    async fn connect_as_agent(path: &std::path::Path) -> BufReader<UnixStream> {
-        let mut agent = BufReader::new(UnixStream::connect(path).await.unwrap());
+    async fn connect_as_agent(vmm: &OwnedFd) -> BufReader<UnixStream> {
+        let mut agent = BufReader::new(offered(vmm, WRITE_TIMEOUT).await.unwrap());
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();
         loop {
             let mut line = String::new();
@@ -378,20 +387,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_that_come_after_the_agent_are_closed_and_leave_it_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("agent");
-        let (serving, mut received) = listening(&path);
-        let mut agent = connect_as_agent(&path).await;
+    async fn there_is_no_stream_for_another_agent_until_the_first_has_ended() {
+        let (serving, vmm, mut received) = serving().await;
+        let mut agent = connect_as_agent(&vmm).await;
         let connected = received.recv().await;
         assert!(matches!(connected, Some(VmEvent::AgentConnected { .. })), "{connected:?}");
-        for _ in 0..300 {
-            let mut other = UnixStream::connect(&path).await.unwrap();
-            assert!(is_closed(&mut other).await);
-        }
+        assert!(offered(&vmm, Duration::from_millis(50)).await.is_none());
         agent.write_all(&encode(&GuestMessage::Reached { stage: Stage::Disk, uptime_us: 9 }).unwrap()).await.unwrap();
         assert_eq!(received.recv().await, Some(VmEvent::Reached(Stage::Disk)));
+        drop(agent);
+        assert_eq!(received.recv().await, Some(VmEvent::AgentLost));
+        assert!(offered(&vmm, WRITE_TIMEOUT).await.is_some());
         serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_connects_and_leaves_without_end_gets_streams_at_a_slow_pace() {
+        let (serving, vmm, _received) = serving().await;
+        let begun = std::time::Instant::now();
+        for _ in 0..3 {
+            drop(offered(&vmm, WRITE_TIMEOUT).await.unwrap());
+        }
+        assert!(begun.elapsed() >= 2 * RETRY_INTERVAL);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn the_server_ends_with_the_vmm() {
+        let (serving, vmm, _received) = serving().await;
+        drop(vmm);
+        timeout(WRITE_TIMEOUT, serving).await.unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -400,7 +425,8 @@ mod tests {
         let (events, _received) = mpsc::channel(8);
         let (_orders, mut outbox) = mpsc::channel(1);
         theirs.write_all(&encode(&hello(99)).unwrap()).await.unwrap();
-        let error = server(events).converse(ours, &mut outbox).await.unwrap_err();
+        let (server, _vmm) = server(events);
+        let error = server.converse(ours, &mut outbox).await.unwrap_err();
         assert!(matches!(error, AgentError::Version(99)));
     }
 
@@ -421,35 +447,25 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-        /// 0: another process connects and sends Hello; 1: the agent reports; 2: the agent goes and comes back.
+        /// 0: the agent reports; 1: the agent goes and comes back.
         #[test]
-        fn an_agents_connection_is_the_only_one_until_it_ends(steps in prop::collection::vec(0..3, 0..12)) {
+        fn events_of_two_connections_never_interleave(steps in prop::collection::vec(0..2, 0..12)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let directory = tempfile::tempdir().unwrap();
-                let path = directory.path().join("agent");
-                let (serving, mut received) = listening(&path);
-                let mut agent = connect_as_agent(&path).await;
+                let (serving, vmm, mut received) = serving().await;
+                let mut agent = connect_as_agent(&vmm).await;
                 let mut expected = vec!["connected"];
                 for step in steps {
-                    match step {
-                        0 => {
-                            let mut other = UnixStream::connect(&path).await.unwrap();
-                            let _ = other.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await;
-                            assert!(is_closed(&mut other).await);
-                        }
-                        1 => {
-                            let report = GuestMessage::Reached { stage: Stage::Disk, uptime_us: 9 };
-                            agent.write_all(&encode(&report).unwrap()).await.unwrap();
-                            expected.push("reached");
-                        }
-                        _ => {
-                            agent.shutdown().await.unwrap();
-                            assert!(is_closed(agent.get_mut()).await);
-                            // The end is reported before the next connection is accepted.
-                            expected.extend(["lost", "connected"]);
-                            agent = connect_as_agent(&path).await;
-                        }
+                    if step == 0 {
+                        let report = GuestMessage::Reached { stage: Stage::Disk, uptime_us: 9 };
+                        agent.write_all(&encode(&report).unwrap()).await.unwrap();
+                        expected.push("reached");
+                    } else {
+                        agent.shutdown().await.unwrap();
+                        assert!(is_closed(agent.get_mut()).await);
+                        // The end is reported before the next stream is offered.
+                        expected.extend(["lost", "connected"]);
+                        agent = connect_as_agent(&vmm).await;
                     }
                 }
                 for event in expected {

@@ -11,6 +11,8 @@ use std::{
 
 use bulkhead_protocol::{HostMessage, MAX_CERTIFICATES};
 
+use crate::root_owned;
+
 /// Bundles of all authorities by distribution: Debian and most others, Fedora, RHEL, openSUSE, Alpine.
 const BUNDLES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
@@ -47,11 +49,27 @@ pub(super) enum CertificatesError {
     TooMany(PathBuf),
 }
 
-/// Returns the host's certificates as messages; `named` is the file that the user chose with `SSL_CERT_FILE`.
-pub(super) fn load(named: Option<&Path>) -> Result<Vec<HostMessage>, CertificatesError> {
+/// The file of the host's certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The one that the user chose with `SSL_CERT_FILE`.
+    Named(PathBuf),
+    /// The bundle of the host's distribution.
+    Bundle,
+    /// That bundle, if only root can change it; otherwise the list of the guest image.
+    RootsBundle,
+}
+
+/// Returns the host's certificates as messages.
+pub(super) fn load(source: &Source) -> Result<Vec<HostMessage>, CertificatesError> {
     let bundle = || BUNDLES.iter().map(Path::new).find(|path| path.is_file());
+    let path = match source {
+        Source::Named(path) => Some(path.as_path()),
+        Source::Bundle => bundle(),
+        Source::RootsBundle => bundle().filter(|path| root_owned::check(path).is_ok()),
+    };
     // A host without a bundle is normal, and the image's own list will do.
-    let Some(path) = named.or_else(bundle) else { return Ok(Vec::new()) };
+    let Some(path) = path else { return Ok(Vec::new()) };
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut text));
     read.map_err(|error| CertificatesError::Read(path.to_owned(), error))?;
@@ -136,11 +154,12 @@ mod tests {
     fn a_file_without_certificates_or_no_file_is_an_error_and_no_empty_list() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ca.pem");
-        assert!(matches!(load(Some(&path)), Err(CertificatesError::Read(..))));
+        let load = |path: &Path| load(&Source::Named(path.to_owned()));
+        assert!(matches!(load(&path), Err(CertificatesError::Read(..))));
         std::fs::write(&path, "nothing").unwrap();
-        assert!(matches!(load(Some(&path)), Err(CertificatesError::Empty(_))));
+        assert!(matches!(load(&path), Err(CertificatesError::Empty(_))));
         std::fs::write(&path, format!("{BEGIN}\n{}{END}\n", "A".repeat(999) + "\n").repeat(2200)).unwrap();
-        assert!(matches!(load(Some(&path)), Err(CertificatesError::TooMany(_))));
+        assert!(matches!(load(&path), Err(CertificatesError::TooMany(_))));
     }
 
     proptest! {

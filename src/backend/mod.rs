@@ -19,7 +19,7 @@
 mod agent;
 pub mod api;
 mod api_server;
-mod certificates;
+pub mod certificates;
 mod channel;
 mod child;
 mod diagnose;
@@ -27,6 +27,7 @@ pub mod disk;
 mod docker;
 mod events;
 pub mod host;
+pub mod image_names;
 pub mod launch;
 pub mod lock;
 pub mod logs;

@@ -10,14 +10,17 @@ use bulkhead_protocol::Configuration;
 
 use crate::{
     image::{Image, ImageError},
+    root_owned::{self, NotRoots},
     settings::{Paths, Policy, PortBinding, Settings, SettingsError},
 };
 use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 
 use super::{
     api::StartOptions,
+    certificates,
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
+    image_names,
     network::{NetworkError, NetworkPlan},
     proxy,
 };
@@ -56,6 +59,18 @@ pub enum PlanError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A program that the user can change, under a policy that locks isolation on.
+    #[error(
+        "enhancedContainerIsolation is locked by {}, so the program must be one that only root can change, but {problem}; \
+         use the bulkhead of an installed package, or ask the administrator to install one",
+        lock.display()
+    )]
+    Program {
+        /// The policy.
+        lock: PathBuf,
+        /// The place that is not root's.
+        problem: NotRoots,
+    },
 }
 
 /// A machine that can be made.
@@ -75,8 +90,8 @@ pub struct Plan {
     pub network: Option<NetworkPlan>,
     /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
-    /// The file of certificates that the user named.
-    pub certificates: Option<PathBuf>,
+    /// The certificate authorities that the engine trusts.
+    pub certificates: certificates::Source,
     /// The guest's part of the plan, as the agent receives it; the time is set when it is sent.
     pub configuration: Configuration,
     /// Non-fatal problems to show the user.
@@ -107,25 +122,39 @@ impl Plan {
             block_load: settings.block_load(),
         };
         // After the daemon options, into which it writes.
-        let warning = proxy::configure(&settings, options, network.as_ref(), &mut configuration);
+        let mut warnings: Vec<_> =
+            proxy::configure(&settings, options, network.as_ref(), &mut configuration).into_iter().collect();
+        warnings.extend(image_names::restrict(
+            &settings,
+            &options.proxy,
+            network.as_ref().and_then(NetworkPlan::program),
+            &mut configuration.socket_exceptions,
+        ));
+        let certificates = match (&options.certificates, image_names::matter(&settings)) {
+            (Some(_), true) => {
+                warnings.push("SSL_CERT_FILE is ignored, because the policy lists images by name".to_owned());
+                certificates::Source::RootsBundle
+            }
+            (None, true) => certificates::Source::RootsBundle,
+            (Some(named), false) => certificates::Source::Named(named.clone()),
+            (None, false) => certificates::Source::Bundle,
+        };
+        // Under a policy that locks isolation on, `find` refuses an image that the user named or can change: another guest
+        // could do without isolation.
+        let image =
+            Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref(), policy.isolation_lock())?;
+        check_program(policy)?;
         Ok(Self {
-            // Under a policy that locks isolation on, `find` refuses an image that the user named: another guest could
-            // do without isolation.
-            image: Image::find(
-                paths.base(),
-                options.kernel.as_deref(),
-                options.rootfs.as_deref(),
-                policy.isolation_lock(),
-            )?,
+            image,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
             memory_mib: host::choose_memory(options.memory_mib.or(settings.memory_mib()), host::memory_mib()?)?,
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
             serial: options.serial,
             network,
             ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
-            certificates: options.certificates.clone(),
+            certificates,
             configuration,
-            warning,
+            warning: (!warnings.is_empty()).then(|| warnings.join("; ")),
         })
     }
 
@@ -157,6 +186,16 @@ impl Plan {
             console: Some(paths.console_log()),
             serial: self.serial.then(|| paths.serial_log()),
         }
+    }
+}
+
+/// Refuses a program that the user can change, under a policy that locks isolation on: it might not read the policy.
+pub fn check_program(policy: &Policy) -> Result<(), PlanError> {
+    match policy.isolation_lock() {
+        Some(lock) => {
+            root_owned::check_program().map_err(|problem| PlanError::Program { lock: lock.to_owned(), problem })
+        }
+        None => Ok(()),
     }
 }
 

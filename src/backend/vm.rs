@@ -1,8 +1,8 @@
 //! One VM from its boot to its end: the vmm process, its packets, its network process and its agent.
 //!
 //! The start, from here on: the backend makes or grows the data disk and starts the network process, then the vmm with
-//! the control socket as descriptor 3. The boot command carries the other end of the network process's stream. The vmm
-//! opens files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init
+//! the control socket as descriptor 3. The vmm gets a stream for the agent's connection and the boot command, which
+//! carries the other end of the network process's stream. The vmm opens files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init
 //! connects back ([`super::agent`]) and reports four stages: `kernel` with its Hello, `agent` when it has its
 //! configuration, `disk` when the data disk is mounted, and `engine` when `/_ping` through the gate answers. Nothing
 //! polls: each step is a message, a notification or a closed socket.
@@ -14,7 +14,6 @@ use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
 use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode};
 use tokio::{
-    net::UnixListener,
     process::Child,
     sync::{Notify, mpsc},
     task::AbortHandle,
@@ -22,7 +21,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    agent::AgentServer,
+    agent::{self, AgentServer},
     api::{Examination, StartOptions},
     certificates,
     child::ChildError,
@@ -92,9 +91,7 @@ impl Vm {
         if plan.serial {
             logs::rotate(&paths.serial_log()).map_err(io_error(paths.serial_log()))?;
         }
-        // The socket exists before the guest does, so that the agent's first attempt to connect succeeds.
         remove_sockets(paths);
-        let listener = UnixListener::bind(paths.agent_socket()).map_err(io_error(paths.agent_socket()))?;
         let (channel, theirs) = vmm::channel()?;
         let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
         // The network process comes first: its stream travels with the boot command. A start that fails further down
@@ -117,7 +114,7 @@ impl Vm {
         let (agent_outbox, outbox) = mpsc::channel(4);
         // Read at each boot, because the host's list may have changed. The engine works without it, so a failure is a
         // warning.
-        let certificates = certificates::load(plan.certificates.as_deref()).unwrap_or_else(|error| {
+        let certificates = certificates::load(&plan.certificates).unwrap_or_else(|error| {
             plan.warn(chain(&error));
             Vec::new()
         });
@@ -128,13 +125,12 @@ impl Vm {
         };
         let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
         let agent = AgentServer {
-            vmm: pid,
+            vmm: Arc::clone(&channel),
             certificates,
             configuration: plan.configuration.clone(),
             ports: Arc::clone(&ports),
             events: sender.clone(),
         };
-        let agent = tokio::spawn(agent.serve(listener, outbox)).abort_handle();
         let kill = Arc::new(Notify::new());
         let (process, stream) = network.unzip();
         let network = process
@@ -144,10 +140,21 @@ impl Vm {
         tokio::spawn(watch(child, network, watched, sender));
         // Last, when everything that the VM could report to is in place.
         let boot = Command::Boot(Box::new(plan.machine(paths)));
-        if let Err(error) = channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await {
-            // The process is already gone. `watch` waits for it, learns the cause, and the state machine reports that.
-            warn!("{}", chain(&error));
-        }
+        let boot = async {
+            // Before the boot, so that the agent's first attempt to connect succeeds.
+            let agent = agent::offer(&channel).await?;
+            channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await?;
+            Ok::<_, ChildError>(agent)
+        };
+        let connection = boot.await;
+        let agent = tokio::spawn(async move {
+            match connection {
+                Ok(stream) => agent.serve(stream, outbox).await,
+                // The process is already gone. `watch` waits for it, learns the cause, and the state machine reports it.
+                Err(error) => warn!("{}", chain(&error)),
+            }
+        });
+        let agent = agent.abort_handle();
         Ok(Self { plan, pid, channel, kill, agent_outbox, events, agent, ports, waiters })
     }
 
@@ -202,9 +209,7 @@ impl Drop for Vm {
 
 /// Removes the sockets of a VM that is gone.
 pub fn remove_sockets(paths: &Paths) {
-    for path in [paths.vsock_socket(), paths.agent_socket()] {
-        let _ = fs::remove_file(path);
-    }
+    let _ = fs::remove_file(paths.vsock_socket());
 }
 
 /// The part of a VM that [`watch`] shares.

@@ -21,7 +21,7 @@ use super::{
 use bulkhead_vmm::api::{Command, Event, ExitReason, MAX_PACKET};
 
 /// Name of the process in errors.
-const NAME: &str = "vmm";
+pub(super) const NAME: &str = "vmm";
 
 /// Time for a vmm process to exit by itself after it closed its socket or reported the end of its machine.
 const EXIT_GRACE: Duration = Duration::from_secs(3);

@@ -2,23 +2,32 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use serde::Serialize;
 use serde_json::json;
 
 use super::{CliError, Format, client::Client, print, settings::show, start, table};
-use crate::settings::{
-    Paths, Policy,
-    policy::{Line, schema, validate},
+use crate::{
+    backend::{image_names, plan::check_program},
+    image::Image,
+    settings::{
+        Paths, Policy, Settings,
+        policy::{Line, schema, validate},
+    },
 };
+use bulkhead_ipc::report::chain;
 
 /// Show the administrator's policy, or validate a policy file.
 ///
 /// The policy is /etc/bulkhead/admin-settings.json, or else /usr/share/docker-desktop/admin-settings.json. The file and
 /// its directory must be owned by root and not writable by other users. The policy is read when a backend starts, so a
 /// change takes effect after `bulkhead stop` and `bulkhead start`. If the file cannot be used, Enhanced Container
-/// Isolation is on and locked.
+/// Isolation is on and locked. While it is locked, `start` needs a program and a guest image that only root can change.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Show each key of the policy and whether it is in force.
+    /// Show each key of the policy, whether it is in force, and what it stands on.
+    ///
+    /// A policy that locks Enhanced Container Isolation stands on the program, the guest image and, if it lists images by
+    /// name, the way to registries. Those that the user can change are named with the reason.
     Show {
         /// Output format.
         #[arg(long, value_enum, default_value_t)]
@@ -39,9 +48,15 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
     match verb {
         Verb::Show { format } => {
             let policy = Policy::system();
+            let footing = footing(paths, &policy)?;
             match format {
-                Format::Json => print(&as_json(&policy))?,
-                Format::Pretty => print(&pretty(&policy))?,
+                Format::Json => print(&as_json(&policy, &footing))?,
+                Format::Pretty => {
+                    print(&pretty(&policy))?;
+                    for Support { subject, problem } in &footing {
+                        print(&format!("{subject}: {}", problem.as_deref().unwrap_or("as the policy needs it")))?;
+                    }
+                }
             }
             return super::wait(warn_of_change(paths));
         }
@@ -58,6 +73,34 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
         Verb::Schema => print(schema().trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A thing that a policy stands on, and the reason why it does not bear it.
+#[derive(Debug, Serialize)]
+struct Support {
+    subject: &'static str,
+    problem: Option<String>,
+}
+
+/// Returns the state of what a policy that locks isolation stands on, for this user and in this environment.
+fn footing(paths: &Paths, policy: &Policy) -> Result<Vec<Support>, CliError> {
+    if policy.isolation_lock().is_none() {
+        return Ok(Vec::new());
+    }
+    let refused = |error: String| format!("`start` is refused: {error}");
+    let program = check_program(policy).err().map(|error| refused(error.to_string()));
+    let options = start::Machine::default().options()?;
+    let image =
+        Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref(), policy.isolation_lock());
+    let image = image.err().map(|error| refused(chain(&error)));
+    let mut footing =
+        vec![Support { subject: "program", problem: program }, Support { subject: "guest image", problem: image }];
+    let settings = Settings::load(&paths.settings())?.under(policy.clone());
+    if let Some(state) = image_names::state(&settings, &options) {
+        footing
+            .push(Support { subject: "image names", problem: state.err().map(|doubt| image_names::warning(&doubt)) });
+    }
+    Ok(footing)
 }
 
 /// Warns of a running backend that has another policy.
@@ -102,8 +145,9 @@ fn pretty(policy: &Policy) -> String {
     text
 }
 
-fn as_json(policy: &Policy) -> String {
-    format!("{:#}", json!({"policy": policy.facts(), "keys": policy.lines(), "unknown": policy.unknown()}))
+fn as_json(policy: &Policy, footing: &[Support]) -> String {
+    let (facts, keys, unknown) = (policy.facts(), policy.lines(), policy.unknown());
+    format!("{:#}", json!({"policy": facts, "keys": keys, "unknown": unknown, "footing": footing}))
 }
 
 #[cfg(test)]

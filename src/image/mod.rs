@@ -15,7 +15,11 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::{hex::hex, settings::Base};
+use crate::{
+    hex::hex,
+    root_owned::{self, NotRoots},
+    settings::Base,
+};
 
 /// The command that builds an image.
 const BUILD: &str = "build it with `scripts/image`";
@@ -41,6 +45,18 @@ pub enum ImageError {
          --rootfs, and unset BULKHEAD_KERNEL and BULKHEAD_ROOTFS"
     )]
     Locked(PathBuf),
+    /// An image that the user can change, under a policy that locks isolation on.
+    #[error(
+        "enhancedContainerIsolation is locked by {}, so the guest image must be one that only root can change, but \
+         {problem}; use the bulkhead of an installed package, or ask the administrator to install one",
+        lock.display()
+    )]
+    NotRoots {
+        /// The policy.
+        lock: PathBuf,
+        /// The place that is not root's.
+        problem: NotRoots,
+    },
     /// Only one of the two files is named.
     #[error("the kernel and the root file system go together: give both --kernel and --rootfs, or neither")]
     Half,
@@ -102,8 +118,8 @@ impl Image {
     /// Finds the image: the two named files, else `BULKHEAD_KERNEL` and `BULKHEAD_ROOTFS`, else the first that is in
     /// the user's data directory, in `../share/bulkhead` beside the program, or in the user's cache directory.
     ///
-    /// With `lock`, the policy that locks isolation on, naming an image is an error, and one that is installed beside
-    /// the program is preferred to those in the user's directories.
+    /// With `lock`, the policy that locks isolation on, naming an image is an error, one that is installed beside the
+    /// program is preferred to those in the user's directories, and it must be root's with all directories on the way.
     pub fn find(
         base: &Base,
         kernel: Option<&Path>,
@@ -114,7 +130,12 @@ impl Image {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let options = (kernel.map(Path::to_owned), rootfs.map(Path::to_owned));
         let variables = (variable("BULKHEAD_KERNEL"), variable("BULKHEAD_ROOTFS"));
-        Self::choose(base, [options, variables], lock)
+        let image = Self::choose(base, [options, variables], lock)?;
+        if let Some(lock) = lock {
+            let roots = root_owned::check(&image.kernel).and_then(|()| root_owned::check(&image.rootfs));
+            roots.map_err(|problem| ImageError::NotRoots { lock: lock.to_owned(), problem })?;
+        }
+        Ok(image)
     }
 
     /// Chooses among pairs of named files, the first pair first, and the directories.

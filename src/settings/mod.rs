@@ -219,6 +219,13 @@ impl Settings {
         Some(Proxy { http: self.text(&PROXY_HTTP), https: self.text(&PROXY_HTTPS), exclude: exclude.collect() })
     }
 
+    /// Returns whether the engine's proxy, or that it has none, is the policy's decision and not the user's. The proxy of a
+    /// user's environment is not, also where the policy says that it counts.
+    pub fn has_policys_proxy(&self) -> bool {
+        let manual = self.policy.lock(&PROXY_MODE).is_some() && self.get(&PROXY_MODE) == "manual";
+        manual || self.policys_containers_proxy().is_some()
+    }
+
     /// Returns whether new containers get the engine's proxy in their environment.
     pub fn containers_proxy(&self) -> bool {
         self.flag(&CONTAINERS_PROXY)

@@ -143,7 +143,7 @@ impl Base {
             base: self.clone(),
         };
         // Checked before any work is done: bind(2) fails late, and without naming the limit.
-        for socket in [paths.docker_socket(), paths.control_socket(), paths.agent_socket()] {
+        for socket in [paths.docker_socket(), paths.control_socket(), paths.vsock_socket()] {
             let length = socket.as_os_str().len();
             if length > MAX_SOCKET_PATH {
                 return Err(PathError::SocketTooLong { path: socket, length });
@@ -235,11 +235,6 @@ impl Paths {
     /// Host end of the hybrid vsock.
     pub fn vsock_socket(&self) -> PathBuf {
         self.runtime.join("vsock.sock")
-    }
-
-    /// The socket for the guest's connections to the agent port, by the naming rule of the hybrid vsock.
-    pub fn agent_socket(&self) -> PathBuf {
-        self.runtime.join(format!("vsock.sock_{}", bulkhead_protocol::AGENT_PORT))
     }
 
     /// The lock of the running backend; contains its process ID.

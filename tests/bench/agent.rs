@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::net::UnixStream,
     },
     path::PathBuf,
     sync::{
@@ -41,9 +41,17 @@ const STOP_INTERVAL_MS: u16 = 200;
 /// Time for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The place where the agent's connection arrives.
+pub enum Meeting {
+    /// Our end of a stream whose other end the VMM has.
+    Stream(File),
+    /// A socket of the kernel's vsock.
+    Listener(OwnedFd),
+}
+
 /// The sockets between host and guest, in both directions.
 pub enum Way {
-    /// Our device's hybrid sockets.
+    /// Our device's hybrid socket.
     Hybrid(PathBuf),
     /// The kernel's vsock, to this guest.
     Kernel(u32),
@@ -58,19 +66,20 @@ impl Way {
         }
     }
 
-    fn listen(&self) -> Result<OwnedFd> {
+    /// Makes the place for the agent's connection, if the guest can be reached, and the VMM's end of it.
+    pub fn meet(&self, reachable: bool) -> Result<(Option<Meeting>, Option<OwnedFd>)> {
         match self {
-            Self::Hybrid(path) => {
-                let mut name = path.clone().into_os_string();
-                name.push(format!("_{AGENT_PORT}"));
-                Ok(UnixListener::bind(name)?.into())
+            Self::Hybrid(_) => {
+                let (ours, theirs) = UnixStream::pair()?;
+                Ok((Some(Meeting::Stream(File::from(OwnedFd::from(ours)))), Some(theirs.into())))
             }
-            Self::Kernel(_) => {
+            Self::Kernel(_) if reachable => {
                 let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
                 bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_PORT))?;
                 listen(&listener, Backlog::new(1)?)?;
-                Ok(listener)
+                Ok((Some(Meeting::Listener(listener)), None))
             }
+            Self::Kernel(_) => Ok((None, None)),
         }
     }
 
@@ -135,17 +144,16 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Listens from now on.
-    pub fn start(way: Way, happenings: Sender<Happening>) -> Result<Self> {
-        let listener = way.listen()?;
+    /// Waits for the agent from now on.
+    pub fn start(way: Way, meeting: Meeting, happenings: Sender<Happening>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = thread::spawn(move || {
-            if let Err(error) = converse(&way, &listener, &seen, &happenings) {
+            if let Err(error) = converse(&way, meeting, &seen, &happenings) {
                 let _ = happenings.send(Happening::Failed(error.to_string()));
             }
         });
-        Ok(Self { stop, thread: Some(thread) })
+        Self { stop, thread: Some(thread) }
     }
 }
 
@@ -158,18 +166,25 @@ impl Drop for Peer {
     }
 }
 
-fn converse(way: &Way, listener: &OwnedFd, stop: &AtomicBool, happenings: &Sender<Happening>) -> Result<()> {
-    let stream = loop {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(());
-        }
+/// Returns the agent's connection; `None` when the thread has to end before there is one.
+fn connection(way: &Way, meeting: Meeting, stop: &AtomicBool) -> Result<Option<File>> {
+    let listener = match meeting {
+        Meeting::Stream(stream) => return Ok(Some(stream)),
+        Meeting::Listener(listener) => listener,
+    };
+    while !stop.load(Ordering::Relaxed) {
         let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(STOP_INTERVAL_MS))? > 0
-            && let Some(stream) = way.accept(listener)?
+            && let Some(stream) = way.accept(&listener)?
         {
-            break stream;
+            return Ok(Some(stream));
         }
-    };
+    }
+    Ok(None)
+}
+
+fn converse(way: &Way, meeting: Meeting, stop: &AtomicBool, happenings: &Sender<Happening>) -> Result<()> {
+    let Some(stream) = connection(way, meeting, stop)? else { return Ok(()) };
     let mut writer = stream.try_clone()?;
     let mut reader = LineReader::new(stream);
     // The guest's death, at the latest, ends the stream and with it this loop.

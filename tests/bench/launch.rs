@@ -10,6 +10,7 @@ use std::{
 };
 
 use bulkhead::backend::plan::{CMDLINE, DATA_SERIAL};
+use bulkhead_protocol::AGENT_PORT;
 use bulkhead_vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock};
 use support::control;
 
@@ -130,10 +131,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the process; it begins to boot at once.
-    pub fn start(setup: &Setup, contender: Contender) -> Result<Self> {
+    /// Starts the process; it begins to boot at once. `agent` is the host end of the agent's connection to our VMM.
+    pub fn start(setup: &Setup, contender: Contender, agent: Option<OwnedFd>) -> Result<Self> {
         match contender {
-            Contender::Bulkhead => start_bulkhead(setup, contender),
+            Contender::Bulkhead => start_bulkhead(setup, contender, agent),
             Contender::Microvm | Contender::Q35 => {
                 let mut process = Process::new("qemu-system-x86_64");
                 process.args(qemu_arguments(setup, contender));
@@ -178,7 +179,7 @@ impl Drop for Running {
     }
 }
 
-fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
+fn start_bulkhead(setup: &Setup, contender: Contender, agent: Option<OwnedFd>) -> Result<Running> {
     let (ours, theirs) = control::pair()?;
     let disk =
         |path: &Path, readonly, serial: &str| Disk { path: path.to_owned(), readonly, serial: serial.to_owned() };
@@ -193,7 +194,11 @@ fn start_bulkhead(setup: &Setup, contender: Contender) -> Result<Running> {
         console: Some(setup.console()),
         serial: None,
     };
-    // The packet waits in the socket, so the process has its machine at the first read.
+    // The packets wait in the socket, so the process has its machine at the first reads.
+    if let Some(agent) = agent {
+        let offer = serde_json::to_vec(&Command::VsockOffer { port: AGENT_PORT })?;
+        control::send(&ours, &offer, Some(&agent))?;
+    }
     send(&ours, &Command::Boot(Box::new(config)))?;
     let mut process = Process::new(&setup.machine.bulkhead);
     process.arg("vmm");

@@ -62,9 +62,11 @@ pub fn run(setup: &Setup, contender: Contender, init_only: bool) -> Result<Sampl
     let (happenings, happened) = mpsc::channel();
     let reachable = contender == Contender::Bulkhead || setup.vhost_vsock;
     // Declared before the process: dropped after it, when nothing can come from the guest any more.
-    let _peer = if reachable { Some(Peer::start(Way::of(setup, contender), happenings.clone())?) } else { None };
+    let way = Way::of(setup, contender);
+    let (meeting, agent) = way.meet(reachable)?;
+    let _peer = meeting.map(|meeting| Peer::start(way, meeting, happenings.clone()));
     let started = Instant::now();
-    let mut running = Running::start(setup, contender)?;
+    let mut running = Running::start(setup, contender, agent)?;
     let reader = console.watch(running.pid(), happenings);
     let measured = measure(&mut running, &happened, started, contender, init_only || !reachable);
     drop(running);
@@ -123,7 +125,7 @@ fn next(running: &mut Running, happened: &Receiver<Happening>) -> Result<Happeni
 }
 
 fn clean(setup: &Setup) {
-    for path in [setup.console(), setup.vsock(), setup.data(), setup.machine.directory.join("vsock.sock_1025")] {
+    for path in [setup.console(), setup.vsock(), setup.data()] {
         let _ = fs::remove_file(path);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use serde_json::json;
 use support::program;
 
 use crate::{
-    home::{Home, refused},
+    home::{Home, is_root, refused},
     start::{has_kvm, put_image},
 };
 
@@ -22,9 +23,17 @@ const NO_OTHER: &str = "enhancedContainerIsolation is locked by /etc/bulkhead/ad
                         image can be named; leave out --kernel and --rootfs, and unset BULKHEAD_KERNEL and \
                         BULKHEAD_ROOTFS";
 
+/// The demand on the image, and on the program, under it.
+const ROOTS: &str = "must be one that only root can change";
+
 /// The program where `policy` is this machine's: the program is in namespaces in which /etc is another one. `None` where
 /// this user may not make such namespaces.
 fn under(home: &Home, policy: &str) -> Option<Command> {
+    program_under(home, policy, program())
+}
+
+/// The same for a copy of the program.
+fn program_under(home: &Home, policy: &str, program: &str) -> Option<Command> {
     const PREPARE: &str = "umask 022 && mount -t tmpfs none /etc && mkdir /etc/bulkhead && \
                            printf %s \"$1\" >/etc/bulkhead/admin-settings.json && shift && exec \"$@\"";
     let command = |words: &[&str]| {
@@ -32,7 +41,7 @@ fn under(home: &Home, policy: &str) -> Option<Command> {
         command.args(["--map-root-user", "--mount", "sh", "-c", PREPARE, "sh", policy]).args(words);
         command
     };
-    command(&["true"]).output().is_ok_and(|output| output.status.success()).then(|| command(&[program()]))
+    command(&["true"]).output().is_ok_and(|output| output.status.success()).then(|| command(&[program]))
 }
 
 /// A kernel and a root file system beside those of [`put_image`], as options have them.
@@ -96,8 +105,10 @@ fn a_locked_policy_leaves_the_installed_image_and_refuses_to_have_another_named(
         let line = doctor(LOCKED, &[variable]).unwrap();
         assert!(line.ends_with(&format!(" FAIL image: {NO_OTHER}")), "{line}");
     }
-    // That one is damaged, and was looked at.
-    assert!(doctor(LOCKED, &[]).unwrap().contains("/data/bulkhead/image/vmlinux does not match the SHA-256"));
+    // That one is damaged, and was looked at, if it is root's.
+    let line = doctor(LOCKED, &[]).unwrap();
+    let looked_at = line.contains("/data/bulkhead/image/vmlinux does not match the SHA-256");
+    assert!(looked_at || !is_root() && line.contains(ROOTS), "{line}");
     let free = r#"{"enhancedContainerIsolation": {"value": true, "locked": false}}"#;
     for policy in [free, "{}"] {
         let line = doctor(policy, &both).unwrap();
@@ -124,7 +135,76 @@ fn start_refuses_another_image_under_a_locked_policy() {
     let message = start(&[], &[("BULKHEAD_KERNEL", &kernel), ("BULKHEAD_ROOTFS", &rootfs)]).unwrap();
     assert_eq!(message, format!("error: {NO_OTHER}\n"));
     let message = start(&[], &[]).unwrap();
-    assert!(message.contains("but this machine has"), "{message}");
+    assert!(message.contains("but this machine has") || !is_root() && message.contains(ROOTS), "{message}");
+}
+
+#[test]
+fn an_image_that_others_can_change_is_refused_under_a_locked_policy_with_its_path_and_the_remedy() {
+    let home = Home::new();
+    put_image(&home);
+    let directory = fs::canonicalize(home.path("data/bulkhead/image")).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    let problem = format!(
+        "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so the guest image {ROOTS}, but {} is \
+         writable by users other than its owner; use the bulkhead of an installed package, or ask the administrator to \
+         install one",
+        directory.display()
+    );
+    let Some(mut command) = under(&home, LOCKED) else { return };
+    let output = command.args(["policy", "show"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(&format!("\nguest image: `start` is refused: {problem}\n")), "{text}");
+    let free = under(&home, "{}").unwrap().args(["policy", "show"]).output().unwrap();
+    assert!(!String::from_utf8(free.stdout).unwrap().contains("guest image"));
+    if has_kvm() {
+        let mut command = under(&home, LOCKED).unwrap();
+        let output = command.arg("start").env("BULKHEAD_TRY_ANY_KVM", "1").output().unwrap();
+        assert_eq!(refused(&output, 1), format!("error: {problem}\n"));
+    }
+}
+
+#[test]
+fn a_program_that_others_can_change_starts_nothing_under_a_locked_policy() {
+    let home = Home::new();
+    put_image(&home);
+    let copy = home.path("bulkhead");
+    fs::copy(program(), &copy).unwrap();
+    let copy = fs::canonicalize(copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o757)).unwrap();
+    let copy = copy.to_str().unwrap();
+    let problem = format!(
+        "enhancedContainerIsolation is locked by /etc/bulkhead/admin-settings.json, so the program {ROOTS}, but {copy} is \
+         writable by users other than its owner; use the bulkhead of an installed package, or ask the administrator to \
+         install one"
+    );
+    let Some(mut command) = program_under(&home, LOCKED, copy) else { return };
+    let text = String::from_utf8(command.args(["policy", "show"]).output().unwrap().stdout).unwrap();
+    assert!(text.contains(&format!("\nprogram: `start` is refused: {problem}\n")), "{text}");
+    // An image that is not root's is found first, and for another user than root none is.
+    if has_kvm() && is_root() {
+        let mut command = program_under(&home, LOCKED, copy).unwrap();
+        let output = command.arg("start").env("BULKHEAD_TRY_ANY_KVM", "1").output().unwrap();
+        assert_eq!(refused(&output, 1), format!("error: {problem}\n"));
+    }
+}
+
+#[test]
+fn policy_show_says_whether_image_names_count_for_this_user() {
+    let home = Home::new();
+    let policy = r#"{"enhancedContainerIsolation": {"value": true, "locked": true, "dockerSocketMount":
+                     {"imageList": {"images": ["docker:cli"]}}}}"#;
+    let show = |proxy: Option<&str>| {
+        let mut command = under(&home, policy)?;
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            command.env_remove(variable);
+        }
+        let output = command.args(["policy", "show"]).envs(proxy.map(|url| ("HTTPS_PROXY", url))).output().unwrap();
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let Some(text) = show(None) else { return };
+    assert!(text.ends_with("\nimage names: as the policy needs it\n"), "{text}");
+    let text = show(Some("http://mine:1")).unwrap();
+    assert!(text.ends_with("the engine's proxy is the user's choice (lock `proxy` or `containersProxy`)\n"), "{text}");
 }
 
 #[test]

@@ -197,6 +197,12 @@ impl<'a> Situations<'a> {
         if situation.has_policy() && !Path::new(EMULATED).exists() {
             return Err(State::NotBuilt("tried in the emulated machine only, as it writes to /etc".into()));
         }
+        // A locked policy lets only a program of root's start, and a checkout in the emulated machine has its owner's.
+        if matches!(situation, Situation::Locked | Situation::Broken)
+            && let Err(problem) = bulkhead::root_owned::check(Path::new(support::program()))
+        {
+            return Err(State::NotBuilt(format!("needs a build that only root can change: {problem}")));
+        }
         if situation != self.now {
             self.reached = guarded(|| self.change(situation));
         }

@@ -1,4 +1,4 @@
-//! What a Docker client may name: paths, volumes, drivers, networks, options.
+//! Rules about names that a Docker client chooses: paths, volumes, drivers, networks, options.
 //!
 //! dockerd acts as the VM's root on whatever a client names. So the same rules hold wherever a name becomes an action:
 //! in the gate, when a request arrives; in the runtime, when a container starts; in init, for the options of dockerd.

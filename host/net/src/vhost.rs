@@ -25,7 +25,7 @@ use virtio_bindings::{
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::{epoll::Epoll, eventfd::EventFd};
 
 use super::{
@@ -170,6 +170,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             // Fails for a file shorter than the region. A file that shrinks later would kill this process with SIGBUS, which
             // only the vmm, the owner of the memory, could bring about.
             let mapping = region.mmap_region(file)?;
+            exclude_from_cores(&mapping).map_err(Error::ReqHandlerError)?;
             mapped.push(GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(Error::InvalidParam)?);
             ranges.push(Range { frontend: region.user_addr, guest, len });
         }
@@ -348,4 +349,11 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
         unsupported()
     }
+}
+
+/// Keeps guest memory out of core dumps, whatever the limits of the process are: it holds what containers hold.
+fn exclude_from_cores(mapping: &MmapRegion) -> io::Result<()> {
+    // SAFETY: the range is exactly one mapping of this process, and MADV_DONTDUMP changes no contents.
+    let result = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -2,7 +2,7 @@
 //!
 //! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
 //! Each packet is one JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's
-//! first packet is [`Command::Boot`]. When the socket closes, the VM ends with its backend: the vmm process exits.
+//! first packet is [`Command::Boot`], but for any number of [`Command::VsockOffer`] before it. When the socket closes, the VM ends with its backend: the vmm process exits.
 
 use std::path::PathBuf;
 
@@ -28,8 +28,8 @@ pub struct Disk {
 pub struct Vsock {
     /// The guest's context ID, at least 3 (virtio 1.3, 5.10.4).
     pub cid: u32,
-    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it, and connections of
-    /// the guest go to `<socket>_<port>`.
+    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it. The backend removes it
+    /// when the vmm is gone.
     pub socket: PathBuf,
 }
 
@@ -66,6 +66,12 @@ pub enum Command {
     /// The descriptor beside this packet becomes the host end of a stream to this guest port.
     VsockConnect {
         /// Guest port.
+        port: u32,
+    },
+    /// The descriptor beside this packet becomes the host end of the guest's next connection to this port of the host. A
+    /// connection to a port without an offer is refused. An offer before the boot is there before the guest is.
+    VsockOffer {
+        /// Host port.
         port: u32,
     },
     /// The descriptor beside this packet is a unix stream to a new backend of the network device; the old one is gone.

@@ -2,7 +2,8 @@
 //!
 //! The backend describes the machine in the first packet over the control socket ([`api`]). The process opens the
 //! machine's files, builds it, loads the kernel, confines itself with seccomp and Landlock, and lets the vCPUs run
-//! until the guest or the backend ends the machine. Everything that the guest can write is hostile: guest memory is
+//! until the guest or the backend ends the machine. Confined, it opens nothing and connects to nothing: host ends of the
+//! guest's connections come from the backend. The thread of a vCPU has the requests to KVM that it needs, all others none. Everything that the guest can write is hostile: guest memory is
 //! only touched through `vm-memory` or by system calls, never by Rust references, and values are copied out of it
 //! before they are checked.
 //!
@@ -114,12 +115,16 @@ pub fn run() -> ExitCode {
 
 /// Runs the machine; `None` when the backend ended it.
 fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>, VmmError> {
-    let (config, network) = match control.receive()? {
-        Some((Command::Boot(config), network)) => (config, network),
-        Some(_) => return Err(VmmError::NotBoot),
-        None => return Ok(None),
+    let mut offers = Vec::new();
+    let (config, network) = loop {
+        match control.receive()? {
+            Some((Command::VsockOffer { port }, Some(stream))) => offers.push((port, stream)),
+            Some((Command::Boot(config), network)) => break (config, network),
+            Some(_) => return Err(VmmError::NotBoot),
+            None => return Ok(None),
+        }
     };
-    let machine = Machine::start(&config, network)?;
+    let machine = Machine::start(&config, network, offers)?;
     // From here on the guest runs and this thread only serves the backend.
     control.send(&Event::Started { since_exec_us: started.elapsed().as_micros() as u64 });
     loop {
@@ -134,6 +139,11 @@ fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>
                     vsock.connect(port, stream);
                 }
             }
+            Some((Command::VsockOffer { port }, Some(stream))) => {
+                if let Some(vsock) = machine.vsock() {
+                    vsock.offer(port, stream);
+                }
+            }
             Some((Command::Network, Some(stream))) => {
                 if let Some(net) = machine.net() {
                     net.replace(stream.into());
@@ -144,7 +154,10 @@ fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>
             // Returning ends the process, and with it vCPUs and devices at whatever they are doing.
             Some((Command::Kill, _)) | None => return Ok(None),
             // A second machine, or a connection without its descriptor.
-            Some((Command::VsockConnect { .. } | Command::Network | Command::Boot(_), _)) => {
+            Some((
+                Command::VsockConnect { .. } | Command::VsockOffer { .. } | Command::Network | Command::Boot(_),
+                _,
+            )) => {
                 tracing::warn!("ignoring a command that is not valid now");
             }
         }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     interrupts::GsiRouter,
     layout,
     memory::{self, GuestRam},
-    memory_usage,
+    memory_usage::MemoryUsage,
     vcpu::{self, Buses, ExitCounters, Shared},
     vcpu_state,
 };
@@ -46,7 +46,7 @@ const MAX_CPUS: u8 = 32;
 
 /// A running machine.
 pub(super) struct Machine {
-    memory: Arc<GuestRam>,
+    usage: MemoryUsage,
     vcpus: Vec<Arc<Shared>>,
     console: Arc<Mutex<ConsoleLog>>,
     vsock: Option<VsockHandle>,
@@ -75,8 +75,13 @@ struct Board {
 }
 
 impl Machine {
-    /// Builds the machine and starts its vCPUs. `network` is a stream to the backend of a network device.
-    pub(super) fn start(config: &VmConfig, network: Option<OwnedFd>) -> Result<Self, VmmError> {
+    /// Builds the machine and starts its vCPUs. `network` is a stream to the backend of a network device, `offers` are
+    /// streams for the guest's connections to ports of the host.
+    pub(super) fn start(
+        config: &VmConfig,
+        network: Option<OwnedFd>,
+        offers: Vec<(u32, OwnedFd)>,
+    ) -> Result<Self, VmmError> {
         if !(1..=MAX_CPUS).contains(&config.cpus) {
             return Err(VmmError::VcpuCount(config.cpus));
         }
@@ -98,10 +103,13 @@ impl Machine {
         let vsock = match &config.vsock {
             None => None,
             Some(vsock) => {
-                let (device, handle) = Vsock::new(vsock.cid, vsock.socket.clone())
+                let (device, handle) = Vsock::new(vsock.cid, &vsock.socket)
                     .map_err(|source| open_failed("the vsock socket", &vsock.socket, source))?;
                 // The handle stays here, for the connections that the backend hands over.
                 board.plug_virtio(Box::new(device))?;
+                for (port, stream) in offers {
+                    handle.offer(port, stream);
+                }
                 Some(handle)
             }
         };
@@ -109,14 +117,17 @@ impl Machine {
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
         // Last, so that the other devices have the same slots in a machine without a network.
         let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
-        let sockets = config.vsock.as_ref().and_then(|vsock| vsock.socket.parent());
         let entry = boot::load(&board.memory, config)?;
-        // Everything is open. The sandbox applies to threads that start later, so those that handle the guest's data,
-        // vCPUs and devices, all run confined.
-        sandbox::confine_vmm(sockets)?;
+        let vcpus = board.create_vcpus(&kvm_fd, config.cpus, entry)?;
         vcpu_state::prepare().map_err(host("install a signal handler"))?;
-        let (vcpus, memory) = board.run(&kvm_fd, config.cpus, entry, &exit)?;
-        Ok(Self { memory, vcpus, console, vsock, net, exit })
+        let usage = MemoryUsage::open(&board.memory);
+        // Everything is open, and KVM knows the whole machine. The sandbox applies to threads that start later, so those
+        // that handle the guest's data, vCPUs and devices, all run confined.
+        sandbox::confine_vmm()?;
+        let vcpus = board.run(vcpus, &exit)?;
+        // From here on this thread moves messages and descriptors. Threads of devices are started by those of vCPUs.
+        sandbox::confine_vmm_thread()?;
+        Ok(Self { usage, vcpus, console, vsock, net, exit })
     }
 
     /// The signal that is raised when the machine ends.
@@ -144,7 +155,7 @@ impl Machine {
             ("mmio".to_owned(), sum(|c| &c.mmio)),
             ("other".to_owned(), sum(|c| &c.other)),
         ]);
-        let (guest_resident_kib, overhead_kib) = memory_usage::resident_kib(&self.memory);
+        let (guest_resident_kib, overhead_kib) = self.usage.resident_kib();
         Statistics { exits, overhead_kib, guest_resident_kib }
     }
 
@@ -235,18 +246,8 @@ impl Board {
         }
     }
 
-    /// Creates the vCPUs and starts them.
-    fn run(
-        mut self,
-        kvm_fd: &Kvm,
-        cpus: u8,
-        entry: boot::Entry,
-        exit: &ExitSignal,
-    ) -> Result<(Vec<Arc<Shared>>, Arc<GuestRam>), VmmError> {
-        // The bus is complete: only now can its configuration space be placed, behind the one lock of ECAM.
-        let pci = Arc::new(Mutex::new(self.pci));
-        self.mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
-        let buses = Arc::new(Buses { ports: self.ports, memory: self.mmio });
+    /// Creates the vCPUs.
+    fn create_vcpus(&self, kvm_fd: &Kvm, cpus: u8, entry: boot::Entry) -> Result<Vec<VcpuFd>, VmmError> {
         let supported = cpuid::supported(kvm_fd)?;
         let mut vcpus = Vec::new();
         for id in 0..cpus {
@@ -260,14 +261,23 @@ impl Board {
             }
             vcpus.push(vcpu);
         }
+        Ok(vcpus)
+    }
+
+    /// Starts the vCPUs.
+    fn run(mut self, vcpus: Vec<VcpuFd>, exit: &ExitSignal) -> Result<Vec<Arc<Shared>>, VmmError> {
+        // The bus is complete: only now can its configuration space be placed, behind the one lock of ECAM.
+        let pci = Arc::new(Mutex::new(self.pci));
+        self.mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
+        let buses = Arc::new(Buses { ports: self.ports, memory: self.mmio });
         // Threads start only once all vCPUs exist, since the first one may wake the others at any time.
         let mut running = Vec::new();
-        for (id, vcpu) in (0..cpus).zip(vcpus) {
+        for (id, vcpu) in (0..).zip(vcpus) {
             let shared = Arc::new(Shared::default());
             running.push(Arc::clone(&shared));
             vcpu::spawn(id, vcpu, Arc::clone(&buses), shared, exit.clone())?;
         }
-        Ok((running, self.memory))
+        Ok(running)
     }
 }
 

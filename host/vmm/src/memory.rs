@@ -46,6 +46,7 @@ pub fn create(mib: u64) -> Result<GuestRam, VmmError> {
     }
     let memory = GuestRegionCollection::from_ranges_with_files(files).map_err(VmmError::MapMemory)?;
     advise_huge_pages(&memory);
+    exclude_from_cores(&memory).map_err(|source| VmmError::Memory { mib, source })?;
     Ok(memory)
 }
 
@@ -65,6 +66,17 @@ fn advise_huge_pages(memory: &GuestRam) {
         // SAFETY: the range is exactly one mapping of this process, and MADV_HUGEPAGE changes no contents.
         unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
     }
+}
+
+/// Keeps guest memory out of core dumps, whatever the limits of the process are: it holds what containers hold.
+fn exclude_from_cores(memory: &GuestRam) -> io::Result<()> {
+    for region in memory.iter() {
+        // SAFETY: the range is exactly one mapping of this process, and MADV_DONTDUMP changes no contents.
+        if unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_DONTDUMP) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Maps guest memory into the VM, one slot for each range (KVM API, KVM_SET_USER_MEMORY_REGION).
@@ -99,6 +111,16 @@ mod tests {
                 prop_assert!(end <= layout::LOW_MEMORY_END || start.0 >= layout::HIGH_MEMORY_START);
             }
         }
+    }
+
+    #[test]
+    fn guest_memory_is_not_part_of_a_core() {
+        let memory = create(64).unwrap();
+        let start = format!("{:x}-", memory.iter().next().unwrap().as_ptr() as u64);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mapping = smaps.split_once(&start).unwrap().1;
+        let flags = mapping.lines().find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split_ascii_whitespace().any(|flag| flag == "dd"), "{flags}");
     }
 
     #[test]

@@ -1,16 +1,39 @@
 //! The process's resident memory, with guest memory counted apart.
 
-use std::fs;
+use std::{
+    fs::File,
+    io::{Read, Seek},
+};
 
 use vm_memory::GuestMemoryBackend;
 
 use super::memory::GuestRam;
 
-/// Returns the resident KiB of `(guest memory, everything else)`, from `/proc/self/smaps` (proc_pid_smaps(5)).
-pub(super) fn resident_kib(memory: &GuestRam) -> (u64, u64) {
-    // Landlock leaves this one directory readable, see `sandbox`.
-    let starts: Vec<u64> = memory.iter().map(|region| region.as_ptr() as u64).collect();
-    fs::read_to_string("/proc/self/smaps").map_or((0, 0), |smaps| split(&smaps, &starts))
+/// The process's own account, `/proc/self/smaps` (proc_pid_smaps(5)).
+pub(super) struct MemoryUsage {
+    /// Opened before the process confines itself, which then opens nothing. Each read from the start is a new account.
+    smaps: Option<File>,
+    /// First addresses of the mappings of guest memory.
+    guest_starts: Vec<u64>,
+}
+
+impl MemoryUsage {
+    /// Opens the account. Without one, where /proc is not mounted, everything counts as zero.
+    pub(super) fn open(memory: &GuestRam) -> Self {
+        let guest_starts = memory.iter().map(|region| region.as_ptr() as u64).collect();
+        Self { smaps: File::open("/proc/self/smaps").ok(), guest_starts }
+    }
+
+    /// Returns the resident KiB of `(guest memory, everything else)`.
+    pub(super) fn resident_kib(&self) -> (u64, u64) {
+        let read = |mut file: &File| {
+            let mut smaps = String::new();
+            file.rewind()?;
+            file.read_to_string(&mut smaps).map(|_| smaps)
+        };
+        let smaps = self.smaps.as_ref().and_then(|file| read(file).ok());
+        smaps.map_or((0, 0), |smaps| split(&smaps, &self.guest_starts))
+    }
 }
 
 fn split(smaps: &str, guest_starts: &[u64]) -> (u64, u64) {
@@ -30,7 +53,20 @@ fn split(smaps: &str, guest_starts: &[u64]) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
     use super::*;
+
+    #[test]
+    fn an_account_that_was_opened_before_grows_with_what_is_touched_later() {
+        let memory = crate::memory::create(64).unwrap();
+        let usage = MemoryUsage::open(&memory);
+        let (before, rest) = usage.resident_kib();
+        assert!(before < 1024 && rest > 100, "{before} {rest}");
+        memory.write_slice(&vec![1; 8 << 20], GuestAddress(0)).unwrap();
+        let (after, _) = usage.resident_kib();
+        assert!(after >= before + (8 << 10), "{before} {after}");
+    }
 
     #[test]
     fn guest_mappings_are_counted_apart() {

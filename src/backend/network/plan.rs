@@ -1,6 +1,9 @@
 //! The network of a VM, from settings and host; every check that needs no VM is made here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use bulkhead_protocol::{Network, Network6};
 
@@ -65,6 +68,14 @@ impl NetworkPlan {
             NetworkKind::Tap(name) => (Backend::Tap(Tap::find(name)?), nameserver().unwrap_or(addresses.gateway)),
         };
         Ok(Some(Self { backend, addresses, nameserver }))
+    }
+
+    /// The program of the network, if it is not this one.
+    pub(in crate::backend) fn program(&self) -> Option<&Path> {
+        match &self.backend {
+            Backend::Passt(passt) => Some(passt.program()),
+            Backend::Own(_) | Backend::Tap(_) => None,
+        }
     }
 
     /// The addresses of guest, router and host.

@@ -32,6 +32,11 @@ impl Vmm {
         vmm
     }
 
+    /// The process id, before [`Self::disconnect`].
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map(Child::id).unwrap()
+    }
+
     /// Sends a command, with a descriptor beside it if there is one.
     pub fn send(&self, command: &Command, fd: Option<&OwnedFd>) {
         self.send_raw(&serde_json::to_vec(command).unwrap(), fd);

@@ -1,10 +1,10 @@
-//! File system rules (Landlock, `Documentation/userspace-api/landlock.rst`).
+//! Rules on files, ports and other processes (Landlock, `Documentation/userspace-api/landlock.rst`).
 
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, Scope,
 };
 
 use super::SandboxError;
@@ -12,11 +12,16 @@ use super::SandboxError;
 /// Directories in which network managers keep the file that `/etc/resolv.conf` links to.
 const RESOLVERS: [&str; 4] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"];
 
-fn ruleset() -> Result<RulesetCreated, SandboxError> {
-    // Every access of ABI 3 is denied unless a rule allows it. An older kernel denies those that it knows, and one
-    // without Landlock denies none.
-    let handled: BitFlags<AccessFs> = AccessFs::from_all(ABI::V3);
-    Ok(Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(handled)?.create()?)
+/// Returns rules that deny every access to files and these to TCP ports, and the abstract unix sockets of processes
+/// outside of the sandbox and signals to them.
+fn ruleset(ports: BitFlags<AccessNet>) -> Result<RulesetCreated, SandboxError> {
+    // ABI 6. An older kernel denies what it knows, and one without Landlock denies nothing.
+    Ok(Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V6))?
+        .handle_access(ports)?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?)
 }
 
 pub(super) fn restrict_net() -> Result<(), SandboxError> {
@@ -25,7 +30,8 @@ pub(super) fn restrict_net() -> Result<(), SandboxError> {
     let target = std::fs::canonicalize("/etc/resolv.conf").ok();
     let directories =
         RESOLVERS.iter().map(Path::new).chain([Path::new("/etc")]).chain(target.as_deref().and_then(Path::parent));
-    let mut rules = ruleset()?;
+    // The guest's connections go to any port, so only listening is denied.
+    let mut rules = ruleset(AccessNet::BindTcp.into())?;
     for directory in directories {
         // Most hosts have only one of them. One that appears later stays out of reach.
         if let Ok(directory) = PathFd::new(directory) {
@@ -36,18 +42,8 @@ pub(super) fn restrict_net() -> Result<(), SandboxError> {
     Ok(())
 }
 
-pub(super) fn restrict_tap() -> Result<(), SandboxError> {
-    ruleset()?.restrict_self()?;
-    Ok(())
-}
-
-pub(super) fn restrict_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
-    // The link is resolved here, once: the rule is on the directory of this process alone.
-    let mut rules = ruleset()?.add_rule(PathBeneath::new(PathFd::new("/proc/self")?, AccessFs::ReadFile))?;
-    if let Some(directory) = sockets {
-        // The vsock device removes its socket file when it is dropped. Connecting needs no right of Landlock.
-        rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, AccessFs::RemoveFile | AccessFs::MakeSock))?;
-    }
-    rules.restrict_self()?;
+/// Restricts a process that needs nothing but what it has open.
+pub(super) fn restrict_all() -> Result<(), SandboxError> {
+    ruleset(AccessNet::from_all(ABI::V6))?.restrict_self()?;
     Ok(())
 }

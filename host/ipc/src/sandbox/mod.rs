@@ -3,21 +3,33 @@
 //! A process confines itself once it has opened what it needs, before it handles the guest's data. Both mechanisms
 //! apply to the calling thread and to the threads that it starts later, so a process does this before it starts any.
 //! Neither can be undone.
+//!
+//! All of them write no core, execute no memory that was ever writable, and send signals only to their own threads.
 
 mod landlock;
+mod process;
+mod rules;
 mod seccomp;
+#[cfg(test)]
+mod tests;
 
-use std::path::Path;
+use std::io;
 
 /// An error in confining the process.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
+    /// A property of the process could not be set.
+    #[error("cannot {what}")]
+    Process {
+        /// The operation: a verb and its object.
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// The file system rules were refused.
     #[error("cannot apply the Landlock rules")]
     Landlock(#[from] ::landlock::RulesetError),
-    /// A directory that the rules name could not be opened.
-    #[error("cannot open a directory of the Landlock rules")]
-    Path(#[from] ::landlock::PathFdError),
     /// The system call filter could not be built.
     #[error("cannot build the system call filter")]
     Filter(#[from] seccompiler::BackendError),
@@ -26,24 +38,36 @@ pub enum SandboxError {
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// Confines the vmm process. From now on it opens only its own accounting in /proc, and creates sockets and removes
-/// files only in the directory `sockets`. On a kernel without Landlock (before 5.13) only the system call filter
-/// applies.
-pub fn confine_vmm(sockets: Option<&Path>) -> Result<(), SandboxError> {
+/// Confines the vmm process. From now on it opens no file, makes no socket, connects to nothing, starts threads but no
+/// program, and makes those requests to KVM that the thread of a vCPU needs. On a kernel without Landlock (before 5.13)
+/// the system call filter says the same.
+///
+/// The threads of vCPUs start those of devices, which inherit their filter. So theirs is the one of the process, and
+/// every other thread narrows it with [`confine_vmm_thread`].
+pub fn confine_vmm() -> Result<(), SandboxError> {
+    process::harden()?;
     // Landlock first: the filter allows none of its calls.
-    landlock::restrict_vmm(sockets)?;
+    landlock::restrict_all()?;
     seccomp::apply_vmm()
 }
 
+/// Confines a thread of the vmm that is not a vCPU's further. From now on it makes no request to KVM or to any other
+/// device, and starts no thread.
+pub fn confine_vmm_thread() -> Result<(), SandboxError> {
+    seccomp::apply_vmm_thread()
+}
+
 /// Confines the network process. From now on it reads only the host's resolver configuration, writes no file, starts no
-/// program, creates only IP sockets, and listens only on those that it receives from the backend.
+/// program or thread, makes only TCP, UDP and ping sockets, and listens only on those that it receives from the backend.
 pub fn confine_net() -> Result<(), SandboxError> {
+    process::harden()?;
     landlock::restrict_net()?;
     seccomp::apply_net()
 }
 
 /// Confines the network process of a tap device. From now on it opens neither files nor sockets.
 pub fn confine_tap() -> Result<(), SandboxError> {
-    landlock::restrict_tap()?;
+    process::harden()?;
+    landlock::restrict_all()?;
     seccomp::apply_tap()
 }

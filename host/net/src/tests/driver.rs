@@ -252,7 +252,8 @@ fn start(program: &Path, published: TcpListener) -> (Child, UnixStream, OwnedFd)
     (process.spawn().unwrap(), frontend, ours)
 }
 
-/// Runs the process's loop on a thread of this one, which ends with the other end of what is returned.
+/// Runs the process's loop on a thread of this one, confined like the process, which ends with the other end of what is
+/// returned.
 fn start_within(published: TcpListener) -> (UnixStream, OwnedFd) {
     let (frontend, backend) = UnixStream::pair().unwrap();
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
@@ -260,6 +261,7 @@ fn start_within(published: TcpListener) -> (UnixStream, OwnedFd) {
         let frontend = Frontend::new(theirs, backend).unwrap();
         let mut stack = Stack::new(Arc::clone(&frontend.epoll), example());
         stack.publish(1, bulkhead_protocol::Transport::Tcp, published.into(), (example().guest, 80).into());
+        bulkhead_ipc::sandbox::confine_net().unwrap();
         EventLoop { frontend, stack }.run()
     });
     (frontend, ours)

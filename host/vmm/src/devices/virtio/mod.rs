@@ -14,4 +14,4 @@ mod worker;
 
 pub(crate) use device::RunningQueue;
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-pub(crate) use worker::Worker;
+pub(crate) use worker::{Worker, spawn_confined};

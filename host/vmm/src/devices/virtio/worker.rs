@@ -3,8 +3,11 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::mpsc,
     thread::{self, JoinHandle},
 };
+
+use bulkhead_ipc::sandbox;
 
 use nix::{
     errno::Errno,
@@ -26,9 +29,25 @@ impl Worker {
     pub(crate) fn spawn(name: &str, body: impl FnOnce(StopSignal) + Send + 'static) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let watched = StopSignal(stop.try_clone()?);
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || body(watched))?;
+        let thread = spawn_confined(name, move || body(watched))?;
         Ok(Self { stop, thread: Some(thread) })
     }
+}
+
+/// Starts `body` on a thread of this name, confined to what a device does with descriptors that are open.
+pub(crate) fn spawn_confined(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let (report, confined) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let result = sandbox::confine_vmm_thread();
+        let ready = result.is_ok();
+        let _ = report.send(result);
+        if ready {
+            body();
+        }
+    })?;
+    // The caller waits, so that a device whose thread is not confined has not started.
+    confined.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
+    Ok(thread)
 }
 
 impl Drop for Worker {
@@ -66,4 +85,24 @@ fn readable(event: &EventFd) -> PollFd<'_> {
     // SAFETY: the descriptor belongs to `event`, which is borrowed as long as the result.
     let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
     PollFd::new(fd, PollFlags::POLLIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_of_a_device_can_wait_but_opens_nothing_and_starts_no_other() {
+        let (report, seen) = mpsc::channel();
+        let worker = Worker::spawn("test", move |stop| {
+            let opened = File::open("/dev/null").map_err(|error| error.raw_os_error());
+            let started = thread::Builder::new().spawn(|| ()).is_ok();
+            let _ = report.send((opened.err(), started));
+            stop.wait(&[]);
+        });
+        assert_eq!(seen.recv().unwrap(), (Some(Some(libc::EPERM)), false));
+        drop(worker.unwrap());
+    }
 }

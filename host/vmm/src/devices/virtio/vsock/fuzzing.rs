@@ -4,7 +4,6 @@
 use std::{
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,6 +14,7 @@ use vmm_sys_util::epoll::EpollEvent;
 use super::{
     hybrid::{ConnectParser, MAX_LINE},
     muxer::{Endpoint, Muxer},
+    offers::Offers,
     packet::{HEADER_LEN, Header},
     segments::{self, Access},
     stream::SocketStream,
@@ -31,20 +31,22 @@ const MAX_CONNECTIONS: usize = 8;
 /// The connections of a device, with real sockets, without queues and without a thread.
 pub struct World {
     muxer: Muxer,
+    offers: Arc<Offers>,
     now: Instant,
     hosts: Vec<UnixStream>,
 }
 
 impl World {
-    /// Creates a device whose hybrid socket is the non-blocking `listener` at `path`.
-    pub fn new(path: &Path, listener: &Arc<UnixListener>) -> Self {
+    /// Creates a device whose hybrid socket is this non-blocking listener.
+    pub fn new(listener: &Arc<UnixListener>) -> Self {
+        let offers = Arc::new(Offers::new());
         let endpoint = Endpoint {
             guest_cid: CID,
-            path: path.to_owned(),
+            offers: Arc::clone(&offers),
             listener: Arc::clone(listener),
             max_connections: MAX_CONNECTIONS,
         };
-        Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), now: Instant::now(), hosts: Vec::new() }
+        Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), offers, now: Instant::now(), hosts: Vec::new() }
     }
 
     /// Sends a packet of the guest.
@@ -71,6 +73,16 @@ impl World {
             ours.set_nonblocking(true).unwrap();
             self.hosts.push(ours);
             self.muxer.connect(port, SocketStream::new(theirs.into()), false, self.now);
+        }
+    }
+
+    /// Offers a stream for the guest's next connection to a port of the host.
+    pub fn offer(&mut self, port: u32) {
+        if self.hosts.len() < MAX_CONNECTIONS {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            self.hosts.push(ours);
+            self.offers.put(port, theirs.into());
         }
     }
 

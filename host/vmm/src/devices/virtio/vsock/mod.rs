@@ -1,9 +1,11 @@
 //! The virtio-vsock device (virtio 1.3, 5.10), served in this process by one thread.
 //!
 //! Host programs reach it in two ways. The *hybrid socket* is a unix socket on which a client writes `CONNECT <port>\n`
-//! and reads `OK <host port>\n` once the guest accepted; connections of the guest to port P of the host (context id 2)
-//! go to the unix socket `<path>_<P>`, if they come from a reserved port (below 1024). A [`VsockHandle`] takes a stream
-//! that is open already, without a greeting.
+//! and reads `OK <host port>\n` once the guest accepted. A [`VsockHandle`] takes a stream that is open already, without a
+//! greeting.
+//!
+//! A connection of the guest to port P of the host (context id 2) takes the stream that a handle has offered for P, if it
+//! comes from a reserved port (below 1024). Without an offer it is refused: this process connects to nothing.
 //!
 //! # The data path
 //!
@@ -18,8 +20,8 @@
 //! # Parts
 //!
 //! `packet` is the wire format, `segments` the memory behind a descriptor chain, `credit` the flow control, `stream` a
-//! host socket, `connection` the state machine of one connection, `hybrid` the line protocol, `muxer` all connections,
-//! `worker` the thread and the queues.
+//! host socket, `offers` the streams for the guest's connections, `connection` the state machine of one connection,
+//! `hybrid` the line protocol, `muxer` all connections, `worker` the thread and the queues.
 
 mod connection;
 mod credit;
@@ -27,6 +29,7 @@ mod credit;
 pub mod fuzzing;
 mod hybrid;
 mod muxer;
+mod offers;
 mod packet;
 mod segments;
 mod stream;
@@ -41,13 +44,13 @@ use std::{
         fd::OwnedFd,
         unix::{
             ffi::OsStrExt,
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            fs::{FileTypeExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
 
 use virtio_bindings::{
@@ -58,9 +61,10 @@ use virtio_queue::QueueT;
 
 use self::{
     muxer::{Endpoint, MAX_CONNECTIONS},
+    offers::Offers,
     worker::{ConnectRequest, Parts, Shared},
 };
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, spawn_confined};
 
 /// Sizes of the receive, transmit and event queue.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 256];
@@ -75,16 +79,12 @@ const F_STREAM: u64 = 1 << 0;
 /// The first context ID that is not reserved (5.10.4).
 const FIRST_GUEST_CID: u32 = 3;
 
-/// Maximum length of `_<port>` behind the socket's path.
-const MAX_SUFFIX: usize = "_4294967295".len();
-
 /// Maximum length of a path in `sockaddr_un`, without its terminator.
 const MAX_PATH: usize = 107;
 
-/// The device. It removes its socket file when dropped.
+/// The device. Its socket file stays when it is dropped: a confined process cannot remove it, so its parent does.
 pub struct Vsock {
     endpoint: Endpoint,
-    socket_file: SocketFile,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -93,6 +93,7 @@ pub struct Vsock {
 #[derive(Clone, Debug)]
 pub struct VsockHandle {
     shared: Arc<Shared>,
+    offers: Arc<Offers>,
 }
 
 impl VsockHandle {
@@ -100,6 +101,12 @@ impl VsockHandle {
     /// answer or is gone, the stream is closed. Until the driver is up, the stream waits.
     pub fn connect(&self, port: u32, stream: OwnedFd) {
         self.shared.request(ConnectRequest { guest_port: port, stream });
+    }
+
+    /// Makes an open stream socket the host end of the guest's next connection to a port of the host. It replaces one that
+    /// the guest has not taken.
+    pub fn offer(&self, port: u32, stream: OwnedFd) {
+        self.offers.put(port, stream);
     }
 }
 
@@ -110,21 +117,22 @@ impl Vsock {
     /// # Errors
     ///
     /// A reserved `cid`, a path that cannot be bound or is too long, or one on which another process listens.
-    pub fn new(cid: u32, socket_path: PathBuf) -> io::Result<(Self, VsockHandle)> {
+    pub fn new(cid: u32, socket_path: &Path) -> io::Result<(Self, VsockHandle)> {
         if !(FIRST_GUEST_CID..u32::MAX).contains(&cid) {
             let text = format!("invalid guest context ID {cid}: must be at least {FIRST_GUEST_CID}");
             return Err(io::Error::new(ErrorKind::InvalidInput, text));
         }
-        let (listener, socket_file) = listen(&socket_path)?;
+        let listener = listen(socket_path)?;
+        let offers = Arc::new(Offers::new());
         let endpoint = Endpoint {
             guest_cid: u64::from(cid),
-            path: socket_path,
+            offers: Arc::clone(&offers),
             listener: Arc::new(listener),
             max_connections: MAX_CONNECTIONS,
         };
         let shared = Arc::new(Shared::new()?);
-        let handle = VsockHandle { shared: Arc::clone(&shared) };
-        Ok((Self { endpoint, socket_file, shared, thread: None }, handle))
+        let handle = VsockHandle { shared: Arc::clone(&shared), offers };
+        Ok((Self { endpoint, shared, thread: None }, handle))
     }
 }
 
@@ -176,7 +184,7 @@ impl VirtioDevice for Vsock {
         // Errors up to here reach the driver as DEVICE_NEEDS_RESET.
         let muxer = worker::prepare(&parts)?;
         self.shared.set_stop(false);
-        self.thread = Some(thread::Builder::new().name("vsock".into()).spawn(move || worker::run(parts, muxer))?);
+        self.thread = Some(spawn_confined("vsock", move || worker::run(parts, muxer))?);
         Ok(())
     }
 
@@ -196,30 +204,14 @@ impl Drop for Vsock {
     fn drop(&mut self) {
         self.reset();
         self.shared.close();
-        self.socket_file.remove();
-    }
-}
-
-/// A socket file that this process created. Its inode identifies it, so that another's is never removed.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn remove(&self) {
-        let same = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
-        if same && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the vsock socket");
-        }
+        self.endpoint.offers.close();
     }
 }
 
 /// Binds the hybrid socket, for its owner only.
-fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    if path.as_os_str().as_bytes().len() + MAX_SUFFIX > MAX_PATH {
-        let text = format!("socket path too long: at most {} bytes are possible", MAX_PATH - MAX_SUFFIX);
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if path.as_os_str().as_bytes().len() > MAX_PATH {
+        let text = format!("socket path too long: at most {MAX_PATH} bytes are possible");
         return Err(io::Error::new(ErrorKind::InvalidInput, text));
     }
     let listener = match UnixListener::bind(path) {
@@ -230,12 +222,10 @@ fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         }
         result => result?,
     };
-    let file = fs::symlink_metadata(path)?;
-    let socket_file = SocketFile { path: path.to_owned(), identity: (file.dev(), file.ino()) };
     // A second barrier: the backend's directory for sockets is private as well.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
-    Ok((listener, socket_file))
+    Ok(listener)
 }
 
 /// True for a socket file without a listener. Other files are never touched.

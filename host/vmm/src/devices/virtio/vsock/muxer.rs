@@ -12,17 +12,16 @@ use std::{
         fd::{AsRawFd, RawFd},
         unix::net::UnixListener,
     },
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{
     connection::{Connection, Key, Phase, REQUEST_TIMEOUT, Readiness},
     hybrid::{ConnectParser, MAX_LINE, Progress},
+    offers::Offers,
     packet::{HOST_CID, Header, Op, TYPE_STREAM},
     segments::Segment,
     stream::{HostStream, SocketStream},
@@ -38,7 +37,7 @@ const MAX_RESETS: usize = 256;
 /// The first token of a slot; those below are the caller's.
 pub(super) const FIRST_TOKEN: u64 = 16;
 
-/// Ports of connections from the host: `FIRST_PORT..FIRST_PORT * 2`. Host programs listen on lower ones.
+/// Ports of connections from the host: `FIRST_PORT..FIRST_PORT * 2`. The guest connects to lower ones.
 const FIRST_PORT: u32 = 1 << 30;
 
 /// The last port from which the guest may connect to the host, see [`is_reserved`].
@@ -51,8 +50,8 @@ const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(super) struct Endpoint {
     pub(super) guest_cid: u64,
-    /// Path of the hybrid socket. The guest's connections go to `<path>_<port>`.
-    pub(super) path: PathBuf,
+    /// Host ends for the guest's connections.
+    pub(super) offers: Arc<Offers>,
     /// The hybrid socket; non-blocking.
     pub(super) listener: Arc<UnixListener>,
     pub(super) max_connections: usize,
@@ -337,18 +336,11 @@ impl Muxer {
         });
     }
 
-    /// Connects a request of the guest to the host program that serves the port.
+    /// Gives a request of the guest the host stream that waits for the port.
     fn connect_to_host(&mut self, key: Key, request: &Header) {
-        // The port is a number of the guest's; the path can only become `<path>_<number>`.
-        let mut path = self.endpoint.path.clone().into_os_string();
-        path.push(format!("_{}", key.host_port));
-        let served = match connect_unix(&PathBuf::from(path)) {
-            Ok(stream) => self.insert_connection(Connection::from_guest(key, stream, request)),
-            Err(error) => {
-                tracing::debug!(port = key.host_port, %error, "no host program serves the guest's connection");
-                false
-            }
-        };
+        let served = self.endpoint.offers.take(key.host_port).is_some_and(|stream| {
+            self.insert_connection(Connection::from_guest(key, SocketStream::new(stream), request))
+        });
         if !served {
             self.refuse(request, Some(Op::Request));
         }
@@ -485,13 +477,4 @@ impl Slot {
 /// to create such sockets. It gets other ports, and no connection to the host.
 fn is_reserved(guest_port: u32) -> bool {
     guest_port <= LAST_RESERVED_PORT
-}
-
-/// Connects without waiting. A full backlog is an error, like the absence of a listener: the vsock thread serves all
-/// connections and must not block for one.
-fn connect_unix(path: &std::path::Path) -> io::Result<SocketStream> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(SocketStream::new(socket))
 }

@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use crate::devices::virtio::vsock::{
     connection::REQUEST_TIMEOUT,
     muxer::{Endpoint, FIRST_TOKEN, Muxer},
+    offers::Offers,
     packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM},
     stream::SocketStream,
 };
@@ -23,6 +24,7 @@ const LISTENER: u64 = 1;
 
 struct Bench {
     muxer: Muxer,
+    offers: Arc<Offers>,
     directory: TempDir,
     now: Instant,
 }
@@ -33,8 +35,10 @@ impl Bench {
         let path = directory.path().join("v");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let endpoint = Endpoint { guest_cid: CID, path, listener: Arc::new(listener), max_connections };
-        Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), directory, now: Instant::now() }
+        let offers = Arc::new(Offers::new());
+        let endpoint =
+            Endpoint { guest_cid: CID, offers: Arc::clone(&offers), listener: Arc::new(listener), max_connections };
+        Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), offers, directory, now: Instant::now() }
     }
 
     fn path(&self) -> &Path {
@@ -72,6 +76,13 @@ impl Bench {
 
     fn send(&mut self, header: Header, payload: &mut [u8]) {
         self.muxer.transmit(&header, Some(&[payload.into()]), self.now);
+    }
+
+    /// Offers a stream for the guest's next connection to this port of the host.
+    fn offer(&self, port: u32) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.offers.put(port, theirs.into());
+        ours
     }
 
     fn connect(&mut self, port: u32) -> UnixStream {
@@ -147,11 +158,10 @@ fn a_packet_longer_than_its_buffers_ends_its_connection() {
 }
 
 #[test]
-fn the_guest_reaches_the_program_that_listens_for_its_port() {
+fn a_connection_of_the_guest_takes_the_stream_that_is_offered_for_its_port() {
     let mut bench = Bench::new(4);
-    let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
+    let mut host = bench.offer(70);
     bench.send(header(7, 70, Op::Request), &mut []);
-    let (mut host, _) = server.accept().unwrap();
     assert_eq!(bench.op(), Some(Op::Response));
     bench.send(Header { len: 2, ..header(7, 70, Op::Rw) }, &mut b"hi".to_vec());
     let mut bytes = [0; 2];
@@ -161,18 +171,37 @@ fn the_guest_reaches_the_program_that_listens_for_its_port() {
     assert_eq!(bench.packet().unwrap().1, b"ho");
 
     bench.send(header(8, 71, Op::Request), &mut []);
-    assert_eq!(bench.op(), Some(Op::Rst), "nobody listens for 71");
+    assert_eq!(bench.op(), Some(Op::Rst), "nothing is offered for 71");
+}
+
+#[test]
+fn an_offer_serves_one_connection_and_a_later_one_replaces_it() {
+    let mut bench = Bench::new(4);
+    let mut replaced = bench.offer(70);
+    let _host = bench.offer(70);
+    assert_eq!(replaced.read(&mut [0]).unwrap(), 0, "the first stream is closed");
+    bench.send(header(7, 70, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Response));
+    // The guest may ask as often as it likes: without an offer each request costs an RST and nothing else.
+    for port in 8..1000 {
+        bench.send(header(port, 70, Op::Request), &mut []);
+        assert_eq!(bench.op(), Some(Op::Rst), "{port}");
+        assert_eq!(bench.muxer.len(), 1);
+    }
+    let _again = bench.offer(70);
+    bench.send(header(8, 70, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Response));
 }
 
 #[test]
 fn an_unreserved_port_of_the_guest_reaches_no_host_program() {
     let mut bench = Bench::new(4);
-    let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
-    server.set_nonblocking(true).unwrap();
+    let mut host = bench.offer(70);
+    host.set_nonblocking(true).unwrap();
     for port in [1024, 1025, 1 << 30, u32::MAX] {
         bench.send(header(port, 70, Op::Request), &mut []);
         assert_eq!(bench.op(), Some(Op::Rst), "{port}");
-        assert!(server.accept().is_err(), "{port}");
+        assert!(host.read(&mut [0]).is_err(), "{port}: the offer is still there");
     }
     bench.send(header(1023, 70, Op::Request), &mut []);
     assert_eq!(bench.op(), Some(Op::Response));
@@ -181,9 +210,8 @@ fn an_unreserved_port_of_the_guest_reaches_no_host_program() {
 #[test]
 fn a_second_request_for_a_connection_ends_it() {
     let mut bench = Bench::new(4);
-    let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
+    let mut host = bench.offer(70);
     bench.send(header(7, 70, Op::Request), &mut []);
-    let (mut host, _) = server.accept().unwrap();
     assert_eq!(bench.op(), Some(Op::Response));
     bench.send(header(7, 70, Op::Request), &mut []);
     assert_eq!(bench.op(), Some(Op::Rst));
@@ -211,7 +239,7 @@ fn connections_take_turns() {
 #[test]
 fn when_all_places_are_taken_everyone_else_is_refused_until_one_is_free() {
     let mut bench = Bench::new(2);
-    let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
+    let _offered = bench.offer(70);
     let _hosts = [bench.connect(5), bench.connect(5)];
     assert_eq!(bench.op(), Some(Op::Request));
     let (request, _) = bench.packet().unwrap();
@@ -223,8 +251,7 @@ fn when_all_places_are_taken_everyone_else_is_refused_until_one_is_free() {
     assert_eq!(client.read(&mut [0]).unwrap(), 0, "a client is turned away");
     bench.send(answer(&request, Op::Rst), &mut []);
     bench.send(header(7, 70, Op::Request), &mut []);
-    assert_eq!(bench.op(), Some(Op::Response));
-    drop(server);
+    assert_eq!(bench.op(), Some(Op::Response), "the offer was not used up by the request that was refused");
 }
 
 #[test]
@@ -280,9 +307,8 @@ fn a_client_that_talks_nonsense_or_nothing_is_turned_away() {
 #[test]
 fn a_reused_port_does_not_meet_bytes_of_its_old_connection() {
     let mut bench = Bench::new(4);
-    let server = UnixListener::bind(bench.path().join("v_70")).unwrap();
+    let mut slow = bench.offer(70);
     bench.send(header(7, 70, Op::Request), &mut []);
-    let (mut slow, _) = server.accept().unwrap();
     assert_eq!(bench.op(), Some(Op::Response));
     let mut total = 0;
     // More than the socket buffer of the host takes.
@@ -294,8 +320,8 @@ fn a_reused_port_does_not_meet_bytes_of_its_old_connection() {
     bench.send(header(7, 70, Op::Rst), &mut []);
     assert_eq!(bench.muxer.len(), 1, "the old connection still has bytes for its reader");
 
+    let mut fresh = bench.offer(70);
     bench.send(header(7, 70, Op::Request), &mut []);
-    let (mut fresh, _) = server.accept().unwrap();
     assert_eq!(bench.op(), Some(Op::Response));
     bench.send(Header { len: 3, ..header(7, 70, Op::Rw) }, &mut b"new".to_vec());
     let mut bytes = [0; 3];
