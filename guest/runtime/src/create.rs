@@ -36,8 +36,8 @@ use crate::{
     procfs, refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
-        checks::{self, CheckError},
-        devices, id_mappings,
+        checks::CheckError,
+        id_mappings,
         mounts::{self, TmpfsMount},
         namespaces::{self, JoinedNamespaces},
         process::{self, LsmSupport},
@@ -69,8 +69,10 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let bundle =
         fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
     let mut spec = spec::load(&bundle)?;
-    checks::check(&spec).map_err(SpecError::from)?;
-    devices::restrict(&mut spec).map_err(SpecError::from)?;
+    let policy = SourcePolicy::default();
+    // Only dockerd and BuildKit write below the data directory: a client cannot make its bundle look like a build step.
+    let is_build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
+    spec::judge(&mut spec, (!is_build).then_some(request.id.as_str()))?;
     let joined = namespaces::open(&spec).map_err(SpecError::from)?;
     let binds = mounts::binds(&spec).map_err(SpecError::from)?;
 
@@ -85,9 +87,6 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let mounts =
         bounded::read_file("/proc/self/mountinfo", MAX_MOUNTINFO).map_err(Error::system("read the table of mounts"))?;
     let mounts: Vec<_> = mountinfo::parse(&mounts).collect();
-    let policy = SourcePolicy::default();
-    // Only dockerd and BuildKit write below the data directory: a client cannot make its bundle look like a build step.
-    let is_build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
     let requester = Requester { containers: &userns.containers, is_build };
     let context = VerifyContext { policy: &policy, mounts: &mounts, requester, bundle: &bundle };
     let verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
@@ -115,7 +114,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
     id_mappings::map(&mut spec, userns.first_id);
-    process::adapt(&mut spec, lsm_support());
+    process::adapt(&mut spec, LsmSupport::detect());
     let config = staging.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
     crun::use_private_null().map_err(Error::system("create a null device"))?;
@@ -208,14 +207,6 @@ fn assign_userns(
     let containers = others.chain([record.id]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
     Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
-}
-
-fn lsm_support() -> LsmSupport {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    LsmSupport {
-        apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-    }
 }
 
 /// Writes the rewritten spec; the staging area is private, so no other process can see the file half-written.

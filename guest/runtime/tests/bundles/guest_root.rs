@@ -156,7 +156,7 @@ impl GuestRoot {
             fs::create_dir_all(bundle.join(part)).unwrap();
         }
         let mut config = config.clone();
-        config["linux"]["cgroupsPath"] = format!("/bundles/{name}").into();
+        config["linux"]["cgroupsPath"] = format!("/docker/{name}").into();
         fs::write(bundle.join("config.json"), config.to_string()).unwrap();
         let options = format!(
             "lowerdir={},upperdir={},workdir={}\0",
@@ -271,7 +271,7 @@ impl Kernel {
             std::thread::sleep(Duration::from_millis(100));
         }
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let cgroup = guest.root.join("sys/fs/cgroup/bundles");
+        let cgroup = guest.root.join("sys/fs/cgroup/docker");
         let entries = fs::read_dir(&cgroup).into_iter().flatten().flatten();
         let cgroups: Vec<_> = entries.filter(|entry| entry.path().is_dir()).collect();
         let processes = cgroups
