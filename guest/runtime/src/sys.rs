@@ -19,7 +19,8 @@ use rustix::{
 ///
 /// With `recursive`, every mount of the detached tree is mapped, or none.
 pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    set_mount_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns.as_raw_fd() as u64, recursive)
+    let attributes = libc::mount_attr { userns_fd: userns.as_raw_fd() as u64, ..attributes(libc::MOUNT_ATTR_IDMAP) };
+    set_mount_attributes(mount, attributes, recursive)
 }
 
 /// The restrictions of a bind mount besides `nodev`, which every bind mount has.
@@ -30,7 +31,8 @@ pub(crate) struct Restrictions {
     pub(crate) no_suid: bool,
 }
 
-/// Adds `nodev` and `restrictions` to the top mount of a tree, or to all of its mounts.
+/// Adds `nodev` and `restrictions` to the top mount of a tree, or to all of its mounts, and takes it out of the
+/// propagation of mounts.
 pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, recursive: bool) -> io::Result<()> {
     let Restrictions { read_only, no_exec, no_suid } = restrictions;
     let flag = |on: bool, flag: u64| if on { flag } else { 0 };
@@ -38,17 +40,21 @@ pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, 
         | flag(read_only, libc::MOUNT_ATTR_RDONLY)
         | flag(no_exec, libc::MOUNT_ATTR_NOEXEC)
         | flag(no_suid, libc::MOUNT_ATTR_NOSUID);
-    set_mount_attributes(mount, set, 0, recursive)
+    // Private: what the VM mounts below the source later was not judged, and must not appear in the container.
+    set_mount_attributes(mount, libc::mount_attr { propagation: libc::MS_PRIVATE, ..attributes(set) }, recursive)
 }
 
 /// Makes a mount read-only and keeps its other attributes.
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    set_mount_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0, false)
+    set_mount_attributes(mount, attributes(libc::MOUNT_ATTR_RDONLY), false)
 }
 
-fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {
-    // Nothing is ever cleared: a source that is read-only in the VM stays read-only in the container.
-    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+/// Nothing is ever cleared: a source that is read-only in the VM stays read-only in the container.
+fn attributes(set: u64) -> libc::mount_attr {
+    libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 }
+}
+
+fn set_mount_attributes(mount: BorrowedFd<'_>, attr: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a valid empty C string, `attr` lives across the call and its true size is passed.
     let result = unsafe {
