@@ -32,7 +32,7 @@ use crate::{
     cli::{CreateRequest, GlobalOptions},
     crun,
     error::Error,
-    id_ranges::{self, Claim, IdRange, IdRangeTable, Record},
+    id_ranges::{self, Claim, IdRange, IdRangeTable, RangeError, Record},
     procfs, refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
@@ -192,8 +192,7 @@ fn assign_userns(
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
     let Some(owner) = &joined.owner else {
-        let start = id_ranges::lowest_free(&living)?;
-        let fd = sys::new_userns(start, id_ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        let (start, fd) = new_userns(&living)?;
         let id = namespace::Identity::of(&fd).map_err(Error::system("stat a user namespace"))?;
         let record = locked.store(new, IdRange { start, userns: id }, &living)?;
         return Ok(ContainerUserns { first_id: start, fd, id, containers: vec![record.id] });
@@ -207,6 +206,18 @@ fn assign_userns(
     let containers = others.chain([record.id]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
     Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
+}
+
+/// Makes a user namespace with the lowest range that is free by the table and by the kernel.
+fn new_userns(living: &[Record]) -> Result<(u32, OwnedFd), Error> {
+    for start in id_ranges::free(living) {
+        // A range in use that no record names: the table was lost. The container in it keeps its ids for itself.
+        let made = sys::new_userns(start, id_ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        if let Some(fd) = made {
+            return Ok((start, fd));
+        }
+    }
+    Err(RangeError::Exhausted.into())
 }
 
 /// Writes the rewritten spec; the staging area is private, so no other process can see the file half-written.

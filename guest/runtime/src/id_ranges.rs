@@ -4,6 +4,9 @@
 //! user namespace, and with it a range. The table is a directory on a tmpfs with a small file for each container, changed
 //! under a lock. No range has to be given back: a record counts only while crun knows the container, or while the process
 //! that creates it lives, so a crash leaks none.
+//!
+//! Nor is the table believed when it says less than the kernel: a range in which processes live is not free, even if its
+//! record is lost ([`crate::sys::new_userns`]).
 
 use std::{
     collections::BTreeSet,
@@ -170,11 +173,13 @@ impl LockedTable {
     }
 }
 
-/// The first id of the lowest range that no living container has.
-pub(crate) fn lowest_free(living: &[Record]) -> Result<u32, RangeError> {
+/// The first ids of the ranges that no living container has, the lowest first.
+///
+/// The caller asks the kernel about each before it takes it: the table knows only what was written into it.
+pub(crate) fn free(living: &[Record]) -> impl Iterator<Item = u32> {
     // The lowest one, so that the first container of a VM has the documented 100000.
     let taken = living.iter().map(|r| r.range.start).collect::<BTreeSet<_>>();
-    (0..RANGES).map(|n| FIRST + n * LENGTH).find(|start| !taken.contains(start)).ok_or(RangeError::Exhausted)
+    (0..RANGES).map(|n| FIRST + n * LENGTH).filter(move |start| !taken.contains(start))
 }
 
 fn failed<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> RangeError {
@@ -214,7 +219,7 @@ mod tests {
     fn claim(table: &IdRangeTable, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
         let locked = table.lock()?;
         let living = locked.living(lives)?;
-        let start = lowest_free(&living)?;
+        let start = free(&living).next().ok_or(RangeError::Exhausted)?;
         locked.store(new(id), IdRange { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
     }
 
