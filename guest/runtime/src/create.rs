@@ -61,6 +61,8 @@ struct ContainerUserns {
     id: namespace::Identity,
     /// The containers that share it, this one last.
     containers: Vec<String>,
+    /// The container's entry in the table.
+    record: Record,
 }
 
 /// Has crun create the container, and returns how that ended; for `run` this process becomes crun.
@@ -92,6 +94,10 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
 
     let root = rootfs::prepare(&staging, &engine_root, &mounts, userns.fd.as_fd(), userns.first_id)?;
+    if let Some(device) = root.overlay {
+        table.set_overlay(userns.record, device)?;
+    }
+    let root = root.path;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::drop_crun_extensions(&mut spec);
     let tmpfs_mounts = mounts::premounted_tmpfs(&spec, &binds);
@@ -195,7 +201,8 @@ fn assign_userns(
         let (start, fd) = new_userns(&living)?;
         let id = namespace::Identity::of(&fd).map_err(Error::system("stat a user namespace"))?;
         let record = locked.store(new, IdRange { start, userns: id }, &living)?;
-        return Ok(ContainerUserns { first_id: start, fd, id, containers: vec![record.id] });
+        let containers = vec![record.id.clone()];
+        return Ok(ContainerUserns { first_id: start, fd, id, containers, record });
     };
     // A user namespace that is in no record was made by a program of the VM or inside a container: its map is unknown.
     let not_isolated = || Error::Spec(CheckError::NotIsolated("user".into()).into());
@@ -203,9 +210,9 @@ fn assign_userns(
     let record = locked.store(new, range, &living)?;
     // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their files.
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
-    let containers = others.chain([record.id]).collect();
+    let containers = others.chain([record.id.clone()]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
-    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
+    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers, record })
 }
 
 /// Makes a user namespace with the lowest range that is free by the table and by the kernel.
