@@ -1,7 +1,7 @@
 //! The command line of an OCI runtime, as runc defines it and containerd's shim uses it.
 //!
-//! Only `create`, `run` and `exec` are parsed. The arguments of `create` and `run` are rebuilt from the parsed options, so
-//! that an option which this program does not know (crun's `--config`, say) cannot pass. The parser is written by hand
+//! Only `create`, `run` and `exec` are parsed. Their arguments are rebuilt from the parsed options, so that an option which
+//! this program does not know (crun's `--config`, say) cannot pass. The parser is written by hand
 //! because it has to accept all that Go's flag package does, and no crate mirrors that.
 
 use std::{
@@ -69,13 +69,40 @@ pub(crate) struct CreateRequest {
     pub(crate) options: Vec<OsString>,
 }
 
+/// The arguments of `exec`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExecRequest {
+    /// The container's id.
+    pub(crate) id: String,
+    /// `--process`: the file that describes the process, as engines give it.
+    pub(crate) process: Option<PathBuf>,
+    /// The options for crun except `--process`.
+    pub(crate) options: Vec<OsString>,
+    /// The command, where there is no such file.
+    pub(crate) command: Vec<OsString>,
+}
+
+impl ExecRequest {
+    /// The arguments for crun, with `process` as the file that describes the process.
+    pub(crate) fn for_crun(self, process: Option<OsString>) -> Vec<OsString> {
+        let process = process.map(|path| joined("--process", &path));
+        // crun reads options up to the id, which does not begin like one.
+        std::iter::once("exec".into())
+            .chain(self.options)
+            .chain(process)
+            .chain([self.id.into()])
+            .chain(self.command)
+            .collect()
+    }
+}
+
 /// The command that was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// `create` or `run`: see [`crate::create`].
     Create(CreateRequest),
-    /// `exec`, with the container's id if it was recognised, and all arguments for crun.
-    Exec(Option<String>, Vec<OsString>),
+    /// `exec`.
+    Exec(ExecRequest),
     /// Any other command of a runtime, passed to crun as it is.
     PassThrough(Vec<OsString>),
     /// `refresh`, a command of this program's own: see [`crate::refresh`].
@@ -92,26 +119,13 @@ const PASSED_THROUGH: &[&str] =
 
 const CREATE_VALUES: &[&str] = &["--bundle", "--console-socket", "--pid-file", "--preserve-fds"];
 const CREATE_FLAGS: &[&str] = &["--detach", "--keep", "--no-new-keyring", "--no-pivot", "--no-subreaper"];
-const EXEC_VALUES: &[&str] = &[
-    "--additional-gids",
-    "--apparmor",
-    "--cap",
-    "--cgroup",
-    "--console-socket",
-    "--cwd",
-    "--env",
-    "--pid-file",
-    "--preserve-fds",
-    "--process",
-    "--process-label",
-    "--user",
-    "-a",
-    "-c",
-    "-e",
-    "-g",
-    "-p",
-    "-u",
-];
+const EXEC_VALUES: &[&str] =
+    &["--cap", "--console-socket", "--cwd", "--env", "--pid-file", "--preserve-fds", "--process", "--user"];
+const EXEC_FLAGS: &[&str] = &["--detach", "--no-new-privs", "--tty"];
+
+/// The short options of `exec` and their long forms.
+const EXEC_SHORT: &[(&str, &str)] =
+    &[("-c", "--cap"), ("-d", "--detach"), ("-e", "--env"), ("-p", "--process"), ("-t", "--tty"), ("-u", "--user")];
 
 /// Parses the options before the command; the arguments after it are for [`command`].
 ///
@@ -167,7 +181,7 @@ pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliE
             let [id] = <[OsString; 1]>::try_from(rest).map_err(|_| CliError::Id)?;
             checked_id(&id).map(Command::Refresh)
         }
-        "exec" => Ok(Command::Exec(exec_id(&rest), with_name("exec", rest))),
+        "exec" => exec(rest).map(Command::Exec),
         verb if PASSED_THROUGH.contains(&verb) => Ok(Command::PassThrough(with_name(verb, rest))),
         // `restore` and the like would bring back a container whose bundle nobody checked.
         _ => Err(CliError::Command(name.to_string_lossy().into_owned())),
@@ -225,20 +239,31 @@ fn checked_id(id: &OsStr) -> Result<String, CliError> {
     if fits { Ok(text) } else { Err(CliError::InvalidId(text)) }
 }
 
-/// The first word of `exec` that is neither an option nor an option's value.
-fn exec_id(rest: &[OsString]) -> Option<String> {
-    let mut args = rest.iter();
+fn exec(rest: Vec<OsString>) -> Result<ExecRequest, CliError> {
+    let mut process = None;
+    let mut options = Vec::new();
+    let mut args = rest.into_iter();
     while let Some(arg) = args.next() {
-        // A mistake here can only cost the container its ownership of a pipe: crun parses the same arguments by itself.
         if !arg.as_bytes().starts_with(b"-") {
-            return checked_id(arg).ok();
+            // All that follows the id is the command's.
+            return Ok(ExecRequest { id: checked_id(&arg)?, process, options, command: args.collect() });
         }
-        let (name, value) = split(arg);
-        if value.is_none() && EXEC_VALUES.contains(&name.as_str()) {
-            args.next()?;
+        let (name, value) = split(&arg);
+        let name = EXEC_SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| (*long).to_owned());
+        if EXEC_FLAGS.contains(&name.as_str()) {
+            options.push(value.map_or_else(|| name.clone().into(), |value| joined(&name, &value)));
+        } else if EXEC_VALUES.contains(&name.as_str()) {
+            let value = value.or_else(|| args.next()).ok_or_else(|| CliError::Value(name.clone()))?;
+            if name == "--process" {
+                process = Some(value.into());
+            } else {
+                options.push(joined(&name, &value));
+            }
+        } else {
+            return Err(CliError::Option(name));
         }
     }
-    None
+    Err(CliError::Id)
 }
 
 /// Splits `--name=value` into its two parts; Go's long form with one dash gets a second one.
@@ -319,10 +344,32 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_exec_is_found_behind_options_with_values() {
-        let line = ["exec", "--process", "/p", "-e", "A=b", "--detach", "--pid-file=/x", "cid", "sh", "-c", "id"];
-        let (_, command) = parse(&line);
-        assert_eq!(command, Ok(Command::Exec(Some("cid".into()), line.iter().map(OsString::from).collect())));
+    fn the_shims_exec_is_understood_and_gets_another_process_file() {
+        let (_, command) = parse(&["exec", "--process", "/p", "--console-socket", "/s", "-d", "--pid-file=/x", "cid"]);
+        let Ok(Command::Exec(request)) = command else { panic!("{command:?}") };
+        assert_eq!(request.process.as_deref(), Some(Path::new("/p")));
+        assert_eq!(
+            request.for_crun(Some("/proc/self/fd/5".into())),
+            ["exec", "--console-socket=/s", "--detach", "--pid-file=/x", "--process=/proc/self/fd/5", "cid"]
+        );
+    }
+
+    #[test]
+    fn options_behind_the_id_of_exec_belong_to_the_command() {
+        let (_, command) = parse(&["exec", "-e", "A=b", "cid", "sh", "--process", "/p"]);
+        let Ok(Command::Exec(request)) = command else { panic!("{command:?}") };
+        assert_eq!(request.process, None);
+        assert_eq!(request.for_crun(None), ["exec", "--env=A=b", "cid", "sh", "--process", "/p"]);
+    }
+
+    #[test]
+    fn exec_takes_no_option_that_is_not_known() {
+        // crun would take the first for `--process`, past the look into the file, and the second leads out of the cgroup.
+        for line in [["exec", "--proc=/p", "cid"], ["exec", "--cgroup=../..", "cid"], ["exec", "-d", "--x"]] {
+            assert!(matches!(parse(&line).1, Err(CliError::Option(_))), "{line:?}");
+        }
+        assert_eq!(parse(&["exec", "--process"]).1, Err(CliError::Value("--process".into())));
+        assert_eq!(parse(&["exec", "-d"]).1, Err(CliError::Id));
     }
 
     #[test]
@@ -333,6 +380,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_command_line_passes_a_process_file_to_crun(words in proptest::collection::vec("(-|--|=|process|proc|-p|p|d|e|/x|c){0,3}", 0..6)) {
+            let mut line = vec!["exec"];
+            line.extend(words.iter().map(String::as_str));
+            if let (_, Ok(Command::Exec(request))) = parse(&line) {
+                for option in &request.options {
+                    let (name, _) = split(option);
+                    prop_assert!(name != "--process" && (EXEC_VALUES.contains(&name.as_str()) || EXEC_FLAGS.contains(&name.as_str())));
+                }
+            }
+        }
+
         #[test]
         fn no_command_line_panics_or_passes_an_unknown_option_to_create(words in proptest::collection::vec(".{0,12}", 0..8)) {
             let mut line = vec!["create"];

@@ -32,12 +32,12 @@ use crate::{
     cli::{CreateRequest, GlobalOptions},
     crun,
     error::Error,
-    id_ranges::{self, Claim, IdRange, IdRangeTable, Record},
+    id_ranges::{self, Claim, IdRange, IdRangeTable, RangeError, Record},
     procfs, refresh, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
-        checks::{self, CheckError},
-        devices, id_mappings,
+        checks::CheckError,
+        id_mappings,
         mounts::{self, TmpfsMount},
         namespaces::{self, JoinedNamespaces},
         process::{self, LsmSupport},
@@ -61,6 +61,8 @@ struct ContainerUserns {
     id: namespace::Identity,
     /// The containers that share it, this one last.
     containers: Vec<String>,
+    /// The container's entry in the table.
+    record: Record,
 }
 
 /// Has crun create the container, and returns how that ended; for `run` this process becomes crun.
@@ -69,8 +71,10 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let bundle =
         fs::canonicalize(&request.bundle).map_err(|source| SpecError::Read { path: request.bundle.clone(), source })?;
     let mut spec = spec::load(&bundle)?;
-    checks::check(&spec).map_err(SpecError::from)?;
-    devices::restrict(&mut spec).map_err(SpecError::from)?;
+    let policy = SourcePolicy::default();
+    // Only dockerd and BuildKit write below the data directory: a client cannot make its bundle look like a build step.
+    let is_build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
+    spec::judge(&mut spec, (!is_build).then_some(request.id.as_str()))?;
     let joined = namespaces::open(&spec).map_err(SpecError::from)?;
     let binds = mounts::binds(&spec).map_err(SpecError::from)?;
 
@@ -85,14 +89,15 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let mounts =
         bounded::read_file("/proc/self/mountinfo", MAX_MOUNTINFO).map_err(Error::system("read the table of mounts"))?;
     let mounts: Vec<_> = mountinfo::parse(&mounts).collect();
-    let policy = SourcePolicy::default();
-    // Only dockerd and BuildKit write below the data directory: a client cannot make its bundle look like a build step.
-    let is_build = bundle.starts_with(policy.data_root.join("buildkit/executor"));
     let requester = Requester { containers: &userns.containers, is_build };
     let context = VerifyContext { policy: &policy, mounts: &mounts, requester, bundle: &bundle };
     let verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
 
     let root = rootfs::prepare(&staging, &engine_root, &mounts, userns.fd.as_fd(), userns.first_id)?;
+    if let Some(device) = root.overlay {
+        table.set_overlay(userns.record, device)?;
+    }
+    let root = root.path;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::drop_crun_extensions(&mut spec);
     let tmpfs_mounts = mounts::premounted_tmpfs(&spec, &binds);
@@ -115,7 +120,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
     id_mappings::map(&mut spec, userns.first_id);
-    process::adapt(&mut spec, lsm_support());
+    process::adapt(&mut spec, LsmSupport::detect());
     let config = staging.path("config.json");
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
     crun::use_private_null().map_err(Error::system("create a null device"))?;
@@ -193,11 +198,11 @@ fn assign_userns(
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
     let Some(owner) = &joined.owner else {
-        let start = id_ranges::lowest_free(&living)?;
-        let fd = sys::new_userns(start, id_ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        let (start, fd) = new_userns(&living)?;
         let id = namespace::Identity::of(&fd).map_err(Error::system("stat a user namespace"))?;
         let record = locked.store(new, IdRange { start, userns: id }, &living)?;
-        return Ok(ContainerUserns { first_id: start, fd, id, containers: vec![record.id] });
+        let containers = vec![record.id.clone()];
+        return Ok(ContainerUserns { first_id: start, fd, id, containers, record });
     };
     // A user namespace that is in no record was made by a program of the VM or inside a container: its map is unknown.
     let not_isolated = || Error::Spec(CheckError::NotIsolated("user".into()).into());
@@ -205,17 +210,21 @@ fn assign_userns(
     let record = locked.store(new, range, &living)?;
     // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their files.
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
-    let containers = others.chain([record.id]).collect();
+    let containers = others.chain([record.id.clone()]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
-    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
+    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers, record })
 }
 
-fn lsm_support() -> LsmSupport {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    LsmSupport {
-        apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+/// Makes a user namespace with the lowest range that is free by the table and by the kernel.
+fn new_userns(living: &[Record]) -> Result<(u32, OwnedFd), Error> {
+    for start in id_ranges::free(living) {
+        // A range in use that no record names: the table was lost. The container in it keeps its ids for itself.
+        let made = sys::new_userns(start, id_ranges::LENGTH).map_err(Error::system("make a user namespace"))?;
+        if let Some(fd) = made {
+            return Ok((start, fd));
+        }
     }
+    Err(RangeError::Exhausted.into())
 }
 
 /// Writes the rewritten spec; the staging area is private, so no other process can see the file half-written.

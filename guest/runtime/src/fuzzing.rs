@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::{
     overlay,
     spec::{
-        checks, devices, id_mappings, mounts, namespaces,
+        self, checks, devices, id_mappings, mounts, namespaces,
         process::{self, LsmSupport},
     },
 };
@@ -23,6 +23,8 @@ pub fn config(text: &[u8]) {
     if checks::check(&spec).is_err() || devices::restrict(&mut spec).is_err() {
         return;
     }
+    // Judged beside the rest, of which they would leave little to the fuzzer.
+    let _ = spec::judge(&mut spec.clone(), None);
     let Ok(binds) = mounts::binds(&spec) else { return };
     mounts::drop_crun_extensions(&mut spec);
     let tmpfs_mounts = mounts::premounted_tmpfs(&spec, &binds);

@@ -4,6 +4,9 @@
 //! user namespace, and with it a range. The table is a directory on a tmpfs with a small file for each container, changed
 //! under a lock. No range has to be given back: a record counts only while crun knows the container, or while the process
 //! that creates it lives, so a crash leaks none.
+//!
+//! Nor is the table believed when it says less than the kernel: a range in which processes live is not free, even if its
+//! record is lost ([`crate::sys::new_userns`]).
 
 use std::{
     collections::BTreeSet,
@@ -60,6 +63,9 @@ pub(crate) struct Record {
     pub(crate) range: IdRange,
     /// The process that creates it, which becomes or waits for crun.
     pub(crate) creator: Process,
+    /// The device number of the container's own overlay, once it is mounted; `None` also for a root that is not one.
+    #[serde(default)]
+    pub(crate) overlay: Option<(u32, u32)>,
 }
 
 /// A range and the user namespace that maps it.
@@ -124,6 +130,15 @@ impl IdRangeTable {
         Ok(LockedTable { directory: self.directory.clone(), _lock: lock })
     }
 
+    /// Adds the container's overlay to its entry.
+    ///
+    /// No lock is needed: only the creator writes the entry of a container, and no other process removes it while the
+    /// creator lives.
+    pub(crate) fn set_overlay(&self, mut record: Record, device: (u32, u32)) -> Result<(), RangeError> {
+        record.overlay = Some(device);
+        write(&self.directory, &record)
+    }
+
     /// The entries of all containers with this id, in any state directory.
     ///
     /// No lock is needed: a record appears and disappears as a whole.
@@ -155,26 +170,32 @@ impl LockedTable {
     /// Enters the container with its range: the lowest free one, or that of the living container that it joins.
     pub(crate) fn store(&self, claim: Claim, range: IdRange, living: &[Record]) -> Result<Record, RangeError> {
         let Claim { id, state_root, root, creator } = claim;
-        let record = Record { id, state_root, root, range, creator };
+        let record = Record { id, state_root, root, range, creator, overlay: None };
         // crun would refuse the id as well, but only after the record of the living container was replaced.
         if living.iter().any(|r| r.id == record.id && r.state_root == record.state_root) {
             return Err(RangeError::Exists(record.id));
         }
-        let path = self.directory.join(file_name(&record.state_root, &record.id));
-        // Written under another name first: a crash in the middle leaves no half record, and readers need no lock.
-        let new = path.with_extension("new");
-        let text = serde_json::to_vec(&record).map_err(io::Error::from).map_err(failed(&path))?;
-        File::create(&new).and_then(|mut file| file.write_all(&text)).map_err(failed(&new))?;
-        fs::rename(&new, &path).map_err(failed(&path))?;
+        write(&self.directory, &record)?;
         Ok(record)
     }
 }
 
-/// The first id of the lowest range that no living container has.
-pub(crate) fn lowest_free(living: &[Record]) -> Result<u32, RangeError> {
+/// The first ids of the ranges that no living container has, the lowest first.
+///
+/// The caller asks the kernel about each before it takes it: the table knows only what was written into it.
+pub(crate) fn free(living: &[Record]) -> impl Iterator<Item = u32> {
     // The lowest one, so that the first container of a VM has the documented 100000.
     let taken = living.iter().map(|r| r.range.start).collect::<BTreeSet<_>>();
-    (0..RANGES).map(|n| FIRST + n * LENGTH).find(|start| !taken.contains(start)).ok_or(RangeError::Exhausted)
+    (0..RANGES).map(|n| FIRST + n * LENGTH).filter(move |start| !taken.contains(start))
+}
+
+fn write(directory: &Path, record: &Record) -> Result<(), RangeError> {
+    let path = directory.join(file_name(&record.state_root, &record.id));
+    // Written under another name first: a crash in the middle leaves no half record, and readers need no lock.
+    let new = path.with_extension("new");
+    let text = serde_json::to_vec(record).map_err(io::Error::from).map_err(failed(&path))?;
+    File::create(&new).and_then(|mut file| file.write_all(&text)).map_err(failed(&new))?;
+    fs::rename(&new, &path).map_err(failed(&path))
 }
 
 fn failed<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> RangeError {
@@ -214,7 +235,7 @@ mod tests {
     fn claim(table: &IdRangeTable, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
         let locked = table.lock()?;
         let living = locked.living(lives)?;
-        let start = lowest_free(&living)?;
+        let start = free(&living).next().ok_or(RangeError::Exhausted)?;
         locked.store(new(id), IdRange { start, userns: Identity { device: 0, inode: u64::from(start) } }, &living)
     }
 
@@ -271,6 +292,15 @@ mod tests {
         let own = Process::find(std::process::id()).unwrap();
         assert!(own.lives());
         assert!(!Process { started: own.started + 1, ..own }.lives());
+    }
+
+    #[test]
+    fn the_device_of_the_overlay_is_added_to_the_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = IdRangeTable::open(dir.path()).unwrap();
+        let record = claim(&table, 1, |_| true).unwrap();
+        table.set_overlay(record.clone(), (0, 42)).unwrap();
+        assert_eq!(table.named("c1"), [Record { overlay: Some((0, 42)), ..record }]);
     }
 
     #[test]

@@ -8,25 +8,28 @@
 //! # `create` and `run`
 //!
 //! 1. **Check** the spec (`spec::checks`, `spec::namespaces`, `spec::devices`, `spec::mounts`): no namespace of the
-//!    VM is shared, neither by absence nor by path; only safe devices and harmless file system types.
+//!    VM is shared, neither by absence nor by path; only safe devices and harmless file system types; only settings that
+//!    the engine writes (`spec::keys`), a cgroup of a container's, and no hook but the engine's (`spec::hooks`).
 //! 2. **Id range** (`id_ranges`): 65536 ids from 100000 up, the lowest range that no living container has. The table has
 //!    one file for each container, on a tmpfs and under a lock. A record counts while crun knows the container or its
 //!    creator lives, so a crash leaks none. A container that joins another's namespaces shares its user namespace and range.
-//! 3. **User namespace** (`sys::new_userns`): created here with the map `0 START 65536`, and given to crun to join.
+//! 3. **User namespace** (`sys::new_userns`): created here with the map `0 START 65536`, and given to crun to join. It
+//!    belongs to START, so that the kernel counts for each container by itself. By the same count the kernel tells whether
+//!    processes live in the range already; the table alone is not believed.
 //! 4. **Staging area** (`staging`): a tmpfs in a private mount namespace, which crun inherits.
 //! 5. **Root** (`rootfs`): the layers of the engine's overlay are cloned and id-mapped (`open_tree`, `mount_setattr`), and
 //!    mounted as a second overlay with the file system ids of the container's root. It shares the writable layer with the
 //!    engine's own mount; on disk the owners stay unshifted.
 //! 6. **Bind mounts** (`bind_mounts`): each source is opened once and checked by file system and directory, not by name
-//!    (`bind_mounts::source_policy`): volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
+//!    (`bind_mounts::source_policy`), with all mounts below it: volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
 //!    docker-init, and for builds the builder's own files. Each is id-mapped and mounted into the root *before* crun creates
 //!    the container's mount namespace: the kernel then locks it, so that a read-only bind cannot be remounted writable or
 //!    unmounted. A read-only root is made so here for the same reason. A tmpfs that such a bind goes onto, `/dev` included,
 //!    is mounted here too, by a child in the container's user namespace, so that it belongs to the container as if crun had
 //!    mounted it. Below anything else that crun mounts, binds go through crun; such a bind is copied first by a child in
 //!    that user namespace, in a mount namespace of its own: the kernel locks the copy, and crun's clone of it stays locked.
-//! 7. **Rewrite** config.json (`spec`): id maps, namespaces, mounts, ping groups, OOM score. Annotations that steer crun
-//!    are dropped.
+//! 7. **Rewrite** config.json (`spec`): id maps, namespaces, mounts, ping groups, OOM score, limits. crun gets no annotation
+//!    but those that describe an image.
 //! 8. **Own files of `/proc` and `/sys`** (`procfs`): the container is entered into the registry of the service that
 //!    serves them, and crun mounts them over the kernel's. Where the seccomp profile lets a container mount, its mount calls
 //!    are reported to that service (`spec::seccomp_notify`); a listener that the user's profile names is removed.
@@ -35,8 +38,8 @@
 //! 10. **crun** (`crun`): for `run` this process becomes crun, for `create` it waits. Standard streams that are the VM's
 //!     `/dev/null` are replaced. An error that callers know by runc's words is translated (`runc_errors`).
 //!
-//! `exec` prepares the standard streams and installs the filter in the same way. All other commands go to crun as they are,
-//! except `refresh`, a command of this program's own (`refresh`).
+//! `exec` (`exec`) judges the limits of its process, prepares the standard streams and installs the filter in the same way.
+//! All other commands go to crun as they are, except `refresh`, a command of this program's own (`refresh`).
 //!
 //! # Trust
 //!
@@ -52,6 +55,7 @@ mod cli;
 mod create;
 mod crun;
 mod error;
+mod exec;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod id_ranges;
@@ -121,26 +125,10 @@ fn run(globals: &GlobalOptions, command: Command) -> Result<ExitCode, Error> {
             refresh::refresh_container(&IdRangeTable::open(Path::new(create::STATE_DIR))?, &id);
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Exec(id, args) => {
-            if let Some(first_id) = id.and_then(|id| first_id_of(globals, &id)) {
-                crun::chown_pipes(first_id);
-            }
-            crun::use_private_null().map_err(Error::system("create a null device"))?;
-            // A process that enters a container does not inherit the filter of the container's first one.
-            seccomp::confine().map_err(Error::system("install the seccomp filter that refuses vsock"))?;
-            hand_over(globals, args)?
-        }
+        Command::Exec(request) => exec::exec(globals, request)?,
         Command::PassThrough(args) => hand_over(globals, args)?,
     };
     match never {}
-}
-
-/// The first id of a container's range, from the table.
-fn first_id_of(globals: &GlobalOptions, id: &str) -> Option<u32> {
-    let state_root = std::path::absolute(globals.state_root()).ok()?;
-    // The id alone can be in use twice: BuildKit has a state directory of its own.
-    let records = IdRangeTable::open(Path::new(create::STATE_DIR)).ok()?.named(id);
-    records.iter().find(|record| record.state_root == state_root).map(|record| record.range.start)
 }
 
 fn hand_over(globals: &GlobalOptions, args: Vec<std::ffi::OsString>) -> Result<Infallible, Error> {

@@ -22,6 +22,7 @@ use rustix::{
 use crate::{
     mount_fd,
     overlay::{self, Layers, LayersError},
+    refresh,
     staging::StagingArea,
     sys,
 };
@@ -77,14 +78,22 @@ pub(crate) fn mount_point(staging: &StagingArea) -> PathBuf {
     staging.path(ROOT_DIR)
 }
 
-/// Mounts an id-mapped view of `root` in the staging area and returns its path.
+/// A container's root in the staging area.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub(crate) path: PathBuf,
+    /// The device number of the overlay that it is on; `None` if it is not on one.
+    pub(crate) overlay: Option<(u32, u32)>,
+}
+
+/// Mounts an id-mapped view of `root` in the staging area.
 pub(crate) fn prepare(
     staging: &StagingArea,
     root: &Path,
     mounts: &[Mount<'_>],
     userns: BorrowedFd<'_>,
     first_id: u32,
-) -> Result<PathBuf, RootfsError> {
+) -> Result<Root, RootfsError> {
     let fd = mount_fd::open_path(root).map_err(failed("open", root))?;
     let id = mount_fd::mount_id(&fd).map_err(failed("stat", root))?;
     let path = mount_fd::path_of(&fd).map_err(failed("find", root))?;
@@ -96,15 +105,17 @@ pub(crate) fn prepare(
         let tree = mount_fd::clone_tree(&fd, true).map_err(failed("clone", &path))?;
         sys::idmap_mount(tree.as_fd(), userns, true).map_err(failed("id-map", &path))?;
         mount_fd::attach(&tree, &target).map_err(failed("attach", &path))?;
-        return Ok(target);
+        return Ok(Root { path: target, overlay: None });
     };
     let layers =
         overlay::layers(mount.super_options).map_err(|source| RootfsError::Layers { path: path.clone(), source })?;
     let overlay = mount_layers(staging, &resolve(layers, &mount.point())?, userns, first_id)?;
+    let device = refresh::device(&overlay).map_err(failed("stat the overlay of", &path))?;
     mount_fd::attach(&overlay, &target).map_err(failed("attach", &path))?;
     // The root can be a directory in the overlay, or the mount can show only one of the overlay's directories.
     let inner = mount.root().join(path.strip_prefix(mount.point()).unwrap_or(Path::new("")));
-    Ok(target.join(inner.strip_prefix("/").unwrap_or(&inner)))
+    let path = target.join(inner.strip_prefix("/").unwrap_or(&inner));
+    Ok(Root { path, overlay: Some(device) })
 }
 
 /// Makes every path absolute and free of links.

@@ -19,7 +19,8 @@ use rustix::{
 ///
 /// With `recursive`, every mount of the detached tree is mapped, or none.
 pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    set_mount_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns.as_raw_fd() as u64, recursive)
+    let attributes = libc::mount_attr { userns_fd: userns.as_raw_fd() as u64, ..attributes(libc::MOUNT_ATTR_IDMAP) };
+    set_mount_attributes(mount, attributes, recursive)
 }
 
 /// The restrictions of a bind mount besides `nodev`, which every bind mount has.
@@ -30,7 +31,8 @@ pub(crate) struct Restrictions {
     pub(crate) no_suid: bool,
 }
 
-/// Adds `nodev` and `restrictions` to the top mount of a tree, or to all of its mounts.
+/// Adds `nodev` and `restrictions` to the top mount of a tree, or to all of its mounts, and takes it out of the
+/// propagation of mounts.
 pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, recursive: bool) -> io::Result<()> {
     let Restrictions { read_only, no_exec, no_suid } = restrictions;
     let flag = |on: bool, flag: u64| if on { flag } else { 0 };
@@ -38,17 +40,21 @@ pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, 
         | flag(read_only, libc::MOUNT_ATTR_RDONLY)
         | flag(no_exec, libc::MOUNT_ATTR_NOEXEC)
         | flag(no_suid, libc::MOUNT_ATTR_NOSUID);
-    set_mount_attributes(mount, set, 0, recursive)
+    // Private: what the VM mounts below the source later was not judged, and must not appear in the container.
+    set_mount_attributes(mount, libc::mount_attr { propagation: libc::MS_PRIVATE, ..attributes(set) }, recursive)
 }
 
 /// Makes a mount read-only and keeps its other attributes.
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    set_mount_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0, false)
+    set_mount_attributes(mount, attributes(libc::MOUNT_ATTR_RDONLY), false)
 }
 
-fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, userns_fd: u64, recursive: bool) -> io::Result<()> {
-    // Nothing is ever cleared: a source that is read-only in the VM stays read-only in the container.
-    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+/// Nothing is ever cleared: a source that is read-only in the VM stays read-only in the container.
+fn attributes(set: u64) -> libc::mount_attr {
+    libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 }
+}
+
+fn set_mount_attributes(mount: BorrowedFd<'_>, attr: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a valid empty C string, `attr` lives across the call and its true size is passed.
     let result = unsafe {
@@ -102,37 +108,108 @@ fn set_filesystem_ids(id: u32) {
     }
 }
 
+/// Starts a child that runs on a copy of this process's memory, as after fork(2); the result is 0 in the child.
+///
+/// The child must call nothing but system calls and code without locks, and end with [`end_child`].
+fn fork(flags: libc::c_int) -> io::Result<libc::pid_t> {
+    // SAFETY: a null stack means the child runs on a copy of ours; this process has one thread, so no lock is held.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
+    if child == 0 {
+        // A child in a container's user namespace still has the VM's root as its user and its descriptors. A process of
+        // the container that may trace must not get at it. This is the child's own memory, so the parent is not affected.
+        let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    }
+    // The kernel's process ids fit.
+    if child < 0 { Err(io::Error::last_os_error()) } else { Ok(child as libc::pid_t) }
+}
+
+/// Ends a child at once, without the exit handlers of its parent.
+fn end_child(failed: bool) -> ! {
+    // SAFETY: takes a plain integer and does not return.
+    unsafe { libc::_exit(i32::from(failed)) }
+}
+
+/// Waits for a child to end.
+fn reap(child: libc::pid_t) {
+    // SAFETY: waits for a child that is ours; a null status pointer is allowed.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+}
+
+/// The child's answer if a process of another user namespace counts for the id already; no errno is that high.
+const IN_USE: i32 = i32::MAX;
+
 /// Creates a user namespace whose ids 0.. map to `start`.. for `count` ids; the returned descriptor keeps it alive.
-pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<OwnedFd> {
+///
+/// The namespace belongs to its own first id. The kernel counts message queues, inotify instances, timers, nested
+/// namespaces and more for the owner of a user namespace: with one owner for all, a container could take them from the
+/// others. `None` if a process already lives in a user namespace of this id.
+pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<Option<OwnedFd>> {
     // This process stays in the VM's user namespace, so a short-lived child is the namespace's first member.
     let (child_end, parent_end) = std::os::unix::net::UnixStream::pair()?;
-    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
-    // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
-    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
-    if child < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let child = fork(0)?;
     if child == 0 {
         // The child's own copy of the parent's end would keep the stream open for ever.
         drop(parent_end);
+        let answer = match unshare_user_as(start) {
+            Ok(true) => 0,
+            Ok(false) => IN_USE,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        let written = (&child_end).write_all(&answer.to_ne_bytes());
         // End of file means that the parent has the descriptor, or has died.
         let _ = (&child_end).read(&mut [0]);
-        // SAFETY: ends the child at once, without running the parent's exit handlers.
-        unsafe { libc::_exit(0) };
+        end_child(written.is_err());
     }
     drop(child_end);
-    // Written from outside, with CAP_SETUID and CAP_SETGID in the VM: that allows a map of more than one id, and leaves
-    // setgroups(2) allowed in the namespace (user_namespaces(7)).
-    let map = format!("0 {start} {count}\n");
     let namespace = (|| {
+        let mut answer = [0; size_of::<i32>()];
+        (&parent_end).read_exact(&mut answer)?;
+        match i32::from_ne_bytes(answer) {
+            0 => {}
+            IN_USE => return Ok(None),
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        // Written from outside, with CAP_SETUID and CAP_SETGID in the VM: that allows a map of more than one id, and
+        // leaves setgroups(2) allowed in the namespace (user_namespaces(7)).
+        let map = format!("0 {start} {count}\n");
         File::options().write(true).open(format!("/proc/{child}/uid_map"))?.write_all(map.as_bytes())?;
         File::options().write(true).open(format!("/proc/{child}/gid_map"))?.write_all(map.as_bytes())?;
-        File::open(format!("/proc/{child}/ns/user"))
+        File::open(format!("/proc/{child}/ns/user")).map(|file| Some(OwnedFd::from(file)))
     })();
     drop(parent_end);
-    // SAFETY: waits for the child made above; a null status pointer is allowed.
-    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
-    namespace.map(OwnedFd::from)
+    reap(child);
+    namespace
+}
+
+/// Takes the id `id` and moves into a new user namespace of it; `false` if a process counts for this id already.
+///
+/// RLIMIT_NPROC counts the processes of a user namespace for its owner as well, and so those of all containers whose
+/// namespaces `id` owns. A change of the user beyond the limit is reported by the next execve(2), before it looks for
+/// the program. That is the kernel's own knowledge, which no lost file can contradict.
+fn unshare_user_as(id: u32) -> io::Result<bool> {
+    use rustix::{
+        process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit},
+        thread::{set_thread_res_gid, set_thread_res_uid},
+    };
+    let maximum = getrlimit(Resource::Nproc).maximum;
+    setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum })?;
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_res_gid(group, group, group)?;
+    // Takes all capabilities with it. None is needed for a user namespace.
+    set_thread_res_uid(user, user, user)?;
+    let (arguments, directory) = ([std::ptr::null()], c"/");
+    // SAFETY: the path is a C string and both lists end with their null pointer. A directory cannot be executed, so the
+    // call returns.
+    unsafe { libc::execve(directory.as_ptr(), arguments.as_ptr(), arguments.as_ptr()) };
+    if io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
+        return Ok(false);
+    }
+    // The kernel gives the new namespace the limit of its creator, for all of the container's processes together. In the
+    // VM there is none.
+    setrlimit(Resource::Nproc, Rlimit { current: maximum, maximum })?;
+    // SAFETY: NEWUSER unshares no memory and no descriptor table; the child has a single thread.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }?;
+    Ok(true)
 }
 
 /// Adds a seccomp filter to this process; all that it executes or forks inherits it.
@@ -160,12 +237,7 @@ pub(crate) fn open_in_userns(
     let (reader, mut writer) = io::pipe()?;
     // CLONE_FILES puts the descriptor that the child opens into our table. CLONE_FS must not be there: setns(2) refuses a
     // user namespace to a process that shares its root directory with another.
-    let flags = libc::CLONE_FILES | libc::SIGCHLD;
-    // SAFETY: a null stack means the child runs on a copy of ours, as after fork(2); this process has one thread.
-    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
-    if child < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let child = fork(libc::CLONE_FILES)?;
     if child == 0 {
         let made = (|| -> io::Result<OwnedFd> {
             rustix::thread::move_into_link_name_space(userns, Some(rustix::thread::LinkNameSpaceType::User))?;
@@ -178,11 +250,9 @@ pub(crate) fn open_in_userns(
         let code = |error: io::Error| -error.raw_os_error().unwrap_or(libc::EIO);
         let number = made.map_or_else(code, std::os::fd::IntoRawFd::into_raw_fd);
         let written = writer.write_all(&number.to_ne_bytes());
-        // SAFETY: ends the child at once, without running the parent's exit handlers.
-        unsafe { libc::_exit(i32::from(written.is_err())) };
+        end_child(written.is_err());
     }
-    // SAFETY: waits for the child made above; a null status pointer is allowed.
-    unsafe { libc::waitpid(child as libc::pid_t, std::ptr::null_mut(), 0) };
+    reap(child);
     // With the last writer closed, a child that died without writing is an end of file below instead of a hang.
     drop(writer);
     let mut number = [0; size_of::<i32>()];

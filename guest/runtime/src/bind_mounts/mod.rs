@@ -48,6 +48,10 @@ pub(crate) struct VerifyContext<'a> {
 pub(crate) struct VerifiedBind<'a> {
     bind: &'a Bind,
     source: OwnedFd,
+    /// There are mounts below the source, all of them allowed, and they are bound as well.
+    recursive: bool,
+    /// The container sees the owners as nobody where the file system does not support id maps, instead of a refusal.
+    may_be_unmapped: bool,
 }
 
 /// Opens and verifies all sources, so that a refusal comes before anything is mounted.
@@ -66,7 +70,7 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     // A build step has no container in the engine, so no grant: it falls through to the policy, which refuses the path.
     if engine_socket::is_engine_socket(&path) && !context.requester.is_build {
         let source = engine_socket::open_granted(context.requester.containers.last())?;
-        return Ok(VerifiedBind { bind, source });
+        return Ok(VerifiedBind { bind, source, recursive: false, may_be_unmapped: false });
     }
     // A mount that reached this namespace after the table was read is not in it, and is refused.
     let mount = mount_of(&source, context.mounts).ok_or_else(restricted)?;
@@ -75,11 +79,39 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     let data_path = mount_fd::path_of(&data_fd).map_err(open)?;
     let data_mount = mount_of(&data_fd, context.mounts).ok_or_else(restricted)?;
     let data_root = OpenedSource { path: &data_path, mount: data_mount };
-    let opened = OpenedSource { path: &path, mount };
-    if !context.policy.allows(opened, data_root, context.mounts, context.requester) {
+    let allows = |path: &Path, mount| {
+        context.policy.allows(OpenedSource { path, mount }, data_root, context.mounts, context.requester)
+    };
+    let below = if bind.recursive { mounts_below(mount, &path, context.mounts) } else { Vec::new() };
+    if !allows(&path, mount) || !below.iter().all(|mount| allows(&mount.point(), mount)) {
         return Err(restricted());
     }
-    Ok(VerifiedBind { bind, source })
+    // Overlays have no id maps; the policy leaves them to build steps, which read world-readable layers that way. The
+    // init program is the guest image's, for every user to execute.
+    let is_overlay = |mount: &Mount<'_>| mount.fs_type == b"overlay";
+    let may_be_unmapped = is_overlay(mount) || below.iter().copied().any(is_overlay) || context.policy.is_init(&path);
+    // Without mounts below the copy has the top alone, so that none gets in which appears after the table was read.
+    Ok(VerifiedBind { bind, source, recursive: !below.is_empty(), may_be_unmapped })
+}
+
+/// The mounts in the tree of `top` that are at or below `path`, directly and on each other.
+fn mounts_below<'a>(top: &Mount<'_>, path: &Path, mounts: &'a [Mount<'a>]) -> Vec<&'a Mount<'a>> {
+    let mut found: Vec<&Mount<'_>> = Vec::new();
+    // A mount that was made before the one it is on now comes before it in the table. So the table is read until a
+    // reading adds nothing.
+    loop {
+        let known = found.len();
+        for mount in mounts {
+            let is_below = mount.parent == top.id && mount.point().starts_with(path)
+                || found.iter().any(|other| other.id == mount.parent);
+            if is_below && found.iter().all(|other| other.id != mount.id) {
+                found.push(mount);
+            }
+        }
+        if found.len() == known {
+            return found;
+        }
+    }
 }
 
 fn mount_of<'a>(fd: impl AsFd, mounts: &'a [Mount<'a>]) -> Option<&'a Mount<'a>> {
@@ -119,7 +151,7 @@ impl VerifiedBind<'_> {
         // The kernel locks a mount when a less privileged user namespace copies it with its mount namespace. So the mount
         // is attached, copied by a child in the container's user namespace, and replaced with that copy.
         mount_fd::attach(tree, &path)?;
-        let clone = || mount_fd::clone_tree(mount_fd::open_path(&path)?, self.bind.recursive);
+        let clone = || mount_fd::clone_tree(mount_fd::open_path(&path)?, self.recursive);
         let locked = sys::open_in_userns(userns, clone)?;
         StagingArea::detach(&path)?;
         mount_fd::attach(&locked, &path)?;
@@ -130,14 +162,36 @@ impl VerifiedBind<'_> {
 
     /// A detached copy of the source's mount with the container's ids and the bind's restrictions.
     fn mapped_tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        let tree = mount_fd::clone_tree(&self.source, self.bind.recursive)?;
-        // Not every file system supports id maps. Unmapped, its owners appear as nobody, which only takes access away.
-        // If one is below the top of a recursive bind, the kernel maps nothing, so the top is mapped alone.
-        if sys::idmap_mount(tree.as_fd(), userns, self.bind.recursive).is_err() && self.bind.recursive {
-            let _ = sys::idmap_mount(tree.as_fd(), userns, false);
+        let tree = mount_fd::clone_tree(&self.source, self.recursive)?;
+        let mapped = sys::idmap_mount(tree.as_fd(), userns, self.recursive);
+        match mapped {
+            Err(error) if !self.may_be_unmapped => return Err(error),
+            // If a file system below the top has no id maps, the kernel maps nothing, so the top is mapped alone.
+            Err(_) if self.recursive => drop(sys::idmap_mount(tree.as_fd(), userns, false)),
+            _ => {}
         }
-        // Unlike the id map, the restrictions must be in force on every mount of the tree, or the bind fails.
-        sys::restrict_mount(tree.as_fd(), self.bind.restrictions, self.bind.recursive)?;
+        // The restrictions must be in force on every mount of the tree, or the bind fails.
+        sys::restrict_mount(tree.as_fd(), self.bind.restrictions, self.recursive)?;
         Ok(tree)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_guest_common::mountinfo;
+
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_source_are_found_in_any_order_and_others_are_not() {
+        let table = b"5 4 0:5 / /v/a/b/c rw - tmpfs t rw\n1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /v rw - ext4 b rw\n\
+            3 2 0:3 / /v/ab rw - tmpfs t rw\n4 2 0:4 / /v/a/b rw - tmpfs t rw\n6 2 0:6 / /v/a rw - proc p rw\n\
+            7 1 0:7 / /v/a/x rw - tmpfs t rw\n";
+        let mounts: Vec<_> = mountinfo::parse(table).collect();
+        let top = mounts.iter().find(|mount| mount.id == 2).unwrap();
+        let mut below: Vec<_> = mounts_below(top, Path::new("/v/a"), &mounts).iter().map(|mount| mount.id).collect();
+        below.sort_unstable();
+        assert_eq!(below, [4, 5, 6]);
+        assert!(mounts_below(top, Path::new("/v/none"), &mounts).is_empty());
     }
 }

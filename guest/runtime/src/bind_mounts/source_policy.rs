@@ -77,7 +77,7 @@ impl SourcePolicy {
         requester: Requester<'_>,
     ) -> bool {
         // Compared as a whole: the file is the guest image's, and no container can write it or replace it with a link.
-        if self.init.iter().any(|init| init == source.path) {
+        if self.is_init(source.path) {
             return true;
         }
         if source.mount.device == data_root.mount.device {
@@ -89,6 +89,9 @@ impl SourcePolicy {
                 .strip_prefix(data_root.path_in_fs())
                 .is_ok_and(|rest| self.allows_path(&self.data_root.join(rest), requester));
         }
+        if !self.allows_type(source, requester) {
+            return false;
+        }
         // On another file system the position says nothing, and an allowed path is not enough: a volume whose driver
         // options bind /etc is at an allowed path. Such a directory is also mounted somewhere for the VM itself.
         let is_used_by_vm = mounts.iter().any(|other| {
@@ -97,6 +100,28 @@ impl SourcePolicy {
                 && !self.is_for_containers(&other.point(), requester)
         });
         self.allows_path(source.path, requester) && !is_used_by_vm
+    }
+
+    /// True for the engine's init program.
+    pub(super) fn is_init(&self, path: &Path) -> bool {
+        self.init.iter().any(|init| init == path)
+    }
+
+    /// True if a file system beside the data disk's may be of this type.
+    ///
+    /// A volume's driver options name any type, and dockerd mounts it as the VM's root. Most are a way to the VM's files or
+    /// processes even where they are mounted nowhere else (overlay, proc), or have the kernel parse an image that a
+    /// container wrote (erofs, squashfs).
+    fn allows_type(&self, source: OpenedSource<'_>, requester: Requester<'_>) -> bool {
+        let is_share = self.shares.iter().any(|share| source.path.starts_with(share));
+        match source.mount.fs_type {
+            b"virtiofs" => is_share,
+            // Shared memory, secrets, and volumes in memory; it is empty when it is new.
+            b"tmpfs" => !is_share,
+            // The layers of another stage or image, mounted by the builder itself.
+            b"overlay" => requester.is_build,
+            _ => false,
+        }
     }
 
     /// True for a mount point below which there are only mounts for containers.
@@ -149,6 +174,12 @@ mod tests {
         7 2 8:2 / /var/lib/docker/volumes/disk/_data rw - ext4 b rw\n\
         8 2 8:2 /volumes/a/_data/sub /tmp/safepath rw - ext4 b rw\n\
         9 2 0:8 / /var/lib/docker/containers/me/mounts/shm rw - tmpfs shm rw\n\
+        11 2 0:9 / /var/lib/docker/volumes/overlay/_data rw - overlay overlay rw,lowerdir=/etc\n\
+        12 2 0:10 / /var/lib/docker/volumes/proc/_data rw - proc proc rw\n\
+        13 2 0:11 / /var/lib/docker/volumes/image/_data ro - erofs none ro\n\
+        14 2 0:12 / /var/lib/docker/volumes/fuse/_data rw - fuse.tmpfs tmpfs rw\n\
+        15 2 0:13 / /host_mnt/odd rw - tmpfs t rw\n\
+        16 2 0:14 / /var/lib/docker/tmp/buildkit-mount1 rw - overlay overlay rw\n\
         10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
 
     fn allows(path: &str, build: bool) -> bool {
@@ -210,6 +241,20 @@ mod tests {
         for volume in ["bad", "disk", "sock"] {
             assert!(!allows(&format!("/var/lib/docker/volumes/{volume}/_data"), false), "{volume}");
         }
+    }
+
+    #[test]
+    fn a_volume_of_another_file_system_than_the_data_disks_and_tmpfs_is_refused() {
+        for volume in ["overlay", "proc", "image", "fuse"] {
+            for build in [false, true] {
+                // The builder does not mount volumes, so what its steps have does not matter there.
+                let allowed = allows(&format!("/var/lib/docker/volumes/{volume}/_data"), build);
+                assert!(!allowed || build && volume == "overlay", "{volume}");
+            }
+        }
+        assert!(!allows("/host_mnt/odd", false));
+        assert!(allows("/var/lib/docker/tmp/buildkit-mount1", true));
+        assert!(!allows("/var/lib/docker/tmp/buildkit-mount1", false));
     }
 
     #[test]

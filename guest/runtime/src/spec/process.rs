@@ -2,6 +2,9 @@
 //!
 //! Such values come from dockerd's defaults as well as from users, so they are adapted instead of refused.
 
+use std::{fs, path::Path};
+
+use bulkhead_policy::containers::{MIN_OOM_SCORE_ADJ, is_allowed_annotation, is_allowed_rlimit};
 use serde_json::{Map, Value};
 
 use crate::id_ranges::LENGTH;
@@ -13,29 +16,22 @@ pub(crate) struct LsmSupport {
     pub(crate) selinux: bool,
 }
 
-/// Prefixes of annotations that make crun run other code or write files outside the container (crun(1)).
-const CRUN_ANNOTATIONS: &[&str] = &["run.oci.", "module.wasm.", "krun.", "org.systemd.property."];
-
-/// The lowest `oom_score_adj` of a container; at -1000 the OOM killer never picks a process.
-const MIN_OOM_SCORE: i64 = -999;
+impl LsmSupport {
+    /// The modules of this kernel.
+    pub(crate) fn detect() -> Self {
+        let parameter = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+        Self { apparmor: parameter.starts_with('Y'), selinux: Path::new("/sys/fs/selinux/enforce").exists() }
+    }
+}
 
 /// Adapts the values that cannot work in a user namespace, and drops those that would steer crun.
 pub(crate) fn adapt(spec: &mut Value, lsm: LsmSupport) {
-    // `docker run --annotation` sets any key, `run.oci.handler` among them.
+    // `docker run --annotation` sets any key, those too by which crun runs other code or writes files outside the container.
     if let Some(annotations) = spec.get_mut("annotations").and_then(Value::as_object_mut) {
-        annotations.retain(|key, _| !CRUN_ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix)));
+        annotations.retain(|key, _| is_allowed_annotation(key));
     }
-    if let Some(process) = spec.get_mut("process").and_then(Value::as_object_mut) {
-        if process.get("oomScoreAdj").and_then(Value::as_i64).is_some_and(|adj| adj < MIN_OOM_SCORE) {
-            process.insert("oomScoreAdj".into(), MIN_OOM_SCORE.into());
-        }
-        // `--security-opt` can name a label for a module that this kernel does not have.
-        if !lsm.apparmor {
-            process.remove("apparmorProfile");
-        }
-        if !lsm.selinux {
-            process.remove("selinuxLabel");
-        }
+    if let Some(process) = spec.get_mut("process") {
+        adapt_process(process, lsm);
     }
     if let Some(linux) = spec.get_mut("linux").and_then(Value::as_object_mut) {
         if !lsm.selinux {
@@ -44,6 +40,25 @@ pub(crate) fn adapt(spec: &mut Value, lsm: LsmSupport) {
         if let Some(sysctl) = linux.get_mut("sysctl").and_then(Value::as_object_mut) {
             clamp_ping_groups(sysctl);
         }
+    }
+}
+
+/// Adapts a process, the container's first or one of `exec`.
+pub(crate) fn adapt_process(process: &mut Value, lsm: LsmSupport) {
+    let Some(process) = process.as_object_mut() else { return };
+    if process.get("oomScoreAdj").and_then(Value::as_i64).is_some_and(|adj| adj < MIN_OOM_SCORE_ADJ) {
+        process.insert("oomScoreAdj".into(), MIN_OOM_SCORE_ADJ.into());
+    }
+    // The engine's own default limits are among them, so one which is not allowed must not fail.
+    if let Some(limits) = process.get_mut("rlimits").and_then(Value::as_array_mut) {
+        limits.retain(|limit| limit["type"].as_str().is_some_and(is_allowed_rlimit));
+    }
+    // `--security-opt` can name a label for a module that this kernel does not have.
+    if !lsm.apparmor {
+        process.remove("apparmorProfile");
+    }
+    if !lsm.selinux {
+        process.remove("selinuxLabel");
     }
 }
 
@@ -87,8 +102,8 @@ mod tests {
     }
 
     #[test]
-    fn no_container_is_unkillable_and_other_oom_scores_are_kept() {
-        for (asked, got) in [(-1000, -999), (-999, -999), (500, 500)] {
+    fn no_container_is_spared_longer_than_the_engine_and_other_oom_scores_are_kept() {
+        for (asked, got) in [(-1000, -499), (-500, -499), (-499, -499), (500, 500)] {
             let mut spec = json!({ "process": { "oomScoreAdj": asked } });
             adapt(&mut spec, NO_LSM);
             assert_eq!(spec["process"]["oomScoreAdj"], got);
@@ -96,10 +111,19 @@ mod tests {
     }
 
     #[test]
-    fn annotations_that_steer_crun_are_dropped_and_others_kept() {
+    fn limits_that_raise_a_priority_are_dropped_and_others_kept() {
+        let limit = |name: &str| json!({ "type": name, "soft": 99, "hard": 99 });
+        let mut process =
+            json!({ "rlimits": [limit("RLIMIT_RTPRIO"), limit("RLIMIT_NOFILE"), limit("RLIMIT_NICE"), {}] });
+        adapt_process(&mut process, NO_LSM);
+        assert_eq!(process["rlimits"], json!([limit("RLIMIT_NOFILE")]));
+    }
+
+    #[test]
+    fn only_annotations_that_describe_are_kept() {
         let mut spec = json!({ "annotations": {
             "run.oci.handler": "wasm", "run.oci.hooks.stdout": "/etc/passwd", "module.wasm.image/variant": "compat",
-            "org.opencontainers.image.title": "t"
+            "of.a.user": "x", "org.opencontainers.image.title": "t"
         } });
         adapt(&mut spec, NO_LSM);
         assert_eq!(spec["annotations"], json!({ "org.opencontainers.image.title": "t" }));

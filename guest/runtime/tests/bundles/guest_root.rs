@@ -57,6 +57,9 @@ impl GuestRoot {
         let userland = from("BULKHEAD_TEST_USERLAND");
         // SAFETY: the call takes no pointers; only this thread's view of the mounts changes.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
+        // As the engine's shim does: a container whose first process nobody waits for keeps its range of ids.
+        // SAFETY: the option takes plain integers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }, 0);
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).unwrap();
         // Mounted in this namespace only.
@@ -144,9 +147,14 @@ impl GuestRoot {
 
     /// Adds mounts to a bundle, after its others.
     pub fn add_mounts(&self, name: &str, mounts: &[Value]) {
+        self.edit(name, |config| config["mounts"].as_array_mut().unwrap().extend_from_slice(mounts));
+    }
+
+    /// Changes a bundle's config.json.
+    pub fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let path = self.bundles(name).join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        config["mounts"].as_array_mut().unwrap().extend_from_slice(mounts);
+        change(&mut config);
         fs::write(path, config.to_string()).unwrap();
     }
 
@@ -156,7 +164,7 @@ impl GuestRoot {
             fs::create_dir_all(bundle.join(part)).unwrap();
         }
         let mut config = config.clone();
-        config["linux"]["cgroupsPath"] = format!("/bundles/{name}").into();
+        config["linux"]["cgroupsPath"] = format!("/docker/{name}").into();
         fs::write(bundle.join("config.json"), config.to_string()).unwrap();
         let options = format!(
             "lowerdir={},upperdir={},workdir={}\0",
@@ -194,6 +202,34 @@ impl GuestRoot {
         done(&mut Self::command(program, &["run", "--bundle", path(&bundle), name]))
     }
 
+    /// Has the isolating runtime refuse a bundle, and returns its message.
+    pub fn refused(&self, name: &str) -> String {
+        let bundle = self.bundles(name);
+        let output = Self::command(RUNTIME, &["run", "--bundle", path(&bundle), name]).output().unwrap();
+        let (text, message) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(!output.status.success(), "{name} ran: {text}{message}");
+        message.into_owned()
+    }
+
+    /// Runs another process in a started container, as the engine's shim does, and returns its output.
+    pub fn exec(&self, name: &str, process: &Value) -> String {
+        let file = self.bundles(name).join("process.json");
+        fs::write(&file, process.to_string()).unwrap();
+        done(&mut Self::command(RUNTIME, &["exec", "--process", path(&file), name]))
+    }
+
+    /// The first process of a started container.
+    pub fn pid(name: &str) -> u64 {
+        let state = fs::read(Path::new(STATE).join(name).join("status")).unwrap();
+        let state: Value = serde_json::from_slice(&state).unwrap();
+        state["pid"].as_u64().unwrap()
+    }
+
+    /// Removes the table of id ranges, as nothing in the VM should.
+    pub fn lose_table(&self) {
+        fs::remove_dir_all(self.root.join(TABLE)).unwrap();
+    }
+
     /// Calls `create` and `start` as the engine's shim does.
     pub fn start(&self, program: &str, name: &str) {
         let bundle = self.bundles(name);
@@ -226,7 +262,10 @@ impl GuestRoot {
 
     /// Kills and deletes a container, and removes its bundle.
     pub fn end(&self, program: &str, name: &str) {
+        let pid = Self::pid(name) as libc::pid_t;
         done(&mut Self::command(program, &["delete", "--force", name]));
+        // SAFETY: waits for a process that is this one's child since its runtime ended; a null pointer is allowed.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
         let deadline = Instant::now() + TIMEOUT;
         while unmount(self.bundles(name).join("rootfs"), UnmountFlags::empty()).is_err() {
             assert!(Instant::now() < deadline, "{name}: its root is still in use");
@@ -271,7 +310,7 @@ impl Kernel {
             std::thread::sleep(Duration::from_millis(100));
         }
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let cgroup = guest.root.join("sys/fs/cgroup/bundles");
+        let cgroup = guest.root.join("sys/fs/cgroup/docker");
         let entries = fs::read_dir(&cgroup).into_iter().flatten().flatten();
         let cgroups: Vec<_> = entries.filter(|entry| entry.path().is_dir()).collect();
         let processes = cgroups

@@ -10,7 +10,9 @@
 
 mod binds;
 mod guest_root;
+mod owners;
 mod procfs;
+mod settings;
 
 use std::{
     collections::BTreeSet,
