@@ -80,6 +80,15 @@ impl Service {
         }
     }
 
+    /// Returns the owner of the descriptors that the service stores, if it may store any.
+    fn owner(self) -> Option<Owner> {
+        match self {
+            Self::Gate => Some(Owner::Gate),
+            Self::Procfs => Some(Owner::Procfs),
+            Self::Containerd | Self::Dockerd => None,
+        }
+    }
+
     /// Returns the service's `oom_score_adj` (proc_pid_oom_score_adj(5)).
     fn oom_score_adj(self) -> &'static str {
         // At the end of memory the kernel kills containers (0) before dockerd, whose heap can be large, and dockerd
@@ -180,11 +189,14 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
             Ok(())
         });
     }
-    let child = command.spawn().map_err(Error::file("start", &words[0]))?;
+    let mut spawn = || command.spawn().map(|child| child.id().cast_signed()).map_err(Error::file("start", &words[0]));
+    let pid = match service.owner() {
+        Some(owner) => held.store.start(owner, spawn)?,
+        None => spawn()?,
+    };
     // It holds write ends of the pipe. The relay sees the end of the output only when the service has the last ones.
     drop(command);
     output::relay(service.name(), reader, tail)?;
-    let pid = child.id().cast_signed();
     let score = format!("/proc/{pid}/oom_score_adj");
     if let Err(error) = fs::write(&score, service.oom_score_adj()) {
         // Not worth failing the start: only the order of killing differs.
