@@ -21,7 +21,7 @@ use crate::{
     certificates, cgroup, config,
     error::Error,
     fd_store::{FdStore, Owner},
-    mounts, notify,
+    log, mounts, notify,
     output::{self, Tail},
     ping,
     procfs::Endpoints,
@@ -102,7 +102,11 @@ impl Service {
 
 /// Writes the services' configuration files.
 pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), Error> {
-    let daemon = serde_json::Value::Object(config::daemon(configuration)).to_string();
+    let (daemon, refused) = config::daemon(configuration);
+    for reason in refused {
+        log::info(&reason.to_string());
+    }
+    let daemon = serde_json::Value::Object(daemon).to_string();
     for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD_TOML)] {
         fs::write(path, text).map_err(Error::file("write", path))?;
     }
@@ -200,7 +204,7 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     let score = format!("/proc/{pid}/oom_score_adj");
     if let Err(error) = fs::write(&score, service.oom_score_adj()) {
         // Not worth failing the start: only the order of killing differs.
-        crate::log::info(&format!("cannot write {score}: {error}"));
+        log::info(&format!("cannot write {score}: {error}"));
     }
     Ok(pid)
 }
@@ -236,7 +240,7 @@ fn pass_down(
 pub(crate) fn restrict_dockerd_socket() {
     use std::os::unix::fs::PermissionsExt;
     if let Err(error) = fs::set_permissions(DOCKERD_SOCKET, fs::Permissions::from_mode(0o600)) {
-        crate::log::info(&format!("cannot set the mode of {DOCKERD_SOCKET}: {error}"));
+        log::info(&format!("cannot set the mode of {DOCKERD_SOCKET}: {error}"));
     }
 }
 
