@@ -5,14 +5,14 @@
 //! The root file system is a read-only EROFS with Debian's engine (dockerd, containerd, crun, runc, iptables,
 //! e2fsprogs) and Bulkhead's static programs. No package starts anything and there is no initrd, udev or systemd:
 //! this program is the only one that starts services, and it reports each stage of the start. `/etc` and `/var` are
-//! overlays on a tmpfs, lost at each power-off; `/var/lib/docker` and `/var/lib/containerd` are directories of the data
-//! disk, an ext4 file system. A data disk that is missing or holds something else fails the start; nothing else is
-//! ever used in its place.
+//! overlays on a tmpfs, lost at each power-off; gone with the next start.
+//! `/var/lib/docker` and `/var/lib/containerd` are directories of the data disk, an ext4 file system. A data disk that
+//! is missing or holds something else fails the start; nothing else is ever used in its place.
 //!
-//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`. init writes dockerd's
-//! `daemon.json`: the user's options are taken over, except those that would open another way into the engine, choose
-//! another runtime or move the data ([`config`]). dockerd uses the graph driver overlay2, because the isolating runtime
-//! maps its layers.
+//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`, which as a whole leaves
+//! memory and threads to the services ([`ceilings`]). init writes dockerd's `daemon.json`: of the user's options those in
+//! a list are taken over ([`config`]). dockerd uses the graph driver overlay2, because the isolating runtime maps its
+//! layers.
 //!
 //! With Enhanced Container Isolation on, the isolating runtime `sysbox-runc` is bind-mounted, read-only, over every
 //! program named `runc` or `crun`, and finds the real crun at `/usr/libexec/bulkhead/crun` ([`oci_runtime`]). BuildKit
@@ -52,6 +52,7 @@
 
 mod agent;
 mod boot;
+mod ceilings;
 mod certificates;
 mod cgroup;
 mod config;
