@@ -5,7 +5,7 @@
 //! The root file system is a read-only EROFS with Debian's engine (dockerd, containerd, crun, runc, iptables,
 //! e2fsprogs) and Bulkhead's static programs. No package starts anything and there is no initrd, udev or systemd:
 //! this program is the only one that starts services, and it reports each stage of the start. `/etc` and `/var` are
-//! overlays on a tmpfs, lost at each power-off; gone with the next start.
+//! overlays on a tmpfs, lost at each power-off; with isolation `/etc` is read-only once its last file is written.
 //! `/var/lib/docker` and `/var/lib/containerd` are directories of the data disk, an ext4 file system. A data disk that
 //! is missing or holds something else fails the start; nothing else is ever used in its place.
 //!
