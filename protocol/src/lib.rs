@@ -25,8 +25,8 @@
 //!
 //! # In the guest
 //!
-//! Programs of the guest use [`PORTS_SOCKET`] (port processes and init) and [`GRANTS_SOCKET`] (runtime and gate), and
-//! the environment variables below (init to the gate). They are part of one image, so they need no version.
+//! Programs of the guest use [`PORTS_SOCKET`] (port processes and init), [`GRANTS_SOCKET`] (runtime and gate),
+//! [`RUNTIME_SOCKET`] (runtime and init), and the environment variables below (init to the gate). They are part of one image, so they need no version.
 
 pub mod gate;
 mod line;
@@ -41,8 +41,8 @@ pub use message::{
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 pub use sockets::{
-    ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, SocketCommands, SocketExceptions, container_socket,
-    is_container_id,
+    ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, RUNTIME_SOCKET, RUNTIME_TREES, SOCKETS_DIRECTORY, SocketCommands,
+    SocketExceptions, container_socket, is_container_id,
 };
 
 /// vsock port of the *host* (CID 2) to which the agent connects.

@@ -13,7 +13,19 @@ use serde::{Deserialize, Serialize};
 pub const ENGINE_SOCKET: &str = "/run/docker.sock";
 
 /// Path of the gate's socket for the runtime. Only root of the VM can enter its directory.
-pub const GRANTS_SOCKET: &str = "/run/bulkhead/grants.sock";
+pub const GRANTS_SOCKET: &str = "/run/bulkhead/sockets/grants.sock";
+
+/// Directory of [`GRANTS_SOCKET`] and of the containers' sockets ([`container_socket`]).
+pub const SOCKETS_DIRECTORY: &str = "/run/bulkhead/sockets";
+
+/// Path of init's socket for the runtime in the engine's jail; outside of it nothing is there.
+///
+/// A process that executes the runtime's file gets one packet of one byte, with a mount for each of [`RUNTIME_TREES`];
+/// for any other the connection is closed.
+pub const RUNTIME_SOCKET: &str = "/run/bulkhead/runtime.sock";
+
+/// The directories that the runtime gets from init, in this order.
+pub const RUNTIME_TREES: [&str; 4] = ["/run/sysbox-runc", SOCKETS_DIRECTORY, "/proc", "/sys"];
 
 /// The answer for a container that has a socket.
 pub const GRANTED: &str = "granted";
@@ -23,7 +35,7 @@ pub const MAX_GRANT: u64 = 4096;
 
 /// Returns the path of a container's own socket. `id` must be a container's id ([`is_container_id`]).
 pub fn container_socket(id: &str) -> PathBuf {
-    PathBuf::from("/run/bulkhead/containers").join(id)
+    PathBuf::from(SOCKETS_DIRECTORY).join("containers").join(id)
 }
 
 /// Returns whether the text is a container's full id: 64 lower-case hexadecimal digits, so that it is safe in a path.

@@ -30,7 +30,7 @@
 //!    dockerd's own files of the container. Without a grant, a container that mounts the socket is removed again.
 //! 2. **Start** (`socket_server`). dockerd starts the runtime, perhaps because of a restart policy while its API is not
 //!    up yet. The runtime finds the bind and sends the container's ID to the gate (`grants.sock`). The gate reads the
-//!    grant, checks it against the current list of images, makes `/run/bulkhead/containers/ID` and answers; the
+//!    grant, checks it against the current list of images, makes `/run/bulkhead/sockets/containers/ID` and answers; the
 //!    runtime binds that instead, ID-mapped like any bind. The gate asks dockerd nothing at that moment, because
 //!    dockerd holds locks. A container that got past step 1 (`--volumes-from`) is stopped here.
 //! 3. **Use** (`proxy`, [`rules`]). Each socket has its own listener, at most 128 HTTP connections, and the list of

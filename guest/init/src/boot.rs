@@ -50,6 +50,10 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     }
     // Before the services start: Go reads the bundle once for each process.
     certificates::trust(&certificates)?;
+    if configuration.isolation {
+        // The last file in it is written. A dockerd that is led to another one cannot change it.
+        mounts::make_read_only("/etc")?;
+    }
     agent.reached(Stage::Agent);
 
     // Every source of events is a thread with a sender of the same channel; the supervisor is its only reader. The

@@ -1,4 +1,4 @@
-//! One cgroup (v2) for each service.
+//! One cgroup (v2) for each service, and the one above all containers.
 //!
 //! The root cgroup has no `memory.swap.max`, so a dockerd in it would report that the kernel cannot limit swap.
 //! Processes in the root can neither be killed nor measured as a group.
@@ -8,12 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{error::Error, log};
+use crate::{ceilings::Ceilings, error::Error, log};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// Parent of the services' cgroups; containers are in `/docker`, beside it.
 const SYSTEM: &str = "/sys/fs/cgroup/system";
+
+/// Parent of the containers' cgroups and of the builder's, by dockerd's own default (`daemon/oci_linux.go`).
+const CONTAINERS: &str = "/sys/fs/cgroup/docker";
 
 /// Turns the kernel's `a b …` into `+a +b …`.
 fn enable_all(controllers: &str) -> String {
@@ -49,6 +52,24 @@ pub(crate) fn set_up() -> Result<(), Error> {
     fs::write(&procs, "1").map_err(Error::file("move init to", procs))
 }
 
+/// Limits what containers take together and sets aside what the services need. dockerd uses the group that it finds.
+///
+/// A limit that cannot be set is logged: containers work without it.
+pub(crate) fn limit(ceilings: &Ceilings) -> Result<(), Error> {
+    fs::create_dir_all(CONTAINERS).map_err(Error::file("create the cgroup", CONTAINERS))?;
+    for (file, value) in [
+        (format!("{CONTAINERS}/memory.max"), ceilings.containers_memory),
+        (format!("{CONTAINERS}/pids.max"), ceilings.containers_threads),
+        // `memory_recursiveprot` passes it on to the services' own groups.
+        (format!("{SYSTEM}/memory.min"), ceilings.services_memory),
+    ] {
+        if let Err(error) = fs::write(&file, value.to_string()) {
+            log::info(&format!("cannot set {file}: {error}"));
+        }
+    }
+    Ok(())
+}
+
 /// Creates the cgroup of a service, which remains when the service ends.
 pub(crate) fn create(name: &str) -> Result<PathBuf, Error> {
     let group = Path::new(SYSTEM).join(name);
@@ -64,9 +85,8 @@ pub(crate) fn open_procs(group: &Path) -> Result<File, Error> {
 
 /// Kills every process of every container (`cgroup.kill`, Linux 5.14).
 pub(crate) fn kill_containers() {
-    // One write reaches the whole tree, including processes that are forked meanwhile. dockerd creates the group with
-    // the first container; without one there is nothing to kill.
-    let _ = fs::write(Path::new(ROOT).join("docker/cgroup.kill"), "1");
+    // One write reaches the whole tree, including processes that are forked meanwhile.
+    let _ = fs::write(Path::new(CONTAINERS).join("cgroup.kill"), "1");
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Configuration files of dockerd and containerd.
 //!
-//! The user's options for dockerd (`daemon_options`) are passed on, except where they would weaken the VM's or the
-//! containers' isolation. Go's JSON decoder matches keys without regard to case, so the list of dropped options does,
-//! too.
+//! The user's options for dockerd (`daemon_options`) are passed on as far as [`bulkhead_policy::daemon`] takes them.
 
+use bulkhead_policy::daemon::{OptionError, Taken, take};
 use bulkhead_protocol::Configuration;
 use serde_json::{Map, Value, json};
 
@@ -15,31 +14,6 @@ pub(crate) const ISOLATING_RUNTIME_PATH: &str = "/usr/bin/sysbox-runc";
 
 /// The program that dockerd starts for each published port, in the place of its `docker-proxy`.
 const PROXY_PATH: &str = "/usr/sbin/bulkhead-port-proxy";
-
-/// Options of the user that are dropped: they would open another way to dockerd, move its state off the data disk, or
-/// contradict its command line. dockerd refuses to start when an option is in the file and on the command line.
-const RESERVED_OPTIONS: [&str; 20] = [
-    "hosts",
-    "containerd",
-    "containerd-namespace",
-    "containerd-plugin-namespace",
-    "data-root",
-    "graph",
-    "exec-root",
-    "pidfile",
-    "group",
-    "tls",
-    "tlscacert",
-    "tlscert",
-    "tlskey",
-    "tlsverify",
-    "userns-remap",
-    "userland-proxy",
-    "userland-proxy-path",
-    "live-restore",
-    "storage-driver",
-    "exec-opts",
-];
 
 /// Returns Bulkhead's defaults, which the user's options replace.
 fn defaults() -> [(&'static str, Value); 3] {
@@ -58,17 +32,13 @@ fn object(value: Option<Value>) -> Map<String, Value> {
     }
 }
 
-/// Returns the content of `daemon.json`: the user's options with Bulkhead's own over them.
+/// Returns the content of `daemon.json`, the user's options with Bulkhead's own over them, and the reasons for those of
+/// the user's that were left out.
 ///
 /// The order of the steps is the order of precedence. `options` starts with the user's choice, defaults fill its gaps
 /// (`entry().or_insert`), and an `insert` is final.
-pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
-    let mut options: Map<String, Value> = configuration
-        .daemon_options
-        .iter()
-        .filter(|(key, _)| !RESERVED_OPTIONS.contains(&key.to_ascii_lowercase().as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
+pub(crate) fn daemon(configuration: &Configuration) -> (Map<String, Value>, Vec<OptionError>) {
+    let Taken { mut options, refused } = take(&configuration.daemon_options, configuration.isolation);
     // Asked before the loop below inserts the default driver.
     let own_log_driver = !options.contains_key("log-driver");
     for (key, value) in defaults() {
@@ -89,11 +59,14 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     options.insert("userland-proxy-path".to_owned(), json!(PROXY_PATH));
 
     // Containers with IPv6 need address translation as those with IPv4 do, for the host knows only the VM's address.
-    // Engines before 27 have that behind `experimental`.
-    if configuration.network.as_ref().is_some_and(|network| network.ipv6.is_some()) {
-        for key in ["experimental", "ip6tables"] {
-            options.entry(key).or_insert(json!(true));
-        }
+    // Engines before 27 have that behind `experimental`, which also opens routes for checkpoints: the gate refuses those.
+    let ipv6 = configuration.network.as_ref().is_some_and(|network| network.ipv6.is_some());
+    if ipv6 {
+        options.insert("experimental".to_owned(), json!(true));
+        options.entry("ip6tables").or_insert(json!(true));
+    } else {
+        // dockerd does not start with this and without `experimental`.
+        options.remove("ip6tables");
     }
 
     // dockerd uses registries on 127.0.0.0/8 without TLS. For a user of the host that is the host's loopback, which the
@@ -109,18 +82,15 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
         options.entry("host-gateway-ip").or_insert(json!(network.host));
     }
 
-    let mut features = object(options.remove("features"));
-    features.insert("buildkit".to_owned(), json!(true));
-    // See the storage driver above; this feature would take its place.
-    features.insert("containerd-snapshotter".to_owned(), json!(false));
-    options.insert("features".to_owned(), Value::Object(features));
+    // The snapshotter would take the place of the storage driver above. CDI (container device interface) files name
+    // programs, which the runtime would have to run as the VM's root.
+    let features = json!({"buildkit": true, "containerd-snapshotter": false, "cdi": false});
+    options.insert("features".to_owned(), features);
+    options.insert("cdi-spec-dirs".to_owned(), json!([]));
 
-    // With isolation the user cannot add runtimes: each would be a way around the isolating one. Without isolation ours
-    // stays listed, so that containers that were created with it still start.
+    // With isolation the user's runtimes are not among the options taken: each would be a way around the isolating one.
+    // Without isolation ours stays listed, so that containers that were created with it still start.
     let mut runtimes = object(options.remove("runtimes"));
-    if configuration.isolation {
-        runtimes.clear();
-    }
     runtimes.insert(ISOLATING_RUNTIME.to_owned(), json!({"path": ISOLATING_RUNTIME_PATH}));
     options.insert("runtimes".to_owned(), Value::Object(runtimes));
     if configuration.isolation {
@@ -133,7 +103,7 @@ pub(crate) fn daemon(configuration: &Configuration) -> Map<String, Value> {
     } else {
         options.entry("default-runtime").or_insert(json!("runc"));
     }
-    options
+    (options, refused)
 }
 
 /// containerd's configuration. Plugins that dockerd with a graph driver does not use are off, which shortens the start.
@@ -163,8 +133,6 @@ level = "warn"
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn configuration(isolation: bool, options: Value) -> Configuration {
@@ -181,26 +149,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_hosts_registries_may_be_without_tls_beside_those_that_were_asked_for() {
-        let mut configuration = configuration(true, json!({"insecure-registries": ["registry.lan:5000"]}));
-        assert_eq!(daemon(&configuration)["insecure-registries"], json!(["registry.lan:5000"]));
-        configuration.network = Some(bulkhead_protocol::Network {
+    fn daemon_json(configuration: &Configuration) -> Map<String, Value> {
+        daemon(configuration).0
+    }
+
+    fn network(ipv6: bool) -> bulkhead_protocol::Network {
+        let ipv6 = ipv6.then(|| bulkhead_protocol::Network6 {
+            address: [0xfd00, 0, 0, 0, 0, 0, 0, 2].into(),
+            prefix: 64,
+            gateway: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
+            host: [0xfd00, 0, 0, 0, 0, 0, 0, 9].into(),
+        });
+        bulkhead_protocol::Network {
             address: [10, 0, 0, 2].into(),
             prefix: 24,
             gateway: [10, 0, 0, 1].into(),
             nameserver: [10, 0, 0, 1].into(),
             host: [10, 0, 0, 9].into(),
             hosts_file: false,
-            ipv6: None,
+            ipv6,
             mtu: 1500,
-        });
-        assert_eq!(daemon(&configuration)["insecure-registries"], json!(["registry.lan:5000", "10.0.0.9/32"]));
+        }
+    }
+
+    #[test]
+    fn the_hosts_registries_may_be_without_tls_beside_those_that_were_asked_for() {
+        let mut configuration = configuration(true, json!({"insecure-registries": ["registry.lan:5000"]}));
+        assert_eq!(daemon_json(&configuration)["insecure-registries"], json!(["registry.lan:5000"]));
+        configuration.network = Some(network(false));
+        assert_eq!(daemon_json(&configuration)["insecure-registries"], json!(["registry.lan:5000", "10.0.0.9/32"]));
     }
 
     #[test]
     fn ports_are_published_by_our_own_program_whatever_is_asked_for() {
-        let options = daemon(&configuration(true, json!({"userland-proxy": false, "userland-proxy-path": "/evil"})));
+        let options =
+            daemon_json(&configuration(true, json!({"userland-proxy": false, "userland-proxy-path": "/evil"})));
         assert_eq!(options["userland-proxy"], json!(true));
         assert_eq!(options["userland-proxy-path"], json!("/usr/sbin/bulkhead-port-proxy"));
     }
@@ -208,14 +191,14 @@ mod tests {
     #[test]
     fn with_isolation_no_runtime_but_the_isolating_one_can_be_named() {
         let wanted = json!({"runtimes": {"evil": {"path": "/usr/bin/crun"}}, "default-runtime": "evil"});
-        let options = daemon(&configuration(true, wanted));
+        let options = daemon_json(&configuration(true, wanted));
         assert_eq!(options["runtimes"], json!({"sysbox-runc": {"path": "/usr/bin/sysbox-runc"}}));
         assert_eq!(options["default-runtime"], json!("sysbox-runc"));
     }
 
     #[test]
     fn without_isolation_runc_is_the_default_and_other_runtimes_stay() {
-        let options = daemon(&configuration(false, json!({"runtimes": {"kata": {"path": "/k"}}})));
+        let options = daemon_json(&configuration(false, json!({"runtimes": {"kata": {"path": "/k"}}})));
         assert_eq!(options["default-runtime"], json!("runc"));
         assert_eq!(options["runtimes"]["kata"], json!({"path": "/k"}));
         assert!(!options.contains_key("builder"));
@@ -224,7 +207,7 @@ mod tests {
     #[test]
     fn with_isolation_builds_get_no_host_network_and_no_insecure_mode() {
         let wanted = json!({"builder": {"gc": {"enabled": true}, "entitlements": {"network-host": true}}});
-        let options = daemon(&configuration(true, wanted));
+        let options = daemon_json(&configuration(true, wanted));
         assert_eq!(
             options["builder"],
             json!({"gc": {"enabled": true}, "entitlements": {"network-host": false, "security-insecure": false}})
@@ -233,29 +216,39 @@ mod tests {
 
     #[test]
     fn a_log_driver_of_the_user_gets_no_options_of_json_file() {
-        let options = daemon(&configuration(true, json!({"log-driver": "local"})));
+        let options = daemon_json(&configuration(true, json!({"log-driver": "local"})));
         assert_eq!(options["log-driver"], json!("local"));
         assert!(!options.contains_key("log-opts"));
-        assert!(daemon(&configuration(true, json!({}))).contains_key("log-opts"));
+        assert!(daemon_json(&configuration(true, json!({}))).contains_key("log-opts"));
     }
 
     #[test]
     fn other_options_pass_unchanged() {
-        let options = daemon(&configuration(true, json!({"registry-mirrors": ["http://m"], "debug": true})));
+        let options = daemon_json(&configuration(true, json!({"registry-mirrors": ["http://m"], "debug": true})));
         assert_eq!(options["registry-mirrors"], json!(["http://m"]));
         assert_eq!(options["debug"], json!(true));
     }
 
-    proptest! {
-        #[test]
-        fn no_spelling_of_a_reserved_option_gets_through(index in 0..RESERVED_OPTIONS.len(), upper in any::<u32>()) {
-            let key: String = RESERVED_OPTIONS[index]
-                .chars()
-                .enumerate()
-                .map(|(at, c)| if upper >> (at % 32) & 1 == 1 { c.to_ascii_uppercase() } else { c })
-                .collect();
-            let options = daemon(&configuration(true, json!({ key.clone(): ["tcp://0.0.0.0:2375"] })));
-            prop_assert!(options.get(&key).is_none_or(|value| *value != json!(["tcp://0.0.0.0:2375"])));
-        }
+    #[test]
+    fn what_the_user_may_not_set_is_left_out_and_reported() {
+        let wanted = json!({"hosts": ["tcp://0.0.0.0:2375"], "features": {"cdi": true, "x": true}, "experimental": true,
+            "cdi-spec-dirs": ["/var/lib/docker/volumes/v/_data"], "ip6tables": true});
+        let (options, refused) = daemon(&configuration(true, wanted));
+        assert!(!options.contains_key("hosts") && !options.contains_key("experimental"));
+        assert_eq!(options["features"], json!({"buildkit": true, "containerd-snapshotter": false, "cdi": false}));
+        assert_eq!(options["cdi-spec-dirs"], json!([]));
+        assert_eq!(refused.len(), 4);
+        // Without `experimental` dockerd would not start with it.
+        assert!(!options.contains_key("ip6tables"));
+    }
+
+    #[test]
+    fn ipv6_takes_what_engines_before_27_call_experimental() {
+        let mut configuration = configuration(true, json!({"experimental": false, "ip6tables": false}));
+        configuration.network = Some(network(true));
+        let options = daemon_json(&configuration);
+        assert_eq!((&options["experimental"], &options["ip6tables"]), (&json!(true), &json!(false)));
+        configuration.network = Some(network(false));
+        assert!(!daemon_json(&configuration).contains_key("experimental"));
     }
 }

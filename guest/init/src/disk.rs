@@ -123,9 +123,10 @@ fn run_tool(tool: &'static str, arguments: &[&str], device: &Path, good: &[i32])
 
 fn format(device: &Path) -> Result<(), Error> {
     log::info(&format!("formatting the blank data disk {}", device.display()));
-    // Lazy tables make it quick. `nodiscard`, because a new sparse file is all holes already.
+    // Lazy tables make it quick. `nodiscard`, because a new sparse file is all holes already. One block of a hundred is
+    // for the VM's root only, so that containers, whose root is another user, cannot fill the disk for dockerd.
     let extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
-    run_tool(MKFS, &["-q", "-F", "-m", "0", "-L", "bulkhead", "-E", extended], device, &[0])
+    run_tool(MKFS, &["-q", "-F", "-m", "1", "-L", "bulkhead", "-E", extended], device, &[0])
 }
 
 fn check(device: &Path) -> Result<(), Error> {

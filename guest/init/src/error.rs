@@ -72,6 +72,9 @@ pub(crate) enum Error {
         /// The end of its output, shortened.
         output: String,
     },
+    /// The engine's jail cannot be made, or a service not be started in it.
+    #[error("the engine's jail: {0}")]
+    Jail(String),
     /// A program of the root file system is missing.
     #[error("the guest image has no {name}; rebuild it with `scripts/image`")]
     MissingProgram { name: &'static str },

@@ -5,18 +5,19 @@
 //! The root file system is a read-only EROFS with Debian's engine (dockerd, containerd, crun, runc, iptables,
 //! e2fsprogs) and Bulkhead's static programs. No package starts anything and there is no initrd, udev or systemd:
 //! this program is the only one that starts services, and it reports each stage of the start. `/etc` and `/var` are
-//! overlays on a tmpfs, lost at each power-off; `/var/lib/docker` and `/var/lib/containerd` are directories of the data
-//! disk, an ext4 file system. A data disk that is missing or holds something else fails the start; nothing else is
-//! ever used in its place.
+//! overlays on a tmpfs, lost at each power-off; with isolation `/etc` is read-only once its last file is written.
+//! `/var/lib/docker` and `/var/lib/containerd` are directories of the data disk, an ext4 file system. A data disk that
+//! is missing or holds something else fails the start; nothing else is ever used in its place.
 //!
-//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`. init writes dockerd's
-//! `daemon.json`: the user's options are taken over, except those that would open another way into the engine, choose
-//! another runtime or move the data ([`config`]). dockerd uses the graph driver overlay2, because the isolating runtime
-//! maps its layers.
+//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`, which as a whole leaves
+//! memory and threads to the services ([`ceilings`]). init writes dockerd's `daemon.json`: of the user's options those in
+//! a list are taken over ([`config`]). dockerd uses the graph driver overlay2, because the isolating runtime maps its
+//! layers.
 //!
 //! With Enhanced Container Isolation on, the isolating runtime `sysbox-runc` is bind-mounted, read-only, over every
 //! program named `runc` or `crun`, and finds the real crun at `/usr/libexec/bulkhead/crun` ([`oci_runtime`]). BuildKit
-//! and an explicit `--runtime` therefore end at the same program, below the gate as well.
+//! and an explicit `--runtime` therefore end at the same program, below the gate as well. dockerd and containerd then run
+//! in a jail ([`jail`]), which has neither the VM's `/run` nor its disks, and no way to other processes of the VM.
 //!
 //! # Start
 //!
@@ -41,7 +42,7 @@
 //! The backend sends `shutdown` with the containers' grace; a signal, or the end of the agent connection, has the same
 //! effect with a grace of ten seconds. init sends Goodbye and terminates dockerd, which stops the containers. When the
 //! grace is over, it kills them through their cgroup. Then it terminates containerd, kills all other processes, syncs,
-//! unmounts the data disk and powers off through ACPI, within 30 seconds or without having unmounted ([`shutdown`]).
+//! unmounts the data disk (mounts in the jail go with its last process) and powers off through ACPI, within 30 seconds or without having unmounted ([`shutdown`]).
 //!
 //! # Trust
 //!
@@ -52,6 +53,7 @@
 
 mod agent;
 mod boot;
+mod ceilings;
 mod certificates;
 mod cgroup;
 mod config;
@@ -61,6 +63,8 @@ mod error;
 mod event;
 mod fatal;
 mod fd_store;
+mod handover;
+mod jail;
 mod log;
 mod mounts;
 mod netlink;
@@ -81,6 +85,10 @@ mod tuning;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // init's own child, with a part of its work: see `jail`.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == jail::ARGUMENT) {
+        return jail::jailer::main();
+    }
     // Everything below assumes that this is the guest's first process: it would take over mounts, signals and power of
     // any other machine.
     if !nix::unistd::getpid().as_raw().eq(&1) {

@@ -111,6 +111,12 @@ pub(crate) fn propagation(path: &str, flags: MsFlags) -> Result<(), Error> {
         .map_err(Error::file("set the mount propagation of", path))
 }
 
+/// Makes the mount at `path` read-only; its file system stays writable through other mounts.
+pub(crate) fn make_read_only(path: &str) -> Result<(), Error> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>).map_err(Error::file("make read-only", path))
+}
+
 /// Mounts an overlay over `tree`, a directory of the read-only root, with its changes on the tmpfs of `/run`.
 pub(crate) fn overlay(tree: &str) -> Result<(), Error> {
     // overlayfs needs upper and work directory in one file system, and the work directory empty.

@@ -1,7 +1,7 @@
 //! The server side of sd_notify(3): readiness, signs of life, and descriptors that services store.
 //!
 //! A datagram is a list of assignments, one a line, with descriptors attached. The kernel adds the sender's process id,
-//! by which the supervisor knows the service.
+//! by which the supervisor knows the service and the store the owner of a name.
 
 use std::{
     io::IoSliceMut,
@@ -71,8 +71,10 @@ fn receive(socket: &OwnedFd, store: &FdStore) -> nix::Result<Option<Event>> {
         }
     }
     let datagram = &buffer[..length.min(buffer.len())];
-    store.handle(datagram, descriptors);
-    Ok(sender.and_then(|sender| event(datagram, sender)))
+    // Without a sender the datagram says nothing that could be believed.
+    let Some(sender) = sender else { return Ok(None) };
+    store.handle(sender, datagram, descriptors);
+    Ok(event(datagram, sender))
 }
 
 /// Opens the socket, turns each `READY=1` and `WATCHDOG=1` into an event with its sender's process id, and keeps

@@ -8,8 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::mount::MsFlags;
-
 use crate::{config::ISOLATING_RUNTIME_PATH, error::Error, mounts};
 
 /// Path at which the isolating runtime finds the real crun.
@@ -56,8 +54,7 @@ pub(crate) fn isolate() -> Result<(), Error> {
     for path in resolve_all(&SEARCH_PATH, "runc").iter().chain(&crun) {
         mounts::bind(isolating, path)?;
         // mount(2) ignores MS_RDONLY when it makes a bind mount; that takes a second call.
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mounts::propagation(&path.to_string_lossy(), flags)?;
+        mounts::make_read_only(&path.to_string_lossy())?;
     }
     Ok(())
 }

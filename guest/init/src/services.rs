@@ -1,8 +1,8 @@
 //! The guest's services: their command lines, and the start of one.
 
 use std::{
-    fs,
-    io::Write,
+    fs::{self, File},
+    io::{PipeWriter, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
-use bulkhead_protocol::{Configuration, KEPT_SOCKETS, gate};
+use bulkhead_protocol::{Configuration, KEPT_SOCKETS, SOCKETS_DIRECTORY, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -21,18 +21,25 @@ use crate::{
     certificates, cgroup, config,
     error::Error,
     fd_store::{FdStore, Owner},
-    mounts, notify,
+    jail::{Jail, Request},
+    log, mounts, notify,
     output::{self, Tail},
     ping,
     procfs::Endpoints,
 };
 
 /// dockerd's own socket; the gate is its only client. Only the VM's root can enter its directory.
-pub(crate) const DOCKERD_SOCKET: &str = "/run/bulkhead/dockerd.sock";
+pub(crate) const DOCKERD_SOCKET: &str = "/run/bulkhead/engine/dockerd.sock";
+
+/// Directory of dockerd's socket, which dockerd writes to.
+pub(crate) const ENGINE_DIRECTORY: &str = "/run/bulkhead/engine";
+
+/// Directory of the two configuration files, which nobody but init writes to.
+pub(crate) const CONFIGURATION_DIRECTORY: &str = "/run/bulkhead/configuration";
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-const DAEMON_CONFIG: &str = "/run/bulkhead/daemon.json";
-const CONTAINERD_CONFIG: &str = "/run/bulkhead/containerd.toml";
+const DAEMON_CONFIG: &str = "/run/bulkhead/configuration/daemon.json";
+const CONTAINERD_CONFIG: &str = "/run/bulkhead/configuration/containerd.toml";
 
 /// A service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +87,15 @@ impl Service {
         }
     }
 
+    /// Returns the owner of the descriptors that the service stores, if it may store any.
+    fn owner(self) -> Option<Owner> {
+        match self {
+            Self::Gate => Some(Owner::Gate),
+            Self::Procfs => Some(Owner::Procfs),
+            Self::Containerd | Self::Dockerd => None,
+        }
+    }
+
     /// Returns the service's `oom_score_adj` (proc_pid_oom_score_adj(5)).
     fn oom_score_adj(self) -> &'static str {
         // At the end of memory the kernel kills containers (0) before dockerd, whose heap can be large, and dockerd
@@ -91,9 +107,18 @@ impl Service {
     }
 }
 
-/// Writes the services' configuration files.
+/// Makes the directories of the services' sockets and writes their configuration files.
 pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), Error> {
-    let daemon = serde_json::Value::Object(config::daemon(configuration)).to_string();
+    for path in [CONFIGURATION_DIRECTORY, ENGINE_DIRECTORY, SOCKETS_DIRECTORY] {
+        mounts::make_directory(path, 0o700)?;
+    }
+    // The mode that dockerd gives it; here already, because the jail shows it.
+    mounts::make_directory("/run/docker", 0o700)?;
+    let (daemon, refused) = config::daemon(configuration);
+    for reason in refused {
+        log::info(&reason.to_string());
+    }
+    let daemon = serde_json::Value::Object(daemon).to_string();
     for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD_TOML)] {
         fs::write(path, text).map_err(Error::file("write", path))?;
     }
@@ -120,6 +145,21 @@ pub(crate) struct HeldFds {
     pub(crate) store: FdStore,
     /// The endpoints of the procfs service, with isolation.
     pub(crate) endpoints: Option<Endpoints>,
+    /// The jail of dockerd and containerd, with isolation and once the data disk is mounted.
+    pub(crate) jail: Option<Jail>,
+}
+
+/// Returns the environment that all services have.
+fn environment() -> [(&'static str, &'static str); 6] {
+    [
+        ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", "/root"),
+        ("LANG", "C.UTF-8"),
+        ("NOTIFY_SOCKET", notify::SOCKET),
+        // Go's programs read both, and the image's directory must not add to the host's list.
+        ("SSL_CERT_FILE", certificates::BUNDLE),
+        ("SSL_CERT_DIR", certificates::NO_DIRECTORY),
+    ]
 }
 
 /// Starts a service and returns its process id. Its output goes to the console and to `tail`.
@@ -129,6 +169,41 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     // that it forks as well.
     let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("create a pipe"))?;
+    // Each takes the last write ends of this process with it. The relay sees the end of the output only when the service
+    // has the last ones.
+    let pid = match &held.jail {
+        Some(jail) if matches!(service, Service::Containerd | Service::Dockerd) => {
+            start_in_jail(service, jail, writer, &procs)?
+        }
+        _ => start_in_vm(service, configuration, held, writer, procs)?,
+    };
+    output::relay(service.name(), reader, tail)?;
+    let score = format!("/proc/{pid}/oom_score_adj");
+    if let Err(error) = fs::write(&score, service.oom_score_adj()) {
+        // Not worth failing the start: only the order of killing differs.
+        log::info(&format!("cannot write {score}: {error}"));
+    }
+    Ok(pid)
+}
+
+fn start_in_jail(service: Service, jail: &Jail, output: PipeWriter, procs: &File) -> Result<i32, Error> {
+    let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let request = Request {
+        words: service.command_line(),
+        environment: environment().map(own).into(),
+        // dockerd gives to containers only what it has itself.
+        all_capabilities: service == Service::Dockerd,
+    };
+    jail.start(&request, &output, procs)
+}
+
+fn start_in_vm(
+    service: Service,
+    configuration: &Configuration,
+    held: &HeldFds,
+    writer: PipeWriter,
+    procs: File,
+) -> Result<i32, Error> {
     let mut words = service.command_line();
     // Descriptors are passed by number, and copies live in the closure that runs after the fork. They are
     // close-on-exec, like every descriptor of init, until that closure clears the flag in the child: no other program
@@ -143,13 +218,7 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
         .args(&words[1..])
         // The kernel puts unknown `NAME=VALUE` words of its command line into init's environment.
         .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("HOME", "/root")
-        .env("LANG", "C.UTF-8")
-        .env("NOTIFY_SOCKET", notify::SOCKET)
-        // Go's programs read both, and the image's directory must not add to the host's list.
-        .env("SSL_CERT_FILE", certificates::BUNDLE)
-        .env("SSL_CERT_DIR", certificates::NO_DIRECTORY)
+        .envs(environment())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(Error::system("duplicate a pipe"))?)
@@ -180,17 +249,11 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
             Ok(())
         });
     }
-    let child = command.spawn().map_err(Error::file("start", &words[0]))?;
-    // It holds write ends of the pipe. The relay sees the end of the output only when the service has the last ones.
-    drop(command);
-    output::relay(service.name(), reader, tail)?;
-    let pid = child.id().cast_signed();
-    let score = format!("/proc/{pid}/oom_score_adj");
-    if let Err(error) = fs::write(&score, service.oom_score_adj()) {
-        // Not worth failing the start: only the order of killing differs.
-        crate::log::info(&format!("cannot write {score}: {error}"));
+    let mut spawn = || command.spawn().map(|child| child.id().cast_signed()).map_err(Error::file("start", &words[0]));
+    match service.owner() {
+        Some(owner) => held.store.start(owner, spawn),
+        None => spawn(),
     }
-    Ok(pid)
 }
 
 /// The part of the VM's configuration that the gate enforces, and the sockets that it connects.
@@ -224,7 +287,7 @@ fn pass_down(
 pub(crate) fn restrict_dockerd_socket() {
     use std::os::unix::fs::PermissionsExt;
     if let Err(error) = fs::set_permissions(DOCKERD_SOCKET, fs::Permissions::from_mode(0o600)) {
-        crate::log::info(&format!("cannot set the mode of {DOCKERD_SOCKET}: {error}"));
+        log::info(&format!("cannot set the mode of {DOCKERD_SOCKET}: {error}"));
     }
 }
 

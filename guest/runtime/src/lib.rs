@@ -54,6 +54,7 @@ mod bind_mounts;
 mod cli;
 mod create;
 mod crun;
+mod engine_jail;
 mod error;
 mod exec;
 #[cfg(feature = "fuzzing")]
@@ -110,6 +111,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(globals: &GlobalOptions, command: Command) -> Result<ExitCode, Error> {
+    if matches!(command, Command::Create(_) | Command::Exec(..) | Command::Refresh(_)) {
+        // These use this program's directories, which the engine does not see.
+        engine_jail::enter().map_err(Error::system("enter the directories of sysbox-runc"))?;
+    }
     let never: Infallible = match command {
         Command::Version => {
             // dockerd parses the first line and those that start with "spec".

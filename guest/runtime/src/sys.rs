@@ -49,9 +49,10 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     set_mount_attributes(mount, attributes(libc::MOUNT_ATTR_RDONLY), false)
 }
 
-/// Nothing is ever cleared: a source that is read-only in the VM stays read-only in the container.
+/// Attributes to set. A restriction is never cleared, so a source that is read-only in the VM stays read-only in the
+/// container, except the one that keeps the engine from following the links of containers, which follow their own.
 fn attributes(set: u64) -> libc::mount_attr {
-    libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 }
+    libc::mount_attr { attr_set: set, attr_clr: libc::MOUNT_ATTR_NOSYMFOLLOW, propagation: 0, userns_fd: 0 }
 }
 
 fn set_mount_attributes(mount: BorrowedFd<'_>, attr: libc::mount_attr, recursive: bool) -> io::Result<()> {
@@ -268,4 +269,42 @@ pub(crate) fn open_in_userns(
 /// Lets the descriptor survive execve(2).
 pub(crate) fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::{
+        fs::{Mode, OFlags},
+        io::Errno,
+        mount::{MountFlags, MountPropagationFlags},
+    };
+
+    use super::*;
+    use crate::mount_fd;
+
+    #[test]
+    fn containers_follow_the_links_of_a_volume_in_which_the_engine_follows_none() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // In a thread, since the namespace is its own and ends with it.
+        let test = || {
+            unshare_mounts().unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            rustix::mount::mount("t", directory.path(), "tmpfs", MountFlags::NOSYMFOLLOW, None).unwrap();
+            std::fs::create_dir(directory.path().join("d")).unwrap();
+            File::create(directory.path().join("d/f")).unwrap();
+            std::os::unix::fs::symlink("d", directory.path().join("link")).unwrap();
+            let read =
+                |tree: BorrowedFd<'_>| rustix::fs::openat(tree, "link/f", OFlags::RDONLY, Mode::empty()).map(drop);
+            let volume = mount_fd::open_path(directory.path()).unwrap();
+            assert_eq!(read(volume.as_fd()), Err(Errno::LOOP));
+            let tree = mount_fd::clone_tree(&volume, false).unwrap();
+            restrict_mount(tree.as_fd(), Restrictions::default(), false).unwrap();
+            assert_eq!(read(tree.as_fd()), Ok(()));
+        };
+        std::thread::scope(|scope| scope.spawn(test).join()).unwrap();
+    }
 }

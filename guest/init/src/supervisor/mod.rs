@@ -25,10 +25,12 @@ use self::{
 };
 use crate::{
     agent::Agent,
-    diagnostics, disk,
+    config, diagnostics, disk,
     error::{Error, chain},
     event::Event,
     fd_store::{FdStore, Owner},
+    handover,
+    jail::Jail,
     log, oci_runtime,
     output::OUTPUT_GRACE,
     ping,
@@ -75,7 +77,7 @@ impl Supervisor {
             agent,
             configuration,
             ports,
-            fds: HeldFds { store, endpoints: None },
+            fds: HeldFds { store, endpoints: None, jail: None },
             events,
             inbox,
             readiness: Readiness::default(),
@@ -117,7 +119,7 @@ impl Supervisor {
     fn isolate(&mut self) -> Result<(), Error> {
         oci_runtime::isolate()?;
         self.fds.endpoints = Some(procfs::connect()?);
-        Ok(())
+        handover::listen(config::ISOLATING_RUNTIME_PATH)
     }
 
     /// Waits for an event; `None` at the next timer.
@@ -210,6 +212,13 @@ impl Supervisor {
             return;
         }
         self.agent.reached(Stage::Disk);
+        if self.configuration.isolation && !self.failed {
+            // It shows the engine's directories of the disk. Without it the engine does not start.
+            match Jail::make() {
+                Ok(jail) => self.fds.jail = Some(jail),
+                Err(error) => self.fail(Stage::Engine, chain(&error)),
+            }
+        }
         if !self.failed {
             // Side by side: dockerd itself waits until containerd accepts its connection.
             self.start(Service::Containerd);

@@ -97,7 +97,7 @@ pub(crate) fn engine_sockets() -> Outcome {
         for path in [
             "/run/docker.sock",
             "/var/run/docker.sock",
-            "/run/bulkhead/dockerd.sock",
+            "/run/bulkhead/engine/dockerd.sock",
             "/bulkhead/dockerd.sock",
             "/docker.sock",
             "/run/containerd/containerd.sock",

@@ -1,0 +1,180 @@
+//! The jail on a copy of this machine's mounts, in a process of its own: what is there, and what can be reached.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::{fs::FileTypeExt, net::UnixDatagram},
+    path::Path,
+    process::Command,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::kill,
+    unistd::Pid,
+};
+
+use super::{confine, root, sys};
+use crate::{handover, notify, services};
+
+fn errno<T>(result: io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+fn names(directory: &str) -> BTreeSet<String> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn tmpfs(path: &str) {
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+/// Gives this process a mount namespace with the directories and sockets of the VM.
+fn imitate_vm() {
+    sys::unshare_mounts().unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
+    for path in ["/run", "/var"] {
+        tmpfs(path);
+    }
+    for path in root::ENGINE {
+        fs::create_dir_all(path).unwrap();
+        tmpfs(path);
+        mount(None::<&str>, path, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+    }
+    for path in [
+        "/run/docker",
+        "/run/containerd",
+        "/run/sysbox-runc",
+        services::ENGINE_DIRECTORY,
+        services::CONFIGURATION_DIRECTORY,
+    ] {
+        fs::create_dir_all(path).unwrap();
+    }
+    for path in [notify::SOCKET, bulkhead_protocol::PORTS_SOCKET, handover::SOCKET] {
+        // The sockets' files are enough: nothing is sent.
+        drop(UnixDatagram::bind(path).unwrap());
+    }
+    fs::write("/run/bulkhead/secret", "").unwrap();
+    fs::write(format!("{}/daemon.json", services::CONFIGURATION_DIRECTORY), "{}").unwrap();
+    fs::create_dir_all("/var/lib/docker/volumes/v/_data").unwrap();
+    std::os::unix::fs::symlink("/etc", "/var/lib/docker/volumes/v/_data/link").unwrap();
+    std::os::unix::fs::symlink("/etc", "/var/lib/docker/link").unwrap();
+}
+
+/// Runs in a process of its own, which the jail changes for good.
+#[test]
+#[ignore = "a part of the other test"]
+fn inside() {
+    let outside = nix::unistd::getppid();
+    imitate_vm();
+    // Allowed until the domain takes it away.
+    for name in ["root", "fd/0"] {
+        fs::read_link(format!("/proc/{outside}/{name}")).unwrap();
+    }
+    root::enter().unwrap();
+    confine::confine().unwrap();
+
+    // Only what is listed, and no more.
+    let run = ["bulkhead", "containerd", "docker", "docker.sock", "sysbox-runc", "xtables.lock"];
+    assert_eq!(names("/run"), run.map(str::to_owned).into());
+    let bulkhead = ["configuration", "engine", "notify", "ports.sock", "runtime.sock", "sockets"];
+    assert_eq!(names("/run/bulkhead"), bulkhead.map(str::to_owned).into());
+    assert!(names("/tmp").is_empty() && names("/run/sysbox-runc").is_empty());
+
+    // Nothing of the VM can be written, and the engine's own can.
+    for path in
+        ["/x", "/etc/x", "/usr/x", "/var/x", "/run/x", "/run/sysbox-runc/x", "/run/bulkhead/configuration/x", "/dev/x"]
+    {
+        assert_eq!(errno(File::create(path)), Some(libc::EROFS), "{path}");
+    }
+    let write = |path: &str| OpenOptions::new().write(true).open(path);
+    assert_eq!(errno(write("/proc/sys/kernel/core_pattern")), Some(libc::EROFS));
+    write("/proc/sys/net/ipv4/ip_forward").unwrap();
+    for path in ["/run/docker/x", "/run/containerd/x", "/run/bulkhead/engine/x", "/var/lib/docker/x", "/tmp/x"] {
+        File::create(path).unwrap();
+    }
+    write("/run/xtables.lock").unwrap();
+
+    // No other process: neither its files nor its memory, and no signal to it. This one's own are there.
+    for pid in [1, outside.as_raw()] {
+        for name in ["root", "cwd", "exe", "ns/mnt"] {
+            assert!(fs::read_link(format!("/proc/{pid}/{name}")).is_err(), "{pid} {name}");
+        }
+        // Not `environ`: kernels from 6.16 on let CAP_SYS_ADMIN read it, which the guest's kernel does not.
+        assert!(File::open(format!("/proc/{pid}/mem")).is_err());
+        assert!(fs::read_link(format!("/proc/{pid}/fd/0")).is_err());
+        assert_eq!(kill(Pid::from_raw(pid), None), Err(nix::Error::EPERM));
+        // Lists of processes work, for docker top.
+        fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    }
+    fs::read_link("/proc/self/root").unwrap();
+
+    // No device but those of containers.
+    File::open("/dev/null").unwrap();
+    for entry in fs::read_dir("/dev").unwrap().flatten() {
+        let (kind, name) = (entry.file_type().unwrap(), entry.file_name().into_string().unwrap());
+        if (kind.is_block_device() || kind.is_char_device()) && !root::DEVICES.contains(&name.as_str()) {
+            assert_eq!(errno(File::open(entry.path())), Some(libc::EACCES), "{name}");
+        }
+    }
+
+    // Links are followed beside the volumes and not among them.
+    assert_eq!(errno(fs::metadata("/var/lib/docker/volumes/v/_data/link/passwd")), Some(libc::ELOOP));
+    assert!(Path::new("/var/lib/docker/link/passwd").exists());
+    assert_eq!(fs::read_link("/var/lib/docker/volumes/v/_data/link").unwrap(), Path::new("/etc"));
+
+    // The engine mounts; what it does not do is refused.
+    fs::create_dir("/var/lib/docker/m").unwrap();
+    tmpfs("/var/lib/docker/m");
+    // SAFETY: takes a valid string; the filter answers before the kernel looks at it.
+    assert_eq!(unsafe { libc::swapoff(c"/nothing".as_ptr()) }, -1);
+    assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EPERM));
+}
+
+#[test]
+fn the_engine_finds_what_it_needs_and_nothing_of_the_vm() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let test = std::env::current_exe().unwrap();
+    let output =
+        Command::new(test).args(["--exact", "jail::tests::inside", "--ignored", "--nocapture"]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Runs in a process of its own, which loses its capabilities.
+#[test]
+#[ignore = "a part of the other test"]
+fn without_capabilities() {
+    let bounding = || {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    // A machine that runs the test may have fewer than all.
+    let before = bounding();
+    confine::drop_capabilities().unwrap();
+    assert_eq!(bounding(), before & 0x89ac_35fb);
+}
+
+#[test]
+fn containerd_keeps_the_capabilities_in_the_list() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let test = std::env::current_exe().unwrap();
+    let name = "jail::tests::without_capabilities";
+    let output = Command::new(test).args(["--exact", name, "--ignored", "--nocapture"]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
