@@ -150,7 +150,7 @@ impl Jail {
             Answer::Failed(reason) => return Err(Error::Jail(reason)),
             Answer::Started(_) => return Err(Error::Jail("unexpected answer".to_owned())),
         }
-        // Only now: as peers, the jail's copies of these mounts would have been private to nobody.
+        // The jail has its copies by now. What it mounts in them appears in the VM as well, and nothing goes the other way.
         for directory in root::ENGINE {
             mounts::propagation(directory, MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
         }
