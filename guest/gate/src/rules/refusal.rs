@@ -1,5 +1,7 @@
 //! Reasons for which the gate refuses a request.
 
+use bulkhead_policy::{drivers, logs, networks, sources, volumes};
+
 use super::image_name::normalise;
 
 /// The reason for which a request does not pass. The text is the one that docker shows; scripts look for Docker's.
@@ -23,6 +25,67 @@ pub enum Refusal {
     SocketVolume {
         /// The volume's name; empty if dockerd would choose it.
         name: String,
+    },
+    /// The source of a mount is not for containers.
+    #[error(transparent)]
+    Source(#[from] sources::Error),
+    /// A volume shows something of the VM.
+    #[error(transparent)]
+    Volume(#[from] volumes::Error),
+    /// A driver is not part of the engine.
+    #[error(transparent)]
+    Driver(#[from] drivers::Error),
+    /// A log goes to something of the VM.
+    #[error(transparent)]
+    Log(#[from] logs::Error),
+    /// A network uses a device or an address of the VM.
+    #[error(transparent)]
+    Network(#[from] networks::Error),
+    /// A volume of a container is not known, so nobody can say what it shows.
+    #[error("volume {0:?} can't be used: the engine does not know its options; create it again")]
+    UnknownVolume(String),
+    /// A mount has a type that needs a plugin, Windows or a later engine.
+    #[error("mount type {0:?} is not allowed with Enhanced Container Isolation: use bind, volume or tmpfs")]
+    MountType(String),
+    /// A cgroup of the VM.
+    #[error(
+        "cgroup parent {0:?} is not allowed with Enhanced Container Isolation: use /docker or a path below it, such as \
+         /docker/NAME"
+    )]
+    CgroupParent(String),
+    /// A limit that ranks processes.
+    #[error(
+        "ulimit {0:?} is not allowed with Enhanced Container Isolation: it would rank the container's processes before \
+         the VM's own; leave it out"
+    )]
+    Limit(String),
+    /// An annotation that containerd obeys.
+    #[error("annotation {0:?} is not allowed with Enhanced Container Isolation: choose a name without io.containerd.")]
+    Annotation(String),
+    /// The path of a device.
+    #[error("device {0:?} is not allowed with Enhanced Container Isolation: use a plain path below /dev")]
+    Device(String),
+    /// A driver for devices.
+    #[error("device driver {0:?} is not allowed with Enhanced Container Isolation: name devices by --device=/dev/NAME")]
+    DeviceDriver(String),
+    /// A part of the engine that isolation does without.
+    #[error("{0} is not allowed with Enhanced Container Isolation")]
+    Feature(&'static str),
+    /// An address that is not one of the network.
+    #[error("{field} {value:?} is not allowed with Enhanced Container Isolation: use HOST:PORT")]
+    Address {
+        /// The field of the request.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A parameter of a build.
+    #[error("build parameter {name}={value:?} is not allowed with Enhanced Container Isolation")]
+    Build {
+        /// The parameter.
+        name: String,
+        /// Its value.
+        value: String,
     },
     /// The list of commands does not allow this path and query from a container's socket; Docker's own text.
     #[error(
