@@ -96,6 +96,28 @@ pub enum Refusal {
     /// `docker load` is blocked.
     #[error("docker load is blocked by the administrator (blockDockerLoad)")]
     Load,
+    /// The table of routes has no such request.
+    #[error(
+        "the gate does not know {method} {path}; Enhanced Container Isolation passes only requests of Docker Engine 26.1 \
+         that it knows"
+    )]
+    Route {
+        /// The method.
+        method: String,
+        /// The path, in its one spelling.
+        path: String,
+    },
+    /// A checkpoint, by its routes.
+    #[error("docker checkpoint is not supported: its requests name directories of the VM")]
+    Checkpoint,
+    /// The query is not one that can be read in exactly one way.
+    #[error("invalid parameter in the request: {0:?}")]
+    Query(String),
+    /// The container has more volumes than are looked at.
+    #[error(
+        "the container mounts more than {0} volumes, which Enhanced Container Isolation cannot check; use fewer volumes"
+    )]
+    TooManyVolumes(usize),
     /// The body is not JSON that can be read in exactly one way.
     #[error("invalid JSON in the request: {0}")]
     Malformed(String),
