@@ -77,3 +77,22 @@ pub(super) fn judge(config: &Value, image: &str) -> Result<bool, Refusal> {
     }
     Ok(has_socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_policy::sources::{ENGINE_SOCKETS, SHARES};
+
+    use super::*;
+
+    #[test]
+    fn the_policys_sockets_are_those_that_the_gate_knows() {
+        assert!(ENGINE_SOCKETS.contains(&bulkhead_protocol::ENGINE_SOCKET));
+        for path in ENGINE_SOCKETS {
+            assert!(reaches_engine_socket(path), "{path}");
+            assert_eq!(judge(&serde_json::json!({"Binds": [format!("{path}:/s")]}), "a"), Ok(true));
+        }
+        for share in SHARES {
+            assert_eq!(judge(&serde_json::json!({"Binds": [format!("{share}/x:/s")]}), "a"), Ok(false), "{share}");
+        }
+    }
+}
