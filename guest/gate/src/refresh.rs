@@ -122,10 +122,13 @@ mod tests {
             (Method::GET, "containers/x/changes"),
             (Method::GET, "containers/x/export"),
             (Method::POST, "containers/x/exec"),
+            (Method::POST, "containers/exec/exec"),
         ] {
-            assert_eq!(touch(method, path), Some(FileRefresh { container: "x".into(), changes: false }), "{path}");
+            let container = path.split('/').nth(1).unwrap().to_owned();
+            assert_eq!(touch(method, path), Some(FileRefresh { container, changes: false }), "{path}");
         }
         assert!(touch(Method::PUT, "containers/x/archive").unwrap().changes);
+        assert_eq!(touch(Method::GET, "containers/parent/alias/export").unwrap().container, "parent/alias");
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! What reaches the engine of requests that the gate knows, and of those that it does not: real sockets, and an engine
-//! that remembers.
+//! Requests that the gate knows, and others, by what reaches the engine: real sockets, and an engine that remembers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests, which may panic")]
 

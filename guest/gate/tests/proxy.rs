@@ -254,6 +254,27 @@ async fn input_sent_together_with_the_request_is_not_lost() {
 }
 
 #[tokio::test]
+async fn input_behind_the_body_of_an_exec_is_not_lost() {
+    let fixture = Fixture::gate(Isolation::On);
+    fixture.engine(|mut seen| async move {
+        let length = content_length(&seen.head);
+        let body = read_exactly(&mut seen.stream, seen.rest, length).await;
+        assert_eq!(&body[..length], br#"{"Tty":true}"#);
+        seen.stream.write_all(UPGRADED).await.unwrap();
+        let mut input = body[length..].to_vec();
+        seen.stream.read_to_end(&mut input).await.unwrap();
+        seen.stream.write_all(&input).await.unwrap();
+    });
+    let mut client = fixture.client().await;
+    let request = post("/exec/x/start", r#"{"Tty":true,"Later":1}"#)
+        .replace("Host: docker\r\n", "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n");
+    client.write_all(&[request.as_bytes(), b"early input"].concat()).await.unwrap();
+    client.shutdown().await.unwrap();
+    let answer = read_to_end(&mut client).await;
+    assert!(answer.ends_with("\r\n\r\nearly input"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_dead_client_ends_the_engines_side_of_a_hijacked_connection() {
     let (done, finished) = oneshot::channel();
     let done = std::sync::Mutex::new(Some(done));

@@ -250,6 +250,38 @@ mod tests {
     }
 
     #[test]
+    fn names_with_slashes_hide_no_command() {
+        for (word, request) in [
+            ("cp", "GET /containers/parent/alias/archive?path=/"),
+            ("cp", "PUT /v1.45/containers/a/b%2Fc/archive"),
+            ("rm", "DELETE /containers/parent/alias"),
+            ("attach", "GET /containers/parent/alias/attach/ws"),
+            ("start", "POST /containers/parent/alias/start"),
+            ("exec", "POST /containers/parent/alias/exec"),
+            ("network", "POST /networks/a/b/connect"),
+            ("volume", "DELETE /volumes/a/b"),
+            ("rmi", "DELETE /images/a/b/c"),
+        ] {
+            assert!(!passes(&list(false, word), request), "{word}: {request}");
+            assert!(passes(&list(true, word), request), "{word}: {request}");
+            assert!(!passes(&list(true, "ps"), request), "{request}");
+        }
+    }
+
+    #[test]
+    fn a_method_that_a_path_does_not_have_counts_as_all_that_it_has() {
+        for (word, request) in [
+            ("create", "GET /containers/create"),
+            ("cp", "POST /containers/x/archive"),
+            ("start", "HEAD /containers/x/start"),
+            ("push", "PUT /images/a/push"),
+            ("pull", "PUT /images/create?fromImage=x"),
+        ] {
+            assert!(!passes(&list(false, word), request), "{word}: {request}");
+        }
+    }
+
+    #[test]
     fn an_empty_list_of_refused_commands_refuses_nothing_and_of_allowed_ones_everything() {
         assert!(passes(&list(false, ""), "POST /build"));
         assert!(!passes(&list(true, ""), "GET /containers/json"));
