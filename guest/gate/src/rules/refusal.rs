@@ -27,8 +27,8 @@ pub enum Refusal {
         name: String,
     },
     /// The source of a mount is not for containers.
-    #[error(transparent)]
-    Source(#[from] sources::Error),
+    #[error("{}", as_at_start(.0))]
+    Source(sources::Error),
     /// A volume shows something of the VM.
     #[error(transparent)]
     Volume(#[from] volumes::Error),
@@ -121,6 +121,23 @@ pub enum Refusal {
     /// The body is not JSON that can be read in exactly one way.
     #[error("invalid JSON in the request: {0}")]
     Malformed(String),
+}
+
+/// Returns the text of a refused source. Docker documents the one for paths as it is if the runtime refuses at the start
+/// of the container, with the engine's words around it.
+fn as_at_start(error: &sources::Error) -> String {
+    match error {
+        sources::Error::Restricted(_) => format!(
+            "failed to create task for container: failed to create shim task: OCI runtime create failed: {error}: unknown"
+        ),
+        sources::Error::VolumeName(_) => error.to_string(),
+    }
+}
+
+impl From<sources::Error> for Refusal {
+    fn from(error: sources::Error) -> Self {
+        Self::Source(error)
+    }
 }
 
 impl Refusal {

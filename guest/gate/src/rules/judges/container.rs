@@ -189,8 +189,9 @@ mod tests {
         let text = judged(json!({"Binds": ["/etc/docker/daemon.json:/mnt/daemon.json"]})).unwrap_err().to_string();
         assert_eq!(
             text,
-            "error in the container spec: can't mount /etc/docker/daemon.json because it's configured as a restricted \
-             host mount"
+            "failed to create task for container: failed to create shim task: OCI runtime create failed: error in the \
+             container spec: can't mount /etc/docker/daemon.json because it's configured as a restricted host mount: \
+             unknown"
         );
         for source in ["/run", "/", "/var/run", "/run//docker.sock", "/run/docker.sock/", "/run/bulkhead/dockerd.sock"]
         {
