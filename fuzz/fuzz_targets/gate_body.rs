@@ -1,15 +1,16 @@
-//! Bodies of requests that the gate looks into.
+//! Bodies of requests that the gate reads.
 #![no_main]
 
-use bulkhead_gate::rules::Inspection;
-use bytes::Bytes;
+use bulkhead_gate::rules::api::{Body, read, routes};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {
-    for inspection in [Inspection::Container, Inspection::Volume, Inspection::Service] {
-        if let Ok(passed) = inspection.judge(Bytes::copy_from_slice(body)) {
-            // The body that the engine gets passes the filter again, unchanged.
-            assert_eq!(inspection.judge(passed.body.clone()), Ok(passed));
+    for route in routes() {
+        if let Body::Json(shape) = route.body
+            && let Ok(read_once) = read(shape, body)
+        {
+            // The body that the engine gets reads to the same again.
+            assert_eq!(read(shape, read_once.to_string().as_bytes()), Ok(read_once));
         }
     }
 });

@@ -2,8 +2,7 @@
 #![no_main]
 
 use bulkhead_gate::rules::{
-    ImagePattern, Inspection, Isolation, RequestInfo, canonical, normalise_image, permits, pulled_image,
-    reaches_engine_socket, segments,
+    ImagePattern, RequestInfo, api, canonical, normalise_image, permits, pulled_image, reaches_engine_socket, segments,
 };
 use bulkhead_protocol::SocketCommands;
 use libfuzzer_sys::fuzz_target;
@@ -11,8 +10,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &str| {
     let segments = segments(text);
     assert!(segments.iter().all(|segment| !matches!(segment.as_str(), "" | "." | "..") && !segment.contains('/')));
-    assert_eq!(Inspection::of(Isolation::Off, &segments), None);
-    let _ = Inspection::of(Isolation::On, &segments);
     let reaches = reaches_engine_socket(text);
     // Neither more slashes nor a dot lead elsewhere.
     assert_eq!(reaches_engine_socket(&text.replace('/', "/.//")), reaches);
@@ -24,7 +21,14 @@ fuzz_target!(|text: &str| {
     assert_eq!(bulkhead_gate::rules::segments(&straight), bulkhead_gate::rules::segments(path));
     assert_eq!(canonical(&straight), straight);
     let _ = pulled_image(&segments, query);
-    let info = RequestInfo { method: "POST", segments: &segments, query, form_body: false };
+    for method in ["GET", "POST", "DELETE"] {
+        if let Some(found) = api::find(method, &segments)
+            && let Ok(known) = api::Query::read(found.route.parameters, query)
+        {
+            assert_eq!(api::Query::read(found.route.parameters, &known.text()), Ok(known));
+        }
+    }
+    let info = RequestInfo { method: "POST", segments: &segments, query };
     let list = |allow| SocketCommands { allow, commands: vec!["image*".to_owned(), "run".to_owned()] };
     if permits(&list(true), info) && permits(&list(false), info) {
         // Only what helps, or what every client needs, is neither owned nor strange.

@@ -1,6 +1,6 @@
 //! The configuration that init passes to the gate.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,18 @@ pub struct Configuration {
     pub container_environment: Vec<String>,
     /// Containers that may have the engine's socket while isolation is on.
     pub socket_exceptions: SocketExceptions,
+    /// The VM's own networks, which networks of containers must not overlap; empty for a VM without a network.
+    pub vm_networks: Vec<VmSubnet>,
+}
+
+/// An IP network of the VM's only device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSubnet {
+    /// The VM's address.
+    pub address: IpAddr,
+    /// Length of the network's prefix in bits.
+    pub prefix: u8,
 }
 
 #[cfg(test)]
@@ -44,14 +56,15 @@ mod tests {
 
     fn complete() -> Value {
         json!({"isolation": true, "dockerd_socket": "/d", "unix_socket": "/g", "vsock_port": 1023, "block_load": false,
-            "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null}})
+            "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null},
+            "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}]})
     }
 
     #[test]
     fn nothing_that_protects_has_a_default() {
         let configuration: Configuration = serde_json::from_value(complete()).unwrap();
         assert_eq!(serde_json::to_value(&configuration).unwrap(), complete());
-        for key in ["isolation", "dockerd_socket", "unix_socket", "block_load", "socket_exceptions"] {
+        for key in ["isolation", "dockerd_socket", "unix_socket", "block_load", "socket_exceptions", "vm_networks"] {
             let mut text = complete();
             text.as_object_mut().unwrap().remove(key);
             assert!(serde_json::from_value::<Configuration>(text).is_err(), "{key}");

@@ -32,6 +32,8 @@ pub(crate) enum ProxyError {
     InvalidResponse,
     #[error("could not check whether the container may use the Docker socket")]
     SocketCheck(#[source] DockerdError),
+    #[error("could not check what the container mounts")]
+    MountCheck(#[source] DockerdError),
     #[error("could not save the container's permission to use the Docker socket")]
     SaveGrant(#[source] std::io::Error),
 }
@@ -41,11 +43,11 @@ impl ProxyError {
         match self {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::IncompleteBody | Self::Refused(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
+            Self::IncompleteBody | Self::Refused(Refusal::Malformed(_) | Refusal::Query(_)) => StatusCode::BAD_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::InspectionAborted(_) | Self::SaveGrant(_) => StatusCode::INTERNAL_SERVER_ERROR,
             // Both go away by themselves: dockerd or the registry is not there yet.
-            Self::Unreachable(_) | Self::SocketCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unreachable(_) | Self::SocketCheck(_) | Self::MountCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Disconnected(_) | Self::InvalidResponse => StatusCode::BAD_GATEWAY,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use bulkhead_policy::networks::VmNetwork;
 use bulkhead_protocol::SocketExceptions;
 use tokio::sync::watch;
 
@@ -20,6 +21,8 @@ pub struct Gate {
     pub(crate) environment: Arc<[String]>,
     pub(crate) sockets: Sockets,
     pub(crate) block_load: bool,
+    /// The VM's own networks, from which containers' networks take no address.
+    pub(crate) vm_network: VmNetwork,
 }
 
 /// The client at the other end of a connection.
@@ -36,7 +39,14 @@ impl Gate {
     pub fn new(upstream: PathBuf, isolation: Isolation) -> Self {
         // Strict until something else is configured: no image is allowed to have the socket.
         let sockets = Sockets::new(SocketExceptions::default(), Directories::default());
-        Self { upstream, isolation, environment: Arc::new([]), sockets, block_load: false }
+        Self {
+            upstream,
+            isolation,
+            environment: Arc::new([]),
+            sockets,
+            block_load: false,
+            vm_network: VmNetwork::default(),
+        }
     }
 
     /// Sets the containers that may have the engine's socket.
@@ -49,6 +59,12 @@ impl Gate {
     #[must_use]
     pub fn with_load_blocked(self, block_load: bool) -> Self {
         Self { block_load, ..self }
+    }
+
+    /// Sets the VM's own networks.
+    #[must_use]
+    pub fn with_vm_network(self, vm_network: VmNetwork) -> Self {
+        Self { vm_network, ..self }
     }
 
     /// Sets the `NAME=VALUE` pairs of each new container that does not set the same names itself.

@@ -8,16 +8,17 @@
 //!
 //! 1. [`listener`](UnixAcceptor) accepts. vsock is not namespaced, so a container could connect, too; only connections
 //!    from CID 2, the host, are served.
-//! 2. `proxy` reads the head of the request and refuses routes that are never passed on: `docker load` where the
-//!    administrator blocks it, and from a container's socket each command that the list of commands forbids.
-//! 3. With isolation on, the bodies of three kinds of requests are read, at most 4 MiB, and checked by [`rules`]:
-//!    creation of a container, of a volume, and of a swarm service. A container gets the isolating runtime. All other
-//!    bodies stream.
-//! 4. `forward` sends the request to dockerd on a connection of its own and streams the response back. If dockerd
+//! 2. `proxy` reads the head of the request and refuses routes that are never passed on: checkpoints, `docker load` where
+//!    the administrator blocks it, and from a container's socket each command that the list of commands forbids.
+//! 3. With isolation on, `admission` looks the request up in the table of routes ([`rules::api`]); one that is not there
+//!    is refused. Path, parameters and headers are written again. A JSON body is read by its shape, at most 4 MiB,
+//!    judged, and written again as well; all other bodies stream. A container gets the isolating runtime.
+//! 4. Before dockerd opens a container's files (`docker cp`, `commit`, `start`, …), `in_use` judges what it mounts now.
+//! 5. `forward` sends the request to dockerd on a connection of its own and streams the response back. If dockerd
 //!    switches protocols (attach, exec, BuildKit's session), `hijack` joins the two connections, and each direction
 //!    ends on its own.
 //!
-//! With isolation off nothing is checked except `docker load`. In both cases new containers get the environment that
+//! With isolation off nothing is checked except `docker load` and checkpoints. In both cases new containers get the environment that
 //! the administrator or the user configured (proxies).
 //!
 //! # Sockets in containers
@@ -34,7 +35,7 @@
 //!    runtime binds that instead, ID-mapped like any bind. The gate asks dockerd nothing at that moment, because
 //!    dockerd holds locks. A container that got past step 1 (`--volumes-from`) is stopped here.
 //! 3. **Use** (`proxy`, [`rules`]). Each socket has its own listener, at most 128 HTTP connections, and the list of
-//!    commands. A request that passes reaches dockerd in the one spelling that was checked.
+//!    commands, which the rows of the table name.
 //! 4. **Restart of the gate** (`fd_store`). A bind shows the very socket it was made with, so init stores the listening
 //!    descriptors (`FDSTORE` of sd_notify(3)) and hands them to each new gate. Clients wait in the sockets' queues.
 //! 5. **Removal** (`removals`). dockerd deletes the container's directory; inotify reports it, and the gate closes the
@@ -56,6 +57,7 @@
 //! again by the file that it opens, so that a spelling which slips past the gate does not bring a path of the VM into a
 //! container.
 
+mod admission;
 mod configuration;
 mod create_with_socket;
 mod dockerd;
@@ -66,6 +68,7 @@ mod gate;
 mod half_close;
 mod hijack;
 mod images;
+mod in_use;
 mod json_file;
 mod listener;
 mod proxy;

@@ -4,7 +4,11 @@ use std::{os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
 
 use bulkhead_gate::{Caller, Directories, Gate, Isolation, ListenError, Sockets, UnixAcceptor, VsockAcceptor};
 use bulkhead_guest_common::error::chain;
-use bulkhead_protocol::{ENGINE_SOCKET, GRANTS_SOCKET, gate::Configuration};
+use bulkhead_policy::networks::{Subnet, VmNetwork};
+use bulkhead_protocol::{
+    ENGINE_SOCKET, GRANTS_SOCKET,
+    gate::{Configuration, VmSubnet},
+};
 use tokio::{net::UnixStream, sync::Semaphore};
 
 /// Maximum HTTP connections of the host and the guest at a time; more wait in the listeners' queues. Upgraded
@@ -81,12 +85,19 @@ fn serve_containers(
     Ok(())
 }
 
+/// The networks that those of containers must leave alone.
+fn vm_network(networks: &[VmSubnet]) -> VmNetwork {
+    // A prefix that is too long for its address cannot come from init, and no network is judged by it.
+    VmNetwork::new(networks.iter().filter_map(|network| Subnet::new(network.address, network.prefix)))
+}
+
 async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) -> Result<(), ListenError> {
     let isolation = Isolation::from(configuration.isolation);
     let gate = Gate::new(configuration.dockerd_socket, isolation)
         .with_environment(configuration.container_environment)
         .with_sockets(Sockets::new(configuration.socket_exceptions, Directories::default()))
-        .with_load_blocked(configuration.block_load);
+        .with_load_blocked(configuration.block_load)
+        .with_vm_network(vm_network(&configuration.vm_networks));
     let gate = Arc::new(gate);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // All listeners exist before readiness is reported, so that init's first ping and early clients find them.

@@ -46,23 +46,27 @@ impl FileRefresh {
         if isolation == Isolation::Off {
             return None;
         }
-        let [containers, container, what] = segments else { return None };
+        // The name of a linked container has a slash in it.
+        let [containers, container @ .., what] = segments else { return None };
         let touches = matches!(
             (method.as_str(), what.as_str()),
             // docker cp out, stat and in; docker export and diff; docker exec, because dockerd reads the container's
             // /etc/passwd for `--user NAME`.
             ("GET" | "HEAD" | "PUT", "archive") | ("GET", "export" | "changes") | ("POST", "exec")
         );
-        (containers == "containers" && touches)
-            .then(|| Self { container: container.clone(), changes: *method == Method::PUT })
+        (containers == "containers" && !container.is_empty() && touches)
+            .then(|| Self { container: container.join("/"), changes: *method == Method::PUT })
     }
 
     /// Finds the container and refreshes both sides, before the request goes on. `None` for a container that does not
-    /// exist; dockerd reports that.
-    pub async fn before_request(self, upstream: &Path) -> Option<RefreshedContainer> {
+    /// exist; dockerd reports that. `id` is the container's full ID, if it is known.
+    pub async fn before_request(self, upstream: &Path, id: Option<String>) -> Option<RefreshedContainer> {
         // One deadline for the question and the command together.
         let deadline = Instant::now() + REFRESH_TIMEOUT;
-        let id = timeout_at(deadline, full_id(upstream, &self.container)).await.ok().flatten()?;
+        let id = match id {
+            Some(id) => id,
+            None => timeout_at(deadline, full_id(upstream, &self.container)).await.ok().flatten()?,
+        };
         let files = RefreshedContainer { id, changed: self.changes };
         files.refresh_until(deadline).await;
         Some(files)
@@ -118,10 +122,13 @@ mod tests {
             (Method::GET, "containers/x/changes"),
             (Method::GET, "containers/x/export"),
             (Method::POST, "containers/x/exec"),
+            (Method::POST, "containers/exec/exec"),
         ] {
-            assert_eq!(touch(method, path), Some(FileRefresh { container: "x".into(), changes: false }), "{path}");
+            let container = path.split('/').nth(1).unwrap().to_owned();
+            assert_eq!(touch(method, path), Some(FileRefresh { container, changes: false }), "{path}");
         }
         assert!(touch(Method::PUT, "containers/x/archive").unwrap().changes);
+        assert_eq!(touch(Method::GET, "containers/parent/alias/export").unwrap().container, "parent/alias");
     }
 
     #[test]

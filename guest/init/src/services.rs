@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
-use bulkhead_protocol::{Configuration, KEPT_SOCKETS, SOCKETS_DIRECTORY, gate};
+use bulkhead_protocol::{Configuration, KEPT_SOCKETS, Network, SOCKETS_DIRECTORY, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -266,7 +266,16 @@ fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
         block_load: configuration.block_load,
         container_environment: configuration.container_environment.clone(),
         socket_exceptions: (*configuration.socket_exceptions).clone(),
+        vm_networks: vm_networks(configuration.network.as_ref()),
     }
+}
+
+/// The networks of the VM's device.
+fn vm_networks(network: Option<&Network>) -> Vec<gate::VmSubnet> {
+    let Some(network) = network else { return Vec::new() };
+    let ipv4 = gate::VmSubnet { address: network.address.into(), prefix: network.prefix };
+    let ipv6 = network.ipv6.as_ref().map(|ipv6| gate::VmSubnet { address: ipv6.address.into(), prefix: ipv6.prefix });
+    std::iter::once(ipv4).chain(ipv6).collect()
 }
 
 /// Lists stored descriptors in an environment variable as `NAME=FD,…`, and returns copies that the service has to
@@ -306,6 +315,20 @@ mod tests {
             assert_eq!(gate.container_environment, ["A=1"]);
             assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
+            assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
         }
+    }
+
+    #[test]
+    fn the_gate_knows_the_networks_of_the_vm() {
+        let mut text = serde_json::json!({"address": "10.0.0.2", "prefix": 24, "gateway": "10.0.0.1",
+            "nameserver": "10.0.0.1", "host": "10.0.0.1", "mtu": 1500});
+        let networks = |text: &serde_json::Value| {
+            let network: Network = serde_json::from_value(text.clone()).unwrap();
+            vm_networks(Some(&network)).iter().map(|one| format!("{}/{}", one.address, one.prefix)).collect::<Vec<_>>()
+        };
+        assert_eq!(networks(&text), ["10.0.0.2/24"]);
+        text["ipv6"] = serde_json::json!({"address": "fd00::2", "prefix": 64, "gateway": "fd00::1", "host": "fd00::1"});
+        assert_eq!(networks(&text), ["10.0.0.2/24", "fd00::2/64"]);
     }
 }

@@ -7,6 +7,7 @@
 //! The functions decide by text alone and do no I/O. A name that passes here is still judged by what it turns out to be
 //! when it is opened, by the runtime.
 
+pub mod addresses;
 pub mod containers;
 pub mod daemon;
 pub mod drivers;

@@ -1,5 +1,7 @@
 //! Commands of the docker command line: the ones that a request belongs to, and the list that allows or denies them.
 //!
+//! The table of routes (`api`) names the commands of each.
+//!
 //! A request has *owners*, commands that do not work without it, and *helpers*, commands that make it on their way. A
 //! deny list compares owners only: denying a helper's request would break its owners, too. An allow list compares both,
 //! so that each allowed command can do its work.
@@ -12,33 +14,64 @@
 
 use bulkhead_protocol::SocketCommands;
 
+use super::api;
+
 /// An effect of a request, as commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct CommandUse {
+pub(super) struct CommandUse {
     owners: &'static [&'static str],
     groups: &'static [&'static str],
     helpers: &'static [&'static str],
 }
 
-/// Makes a [`CommandUse`] of owners, the groups that they belong to (`image*`), and helpers.
-const fn of(
-    owners: &'static [&'static str],
-    groups: &'static [&'static str],
-    helpers: &'static [&'static str],
-) -> CommandUse {
-    CommandUse { owners, groups, helpers }
+impl CommandUse {
+    /// A request of no known command, which only an allow list refuses.
+    pub(super) const UNKNOWN: Self = Self::of(&[], &[], &[]);
+
+    /// Makes a use of owners, the groups that they belong to (`image*`), and helpers.
+    pub(super) const fn of(
+        owners: &'static [&'static str],
+        groups: &'static [&'static str],
+        helpers: &'static [&'static str],
+    ) -> Self {
+        Self { owners, groups, helpers }
+    }
 }
 
-const CONTAINER: &[&str] = &["container"];
-const IMAGE: &[&str] = &["image"];
-const PULL: CommandUse = of(&["pull"], IMAGE, &[]);
-const IMPORT: CommandUse = of(&["import"], IMAGE, &[]);
-const EXEC: CommandUse = of(&["exec"], CONTAINER, &[]);
-const BUILD: CommandUse = of(&["build", "buildx"], &["builder", "image"], &[]);
-const PRUNE_BUILDS: CommandUse = of(&["builder", "buildx"], &["builder", "system"], &[]);
+/// The uses of a route's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestCommands {
+    /// None: every client sends the request before any command.
+    None,
+    /// The same for all requests.
+    One(CommandUse),
+    /// One of two by the parameters, as `POST /images/create` has them.
+    PullOrImport {
+        /// With `fromImage`.
+        pull: CommandUse,
+        /// With `fromSrc`.
+        import: CommandUse,
+    },
+}
 
-/// A request of no known command, which only an allow list refuses.
-const UNKNOWN: CommandUse = of(&[], &[], &[]);
+impl RequestCommands {
+    /// Returns all uses of a request with this query.
+    pub(super) fn uses(self, query: &str) -> Vec<CommandUse> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(one) => vec![one],
+            Self::PullOrImport { pull, import } => {
+                let has = |name| values(query, name).next().is_some();
+                // Both in doubt. Only parameters of the query count: a body with parameters loses its type on the way.
+                match (has("fromImage"), has("fromSrc")) {
+                    (true, false) => vec![pull],
+                    (false, true) => vec![import],
+                    _ => vec![pull, import],
+                }
+            }
+        }
+    }
+}
 
 /// The parts of a request that determine its commands.
 #[derive(Clone, Copy, Debug)]
@@ -49,61 +82,6 @@ pub struct RequestInfo<'a> {
     pub segments: &'a [String],
     /// The text behind the question mark, as it came.
     pub query: &'a str,
-    /// The body can have parameters, too.
-    pub form_body: bool,
-}
-
-/// Returns the use of a request below `/containers`.
-///
-/// Methods are compared only where they distinguish commands. dockerd answers 404 or 405 to the others; here a wrong
-/// method must not turn a known request into an unknown one, which a deny list lets pass.
-fn container(method: &str, rest: &[&str]) -> CommandUse {
-    let one = |name, helpers| of(name, CONTAINER, helpers);
-    match (method, rest) {
-        (_, ["json"]) => one(&["ps"], &[]),
-        (_, ["create"]) => one(&["create", "run"], &[]),
-        (_, ["prune"]) => of(&["container"], &["container", "system"], &[]),
-        ("DELETE", [_]) => one(&["rm"], &[]),
-        (_, [_, "json"]) => one(&["inspect", "port"], &["run", "start", "attach", "exec", "logs", "cp"]),
-        (_, [_, "start"]) => one(&["start"], &["run"]),
-        (_, [_, "stop"]) => one(&["stop"], &[]),
-        (_, [_, "restart"]) => one(&["restart"], &[]),
-        (_, [_, "kill"]) => one(&["kill"], &["run", "attach", "start"]),
-        (_, [_, "pause"]) => one(&["pause"], &[]),
-        (_, [_, "unpause"]) => one(&["unpause"], &[]),
-        (_, [_, "wait"]) => one(&["wait"], &["run", "start", "attach"]),
-        (_, [_, "resize"]) => one(&[], &["run", "start", "attach"]),
-        (_, [_, "attach"] | [_, "attach", "ws"]) => one(&["attach"], &["run", "start"]),
-        (_, [_, "exec"]) => EXEC,
-        (_, [_, "rename"]) => one(&["rename"], &[]),
-        (_, [_, "update"]) => one(&["update"], &[]),
-        (_, [_, "logs"]) => one(&["logs"], &[]),
-        (_, [_, "top"]) => one(&["top"], &[]),
-        (_, [_, "stats"]) => one(&["stats"], &[]),
-        (_, [_, "changes"]) => one(&["diff"], &[]),
-        (_, [_, "export"]) => one(&["export"], &[]),
-        (_, [_, "archive" | "copy"]) => one(&["cp"], &[]),
-        _ => one(&[], &[]),
-    }
-}
-
-/// Returns the use of a request below `/images`. Names of images contain slashes, hence `..`.
-fn image(method: &str, rest: &[&str]) -> CommandUse {
-    let one = |name, helpers| of(name, IMAGE, helpers);
-    match (method, rest) {
-        (_, ["json"]) => one(&["images"], &[]),
-        (_, ["search"]) => one(&["search"], &[]),
-        (_, ["get"]) => one(&["save"], &[]),
-        (_, ["load"]) => one(&["load"], &[]),
-        (_, ["prune"]) => of(&["image"], &["image", "system"], &[]),
-        ("DELETE", _) => one(&["rmi"], &[]),
-        (_, [_, .., "push"]) => one(&["push"], &[]),
-        (_, [_, .., "tag"]) => one(&["tag"], &[]),
-        (_, [_, .., "history"]) => one(&["history"], &[]),
-        (_, [_, .., "get"]) => one(&["save"], &[]),
-        (_, [_, .., "json"]) => one(&["inspect"], &["run", "create", "pull", "build"]),
-        _ => one(&[], &[]),
-    }
 }
 
 /// Returns the values of a parameter that are not empty.
@@ -131,53 +109,6 @@ pub fn pulled_image(segments: &[String], query: &str) -> Option<String> {
     })
 }
 
-/// Returns the uses of `POST /images/create`, which is `pull` or `import` by its parameters, and both in doubt.
-fn create_image(info: RequestInfo<'_>) -> Vec<CommandUse> {
-    let has = |name| values(info.query, name).next().is_some();
-    let (pull, import) = (has("fromImage"), has("fromSrc"));
-    // Parameters in a body take precedence in Go, and this body is not read here.
-    match (pull, import) {
-        (true, false) if !info.form_body => vec![PULL],
-        (false, true) if !info.form_body => vec![IMPORT],
-        _ => vec![PULL, IMPORT],
-    }
-}
-
-/// Returns all uses of a request; none for those that every client makes before any command.
-fn uses(info: RequestInfo<'_>) -> Vec<CommandUse> {
-    let segments: Vec<&str> = info.segments.iter().map(String::as_str).collect();
-    let method = info.method.to_ascii_uppercase();
-    let only = match segments[..] {
-        ["_ping" | "version"] => return Vec::new(),
-        ["images", "create"] => return create_image(info),
-        ["containers", ref rest @ ..] => container(&method, rest),
-        ["images", ref rest @ ..] => image(&method, rest),
-        // start, resize and inspect of an exec are parts of the one command.
-        ["exec", ..] => EXEC,
-        ["commit"] => of(&["commit"], CONTAINER, &[]),
-        ["build", "prune"] => PRUNE_BUILDS,
-        // BuildKit works over /session and /grpc alone; /build is the older builder.
-        ["build" | "session" | "grpc", ..] => BUILD,
-        ["volumes", "prune"] => of(&["volume"], &["volume", "system"], &[]),
-        ["networks", "prune"] => of(&["network"], &["network", "system"], &[]),
-        ["volumes", ..] => of(&["volume"], &["volume"], &[]),
-        ["networks", ..] => of(&["network"], &["network"], &[]),
-        ["info"] => of(&["info"], &["system"], &["login", "pull", "push", "build", "search"]),
-        ["events"] => of(&["events"], &["system"], &["stats", "container"]),
-        ["auth"] => of(&["login"], &["system"], &[]),
-        ["system", ..] => of(&["system"], &["system"], &[]),
-        ["distribution", ..] => of(&["manifest"], IMAGE, &["pull"]),
-        ["swarm", ..] => of(&["swarm"], &["swarm"], &[]),
-        ["nodes", ..] => of(&["node"], &["node"], &[]),
-        ["services" | "tasks", ..] => of(&["service", "stack"], &["service", "stack"], &["node"]),
-        ["secrets", ..] => of(&["secret"], &["secret"], &["stack", "service"]),
-        ["configs", ..] => of(&["config"], &["config"], &["stack", "service"]),
-        ["plugins", ..] => of(&["plugin"], &["plugin"], &[]),
-        _ => UNKNOWN,
-    };
-    vec![only]
-}
-
 /// Returns true if a word of a list means one of these commands or groups.
 fn means(word: &str, commands: &[&str], groups: &[&str]) -> bool {
     // `image*` is the group `image`, and each command that begins so. Without a star a word is a command or a group.
@@ -189,7 +120,7 @@ fn means(word: &str, commands: &[&str], groups: &[&str]) -> bool {
 
 /// Returns true if a list lets a request pass.
 pub fn permits(list: &SocketCommands, info: RequestInfo<'_>) -> bool {
-    uses(info).iter().all(|one| {
+    api::commands(info.method, info.segments, info.query).iter().all(|one| {
         // A request with several uses needs all of them. One without any passes, as /_ping and /version do.
         let owned = list.commands.iter().any(|word| means(word, one.owners, one.groups));
         if list.allow { owned || list.commands.iter().any(|word| means(word, one.helpers, &[])) } else { !owned }
@@ -209,7 +140,7 @@ mod tests {
     fn passes(list: &SocketCommands, request: &str) -> bool {
         let (method, target) = request.split_once(' ').unwrap();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        permits(list, RequestInfo { method, segments: &segments(path), query, form_body: false })
+        permits(list, RequestInfo { method, segments: &segments(path), query })
     }
 
     #[test]
@@ -306,9 +237,6 @@ mod tests {
         {
             assert!(!passes(&deny_pull, odd), "{odd}");
         }
-        let segments = segments("/images/create");
-        let with_body = RequestInfo { method: "POST", segments: &segments, query: "fromSrc=-", form_body: true };
-        assert!(!permits(&deny_pull, with_body), "parameters of the body win over those of the query");
     }
 
     #[test]
@@ -319,6 +247,38 @@ mod tests {
         assert_eq!(pulled("fromImage=x&tag=sha256:00").as_deref(), Some("x@sha256:00"));
         assert_eq!(pulled("fromImage=&fromSrc=-"), None);
         assert_eq!(pulled_image(&segments("/images/x/create"), "fromImage=x"), None);
+    }
+
+    #[test]
+    fn names_with_slashes_hide_no_command() {
+        for (word, request) in [
+            ("cp", "GET /containers/parent/alias/archive?path=/"),
+            ("cp", "PUT /v1.45/containers/a/b%2Fc/archive"),
+            ("rm", "DELETE /containers/parent/alias"),
+            ("attach", "GET /containers/parent/alias/attach/ws"),
+            ("start", "POST /containers/parent/alias/start"),
+            ("exec", "POST /containers/parent/alias/exec"),
+            ("network", "POST /networks/a/b/connect"),
+            ("volume", "DELETE /volumes/a/b"),
+            ("rmi", "DELETE /images/a/b/c"),
+        ] {
+            assert!(!passes(&list(false, word), request), "{word}: {request}");
+            assert!(passes(&list(true, word), request), "{word}: {request}");
+            assert!(!passes(&list(true, "ps"), request), "{request}");
+        }
+    }
+
+    #[test]
+    fn a_method_that_a_path_does_not_have_counts_as_all_that_it_has() {
+        for (word, request) in [
+            ("create", "GET /containers/create"),
+            ("cp", "POST /containers/x/archive"),
+            ("start", "HEAD /containers/x/start"),
+            ("push", "PUT /images/a/push"),
+            ("pull", "PUT /images/create?fromImage=x"),
+        ] {
+            assert!(!passes(&list(false, word), request), "{word}: {request}");
+        }
     }
 
     #[test]
@@ -345,7 +305,7 @@ mod tests {
                     if mask >> (at % 64) & 1 == 1 { format!("%{byte:02x}") } else { char::from(byte).to_string() }
                 })
                 .collect();
-            let info = RequestInfo { method: &method, segments: &segments(&path), query: &query, form_body: false };
+            let info = RequestInfo { method: &method, segments: &segments(&path), query: &query };
             prop_assert!(!permits(&list(false, "push"), info), "{path}");
         }
 
@@ -355,7 +315,7 @@ mod tests {
         ) {
             let mut segments = vec!["volumes".to_owned()];
             segments.extend(rest);
-            let info = RequestInfo { method: &method, segments: &segments, query: &query, form_body: false };
+            let info = RequestInfo { method: &method, segments: &segments, query: &query };
             prop_assert!(!permits(&list(false, "volume*"), info));
             let info = RequestInfo { segments: &segments[1..], ..info };
             let _ = permits(&list(true, "run"), info);

@@ -1,6 +1,6 @@
 //! The environment of new containers: the variables for proxies, where a container does not set them itself.
 
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     go_json::{Object, array, is_field, parse, string, write},
@@ -15,20 +15,34 @@ fn name(variable: &str) -> &str {
 /// Returns the elements of `Env`, followed by those of `environment` whose names, in any case, it does not have.
 fn extended(env: Option<&RawValue>, environment: &[String]) -> Result<String, Refusal> {
     let there = env.map(array).transpose()?.unwrap_or_default();
-    let mut names = Vec::with_capacity(there.len());
+    let mut variables = Vec::with_capacity(there.len());
     for variable in &there {
-        names.extend(string(variable)?.map(|variable| name(&variable).to_owned()));
+        variables.extend(string(variable)?);
     }
-    // In any case, because programs read `http_proxy` and `HTTP_PROXY` alike: a user who sets one must not get the
-    // administrator's other one beside it.
-    let missing = |variable: &&String| !names.iter().any(|known| known.eq_ignore_ascii_case(name(variable)));
-    let added =
-        environment.iter().filter(missing).map(|variable| serde_json::Value::from(variable.as_str()).to_string());
+    let names: Vec<&str> = variables.iter().map(|variable| name(variable)).collect();
+    let added = missing(&names, environment).map(|variable| Value::from(variable.as_str()).to_string());
     let elements: Vec<String> = there.iter().map(|variable| variable.get().to_owned()).chain(added).collect();
     Ok(format!("[{}]", elements.join(",")))
 }
 
-/// Adds to `Env` of a `POST /containers/create`; the rest of the body stays byte for byte.
+/// Returns the elements of `environment` whose names, in any case, are not among these.
+fn missing<'a>(names: &[&str], environment: &'a [String]) -> impl Iterator<Item = &'a String> {
+    // In any case, because programs read `http_proxy` and `HTTP_PROXY` alike: a user who sets one must not get the
+    // administrator's other one beside it.
+    environment.iter().filter(|variable| !names.iter().any(|known| known.eq_ignore_ascii_case(name(variable))))
+}
+
+/// Adds to `Env` of a body that was read by its shape.
+pub(crate) fn extend(body: &mut Value, environment: &[String]) {
+    let Some(body) = body.as_object_mut().filter(|_| !environment.is_empty()) else { return };
+    let entry = body.entry("Env").or_insert_with(|| Value::Array(Vec::new()));
+    let Some(there) = entry.as_array_mut() else { return };
+    let names: Vec<&str> = there.iter().filter_map(Value::as_str).map(name).collect();
+    let added: Vec<Value> = missing(&names, environment).map(|variable| Value::from(variable.as_str())).collect();
+    there.extend(added);
+}
+
+/// Adds to `Env` of a `POST /containers/create` without isolation; the rest of the body stays byte for byte.
 pub(crate) fn add(body: &[u8], environment: &[String]) -> Result<String, Refusal> {
     let text = std::str::from_utf8(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
     let config: Object<'_> = parse(text)?;
@@ -54,7 +68,7 @@ pub(crate) fn add(body: &[u8], environment: &[String]) -> Result<String, Refusal
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -76,6 +90,17 @@ mod tests {
         assert_eq!(added(r#"{"env":["http_proxy=own"]}"#)["env"], json!(["http_proxy=own", "NO_PROXY=a,b"]));
         assert_eq!(added(r#"{"Env":["HTTP_PROXY","X=1"]}"#)["Env"], json!(["HTTP_PROXY", "X=1", "NO_PROXY=a,b"]));
         assert_eq!(added(r#"{"Env":{"a":1}}"#)["Env"], json!({"a": 1}));
+    }
+
+    #[test]
+    fn both_ways_to_add_come_to_the_same() {
+        let environment = ["HTTP_PROXY=http://p:1", "NO_PROXY=a,b"].map(ToOwned::to_owned);
+        for body in [json!({}), json!({"Env": []}), json!({"Env": ["http_proxy=own", "X"]})] {
+            let mut extended = body.clone();
+            extend(&mut extended, &environment);
+            let added: Value = serde_json::from_str(&add(body.to_string().as_bytes(), &environment).unwrap()).unwrap();
+            assert_eq!(extended, added, "{body}");
+        }
     }
 
     proptest! {

@@ -54,11 +54,6 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Refusal>
     serde_json::from_str(text).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
-/// Reads an object; any other value has no members. dockerd reports a wrong type itself.
-pub(super) fn object(value: &RawValue) -> Result<Object<'_>, Refusal> {
-    if value.get().starts_with('{') { parse(value.get()) } else { Ok(Object::default()) }
-}
-
 /// Reads an array; any other value has no elements.
 pub(super) fn array(value: &RawValue) -> Result<Vec<&RawValue>, Refusal> {
     if value.get().starts_with('[') { parse(value.get()) } else { Ok(Vec::new()) }
@@ -67,13 +62,6 @@ pub(super) fn array(value: &RawValue) -> Result<Vec<&RawValue>, Refusal> {
 /// Reads a string, with its escapes resolved; `None` for any other value.
 pub(super) fn string(value: &RawValue) -> Result<Option<String>, Refusal> {
     if value.get().starts_with('"') { parse(value.get()).map(Some) } else { Ok(None) }
-}
-
-impl<'a> Object<'a> {
-    /// Returns all values of the field `name`, in any case.
-    pub(super) fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'a RawValue> + 'b {
-        self.0.iter().filter(move |(key, _)| is_field(key, name)).map(|(_, value)| *value)
-    }
 }
 
 /// Writes an object. The values are JSON already and go out byte for byte.
@@ -109,7 +97,7 @@ mod tests {
     #[test]
     fn equal_keys_are_all_kept_and_values_keep_their_bytes() {
         let object: Object<'_> = parse(r#"{"a": 1.50, "A":{ "x" : [] }, "a":12345678901234567890123}"#).unwrap();
-        let values: Vec<_> = object.all("a").map(RawValue::get).collect();
+        let values: Vec<_> = object.0.iter().map(|(_, value)| value.get()).collect();
         assert_eq!(values, ["1.50", r#"{ "x" : [] }"#, "12345678901234567890123"]);
     }
 

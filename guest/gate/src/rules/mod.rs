@@ -1,32 +1,50 @@
 //! The rules for API requests. They decide by the text of a request and make no requests themselves.
 //!
-//! Three kinds of requests can bring a path of the guest into a container: the creation of a container, of a volume
-//! with options of the `local` driver, and of a swarm service. Their JSON is read as dockerd reads it (Go's
-//! `encoding/json`): keys in any case, and every one of several equal keys.
+//! With isolation on a request passes only if it is known, and what passes is written again: the path in one spelling,
+//! the parameters, headers and keys of the body that dockerd knows, with what the judges left of them.
 //!
-//! - `inspection` finds the requests whose bodies count, `bodies` checks them, `paths` recognises the engine's sockets;
-//! - `commands` maps routes to commands of the docker command line, for the list of commands;
+//! - `api` is the table of routes, with the shapes of their bodies, their parameters and their judges;
+//! - `judges` decide about bodies and parameters, by the lists of `bulkhead_policy`;
+//! - `commands` decides by the commands of the docker command line that a request belongs to;
+//! - `headers` chooses the headers that dockerd reads;
+//! - `paths` recognises the sockets of the engine, `socket_request` asks for the one that can be allowed;
 //! - `image_pattern` reads the list of images, `image_name` completes names;
 //! - `environment` adds variables to new containers, with isolation or without;
-//! - `target` and `go_json` read paths and JSON as dockerd does.
+//! - `target` and `go_json` read paths and keys as dockerd does.
 
-mod bodies;
+pub mod api;
 mod commands;
 pub(crate) mod environment;
 mod go_json;
+pub(crate) mod headers;
 mod image_name;
 mod image_pattern;
-mod inspection;
+pub(crate) mod judges;
 mod paths;
 mod refusal;
+mod socket_request;
 mod target;
 
-pub use bodies::SocketRequest;
 pub use commands::{RequestInfo, permits, pulled_image};
 pub use image_name::normalise as normalise_image;
 pub(crate) use image_name::normalise_with_tag;
 pub use image_pattern::ImagePattern;
-pub use inspection::{Inspection, Isolation, Verified, is_container_create};
 pub use paths::reaches_engine_socket;
 pub use refusal::Refusal;
-pub use target::{canonical, encode, segments};
+pub use socket_request::SocketRequest;
+pub use target::{Target, canonical, encode, segments};
+
+/// Enhanced Container Isolation (ECI).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// These rules are enforced.
+    On,
+    /// Requests pass unchecked, except `docker load` and checkpoints.
+    Off,
+}
+
+impl From<bool> for Isolation {
+    fn from(on: bool) -> Self {
+        if on { Self::On } else { Self::Off }
+    }
+}

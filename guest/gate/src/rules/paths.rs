@@ -1,7 +1,7 @@
 //! Paths of the guest that lead to an engine socket.
 //!
-//! A first wall, which gives users the documented message early. It decides by names, and names can change between this
-//! check and the mount; the runtime decides again by the file that it has opened.
+//! The judges refuse them like any other path of the VM. This module chooses the text of the refusal: for a socket it is
+//! the documented one.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -58,15 +58,6 @@ pub fn reaches_engine_socket(path: &str) -> bool {
     // Three readings, and any of them is enough: dockerd cleans the text first, the kernel then follows links, and a
     // kernel that got the original text would follow a link before the `..` behind it.
     is_protected(&clean) || is_protected(&resolved(&clean)) || is_protected(&resolved(&asked))
-}
-
-/// Returns true for the socket that can be allowed, by one of its two names. Everything else that reaches an engine
-/// socket is never allowed.
-pub(super) fn is_engine_socket(path: &str) -> bool {
-    // A `..` behind a link leads elsewhere than in the cleaned text, and a NUL hides a suffix.
-    let plain = Path::new(path).components().all(|part| !matches!(part, Component::ParentDir)) && !path.contains('\0');
-    let clean = lexical(path);
-    plain && (clean == Path::new(bulkhead_protocol::ENGINE_SOCKET) || clean == Path::new("/var/run/docker.sock"))
 }
 
 #[cfg(test)]

@@ -32,10 +32,15 @@ fn is_version(segment: &str) -> bool {
 
 /// Percent-encodes a segment of a path: all bytes but ASCII letters, digits and those in `kept`.
 pub fn encode(segment: &str, kept: &[u8]) -> String {
+    encode_bytes(segment.as_bytes(), kept)
+}
+
+/// Percent-encodes any bytes.
+pub(super) fn encode_bytes(text: &[u8], kept: &[u8]) -> String {
     use std::fmt::Write;
 
-    let mut encoded = String::with_capacity(segment.len());
-    for byte in segment.bytes() {
+    let mut encoded = String::with_capacity(text.len());
+    for &byte in text {
         if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
             encoded.push(char::from(byte));
         } else {
@@ -46,17 +51,47 @@ pub fn encode(segment: &str, kept: &[u8]) -> String {
     encoded
 }
 
+/// A path in parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The segment with the version, `v1.45`.
+    version: Option<String>,
+    /// The segments, without empty and dot segments and without the version.
+    pub segments: Vec<String>,
+}
+
+impl Target {
+    /// Splits a path.
+    pub fn of(path: &str) -> Self {
+        let mut segments = clean(path);
+        let versioned = segments.first().is_some_and(|first| is_version(first));
+        let version = versioned.then(|| segments.remove(0));
+        Self { version, segments }
+    }
+
+    /// Returns the same version of another path.
+    #[must_use]
+    pub fn with_segments(self, segments: Vec<String>) -> Self {
+        Self { segments, ..self }
+    }
+
+    /// Returns the one spelling of the path that every reader splits into the same segments.
+    pub fn path(&self) -> String {
+        // No slash, dot segment or escape is left inside of a segment: all of those were resolved or get encoded.
+        let add = |text: String, segment: &String| text + "/" + &encode(segment, b"_.-~:@");
+        let text = self.version.iter().chain(&self.segments).fold(String::new(), add);
+        if text.is_empty() { "/".to_owned() } else { text }
+    }
+}
+
 /// Returns the one spelling of a path, version included, that every reader splits into the same [`segments`].
 pub fn canonical(path: &str) -> String {
-    // No slash, dot segment or escape is left inside of a segment, because all of those were resolved or get encoded.
-    let add = |text: String, segment: &String| text + "/" + &encode(segment, b"_.-~:@");
-    let text = clean(path).iter().fold(String::new(), add);
-    if text.is_empty() { "/".to_owned() } else { text }
+    Target::of(path).path()
 }
 
 /// Returns the decoded segments, without empty and dot segments.
 fn clean(path: &str) -> Vec<String> {
-    // Bytes that are not UTF-8 become U+FFFD, here and in `canonical`, so both mean the same (wrong) name.
+    // Bytes that are not UTF-8 become U+FFFD, here and in `Target::path`, so both mean the same (wrong) name.
     let decoded = String::from_utf8_lossy(&decode(path)).into_owned();
     let mut segments: Vec<String> = Vec::new();
     for segment in decoded.split('/') {
@@ -74,11 +109,7 @@ fn clean(path: &str) -> Vec<String> {
 
 /// Splits a path into its segments, without empty and dot segments and without the version.
 pub fn segments(path: &str) -> Vec<String> {
-    let mut segments = clean(path);
-    if segments.first().is_some_and(|first| is_version(first)) {
-        segments.remove(0);
-    }
-    segments
+    Target::of(path).segments
 }
 
 #[cfg(test)]

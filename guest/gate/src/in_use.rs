@@ -1,0 +1,90 @@
+//! The mounts of a container at the moment that dockerd opens its files.
+//!
+//! A container and its volumes were judged when they were created. That can have been before isolation was switched on,
+//! and a link that was harmless then can lead elsewhere now. `docker cp`, `export`, `commit` and `start` make dockerd
+//! open the mounts as the VM's root, so they are judged again.
+
+use std::{collections::BTreeSet, path::Path};
+
+use hyper::StatusCode;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use crate::{
+    dockerd::{Dockerd, DockerdError, encode_segment},
+    error::ProxyError,
+    rules::{Refusal, api::OpensFiles, judges},
+};
+
+/// Maximum number of a container's volumes, each of which is a question to dockerd.
+const MAX_VOLUMES: usize = 64;
+
+/// Judges the mounts of a container, and returns its full ID. `None` for one that does not exist; dockerd reports that.
+///
+/// The name of a container can change its meaning between this answer and the request. So the request has to go on with
+/// the ID.
+pub(crate) async fn judge(
+    upstream: &Path,
+    container: &str,
+    opens_files: OpensFiles,
+) -> Result<Option<String>, ProxyError> {
+    let dockerd = Dockerd::new(upstream);
+    let path = format!("/containers/{}/json", encode_segment(container));
+    let Some(description) = find(&dockerd, path).await? else { return Ok(None) };
+    let names = volumes(&description);
+    if names.len() > MAX_VOLUMES {
+        return Err(Refusal::TooManyVolumes(MAX_VOLUMES).into());
+    }
+    // All at once, since dockerd answers from memory. Without volumes the description is the only question.
+    let mut questions = JoinSet::new();
+    for name in names {
+        let (dockerd, path) = (dockerd.clone(), format!("/volumes/{}", encode_segment(name)));
+        questions.spawn(async move { find(&dockerd, path).await });
+    }
+    let mut volumes = Vec::with_capacity(questions.len());
+    while let Some(answer) = questions.join_next().await {
+        volumes.extend(answer.map_err(ProxyError::InspectionAborted)??);
+    }
+    judges::in_use::mounts(&description, &volumes)?;
+    if opens_files == OpensFiles::AtStart {
+        judges::in_use::settings(&description)?;
+    }
+    let id = description["Id"].as_str().filter(|id| bulkhead_protocol::is_container_id(id));
+    id.map(|id| Some(id.to_owned())).ok_or(ProxyError::InvalidResponse)
+}
+
+/// Returns the names of the volumes that a container mounts, each once.
+fn volumes(container: &Value) -> BTreeSet<&str> {
+    let mounts = container["Mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    mounts.iter().filter_map(|mount| mount["Name"].as_str()).filter(|name| !name.is_empty()).collect()
+}
+
+/// Asks for a description; `None` if there is no such thing.
+async fn find(dockerd: &Dockerd, path: String) -> Result<Option<Value>, ProxyError> {
+    match dockerd.get(&path).await {
+        Ok(description) => Ok(Some(description)),
+        // 400: no valid name, which the request itself will report to the client.
+        Err(DockerdError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(None),
+        Err(DockerdError::Connect(error)) => Err(ProxyError::Unreachable(error)),
+        Err(error) => Err(ProxyError::MountCheck(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_volume_is_asked_about_once_and_binds_are_not() {
+        let container = json!({"Mounts": [
+            {"Type": "bind", "Source": "/x", "Destination": "/a"},
+            {"Type": "volume", "Name": "v", "Destination": "/b"},
+            {"Type": "volume", "Name": "v", "Destination": "/c"},
+            {"Type": "tmpfs", "Name": "", "Destination": "/d"},
+        ]});
+        assert_eq!(volumes(&container).into_iter().collect::<Vec<_>>(), ["v"]);
+        assert!(volumes(&json!({"Mounts": null})).is_empty());
+    }
+}
