@@ -63,11 +63,10 @@ pub(crate) async fn admit(gate: &Gate, parts: &request::Parts, mut target: Targe
     let refresh = FileRefresh::of(Isolation::On, &parts.method, &target.segments);
     let mut id = None;
     if let Some(container) = found.opened_container(&query) {
-        id = in_use::judge(&gate.upstream, &container, route.opens_files).await?;
-    }
-    if let Some(id) = &id {
+        let judged = in_use::judge(&gate.upstream, &container, route.opens_files).await?;
         // From here on the container that was judged is meant, whatever its name is.
-        target = name_container(found, target.clone(), &mut query, id);
+        target = name_container(found, target.clone(), &mut query, &judged);
+        id = Some(judged);
     }
     let refreshed = match refresh {
         Some(refresh) => refresh.before_request(&gate.upstream, id).await,

@@ -32,6 +32,10 @@ pub(crate) enum ProxyError {
     InvalidResponse,
     #[error("could not check whether the container may use the Docker socket")]
     SocketCheck(#[source] DockerdError),
+    #[error("No such container: {0}")]
+    NoContainer(String),
+    #[error("multiple IDs found with provided prefix: {0}")]
+    AmbiguousContainer(String),
     #[error("could not check what the container mounts")]
     MountCheck(#[source] DockerdError),
     #[error("could not save the container's permission to use the Docker socket")]
@@ -43,7 +47,10 @@ impl ProxyError {
         match self {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::IncompleteBody | Self::Refused(Refusal::Malformed(_) | Refusal::Query(_)) => StatusCode::BAD_REQUEST,
+            Self::NoContainer(_) => StatusCode::NOT_FOUND,
+            Self::AmbiguousContainer(_)
+            | Self::IncompleteBody
+            | Self::Refused(Refusal::Malformed(_) | Refusal::Query(_)) => StatusCode::BAD_REQUEST,
             Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::InspectionAborted(_) | Self::SaveGrant(_) => StatusCode::INTERNAL_SERVER_ERROR,
             // Both go away by themselves: dockerd or the registry is not there yet.

@@ -19,18 +19,18 @@ use crate::{
 /// Maximum number of a container's volumes, each of which is a question to dockerd.
 const MAX_VOLUMES: usize = 64;
 
-/// Judges the mounts of a container, and returns its full ID. `None` for one that does not exist; dockerd reports that.
+/// Judges the mounts of a container, and returns its full ID.
 ///
 /// The name of a container can change its meaning between this answer and the request. So the request has to go on with
-/// the ID.
-pub(crate) async fn judge(
-    upstream: &Path,
-    container: &str,
-    opens_files: OpensFiles,
-) -> Result<Option<String>, ProxyError> {
+/// the ID, and one for a name that means no container yet ends here, with dockerd's own words.
+pub(crate) async fn judge(upstream: &Path, container: &str, opens_files: OpensFiles) -> Result<String, ProxyError> {
     let dockerd = Dockerd::new(upstream);
     let path = format!("/containers/{}/json", encode_segment(container));
-    let Some(description) = find(&dockerd, path).await? else { return Ok(None) };
+    let description: Value = dockerd.get(&path).await.map_err(|error| match error {
+        DockerdError::Status(StatusCode::NOT_FOUND) => ProxyError::NoContainer(container.to_owned()),
+        DockerdError::Status(StatusCode::BAD_REQUEST) => ProxyError::AmbiguousContainer(container.to_owned()),
+        error => failed(error),
+    })?;
     let names = volumes(&description);
     if names.len() > MAX_VOLUMES {
         return Err(Refusal::TooManyVolumes(MAX_VOLUMES).into());
@@ -39,7 +39,7 @@ pub(crate) async fn judge(
     let mut questions = JoinSet::new();
     for name in names {
         let (dockerd, path) = (dockerd.clone(), format!("/volumes/{}", encode_segment(name)));
-        questions.spawn(async move { find(&dockerd, path).await });
+        questions.spawn(async move { volume(&dockerd, &path).await });
     }
     let mut volumes = Vec::with_capacity(questions.len());
     while let Some(answer) = questions.join_next().await {
@@ -50,7 +50,7 @@ pub(crate) async fn judge(
         judges::in_use::settings(&description)?;
     }
     let id = description["Id"].as_str().filter(|id| bulkhead_protocol::is_container_id(id));
-    id.map(|id| Some(id.to_owned())).ok_or(ProxyError::InvalidResponse)
+    id.map(ToOwned::to_owned).ok_or(ProxyError::InvalidResponse)
 }
 
 /// Returns the names of the volumes that a container mounts, each once.
@@ -59,14 +59,20 @@ fn volumes(container: &Value) -> BTreeSet<&str> {
     mounts.iter().filter_map(|mount| mount["Name"].as_str()).filter(|name| !name.is_empty()).collect()
 }
 
-/// Asks for a description; `None` if there is no such thing.
-async fn find(dockerd: &Dockerd, path: String) -> Result<Option<Value>, ProxyError> {
-    match dockerd.get(&path).await {
+/// Asks for a volume; `None` if there is no such volume.
+async fn volume(dockerd: &Dockerd, path: &str) -> Result<Option<Value>, ProxyError> {
+    match dockerd.get(path).await {
         Ok(description) => Ok(Some(description)),
-        // 400: no valid name, which the request itself will report to the client.
+        // The judge refuses a mount of it.
         Err(DockerdError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(None),
-        Err(DockerdError::Connect(error)) => Err(ProxyError::Unreachable(error)),
-        Err(error) => Err(ProxyError::MountCheck(error)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn failed(error: DockerdError) -> ProxyError {
+    match error {
+        DockerdError::Connect(error) => ProxyError::Unreachable(error),
+        error => ProxyError::MountCheck(error),
     }
 }
 

@@ -456,14 +456,17 @@ impl Numbers {
     }
 }
 
+const CONTAINER: &[u8] =
+    br#"{"Id":"abababababababababababababababababababababababababababababababab","Mounts":[],"HostConfig":{}}"#;
+
 /// The engine's side of `docker run`: the responses come in pieces, and the connection ends early or late.
 async fn play_engine(mut seen: Seen, mut numbers: Numbers) {
     let chunked = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     let pieces: &[&[u8]] = match seen.head.split(' ').nth(1).unwrap() {
         "/containers/x/attach?stdin=1" => &[&UPGRADED[..20], &UPGRADED[20..], b"out", b"put"],
         "/containers/x/wait" => &[chunked, b"11\r\n{\"StatusCode\"", b": 0}\r\n0\r\n\r\n"],
-        // The gate asks for the mounts before a start. Such a container is not there, and the start decides itself.
-        "/containers/x/json" => &[b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n", b"{}"],
+        // The gate asks for the mounts before a start.
+        "/containers/x/json" => &[b"HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n", CONTAINER],
         _ => &[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"OK"],
     };
     for piece in pieces {
