@@ -2,7 +2,7 @@
 //!
 //! The table is the single list of them: runtime and `seccomp_notify` mount its entries, the FUSE tree serves them.
 
-use crate::sysctl_rules::{Numbers, Rule};
+use crate::sysctl_rules::{Ceiling, Numbers, Rule};
 
 /// A file that containers have of their own.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,8 +81,16 @@ const fn per_container(low: i64, high: i64) -> Rule {
 const ANY_INT: Rule = per_container(i32::MIN as i64, i32::MAX as i64);
 
 const fn raising(ceiling: i64) -> Rule {
-    Rule::Raise { low: 0, ceiling }
+    Rule::Raise { low: 0, ceiling: Ceiling::Fixed(ceiling) }
 }
+
+const fn raising_by_memory(each: u64, most: i64) -> Rule {
+    Rule::Raise { low: 0, ceiling: Ceiling::ByMemory { each, most } }
+}
+
+/// Memory of a tracked connection in bytes: `struct nf_conn`, whose cache aligns it to 320 at most, and its extensions
+/// (NAT, counters, times, labels).
+const CONNECTION: u64 = 512;
 
 /// All files.
 ///
@@ -99,7 +107,8 @@ pub const NODES: &[Node] = &[
     generated("/sys/devices/system/cpu/online", 0o444, Generated::CpuOnline),
     generated("/sys/devices/virtual/dmi/id/product_uuid", 0o400, Generated::ProductUuid),
     // Shared by all network namespaces: the VM's table grows to the largest that a container asks for.
-    sysctl("/sys/module/nf_conntrack/parameters/hashsize", 0o600, raising(1 << 20)),
+    // A bucket is a pointer. As many as there may be connections, one for each, is all that a table needs.
+    sysctl("/sys/module/nf_conntrack/parameters/hashsize", 0o600, raising_by_memory(CONNECTION, 1 << 20)),
     // Settings of the whole kernel. Inner engines, kubelet and systemd write them, and some fail if they cannot; the
     // value stays in the container.
     sysctl("/proc/sys/kernel/dmesg_restrict", 0o644, per_container(0, 1)),
@@ -119,7 +128,9 @@ pub const NODES: &[Node] = &[
     sysctl("/proc/sys/vm/mmap_min_addr", 0o644, per_container(0, i64::MAX)),
     sysctl("/proc/sys/vm/overcommit_memory", 0o644, per_container(0, 2)),
     // All other sysctls of the network are per namespace in this kernel, and the container's root may write them.
-    sysctl("/proc/sys/net/netfilter/nf_conntrack_max", 0o644, raising(1 << 22)),
+    // This one is a single value for all, by which the kernel limits each namespace by itself, and it charges the
+    // connections to no container.
+    sysctl("/proc/sys/net/netfilter/nf_conntrack_max", 0o644, raising_by_memory(CONNECTION, 1 << 22)),
     Node { path: "/proc/sys/kernel/hostname", mode: 0o644, source: Source::Hostname },
     Node { path: "/proc/sys/kernel/domainname", mode: 0o644, source: Source::Hostname },
 ];

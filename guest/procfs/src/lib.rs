@@ -24,7 +24,7 @@
 //! read and never answered (`FUSE_NOTIFY_RESEND`). Programs in containers notice a short wait.
 //!
 //! Every two seconds the service reports to init that no thread hangs. After ten seconds without a report init kills
-//! it. After six bad starts, and before the guest goes down, init aborts the connection ([`mount::abort`]), so that no
+//! it, and starts the next one even if a thread of the old one cannot be ended. After six bad starts, and before the guest goes down, init aborts the connection ([`mount::abort`]), so that no
 //! process waits forever.
 //!
 //! # Mounts of containers
@@ -91,12 +91,14 @@ enum Arguments {
         listener: Option<i32>,
         state: PathBuf,
     },
+    /// A judge of calls for `seccomp_notify`, on a socket.
+    Judge { socket: i32 },
     /// A worker for one request of `seccomp_notify`. `caller` is a directory in `/proc`.
     Work { caller: i32, slot: u64, state: PathBuf },
 }
 
 fn arguments(args: impl Iterator<Item = String>) -> Option<Arguments> {
-    let (mut device, mut listener, mut worker, mut slot) = (None, None, None, None);
+    let (mut device, mut listener, mut judge, mut worker, mut slot) = (None, None, None, None, None);
     let mut state = PathBuf::from(registry::STATE);
     // The standard streams are never meant, and adopting one would close it.
     let descriptor = |number: &str| number.parse().ok().filter(|number: &i32| *number > 2);
@@ -104,30 +106,28 @@ fn arguments(args: impl Iterator<Item = String>) -> Option<Arguments> {
         match arg.split_once('=')? {
             ("--device", number) => device = Some(descriptor(number)?),
             ("--listener", number) => listener = Some(descriptor(number)?),
+            ("--judge", number) => judge = Some(descriptor(number)?),
             ("--worker", number) => worker = Some(descriptor(number)?),
             ("--slot", number) => slot = Some(number.parse().ok()?),
             ("--state", path) => state = path.into(),
             _ => return None,
         }
     }
-    match (device, worker) {
-        (Some(device), None) => Some(Arguments::Serve { device, listener, state }),
-        (None, Some(caller)) => Some(Arguments::Work { caller, slot: slot?, state }),
+    match (device, judge, worker) {
+        (Some(device), None, None) => Some(Arguments::Serve { device, listener, state }),
+        (None, Some(socket), None) => Some(Arguments::Judge { socket }),
+        (None, None, Some(caller)) => Some(Arguments::Work { caller, slot: slot?, state }),
         _ => None,
     }
 }
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    // Silent: judges and workers fail for reasons that a container chooses, and the call then continues in the kernel.
+    let silent = |ended: io::Result<()>| if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let ended = match arguments(std::env::args().skip(1)) {
-        Some(Arguments::Work { caller, slot, state }) => {
-            // Silent: it fails for reasons that a container chooses, and the call then continues in the kernel.
-            return if seccomp_notify::worker(caller, slot, &state).is_ok() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            };
-        }
+        Some(Arguments::Judge { socket }) => return silent(seccomp_notify::judge(socket)),
+        Some(Arguments::Work { caller, slot, state }) => return silent(seccomp_notify::worker(caller, slot, &state)),
         Some(Arguments::Serve { device, listener, state }) => {
             // SAFETY: nothing has been opened or closed in this process yet, so the numbers are those that init passed,
             // or are not open, and then the first use fails.
@@ -152,6 +152,7 @@ pub fn main() -> ExitCode {
 fn run(device: OwnedFd, listener: Option<OwnedFd>, state: &Path) -> io::Result<()> {
     raise_open_files();
     seccomp_notify::share_heaps();
+    seccomp_notify::adopt_orphans()?;
     let heartbeat = Heartbeat::connect()?;
     // Inherited without the flag. A worker enters containers and must not take them along.
     for descriptor in [Some(&device), listener.as_ref()].into_iter().flatten() {
@@ -235,12 +236,15 @@ mod tests {
         assert_eq!(parse(&["--device=5", "--listener=6", "--state=/x"]), serve(Some(6), "/x"));
         let help = Arguments::Work { caller: 7, slot: 9, state: registry::STATE.into() };
         assert_eq!(parse(&["--worker=7", "--slot=9"]), Some(help));
+        assert_eq!(parse(&["--judge=7"]), Some(Arguments::Judge { socket: 7 }));
         for wrong in [
             &["--state=/x"][..],
             &["--device=x"],
             &["--device=2"],
             &["--device=5", "--listener=2"],
             &["--device=5", "--worker=6", "--slot=1"],
+            &["--device=5", "--judge=6"],
+            &["--judge=1"],
             &["--worker=6"],
             &["--device=5", "--other=1"],
             &["x"],

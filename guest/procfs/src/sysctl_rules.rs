@@ -24,8 +24,34 @@ pub(crate) enum Rule {
     Raise {
         low: i64,
         /// Highest value that the VM gets; the container may read a higher one.
-        ceiling: i64,
+        ceiling: Ceiling,
     },
+}
+
+/// The highest value to which a container raises one of the VM's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ceiling {
+    Fixed(i64),
+    /// A number of objects whose memory the kernel charges to no container: as many as fit into a part of the VM's
+    /// memory, and never more than `most`.
+    ByMemory {
+        /// Memory of one object, in bytes.
+        each: u64,
+        most: i64,
+    },
+}
+
+/// The part of the VM's memory that the objects of one table may take: one in this many bytes.
+const SHARE: u64 = 16;
+
+impl Ceiling {
+    /// Returns the value in a VM with so many bytes of memory.
+    pub(crate) fn value(self, memory: u64) -> i64 {
+        match self {
+            Self::Fixed(value) => value,
+            Self::ByMemory { each, most } => i64::try_from(memory / SHARE / each.max(1)).unwrap_or(most).min(most),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +63,9 @@ pub(crate) struct Written {
 }
 
 impl Rule {
-    /// Judges a write; `None` is the kernel's `EINVAL`. `current` is the container's present value.
-    pub(crate) fn judge(self, data: &[u8], current: &str) -> Option<Written> {
+    /// Judges a write in a VM with `memory` bytes; `None` is the kernel's `EINVAL`. `current` is the container's present
+    /// value.
+    pub(crate) fn judge(self, data: &[u8], current: &str, memory: u64) -> Option<Written> {
         // One byte more than the maximum shows that a text is too long.
         let text = std::str::from_utf8(data.get(..data.len().min(MAX_TEXT + 1))?).ok()?;
         // Some programs write the final zero of their string, and `echo` a newline.
@@ -54,7 +81,7 @@ impl Rule {
                 // A value beyond the ceiling is accepted, as the kernel would; the program reads it back, and the VM
                 // stays within its memory.
                 let number = numbers(text, Numbers { count: 1, low, high: i64::MAX })?[0];
-                Some(Written { text: number.to_string(), raise: Some(number.min(ceiling)) })
+                Some(Written { text: number.to_string(), raise: Some(number.min(ceiling.value(memory))) })
             }
         }
     }
@@ -102,14 +129,14 @@ mod tests {
     const FOUR: Rule = Rule::PerContainer(Numbers { count: 4, low: 0, high: 100 });
 
     fn text(rule: Rule, data: &str) -> Option<String> {
-        rule.judge(data.as_bytes(), "7\t4\t1\t7").map(|written| written.text)
+        rule.judge(data.as_bytes(), "7\t4\t1\t7", 0).map(|written| written.text)
     }
 
     #[test]
     fn numbers_are_read_as_the_kernel_reads_them() {
         for (given, number) in [("1\n", 1), ("0x1f", 31), ("017", 15), ("-5", -5), ("0", 0), (" 7 \0", 7)] {
             let any = Rule::PerContainer(Numbers { count: 1, low: i64::MIN, high: i64::MAX });
-            assert_eq!(any.judge(given.as_bytes(), "0").unwrap().text, number.to_string(), "{given:?}");
+            assert_eq!(any.judge(given.as_bytes(), "0", 0).unwrap().text, number.to_string(), "{given:?}");
         }
         for wrong in ["", "\n", "x", "1x", "--1", "+1", "0x", "1 2", "99999999999999999999", "1\n2", "08"] {
             assert_eq!(text(FLAG, wrong), None, "{wrong:?}");
@@ -131,23 +158,41 @@ mod tests {
 
     #[test]
     fn the_vm_is_raised_to_the_ceiling_at_most() {
-        let rule = Rule::Raise { low: 0, ceiling: 1000 };
-        assert_eq!(rule.judge(b"500", "10"), Some(Written { text: "500".into(), raise: Some(500) }));
-        assert_eq!(rule.judge(b"5000", "10"), Some(Written { text: "5000".into(), raise: Some(1000) }));
+        let rule = Rule::Raise { low: 0, ceiling: Ceiling::Fixed(1000) };
+        assert_eq!(rule.judge(b"500", "10", 0), Some(Written { text: "500".into(), raise: Some(500) }));
+        assert_eq!(rule.judge(b"5000", "10", 0), Some(Written { text: "5000".into(), raise: Some(1000) }));
+    }
+
+    #[test]
+    fn what_no_container_is_charged_for_is_bounded_by_the_vms_memory() {
+        let entries = Ceiling::ByMemory { each: 512, most: 1 << 22 };
+        let gib = 1_u64 << 30;
+        assert_eq!([1, 4, 16, 1024].map(|memory| entries.value(memory * gib)), [1 << 17, 1 << 19, 1 << 21, 1 << 22]);
+        assert_eq!((entries.value(0), entries.value(u64::MAX)), (0, 1 << 22));
+        let rule = Rule::Raise { low: 0, ceiling: entries };
+        let written = rule.judge(b"4194304", "65536", 4 * gib);
+        assert_eq!(written, Some(Written { text: "4194304".into(), raise: Some(1 << 19) }));
     }
 
     proptest! {
+        #[test]
+        fn objects_take_their_share_of_any_memory_at_most(memory: u64, each in 0..1_u64 << 20, most in 0..i64::MAX) {
+            let number = Ceiling::ByMemory { each, most }.value(memory);
+            prop_assert!((0..=most).contains(&number));
+            prop_assert!(u128::from(number.unsigned_abs()) * u128::from(each) <= u128::from(memory / SHARE));
+        }
+
         #[test]
         fn no_write_panics_and_what_is_accepted_is_short_and_accepted_again(data in prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..400),
             "[0-9 \\t\\n-]{0,30}".prop_map(String::into_bytes),
         ], current in "[0-9\\t]{0,20}") {
-            for rule in [FLAG, FOUR, Rule::Raise { low: 0, ceiling: 9 }] {
-                if let Some(written) = rule.judge(&data, &current) {
+            for rule in [FLAG, FOUR, Rule::Raise { low: 0, ceiling: Ceiling::Fixed(9) }] {
+                if let Some(written) = rule.judge(&data, &current, 0) {
                     prop_assert!(written.text.len() <= 2 * MAX_TEXT && !written.text.contains('\n'));
                     prop_assert!(written.raise.is_none_or(|raise| (0..=9).contains(&raise)));
                     if rule != FOUR {
-                        prop_assert_eq!(rule.judge(written.text.as_bytes(), &current).unwrap().text, written.text);
+                        prop_assert_eq!(rule.judge(written.text.as_bytes(), &current, 0).unwrap().text, written.text);
                     }
                 }
             }

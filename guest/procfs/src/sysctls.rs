@@ -48,7 +48,7 @@ impl Sysctls {
         let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // printk has four numbers, and a write of fewer keeps the rest.
         let current = self.get(slot, node).unwrap_or_default();
-        let written = rule.judge(data, &current).ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
+        let written = rule.judge(data, &current, memory()).ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
         let mut values = self.of(slot);
         values.insert(node.path.to_owned(), written.text);
         registry::replace(&self.registry.values_file(slot), &serde_json::to_vec(&values)?)?;
@@ -58,6 +58,12 @@ impl Sysctls {
         }
         Ok(())
     }
+}
+
+/// The VM's memory, in bytes.
+fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 /// Reads the VM's value.
@@ -80,6 +86,13 @@ fn raise(node: &Node, wanted: i64) {
 mod tests {
     use super::*;
     use crate::{files::NODES, sysctl_rules::Numbers, testing::container};
+
+    #[test]
+    fn the_vms_memory_is_that_of_meminfo() {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        let total: u64 = text.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(memory().abs_diff(total * 1024) < 16 << 20, "{} {total}", memory());
+    }
 
     fn panic_node() -> &'static Node {
         NODES.iter().find(|node| node.path == "/proc/sys/kernel/panic").unwrap()

@@ -235,7 +235,7 @@ impl Supervisor {
                 let now = Instant::now();
                 self.processes.started(service, pid, now);
                 if service == Service::Procfs {
-                    self.watchdog.renew(now);
+                    self.watchdog.start(now);
                 }
             }
             Err(error) => {
@@ -288,13 +288,23 @@ impl Supervisor {
         }
     }
 
-    /// Kills a procfs service that hangs; its end is then an event like any other.
+    /// Kills a procfs service that hangs; its end is then an event like any other. If the end does not come, the next
+    /// one is started all the same.
+    ///
+    /// Only this service: a second dockerd or gate would use the same files and sockets as the first, while this one's
+    /// descriptors are made for several processes after each other, and a killed process does nothing with them.
     fn kill_silent_procfs(&mut self) {
-        if self.watchdog.take_expired(Instant::now())
+        let now = Instant::now();
+        if self.watchdog.take_expired(now)
             && let Some(pid) = self.processes.pid(Service::Procfs)
         {
             log::info(&format!("{} does not respond; killing it", Service::Procfs.name()));
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if self.watchdog.take_endless(now)
+            && let Some(ended) = self.processes.abandon(Service::Procfs)
+        {
+            self.service_ended(ended);
         }
     }
 

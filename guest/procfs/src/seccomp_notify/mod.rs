@@ -9,12 +9,17 @@
 //! `fsopen` until they are answered. crun sends the descriptor on which they arrive to [`SOCKET`], once for each
 //! container and once for each `exec`. Each descriptor has a thread of its own, so that no container waits for another.
 //!
-//! 1. `syscall` decodes the call out of the caller's memory. Anything but a new procfs or sysfs, a bind of a whole one
-//!    and an unmount continues in the kernel at once.
+//! 1. `judge` has a process decode the call out of the caller's memory (`syscall`). Anything but a new procfs or sysfs,
+//!    a bind of a whole one and an unmount continues in the kernel at once.
 //! 2. `worker` starts a process for the request. `mount` is that process: it opens the container's files, enters the
 //!    caller's namespaces, takes its ids and capabilities, mounts, and puts the files on top.
 //! 3. The call returns the worker's result. If anything is odd, fails or takes longer than two seconds, the call
 //!    continues in the kernel instead.
+//!
+//! The service itself touches no memory and no path of a container, which could be a FUSE file system of the
+//! container's own that never answers. Judges and workers do, and are left behind when they are late. `left_behind`
+//! counts them. At its bound a container's `mount` and `fsopen` fail with `EAGAIN`; `umount2` continues in the kernel,
+//! since it may be what ends the waiting.
 //!
 //! `fsopen` of the two file systems fails with `ENOSYS`: programs fall back to `mount`, whose arguments say everything
 //! in one call.
@@ -32,6 +37,8 @@
 //! (`MountedBy::Service`) the worker does nothing that the caller could not do itself.
 
 mod fd_store;
+mod judge;
+mod left_behind;
 mod mount;
 mod mountinfo;
 mod path;
@@ -40,7 +47,6 @@ mod syscall;
 mod worker;
 
 use std::{
-    fs::File,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -56,7 +62,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_guest_common::{bounded, notify, process::Status};
+use bulkhead_guest_common::notify;
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},
@@ -66,10 +72,10 @@ use serde::Deserialize;
 pub use self::fd_store::{KEPT_LISTENERS, KEPT_PREFIX};
 use self::{
     fd_store::ListenerName,
-    sys::{Answer, Notification, ProcessMemory},
-    syscall::{Decision, MountRequest, judge},
+    sys::{Answer, Notification},
+    syscall::Decision,
 };
-pub(crate) use self::{mount::main as worker, sys::share_heaps};
+pub(crate) use self::{judge::main as judge, left_behind::adopt_orphans, mount::main as worker, sys::share_heaps};
 
 /// The socket to which crun sends the descriptors. init listens on it, so that containers can start while no service
 /// runs.
@@ -78,7 +84,7 @@ pub const SOCKET: &str = "/run/sysbox-runc/procfs/mounts";
 /// Maximum number of containers and `exec` sessions served at once; further ones see the kernel's own files.
 const MAX_LISTENERS: usize = 2048;
 
-/// Stack of a serving thread, in bytes; it parses a table of mounts and spawns a process.
+/// Stack of a serving thread, in bytes; it parses a judgement and spawns processes.
 const STACK_SIZE: usize = 256 * 1024;
 
 /// Maximum length of a file in `/proc/TID` that is read, in bytes. The table of mounts is as long as a container makes
@@ -220,42 +226,29 @@ fn waits(seccomp_fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Decides about a call, has the request performed if there is one, and returns the answer.
+/// Has a call judged and performed, and returns the answer.
 fn decide(seccomp_fd: BorrowedFd<'_>, notification: &Notification, slot: u64, state: &Path) -> Answer {
+    let call = &notification.call;
+    if !syscall::may_concern(call) {
+        return Answer::Continue;
+    }
+    if !left_behind::may_start(slot) {
+        return if syscall::is_unmount(call) { Answer::Continue } else { Answer::Failed(libc::EAGAIN) };
+    }
     // A directory of procfs stays that of one thread, however often its number is used again.
     let thread = format!("/proc/{}", notification.thread);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(thread) = rustix::fs::open(thread, flags, Mode::empty()) else { return Answer::Continue };
-    let open = |name: &str| {
-        let file = rustix::fs::openat(&thread, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        file.map(File::from).map_err(io::Error::from)
-    };
-    let Ok(memory) = open("mem") else { return Answer::Continue };
-    let decision = judge(&notification.call, &ProcessMemory(memory));
+    let decision = judge::ask(call, &thread, slot);
     // The caller may have been killed, and its number given to another process, before the directory was opened. If the
     // call is still pending now, the directory, and what was read of its memory, are the caller's.
     if !sys::still_waits(seccomp_fd, notification.id) {
         return Answer::Continue;
     }
-    let text = |name: &str| bounded::read(open(name)?, MAX_PROC_FILE);
-    let may_mount =
-        || text("status").ok().and_then(|text| Status::read(&text)).is_some_and(|status| status.has_sys_admin());
-    // The checks from here on only save starting a process for calls that the kernel would handle the same way: each
-    // container that runs systemd or an engine mounts and unmounts hundreds of times.
-    let concerns = match &decision {
-        Decision::Continue => false,
-        // Without node mounts in this mount namespace there is nothing to unmount along with the target.
-        Decision::Perform(MountRequest::Unmount { .. }) => {
-            text("mountinfo").is_ok_and(|text| mountinfo::has_ours(&text))
-        }
-        Decision::Perform(MountRequest::Bind { source, .. }) => mount::may_be_whole(&thread, source),
-        Decision::Refuse(_) | Decision::Perform(MountRequest::Mount { .. }) => true,
-    };
     match decision {
-        Decision::Refuse(errno) if concerns && may_mount() => Answer::Failed(errno),
-        Decision::Perform(request) if concerns && may_mount() => worker::perform(&request, &thread, slot, state),
-        // A caller without CAP_SYS_ADMIN gets its EPERM from the kernel.
-        _ => Answer::Continue,
+        Decision::Continue => Answer::Continue,
+        Decision::Refuse(errno) => Answer::Failed(errno),
+        Decision::Perform(request) => worker::perform(&request, &thread, slot, state),
     }
 }
 

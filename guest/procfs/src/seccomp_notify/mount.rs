@@ -224,8 +224,8 @@ fn attempt(request: &MountRequest, caller: &Caller, slot: &Path, mounted_by: Mou
     Ok(ended.and_then(|(_, status)| status.exit_status()).unwrap_or(1))
 }
 
-/// Returns whether the source of a bind may be a whole procfs or sysfs. A guess, by the service itself and before a
-/// worker is started: most binds are of something else.
+/// Returns whether the source of a bind may be a whole procfs or sysfs. A guess, by a judge and before a worker is
+/// started: most binds are of something else. Waits for the container's own file systems.
 pub(super) fn may_be_whole(directory: &OwnedFd, source: &[u8]) -> bool {
     // Resolved with root's rights but confined to the caller's root, and only to ask for the file system type.
     // `BENEATH` is stricter than the kernel for relative paths with `..`: such a bind continues in the kernel.

@@ -4,13 +4,16 @@ use std::{
     fs::File,
     io::{self, IoSliceMut, Write},
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{fs::FileExt, net::UnixStream},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags},
+};
 
 use super::syscall::{Memory, RawCall};
 
@@ -182,6 +185,19 @@ pub(super) fn leave(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Waits until something can be read or the other end is closed; `false` after the deadline.
+pub(super) fn is_readable(descriptor: impl AsFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match rustix::event::poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&timeout)) {
+            Ok(ready) => return ready > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
 /// Kills a process group.
 pub(super) fn kill_group(leader: u32) {
     // SAFETY: the call takes plain integers; the leader has not been waited for, so the number is its own.
@@ -190,7 +206,7 @@ pub(super) fn kill_group(leader: u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::fd::AsFd, thread};
+    use std::thread;
 
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 

@@ -53,7 +53,7 @@ pub(crate) trait Memory {
 }
 
 /// A system call as the kernel reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RawCall {
     /// `AUDIT_ARCH_…`
     pub(crate) architecture: u32,
@@ -117,7 +117,7 @@ pub(crate) enum MountRequest {
 }
 
 /// The judgement about a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Decision {
     /// The call continues in the kernel.
     Continue,
@@ -155,13 +155,50 @@ impl Syscall {
     }
 }
 
+/// Returns whether a call may be one for this service, by its registers alone. The others need no look into memory.
+pub(crate) fn may_concern(call: &RawCall) -> bool {
+    match Syscall::of(call) {
+        Some(Syscall::Mount) => is_plain_bind(call.arguments[3]) || is_plain_mount(call.arguments[3]),
+        Some(Syscall::Unmount) => is_plain_unmount(call.arguments[1]),
+        Some(Syscall::OldUnmount | Syscall::OpenFileSystem) => true,
+        None => false,
+    }
+}
+
+/// Returns whether a call is an unmount.
+pub(crate) fn is_unmount(call: &RawCall) -> bool {
+    matches!(Syscall::of(call), Some(Syscall::Unmount | Syscall::OldUnmount))
+}
+
+/// mount(2)'s flags without the magic number.
+fn without_magic(flags: u64) -> u64 {
+    if flags & MAGIC_MASK == MAGIC { flags & !MAGIC_MASK } else { flags }
+}
+
+/// A bind that leaves the mounts on its source behind.
+fn is_plain_bind(flags: u64) -> bool {
+    let flags = without_magic(flags);
+    flags & NOT_PLAIN == libc::MS_BIND && flags & libc::MS_REC == 0
+}
+
+/// A remount, a move or a change of propagation makes no new mount.
+fn is_plain_mount(flags: u64) -> bool {
+    without_magic(flags) & NOT_PLAIN == 0
+}
+
+/// `MNT_DETACH` takes the mounts on the target along by itself; `MNT_EXPIRE` and unknown flags are the kernel's.
+fn is_plain_unmount(flags: u64) -> bool {
+    let known = (libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW).unsigned_abs();
+    // The kernel's argument is an int; the upper half of the register is undefined.
+    flags & u64::from(u32::MAX) & !u64::from(known) == 0
+}
+
 /// Judges a call; the caller's privilege is not looked at.
 pub(crate) fn judge(call: &RawCall, memory: &impl Memory) -> Decision {
     let [first, second, third, fourth, fifth, _] = call.arguments;
     let request = match Syscall::of(call) {
         Some(Syscall::Mount) => mount([first, second, third, fourth, fifth], memory),
-        // The kernel's argument is an int; the upper half of the register is undefined.
-        Some(Syscall::Unmount) => unmount(first, second & u64::from(u32::MAX), memory),
+        Some(Syscall::Unmount) => unmount(first, second, memory),
         Some(Syscall::OldUnmount) => unmount(first, 0, memory),
         // A mount made by fsopen, fsconfig and fsmount would be judged in three calls with state in between. With
         // ENOSYS libmount and other callers fall back to mount(2), as on a kernel before Linux 5.2.
@@ -175,15 +212,12 @@ pub(crate) fn judge(call: &RawCall, memory: &impl Memory) -> Decision {
 }
 
 fn mount([source, target, kind, flags, options]: [u64; 5], memory: &impl Memory) -> Option<MountRequest> {
-    let flags = if flags & MAGIC_MASK == MAGIC { flags & !MAGIC_MASK } else { flags };
     // The kernel ignores the type and the options of a bind, so they are not looked at.
-    if flags & NOT_PLAIN == libc::MS_BIND && flags & libc::MS_REC == 0 {
+    if is_plain_bind(flags) {
         return Some(MountRequest::Bind { source: path(memory, source)?, target: path(memory, target)? });
     }
-    // A remount, a move or a change of propagation makes no new mount.
-    if flags & NOT_PLAIN != 0 {
-        return None;
-    }
+    is_plain_mount(flags).then_some(())?;
+    let flags = without_magic(flags);
     let kind = Kind::of(&text(memory, kind, MAX_KIND)?)?;
     // A null source and null options are valid, a null target is not.
     let source = if source == 0 { None } else { Some(text(memory, source, MAX_SOURCE)?) };
@@ -192,10 +226,8 @@ fn mount([source, target, kind, flags, options]: [u64; 5], memory: &impl Memory)
 }
 
 fn unmount(target: u64, flags: u64, memory: &impl Memory) -> Option<MountRequest> {
-    let known = (libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW).unsigned_abs();
-    // MNT_DETACH takes the mounts on the target along by itself; MNT_EXPIRE and unknown flags are the kernel's.
-    (flags & !u64::from(known) == 0).then_some(())?;
-    Some(MountRequest::Unmount { target: path(memory, target)?, flags })
+    is_plain_unmount(flags).then_some(())?;
+    Some(MountRequest::Unmount { target: path(memory, target)?, flags: flags & u64::from(u32::MAX) })
 }
 
 fn path(memory: &impl Memory, address: u64) -> Option<Vec<u8>> {
@@ -394,7 +426,10 @@ mod tests {
             let memory = Piece { start: START, bytes };
             let mut arguments = places;
             arguments[3] = flags;
-            match judge(&RawCall { architecture, number, arguments }, &memory) {
+            let call = RawCall { architecture, number, arguments };
+            let decision = judge(&call, &memory);
+            prop_assert!(may_concern(&call) || decision == Decision::Continue);
+            match decision {
                 Decision::Perform(MountRequest::Mount { source, target, options, flags, .. }) => {
                     prop_assert_eq!(flags & NOT_PLAIN, 0);
                     prop_assert!(!target.is_empty() && target.len() < MAX_PATH && options.len() <= MAX_OPTIONS);

@@ -15,15 +15,14 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
-    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
 
 use bulkhead_guest_common::bounded;
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
+    left_behind,
     sys::{self, Answer},
     syscall::MountRequest,
 };
@@ -31,20 +30,13 @@ use super::{
 /// Time for a request, from start to the worker's end.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Maximum number of killed workers that have not ended yet. Beyond it none is started: a container could collect
-/// processes that hang in uninterruptible sleep.
-const MAX_STUCK: usize = 32;
-
 /// Maximum length of a request in bytes: the capacity of a pipe, so that writing it never blocks.
 pub(super) const MAX_REQUEST: u64 = 64 * 1024;
-
-/// Killed workers, to be reaped when they end.
-static STUCK: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
 /// Performs a request for the thread whose directory in `/proc` is `thread`.
 pub(super) fn perform(request: &MountRequest, thread: &OwnedFd, slot: u64, state: &Path) -> Answer {
     match start(request, thread, slot, state) {
-        Ok((child, pipe)) => wait(child, &pipe),
+        Ok((child, pipe)) => wait(child, &pipe, slot),
         Err(error) => {
             eprintln!("bulkhead-procfs: cannot start a worker, the call continues in the kernel: {error}");
             Answer::Continue
@@ -53,14 +45,6 @@ pub(super) fn perform(request: &MountRequest, thread: &OwnedFd, slot: u64, state
 }
 
 fn start(request: &MountRequest, thread: &OwnedFd, slot: u64, state: &Path) -> io::Result<(Child, io::PipeReader)> {
-    {
-        // Reaped here and not in a thread of its own: only a container that keeps asking can make more of them.
-        let mut stuck = STUCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        if stuck.len() >= MAX_STUCK {
-            return Err(io::Error::other(format!("{MAX_STUCK} killed workers have not ended")));
-        }
-    }
     let text = serde_json::to_vec(request)?;
     if text.len() as u64 >= MAX_REQUEST {
         return Err(io::ErrorKind::FileTooLarge.into());
@@ -88,10 +72,10 @@ fn start(request: &MountRequest, thread: &OwnedFd, slot: u64, state: &Path) -> i
     Ok((command.spawn()?, output))
 }
 
-fn wait(mut child: Child, mut pipe: &io::PipeReader) -> Answer {
+fn wait(mut child: Child, mut pipe: &io::PipeReader, slot: u64) -> Answer {
     let deadline = Instant::now() + REQUEST_TIMEOUT;
     let mut errno = [0; size_of::<i32>()];
-    let answer = if is_readable(pipe, deadline) {
+    let answer = if sys::is_readable(pipe, deadline) {
         // Four bytes are written at once, so either all of them are there or the worker ended without a result.
         match pipe.read_exact(&mut errno).map(|()| i32::from_ne_bytes(errno)) {
             Ok(0) => Answer::Done,
@@ -105,27 +89,20 @@ fn wait(mut child: Child, mut pipe: &io::PipeReader) -> Answer {
     // The result stands, but the caller continues only when the worker is gone: until then it holds the caller's root
     // and the target open, and an unmount right after this call would fail with EBUSY.
     while Instant::now() < deadline {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return answer;
+        match child.try_wait() {
+            Ok(None) => thread::sleep(Duration::from_micros(200)),
+            Ok(Some(status)) => {
+                // It waits for what it forks, unless something has killed it.
+                if status.code().is_none() {
+                    left_behind::count(child.id(), slot);
+                }
+                return answer;
+            }
+            Err(_) => return answer,
         }
-        thread::sleep(Duration::from_micros(200));
     }
-    // Not reaped yet, so the group's number is still its own.
-    sys::kill_group(child.id());
-    STUCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(child);
+    left_behind::kill(child.id(), slot);
     answer
-}
-
-fn is_readable(pipe: &io::PipeReader, deadline: Instant) -> bool {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match rustix::event::poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&timeout)) {
-            Ok(ready) => return ready > 0,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return false,
-        }
-    }
 }
 
 /// Reads the request, in the worker.

@@ -2,7 +2,7 @@
 
 use std::{ffi::CString, fs, io, path::Path, process::Command, thread, time::Instant};
 
-use crate::SCENARIO;
+use crate::{SCENARIO, silent};
 
 /// Plays a scenario, in the container.
 pub fn play(scenario: &str, place: &str) {
@@ -33,18 +33,21 @@ pub fn play(scenario: &str, place: &str) {
         }
         "hostile" => hostile(place),
         "latency" => latency(place),
+        "silent server" => silent::serve(),
+        other if other.starts_with("silent call ") => silent::call(&other["silent call ".len()..]),
+        other if other.starts_with("silent ") => silent::play(place, &other["silent ".len()..]),
         other => panic!("{other}"),
     }
 }
 
 /// mount(2) of an existing tree.
-fn mounts_from(source: &str, target: &str, flags: u64) -> io::Result<()> {
+pub fn mounts_from(source: &str, target: &str, flags: u64) -> io::Result<()> {
     rustix::mount::mount(source, target, "none", rustix::mount::MountFlags::from_bits_retain(flags as u32), None)
         .map_err(Into::into)
 }
 
 /// mount(2), as programs call it.
-fn mounts(kind: &str, target: &str, flags: u64, options: Option<&str>) -> io::Result<()> {
+pub fn mounts(kind: &str, target: &str, flags: u64, options: Option<&str>) -> io::Result<()> {
     let text = |text: &str| CString::new(text).unwrap();
     let (kind, target, options) = (text(kind), text(target), options.map(text));
     let options = options.as_ref().map_or(std::ptr::null(), |options| options.as_ptr());
@@ -53,20 +56,20 @@ fn mounts(kind: &str, target: &str, flags: u64, options: Option<&str>) -> io::Re
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn unmounts(target: &str, flags: i32) -> io::Result<()> {
+pub fn unmounts(target: &str, flags: i32) -> io::Result<()> {
     let target = CString::new(target).unwrap();
     // SAFETY: the pointer is to a string that lives across the call.
     let result = unsafe { libc::umount2(target.as_ptr(), flags) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn errno(result: io::Result<()>) -> Option<i32> {
+pub fn errno(result: io::Result<()>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
 
 /// Asserts that a procfs shows the container's own uptime: both fields are the same, and a few seconds.
 #[track_caller]
-fn assert_own(place: &str) {
+pub fn assert_own(place: &str) {
     let uptime = fs::read_to_string(format!("{place}/uptime")).unwrap();
     let fields: Vec<f64> = uptime.split_whitespace().map(|field| field.parse().unwrap()).collect();
     assert!(fields.len() == 2 && (fields[0] - fields[1]).abs() < 0.001 && fields[0] < 60.0, "{uptime}");

@@ -3,12 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod contained;
+mod silent;
 
 use std::{
     fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{ffi::OsStrExt, net::UnixListener, process::CommandExt},
+        unix::{
+            ffi::OsStrExt,
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -45,18 +50,7 @@ impl Init {
         fs::create_dir(dir.path().join("p")).unwrap();
         // The contained process has no rights here.
         set_mode(dir.path(), 0o755);
-        let creator = Process::find(std::process::id()).unwrap();
-        let container = Container {
-            slot: 0,
-            id: "c".to_owned(),
-            state_root: "/nowhere".into(),
-            owner: 0,
-            user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
-            cgroup: None,
-            read_only: false,
-            creator,
-        };
-        let slot = Registry::open(&state).unwrap().enter(container).unwrap();
+        let slot = enter(&state, "c");
         Self { dir, service, slot }
     }
 
@@ -91,6 +85,21 @@ impl Init {
         let mut child = self.container(scenario, &self.socket());
         assert!(ended(&mut child), "{scenario} failed");
     }
+}
+
+/// Enters a container that lives as long as this process, and returns its number.
+fn enter(state: &Path, id: &str) -> u64 {
+    let container = Container {
+        slot: 0,
+        id: id.to_owned(),
+        state_root: "/nowhere".into(),
+        owner: 0,
+        user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
+        cgroup: None,
+        read_only: false,
+        creator: Process::find(std::process::id()).unwrap(),
+    };
+    Registry::open(state).unwrap().enter(container).unwrap()
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -277,7 +286,7 @@ fn no_mount_fails_or_hangs_while_the_service_is_killed_repeatedly() {
 #[ignore = "needs root, /dev/fuse and user namespaces"]
 fn a_slow_runtime_keeps_no_container_waiting_and_is_served_in_the_end() {
     let init = Init::new();
-    let slow: Vec<_> = (0..4).map(|_| std::os::unix::net::UnixStream::connect(init.socket()).unwrap()).collect();
+    let slow: Vec<_> = (0..4).map(|_| UnixStream::connect(init.socket()).unwrap()).collect();
     init.run("one and own");
     // Longer than the timeout for the rest of a message.
     let own = init.dir.path().join("own");
@@ -285,13 +294,7 @@ fn a_slow_runtime_keeps_no_container_waiting_and_is_served_in_the_end() {
     let mut child = init.container("one and own", &own);
     let listener = receive(&socket);
     thread::sleep(Duration::from_millis(2500));
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-    let descriptors = [std::os::fd::AsFd::as_fd(&listener)];
-    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
-    let message = format!("{{\"metadata\":\"{}\"}}", init.slot);
-    let parts = [io::IoSlice::new(message.as_bytes())];
-    rustix::net::sendmsg(&slow[2], &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
+    send(&slow[2], init.slot, &listener);
     assert!(ended(&mut child));
 }
 
@@ -302,6 +305,76 @@ fn hostile_calls_are_answered_and_the_next_container_is_served() {
     init.run("hostile");
     init.run("one and own");
     assert!(init.service.process.as_mut().unwrap().try_wait().unwrap().is_none(), "the service ended");
+}
+
+/// A container's file system answers nothing: the container waits for it, and no other does, nor the service.
+fn others_are_served_beside(silent: &str) {
+    let mut init = Init::new();
+    let own = init.dir.path().join("own");
+    let socket = UnixListener::bind(&own).unwrap();
+    let mut container = Killed(init.container(silent, &own));
+    let listener = receive(&socket);
+    send(&UnixStream::connect(init.socket()).unwrap(), init.slot, &listener);
+    init.service.kept = vec![(format!("{KEPT_PREFIX}{}x1", init.slot), listener)];
+    init.slot = enter(&init.dir.path().join("procfs"), "d");
+    // Until the container may have no further process.
+    let begun = Instant::now();
+    let at_bound = init.dir.path().join("p").join("bound");
+    while !at_bound.exists() {
+        assert!(container.0.try_wait().unwrap().is_none(), "the container has ended");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the bound is not reached");
+        let asked = Instant::now();
+        init.run("one and own");
+        assert!(asked.elapsed() < Duration::from_secs(5), "another container waits: {:?}", asked.elapsed());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let left = children(init.service.process.as_ref().unwrap().id());
+    assert!((silent::MOST..silent::MOST + 8).contains(&left), "{left} processes");
+    // None of the stuck ones is a part of the service, which can be killed at once; the next one serves.
+    let mut process = init.service.process.take().unwrap();
+    process.kill().unwrap();
+    assert!(!ended(&mut process), "it was killed");
+    init.service.start();
+    init.run("one and own");
+    fs::write(init.dir.path().join("p").join("end"), "").unwrap();
+    assert!(ended(&mut container.0), "{silent} failed");
+}
+
+/// A container that does not outlive its test, whose file system could keep processes of this machine waiting.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The number of a process' children.
+fn children(process: u32) -> usize {
+    let lists = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    lists
+        .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default())
+        .map(|list| list.split_whitespace().count())
+        .sum()
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
+fn memory_of_a_file_system_that_never_answers_stops_only_its_container() {
+    others_are_served_beside("silent memory");
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
+fn a_bind_from_a_file_system_that_never_answers_stops_only_its_container() {
+    others_are_served_beside("silent source");
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and user namespaces"]
+fn a_mount_on_a_file_system_that_never_answers_stops_only_its_container() {
+    others_are_served_beside("silent target");
 }
 
 #[test]
@@ -315,6 +388,17 @@ fn what_it_costs() {
     assert!(ended(&mut command.spawn().unwrap()));
     println!("with it");
     init.run("latency");
+}
+
+/// Sends a container's descriptor to the service, as crun does.
+fn send(stream: &UnixStream, slot: u64, listener: &OwnedFd) {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [std::os::fd::AsFd::as_fd(listener)];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let message = format!("{{\"metadata\":\"{slot}\"}}");
+    let parts = [io::IoSlice::new(message.as_bytes())];
+    rustix::net::sendmsg(stream, &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
 }
 
 /// Receives the descriptor that a container sends.

@@ -116,24 +116,72 @@ pub(crate) fn file_systems() -> Outcome {
         .map(|kind| sys::mount("none", "/tmp/other", kind, 0, "").map(|()| format!("mounted {kind}"))))
 }
 
-/// A file of another mount, by its handle (the way of `shocker.c`): the root of the disk that the bind mounts are from.
-pub(crate) fn file_handles() -> Outcome {
-    #[repr(C)]
-    struct Handle {
-        bytes: u32,
-        kind: i32,
-        id: [u32; 4],
+/// `struct file_handle` with room for the handles that are tried.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    id: [u32; 4],
+}
+
+impl Handle {
+    /// `FILEID_INO32_GEN` of a file of ext4. Generation 0 stands for any (`ext4_nfs_get_inode`).
+    fn ext4(inode: u32) -> Self {
+        Self { bytes: 8, kind: 1, id: [inode, 0, 0, 0] }
     }
-    any(["/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/vol", "/"].map(|path| {
-        let at = File::options().read(true).open(path).at(path)?;
-        // FILEID_INO32_GEN of inode 2, which is the root of an ext4 file system.
-        let handle = Handle { bytes: 8, kind: 1, id: [2, 0, 0, 0] };
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&at);
-        let opened = sys::open_call(libc::SYS_open_by_handle_at, &[&fd, &&raw const handle, &libc::O_RDONLY]);
-        let root = opened.at(&format!("open_by_handle_at from {path}"))?;
-        let names = list(&root).at("list")?;
-        Ok(format!("the disk behind {path}: {names}"))
-    }))
+
+    /// `FILEID_KERNFS` of a file of cgroup2 or sysfs; its root is the first one.
+    fn kernfs(number: u32) -> Self {
+        Self { bytes: 8, kind: 0xfe, id: [number, 0, 0, 0] }
+    }
+}
+
+/// Flags with which a handle is opened. Since Linux 6.11 root of a user namespace needs `CAP_DAC_READ_SEARCH` only
+/// there, and not in the first one, for a directory: with `O_DIRECTORY` alone (`may_decode_fh`).
+const HANDLE_FLAGS: [i32; 4] = [
+    libc::O_RDONLY,
+    libc::O_DIRECTORY,
+    libc::O_DIRECTORY | libc::O_PATH,
+    libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_NOATIME,
+];
+
+/// A directory above or beside a mount, by its handle (the way of `shocker.c`).
+pub(crate) fn file_handles() -> Outcome {
+    let here = handles();
+    if here.is_ok() {
+        return here;
+    }
+    // The owner of a mount namespace may open the handles of directories in it. In a new one that is this process, also
+    // in a container without privilege.
+    let owner = sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).at("unshare users and mounts");
+    any([here, owner.and_then(|()| handles())])
+}
+
+fn handles() -> Outcome {
+    // The first ones are on the disk with the VM's data.
+    let on_disk = ["/vol", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/"].into_iter().flat_map(|path| {
+        // Inode 2 is the root of an ext4 file system. A directory's parent was made right before it, mostly.
+        let own = fs::metadata(path).map(|data| std::os::unix::fs::MetadataExt::ino(&data)).unwrap_or_default();
+        let before = u32::try_from(own).map(|own| own.saturating_sub(16)..own).unwrap_or_default();
+        std::iter::once(2).chain(before.rev()).map(move |inode| (path, Handle::ext4(inode)))
+    });
+    let of_kernel = ["/sys/fs/cgroup", "/sys"].into_iter().map(|path| (path, Handle::kernfs(1)));
+    any(on_disk.chain(of_kernel).flat_map(|(path, handle)| HANDLE_FLAGS.map(|flags| by_handle(path, &handle, flags))))
+}
+
+/// Opens a handle by way of the mount at `path`. A place below `path` does not count.
+fn by_handle(path: &str, handle: &Handle, flags: i32) -> Outcome {
+    let at = File::options().read(true).open(path).at(path)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&at);
+    let what = format!("open_by_handle_at from {path}");
+    let opened = sys::open_call(libc::SYS_open_by_handle_at, &[&fd, &std::ptr::from_ref(handle), &flags]).at(&what)?;
+    let place = fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&opened))).at(&what)?;
+    if path != "/" && place.starts_with(path) {
+        return Err(Blocked::Refused(format!("{what}: only what is below it")));
+    }
+    // A descriptor out there is enough, even if it cannot be read.
+    let names = list(&opened).unwrap_or_else(|error| error.to_string());
+    Ok(format!("a directory behind {path}: {names}"))
 }
 
 fn list(directory: &std::os::fd::OwnedFd) -> io::Result<String> {
