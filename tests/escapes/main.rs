@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
+mod api;
 mod options;
 mod races;
 mod real;
@@ -54,6 +55,7 @@ fn no_attempt_gets_out_of_an_isolated_container() {
         attempts(&engine, &mut table, &victim, [Column::On, Column::OnPrivileged]);
         in_other_ways(&engine, &mut table, &victim);
         options::try_all(&engine, &mut table, &[Column::On, Column::OnPrivileged]);
+        api::try_all(&engine, &mut table, Column::On);
         races::try_all(&engine, &mut table, Column::On);
         engine.docker(&["rm", "--force", "victim"]).ok();
     }
@@ -70,6 +72,7 @@ fn the_attempts_are_real_as_they_succeed_without_isolation() {
     let victim = start_victim(&engine);
     attempts(&engine, &mut table, &victim, [Column::Off, Column::OffPrivileged]);
     options::try_all(&engine, &mut table, &[Column::OffPrivileged]);
+    api::try_all(&engine, &mut table, Column::Off);
     engine.remove_containers();
     table.judge_reality();
 }

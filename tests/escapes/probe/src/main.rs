@@ -8,8 +8,10 @@ mod kernel;
 mod mounts;
 mod namespaces;
 mod network;
+mod plugin;
 mod ring;
 mod sys;
+mod tables;
 mod vsock;
 
 use std::{
@@ -109,6 +111,9 @@ fn main() -> ExitCode {
             }
             std::thread::sleep(Duration::from_secs(3600));
         }
+        ["plugin", socket] => plugin::serve(socket),
+        ["hog", table] if tables::hog(table) => {}
+        ["take", table] if tables::take(table) => {}
         ["flip", directory, seconds] => flip(Path::new(directory), seconds.parse().unwrap_or(10)),
         _ => return usage(),
     }
@@ -117,7 +122,8 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: probe all | only NAME… | mounts FLAG PATH… | overwrite SECONDS | victim | flip DIRECTORY SECONDS"
+        "usage: probe all | only NAME… | mounts FLAG PATH… | overwrite SECONDS | victim | flip DIRECTORY SECONDS | \
+         plugin SOCKET | hog TABLE | take TABLE"
     );
     ExitCode::from(2)
 }
