@@ -115,7 +115,7 @@ pub fn play(place: &str, part: &str) {
     for mut caller in callers {
         caller.wait().unwrap();
     }
-    // What waited has ended, so this container is served again.
+    // All that waited has ended, so this container is served again.
     until("a mount", || mounts("proc", "/tmp/m", 0, None).is_ok());
     assert_own("/tmp/m");
 }
