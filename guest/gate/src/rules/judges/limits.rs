@@ -1,47 +1,30 @@
 //! Settings that would give a container more than its share of the VM.
 
+use bulkhead_policy::containers;
+
 use crate::rules::Refusal;
-
-/// Limits that a container may set: all that Linux has but `rtprio` and `nice`, which rank it before the VM's services.
-const LIMITS: [&str; 13] = [
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nofile",
-    "nproc",
-    "rss",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
-/// The lowest score of a container: dockerd has -500 and must be spared longer.
-const LOWEST_OOM_SCORE: i64 = -499;
 
 /// Judges the cgroup above a container's own. crun follows `..` out of the cgroup file system, takes a relative path from
 /// a cgroup of the VM, and anything beside `/docker` would be beside the VM's services, outside of the containers' limits.
 pub(super) fn cgroup_parent(parent: &str) -> Result<(), Refusal> {
-    let below = parent.strip_prefix("/docker").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if parent.is_empty() || below && bulkhead_policy::sources::is_clean(parent) {
-        Ok(())
-    } else {
-        Err(Refusal::CgroupParent(parent.to_owned()))
-    }
+    let is_allowed = parent.is_empty() || parent == containers::CGROUP || containers::check_cgroup(parent).is_ok();
+    if is_allowed && !parent.contains('\\') { Ok(()) } else { Err(Refusal::CgroupParent(parent.to_owned())) }
 }
 
-/// Judges the name of a limit.
+/// Judges the name of a limit, as the API has it: without `RLIMIT_` and in lower case.
 pub(super) fn rlimit(name: &str) -> Result<(), Refusal> {
-    if LIMITS.contains(&name) { Ok(()) } else { Err(Refusal::Limit(name.to_owned())) }
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_lowercase());
+    if is_plain && containers::is_allowed_rlimit(&format!("RLIMIT_{}", name.to_ascii_uppercase())) {
+        Ok(())
+    } else {
+        Err(Refusal::Limit(name.to_owned()))
+    }
 }
 
 /// Returns the score that a container gets if it asks for `score`. Lower ones are raised without an error, as Docker does
 /// for users who may not lower it.
 pub(super) fn oom_score(score: i64) -> i64 {
-    score.max(LOWEST_OOM_SCORE)
+    score.max(containers::MIN_OOM_SCORE_ADJ)
 }
 
 /// Judges an annotation. Those of containerd are orders to its shim, such as to share one with another container.
