@@ -114,6 +114,8 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
     }
     // The mode that dockerd gives it; here already, because the jail shows it.
     mounts::make_directory("/run/docker", 0o700)?;
+    // The state of build steps: BuildKit names no directory to the runtime, so crun takes its own.
+    mounts::make_directory("/run/crun", 0o700)?;
     let (daemon, refused) = config::daemon(configuration);
     for reason in refused {
         log::info(&reason.to_string());

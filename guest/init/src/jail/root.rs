@@ -57,7 +57,7 @@ const NEW: [(&str, &str); 3] =
     [("/run", "mode=755,size=1m"), ("/tmp", "mode=1777"), ("/dev/shm", "mode=1777,size=64k")];
 
 /// Directories in the VM's `/run` that the engine writes to.
-const RUN_DIRECTORIES: [&str; 3] = ["/run/docker", "/run/containerd", services::ENGINE_DIRECTORY];
+const RUN_DIRECTORIES: [&str; 4] = ["/run/docker", "/run/containerd", "/run/crun", services::ENGINE_DIRECTORY];
 
 /// Sockets of init: the path in the VM and in the jail.
 const SOCKETS: [(&str, &str); 3] =

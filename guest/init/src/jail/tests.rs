@@ -45,6 +45,7 @@ fn imitate_vm() {
     for path in [
         "/run/docker",
         "/run/containerd",
+        "/run/crun",
         "/run/sysbox-runc",
         services::ENGINE_DIRECTORY,
         services::CONFIGURATION_DIRECTORY,
@@ -76,7 +77,7 @@ fn inside() {
     confine::confine().unwrap();
 
     // Only what is listed, and no more.
-    let run = ["bulkhead", "containerd", "docker", "docker.sock", "sysbox-runc", "xtables.lock"];
+    let run = ["bulkhead", "containerd", "crun", "docker", "docker.sock", "sysbox-runc", "xtables.lock"];
     assert_eq!(names("/run"), run.map(str::to_owned).into());
     let bulkhead = ["configuration", "engine", "notify", "ports.sock", "runtime.sock", "sockets"];
     assert_eq!(names("/run/bulkhead"), bulkhead.map(str::to_owned).into());
@@ -91,7 +92,9 @@ fn inside() {
     let write = |path: &str| OpenOptions::new().write(true).open(path);
     assert_eq!(errno(write("/proc/sys/kernel/core_pattern")), Some(libc::EROFS));
     write("/proc/sys/net/ipv4/ip_forward").unwrap();
-    for path in ["/run/docker/x", "/run/containerd/x", "/run/bulkhead/engine/x", "/var/lib/docker/x", "/tmp/x"] {
+    for path in
+        ["/run/docker/x", "/run/containerd/x", "/run/crun/x", "/run/bulkhead/engine/x", "/var/lib/docker/x", "/tmp/x"]
+    {
         File::create(path).unwrap();
     }
     write("/run/xtables.lock").unwrap();
