@@ -100,6 +100,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let root = root.path;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::drop_crun_extensions(&mut spec);
+    mounts::bound_terminals(&mut spec);
     let tmpfs_mounts = mounts::premounted_tmpfs(&spec, &binds);
     let crun_destinations = mounts::crun_destinations(&spec, &binds, &tmpfs_mounts);
     let container_root = ContainerRoot::open(&root, userns.first_id, &crun_destinations)

@@ -253,6 +253,24 @@ pub(crate) fn drop_crun_extensions(spec: &mut Value) {
     }
 }
 
+/// Pseudo-terminals of a container. The VM has at least four times as many for all of them.
+const MAX_TERMINALS: u32 = 1024;
+
+/// Bounds the pseudo-terminals of each devpts, which would otherwise take all that the kernel has.
+///
+/// A container that may mount can mount another one, without the bound: it may take more of the machine anyway.
+pub(crate) fn bound_terminals(spec: &mut Value) {
+    let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten();
+    for mount in mounts.filter(|mount| mount["type"] == "devpts") {
+        let Some(mount) = mount.as_object_mut() else { continue };
+        let given = mount.get("options").and_then(Value::as_array).into_iter().flatten();
+        // The last one counts, so a larger one must not come behind ours.
+        let kept = given.filter(|option| option.as_str().is_some_and(|option| !option.starts_with("max=")));
+        let options = kept.cloned().chain([format!("max={MAX_TERMINALS}").into()]).collect();
+        mount.insert("options".into(), options);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bulkhead_guest_common::error::chain;
@@ -363,6 +381,19 @@ mod tests {
         );
     }
 
+    #[test]
+    fn each_devpts_has_a_bound_of_its_own_and_keeps_its_other_options() {
+        let mut spec = json!({ "mounts": [
+            { "destination": "/dev/pts", "type": "devpts", "options": ["nosuid", "mode=0620", "max=9999999"] },
+            { "destination": "/x", "type": "devpts" },
+            { "destination": "/proc", "type": "proc", "options": ["max=1"] },
+        ] });
+        bound_terminals(&mut spec);
+        assert_eq!(spec["mounts"][0]["options"], json!(["nosuid", "mode=0620", "max=1024"]));
+        assert_eq!(spec["mounts"][1]["options"], json!(["max=1024"]));
+        assert_eq!(spec["mounts"][2]["options"], json!(["max=1"]));
+    }
+
     proptest! {
         #[test]
         fn read_only_is_what_the_last_option_says(options in proptest::collection::vec("(r?ro|r?rw|rbind|exec|noexec)", 0..6)) {
@@ -375,6 +406,7 @@ mod tests {
         fn no_json_panics_and_no_id_map_of_the_spec_remains(mut spec in testing::any_json()) {
             let _ = binds(&spec);
             drop_crun_extensions(&mut spec);
+            bound_terminals(&mut spec);
             bind_staged(&mut spec, 0, &StagedBind { path: "/x".into(), restrictions: Restrictions::default() });
             let _ = crun_destinations(&spec, &[], &premounted_tmpfs(&spec, &[]));
             remove_mounted(&mut spec, &[1]);
