@@ -71,7 +71,7 @@ def running_container():
         shm_size="16m",
         oom_score_adj=100,
         stop_signal="SIGTERM",
-        working_dir="/tmp",
+        working_dir="/srv",
     )
     container.reload()
     assert container.status == "running", container.status
