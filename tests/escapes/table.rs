@@ -209,6 +209,25 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Panics unless every request was refused with isolation on, and had its effect without where it is said to.
+    pub fn judge_requests(&self) {
+        let wrong = real::REQUESTS.iter().filter_map(|(name, real)| {
+            let cells = self.rows.iter().find(|(row, _)| row == name).map(|(_, cells)| cells);
+            let Some(cells) = cells else { return Some(format!("{name} was not tried")) };
+            let open = |column| matches!(cells.get(&column), Some(Outcome::Open(_)));
+            let expected = !matches!(real, Real::Never(_));
+            match (open(Column::On), open(Column::Off)) {
+                (true, _) => Some(format!("{name} succeeded with isolation on")),
+                (false, off) if off != expected => Some(format!("{name}: open without isolation is {off}")),
+                _ => None,
+            }
+        });
+        let wrong: Vec<_> = wrong.collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}
+
 /// The one table of both tests, so that the second prints the columns of the first as well.
 pub struct Shared(MutexGuard<'static, Table>);
 

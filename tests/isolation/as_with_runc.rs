@@ -6,7 +6,7 @@ use support::engine::{Engine, ISOLATION, Isolation, engine, engine_with};
 
 use crate::{
     FIRST,
-    cases::{CASES, Case, LATER},
+    cases::{CASES, Case, DOCKER_PY, LATER},
     shell,
     table::{Expect, State, Table, check},
     wanted,
@@ -45,6 +45,15 @@ fn the_same_commands_with_isolation() {
     let mut table = Table::default();
     try_all(&engine(Isolation::On), &mut table, "ECI on");
     table.finish("Docker with isolation");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn the_usual_calls_of_docker_py() {
+    let mut table = Table::default();
+    let engine = engine(Isolation::On);
+    table.add("ECI on", DOCKER_PY.0, attempt(&engine, &DOCKER_PY));
+    table.finish("docker-py with isolation");
 }
 
 fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
