@@ -5,8 +5,10 @@
 
 pub mod bounded;
 pub mod error;
+pub mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod notify;
 pub mod process;
 pub mod registry;
+pub mod seccomp;

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_guest_common::mount;
 use bulkhead_protocol::RUNTIME_TREES;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -74,7 +75,7 @@ fn serve(peer: &UnixStream, program: Program, trees: &[&str]) -> io::Result<()> 
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the caller is another program"));
     }
     let copies = trees.iter().map(|path| {
-        let tree = jail::clone_tree(Path::new(path), true)?;
+        let tree = mount::clone_tree_at(Path::new(path), true)?;
         // A shared copy would pass the runtime's mounts on to the VM.
         jail::set_attributes(&tree, 0, libc::MS_PRIVATE)?;
         Ok(tree)

@@ -9,9 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use bulkhead_guest_common::mount::{attach, clone_tree};
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxFlags},
-    mount::{MoveMountFlags, OpenTreeFlags},
+    fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxFlags},
+    mount::MoveMountFlags,
 };
 
 use crate::sys::Restrictions;
@@ -30,20 +31,6 @@ pub(crate) fn path_of(fd: impl AsFd) -> io::Result<PathBuf> {
 pub(crate) fn mount_id(fd: impl AsFd) -> io::Result<u64> {
     let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     Ok(stat.stx_mnt_id)
-}
-
-/// A copy of the mount at an open file, attached nowhere.
-pub(crate) fn clone_tree(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    rustix::mount::open_tree(fd, c"", flags).map_err(Into::into)
-}
-
-/// Attaches a mount at `target`.
-pub(crate) fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
-    rustix::mount::move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Into::into)
 }
 
 /// Attaches a mount on an open file.

@@ -10,36 +10,15 @@
 //! A 32-bit program can still use `socketcall(2)`, whose arguments are in memory, where no filter can read them. Refusing
 //! it would take the network from every 32-bit program with glibc. Such a socket does not reach the VM or the host: their
 //! ports are reserved ones, which take a capability in the VM.
-//!
-//! The filter is written out because no crate makes one like it. seccompiler, which the VMM uses, kills a process for each
-//! call of another ABI than the one it was compiled for, but i386 and x32 programs must run in containers. libseccomp is a
-//! C library, and this program is linked statically.
 
 use std::io;
 
-use crate::sys;
+use bulkhead_guest_common::seccomp::{
+    AND, ARCHITECTURE, I386, LOAD, NOT_X32, NUMBER, RETURN, X86_64, add_filter, if_equal, step,
+};
 
-/// Loads the 32-bit word of `struct seccomp_data` at an offset into the accumulator.
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-/// ANDs the accumulator with a constant.
-const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
-/// Skips `jt` instructions if the accumulator equals the constant, else `jf`.
-const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-/// Ends the filter with an answer.
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-
-/// Offsets in `struct seccomp_data` (linux/seccomp.h).
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
 /// The lower half of the first argument, an `int` to the kernel. The upper half is ignored there, so it must be here.
 const FAMILY: u32 = 16;
-
-/// Architectures in linux/audit.h.
-const X86_64: u32 = 0xc000_003e;
-const I386: u32 = 0x4000_0003;
-
-/// Clears the bit that marks a number of the x32 ABI, which has the same numbers for the calls of this filter.
-const NOT_X32: u32 = !0x4000_0000;
 
 /// System call numbers: of the 64-bit ABI, of the 32-bit ABI, and one that is the same in both.
 const SOCKET_64: u32 = 41;
@@ -51,14 +30,6 @@ const VSOCK: u32 = libc::AF_VSOCK as u32;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NO_FAMILY: u32 = libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32;
 const NO_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-
-const fn step(code: u16, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code, jt: 0, jf: 0, k }
-}
-
-const fn if_equal(k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    libc::sock_filter { code: JUMP_EQUAL, jt, jf, k }
-}
 
 /// The filter. Each number is the instruction's index, and `to` the index that a jump leads to.
 const FILTER: [libc::sock_filter; 14] = [
@@ -87,11 +58,12 @@ const FILTER: [libc::sock_filter; 14] = [
 /// # Errors
 /// If the kernel has no seccomp, or this process lacks the capability. No container must run then.
 pub(crate) fn confine() -> io::Result<()> {
-    sys::add_seccomp_filter(&FILTER)
+    add_filter(&FILTER)
 }
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::seccomp::JUMP_EQUAL;
     use proptest::prelude::*;
 
     use super::*;

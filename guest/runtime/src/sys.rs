@@ -1,6 +1,6 @@
 //! System calls without a safe wrapper; the only unsafe code of this program.
 //!
-//! rustix has no `mount_setattr`, no per-thread `setfsuid` and no `clone`, so these go through libc.
+//! rustix has no per-thread `setfsuid` and no `clone`, so these go through libc.
 
 use std::{
     fs::File,
@@ -10,6 +10,7 @@ use std::{
     process::Command,
 };
 
+use bulkhead_guest_common::mount;
 use rustix::{
     process::Signal,
     thread::{CapabilitySets, UnshareFlags},
@@ -20,7 +21,7 @@ use rustix::{
 /// With `recursive`, every mount of the detached tree is mapped, or none.
 pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
     let attributes = libc::mount_attr { userns_fd: userns.as_raw_fd() as u64, ..attributes(libc::MOUNT_ATTR_IDMAP) };
-    set_mount_attributes(mount, attributes, recursive)
+    mount::set_attributes(mount, attributes, recursive)
 }
 
 /// The restrictions of a bind mount besides `nodev`, which every bind mount has.
@@ -41,34 +42,18 @@ pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, restrictions: Restrictions, 
         | flag(no_exec, libc::MOUNT_ATTR_NOEXEC)
         | flag(no_suid, libc::MOUNT_ATTR_NOSUID);
     // Private: what the VM mounts below the source later was not judged, and must not appear in the container.
-    set_mount_attributes(mount, libc::mount_attr { propagation: libc::MS_PRIVATE, ..attributes(set) }, recursive)
+    mount::set_attributes(mount, libc::mount_attr { propagation: libc::MS_PRIVATE, ..attributes(set) }, recursive)
 }
 
 /// Makes a mount read-only and keeps its other attributes.
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    set_mount_attributes(mount, attributes(libc::MOUNT_ATTR_RDONLY), false)
+    mount::set_attributes(mount, attributes(libc::MOUNT_ATTR_RDONLY), false)
 }
 
 /// Attributes to set. A restriction is never cleared, so a source that is read-only in the VM stays read-only in the
 /// container, except the one that keeps the engine from following the links of containers, which follow their own.
 fn attributes(set: u64) -> libc::mount_attr {
     libc::mount_attr { attr_set: set, attr_clr: libc::MOUNT_ATTR_NOSYMFOLLOW, propagation: 0, userns_fd: 0 }
-}
-
-fn set_mount_attributes(mount: BorrowedFd<'_>, attr: libc::mount_attr, recursive: bool) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is a valid empty C string, `attr` lives across the call and its true size is passed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Moves this process into a new mount namespace, a copy of the VM's.
@@ -211,19 +196,6 @@ fn unshare_user_as(id: u32) -> io::Result<bool> {
     // SAFETY: NEWUSER unshares no memory and no descriptor table; the child has a single thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }?;
     Ok(true)
-}
-
-/// Adds a seccomp filter to this process; all that it executes or forks inherits it.
-///
-/// # Errors
-/// `EACCES` without `CAP_SYS_ADMIN`, `EINVAL` for an invalid filter or a kernel without seccomp.
-pub(crate) fn add_seccomp_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
-    let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
-    // The C type has a mutable pointer; the kernel only reads through it.
-    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: `program` names `len` instructions that live across the call, and the kernel copies them.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Runs `action` in a child that is root of `userns` and of a new mount namespace in it, and returns the descriptor

@@ -2,6 +2,9 @@
 
 use std::{io, ops::Range};
 
+use bulkhead_guest_common::seccomp::{
+    AND, ARCHITECTURE, I386, LOAD, NOT_X32, NUMBER, RETURN, X86_64, add_filter, if_equal, step,
+};
 use landlock::{CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
 
 use super::jailer::JailError;
@@ -57,32 +60,11 @@ const REFUSED_I386: [u32; 2] = [404, 25];
 /// No call has this number.
 const NONE: u32 = u32::MAX;
 
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
-const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-
-/// Offsets in `struct seccomp_data`, architectures of linux/audit.h, and the bit of the x32 ABI.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const X86_64: u32 = 0xc000_003e;
-const I386: u32 = 0x4000_0003;
-const NOT_X32: u32 = !0x4000_0000;
-
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-
-fn step(code: u16, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code, jt: 0, jf: 0, k }
-}
-
-/// A comparison that skips the next instruction unless the accumulator equals `k`.
-fn unless(k: u32) -> libc::sock_filter {
-    libc::sock_filter { code: JUMP_EQUAL, jt: 0, jf: 1, k }
-}
 
 /// Returns the part of the filter for one ABI, which ends with an answer.
 fn answers(numbers: impl Iterator<Item = u32>) -> Vec<libc::sock_filter> {
-    let mut part: Vec<_> = numbers.flat_map(|number| [unless(number), step(RETURN, REFUSE)]).collect();
+    let mut part: Vec<_> = numbers.flat_map(|number| [if_equal(number, 0, 1), step(RETURN, REFUSE)]).collect();
     part.push(step(RETURN, libc::SECCOMP_RET_ALLOW));
     part
 }
@@ -97,22 +79,13 @@ fn filter() -> Vec<libc::sock_filter> {
     // Both parts are shorter than the 255 instructions that a jump can skip.
     let skip = |part: &[libc::sock_filter]| part.len() as u8;
     let mut filter = vec![step(LOAD, ARCHITECTURE)];
-    filter.push(libc::sock_filter { code: JUMP_EQUAL, jt: 0, jf: skip(&of_64), k: X86_64 });
+    filter.push(if_equal(X86_64, 0, skip(&of_64)));
     filter.extend(of_64);
-    filter.push(libc::sock_filter { code: JUMP_EQUAL, jt: 0, jf: skip(&of_32), k: I386 });
+    filter.push(if_equal(I386, 0, skip(&of_32)));
     filter.extend(of_32);
     // This kernel has no other ABI.
     filter.push(step(RETURN, REFUSE));
     filter
-}
-
-fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
-    let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
-    // The C type has a mutable pointer; the kernel only reads through it.
-    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: `program` names `len` instructions that live across the call, and the kernel copies them.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Puts this process and all that it starts into a domain and under a filter. Set-user-id programs keep working.
@@ -124,7 +97,7 @@ pub(crate) fn confine() -> Result<(), JailError> {
         .and_then(Ruleset::create)
         .and_then(|ruleset| ruleset.no_new_privs(false).restrict_self())
         .map_err(JailError::Landlock)?;
-    install(&filter()).map_err(JailError::system("install a seccomp filter"))
+    add_filter(&filter()).map_err(JailError::system("install a seccomp filter"))
 }
 
 /// Takes from this process, at its next exec, the capabilities that are not in the list, for good.
@@ -145,6 +118,7 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_guest_common::seccomp::JUMP_EQUAL;
     use proptest::prelude::*;
 
     use super::*;

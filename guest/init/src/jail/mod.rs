@@ -49,7 +49,7 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use sys::{clone_tree, set_attributes};
+pub(crate) use sys::set_attributes;
 
 use std::{
     io::{self, PipeWriter},

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bulkhead_guest_common::mount as mounts;
 use bulkhead_protocol::{ENGINE_SOCKET, PORTS_SOCKET, RUNTIME_SOCKET, RUNTIME_TREES};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -78,7 +79,7 @@ fn failed<E: Into<io::Error>>(action: &'static str, path: &str) -> impl FnOnce(E
 
 /// Copies a mount and adds attributes to the copy.
 fn copy(path: &str, recursive: bool, attributes: u64) -> Result<OwnedFd, JailError> {
-    let tree = sys::clone_tree(Path::new(path), recursive).map_err(failed("copy", path))?;
+    let tree = mounts::clone_tree_at(Path::new(path), recursive).map_err(failed("copy", path))?;
     if attributes != 0 {
         sys::set_attributes(&tree, attributes, 0).map_err(failed("restrict", path))?;
     }
@@ -86,7 +87,7 @@ fn copy(path: &str, recursive: bool, attributes: u64) -> Result<OwnedFd, JailErr
 }
 
 fn attach(tree: OwnedFd, path: &str) -> Result<(), JailError> {
-    sys::attach(tree, &inside(path)).map_err(failed("mount", path))
+    mounts::attach(tree, &inside(path)).map_err(failed("mount", path))
 }
 
 /// Makes the root and moves this process into it, in a mount namespace of its own.
@@ -126,7 +127,7 @@ fn mount_volumes() -> Result<(), JailError> {
     let path = inside(VOLUMES);
     // dockerd makes it with this mode.
     DirBuilder::new().recursive(true).mode(0o701).create(&path).map_err(failed("create", VOLUMES))?;
-    let tree = sys::clone_tree(&path, false).map_err(failed("copy", VOLUMES))?;
+    let tree = mounts::clone_tree_at(&path, false).map_err(failed("copy", VOLUMES))?;
     // No peer of the mount below it, in which every volume's mount would appear a second time. It becomes shared when it
     // gets its place on a shared mount.
     sys::set_attributes(&tree, libc::MOUNT_ATTR_NOSYMFOLLOW | NO_DEVICES, libc::MS_PRIVATE)
@@ -167,7 +168,7 @@ fn fill_run() -> Result<(), JailError> {
     file(ENGINE_SOCKET)?;
     // Mounted onto itself, it stays writable.
     file(LOCK)?;
-    let lock = sys::clone_tree(&inside(LOCK), false).map_err(failed("copy", LOCK))?;
+    let lock = mounts::clone_tree_at(&inside(LOCK), false).map_err(failed("copy", LOCK))?;
     attach(lock, LOCK)?;
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(None::<&str>, &inside("/run"), None::<&str>, flags, None::<&str>).map_err(failed("make read-only", "/run"))

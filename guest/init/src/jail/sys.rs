@@ -3,19 +3,14 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    path::Path,
 };
 
+use super::MAX_PACKET;
+use bulkhead_guest_common::mount;
 use nix::{
     cmsg_space,
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
-use rustix::{
-    fs::CWD,
-    mount::{MoveMountFlags, OpenTreeFlags},
-};
-
-use super::MAX_PACKET;
 
 /// Maximum of descriptors in a message.
 const MAX_DESCRIPTORS: usize = 4;
@@ -64,35 +59,10 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
     Ok(Packet { bytes, descriptors })
 }
 
-/// Returns a copy of the mount at `path`, attached nowhere; with `recursive`, of the mounts below as well.
-pub(crate) fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    Ok(rustix::mount::open_tree(CWD, path, flags)?)
-}
-
-/// Attaches a copy of a mount at `target`.
-pub(crate) fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
-    Ok(rustix::mount::move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
-}
-
 /// Sets attributes (`MOUNT_ATTR_*`) and the propagation of all mounts of a tree; 0 leaves the propagation.
 pub(crate) fn set_attributes(mount: impl AsFd, set: u64, propagation: u64) -> io::Result<()> {
-    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
-    // SAFETY: the path is a valid empty C string, `attr` lives across the call and its true size is passed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    mount::set_attributes(mount, attributes, true)
 }
 
 /// Moves this process, which has one thread, into a new mount namespace.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_guest_common::mount;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags},
@@ -91,18 +92,7 @@ impl Memory for ProcessMemory {
 /// Adds attributes (`MOUNT_ATTR_…`) to a mount.
 pub(super) fn add_mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path is a valid empty C string, the structure lives across the call and its true size is passed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    mount::set_attributes(mount, attributes, false)
 }
 
 /// Forks, into another cgroup if one is given, and returns the child's id; 0 in the child.
