@@ -108,8 +108,8 @@ impl Admitted {
                 }
                 with_length(&mut kept, &parts.method, Bytes::new())
             }
-            api::Body::Json(_) => {
-                let (bytes, requested) = self.judged(gate, body).await?;
+            api::Body::Json(shape) => {
+                let (bytes, requested) = self.judged(gate, shape, body).await?;
                 socket = requested;
                 with_length(&mut kept, &parts.method, bytes)
             }
@@ -121,9 +121,13 @@ impl Admitted {
     }
 
     /// Reads a body, and returns the one to pass on.
-    async fn judged(&self, gate: &Gate, body: Incoming) -> Result<(Bytes, Option<SocketRequest>), ProxyError> {
+    async fn judged(
+        &self,
+        gate: &Gate,
+        shape: &'static api::Shape,
+        body: Incoming,
+    ) -> Result<(Bytes, Option<SocketRequest>), ProxyError> {
         let bytes = read_body(body).await?;
-        let api::Body::Json(shape) = self.route.body else { return Ok((bytes, None)) };
         if bytes.iter().all(u8::is_ascii_whitespace) {
             // An empty body names nothing. dockerd's error about it is clearer than one about JSON.
             return Ok((bytes, None));

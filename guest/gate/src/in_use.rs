@@ -59,7 +59,7 @@ fn volumes(container: &Value) -> BTreeSet<&str> {
     mounts.iter().filter_map(|mount| mount["Name"].as_str()).filter(|name| !name.is_empty()).collect()
 }
 
-/// Asks for a volume; `None` if there is no such volume.
+/// Asks for a volume; `None` if the engine has none of this name.
 async fn volume(dockerd: &Dockerd, path: &str) -> Result<Option<Value>, ProxyError> {
     match dockerd.get(path).await {
         Ok(description) => Ok(Some(description)),

@@ -78,7 +78,7 @@ pub(crate) struct ExecRequest {
     pub(crate) process: Option<PathBuf>,
     /// The options for crun except `--process`.
     pub(crate) options: Vec<OsString>,
-    /// The command, where there is no such file.
+    /// The command and its arguments; used without `--process`.
     pub(crate) command: Vec<OsString>,
 }
 

@@ -121,7 +121,7 @@ fn receive_decision(judge: &Judge, deadline: Instant) -> io::Result<Decision> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut buffer = vec![0; MAX_REQUEST as usize];
-    // Nothing is read if the judge has ended, so there is no decision then.
+    // A judge that has ended leaves an empty message, which does not parse.
     let (length, _) = rustix::net::recv(&judge.socket, &mut buffer[..], RecvFlags::DONTWAIT)?;
     serde_json::from_slice(&buffer[..length]).map_err(Into::into)
 }

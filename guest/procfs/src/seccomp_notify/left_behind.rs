@@ -5,9 +5,9 @@
 //! system, or into memory that is mapped from it, ends only with the container's server. It is left behind then, and
 //! counted: a container must not collect processes of the VM.
 //!
-//! What counts is a process group, that of a judge or of a worker with the child that it has forked into the container.
-//! The child is the one that gets stuck. It stays a child of this service when the worker is killed, because the
-//! service is the reaper of its descendants.
+//! Process groups are counted: a judge, or a worker with the child that it has forked into the container. The child is
+//! the one that gets stuck. It stays a child of this service when the worker is killed, because the service is the reaper
+//! of its descendants.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

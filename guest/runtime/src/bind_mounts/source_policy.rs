@@ -6,6 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest_common::mountinfo::Mount;
+use bulkhead_policy::sources;
 
 /// The places from which binds may come; all else belongs to the VM.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ impl Default for SourcePolicy {
     fn default() -> Self {
         Self {
             data_root: "/var/lib/docker".into(),
-            shares: vec!["/host_mnt".into(), "/run/bulkhead/shares".into()],
+            shares: sources::SHARES.map(PathBuf::from).to_vec(),
             init: [
                 "/usr/bin/docker-init",
                 "/usr/libexec/docker/docker-init",

@@ -33,7 +33,7 @@ fn a_containers_user_namespace_belongs_to_its_first_id() {
 #[ignore = "needs root and the guest's user land; scripts/test bundles"]
 fn a_container_that_takes_all_message_queues_leaves_another_its_own() {
     GuestRoot::with(|root| {
-        // A new file there is a queue with the default size. The line comes when there are no more.
+        // Each new file there is a queue of the default size. The line comes when the limit is reached.
         let hog = format!("i=0; while touch /dev/mqueue/$i 2>/dev/null; do i=$((i+1)); done; test $i -gt 1 && {STAY}");
         root.bundle("hog", &["sh", "-c", &hog]);
         root.start(RUNTIME, "hog");

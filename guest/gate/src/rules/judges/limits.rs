@@ -1,14 +1,18 @@
 //! Settings that would give a container more than its share of the VM.
 
-use bulkhead_policy::containers;
+use bulkhead_policy::{containers, sources};
 
 use crate::rules::Refusal;
 
 /// Judges the cgroup above a container's own. crun follows `..` out of the cgroup file system, takes a relative path from
 /// a cgroup of the VM, and anything beside `/docker` would be beside the VM's services, outside of the containers' limits.
 pub(super) fn cgroup_parent(parent: &str) -> Result<(), Refusal> {
-    let is_allowed = parent.is_empty() || parent == containers::CGROUP || containers::check_cgroup(parent).is_ok();
-    if is_allowed && !parent.contains('\\') { Ok(()) } else { Err(Refusal::CgroupParent(parent.to_owned())) }
+    let is_below = || sources::is_clean(parent) && containers::check_cgroup(parent).is_ok();
+    if parent.is_empty() || parent == containers::CGROUP || is_below() {
+        Ok(())
+    } else {
+        Err(Refusal::CgroupParent(parent.to_owned()))
+    }
 }
 
 /// Judges the name of a limit, as the API has it: without `RLIMIT_` and in lower case.

@@ -13,7 +13,7 @@ use crate::rules::Refusal;
 /// is opaque as for other containers.
 fn container(spec: &Value) -> Result<(), Refusal> {
     let image = text(spec, "Image")?;
-    // Images of a service are resolved later, by swarm: there is no creation at which one could be allowed the socket.
+    // Swarm resolves the images of a service later, so no creation comes at which one could be allowed the socket.
     if mounts::judge(spec, image)? {
         return Err(Refusal::socket(image));
     }
