@@ -13,11 +13,10 @@ use std::{
 
 use bulkhead_guest_common::{
     namespace::Identity,
-    process::Process,
     registry::{Container, Registry},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
-use support::procfs::Service;
+use support::procfs::{Service, container};
 
 /// First id of all containers' ranges; only a test gives two containers the same one.
 const START: u32 = 100_000;
@@ -50,16 +49,8 @@ impl Place {
             fs::write(file(map), format!("0 {START} 65536")).unwrap();
         }
         let state = self.dir.path().join("procfs");
-        let container = Container {
-            slot: 0,
-            id: id.to_owned(),
-            state_root: "/nowhere".into(),
-            owner: START,
-            user_namespace: Identity::of(File::open(file("ns/user")).unwrap()).unwrap(),
-            cgroup: None,
-            read_only,
-            creator: Process::find(std::process::id()).unwrap(),
-        };
+        let user_namespace = Identity::of(File::open(file("ns/user")).unwrap()).unwrap();
+        let container = Container { owner: START, user_namespace, read_only, ..container(id) };
         let slot = Registry::open(&state).unwrap().enter(container).unwrap();
         Contained { process, files: state.join("fs").join(slot.to_string()) }
     }

@@ -10,12 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_guest_common::{
-    namespace::Identity,
-    process::Process,
-    registry::{Container, Registry},
-};
-use support::procfs::Service;
+use bulkhead_guest_common::registry::Registry;
+use support::procfs::{Service, container};
 
 /// Maximum time of a read while the service is killed every 50 ms. init's timeout is not part of it.
 const BOUND: Duration = Duration::from_secs(5);
@@ -38,18 +34,7 @@ impl Init {
 
     /// Enters a container that lives as long as this process.
     fn enter(&self, id: &str) -> PathBuf {
-        let creator = Process::find(std::process::id()).unwrap();
-        let container = Container {
-            slot: 0,
-            id: id.to_owned(),
-            state_root: "/nowhere".into(),
-            owner: 0,
-            user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
-            cgroup: None,
-            read_only: false,
-            creator,
-        };
-        let slot = Registry::open(&self.state()).unwrap().enter(container).unwrap();
+        let slot = Registry::open(&self.state()).unwrap().enter(container(id)).unwrap();
         self.state().join("fs").join(slot.to_string())
     }
 

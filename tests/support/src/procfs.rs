@@ -1,7 +1,7 @@
 //! The service as init runs it: makes the mount, listens, holds the descriptors, and starts processes on them.
 
 use std::{
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
@@ -11,7 +11,11 @@ use std::{
     process::{Child, Command},
 };
 
-use bulkhead_guest_common::registry::Registry;
+use bulkhead_guest_common::{
+    namespace::Identity,
+    process::Process,
+    registry::{Container, Registry},
+};
 use bulkhead_procfs::{mount, seccomp_notify::KEPT_LISTENERS};
 
 /// Mount point of fusectl.
@@ -87,6 +91,20 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.abort();
         self.kill();
+    }
+}
+
+/// A container that lives as long as this process, in its user namespace.
+pub fn container(id: &str) -> Container {
+    Container {
+        slot: 0,
+        id: id.to_owned(),
+        state_root: "/nowhere".into(),
+        owner: 0,
+        user_namespace: Identity::of(File::open("/proc/self/ns/user").unwrap()).unwrap(),
+        cgroup: None,
+        read_only: false,
+        creator: Process::find(std::process::id()).unwrap(),
     }
 }
 

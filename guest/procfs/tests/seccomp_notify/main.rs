@@ -21,13 +21,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_guest_common::{
-    namespace::Identity,
-    process::Process,
-    registry::{Container, Registry},
-};
+use bulkhead_guest_common::registry::Registry;
 use bulkhead_procfs::seccomp_notify::KEPT_PREFIX;
-use support::procfs::Service;
+use support::procfs::{Service, container};
 
 /// The scenario that the contained process plays; without it, it does nothing.
 const SCENARIO: &str = "PROCFS_TEST_SCENARIO";
@@ -89,17 +85,7 @@ impl Init {
 
 /// Enters a container that lives as long as this process, and returns its number.
 fn enter(state: &Path, id: &str) -> u64 {
-    let container = Container {
-        slot: 0,
-        id: id.to_owned(),
-        state_root: "/nowhere".into(),
-        owner: 0,
-        user_namespace: Identity::of(fs::File::open("/proc/self/ns/user").unwrap()).unwrap(),
-        cgroup: None,
-        read_only: false,
-        creator: Process::find(std::process::id()).unwrap(),
-    };
-    Registry::open(state).unwrap().enter(container).unwrap()
+    Registry::open(state).unwrap().enter(container(id)).unwrap()
 }
 
 fn set_mode(path: &Path, mode: u32) {
