@@ -86,7 +86,7 @@ fn requests_to_the_engine_reach_nothing_of_the_vm() {
         engine.remove_containers();
     }
     table.print();
-    table.judge_requests();
+    table.judge_requests(api::all());
 }
 
 fn make_image(engine: &Engine) {

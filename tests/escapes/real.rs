@@ -100,42 +100,6 @@ pub const ATTEMPTS: &[(&str, Real)] = &[
     ("link under docker cp", PATCHED),
 ];
 
-/// Every request of `api`.
-pub const REQUESTS: &[(&str, Real)] = &[
-    ("docker cp out of a VM path", Real::Default),
-    ("docker cp into a VM path", Real::Default),
-    ("docker cp through /proc/1/root", Real::Default),
-    ("docker cp into a container's record", Real::Default),
-    ("a service with a VM path", Real::Default),
-    ("a volume of type overlay", Real::Default),
-    ("a volume of a relative layer", Real::Default),
-    ("a volume of an escaped layer", Real::Default),
-    ("an anonymous volume of type overlay", Real::Default),
-    ("a volume of type proc", Real::Default),
-    ("a volume of type sysfs", Real::Default),
-    ("a container's file as a file system", Real::Never("the VM's kernel takes no file as a file system")),
-    ("a volume of the data disk", Real::Default),
-    ("a container as volume driver", Real::Default),
-    ("a container as network driver", Real::Default),
-    ("checkpoints list a VM directory", Real::Never("the gate passes no request about checkpoints")),
-    ("checkpoints remove a VM directory", Real::Never("the gate passes no request about checkpoints")),
-    ("a device by CDI", Real::Never("needs a daemon option and a specification in the VM")),
-    ("--cgroup-parent beside the services", Real::Default),
-    ("--cgroup-parent out of the cgroups", Real::Never("runc refuses such a path itself")),
-    ("--ulimit rtprio", Real::Default),
-    ("--oom-score-adj below the engine's", Real::Default),
-    ("a log driver at init's socket", Real::Default),
-    ("macvlan on the VM's card", Real::Default),
-    ("ipvlan on the VM's card", Real::Default),
-    ("a bridge over the VM's network", Real::Default),
-    ("a container in another's shim", Real::Default),
-    ("message queues of all containers", Real::Default),
-    ("inotify of all containers", Real::Default),
-    ("timers of all containers", Real::Default),
-    ("namespaces of all containers", Real::Default),
-    ("terminals of all containers", Real::Default),
-];
-
 /// Attempts that are open with isolation on, with the reason: they lead nowhere, or are not closed yet.
 pub const KNOWN_OPEN: &[(&str, &str)] =
     &[("vsock socketcall, 32-bit", "the socket can be made and reaches neither the host nor the engine's port")];
