@@ -6,6 +6,7 @@
 #   variant         mmdebstrap's variant: what comes besides those packages
 #   paths.list      dpkg path filters, one a line: `-/usr/share/man/*` leaves out, `+/usr/share/x` keeps
 #   customise       optional: run at the end with the root file system's folder as its argument
+#   patches/        optional: patches that customise applies
 
 DEBIAN_SUITE=trixie
 DEBIAN_MIRROR=${BULKHEAD_DEBIAN_MIRROR:-http://deb.debian.org/debian}
@@ -20,14 +21,15 @@ list() { grep -vE '^[[:space:]]*(#|$)' "$1"; }
 
 # debian_key RECIPE: the digest of all that a recipe says, and of the versions of the engine's packages that it installs.
 debian_key() {
-    local package known='' versions=()
+    local package known='' versions=() patches
     for package in $ENGINE_PACKAGES; do
         list "$1/packages.list" | grep -qx "$package" || continue
         known=${known:-$(engine_versions)}
         versions+=("$(grep "^$package " <<<"$known")")
     done
-    digest "$DEBIAN_SUITE" "$1"/packages.list "$1"/variant "$1"/paths.list "$1"/customise \
-        "$BULKHEAD_REPO/scripts/lib/debian.sh" "${versions[@]}"
+    mapfile -t patches < <(find "$1" -path "$1/patches/*" -type f | sort)
+    digest "$DEBIAN_SUITE" "$1"/packages.list "$1"/variant "$1"/paths.list "$1"/customise "${patches[@]}" \
+        "$(declare -f debian_build)" "${versions[@]}"
 }
 
 # engine_versions: prints the versions of ENGINE_PACKAGES that the archive offers, a package and its versions a line.
