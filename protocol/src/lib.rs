@@ -28,6 +28,7 @@
 //! Programs of the guest use [`PORTS_SOCKET`] (port processes and init), [`GRANTS_SOCKET`] (runtime and gate),
 //! [`RUNTIME_SOCKET`] (runtime and init), and the environment variables below (init to the gate). They are part of one image, so they need no version.
 
+pub mod daemon_options;
 pub mod gate;
 mod line;
 mod message;

@@ -8,43 +8,13 @@
 
 use std::path::Path;
 
-use bulkhead_protocol::SocketExceptions;
+use bulkhead_protocol::{SocketExceptions, daemon_options::daemon_option};
 
 use super::{api::StartOptions, network::NetworkPlan};
 use crate::{
     root_owned::{self, NotRoots},
     settings::{Proxy, ProxyEnvironment, Settings},
 };
-
-/// Options of dockerd that have no say about registries and the way to them; all others do, or may.
-const HARMLESS: [&str; 26] = [
-    "bip",
-    "builder",
-    "debug",
-    "default-address-pools",
-    "default-network-opts",
-    "default-shm-size",
-    "default-ulimits",
-    "dns",
-    "dns-opts",
-    "dns-search",
-    "fixed-cidr",
-    "fixed-cidr-v6",
-    "ip",
-    "ip6tables",
-    "ipv6",
-    "labels",
-    "live-restore",
-    "log-driver",
-    "log-level",
-    "log-opts",
-    "max-concurrent-downloads",
-    "max-concurrent-uploads",
-    "max-download-attempts",
-    "mtu",
-    "node-generic-resources",
-    "shutdown-timeout",
-];
 
 /// The reason why names do not count.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +89,11 @@ fn is_name(image: &str) -> bool {
 /// The first option of dockerd that the user has set and that may concern registries.
 fn users_option(settings: &Settings) -> Option<String> {
     let options = if settings.daemon_options_win() { return None } else { settings.daemon_options() };
-    options.into_iter().map(|(key, _)| key).find(|key| !HARMLESS.contains(&key.as_str()))
+    // An option that is not in the table is left out by init. It may still be one that a later table has.
+    options
+        .into_iter()
+        .map(|(key, _)| key)
+        .find(|key| daemon_option(key).is_none_or(|option| option.concerns_registries))
 }
 
 fn has_users_proxy(settings: &Settings, environment: &ProxyEnvironment) -> bool {
@@ -177,7 +151,10 @@ mod tests {
         const NO_PROXY: &str = r#"{"proxyHttpMode": "manual"}"#;
         const MIRROR: &str = r#"{"dockerDaemonOptions": "{\"registry-mirrors\": [\"https://mine\"]}"}"#;
         const PROXIES: &str = r#"{"dockerDaemonOptions": "{\"proxies\": {\"https-proxy\": \"http://mine:1\"}}"}"#;
-        const DEBUG: &str = r#"{"dockerDaemonOptions": "{\"debug\": true, \"ip\": \"10.0.0.1\"}"}"#;
+        const DEBUG: &str =
+            r#"{"dockerDaemonOptions": "{\"debug\": true, \"ip\": \"10.0.0.1\", \"log-format\": \"json\"}"}"#;
+        const LEFT_OUT: &str = r#"{"dockerDaemonOptions": "{\"live-restore\": true, \"hosts\": []}"}"#;
+        const UNKNOWN: &str = r#"{"dockerDaemonOptions": "{\"Registry-Mirrors\": [\"https://mine\"]}"}"#;
         let environment = Some("http://environment:1");
         let theirs = |mode| format!(r#", "proxy": {{"locked": true, "mode": "{mode}", "https": "http://theirs:1"}}"#);
         let containers = |locked| {
@@ -203,6 +180,8 @@ mod tests {
             (PROXIES, &theirs("manual"), None, None),
             (MIRROR, &theirs("manual"), None, Some(lock)),
             (DEBUG, "", None, None),
+            (LEFT_OUT, "", None, None),
+            (UNKNOWN, "", None, Some(lock)),
             (MIRROR, &options("{}"), None, None),
             (MIRROR, &options("{}"), environment, Some(mode)),
             (PROXIES, &options(r#"{"proxies": {"https-proxy": "http://theirs:2"}}"#), environment, None),

@@ -2,7 +2,7 @@
 //!
 //! The user's options for dockerd (`daemon_options`) are passed on as far as [`bulkhead_policy::daemon`] takes them.
 
-use bulkhead_policy::daemon::{OptionError, Taken, take};
+use bulkhead_policy::daemon::{DEFAULT_LOG_DRIVER, OptionError, Taken, take};
 use bulkhead_protocol::Configuration;
 use serde_json::{Map, Value, json};
 
@@ -18,7 +18,7 @@ const PROXY_PATH: &str = "/usr/sbin/bulkhead-port-proxy";
 /// Returns Bulkhead's defaults, which the user's options replace.
 fn defaults() -> [(&'static str, Value); 3] {
     [
-        ("log-driver", json!("json-file")),
+        ("log-driver", json!(DEFAULT_LOG_DRIVER)),
         ("log-opts", json!({"max-size": "10m", "max-file": "3"})),
         ("shutdown-timeout", json!(60)),
     ]
