@@ -91,7 +91,8 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let mounts: Vec<_> = mountinfo::parse(&mounts).collect();
     let requester = Requester { containers: &userns.containers, is_build };
     let context = VerifyContext { policy: &policy, mounts: &mounts, requester, bundle: &bundle };
-    let verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
+    let mut verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
+    bind_mounts::separate_engine_files(&mut verified, &staging, userns.fd.as_fd(), userns.first_id)?;
 
     let root = rootfs::prepare(&staging, &engine_root, &mounts, userns.fd.as_fd(), userns.first_id)?;
     if let Some(device) = root.overlay {

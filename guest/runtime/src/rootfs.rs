@@ -68,7 +68,7 @@ pub(crate) enum RootfsError {
     ReadOnly(PathBuf),
 }
 
-fn failed<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(E) -> RootfsError {
+pub(crate) fn failed<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(E) -> RootfsError {
     let path = path.to_owned();
     move |source| RootfsError::Io { what, path, source: source.into() }
 }
@@ -135,10 +135,10 @@ fn resolve(layers: Layers, point: &Path) -> Result<Layers, RootfsError> {
 
 /// The layers as paths below id-mapped mounts in the staging area.
 #[derive(Debug)]
-struct MappedLayers {
-    lower: Vec<PathBuf>,
+pub(crate) struct MappedLayers {
+    pub(crate) lower: Vec<PathBuf>,
     /// The writable layer and its work directory.
-    upper: Option<(PathBuf, PathBuf)>,
+    pub(crate) upper: Option<(PathBuf, PathBuf)>,
 }
 
 fn mount_layers(
@@ -159,16 +159,9 @@ fn mount_layers(
         Some(base) => map_together(&area, &base, layers, work.as_deref(), userns)?,
         None => map_each(&area, layers, work.as_deref(), userns)?,
     };
-    // overlayfs keeps the credentials of its mounter for all its own work on the layers. They must be ids that the
-    // layers' id map knows: as the VM's uid 0 it could not create its work directory, and would come up read-only.
-    let overlay = sys::with_filesystem_id(first_id, || mount_overlay(&mapped))
-        .map_err(failed("take the ids of the container's root for", &area))??;
+    let overlay = mount_overlay(&mapped, first_id)?;
     // The overlay has private clones of the layers' mounts, so these have served.
     StagingArea::detach(&area).map_err(failed("detach", &area))?;
-    let flags = rustix::fs::fstatvfs(&overlay).map_err(failed("stat", &area))?.f_flag;
-    if let (Some(upper), true) = (&layers.upper, flags.contains(StatVfsMountFlags::RDONLY)) {
-        return Err(RootfsError::ReadOnly(upper.clone()));
-    }
     Ok(overlay)
 }
 
@@ -194,7 +187,7 @@ fn common_parent(layers: &Layers, work: Option<&Path>) -> Option<PathBuf> {
 }
 
 /// Id-maps a clone of the mount at `path` and attaches it at `target`.
-fn map_one(target: &Path, path: &Path, userns: BorrowedFd<'_>) -> Result<(), RootfsError> {
+pub(crate) fn map_one(target: &Path, path: &Path, userns: BorrowedFd<'_>) -> Result<(), RootfsError> {
     let fd = mount_fd::open_path(path).map_err(failed("open layer", path))?;
     let tree = mount_fd::clone_tree(&fd, false).map_err(failed("clone layer", path))?;
     sys::idmap_mount(tree.as_fd(), userns, false).map_err(failed("id-map layer", path))?;
@@ -249,7 +242,21 @@ fn map_each(
     Ok(MappedLayers { lower, upper })
 }
 
-fn mount_overlay(layers: &MappedLayers) -> Result<OwnedFd, RootfsError> {
+/// Mounts an overlay of the layers, attached nowhere yet, in the name of the container's root.
+pub(crate) fn mount_overlay(layers: &MappedLayers, first_id: u32) -> Result<OwnedFd, RootfsError> {
+    // overlayfs keeps the credentials of its mounter for all its own work on the layers. They must be ids that the
+    // layers' id map knows: as the VM's uid 0 it could not create its work directory, and would come up read-only.
+    let area = Path::new("the overlay");
+    let take = failed("take the ids of the container's root for", area);
+    let overlay = sys::with_filesystem_id(first_id, || mount_as_caller(layers)).map_err(take)??;
+    let flags = rustix::fs::fstatvfs(&overlay).map_err(failed("stat", area))?.f_flag;
+    match &layers.upper {
+        Some((upper, _)) if flags.contains(StatVfsMountFlags::RDONLY) => Err(RootfsError::ReadOnly(upper.clone())),
+        _ => Ok(overlay),
+    }
+}
+
+fn mount_as_caller(layers: &MappedLayers) -> Result<OwnedFd, RootfsError> {
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|e| RootfsError::Overlay { message: String::new(), source: e.into() })?;
     configure(&context, layers)

@@ -4,6 +4,7 @@
 //!
 //! - [`verify`] opens the source and decides by what was opened, not by its name;
 //! - [`source_policy`] holds the rules: which places of the VM may be a source at all;
+//! - [`engine_files`] keeps what a container writes into its `/etc/hosts` away from the engine;
 //! - [`engine_socket`] replaces the engine's socket with one of the container's own, if the gate grants it;
 //! - [`container_root`] finds the mount point in the container's root, whose links are an image's and may be hostile;
 //! - [`VerifiedBind::mount`] mounts it there, or prepares it for crun where crun mounts the file system below it.
@@ -12,6 +13,7 @@
 
 pub(crate) mod container_root;
 mod destination;
+mod engine_files;
 mod engine_socket;
 pub(crate) mod source_policy;
 
@@ -23,6 +25,7 @@ use std::{
 
 use bulkhead_guest_common::mountinfo::Mount;
 use container_root::ContainerRoot;
+pub(crate) use engine_files::separate as separate_engine_files;
 use source_policy::{OpenedSource, Requester, SourcePolicy};
 
 use crate::{
@@ -50,8 +53,20 @@ pub(crate) struct VerifiedBind<'a> {
     source: OwnedFd,
     /// There are mounts below the source, all of them allowed, and they are bound as well.
     recursive: bool,
-    /// The container sees the owners as nobody where the file system does not support id maps, instead of a refusal.
-    may_be_unmapped: bool,
+    id_map: IdMap,
+    /// The engine goes on reading and writing the file, whatever the container makes of it.
+    is_engine_file: bool,
+}
+
+/// The way by which a source's files get the container's ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IdMap {
+    /// The mount is id-mapped, or refused.
+    Required,
+    /// The container sees the owners as nobody where the file system does not support id maps.
+    IfSupported,
+    /// The source shows the container's ids already.
+    Present,
 }
 
 /// Opens and verifies all sources, so that a refusal comes before anything is mounted.
@@ -70,7 +85,7 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     // A build step has no container in the engine, so no grant: it falls through to the policy, which refuses the path.
     if engine_socket::is_engine_socket(&path) && !context.requester.is_build {
         let source = engine_socket::open_granted(context.requester.containers.last())?;
-        return Ok(VerifiedBind { bind, source, recursive: false, may_be_unmapped: false });
+        return Ok(VerifiedBind { bind, source, recursive: false, id_map: IdMap::Required, is_engine_file: false });
     }
     // A mount that reached this namespace after the table was read is not in it, and is refused.
     let mount = mount_of(&source, context.mounts).ok_or_else(restricted)?;
@@ -90,8 +105,11 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     // init program is the guest image's, for every user to execute.
     let is_overlay = |mount: &Mount<'_>| mount.fs_type == b"overlay";
     let may_be_unmapped = is_overlay(mount) || below.iter().copied().any(is_overlay) || context.policy.is_init(&path);
+    let id_map = if may_be_unmapped { IdMap::IfSupported } else { IdMap::Required };
     // Without mounts below the copy has the top alone, so that none gets in which appears after the table was read.
-    Ok(VerifiedBind { bind, source, recursive: !below.is_empty(), may_be_unmapped })
+    let recursive = !below.is_empty();
+    let is_engine_file = context.policy.is_engine_file(OpenedSource { path: &path, mount }, data_root);
+    Ok(VerifiedBind { bind, source, recursive, id_map, is_engine_file })
 }
 
 /// The mounts in the tree of `top` that are at or below `path`, directly and on each other.
@@ -163,12 +181,14 @@ impl VerifiedBind<'_> {
     /// A detached copy of the source's mount with the container's ids and the bind's restrictions.
     fn mapped_tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let tree = mount_fd::clone_tree(&self.source, self.recursive)?;
-        let mapped = sys::idmap_mount(tree.as_fd(), userns, self.recursive);
-        match mapped {
-            Err(error) if !self.may_be_unmapped => return Err(error),
+        let map = |recursive| sys::idmap_mount(tree.as_fd(), userns, recursive);
+        match self.id_map {
+            IdMap::Present => {}
+            IdMap::Required => map(self.recursive)?,
             // If a file system below the top has no id maps, the kernel maps nothing, so the top is mapped alone.
-            Err(_) if self.recursive => drop(sys::idmap_mount(tree.as_fd(), userns, false)),
-            _ => {}
+            IdMap::IfSupported => {
+                let _ = map(self.recursive).or_else(|error| if self.recursive { map(false) } else { Err(error) });
+            }
         }
         // The restrictions must be in force on every mount of the tree, or the bind fails.
         sys::restrict_mount(tree.as_fd(), self.bind.restrictions, self.recursive)?;

@@ -8,6 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use bulkhead_guest_common::mountinfo::Mount;
 use bulkhead_policy::sources;
 
+/// The files in a container's directory that the engine binds into the container and goes on reading and writing itself.
+const ENGINE_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
 /// The places from which binds may come; all else belongs to the VM.
 #[derive(Clone, Debug)]
 pub(crate) struct SourcePolicy {
@@ -82,13 +85,7 @@ impl SourcePolicy {
             return true;
         }
         if source.mount.device == data_root.mount.device {
-            // One file system can show a directory at many paths. dockerd binds `volume-subpath`s through a path in /tmp,
-            // and a volume with driver options can show all of the data disk as its `_data`. The position below the data
-            // directory decides, whatever path was opened.
-            return source
-                .path_in_fs()
-                .strip_prefix(data_root.path_in_fs())
-                .is_ok_and(|rest| self.allows_path(&self.data_root.join(rest), requester));
+            return self.position(source, data_root).is_some_and(|path| self.allows_path(&path, requester));
         }
         if !self.allows_type(source, requester) {
             return false;
@@ -101,6 +98,25 @@ impl SourcePolicy {
                 && !self.is_for_containers(&other.point(), requester)
         });
         self.allows_path(source.path, requester) && !is_used_by_vm
+    }
+
+    /// True for a container's `hosts`, `hostname` or `resolv.conf` in the engine's data directory.
+    pub(crate) fn is_engine_file(&self, source: OpenedSource<'_>, data_root: OpenedSource<'_>) -> bool {
+        let path = self.position(source, data_root).unwrap_or_else(|| source.path.to_owned());
+        let Ok(rest) = path.strip_prefix(self.data_root.join("containers")) else { return false };
+        let mut names = rest.components().skip(1).map(Component::as_os_str);
+        names.next().is_some_and(|name| ENGINE_FILES.iter().any(|file| name == *file)) && names.next().is_none()
+    }
+
+    /// The place of a source that is on the data directory's file system, as a path below that directory.
+    ///
+    /// One file system can show a directory at many paths. dockerd binds `volume-subpath`s through a path in /tmp, and a
+    /// volume with driver options can show all of the data disk as its `_data`. The position below the data directory
+    /// decides, whatever path was opened.
+    fn position(&self, source: OpenedSource<'_>, data_root: OpenedSource<'_>) -> Option<PathBuf> {
+        let path = source.path_in_fs();
+        let rest = path.strip_prefix(data_root.path_in_fs()).ok()?;
+        (source.mount.device == data_root.mount.device).then(|| self.data_root.join(rest))
     }
 
     /// True for the engine's init program.
@@ -151,8 +167,13 @@ impl SourcePolicy {
             // A volume's contents, but not its directory: beside `_data` dockerd keeps the volume's options.
             Some(["volumes", _, "_data", ..]) => true,
             // Single files, since config.v2.json and hostconfig.json beside them decide about the next start.
-            Some(["containers", id, "hosts" | "hostname" | "resolv.conf"] | ["containers", id, "mounts", _, ..]) => {
-                requester.containers.iter().any(|container| container == id)
+            Some(["containers", id, rest @ ..]) => {
+                let is_listed = match rest {
+                    [file] => ENGINE_FILES.contains(file),
+                    [mounts, _, ..] => *mounts == "mounts",
+                    [] => false,
+                };
+                is_listed && requester.containers.iter().any(|container| container == id)
             }
             // BuildKit's files of the step, the layers and cache mounts that it works on, and its temporary mounts.
             Some(["buildkit" | "overlay2" | "tmp", _, ..]) => requester.is_build,
@@ -212,6 +233,35 @@ mod tests {
             "/tmp/safepath",
         ] {
             assert!(allows(path, false), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_engines_own_files_of_a_container_are_known_under_any_path() {
+        // The last mount shows a container's directory at a place of another kind.
+        let text = format!("{TABLE}17 2 8:2 /containers/me /tmp/shown rw - ext4 b rw\n");
+        let table = mountinfo::parse(text.as_bytes()).collect::<Vec<_>>();
+        let source = |path: &'static str| {
+            let on = table.iter().filter(|mount| Path::new(path).starts_with(mount.point()));
+            let mount = on.max_by_key(|mount| mount.point().as_os_str().len()).unwrap();
+            OpenedSource { path: Path::new(path), mount }
+        };
+        let is_engine_file = |path| SourcePolicy::default().is_engine_file(source(path), source("/var/lib/docker"));
+        for path in
+            ["/var/lib/docker/containers/me/hosts", "/var/lib/docker/containers/x/resolv.conf", "/tmp/shown/hostname"]
+        {
+            assert!(is_engine_file(path), "{path}");
+        }
+        for path in [
+            "/var/lib/docker/containers/me",
+            "/var/lib/docker/containers/me/hosts2",
+            "/var/lib/docker/containers/me/hosts/x",
+            "/var/lib/docker/containers/me/mounts/hosts",
+            "/var/lib/docker/containers/hosts",
+            "/var/lib/docker/volumes/me/hosts",
+            "/etc/hosts",
+        ] {
+            assert!(!is_engine_file(path), "{path}");
         }
     }
 

@@ -245,6 +245,21 @@ impl GuestRoot {
         fs::read_to_string(self.bundles(name).join("log")).unwrap()
     }
 
+    /// Waits until a condition holds.
+    pub fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + TIMEOUT;
+        while !condition() {
+            assert!(Instant::now() < deadline, "waited for {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a started container's output is as wanted, and returns it.
+    pub fn output_until(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> String {
+        self.wait_for("a container's output", || is_wanted(&self.output(name)));
+        self.output(name)
+    }
+
     /// The first id of a started container's range, from the container's own output.
     pub fn range(&self, name: &str) -> u32 {
         let deadline = Instant::now() + TIMEOUT;

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binds;
+mod engine_files;
 mod guest_root;
 mod owners;
 mod procfs;
