@@ -27,6 +27,12 @@ const TABLE: &str = "run/sysbox-runc/ranges";
 /// The program that makes the attempts, in the image.
 pub const PROBE: &str = "/probe";
 
+/// init's program.
+pub const INIT: &str = "/usr/sbin/bulkhead-init";
+
+/// The test image, for an engine to load.
+pub const ALPINE: &str = "/alpine.tar";
+
 /// The procfs service's program.
 const PROGRAM: &str = "usr/sbin/bulkhead-procfs";
 
@@ -80,6 +86,8 @@ impl GuestRoot {
         unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &guest.lower());
         fs::copy(from("BULKHEAD_TEST_PROBE"), guest.lower().join(&PROBE[1..])).unwrap();
         fs::copy(from("BULKHEAD_TEST_PROCFS"), at(PROGRAM)).unwrap();
+        fs::copy(from("BULKHEAD_TEST_INIT"), at(&INIT[1..])).unwrap();
+        fs::copy(from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), at(&ALPINE[1..])).unwrap();
         guest.enter()
     }
 
@@ -94,6 +102,12 @@ impl GuestRoot {
         let root = PathBuf::from("/");
         let procfs = Some(ProcfsService::start(&root.join(PROGRAM)));
         Self { root, procfs }
+    }
+
+    /// Moves the calling thread, and what it starts, into an empty network namespace: an engine changes its network.
+    pub fn leave_network(&self) {
+        // SAFETY: the call takes no pointers; only this thread's view of the network changes.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     }
 
     /// The service of the containers' files of `/proc` and `/sys`.

@@ -2,14 +2,15 @@
 //! other, and the cost of isolation.
 //!
 //! `scripts/test bundles` runs it as root, with `BULKHEAD_TEST_USERLAND` naming the tar of the guest's user land,
-//! `BULKHEAD_TEST_IMAGES` the directory of `tests/images/build`, `BULKHEAD_TEST_PROCFS` the procfs service's program and
-//! `BULKHEAD_TEST_PROBE` the one that makes the attempts.
+//! `BULKHEAD_TEST_IMAGES` the directory of `tests/images/build`, `BULKHEAD_TEST_PROCFS` and `BULKHEAD_TEST_INIT` the
+//! programs of the procfs service and of init, and `BULKHEAD_TEST_PROBE` the one that makes the attempts.
 
 // A helper that cannot go on panics, as the test itself does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binds;
 mod engine_files;
+mod engine_jail;
 mod guest_root;
 mod owners;
 mod procfs;
