@@ -61,9 +61,12 @@ pub(crate) async fn admit(gate: &Gate, parts: &request::Parts, mut target: Targe
         query.judge(route.parameters, judge)?;
     }
     let refresh = FileRefresh::of(Isolation::On, &parts.method, &target.segments);
+    if route.joins_network {
+        in_use::network(gate, &found.name.join("/")).await?;
+    }
     let mut id = None;
     if let Some(container) = found.opened_container(&query) {
-        let judged = in_use::judge(&gate.upstream, &container, route.opens_files).await?;
+        let judged = in_use::judge(gate, &container, route.opens_files).await?;
         // From here on the container that was judged is meant, whatever its name is.
         target = name_container(found, target.clone(), &mut query, &judged);
         id = Some(judged);

@@ -38,6 +38,8 @@ pub(crate) enum ProxyError {
     AmbiguousContainer(String),
     #[error("could not check what the container mounts")]
     MountCheck(#[source] DockerdError),
+    #[error("could not check the network that the container joins")]
+    NetworkCheck(#[source] DockerdError),
     #[error("could not save the container's permission to use the Docker socket")]
     SaveGrant(#[source] std::io::Error),
 }
@@ -54,7 +56,9 @@ impl ProxyError {
             Self::Refused(_) => StatusCode::FORBIDDEN,
             Self::InspectionAborted(_) | Self::SaveGrant(_) => StatusCode::INTERNAL_SERVER_ERROR,
             // Both go away by themselves: dockerd or the registry is not there yet.
-            Self::Unreachable(_) | Self::SocketCheck(_) | Self::MountCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unreachable(_) | Self::SocketCheck(_) | Self::MountCheck(_) | Self::NetworkCheck(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Disconnected(_) | Self::InvalidResponse => StatusCode::BAD_GATEWAY,
         }
     }

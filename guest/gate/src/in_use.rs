@@ -2,9 +2,9 @@
 //!
 //! A container and its volumes were judged when they were created. That can have been before isolation was switched on,
 //! and a link that was harmless then can lead elsewhere now. `docker cp`, `export`, `commit` and `start` make dockerd
-//! open the mounts as the VM's root, so they are judged again.
+//! open the mounts as the VM's root, so they are judged again; and so are the networks that a container joins.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use hyper::StatusCode;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::{
     dockerd::{Dockerd, DockerdError, encode_segment},
     error::ProxyError,
+    gate::Gate,
     rules::{Refusal, api::OpensFiles, judges},
 };
 
@@ -23,8 +24,8 @@ const MAX_VOLUMES: usize = 64;
 ///
 /// The name of a container can change its meaning between this answer and the request. So the request has to go on with
 /// the ID, and one for a name that means no container yet ends here, with dockerd's own words.
-pub(crate) async fn judge(upstream: &Path, container: &str, opens_files: OpensFiles) -> Result<String, ProxyError> {
-    let dockerd = Dockerd::new(upstream);
+pub(crate) async fn judge(gate: &Gate, container: &str, opens_files: OpensFiles) -> Result<String, ProxyError> {
+    let dockerd = Dockerd::new(&gate.upstream);
     let path = format!("/containers/{}/json", encode_segment(container));
     let description: Value = dockerd.get(&path).await.map_err(|error| match error {
         DockerdError::Status(StatusCode::NOT_FOUND) => ProxyError::NoContainer(container.to_owned()),
@@ -48,9 +49,30 @@ pub(crate) async fn judge(upstream: &Path, container: &str, opens_files: OpensFi
     judges::in_use::mounts(&description, &volumes)?;
     if opens_files == OpensFiles::AtStart {
         judges::in_use::settings(&description)?;
+        for name in networks(&description) {
+            network(gate, name).await?;
+        }
     }
     let id = description["Id"].as_str().filter(|id| bulkhead_protocol::is_container_id(id));
     id.map(ToOwned::to_owned).ok_or(ProxyError::InvalidResponse)
+}
+
+/// Judges a network that a container joins.
+pub(crate) async fn network(gate: &Gate, name: &str) -> Result<(), ProxyError> {
+    let path = format!("/networks/{}", encode_segment(name));
+    match Dockerd::new(&gate.upstream).get(&path).await {
+        Ok(description) => Ok(judges::network::joined(&description, &gate.vm_network)?),
+        // The engine refuses it itself, in its own words. One that is made meanwhile is judged when it is made.
+        Err(DockerdError::Status(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST)) => Ok(()),
+        Err(DockerdError::Connect(error)) => Err(ProxyError::Unreachable(error)),
+        Err(error) => Err(ProxyError::NetworkCheck(error)),
+    }
+}
+
+/// Returns the names of the networks that a container joins at its start, without the engine's own.
+fn networks(container: &Value) -> impl Iterator<Item = &str> {
+    let networks = container["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+    networks.map(|(name, _)| name.as_str()).filter(|name| !judges::network::PREDEFINED.contains(name))
 }
 
 /// Returns the names of the volumes that a container mounts, each once.

@@ -244,6 +244,37 @@ async fn a_container_from_before_isolation_gives_no_files_of_the_vm() {
 }
 
 #[tokio::test]
+async fn a_network_from_before_isolation_is_judged_when_a_container_joins_it() {
+    let on = |network: &str| json!({"Id": id(), "Mounts": [], "HostConfig": {}, "NetworkSettings": {"Networks": {network: {}}}});
+    let fixture = Fixture::new(
+        Isolation::On,
+        json!({
+            "GET /containers/old/json": on("wire"), "GET /containers/new/json": on("plain"),
+            "GET /containers/usual/json": on("bridge"),
+            "GET /networks/wire": {"Name": "wire", "Driver": "macvlan", "Options": {"parent": "eth0"}},
+            "GET /networks/plain": {"Name": "plain", "Driver": "bridge", "Options": {}},
+            "GET /networks/none-such": {"status": 404},
+        }),
+    );
+    for (request, body) in
+        [("POST /containers/old/start", ""), ("POST /networks/wire/connect", r#"{"Container": "x"}"#)]
+    {
+        let (status, message) = fixture.send(request, "", body).await;
+        assert!(status == "403" && message.contains("eth0"), "{request}: {message}");
+    }
+    fixture.lines();
+    for request in ["POST /networks/plain/connect", "POST /networks/none-such/connect"] {
+        assert_eq!(fixture.send(request, "", r#"{"Container": "x"}"#).await.0, "200", "{request}");
+        assert_eq!(fixture.lines().last().unwrap(), request);
+    }
+    fixture.get("POST /containers/new/start").await;
+    let expected = ["GET /containers/new/json", "GET /networks/plain", &format!("POST /containers/{}/start", id())];
+    assert_eq!(fixture.lines(), expected);
+    fixture.get("POST /containers/usual/start").await;
+    assert_eq!(fixture.lines(), ["GET /containers/usual/json", &format!("POST /containers/{}/start", id())]);
+}
+
+#[tokio::test]
 async fn a_container_with_more_volumes_than_can_be_checked_is_refused() {
     let mounts: Vec<Value> = (0..65).map(|number| json!({"Type": "volume", "Name": format!("v{number}")})).collect();
     let fixture = Fixture::new(

@@ -86,6 +86,8 @@ pub struct Route {
     commands: RequestCommands,
     pub(crate) judge: Judge,
     pub(crate) opens_files: OpensFiles,
+    /// A container joins the network in the path.
+    pub(crate) joins_network: bool,
 }
 
 impl std::fmt::Debug for Route {

@@ -52,6 +52,32 @@ pub(super) fn endpoint(endpoint: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Networks that the engine makes itself, with names that no other network can have.
+pub(crate) const PREDEFINED: [&str; 3] = ["bridge", "host", "none"];
+
+/// Options that name a device of the VM.
+const DEVICES: [&str; 2] = ["parent", "com.docker.network.bridge.name"];
+
+/// Judges a network that a container joins, by `GET /networks/NAME`: it can be older than isolation, or than the VM's
+/// addresses. The description has what the engine added, so only the parts that lead to the VM's network count.
+pub(crate) fn joined(description: &Value, vm: &VmNetwork) -> Result<(), Refusal> {
+    if PREDEFINED.contains(&text(description, "Name")?) {
+        return Ok(());
+    }
+    drivers::network(text(description, "Driver")?)?;
+    for (key, value) in pairs(description, "Options")?.into_iter().filter(|(key, _)| DEVICES.contains(key)) {
+        networks::option(key, value, vm)?;
+    }
+    let pools = elements(&description["IPAM"], "Config")?;
+    for subnet in pools.iter().map(|pool| text(pool, "Subnet")) {
+        let subnet = subnet?;
+        if !subnet.is_empty() {
+            vm.subnet(subnet)?;
+        }
+    }
+    Ok(())
+}
+
 /// Judges the connection of a container to a network.
 pub(crate) fn connect(body: &mut Value) -> Result<(), Refusal> {
     endpoint(&body["EndpointConfig"])
@@ -110,6 +136,29 @@ mod tests {
             json!({"Options": {"com.docker.network.bridge.name": "../x"}}),
         ] {
             assert!(judged(body.clone()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_network_from_before_isolation_is_refused_if_it_leads_to_the_vms() {
+        let vm = VmNetwork::new(["192.168.65.3/24".parse().unwrap()]);
+        for description in [
+            json!({"Name": "bridge", "Driver": "bridge", "Options": {"com.docker.network.bridge.name": "docker0"}}),
+            json!({"Name": "app_default", "Driver": "bridge", "Options": null,
+                "IPAM": {"Config": [{"Subnet": "172.18.0.0/16", "Gateway": "172.18.0.1/16"}]}}),
+            json!({"Name": "o", "Driver": "overlay", "Options": {"com.docker.network.driver.overlay.vxlanid_list": "4097"}}),
+            json!({"Name": "none", "Driver": "null"}),
+        ] {
+            assert_eq!(joined(&description, &vm), Ok(()), "{description}");
+        }
+        for description in [
+            json!({"Name": "m", "Driver": "macvlan", "Options": {"parent": "eth0"}}),
+            json!({"Name": "b", "Driver": "bridge", "Options": {"com.docker.network.bridge.name": "eth0"}}),
+            json!({"Name": "s", "Driver": "bridge", "IPAM": {"Config": [{"Subnet": "192.168.0.0/16"}]}}),
+            json!({"Name": "p", "Driver": "../p"}),
+            json!({"Name": "x", "Driver": "bridge", "Options": {"parent": 1}}),
+        ] {
+            assert!(joined(&description, &vm).is_err(), "{description}");
         }
     }
 

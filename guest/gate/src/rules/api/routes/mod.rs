@@ -68,6 +68,7 @@ const fn route(method: &'static str, path: &'static str, commands: CommandUse) -
         commands: RequestCommands::One(commands),
         judge: Judge::None,
         opens_files: OpensFiles::No,
+        joins_network: false,
     }
 }
 
@@ -114,6 +115,10 @@ impl Route {
 
     const fn opens(self, opens_files: OpensFiles) -> Self {
         Self { opens_files, ..self }
+    }
+
+    const fn joins_network(self) -> Self {
+        Self { joins_network: true, ..self }
     }
 
     const fn commands(self, commands: RequestCommands) -> Self {
