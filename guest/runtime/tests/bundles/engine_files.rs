@@ -81,7 +81,7 @@ fn a_container_sees_what_the_engine_writes_until_it_writes_itself() {
         fs::write(directory.join("hosts"), "10.0.0.7\tpeer\n").unwrap();
         let first = root.output_until("s", |output| output.contains("peer"));
         assert_eq!(first, "10.0.0.7\tpeer\n");
-        root.wait_for("the container's own line", || {
+        GuestRoot::wait_for("the container's own line", || {
             root.exec(
                 "s",
                 &json!({ "user": { "uid": 0, "gid": 0 }, "args": ["cat", "/etc/hosts"], "cwd": "/",

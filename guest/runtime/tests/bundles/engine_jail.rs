@@ -50,15 +50,19 @@ const PLUGIN: &str = "/run/bulkhead/plugin.sock";
 #[test]
 #[ignore = "needs root and the guest's user land; scripts/test bundles"]
 fn what_a_client_asks_of_the_engine_past_the_gate_finds_nothing_of_the_vm() {
-    GuestRoot::with(|root| {
-        root.leave_network();
+    GuestRoot::with(|_| {
+        GuestRoot::leave_network();
         imitate_vm();
-        let outside = attempts(&Engine::start(None));
+        let engine = Engine::start(None);
+        let outside = attempts();
+        drop(engine);
         for (name, is_open) in &outside {
             assert!(is_open, "{name}: has no effect outside of the jail either");
         }
         imitate_vm();
-        let inside = attempts(&Engine::start(Some(Jailer::start())));
+        let engine = Engine::start(Some(Jailer::start()));
+        let inside = attempts();
+        drop(engine);
         let open: Vec<_> = inside.iter().filter(|(_, is_open)| *is_open).map(|(name, _)| name).collect();
         assert!(open.is_empty(), "open in the jail: {open:?}");
     });
@@ -103,7 +107,7 @@ fn imitate_vm() {
 }
 
 /// Makes every attempt, and returns which of them reached the VM.
-fn attempts(engine: &Engine) -> Vec<(&'static str, bool)> {
+fn attempts() -> Vec<(&'static str, bool)> {
     let plugin = UnixListener::bind(PLUGIN).unwrap();
     plugin.set_nonblocking(true).unwrap();
     // The answer does not matter: nothing speaks behind the socket.
@@ -113,15 +117,16 @@ fn attempts(engine: &Engine) -> Vec<(&'static str, bool)> {
     });
     // Only this thread has the VM's root.
     let own = rustix::thread::gettid();
-    engine.load_image();
+    let (status, answer) = must_answer("POST", "/images/load", &fs::read(ALPINE).unwrap());
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
     let reads = |name: &str, bind: &str, path: &str| {
-        engine.create(name, bind);
-        let (status, body) = engine.ask("GET", &format!("/containers/{name}/archive?path={path}"), b"");
+        create(name, bind);
+        let (status, body) = must_answer("GET", &format!("/containers/{name}/archive?path={path}"), b"");
         status == 200 && String::from_utf8_lossy(&body).contains(SECRET.1)
     };
     let volume = |name: &str, options: Value| {
         let body = json!({ "Name": name, "Driver": "local", "DriverOpts": options });
-        assert_eq!(engine.ask("POST", "/volumes/create", body.to_string().as_bytes()).0, 201);
+        assert_eq!(must_answer("POST", "/volumes/create", body.to_string().as_bytes()).0, 201);
     };
     let layers = json!({ "type": "overlay", "device": "overlay", "o": "lowerdir=/run/bulkhead:/usr/share" });
     volume("layers", layers);
@@ -136,15 +141,15 @@ fn attempts(engine: &Engine) -> Vec<(&'static str, bool)> {
         ("docker cp out of a volume of type proc", reads("proc", "processes:/m", &secret_of_process)),
         ("docker cp out of a volume that is a bind", reads("volume", "bound:/m", "/m/secret")),
     ];
-    engine.create("writer", "/etc:/m");
-    engine.ask("PUT", "/containers/writer/archive?path=/m", &tar_of(Path::new(ESCAPED)));
+    create("writer", "/etc:/m");
+    must_answer("PUT", "/containers/writer/archive?path=/m", &tar_of(Path::new(ESCAPED)));
     results.push(("docker cp into a bind", Path::new(ESCAPED).exists()));
-    let (_, listed) = engine.ask("GET", "/containers/writer/checkpoints?dir=/run/bulkhead", b"");
+    let (_, listed) = must_answer("GET", "/containers/writer/checkpoints?dir=/run/bulkhead", b"");
     results.push(("a list of checkpoints", String::from_utf8_lossy(&listed).contains("victim")));
     for (name, victim) in [("the removal of a checkpoint", VICTIM), ("the same in a visible directory", VISIBLE_VICTIM)]
     {
         let directory = Path::new(victim).parent().unwrap().display();
-        engine.ask("DELETE", &format!("/containers/writer/checkpoints/victim?dir={directory}"), b"");
+        must_answer("DELETE", &format!("/containers/writer/checkpoints/victim?dir={directory}"), b"");
         results.push((name, !Path::new(victim).exists()));
     }
     // dockerd looks again and again before it says that there is no such plugin.
@@ -173,8 +178,8 @@ fn tar_of(name: &Path) -> Vec<u8> {
 /// dockerd and containerd, which end with their owner.
 struct Engine {
     processes: Vec<Pid>,
-    /// In the jail they are its children, but this process's to wait for.
-    _jailer: Option<Jailer>,
+    /// The process that made the jail of both.
+    jailer: Option<Jailer>,
 }
 
 impl Engine {
@@ -190,42 +195,24 @@ impl Engine {
             "--group=root",
             "--pidfile=",
         ];
-        let mut engine = Self { processes: Vec::new(), _jailer: None };
+        let mut engine = Self { processes: Vec::new(), jailer };
         for words in [&containerd[..], &dockerd] {
-            let process = match &jailer {
-                Some(jailer) => jailer.spawn(words),
-                None => {
-                    let log = fs::File::create("/run/engine.log").unwrap();
-                    let mut command = Command::new(words[0]);
-                    command.args(&words[1..]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-                    Pid::from_child(&command.spawn().unwrap())
-                }
+            let process = if let Some(jailer) = &engine.jailer {
+                jailer.spawn(words)
+            } else {
+                let log = fs::File::create("/run/engine.log").unwrap();
+                let mut command = Command::new(words[0]);
+                command.args(&words[1..]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+                Pid::from_child(&command.spawn().unwrap())
             };
             engine.processes.push(process);
         }
-        engine._jailer = jailer;
         let deadline = Instant::now() + TIMEOUT;
         while ask("GET", "/_ping", b"", TIMEOUT).is_none_or(|(status, _)| status != 200) {
             assert!(Instant::now() < deadline, "dockerd: {}", fs::read_to_string("/run/engine.log").unwrap());
             std::thread::sleep(Duration::from_millis(50));
         }
         engine
-    }
-
-    fn ask(&self, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
-        ask(method, path, body, TIMEOUT).unwrap_or_else(|| panic!("{method} {path}: no answer"))
-    }
-
-    fn load_image(&self) {
-        let (status, answer) = self.ask("POST", "/images/load", &fs::read(ALPINE).unwrap());
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
-    }
-
-    fn create(&self, name: &str, bind: &str) {
-        let body = json!({ "Image": "alpine", "HostConfig": { "Binds": [bind] } });
-        let (status, answer) =
-            self.ask("POST", &format!("/containers/create?name={name}"), body.to_string().as_bytes());
-        assert_eq!(status, 201, "{name}: {}", String::from_utf8_lossy(&answer));
     }
 }
 
@@ -235,10 +222,22 @@ impl Drop for Engine {
             let _ = kill_process(*process, Signal::KILL);
             let _ = waitpid(Some(*process), WaitOptions::empty());
         }
+        drop(self.jailer.take());
     }
 }
 
-/// Sends a request to dockerd, and returns the status and the body; `None` without an answer in this time.
+/// Sends a request to dockerd, and returns the status and the body.
+fn must_answer(method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    ask(method, path, body, TIMEOUT).unwrap_or_else(|| panic!("{method} {path}: no answer"))
+}
+
+fn create(name: &str, bind: &str) {
+    let body = json!({ "Image": "alpine", "HostConfig": { "Binds": [bind] } });
+    let (status, answer) = must_answer("POST", &format!("/containers/create?name={name}"), body.to_string().as_bytes());
+    assert_eq!(status, 201, "{name}: {}", String::from_utf8_lossy(&answer));
+}
+
+/// The same, with a limit; `None` without an answer in that time.
 fn ask(method: &str, path: &str, body: &[u8], limit: Duration) -> Option<(u16, Vec<u8>)> {
     let mut stream = UnixStream::connect(DOCKERD_SOCKET).ok()?;
     stream.set_read_timeout(Some(limit)).unwrap();

@@ -105,7 +105,7 @@ impl GuestRoot {
     }
 
     /// Moves the calling thread, and what it starts, into an empty network namespace: an engine changes its network.
-    pub fn leave_network(&self) {
+    pub fn leave_network() {
         // SAFETY: the call takes no pointers; only this thread's view of the network changes.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     }
@@ -260,7 +260,7 @@ impl GuestRoot {
     }
 
     /// Waits until a condition holds.
-    pub fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
+    pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
         let deadline = Instant::now() + TIMEOUT;
         while !condition() {
             assert!(Instant::now() < deadline, "waited for {what}");
@@ -270,7 +270,7 @@ impl GuestRoot {
 
     /// Waits until a started container's output is as wanted, and returns it.
     pub fn output_until(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> String {
-        self.wait_for("a container's output", || is_wanted(&self.output(name)));
+        Self::wait_for("a container's output", || is_wanted(&self.output(name)));
         self.output(name)
     }
 
