@@ -154,7 +154,7 @@ mod tests {
         const DEBUG: &str =
             r#"{"dockerDaemonOptions": "{\"debug\": true, \"ip\": \"10.0.0.1\", \"log-format\": \"json\"}"}"#;
         const LEFT_OUT: &str = r#"{"dockerDaemonOptions": "{\"live-restore\": true, \"hosts\": []}"}"#;
-        const UNKNOWN: &str = r#"{"dockerDaemonOptions": "{\"Registry-Mirrors\": [\"https://mine\"]}"}"#;
+        const UNKNOWN: &str = r#"{"dockerDaemonOptions": "{\"registry-of-later\": \"https://mine\"}"}"#;
         let environment = Some("http://environment:1");
         let theirs = |mode| format!(r#", "proxy": {{"locked": true, "mode": "{mode}", "https": "http://theirs:1"}}"#);
         let containers = |locked| {
