@@ -242,6 +242,11 @@ pub fn option(key: &str, value: &str, vm: &VmNetwork) -> Result<(), Error> {
     if allowed { Ok(()) } else { Err(Error::Value { key: key.to_owned(), value: value.to_owned(), expected }) }
 }
 
+/// Returns true for an option that names a device of the VM.
+pub fn names_device(key: &str) -> bool {
+    OPTIONS.iter().any(|(name, kind)| *name == key && matches!(kind, Kind::Bridge | Kind::Parent))
+}
+
 /// Judges an option of a container's end of a network. The built-in drivers read only options that the engine sets there
 /// itself, all below `com.docker.network`; a client's own keys stay text.
 pub fn endpoint_option(key: &str) -> Result<(), Error> {

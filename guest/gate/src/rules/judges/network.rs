@@ -20,19 +20,24 @@ pub(crate) fn create(body: &mut Value, vm: &VmNetwork) -> Result<(), Refusal> {
     let addresses = &body["IPAM"];
     drivers::address_management(text(addresses, "Driver")?)?;
     for pool in elements(addresses, "Config")? {
-        // An empty text is a missing one.
-        for key in ["Subnet", "IPRange"] {
-            let subnet = text(pool, key)?;
-            if !subnet.is_empty() {
-                vm.subnet(subnet)?;
-            }
-        }
+        subnets(pool, &["Subnet", "IPRange"], vm)?;
         let gateway = text(pool, "Gateway")?;
         if !gateway.is_empty() {
             vm.address(gateway)?;
         }
         for (_, address) in pairs(pool, "AuxiliaryAddresses")? {
             vm.address(address)?;
+        }
+    }
+    Ok(())
+}
+
+/// Judges the subnets of a pool of addresses under these keys. An empty text is a missing one.
+fn subnets(pool: &Value, keys: &[&str], vm: &VmNetwork) -> Result<(), Refusal> {
+    for key in keys {
+        let subnet = text(pool, key)?;
+        if !subnet.is_empty() {
+            vm.subnet(subnet)?;
         }
     }
     Ok(())
@@ -55,9 +60,6 @@ pub(super) fn endpoint(endpoint: &Value) -> Result<(), Refusal> {
 /// Networks that the engine makes itself, with names that no other network can have.
 pub(crate) const PREDEFINED: [&str; 3] = ["bridge", "host", "none"];
 
-/// Options that name a device of the VM.
-const DEVICES: [&str; 2] = ["parent", "com.docker.network.bridge.name"];
-
 /// Judges a network that a container joins, by `GET /networks/NAME`: it can be older than isolation, or than the VM's
 /// addresses. The description has what the engine added, so only the parts that lead to the VM's network count.
 pub(crate) fn joined(description: &Value, vm: &VmNetwork) -> Result<(), Refusal> {
@@ -65,15 +67,11 @@ pub(crate) fn joined(description: &Value, vm: &VmNetwork) -> Result<(), Refusal>
         return Ok(());
     }
     drivers::network(text(description, "Driver")?)?;
-    for (key, value) in pairs(description, "Options")?.into_iter().filter(|(key, _)| DEVICES.contains(key)) {
+    for (key, value) in pairs(description, "Options")?.into_iter().filter(|(key, _)| networks::names_device(key)) {
         networks::option(key, value, vm)?;
     }
-    let pools = elements(&description["IPAM"], "Config")?;
-    for subnet in pools.iter().map(|pool| text(pool, "Subnet")) {
-        let subnet = subnet?;
-        if !subnet.is_empty() {
-            vm.subnet(subnet)?;
-        }
+    for pool in elements(&description["IPAM"], "Config")? {
+        subnets(pool, &["Subnet"], vm)?;
     }
     Ok(())
 }
