@@ -159,7 +159,7 @@ fn mount_layers(
         Some(base) => map_together(&area, &base, layers, work.as_deref(), userns)?,
         None => map_each(&area, layers, work.as_deref(), userns)?,
     };
-    let overlay = mount_overlay(&mapped, first_id)?;
+    let overlay = mount_overlay(&mapped, &area, first_id)?;
     // The overlay has private clones of the layers' mounts, so these have served.
     StagingArea::detach(&area).map_err(failed("detach", &area))?;
     Ok(overlay)
@@ -242,11 +242,10 @@ fn map_each(
     Ok(MappedLayers { lower, upper })
 }
 
-/// Mounts an overlay of the layers, attached nowhere yet, in the name of the container's root.
-pub(crate) fn mount_overlay(layers: &MappedLayers, first_id: u32) -> Result<OwnedFd, RootfsError> {
+/// Mounts an overlay of the layers in `area`, attached nowhere yet, in the name of the container's root.
+pub(crate) fn mount_overlay(layers: &MappedLayers, area: &Path, first_id: u32) -> Result<OwnedFd, RootfsError> {
     // overlayfs keeps the credentials of its mounter for all its own work on the layers. They must be ids that the
     // layers' id map knows: as the VM's uid 0 it could not create its work directory, and would come up read-only.
-    let area = Path::new("the overlay");
     let take = failed("take the ids of the container's root for", area);
     let overlay = sys::with_filesystem_id(first_id, || mount_as_caller(layers)).map_err(take)??;
     let flags = rustix::fs::fstatvfs(&overlay).map_err(failed("stat", area))?.f_flag;

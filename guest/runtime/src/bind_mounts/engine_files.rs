@@ -77,7 +77,8 @@ fn mount_over(
     sys::with_filesystem_id(first_id, create).and_then(|made| made).map_err(failed("create layers for", directory))?;
     let lower = area.join("lower");
     rootfs::map_one(&lower, directory, userns)?;
-    let overlay = rootfs::mount_overlay(&MappedLayers { lower: vec![lower], upper: Some((upper, work)) }, first_id)?;
+    let layers = MappedLayers { lower: vec![lower], upper: Some((upper, work)) };
+    let overlay = rootfs::mount_overlay(&layers, &area, first_id)?;
     // The overlay has private clones of the mounts of its layers.
     StagingArea::detach(&area).map_err(failed("detach", &area))?;
     mount_fd::attach(&overlay, &area).map_err(failed("attach", &area))?;
