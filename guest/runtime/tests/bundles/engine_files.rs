@@ -81,14 +81,10 @@ fn a_container_sees_what_the_engine_writes_until_it_writes_itself() {
         fs::write(directory.join("hosts"), "10.0.0.7\tpeer\n").unwrap();
         let first = root.output_until("s", |output| output.contains("peer"));
         assert_eq!(first, "10.0.0.7\tpeer\n");
-        GuestRoot::wait_for("the container's own line", || {
-            root.exec(
-                "s",
-                &json!({ "user": { "uid": 0, "gid": 0 }, "args": ["cat", "/etc/hosts"], "cwd": "/",
-                "env": ["PATH=/usr/bin:/bin"] }),
-            )
-            .contains("own")
-        });
+        let process = json!({ "user": { "uid": 0, "gid": 0 }, "args": ["cat", "/etc/hosts"], "cwd": "/",
+            "env": ["PATH=/usr/bin:/bin"] });
+        let hosts = || root.exec("s", &process);
+        GuestRoot::wait_for(|| format!("the container's own line is not in {}", hosts()), || hosts().contains("own"));
         fs::write(directory.join("hosts"), "10.0.0.8\tother\n").unwrap();
         fs::write(directory.join("resolv.conf"), "later\n").unwrap();
         let all = root.output_until("s", |output| output.ends_with("later\n"));

@@ -152,7 +152,7 @@ fn attempts() -> Vec<(&'static str, bool)> {
         must_answer("DELETE", &format!("/containers/writer/checkpoints/victim?dir={directory}"), b"");
         results.push((name, !Path::new(victim).exists()));
     }
-    // dockerd looks again and again before it says that there is no such plugin.
+    // Repeated attempts of dockerd end with an error if there is no such plugin.
     let is_reached = loop {
         match (plugin.accept(), driver.is_finished()) {
             (Ok(_), _) => break true,
@@ -226,7 +226,7 @@ impl Drop for Engine {
     }
 }
 
-/// Sends a request to dockerd, and returns the status and the body.
+/// Sends a request to dockerd, which has to answer, and returns the status and the body.
 fn must_answer(method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
     ask(method, path, body, TIMEOUT).unwrap_or_else(|| panic!("{method} {path}: no answer"))
 }
@@ -237,7 +237,7 @@ fn create(name: &str, bind: &str) {
     assert_eq!(status, 201, "{name}: {}", String::from_utf8_lossy(&answer));
 }
 
-/// The same, with a limit; `None` without an answer in that time.
+/// Sends a request to dockerd, and returns the status and the body; `None` without an answer within `limit`.
 fn ask(method: &str, path: &str, body: &[u8], limit: Duration) -> Option<(u16, Vec<u8>)> {
     let mut stream = UnixStream::connect(DOCKERD_SOCKET).ok()?;
     stream.set_read_timeout(Some(limit)).unwrap();

@@ -259,34 +259,27 @@ impl GuestRoot {
         fs::read_to_string(self.bundles(name).join("log")).unwrap()
     }
 
-    /// Waits until a condition holds.
-    pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    /// Waits until a condition holds. `missing` says what is wrong if it does not in time.
+    pub fn wait_for(missing: impl Fn() -> String, condition: impl Fn() -> bool) {
         let deadline = Instant::now() + TIMEOUT;
         while !condition() {
-            assert!(Instant::now() < deadline, "waited for {what}");
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(Instant::now() < deadline, "{}", missing());
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Waits until a started container's output is as wanted, and returns it.
     pub fn output_until(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> String {
-        Self::wait_for("a container's output", || is_wanted(&self.output(name)));
+        Self::wait_for(|| format!("{name} printed: {}", self.output(name)), || is_wanted(&self.output(name)));
         self.output(name)
     }
 
     /// The first id of a started container's range, from the container's own output.
     pub fn range(&self, name: &str) -> u32 {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
-            let output = self.output(name);
-            if let Some(line) = output.strip_suffix('\n') {
-                let ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
-                assert!(ids.len() == 3 && ids[0] == 0 && ids[2] == 65_536, "{line}");
-                return ids[1];
-            }
-            assert!(Instant::now() < deadline, "{name} printed: {output}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let line = self.output_until(name, |output| output.ends_with('\n'));
+        let ids: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        assert!(ids.len() == 3 && ids[0] == 0 && ids[2] == 65_536, "{line}");
+        ids[1]
     }
 
     /// Kills and deletes a container, and removes its bundle.
@@ -295,11 +288,11 @@ impl GuestRoot {
         done(&mut Self::command(program, &["delete", "--force", name]));
         // SAFETY: waits for a process that is this one's child since its runtime ended; a null pointer is allowed.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
-        let deadline = Instant::now() + TIMEOUT;
-        while unmount(self.bundles(name).join("rootfs"), UnmountFlags::empty()).is_err() {
-            assert!(Instant::now() < deadline, "{name}: its root is still in use");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let root = self.bundles(name).join("rootfs");
+        Self::wait_for(
+            || format!("{name}: its root is still in use"),
+            || unmount(&root, UnmountFlags::empty()).is_ok(),
+        );
         fs::remove_dir_all(self.bundles(name)).unwrap();
     }
 

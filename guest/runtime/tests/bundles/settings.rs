@@ -113,11 +113,7 @@ fn a_refresh_touches_the_overlay_of_the_runtime_and_nothing_else() {
         fs::write(root.upper("a").join("made"), "").unwrap();
         refresh();
         let seen = root.upper("a").join("seen");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while !seen.exists() {
-            assert!(std::time::Instant::now() < deadline, "the container does not see the file");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        GuestRoot::wait_for(|| "the container does not see the file".into(), || seen.exists());
         root.end(RUNTIME, "a");
     });
 }
