@@ -4,5 +4,6 @@ pub mod backend;
 pub mod cli;
 mod hex;
 pub mod image;
+pub mod log;
 pub mod root_owned;
 pub mod settings;

@@ -6,7 +6,6 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
@@ -19,6 +18,7 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
+use super::log_file::LogFile;
 use bulkhead_ipc::inherited::FD;
 
 /// Failure of a child process or of the connection to it; each variant begins with the child's name.
@@ -58,16 +58,19 @@ pub(super) fn spawn(
     program: &Path,
     arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     theirs: BorrowedFd<'_>,
-    log: File,
+    log: &LogFile,
 ) -> Result<Child, ChildError> {
-    spawn_program(program, arguments, theirs, log).map_err(|error| ChildError::Start(name, error))
+    let output = log.child(name);
+    output
+        .and_then(|output| spawn_program(program, arguments, theirs, output))
+        .map_err(|error| ChildError::Start(name, error))
 }
 
 fn spawn_program(
     program: &Path,
     arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     theirs: BorrowedFd<'_>,
-    log: File,
+    output: OwnedFd,
 ) -> io::Result<Child> {
     // The standard library reports a failed exec through a pipe that it opens before the fork. If that pipe got number
     // FD, `take` would overwrite it in the child and a failed exec would look like a success. So the lowest free number
@@ -79,8 +82,8 @@ fn spawn_program(
     process
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
+        .stdout(output.try_clone()?)
+        .stderr(output)
         // Keeps no mount busy.
         .current_dir("/")
         // Ctrl-C in a terminal signals the foreground group. Only the backend may act on it: it has to ask the guest
@@ -143,8 +146,9 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_is_missing_is_reported_once_and_by_the_childs_name() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let log = tempfile::tempfile().unwrap();
-        let error = spawn("test", Path::new("/nonexistent"), ["verb"], theirs.as_fd(), log).unwrap_err();
+        let directory = tempfile::tempdir().unwrap();
+        let log = LogFile::open(&directory.path().join("backend.log"), false).unwrap();
+        let error = spawn("test", Path::new("/nonexistent"), ["verb"], theirs.as_fd(), &log).unwrap_err();
         assert_eq!(chain(&error), "cannot start the test process: No such file or directory (os error 2)");
         drop(ours);
     }

@@ -11,7 +11,7 @@
 //! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the network's plan.
 //!   `bulkhead start` makes the same plan before it starts a backend, so most errors appear at once.
 //! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
-//! - [`launch`] starts a backend from the command line; [`logs`] are its files.
+//! - [`launch`] starts a backend from the command line; [`logs`] are its files, of which `log_file` is written here.
 //!
 //! The administrator's policy is read once, when the backend starts, and holds for every VM until it exits: `restart`
 //! can neither get around an older policy nor apply a newer one. Settings are read at each boot.
@@ -30,6 +30,7 @@ pub mod host;
 pub mod image_names;
 pub mod launch;
 pub mod lock;
+mod log_file;
 pub mod logs;
 mod network;
 pub mod plan;
@@ -63,14 +64,15 @@ use self::{
     api_server::Api,
     docker::context::DockerContext,
     lock::{LockError, ProfileLock},
+    log_file::LogFile,
     supervisor::{Request, Supervisor},
 };
 use bulkhead_ipc::report::chain;
 
-use crate::settings::{PathError, Paths, Policy};
-
-/// Size in bytes from which a backend that starts rotates its log.
-const MAX_LOG: u64 = 4 << 20;
+use crate::{
+    log,
+    settings::{PathError, Paths, Policy},
+};
 
 /// Reason that a backend could not run.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +109,8 @@ pub struct Options {
 /// Runs the backend of a profile until it is asked to stop. Blocks; must be called on the main thread, since a VM dies
 /// with the thread that started it (`child::spawn`).
 pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
-    let lock = match set_up(paths, options) {
-        Ok(lock) => lock,
+    let (lock, log) = match set_up(paths, options) {
+        Ok(ready) => ready,
         Err(error) => {
             announce(&Readiness::Error { message: chain(&error) });
             return Err(error);
@@ -116,7 +118,7 @@ pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     };
     // A runtime with worker threads could start the vmm on one that ends before the backend does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BackendError::Setup);
-    let result = runtime.and_then(|runtime| runtime.block_on(serve(paths, options)));
+    let result = runtime.and_then(|runtime| runtime.block_on(serve(paths, options, log)));
     if let Err(error) = &result {
         announce(&Readiness::Error { message: chain(error) });
     }
@@ -129,35 +131,21 @@ pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     result
 }
 
-fn set_up(paths: &Paths, options: Options) -> Result<ProfileLock, BackendError> {
+fn set_up(paths: &Paths, options: Options) -> Result<(ProfileLock, LogFile), BackendError> {
     // Sockets and logs of this process are its user's alone, from the moment they exist.
     umask(Mode::from_bits_truncate(0o077));
     paths.create()?;
     let lock = ProfileLock::acquire(paths)?;
-    start_log(&paths.backend_log(), options)
+    let log = LogFile::open(&paths.backend_log(), options.launched)
         .map_err(|source| BackendError::Io { path: paths.backend_log(), source })?;
+    log::to_file(log.clone(), !options.launched);
     // Each published port and each docker client under way is a descriptor; the usual soft limit of 1024 is for
     // select(2).
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     info!(version = env!("CARGO_PKG_VERSION"), profile = %paths.name(), "the backend starts");
-    Ok(lock)
-}
-
-fn start_log(path: &Path, options: Options) -> io::Result<()> {
-    use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
-
-    if fs::metadata(path).is_ok_and(|metadata| metadata.len() > MAX_LOG) {
-        logs::rotate(path)?;
-    }
-    let file = logs::append(path)?;
-    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let to_file = fmt::layer().with_ansi(false).with_writer(std::sync::Mutex::new(file));
-    let to_terminal = (!options.launched).then(|| fmt::layer().with_writer(io::stderr).with_target(false));
-    // Fails for a second backend in one process, as tests have it.
-    let _ = tracing_subscriber::registry().with(filter).with(to_file).with(to_terminal).try_init();
-    Ok(())
+    Ok((lock, log))
 }
 
 /// Writes the line for which process supervisors and the command line wait.
@@ -168,7 +156,7 @@ fn announce(readiness: &Readiness) {
     let _ = writeln!(output).and_then(|()| output.flush());
 }
 
-async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
+async fn serve(paths: &Paths, options: Options, log: LogFile) -> Result<(), BackendError> {
     // A backend that was killed leaves the sockets of its VM behind.
     vm::remove_sockets(paths);
     let docker = listen(&paths.docker_socket())?;
@@ -182,7 +170,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), BackendError> {
     // A throw-away engine is reached through DOCKER_HOST only.
     let context = if options.throw_away { Ok(None) } else { create_context(paths).map(Some) };
     let name = context.as_ref().map(|context| context.as_ref().map(|context| context.name().to_owned()));
-    let supervisor = Supervisor::new(paths.clone(), policy(), name.map_err(Clone::clone));
+    let supervisor = Supervisor::new(paths.clone(), policy(), log, name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
     let api = Api { requests, status: supervisor.status() };
     let clients = tokio::spawn(docker::socket::serve(docker, supervisor.docker_channel(), supervisor.status()));

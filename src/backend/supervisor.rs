@@ -24,6 +24,7 @@ use tracing::{error, info};
 use super::{
     api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
     events::VmEvent,
+    log_file::LogFile,
     logs,
     state::{Action, Input, Machine, State, Then},
     vm::{self, Vm},
@@ -64,6 +65,7 @@ pub(super) struct Supervisor {
     paths: Paths,
     /// The policy that was read when the backend started; it holds for every VM until the backend exits.
     policy: Policy,
+    log: LogFile,
     context: Option<String>,
     warning: Option<String>,
     /// The warnings of the present VM.
@@ -86,9 +88,9 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Creates a supervisor without a VM. `policy` holds for all its VMs; `context` is the name of the profile's docker
+    /// Creates a supervisor without a VM. `policy` holds for all its VMs, whose processes write to `log`; `context` is the name of the profile's docker
     /// context if it has one, or the warning that it could not be made.
-    pub(super) fn new(paths: Paths, policy: Policy, context: Result<Option<String>, String>) -> Self {
+    pub(super) fn new(paths: Paths, policy: Policy, log: LogFile, context: Result<Option<String>, String>) -> Self {
         let (context, warning) = match context {
             Ok(context) => (context, None),
             Err(warning) => (None, Some(warning)),
@@ -101,6 +103,7 @@ impl Supervisor {
         Self {
             paths,
             policy,
+            log,
             context,
             warning,
             vm_warning: None,
@@ -204,7 +207,7 @@ impl Supervisor {
         self.vm_warning = None;
         self.facts = None;
         // Settings and image are read at each boot, so a restart is enough to apply a change.
-        let vm = Vm::boot(&self.paths, &self.options, &self.policy).await.map_err(|problem| {
+        let vm = Vm::boot(&self.paths, &self.options, &self.policy, &self.log).await.map_err(|problem| {
             let problem = chain(&problem);
             error!("{problem}");
             problem

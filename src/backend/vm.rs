@@ -28,6 +28,7 @@ use super::{
     diagnose::{self, VmWaiters},
     disk::DiskError,
     events::VmEvent,
+    log_file::LogFile,
     logs,
     network::{self, NetSupervisor},
     plan::{Plan, PlanError},
@@ -83,7 +84,12 @@ pub struct Vm {
 
 impl Vm {
     /// Makes the disk, the sockets and the processes, and commands the boot.
-    pub async fn boot(paths: &Paths, options: &StartOptions, policy: &Policy) -> Result<Self, BootError> {
+    pub async fn boot(
+        paths: &Paths,
+        options: &StartOptions,
+        policy: &Policy,
+        log: &LogFile,
+    ) -> Result<Self, BootError> {
         let mut plan = Plan::new(paths, options, policy)?;
         plan.disk.apply()?;
         let io_error = |path: PathBuf| move |source| BootError::Io { path, source };
@@ -93,14 +99,10 @@ impl Vm {
         }
         remove_sockets(paths);
         let (channel, theirs) = vmm::channel()?;
-        let log = logs::append(&paths.backend_log()).map_err(io_error(paths.backend_log()))?;
         // The network process comes first: its stream travels with the boot command. A start that fails further down
         // drops it, which kills it.
         let network = match &plan.network {
-            Some(network) => {
-                let log = log.try_clone().map_err(io_error(paths.backend_log()))?;
-                Some(network::start(network.clone(), log).await?)
-            }
+            Some(network) => Some(network::start(network.clone(), log.clone()).await?),
             None => None,
         };
         let child = vmm::spawn(&theirs, log)?;

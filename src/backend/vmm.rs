@@ -1,7 +1,6 @@
 //! The child `bulkhead vmm`: its start and its end.
 
 use std::{
-    fs::File,
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::ExitStatusExt,
@@ -17,6 +16,7 @@ use super::{
     channel::Channel,
     child::{self, ChildError},
     events::VmEnd,
+    log_file::LogFile,
 };
 use bulkhead_vmm::api::{Command, Event, ExitReason, MAX_PACKET};
 
@@ -37,7 +37,7 @@ pub(super) fn channel() -> Result<(VmmChannel, OwnedFd), ChildError> {
 /// Starts `bulkhead vmm` with `theirs` as its control socket and its output in `log`.
 ///
 /// The child dies with the *thread* that calls this, see [`child::spawn`].
-pub(super) fn spawn(theirs: &OwnedFd, log: File) -> Result<Child, ChildError> {
+pub(super) fn spawn(theirs: &OwnedFd, log: &LogFile) -> Result<Child, ChildError> {
     let program = child::current_program().map_err(|error| ChildError::Start(NAME, error))?;
     child::spawn(NAME, &program, ["vmm"], theirs.as_fd(), log)
 }

@@ -25,6 +25,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
+    crate::log::abort_on_panic();
     // Returns when the backend has been asked to stop and its VM is down.
     backend::run(paths, Options { launched: arguments.launched, throw_away: arguments.throw_away })?;
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeSet,
     convert::Infallible,
-    fs::File,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -38,6 +37,7 @@ use crate::backend::{
     channel::Channel,
     child::{self, ChildError},
     events::VmEvent,
+    log_file::LogFile,
     ports::{Change, Ports},
     vmm::VmmChannel,
 };
@@ -62,7 +62,7 @@ pub(in crate::backend) struct NetProcess {
     /// `None` for passt, which has no control socket.
     control: Option<NetChannel>,
     plan: NetworkPlan,
-    log: File,
+    log: LogFile,
 }
 
 /// Error of starting the process that serves the network device.
@@ -77,27 +77,26 @@ pub enum StartError {
 }
 
 /// Starts the process; the returned stream is the vmm's end of the vhost-user connection.
-pub(in crate::backend) async fn start(plan: NetworkPlan, log: File) -> Result<(NetProcess, UnixStream), StartError> {
+pub(in crate::backend) async fn start(plan: NetworkPlan, log: LogFile) -> Result<(NetProcess, UnixStream), StartError> {
     let (child, control, stream) = spawn(&plan, &log).await?;
     Ok((NetProcess { child, control, plan, log }, stream))
 }
 
 /// Returns a process, the backend's end of its control socket if it has one, and the vmm's end of its stream.
-async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChannel>, UnixStream), StartError> {
+async fn spawn(plan: &NetworkPlan, log: &LogFile) -> Result<(Child, Option<NetChannel>, UnixStream), StartError> {
     let failed = |error| ChildError::Start(NAME, error);
     // The vhost-user connection (vhost-user.rst in QEMU's sources): the vmm is its frontend, the process its backend.
     let (frontend, backend) = UnixStream::pair().map_err(failed)?;
-    let output = log.try_clone().map_err(failed)?;
     let (child, control) = match &plan.backend {
         Backend::Own(setup) => {
-            let (child, control) = own(output)?;
+            let (child, control) = own(log)?;
             control.send(&api::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
             (child, Some(control))
         }
         Backend::Tap(tap) => {
             // Opened again for each process: the old one's queue of the device went away with its descriptor.
             let device = tap.open().await?;
-            let (child, control) = own(output)?;
+            let (child, control) = own(log)?;
             // A packet carries one descriptor, so the device follows in a packet of its own.
             control.send(&api::Command::SetupTap, Some(backend.as_fd())).await?;
             control.send(&api::Command::Tap, Some(device.as_fd())).await?;
@@ -106,7 +105,7 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChann
         Backend::Passt(passt) => {
             // The stream takes the place of the control socket as the one descriptor that the child inherits.
             let arguments = Passt::arguments(plan.addresses());
-            (child::spawn("passt", passt.program(), arguments, backend.as_fd(), output)?, None)
+            (child::spawn("passt", passt.program(), arguments, backend.as_fd(), log)?, None)
         }
     };
     info!(pid = child.id().unwrap_or_default(), "started a network process");
@@ -114,7 +113,7 @@ async fn spawn(plan: &NetworkPlan, log: &File) -> Result<(Child, Option<NetChann
 }
 
 /// Starts `bulkhead net`.
-fn own(log: File) -> Result<(Child, NetChannel), ChildError> {
+fn own(log: &LogFile) -> Result<(Child, NetChannel), ChildError> {
     let program = child::current_program().map_err(|error| ChildError::Start(NAME, error))?;
     let (control, theirs) = channel()?;
     Ok((child::spawn(NAME, &program, ["net"], theirs.as_fd(), log)?, control))
