@@ -18,6 +18,9 @@ const KVM: &str = "/dev/kvm";
 /// Most vCPUs of a VM, as the vmm allows.
 const MAX_CPUS: u8 = 32;
 
+/// Largest default of a VM's memory in MiB. The guest's kernel touches a share of it at each start, and few need more.
+const MAX_DEFAULT_MIB: u64 = 16 * 1024;
+
 /// Environment variable that allows a VM on a KVM without known hardware behind it, whatever its value.
 pub const TRY_ANY_KVM: &str = "BULKHEAD_TRY_ANY_KVM";
 
@@ -151,7 +154,8 @@ fn mem_total(meminfo: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
-/// Returns the guest's memory in MiB: the requested size, else a quarter of the machine's and at least 1 GiB.
+/// Returns the guest's memory in MiB: the requested size, else a quarter of the machine's, at least 1 GiB and
+/// at most 16 GiB.
 pub fn choose_memory(asked: Option<u64>, present: u64) -> Result<u64, HostError> {
     const MINIMUM: u64 = 256;
     match asked {
@@ -159,7 +163,7 @@ pub fn choose_memory(asked: Option<u64>, present: u64) -> Result<u64, HostError>
         Some(asked) if asked > present => Err(HostError::Memory { asked, present }),
         Some(asked) if asked < MINIMUM => Err(HostError::TooLittleMemory { asked, minimum: MINIMUM }),
         Some(asked) => Ok(asked),
-        None => Ok((present / 4).max(1024)),
+        None => Ok((present / 4).clamp(1024, MAX_DEFAULT_MIB)),
     }
 }
 
@@ -170,6 +174,12 @@ pub fn choose_cpus(asked: Option<u8>, present: usize) -> Result<u8, HostError> {
         Some(asked) => Err(HostError::Cpus(asked)),
         None => Ok(u8::try_from((present / 2).clamp(1, MAX_CPUS.into())).unwrap_or(1)),
     }
+}
+
+/// Returns whether the host's kernel keeps time by the TSC, which it watched and found steady and equal on all CPUs.
+pub fn trusts_tsc() -> bool {
+    const CURRENT: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    fs::read_to_string(CURRENT).is_ok_and(|name| name.trim() == "tsc")
 }
 
 /// Returns the number of CPUs that this process may use.
@@ -197,10 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn memory_defaults_to_a_quarter_and_never_exceeds_the_machine() {
+    fn memory_defaults_to_a_quarter_up_to_16_gib_and_never_exceeds_the_machine() {
         assert_eq!(mem_total("MemTotal:       24000000 kB\nMemFree: 1 kB\n"), Some(23437));
         assert_eq!(choose_memory(None, 32768).unwrap(), 8192);
         assert_eq!(choose_memory(None, 2048).unwrap(), 1024);
+        assert_eq!(choose_memory(None, 1 << 20).unwrap(), 16384);
+        assert_eq!(choose_memory(Some(1 << 19), 1 << 20).unwrap(), 1 << 19);
         assert_eq!(choose_memory(Some(4096), 4096).unwrap(), 4096);
         assert!(matches!(choose_memory(Some(4097), 4096), Err(HostError::Memory { .. })));
         assert!(matches!(choose_memory(Some(1), 4096), Err(HostError::TooLittleMemory { .. })));

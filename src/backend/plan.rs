@@ -25,15 +25,21 @@ use super::{
     proxy,
 };
 
-/// The guest's kernel command line.
-pub const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/usr/sbin/bulkhead-init panic=-1 quiet \
-                       loglevel=4 8250.nr_uarts=0 i8042.noaux tsc=reliable no_timer_check rcupdate.rcu_expedited=1 \
+/// The guest's kernel command line, but for its clock.
+const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/usr/sbin/bulkhead-init panic=-1 quiet \
+                       loglevel=4 8250.nr_uarts=0 i8042.noaux no_timer_check rcupdate.rcu_expedited=1 \
                        random.trust_cpu=on cryptomgr.notests pci=noearly mitigations=auto";
 
 /// Options that keep the kernel silent and from probing for a UART.
 const QUIET: &str = "quiet loglevel=4 8250.nr_uarts=0";
 /// Their replacement in a VM with a serial port.
 const SERIAL: &str = "console=ttyS0 8250.nr_uarts=1";
+
+/// Lets the guest take the TSC as its clock without watching it.
+const TSC: &str = "tsc=reliable";
+/// Makes the guest read the host's clock through KVM, on a host that does not trust its TSC: the guest has nothing to
+/// watch it by, and would trust it.
+const NO_TSC: &str = "clocksource=kvm-clock";
 
 /// virtio-blk serial of the data disk, by which init finds it.
 pub const DATA_SERIAL: &str = "data";
@@ -178,7 +184,7 @@ impl Plan {
             memory_mib: self.memory_mib,
             uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
-            cmdline: if self.serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() },
+            cmdline: command_line(self.serial, host::trusts_tsc()),
             // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by
             // its serial.
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
@@ -187,6 +193,12 @@ impl Plan {
             serial: self.serial.then(|| paths.serial_log()),
         }
     }
+}
+
+/// Returns the guest's kernel command line; `tsc` if the host trusts its own ([`host::trusts_tsc`]).
+pub fn command_line(serial: bool, tsc: bool) -> String {
+    let line = if serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() };
+    format!("{line} {}", if tsc { TSC } else { NO_TSC })
 }
 
 /// Refuses a program that the user can change, under a policy that locks isolation on: it might not read the policy.
@@ -218,8 +230,16 @@ mod tests {
 
     #[test]
     fn a_serial_port_is_in_the_command_line_only_when_asked_for() {
-        assert!(CMDLINE.contains(QUIET) && !CMDLINE.contains("ttyS0"));
-        let with = CMDLINE.replace(QUIET, SERIAL);
+        let without = command_line(false, true);
+        assert!(without.contains(QUIET) && !without.contains("ttyS0"));
+        let with = command_line(true, true);
         assert!(with.contains("console=ttyS0") && !with.contains("quiet") && !with.contains("nr_uarts=0"));
+    }
+
+    #[test]
+    fn the_guest_trusts_the_tsc_only_on_a_host_that_does() {
+        let options = |tsc| command_line(false, tsc).split(' ').map(ToOwned::to_owned).collect::<Vec<_>>();
+        assert!(options(true).contains(&TSC.to_owned()) && !options(true).contains(&NO_TSC.to_owned()));
+        assert!(options(false).contains(&NO_TSC.to_owned()) && !options(false).contains(&TSC.to_owned()));
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct Machine {
     /// Number of virtual CPUs [default: half of the host's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     cpus: Option<u8>,
-    /// Guest memory, such as 8G [default: a quarter of the host's].
+    /// Guest memory, such as 8G [default: a quarter of the host's, at most 16G].
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
     /// Maximum size of the data disk, such as 100G; space is allocated only as it is used [default: 64G].

@@ -111,7 +111,7 @@ definitions! {
     CPUS: "cpus", Kind::Integer { min: 1, max: 32, default: None },
         "virtual CPUs (default: half of the host's)";
     MEMORY_MIB: "memoryMiB", Kind::Integer { min: 256, max: 1 << 24, default: None },
-        "guest memory in MiB (default: a quarter of the host's)";
+        "guest memory in MiB (default: a quarter of the host's, at most 16384)";
     // The limit of ext4 with 4 KiB blocks, less one GiB.
     DISK_GIB: "diskGiB", Kind::Integer { min: 1, max: 16_383, default: Some(64) },
         "maximum size of the data disk in GiB; it can grow but never shrinks";
