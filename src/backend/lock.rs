@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use crate::settings::{PathError, Paths};
 
-/// Attempts to lock the data directory.
+/// Attempts to lock the profile past its readers, and the data directory.
 const MAX_ATTEMPTS: u32 = 100;
 /// Pause between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -65,6 +65,7 @@ impl ProfileLock {
     pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
         let path = paths.lock();
         let io_error = |source| LockError::Io { path: path.clone(), source };
+        let mut attempts = 0;
         let mut lock = loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -87,7 +88,20 @@ impl ProfileLock {
                 // a file that no other backend will ever find: start over.
                 Ok(lock) if is_at(&lock, &path) => break lock,
                 Ok(_) => {}
-                Err((mut file, nix::Error::EWOULDBLOCK)) => return Err(LockError::Held(read_pid(&mut file))),
+                // A backend's lock is exclusive. That of a command which looks for one is shared and gone in a moment.
+                Err((file, nix::Error::EWOULDBLOCK)) => {
+                    // A backend's lock is exclusive. That of a command which looks for one is shared and gone in a
+                    // moment.
+                    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+                        Ok(reader) => drop(reader),
+                        Err((mut file, _)) => return Err(LockError::Held(read_pid(&mut file))),
+                    }
+                    if attempts == MAX_ATTEMPTS {
+                        return Err(LockError::Held(None));
+                    }
+                    attempts += 1;
+                    std::thread::sleep(RETRY_INTERVAL);
+                }
                 Err((_, errno)) => return Err(io_error(errno.into())),
             }
         };

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use support::program;
 
@@ -49,6 +50,23 @@ fn a_backend_begins_although_an_ending_one_removes_the_runtime_folder() {
         for line in outcomes {
             assert!(line.starts_with("{\"ready\":"), "{line}");
         }
+    });
+}
+
+#[test]
+fn a_command_that_looks_for_a_backend_does_not_keep_one_from_starting() {
+    let home = Home::new();
+    home.backend().kill();
+    // `status` holds the lock like this for a moment.
+    let file = fs::File::open(home.runtime("lock")).unwrap();
+    let reader = Flock::lock(file, FlockArg::LockShared).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            drop(reader);
+        });
+        let backend = home.backend();
+        assert_eq!(home.status()["backendPid"], backend.child.id());
     });
 }
 
