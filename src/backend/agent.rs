@@ -8,16 +8,11 @@
 //! device refuses others, and the next one is handed over when it has ended.
 //!
 //! The agent introduces itself (Hello) and receives the host's certificates, then its configuration. From then on it
-//! reports each stage of the start, publishes ports and answers questions; the backend sends questions and, at the end,
-//! the shutdown. Lines are bounded, texts are shortened and cleaned for a terminal, and a stage counts once
+//! reports each stage of the start, publishes ports and answers questions; the backend sends questions, the time when the
+//! host's clock jumps ([`super::host_clock`]) and, at the end, the shutdown. Lines are bounded, texts are shortened and cleaned for a terminal, and a stage counts once
 //! ([`super::state`]).
 
-use std::{
-    io,
-    os::fd::AsFd,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use bulkhead_protocol::{
     AGENT_PORT, Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION,
@@ -35,6 +30,7 @@ use tracing::{debug, info, warn};
 use super::{
     child::ChildError,
     events::VmEvent,
+    host_clock::{self, HostClock},
     logs,
     ports::Ports,
     vmm::{self, VmmChannel},
@@ -184,6 +180,7 @@ impl AgentServer {
         for certificates in &self.certificates {
             write(&mut writer, certificates).await?;
         }
+        let mut clock = HostClock::watch();
         write(&mut writer, &HostMessage::Configure(self.configuration())).await?;
         loop {
             tokio::select! {
@@ -203,6 +200,7 @@ impl AgentServer {
                     }
                     None => return Ok(()),
                 },
+                unix_ns = clock.changed() => write(&mut writer, &HostMessage::Time { unix_ns }).await?,
                 message = outbox.recv() => match message {
                     Some(message) => write(&mut writer, &message).await?,
                     // The VM was dropped.
@@ -214,8 +212,7 @@ impl AgentServer {
 
     /// Returns the configuration with the current time, to which the guest sets its clock.
     fn configuration(&self) -> Configuration {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Configuration { time_unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), ..self.configuration.clone() }
+        Configuration { time_unix_ns: host_clock::unix_ns(), ..self.configuration.clone() }
     }
 }
 

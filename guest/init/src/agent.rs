@@ -24,6 +24,7 @@ use nix::{
 };
 
 use crate::{
+    clock::Clock,
     error::{Error, chain},
     event::{Event, spawn},
     fatal, log,
@@ -145,14 +146,16 @@ impl Inbox {
         }
     }
 
-    /// Turns every further message into an event, on a thread of its own.
-    pub(crate) fn watch(mut self, events: Sender<Event>) -> Result<(), Error> {
+    /// Turns every further message into an event, on a thread of its own, but for the host's time, which must not wait
+    /// for the supervisor.
+    pub(crate) fn watch(mut self, events: Sender<Event>, clock: Clock) -> Result<(), Error> {
         // From here on the backend may be silent for as long as it likes.
         setsockopt(&self.stream, ReceiveTimeout, &TimeVal::seconds(0))
             .map_err(Error::system("wait for the backend"))?;
         spawn("agent", move || {
             let reason = loop {
                 match self.reader.read() {
+                    Ok(Some(HostMessage::Time { unix_ns })) => clock.jumped(unix_ns),
                     Ok(Some(message)) => {
                         if events.send(Event::Host(message)).is_err() {
                             return;

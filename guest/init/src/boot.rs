@@ -7,6 +7,7 @@ use bulkhead_protocol::{GuestMessage, HostMessage, ShutdownMode, Stage};
 use crate::{
     agent::{self, Answer},
     certificates, cgroup,
+    clock::Clock,
     error::{Error, chain},
     event,
     fd_store::FdStore,
@@ -60,7 +61,8 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     // sockets are opened before the first service can look for them.
     let (events, received) = mpsc::channel();
     event::watch_signals(events.clone())?;
-    inbox.watch(events.clone())?;
+    // Last of what the start needs: the clock is right for now.
+    inbox.watch(events.clone(), Clock::start()?)?;
     let store = FdStore::default();
     notify::watch(events.clone(), store.clone())?;
     let ports = Ports::listen(events.clone())?;

@@ -26,7 +26,8 @@
 //! 1. `kernel`: mounts `/proc` and `/dev`, connects to vsock port 1025 of the host and sends Hello, by which the backend
 //!    knows that this stage is reached.
 //! 2. `agent`: mounts the other file systems, makes cgroups, applies sysctls. By then the backend's answer has arrived:
-//!    certificates and the configuration, from which clock, host name and network are set.
+//!    certificates and the configuration, from which clock, host name and network are set. From then on the clock follows
+//!    the host's ([`clock`]).
 //! 3. `disk`: finds the data disk by its serial, formats it if it is blank, checks it if it is damaged, mounts it and
 //!    grows it. The gate and the procfs service start meanwhile.
 //! 4. `engine`: starts containerd and dockerd side by side. Each service reports `READY=1` (sd_notify(3)); the stage is
@@ -56,6 +57,7 @@ mod boot;
 mod ceilings;
 mod certificates;
 mod cgroup;
+mod clock;
 mod config;
 mod diagnostics;
 mod disk;

@@ -146,6 +146,8 @@ impl Supervisor {
             Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. }) => {
                 log::info("ignored a second configuration");
             }
+            // The agent's thread passes it to the clock.
+            Event::Host(HostMessage::Time { .. }) => {}
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
             Event::Host(HostMessage::Describe) => self.describe(),
             Event::Described(description) => {
