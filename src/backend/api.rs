@@ -200,6 +200,9 @@ pub struct Examination {
     pub vcpus: Vec<Vec<Option<VcpuView>>>,
     /// The guest's description of itself.
     pub guest: Option<Description>,
+    /// The file of the guest's kernel, whose symbols name the places of the vCPUs.
+    #[serde(default)]
+    pub kernel: Option<PathBuf>,
 }
 
 impl Examination {
@@ -330,7 +333,7 @@ mod tests {
         let waits = VcpuView { pending: vec![33, 236], ..open.clone() };
         let starved = |looks: &[&VcpuView]| {
             let vcpus = looks.iter().map(|view| vec![None, Some((*view).clone())]).collect();
-            Examination { vcpus, guest: None }.starved()
+            Examination { vcpus, ..Examination::default() }.starved()
         };
         assert_eq!(starved(&[&waits, &waits, &waits]), [1]);
         // A single sample proves nothing, and an interrupt that changes is on its way.

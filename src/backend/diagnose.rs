@@ -6,6 +6,7 @@
 //! command line pings the engine itself.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -79,6 +80,7 @@ pub(super) async fn examine(
     channel: Arc<VmmChannel>,
     agent_outbox: mpsc::Sender<HostMessage>,
     waiters: Arc<VmWaiters>,
+    kernel: PathBuf,
 ) -> Examination {
     // The guest is asked first: it watches its threads while the vCPUs are sampled.
     let description = waiters.guest.wait();
@@ -94,7 +96,7 @@ pub(super) async fn examine(
         sleep(SAMPLE_INTERVAL).await;
     }
     let guest = if asked { timeout(DESCRIPTION_TIMEOUT, description).await.ok().and_then(Result::ok) } else { None };
-    Examination { vcpus, guest }
+    Examination { vcpus, guest, kernel: Some(kernel) }
 }
 
 #[cfg(test)]
@@ -119,10 +121,10 @@ mod tests {
         let (channel, _theirs) = vmm::channel().unwrap();
         let (questions, mut outbox) = mpsc::channel(RESERVED + 1);
         let (channel, waiters) = (Arc::new(channel), Arc::<VmWaiters>::default());
-        let examine = || examine(Arc::clone(&channel), questions.clone(), Arc::clone(&waiters));
+        let examine = || examine(Arc::clone(&channel), questions.clone(), Arc::clone(&waiters), "vmlinux".into());
         // The second finds only the places that are reserved.
         let (first, second) = tokio::join!(examine(), examine());
-        let nothing = Examination { vcpus: Vec::new(), guest: None };
+        let nothing = Examination { kernel: Some("vmlinux".into()), ..Examination::default() };
         assert_eq!((first, second), (nothing.clone(), nothing));
         assert_eq!((outbox.try_recv().ok(), outbox.try_recv().ok()), (Some(HostMessage::Describe), None));
     }

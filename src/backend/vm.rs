@@ -172,7 +172,8 @@ impl Vm {
 
     /// Examines the VM while it runs; takes some seconds.
     pub fn examine(&self) -> impl Future<Output = Examination> + Send + use<> {
-        diagnose::examine(Arc::clone(&self.channel), self.agent_outbox.clone(), Arc::clone(&self.waiters))
+        let kernel = self.plan.image.kernel.clone();
+        diagnose::examine(Arc::clone(&self.channel), self.agent_outbox.clone(), Arc::clone(&self.waiters), kernel)
     }
 
     /// Passes the guest's description on to every examination that waits for it.

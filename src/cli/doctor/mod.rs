@@ -1,6 +1,9 @@
 //! `bulkhead doctor`.
 
+mod host;
+mod kvm;
 mod running;
+mod symbols;
 
 use std::process::ExitCode;
 
@@ -8,7 +11,7 @@ use serde_json::json;
 
 use super::{CliError, Format, print};
 use crate::{
-    backend::{disk::DiskPlan, host},
+    backend::{disk::DiskPlan, host as machine},
     image::Image,
     settings::{Paths, Policy, Settings, Size},
 };
@@ -17,7 +20,8 @@ use bulkhead_ipc::report::chain;
 /// Check whether this machine can run the engine.
 ///
 /// Each failed check comes with its remedy. The whole guest image is read to verify its digests. If the engine is
-/// running, its VM is checked too; if it does not respond, doctor reports what it is doing.
+/// running, its VM is checked too, with KVM's counters where they can be read; if it does not respond, doctor reports
+/// what it is doing.
 ///
 /// Exit status 1 if a check fails.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,6 +44,7 @@ fn check<E: std::error::Error>(name: &'static str, result: Result<String, E>) ->
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
     // All checks are made before the first is printed, the slow ones included: the JSON is one list.
     let mut checks = checks(paths);
+    checks.extend(host::checks());
     checks.extend(super::runtime()?.block_on(running::checks(paths)));
     let failed = checks.iter().filter(|check| check.result.is_err()).count();
     match arguments.format {
@@ -75,19 +80,20 @@ fn checks(paths: &Paths) -> Vec<Check> {
     let wanted = settings.as_ref().map(|settings| (settings.cpus(), settings.memory_mib(), settings.disk_gib()));
     let (cpus, memory, disk) = wanted.unwrap_or_default();
     vec![
-        check("/dev/kvm", host::check_kvm().map(|()| "can be opened".into())),
-        check("virtualization", host::check_virtualization().map(|()| "this KVM can run the guest kernel".into())),
+        check("/dev/kvm", machine::check_kvm().map(|()| "can be opened".into())),
+        check("virtualization", machine::check_virtualization().map(|()| "this KVM can run the guest kernel".into())),
         check("settings", settings.map(|_| paths.settings().display().to_string())),
         Check { name: "policy", result: policy(&system) },
         check("image", image(paths, &system)),
         check(
             "cpus",
-            host::choose_cpus(cpus, host::cpus()).map(|cpus| format!("the VM gets {cpus} of {}", host::cpus())),
+            machine::choose_cpus(cpus, machine::cpus())
+                .map(|cpus| format!("the VM gets {cpus} of {}", machine::cpus())),
         ),
         check(
             "memory",
-            host::memory_mib().and_then(|present| {
-                let chosen = host::choose_memory(memory, present)?;
+            machine::memory_mib().and_then(|present| {
+                let chosen = machine::choose_memory(memory, present)?;
                 Ok(format!("the VM gets {chosen} of {present} MiB"))
             }),
         ),

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use bulkhead_protocol::{Description, GuestThread};
 use tokio::time::timeout;
 
-use super::Check;
+use super::{
+    Check, kvm,
+    symbols::{Symbols, SymbolsError},
+};
 use crate::{
     backend::api::Examination,
     cli::{
@@ -31,16 +34,16 @@ pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
     let running = async {
         let Some(client) = Client::connect(paths).await? else { return Ok(Vec::new()) };
         // A backend without a VM, as after a failed start, has nothing that could respond; `status` has the reason.
-        if client.status().await?.vmm_pid.is_none() {
-            return Ok(Vec::new());
-        }
+        let Some(vmm) = client.status().await?.vmm_pid else { return Ok(Vec::new()) };
         // At once: an engine that does not respond is compared with what the guest was doing at that time.
-        let (examination, ping) = tokio::join!(client.examination(), ping(paths));
+        let (examination, ping, counters) = tokio::join!(client.examination(), ping(paths), kvm::statistics(vmm));
         let examination = examination?;
         let engine = ping.map_err(|problem| unanswered(&problem, examination.guest.as_ref()));
         Ok::<_, ClientError>(vec![
             Check { name: "guest", result: guest(&examination, &command(paths, "stop --force")) },
             Check { name: "engine", result: engine },
+            // Most hosts show them to root only, which is not a fault.
+            Check { name: "kvm", result: Ok(counters.unwrap_or_else(|reason| reason)) },
         ])
     };
     running.await.unwrap_or_else(|error| vec![Check { name: "backend", result: Err(chain(&error)) }])
@@ -62,7 +65,10 @@ fn guest(examination: &Examination, stop: &str) -> Result<String, String> {
             available_kib / 1024,
             memory_kib / 1024
         )),
-        None => Err(format!("no response; {}; `{stop}` ends it like a power cut", vcpus(examination))),
+        None => {
+            let symbols = examination.kernel.as_deref().map(Symbols::read);
+            Err(format!("no response; {}; `{stop}` ends it like a power cut", vcpus(examination, symbols)))
+        }
     }
 }
 
@@ -84,28 +90,36 @@ fn thread(thread: &GuestThread) -> String {
     format!("{name} (process {process}, {state}{place}, {busy} %)")
 }
 
-/// The places of the vCPUs, each time that they were stopped.
-fn vcpus(examination: &Examination) -> String {
+/// The places of the vCPUs, each time that they were stopped, with the names of the kernel's functions if it has them.
+fn vcpus(examination: &Examination, symbols: Option<Result<Symbols, SymbolsError>>) -> String {
+    let (symbols, problem) = match symbols {
+        None => (Symbols::default(), String::new()),
+        Some(Ok(symbols)) => (symbols, String::new()),
+        Some(Err(error)) => (Symbols::default(), format!("; {}", chain(&error))),
+    };
+
     let (looks, starved) = (&examination.vcpus, examination.starved());
     let Some(count) = looks.iter().map(Vec::len).max() else { return "its process does not respond either".into() };
     let one = |index: usize| {
-        let mut places: Vec<String> = looks.iter().filter_map(|look| Some(place(look.get(index)?.as_ref()))).collect();
+        let mut places: Vec<String> =
+            looks.iter().filter_map(|look| Some(place(look.get(index)?.as_ref(), &symbols))).collect();
         // A vCPU that spins is in the same place each time; it is printed once.
         places.dedup();
         let starved = if starved.contains(&index) { ", and KVM withholds its interrupts" } else { "" };
         format!("vCPU {index} is {}{starved}", places.join(", then "))
     };
-    (0..count).map(one).collect::<Vec<_>>().join("; ")
+    (0..count).map(one).collect::<Vec<_>>().join("; ") + &problem
 }
 
-fn place(view: Option<&VcpuView>) -> String {
+fn place(view: Option<&VcpuView>, symbols: &Symbols) -> String {
     let Some(view) = view else { return "impossible to stop".into() };
     let VcpuView { rip, rflags: _, cr3, user, halted, pending, in_service } = view;
+    let function = symbols.place(*rip).map_or_else(String::new, |place| format!(" ({place})"));
     let place = match (*halted, *user) {
-        (true, _) => format!("halted at {rip:#x}"),
+        (true, _) => format!("halted at {rip:#x}{function}"),
         // The page tables tell programs apart, as `rip` is an address of the program.
         (_, true) => format!("in a program at {rip:#x}, page tables {cr3:#x}"),
-        (_, false) => format!("in the kernel at {rip:#x}"),
+        (_, false) => format!("in the kernel at {rip:#x}{function}"),
     };
     // Interrupt vectors of the local APIC: requested ones, and those whose handlers have not ended yet (EOI).
     let vectors = |what: &str, vectors: &[u8]| {
@@ -118,7 +132,7 @@ fn place(view: Option<&VcpuView>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::symbols, *};
 
     fn view(rip: u64) -> VcpuView {
         VcpuView { rip, rflags: 0x202, ..VcpuView::default() }
@@ -128,7 +142,8 @@ mod tests {
     fn a_vcpu_that_stays_in_one_place_is_shown_once_with_its_interrupts() {
         let spinning = VcpuView { rflags: 2, pending: vec![33, 236], in_service: vec![236], ..view(0x10) };
         let looks = [vec![Some(view(0x10)), None], vec![Some(spinning.clone()), None], vec![Some(spinning), None]];
-        let examined = |vcpus| Examination { vcpus, guest: None };
+        let examined = |vcpus| Examination { vcpus, ..Examination::default() };
+        let vcpus = |examination: &Examination| super::vcpus(examination, None);
         assert_eq!(
             vcpus(&examined(looks.into())),
             "vCPU 0 is in the kernel at 0x10, then in the kernel at 0x10, interrupts off, pending 33 236, in service \
@@ -140,6 +155,25 @@ mod tests {
             vcpus(&examined(vec![starved.clone(), starved])),
             "vCPU 0 is in the kernel at 0x10, pending 236, and KVM withholds its interrupts"
         );
+    }
+
+    #[test]
+    fn a_vcpu_in_the_kernel_is_shown_with_the_function_and_one_in_a_program_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vmlinux");
+        let address = 0xffff_ffff_8123_4000;
+        std::fs::write(&path, symbols::tests::kernel(&[(address, 2, "__send_to_port")])).unwrap();
+        let program = VcpuView { user: true, ..view(0x40_1000) };
+        let samples = vec![vec![Some(view(address + 0x42)), Some(program)]];
+        let mut examination = Examination { vcpus: samples, kernel: Some(path.clone()), guest: None };
+        let told = guest(&examination, "stop").unwrap_err();
+        assert!(told.contains("vCPU 0 is in the kernel at 0xffffffff81234042 (__send_to_port+0x42);"), "{told}");
+        assert!(told.contains("vCPU 1 is in a program at 0x401000, page tables"), "{told}");
+        std::fs::write(&path, "a bzImage").unwrap();
+        let told = guest(&examination, "stop").unwrap_err();
+        assert!(told.contains("0xffffffff81234042;") && told.contains("not a valid ELF file"), "{told}");
+        examination.kernel = None;
+        assert!(!guest(&examination, "stop").unwrap_err().contains("ELF"));
     }
 
     #[test]
