@@ -1,12 +1,12 @@
-//! The guest's name server: answers the two names that exist only here, and passes every other query on to the host's
-//! servers, as resolv.conf has them at that moment (`127.0.0.53` included).
+//! The guest's name server: answers the two names that exist only here and those in the host's hosts(5), and passes every
+//! other query on to the host's servers, as resolv.conf has them at that moment (`127.0.0.53` included).
 //!
 //! Over UDP, servers are asked one after the other. Over TCP (RFC 1035, 4.2.2; RFC 7766), queries are answered here until
 //! the first that has to be passed on; from there on the bytes of the connection go to the first server unread.
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use super::{
     addresses::Addresses,
     events::{self, Token},
     frame::Frame,
+    hosts::{self, Hosts},
     ip,
     key::Key,
     resolver::{self, Resolver},
@@ -34,8 +35,11 @@ const MAX_MESSAGE: usize = 4096;
 /// Length of a message's header (RFC 1035, 4.1.1).
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
+const TYPE_PTR: u16 = 12;
+const TYPE_AAAA: u16 = 28;
 const CLASS_IN: u16 = 1;
-/// Seconds for which a local answer may be cached: the addresses change with the setting of the guest's network.
+/// Seconds for which a local answer may be cached: the addresses change with the setting of the guest's network, and with
+/// the host's file.
 const TTL: u32 = 60;
 
 /// Response codes (RFC 1035, 4.1.1).
@@ -59,9 +63,21 @@ pub(super) struct Dns {
     /// By number, and so by age.
     pending: BTreeMap<u64, PendingQuery>,
     resolver: Resolver,
+    hosts: Hosts,
+}
+
+/// The names that are answered here.
+pub(super) struct Names<'a> {
+    addresses: &'a Addresses,
+    hosts: &'a mut Hosts,
 }
 
 impl Dns {
+    /// The names that are answered here.
+    pub(super) fn names<'a>(&'a mut self, addresses: &'a Addresses) -> Names<'a> {
+        Names { addresses, hosts: &mut self.hosts }
+    }
+
     /// The host's server for queries over TCP.
     pub(super) fn server(&mut self) -> SocketAddr {
         self.resolver.servers().first().copied().unwrap_or(resolver::FALLBACK)
@@ -76,7 +92,7 @@ impl Dns {
         message: &[u8],
         out: &mut Vec<Frame>,
     ) {
-        if let Some(answer) = answer_locally(message, addresses) {
+        if let Some(answer) = self.names(addresses).answer(message) {
             out.push(ip::udp(key.peer, key.guest, &answer));
         } else if (HEADER..=MAX_MESSAGE).contains(&message.len()) {
             // Everything else with a header is passed on, understood or not: servers may know more than this file.
@@ -178,7 +194,7 @@ impl QueryStream {
     }
 
     /// The next step; an answered query is removed.
-    pub(super) fn next(&mut self, addresses: &Addresses) -> Next {
+    pub(super) fn next(&mut self, names: &mut Names<'_>) -> Next {
         let Some(len) = self.0.get(..2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]))) else {
             return Next::Wait;
         };
@@ -187,7 +203,7 @@ impl QueryStream {
             return Next::Forward;
         }
         let Some(message) = self.0.get(2..2 + len) else { return Next::Wait };
-        let Some(answer) = answer_locally(message, addresses) else { return Next::Forward };
+        let Some(answer) = names.answer(message) else { return Next::Forward };
         let mut bytes = (answer.len() as u16).to_be_bytes().to_vec();
         bytes.extend(answer);
         self.0.drain(..2 + len);
@@ -234,32 +250,94 @@ fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
     Some((name, u16::from_be_bytes([rest[0], rest[1]]), u16::from_be_bytes([rest[2], rest[3]]), at + 4))
 }
 
-/// The answer to a query for a name that exists only here.
-fn answer_locally(message: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
-    let (name, kind, class, end) = question(message)?;
-    let address: Ipv4Addr = match name.as_str() {
-        "host.docker.internal." => addresses.host,
-        "gateway.docker.internal." => addresses.gateway,
-        _ => return None,
-    };
-    if !addresses.host_loopback {
-        return Some(reply_to(message, end, NXDOMAIN));
+impl Names<'_> {
+    /// Returns the answer to a query for a name that is known here.
+    fn answer(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+        let (name, kind, class, end) = question(message)?;
+        let address: Ipv4Addr = match name.as_str() {
+            "host.docker.internal." => self.addresses.host,
+            "gateway.docker.internal." => self.addresses.gateway,
+            _ => return self.answer_from_file(message, (&name, kind, class, end)),
+        };
+        if !self.addresses.host_loopback {
+            return Some(reply_to(message, end, NXDOMAIN));
+        }
+        let mut answer = reply_to(message, end, 0);
+        // A query for another type gets an empty answer: the name exists, such a record does not (RFC 2308, 2.2). IPv4 only:
+        // services on the host's loopback often do not listen on ::1, and clients would try that first.
+        if kind == TYPE_A && class == CLASS_IN {
+            add_record(&mut answer, kind, &address.octets());
+        }
+        Some(answer)
     }
-    // IPv4 only: services on the host's loopback often do not listen on ::1, and clients would try that first.
-    let known = kind == TYPE_A && class == CLASS_IN;
-    let mut answer = reply_to(message, end, 0);
-    // A query for another type gets an empty answer: the name exists, such a record does not (RFC 2308, 2.2).
-    if known {
-        // ANCOUNT 1; the record's name is a pointer to the question's.
-        answer[7] = 1;
-        answer.extend([0xc0, HEADER as u8]);
-        answer.extend(TYPE_A.to_be_bytes());
-        answer.extend(CLASS_IN.to_be_bytes());
-        answer.extend(TTL.to_be_bytes());
-        answer.extend([0, 4]);
-        answer.extend(address.octets());
+
+    /// Returns the answer to a query for a name or an address in the host's file, as the host's resolver gives it: from
+    /// the file alone, also for the kind of address that the file does not have. Queries for other types go on.
+    fn answer_from_file(
+        &mut self,
+        message: &[u8],
+        (name, kind, class, end): (&str, u16, u16, usize),
+    ) -> Option<Vec<u8>> {
+        if class != CLASS_IN || ![TYPE_A, TYPE_AAAA, TYPE_PTR].contains(&kind) {
+            return None;
+        }
+        self.hosts.refresh();
+        let mut answer = reply_to(message, end, 0);
+        if kind == TYPE_PTR {
+            let name = hosts::reverse(name).and_then(|address| self.hosts.name(address))?;
+            add_record(&mut answer, kind, &encode(name));
+            return Some(answer);
+        }
+        let mut known = Vec::new();
+        for address in self.hosts.addresses(name)?.iter().filter_map(|address| self.from_guest(*address)) {
+            if !known.contains(&address) {
+                known.push(address);
+            }
+        }
+        if known.is_empty() {
+            return None;
+        }
+        for address in known {
+            match address {
+                IpAddr::V4(address) if kind == TYPE_A => add_record(&mut answer, kind, &address.octets()),
+                IpAddr::V6(address) if kind == TYPE_AAAA => add_record(&mut answer, kind, &address.octets()),
+                _ => {}
+            }
+        }
+        Some(answer)
     }
-    Some(answer)
+
+    /// The address by which the guest reaches what an address means on the host; `None` if it cannot. The guest's own
+    /// loopback is another one.
+    fn from_guest(&self, address: IpAddr) -> Option<IpAddr> {
+        if address.to_canonical().is_loopback() {
+            return self.addresses.host_loopback.then_some(self.addresses.host.into());
+        }
+        Some(address)
+    }
+}
+
+/// Appends a record with the question's name to an answer, which has fewer than 256.
+fn add_record(answer: &mut Vec<u8>, kind: u16, data: &[u8]) {
+    // ANCOUNT; the record's name is a pointer to the question's.
+    answer[7] += 1;
+    answer.extend([0xc0, HEADER as u8]);
+    answer.extend(kind.to_be_bytes());
+    answer.extend(CLASS_IN.to_be_bytes());
+    answer.extend(TTL.to_be_bytes());
+    answer.extend((data.len() as u16).to_be_bytes());
+    answer.extend(data);
+}
+
+/// Returns a name of valid labels with a dot at its end in the form of a message (RFC 1035, 3.1).
+fn encode(name: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(name.len() + 1);
+    for label in name.trim_end_matches('.').split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.bytes());
+    }
+    bytes.push(0);
+    bytes
 }
 
 /// The answer when no server could be asked.
@@ -283,12 +361,12 @@ fn reply_to(message: &[u8], end: usize, code: u8) -> Vec<u8> {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
-    use super::{Addresses, answer_locally, failure, question};
+    use super::{Addresses, Dns, failure, question};
 
     /// Reads a question and makes the answers that are made here.
     pub fn dns_question(message: &[u8], addresses: &Addresses) {
         let known = question(message);
-        for answer in answer_locally(message, addresses).into_iter().chain([failure(message)]) {
+        for answer in Dns::default().names(addresses).answer(message).into_iter().chain([failure(message)]) {
             // A response to this question (RFC 1035, 4.1.1).
             assert!(answer.len() >= 12 && answer[2] & 0x80 != 0);
             if known.is_some() {
@@ -316,6 +394,59 @@ mod tests {
         message.extend(kind.to_be_bytes());
         message.extend([0, 1]);
         message
+    }
+
+    fn answer_locally(message: &[u8], addresses: &Addresses) -> Option<Vec<u8>> {
+        Names { addresses, hosts: &mut Hosts::fixed("") }.answer(message)
+    }
+
+    /// The records of an answer from this file: the response code, and the data of each record.
+    fn from_file(file: &str, message: &[u8], addresses: &Addresses) -> Option<(u8, Vec<Vec<u8>>)> {
+        let answer = Names { addresses, hosts: &mut Hosts::fixed(file) }.answer(message)?;
+        let (mut at, mut records) = (message.len(), Vec::new());
+        for _ in 0..answer[7] {
+            assert_eq!(
+                (&answer[at..at + 2], &answer[at + 2..at + 4]),
+                (&[0xc0, 12][..], &message[message.len() - 4..][..2])
+            );
+            let len = usize::from(u16::from_be_bytes([answer[at + 10], answer[at + 11]]));
+            records.push(answer[at + 12..at + 12 + len].to_vec());
+            at += 12 + len;
+        }
+        assert_eq!((at, answer.len() <= 512), (answer.len(), true));
+        Some((answer[3] & 15, records))
+    }
+
+    #[test]
+    fn names_in_the_hosts_file_are_answered_from_it_and_others_are_not() {
+        let file = "10.0.0.5 Build.example build\nfd00::5 build\n10.0.0.6 build\n";
+        let ask = |name, kind| from_file(file, &query(name, kind), &example());
+        assert_eq!(ask("BUILD", TYPE_A), Some((0, vec![vec![10, 0, 0, 5], vec![10, 0, 0, 6]])));
+        assert_eq!(ask("build", TYPE_AAAA).unwrap().1, [std::net::Ipv6Addr::from(0xfd00_u128 << 112 | 5).octets()]);
+        // The name exists, and its other address does not.
+        assert_eq!(ask("build.example", TYPE_AAAA), Some((0, vec![])));
+        assert_eq!(ask("5.0.0.10.in-addr.arpa", TYPE_PTR), Some((0, vec![b"\x05build\x07example\0".to_vec()])));
+        assert_eq!(ask("7.0.0.10.in-addr.arpa", TYPE_PTR), None);
+        assert_eq!(ask("other", TYPE_A), None);
+        // Mail and service records are a server's.
+        assert_eq!(ask("build", 15), None);
+    }
+
+    #[test]
+    fn a_name_on_the_hosts_loopback_leads_there_and_not_to_the_guests_own() {
+        let file = "127.0.0.1 app.test\n::1 app.test\n127.0.1.1 app.test\n";
+        let ask = |addresses: &Addresses| from_file(file, &query("app.test", TYPE_A), addresses);
+        assert_eq!(ask(&example()), Some((0, vec![example().host.octets().to_vec()])));
+        assert_eq!(ask(&Addresses { host_loopback: false, ..example() }), None);
+    }
+
+    #[test]
+    fn the_longest_answer_fits_into_a_datagram_of_512_bytes() {
+        let name = [&"a".repeat(63); 3].map(String::as_str).join(".") + "." + &"b".repeat(61);
+        let file: String = (0..20).map(|number| format!("fd00::{number} {name}\n10.0.0.{number} {name}\n")).collect();
+        assert_eq!(from_file(&file, &query(&name, TYPE_AAAA), &example()).unwrap().1.len(), 8);
+        let (_, names) = from_file(&file, &query("1.0.0.10.in-addr.arpa", TYPE_PTR), &example()).unwrap();
+        assert_eq!(names[0].len(), 255);
     }
 
     #[test]
@@ -384,11 +515,12 @@ mod tests {
         };
         let stream =
             [framed("host.docker.internal"), framed("example.org"), framed("gateway.docker.internal")].concat();
-        let mut queries = QueryStream::default();
+        let (mut queries, addresses, mut hosts) = (QueryStream::default(), example(), Hosts::fixed(""));
+        let mut names = Names { addresses: &addresses, hosts: &mut hosts };
         let mut answered = 0;
         for byte in &stream[..stream.len() - 30] {
             queries.push(&[*byte]);
-            match queries.next(&example()) {
+            match queries.next(&mut names) {
                 Next::Answer(bytes) => {
                     assert_eq!(usize::from(bytes[1]), bytes.len() - 2);
                     assert_eq!(bytes[bytes.len() - 4..], example().host.octets());
@@ -416,9 +548,10 @@ mod tests {
                 bytes[2..6].copy_from_slice(&[1, 0, 0, 1]);
             }
             let _ = answer_locally(&bytes, &example());
-            let mut queries = QueryStream::default();
+            let (mut queries, addresses, mut hosts) = (QueryStream::default(), example(), Hosts::fixed("10.0.0.1 a"));
+            let mut names = Names { addresses: &addresses, hosts: &mut hosts };
             queries.push(&bytes);
-            while let Next::Answer(_) = queries.next(&example()) {}
+            while let Next::Answer(_) = queries.next(&mut names) {}
             prop_assert!(queries.into_bytes().len() <= bytes.len());
             prop_assert!(failure(&bytes).len() >= 12);
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use bulkhead_queue::fuzzing;
 
-pub use super::{dns::fuzzing::*, resolver::fuzzing::*};
+pub use super::{dns::fuzzing::*, hosts::fuzzing::*, resolver::fuzzing::*};
 
 /// The whole network behind the queues, with the host's real sockets.
 pub struct World {

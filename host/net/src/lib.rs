@@ -11,8 +11,8 @@
 //! | Process         | `api` (commands of the backend), `event_loop`, `events` (epoll), `error`                   |
 //! | Virtio device   | `frontend`, `vhost` (setup by the vmm), `ring` (the two queues), `sink`                     |
 //! | Frames          | `frame`, `ethernet` (ARP, neighbours), `ip`, `fragments`, `offload`                        |
-//! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver`, `icmp`                            |
-//! | Shared          | `addresses`, `key`, `associations`, `socket`                                               |
+//! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver` and `hosts`, `icmp`                            |
+//! | Shared          | `addresses`, `key`, `associations`, `socket`, `host_file`                                  |
 //! | Another backend | `tap`: copies frames between the queues and a tap device, without any of the services      |
 //!
 //! # Addresses
@@ -43,8 +43,8 @@
 //! # Limits
 //!
 //! One thread does everything, every table has a bound, and a guest that takes no frames stops the host's sockets from
-//! being read. Not supported yet: ICMP errors (an unreachable UDP port is silence to the guest), and search domains and
-//! `/etc/hosts` of the host.
+//! being read. Not supported yet: ICMP errors (an unreachable UDP port is silence to the guest), and search domains of
+//! the host.
 //!
 //! A network process that dies is started again by the backend. The vmm hands the new one the queues from where the used
 //! rings are; connections that were open are reset.
@@ -62,6 +62,8 @@ mod frame;
 mod frontend;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod host_file;
+mod hosts;
 mod icmp;
 mod ip;
 mod key;

@@ -1,14 +1,8 @@
 //! The host's name servers, as resolv.conf(5) has them at the moment.
 
-use std::{
-    fs::File,
-    io::Read,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::addresses::DNS_PORT;
+use super::{addresses::DNS_PORT, host_file::HostFile};
 
 /// The server that the C library asks without a configuration.
 pub(super) const FALLBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DNS_PORT);
@@ -19,31 +13,21 @@ const MAX_SERVERS: usize = 3;
 
 /// The contents of resolv.conf since its last change.
 pub(super) struct Resolver {
-    path: PathBuf,
-    /// Identity of the file that was read: device, inode, and seconds and nanoseconds of its last change.
-    seen: Option<(u64, u64, i64, i64)>,
+    file: HostFile,
     servers: Vec<SocketAddr>,
 }
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self { path: PathBuf::from("/etc/resolv.conf"), seen: None, servers: Vec::new() }
+        Self { file: HostFile::new("/etc/resolv.conf", MAX_FILE), servers: Vec::new() }
     }
 }
 
 impl Resolver {
     /// The servers in their order, at least one. Each call checks the file, and reads it if it has changed.
     pub(super) fn servers(&mut self) -> &[SocketAddr] {
-        // NetworkManager and others replace the file, systemd-resolved rewrites a symbolic link's target: both show here.
-        // A file that is missing for a moment keeps the servers that it had.
-        if let Ok(metadata) = std::fs::metadata(&self.path) {
-            let now = (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
-            if self.seen != Some(now)
-                && let Ok(text) = read(&self.path)
-            {
-                self.seen = Some(now);
-                self.servers = parse(&text);
-            }
+        if let Some(text) = self.file.changed() {
+            self.servers = parse(&text);
         }
         if self.servers.is_empty() {
             self.servers.push(FALLBACK);
@@ -55,13 +39,7 @@ impl Resolver {
 /// The host's name servers, with those behind systemd-resolved, whose own address only the host can reach.
 pub fn nameservers() -> Vec<SocketAddr> {
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-    files.iter().filter_map(|file| read(Path::new(file)).ok()).flat_map(|text| parse(&text)).collect()
-}
-
-fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = Vec::new();
-    File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    files.iter().filter_map(|file| HostFile::new(*file, MAX_FILE).read().ok()).flat_map(|text| parse(&text)).collect()
 }
 
 /// Reads the servers from a resolv.conf(5). Link-local addresses (`fe80::1%eth0`) are left out: they mean nothing
@@ -81,7 +59,7 @@ fn parse(text: &str) -> Vec<SocketAddr> {
 impl Resolver {
     /// A resolver that always has these servers.
     pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
-        Self { path: PathBuf::new(), seen: None, servers }
+        Self { file: HostFile::new("", MAX_FILE), servers }
     }
 }
 
@@ -112,7 +90,7 @@ mod tests {
     fn a_replaced_or_rewritten_file_holds_from_the_next_query_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("resolv.conf");
-        let mut resolver = Resolver { path: path.clone(), ..Resolver::default() };
+        let mut resolver = Resolver { file: HostFile::new(&path, MAX_FILE), ..Resolver::default() };
         assert_eq!(resolver.servers()[0].to_string(), "127.0.0.1:53");
         std::fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
         assert_eq!(resolver.servers()[0].to_string(), "10.0.0.1:53");

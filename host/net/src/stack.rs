@@ -327,7 +327,7 @@ impl Stack {
         let now = self.now();
         let room = MAX_OUT.saturating_sub(self.out.len());
         let Some(entry) = self.flows.get_mut(&id) else { return };
-        if entry.flow.answer_queries(&self.addresses, now) {
+        if entry.flow.answer_queries(&mut self.dns.names(&self.addresses), now) {
             self.connect_name_server(id);
         }
         let Some(Entry { flow, timer, queued }) = self.flows.get_mut(&id) else { return };

@@ -19,8 +19,7 @@ use super::{
     sender::{Sender, Sent},
 };
 use crate::{
-    addresses::Addresses,
-    dns::{Next, QueryStream},
+    dns::{Names, Next, QueryStream},
     frame::Frame,
     key::Key,
     offload::Offload,
@@ -116,7 +115,7 @@ impl Flow {
 
     /// Answers queries to the name server that can be answered here; true when the rest needs the host's name server, see
     /// [`Self::pass_on`].
-    pub(crate) fn answer_queries(&mut self, addresses: &Addresses, now: Instant) -> bool {
+    pub(crate) fn answer_queries(&mut self, names: &mut Names<'_>, now: Instant) -> bool {
         let Some(queries) = &mut self.queries else { return false };
         // Takes in the packet that brought the connection here.
         self.guest.poll(now, usize::MAX);
@@ -135,7 +134,7 @@ impl Flow {
             if guest.send_queue() > 0 {
                 return false;
             }
-            match queries.next(addresses) {
+            match queries.next(names) {
                 Next::Wait => break,
                 Next::Forward => return true,
                 Next::Answer(bytes) => {
