@@ -39,6 +39,8 @@ pub(crate) struct Ring {
     chains: Vec<(u16, usize)>,
     /// Buffers of these chains.
     buffers: Vec<(GuestAddress, u32)>,
+    /// The guest's last frame, kept because a fresh buffer would be cleared first.
+    frame: Vec<u8>,
 }
 
 /// Moves as much of `rest` into a buffer as it has room for; returns the number of bytes.
@@ -91,6 +93,7 @@ impl Ring {
             short_at: 0,
             chains: Vec::new(),
             buffers: Vec::new(),
+            frame: Vec::new(),
         })
     }
 
@@ -120,7 +123,6 @@ impl Ring {
         most: usize,
         mut each: impl FnMut(&[u8]),
     ) -> bool {
-        let mut buffer = Vec::new();
         for _ in 0..most {
             let Some(chain) = self.queue.pop(memory) else {
                 self.signal(memory);
@@ -130,7 +132,7 @@ impl Ring {
             let head = chain.head_index();
             // Copied before it is looked at: the guest can change its buffers at any time. A broken chain carries no frame,
             // and is returned like any other.
-            if let Some(frame) = read(chain, memory, &mut buffer) {
+            if let Some(frame) = read(chain, memory, &mut self.frame) {
                 each(frame);
             }
             self.queue.complete(memory, head, 0);
