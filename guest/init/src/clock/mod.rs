@@ -62,12 +62,15 @@ fn keep(told: &Receiver<Told>) {
     if host.is_none() {
         log::info("the host has no PTP clock for its guests, so the clock follows the backend's messages");
     }
+    // At once for the first time: the configuration's time is late by the message's way here.
+    let mut wait = Duration::ZERO;
     loop {
-        let told = match told.recv_timeout(INTERVAL) {
+        let told = match told.recv_timeout(wait) {
             Ok(told) => Some(told),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
         };
+        wait = INTERVAL;
         let reading = match &host {
             Some(host) => read(host),
             None => told.and_then(|told| sys::compare(told.unix_ns, told.received)),
