@@ -289,7 +289,7 @@ impl Names<'_> {
             return Some(answer);
         }
         let mut known = Vec::new();
-        for address in self.hosts.addresses(name)?.iter().filter_map(|address| self.from_guest(*address)) {
+        for address in self.hosts.addresses(name)?.iter().filter_map(|address| self.reachable(*address)) {
             if !known.contains(&address) {
                 known.push(address);
             }
@@ -309,7 +309,7 @@ impl Names<'_> {
 
     /// The address by which the guest reaches what an address means on the host; `None` if it cannot. The guest's own
     /// loopback is another one.
-    fn from_guest(&self, address: IpAddr) -> Option<IpAddr> {
+    fn reachable(&self, address: IpAddr) -> Option<IpAddr> {
         if address.to_canonical().is_loopback() {
             return self.addresses.host_loopback.then_some(self.addresses.host.into());
         }
@@ -443,7 +443,8 @@ mod tests {
     #[test]
     fn the_longest_answer_fits_into_a_datagram_of_512_bytes() {
         let name = [&"a".repeat(63); 3].map(String::as_str).join(".") + "." + &"b".repeat(61);
-        let file: String = (0..20).map(|number| format!("fd00::{number} {name}\n10.0.0.{number} {name}\n")).collect();
+        let lines: Vec<_> = (0..20).map(|number| format!("fd00::{number} {name}\n10.0.0.{number} {name}")).collect();
+        let file = lines.join("\n");
         assert_eq!(from_file(&file, &query(&name, TYPE_AAAA), &example()).unwrap().1.len(), 8);
         let (_, names) = from_file(&file, &query("1.0.0.10.in-addr.arpa", TYPE_PTR), &example()).unwrap();
         assert_eq!(names[0].len(), 255);

@@ -201,8 +201,8 @@ mod tests {
 
     #[test]
     fn a_name_with_many_addresses_has_the_first_ones_of_each_kind() {
-        let text: String = (0..100).map(|number| format!("10.0.0.{number} many\nfd00::{number} many\n")).collect();
-        assert_eq!(Hosts::fixed(&text).addresses("many.").unwrap().len(), 2 * MAX_ADDRESSES);
+        let lines: Vec<_> = (0..100).map(|number| format!("10.0.0.{number} many\nfd00::{number} many")).collect();
+        assert_eq!(Hosts::fixed(&lines.join("\n")).addresses("many.").unwrap().len(), 2 * MAX_ADDRESSES);
     }
 
     proptest! {

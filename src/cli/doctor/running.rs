@@ -59,17 +59,15 @@ async fn ping(paths: &Paths) -> Result<String, String> {
 }
 
 fn guest(examination: &Examination, stop: &str) -> Result<String, String> {
-    match &examination.guest {
-        Some(Description { load, memory_kib, available_kib, threads, .. }) => Ok(format!(
-            "responds; load {load}, {} of {} MiB memory available, {threads} threads",
-            available_kib / 1024,
-            memory_kib / 1024
-        )),
-        None => {
-            let symbols = examination.kernel.as_deref().map(Symbols::read);
-            Err(format!("no response; {}; `{stop}` ends it like a power cut", vcpus(examination, symbols)))
-        }
-    }
+    let Some(Description { load, memory_kib, available_kib, threads, .. }) = &examination.guest else {
+        let symbols = examination.kernel.as_deref().map(Symbols::read);
+        return Err(format!("no response; {}; `{stop}` ends it like a power cut", vcpus(examination, symbols)));
+    };
+    Ok(format!(
+        "responds; load {load}, {} of {} MiB memory available, {threads} threads",
+        available_kib / 1024,
+        memory_kib / 1024
+    ))
 }
 
 /// The problem of an engine that does not respond, with the guest's busy threads as its likely cause.
