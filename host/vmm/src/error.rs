@@ -33,6 +33,9 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+    /// KVM did not take a model-specific register.
+    #[error("KVM refuses to set MSR {0:#x}, which every supported processor has; update the host's kernel")]
+    Msr(u32),
     /// Guest memory could not be mapped into this process.
     #[error("cannot map guest memory")]
     MapMemory(#[source] vm_memory::mmap::FromRangesError),
@@ -48,6 +51,25 @@ pub enum VmmError {
     /// An interrupt has no entry in the routing table.
     #[error("GSI {0} has no interrupt route")]
     UnknownGsi(u32),
+    /// Another process writes to the disk.
+    #[error(
+        "the disk {} is in use by another process, perhaps a machine that has not ended yet; try again in a moment, and if \
+         it stays in use end that process (fuser shows it)",
+        path.display()
+    )]
+    DiskInUse {
+        /// The image or block device.
+        path: PathBuf,
+    },
+    /// The disk could not be locked.
+    #[error("cannot lock the disk {}; put it on a file system that supports locks", path.display())]
+    LockDisk {
+        /// The image or block device.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel image could not be read.
     #[error("cannot read the kernel image {}", path.display())]
     OpenKernel {

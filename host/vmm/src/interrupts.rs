@@ -67,7 +67,18 @@ impl GsiRouter {
         if *slot == Some(message) {
             return Ok(());
         }
-        *slot = Some(message);
+        let before = slot.replace(message);
+        let result = self.replace_table(&messages);
+        // A message that KVM did not take must be set again by the next unmasking.
+        if result.is_err()
+            && let Some(slot) = messages.get_mut((gsi - layout::FIRST_MSI_GSI) as usize)
+        {
+            *slot = before;
+        }
+        result
+    }
+
+    fn replace_table(&self, messages: &[Option<MsiMessage>]) -> Result<(), VmmError> {
         // Pins first: a table of our own replaces the one that KVM_CREATE_IRQCHIP made. Vectors that the driver has not
         // unmasked yet have no message and are left out.
         let entries: Vec<_> =
@@ -94,11 +105,12 @@ impl MsiVector {
         // KVM looks at the eventfd by itself when it is connected, but does not reset it: the same trigger would be
         // delivered again with the next connection. So it is taken out here, and put back afterwards.
         let waited = self.event.read().is_ok();
-        self.router.vm.register_irqfd(&self.event, self.gsi).map_err(kvm("attach an irqfd"))?;
+        let connected = self.router.vm.register_irqfd(&self.event, self.gsi).map_err(kvm("attach an irqfd"));
+        // Also after a failure, which leaves the trigger pending.
         if waited {
             self.trigger();
         }
-        Ok(())
+        connected
     }
 
     /// Lets triggers wait in the eventfd.

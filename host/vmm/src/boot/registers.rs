@@ -110,9 +110,13 @@ pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), VmmError> {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     // Bit 11 enables the MTRRs, type 6 is write-back (Intel SDM 3A, 12.11.2.1). At reset they are disabled, and the
     // kernel would take all memory for uncacheable.
-    let msrs = Msrs::from_entries(&[entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)])
-        .map_err(|_| VmmError::KvmCapability("setting two MSRs at once"))?;
-    vcpu.set_msrs(&msrs).map_err(kvm("set MSRs")).map(|_| ())
+    let entries = [entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEF_TYPE, 1 << 11 | 6)];
+    let msrs = Msrs::from_entries(&entries).map_err(|_| VmmError::KvmCapability("setting two MSRs at once"))?;
+    // KVM stops at the first register that it does not take, without an error (KVM API, KVM_SET_MSRS).
+    match entries.get(vcpu.set_msrs(&msrs).map_err(kvm("set MSRs"))?) {
+        None => Ok(()),
+        Some(refused) => Err(VmmError::Msr(refused.index)),
+    }
 }
 
 #[cfg(test)]
