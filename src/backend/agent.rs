@@ -354,7 +354,8 @@ mod tests {
             if poll(&mut [PollFd::new(vmm.as_fd(), PollFlags::POLLIN)], limit).unwrap() == 0 {
                 return None;
             }
-            bulkhead_ipc::channel::receive::<Command>(&vmm, bulkhead_vmm::api::MAX_PACKET).unwrap()
+            let mut buffer = vec![0; bulkhead_vmm::api::MAX_PACKET];
+            bulkhead_ipc::channel::receive::<Command>(&vmm, &mut buffer).unwrap()
         });
         let (command, stream) = received.await.unwrap()?;
         assert_eq!(command, Command::VsockOffer { port: AGENT_PORT });

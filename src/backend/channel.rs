@@ -130,7 +130,7 @@ mod tests {
 
     /// Reads one packet as the child does.
     fn receive_blocking(socket: &OwnedFd) -> (String, Option<OwnedFd>) {
-        packets::receive(socket, MAX_PACKET).unwrap().unwrap()
+        packets::receive(socket, &mut [0; MAX_PACKET]).unwrap().unwrap()
     }
 
     #[tokio::test]

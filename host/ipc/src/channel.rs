@@ -26,17 +26,16 @@ pub enum PacketError {
     Syntax(#[from] serde_json::Error),
 }
 
-/// Waits for the next packet of at most `max_len` bytes and returns it with its descriptor; `None` when the other end
-/// is closed.
+/// Waits for the next packet, at most as long as `buffer`, and returns it with its descriptor; `None` when the other end
+/// is closed. A receiver keeps its buffer: clearing a new one for each packet costs more than the packet.
 pub fn receive<T: DeserializeOwned>(
     socket: &OwnedFd,
-    max_len: usize,
+    buffer: &mut [u8],
 ) -> Result<Option<(T, Option<OwnedFd>)>, PacketError> {
-    let mut packet = vec![0; max_len];
     // Room for one descriptor. The kernel closes those that do not fit (unix(7), SCM_RIGHTS).
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let (len, truncated, descriptor) = loop {
-        let mut parts = [IoSliceMut::new(&mut packet)];
+        let mut parts = [IoSliceMut::new(buffer)];
         match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
                 // SOCK_SEQPACKET keeps the borders of packets: the rest of one that is too long is lost.
@@ -51,9 +50,9 @@ pub fn receive<T: DeserializeOwned>(
     };
     match len {
         // Checked first, so that the error names the cause and not the syntax where the packet was cut.
-        _ if truncated => Err(PacketError::TooLong(max_len)),
+        _ if truncated => Err(PacketError::TooLong(buffer.len())),
         0 => Ok(None),
-        len => Ok(Some((serde_json::from_slice(&packet[..len])?, descriptor))),
+        len => Ok(Some((serde_json::from_slice(&buffer[..len])?, descriptor))),
     }
 }
 

@@ -65,5 +65,5 @@ pub enum Command {
 
 /// Receives the next command with the descriptor beside it; `None` when the backend is gone. Blocks until there is one.
 pub fn receive(socket: &OwnedFd) -> Result<Option<(Command, Option<OwnedFd>)>, PacketError> {
-    channel::receive(socket, MAX_PACKET)
+    channel::receive(socket, &mut vec![0; MAX_PACKET])
 }
