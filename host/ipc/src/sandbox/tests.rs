@@ -178,6 +178,8 @@ fn a_hardened_process_leaves_no_core() {
     use nix::sys::resource::{Resource, getrlimit};
     process::harden().unwrap();
     assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+    // SAFETY: prctl with integers.
+    assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 0);
 }
 
 #[test]
