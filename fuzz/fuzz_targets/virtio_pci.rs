@@ -13,6 +13,7 @@ use bulkhead_vmm::{
         pci_root::PciFunction,
         virtio::{ActivateError, Activation, VirtioDevice, pci::VirtioPci},
     },
+    exit::ExitSignal,
     interrupts::GsiRouter,
     memory::GuestRam,
 };
@@ -89,7 +90,8 @@ fn make() -> Option<Arc<Mutex<VirtioPci>>> {
     vm.create_irq_chip().ok()?;
     let vm = Arc::new(vm);
     let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).ok()?);
-    VirtioPci::new(Box::new(Device), memory, &vm, &GsiRouter::new(Arc::clone(&vm)), 0xc000_0000).ok()
+    let router = GsiRouter::new(Arc::clone(&vm));
+    VirtioPci::new(Box::new(Device), memory, &vm, &router, 0xc000_0000, ExitSignal::new().ok()?).ok()
 }
 
 thread_local! {

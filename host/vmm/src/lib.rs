@@ -36,9 +36,10 @@
 //! # vCPUs
 //!
 //! There are 1 to 32 vCPUs, each a core of its own in one package, each with a thread. CPUID is what KVM supports
-//! without VMX and SVM: containers get no nested virtualization. Port and MMIO accesses go to two [`bus`]es, which are
-//! read-only once the vCPUs run. A triple fault, a failed entry or an internal error of KVM ends the machine with a
-//! reason; exits are counted by kind. A reset after the console printed `Kernel panic` is reported as a panic.
+//! without VMX and SVM, so containers get no nested virtualization, and without performance counters. Port and MMIO
+//! accesses go to two [`bus`]es, which are read-only once the vCPUs run. A triple fault, a failed entry or an internal
+//! error of KVM ends the machine with a reason; exits are counted by kind. A reset after the console printed `Kernel
+//! panic` is reported as a panic.
 //!
 //! # Interrupts
 //!
@@ -59,6 +60,10 @@
 //! | console | 2 × 64   | `console` | output only, to a log; the last 16 KiB are kept to recognize a panic        |
 //! | net     | 2 × 1024 | none      | vhost-user frontend: served by another process; absent without a network    |
 //!
+//! A thread of the name `log` writes each log's file, so that a slow one holds up no vCPU: the driver of the console waits
+//! for its buffer with interrupts off. A thread that fails ends the machine with a reason, a panic ends the process
+//! (`threads`).
+//!
 //! A device's thread starts at `DRIVER_OK` and is joined at reset, so that nothing touches guest memory afterwards. The
 //! driver is interrupted for a completed request within a millisecond and the request under way, however many others
 //! wait.
@@ -71,11 +76,13 @@ mod cpuid;
 pub mod devices;
 pub mod error;
 pub mod exit;
+mod files;
 pub mod interrupts;
 pub mod layout;
 mod machine;
 pub mod memory;
 mod memory_usage;
+mod threads;
 mod vcpu;
 mod vcpu_state;
 
@@ -105,6 +112,10 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    match control.try_clone_fd() {
+        Ok(control) => threads::abort_on_panic(control),
+        Err(error) => tracing::warn!(%error, "a panic of this process will not be reported"),
+    }
     let reason = serve(&control, started).unwrap_or_else(|error| Some(ExitReason::Error { message: chain(&error) }));
     // The backend knows why it ended the machine, and may not be there to receive anything.
     let Some(reason) = reason else { return ExitCode::SUCCESS };
@@ -125,10 +136,17 @@ fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>
         }
     };
     let machine = Machine::start(&config, network, offers)?;
+    let end = command_loop(control, &machine, started);
+    machine.flush_logs();
+    end
+}
+
+/// Serves the backend while the guest runs; `None` when the backend ended the machine.
+fn command_loop(control: &ControlSocket, machine: &Machine, started: Instant) -> Result<Option<ExitReason>, VmmError> {
     // From here on the guest runs and this thread only serves the backend.
     control.send(&Event::Started { since_exec_us: started.elapsed().as_micros() as u64 });
     loop {
-        if !wait(control, &machine) {
+        if !wait(control, machine) {
             // The event is raised after the reason is set, so there is one.
             let reason = machine.exit().take().unwrap_or(ExitReason::Reset);
             return Ok(Some(machine.classify(reason)));

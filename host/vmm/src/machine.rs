@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
+    fs::File,
     os::fd::OwnedFd,
-    path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -18,6 +19,7 @@ use super::{
     cpuid,
     error::{VmmError, host, kvm},
     exit::ExitSignal,
+    files::{Files, open_failed},
     interrupts::GsiRouter,
     layout,
     memory::{self, GuestRam},
@@ -32,10 +34,11 @@ use crate::devices::{
     virtio::{
         VirtioDevice,
         block::Block,
-        console::{Console, ConsoleLog},
-        net::{Net, NetHandle},
+        console::{Console, ConsoleLog, LogWriter, Pending},
+        net::{Net, NetHandle, Successors},
         pci::{BAR_SIZE, VirtioPci},
         rng::Rng,
+        spawn_confined,
         vsock::{Vsock, VsockHandle},
     },
 };
@@ -44,22 +47,18 @@ use bulkhead_ipc::{report::chain, sandbox};
 /// Maximum number of vCPUs, see [`VmConfig::cpus`].
 const MAX_CPUS: u8 = 32;
 
+/// Time for the guest's last output to reach its files when the machine has ended.
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A running machine.
 pub(super) struct Machine {
     usage: MemoryUsage,
     vcpus: Vec<Arc<Shared>>,
     console: Arc<Mutex<ConsoleLog>>,
+    logs: Vec<Pending>,
     vsock: Option<VsockHandle>,
-    net: Option<NetHandle>,
+    net: Option<Successors>,
     exit: ExitSignal,
-}
-
-/// The machine's files, opened before the process confines itself.
-struct Files {
-    /// File, whether it is read-only, and serial number.
-    disks: Vec<(File, bool, String)>,
-    console: Option<File>,
-    serial: Option<File>,
 }
 
 /// A machine under construction.
@@ -70,6 +69,9 @@ struct Board {
     ports: Bus,
     mmio: Bus,
     pci: PciRoot,
+    exit: ExitSignal,
+    /// Writers of the logs, whose threads start once the process is confined.
+    logs: Vec<LogWriter>,
     /// Virtio devices so far, each with a BAR.
     slots: u64,
 }
@@ -92,9 +94,9 @@ impl Machine {
         let memory = Arc::new(memory::create(config.memory_mib)?);
         memory::register(&vm, &memory)?;
         let exit = ExitSignal::new().map_err(host("create an eventfd"))?;
-        let console = Arc::new(Mutex::new(ConsoleLog::new(files.console)));
-        let mut board = Board::new(vm, memory);
-        board.plug_platform(files.serial, &exit)?;
+        let mut board = Board::new(vm, memory, exit.clone());
+        let console = Arc::new(Mutex::new(board.log(files.console)));
+        board.plug_platform(files.serial)?;
         // The order of the devices is that of their PCI slots, and the first disk is the guest's /dev/vda.
         for (file, readonly, name) in files.disks {
             let block = Block::new(file, readonly, &name).map_err(host("read the size of a disk"))?;
@@ -124,10 +126,12 @@ impl Machine {
         // Everything is open, and KVM knows the whole machine. The sandbox applies to threads that start later, so those
         // that handle the guest's data, vCPUs and devices, all run confined.
         sandbox::confine_vmm()?;
-        let vcpus = board.run(vcpus, &exit)?;
+        let logs = board.start_logs()?;
+        let net = net.map(|net| net.follow(&exit)).transpose().map_err(host("start a thread"))?;
+        let vcpus = board.run(vcpus)?;
         // From here on this thread moves messages and descriptors. Threads of devices are started by those of vCPUs.
         sandbox::confine_vmm_thread()?;
-        Ok(Self { usage, vcpus, console, vsock, net, exit })
+        Ok(Self { usage, vcpus, console, logs, vsock, net, exit })
     }
 
     /// The signal that is raised when the machine ends.
@@ -140,8 +144,8 @@ impl Machine {
         self.vsock.as_ref()
     }
 
-    /// The network device's handle, if the machine has one.
-    pub(super) fn net(&self) -> Option<&NetHandle> {
+    /// The way to the network device for its next backends, if the machine has one.
+    pub(super) fn net(&self) -> Option<&Successors> {
         self.net.as_ref()
     }
 
@@ -165,6 +169,11 @@ impl Machine {
         vcpu_state::snapshot_all(&slots)
     }
 
+    /// Waits a moment for the guest's last output to reach its files.
+    pub(super) fn flush_logs(&self) {
+        self.logs.iter().for_each(|log| log.flush(LOG_TIMEOUT));
+    }
+
     /// Distinguishes a reset after a kernel panic from one that the guest asked for.
     pub(super) fn classify(&self, reason: ExitReason) -> ExitReason {
         let mut log = self.console.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,50 +182,42 @@ impl Machine {
     }
 }
 
-impl Files {
-    fn open(config: &VmConfig) -> Result<Self, VmmError> {
-        let disks = config
-            .disks
-            .iter()
-            .map(|disk| {
-                // A read-only disk is opened read-only: then not even a taken-over vmm can write to it.
-                let file = OpenOptions::new().read(true).write(!disk.readonly).open(&disk.path);
-                let file = file.map_err(|source| open_failed("the disk", &disk.path, source))?;
-                Ok((file, disk.readonly, disk.serial.clone()))
-            })
-            .collect::<Result<_, VmmError>>()?;
-        // Appended to, so that a guest that resets does not erase what it logged before.
-        let log = |what, path: &Option<std::path::PathBuf>| {
-            path.as_deref()
-                .map(|path| {
-                    let file = OpenOptions::new().append(true).create(true).open(path);
-                    file.map_err(|source| open_failed(what, path, source))
-                })
-                .transpose()
-        };
-        Ok(Self {
-            disks,
-            console: log("the console log", &config.console)?,
-            serial: log("the serial log", &config.serial)?,
-        })
-    }
-}
-
 impl Board {
-    fn new(vm: Arc<VmFd>, memory: Arc<GuestRam>) -> Self {
+    fn new(vm: Arc<VmFd>, memory: Arc<GuestRam>, exit: ExitSignal) -> Self {
         let router = GsiRouter::new(Arc::clone(&vm));
-        Self { vm, memory, router, ports: Bus::default(), mmio: Bus::default(), pci: PciRoot::new(), slots: 0 }
+        let (ports, mmio, pci) = (Bus::default(), Bus::default(), PciRoot::new());
+        Self { vm, memory, router, ports, mmio, pci, exit, logs: Vec::new(), slots: 0 }
+    }
+
+    /// Creates a log of the guest's output.
+    fn log(&mut self, file: Option<File>) -> ConsoleLog {
+        let (log, writer) = ConsoleLog::new(file);
+        self.logs.extend(writer);
+        log
+    }
+
+    /// Starts the threads that write the logs.
+    fn start_logs(&mut self) -> Result<Vec<Pending>, VmmError> {
+        let start = |writer: LogWriter| {
+            let pending = writer.pending();
+            spawn_confined("log", &self.exit, move || {
+                writer.run();
+                Ok(())
+            })
+            .map(|_| pending)
+        };
+        std::mem::take(&mut self.logs).into_iter().map(start).collect::<Result<_, _>>().map_err(host("start a thread"))
     }
 
     /// Adds the devices that are not on the PCI bus: the power registers and, on request, a serial port.
-    fn plug_platform(&mut self, serial: Option<File>, exit: &ExitSignal) -> Result<(), VmmError> {
-        let power = Arc::new(Mutex::new(Power::new(exit.clone())));
+    fn plug_platform(&mut self, serial: Option<File>) -> Result<(), VmmError> {
+        let power = Arc::new(Mutex::new(Power::new(self.exit.clone())));
         self.ports.insert(u64::from(layout::POWER_PORT), power::LEN, power)?;
         if let Some(output) = serial {
             let line = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
             self.vm.register_irqfd(&line, layout::SERIAL_GSI).map_err(kvm("attach an irqfd"))?;
             // Its output is bounded like that of the console.
-            let port = Arc::new(Mutex::new(SerialPort::new(line, ConsoleLog::new(Some(output)))));
+            let port = Arc::new(Mutex::new(SerialPort::new(line, self.log(Some(output)))));
             self.ports.insert(u64::from(layout::SERIAL_PORT), serial::LEN, port)?;
         }
         Ok(())
@@ -226,7 +227,8 @@ impl Board {
         // BARs have fixed addresses, one after the other in the window that the DSDT names. The guest keeps them.
         let bar = layout::PCI_MMIO_START + self.slots * BAR_SIZE;
         self.slots += 1;
-        let function = VirtioPci::new(device, Arc::clone(&self.memory), &self.vm, &self.router, bar)?;
+        let function =
+            VirtioPci::new(device, Arc::clone(&self.memory), &self.vm, &self.router, bar, self.exit.clone())?;
         self.mmio.insert(bar, BAR_SIZE, Arc::clone(&function) as Arc<Mutex<dyn BusDevice>>)?;
         self.pci.plug(function).map(|_| ()).ok_or(VmmError::TooManyDevices)
     }
@@ -265,7 +267,7 @@ impl Board {
     }
 
     /// Starts the vCPUs.
-    fn run(mut self, vcpus: Vec<VcpuFd>, exit: &ExitSignal) -> Result<Vec<Arc<Shared>>, VmmError> {
+    fn run(mut self, vcpus: Vec<VcpuFd>) -> Result<Vec<Arc<Shared>>, VmmError> {
         // The bus is complete: only now can its configuration space be placed, behind the one lock of ECAM.
         let pci = Arc::new(Mutex::new(self.pci));
         self.mmio.insert(layout::PCI_ECAM_START, layout::PCI_ECAM_SIZE, pci)?;
@@ -275,7 +277,7 @@ impl Board {
         for (id, vcpu) in (0..).zip(vcpus) {
             let shared = Arc::new(Shared::default());
             running.push(Arc::clone(&shared));
-            vcpu::spawn(id, vcpu, Arc::clone(&buses), shared, exit.clone())?;
+            vcpu::spawn(id, vcpu, Arc::clone(&buses), shared, self.exit.clone())?;
         }
         Ok(running)
     }
@@ -303,9 +305,15 @@ fn create_vm(kvm_fd: &Kvm) -> Result<Arc<VmFd>, VmmError> {
     // An I/O APIC, and a local APIC for each vCPU that is created after this call. Also a PIC, which no table mentions.
     // There is no PIT: the guest's clock events come from the local APICs.
     vm.create_irq_chip().map_err(kvm("create an interrupt controller"))?;
+    // No performance counters: much less of KVM is in reach of a hostile guest. A KVM that cannot turn them off (before
+    // Linux 5.18) at least does not announce them (see `cpuid`).
+    if vm.check_extension_raw(u64::from(KVM_CAP_PMU_CAPABILITY)) as u32 & KVM_PMU_CAP_DISABLE != 0 {
+        let off = kvm_enable_cap {
+            cap: KVM_CAP_PMU_CAPABILITY,
+            args: [u64::from(KVM_PMU_CAP_DISABLE), 0, 0, 0],
+            ..Default::default()
+        };
+        vm.enable_cap(&off).map_err(kvm("turn off performance counters"))?;
+    }
     Ok(Arc::new(vm))
-}
-
-fn open_failed(what: &'static str, path: &Path, source: std::io::Error) -> VmmError {
-    VmmError::OpenFile { what, path: path.to_path_buf(), source }
 }

@@ -1,13 +1,13 @@
 //! A vCPU's thread: enters the guest, handles its exits and counts them.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     bus::Bus,
     error::{VmmError, host},
     exit::ExitSignal,
+    threads,
     vcpu_state::SnapshotSlot,
 };
 
@@ -56,12 +57,10 @@ pub(super) fn spawn(
         shared.snapshot.attach_thread();
         // The thread is never joined: the process exits while the other vCPUs are still in the guest.
         loop {
-            if let Err(reason) = step(&mut vcpu, &buses, &shared) {
-                return exit.raise(reason);
-            }
+            step(&mut vcpu, &buses, &shared)?;
         }
     };
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(host("start a vCPU thread"))?;
+    threads::spawn(&format!("vcpu{id}"), exit, body).map_err(host("start a vCPU thread"))?;
     Ok(())
 }
 
@@ -93,8 +92,13 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
         // With the in-kernel local APIC these stay in KVM as a rule. None of them needs an action.
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => count(&counters.other),
         // The processor refused the guest's state, or KVM cannot continue: the machine is lost.
-        Ok(VcpuExit::FailEntry(reason, _)) => return Err(failed(vcpu, &format!("VM entry failed ({reason:#x})"))),
-        Ok(VcpuExit::InternalError) => return Err(failed(vcpu, "KVM cannot emulate an instruction")),
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            return Err(failed(vcpu, &format!("VM entry failed on the host's CPU {cpu} (reason {reason:#x})")));
+        }
+        Ok(VcpuExit::InternalError) => {
+            let what = internal_error(vcpu);
+            return Err(failed(vcpu, &what));
+        }
         Ok(VcpuExit::SystemEvent(kind, _)) => return Err(failed(vcpu, &format!("unexpected system event {kind}"))),
         Ok(other) => {
             let message = format!("unexpected exit {other:?}");
@@ -107,6 +111,22 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses, shared: &Shared) -> Result<(), ExitRea
         Err(error) => return Err(failed(vcpu, &format!("KVM_RUN failed: {error}"))),
     }
     Ok(())
+}
+
+/// Describes an internal error by what KVM says of it, often the only clue on new hardware.
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, for which KVM fills in this member of the union; any bits are
+    // valid integers.
+    let internal = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal };
+    let data = internal.data.get(..internal.ndata as usize).unwrap_or(&internal.data);
+    // KVM API, KVM_EXIT_INTERNAL_ERROR.
+    let what = match internal.suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate an instruction",
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit came while an event was delivered",
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit of an unknown kind",
+        _ => "internal error of KVM",
+    };
+    format!("{what} (suberror {}, data {data:x?})", internal.suberror)
 }
 
 fn failed(vcpu: &VcpuFd, what: &str) -> ExitReason {

@@ -345,7 +345,14 @@ impl World {
         let features = net.features() & !(1 << 28) | 1 << 32;
         let queues = vec![Some(rx.active()), Some(tx.active())];
         let config_interrupt: Arc<dyn Interrupt> = Arc::new(Line(EventFd::new(0).unwrap()));
-        net.activate(Activation { memory: Arc::clone(&ram), features, queues, config_interrupt }).unwrap();
+        net.activate(Activation {
+            memory: Arc::clone(&ram),
+            features,
+            queues,
+            config_interrupt,
+            exit: bulkhead_vmm::exit::ExitSignal::new().unwrap(),
+        })
+        .unwrap();
         rx.publish(0);
         let (end, counters) = (Arc::new(AtomicBool::new(false)), Arc::new(Counters::default()));
         let shared = (Arc::clone(&end), Arc::clone(&counters));

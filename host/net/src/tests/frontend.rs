@@ -1,9 +1,11 @@
 //! The vmm's vhost-user frontend against this backend, over a real socket.
 
 use std::{
+    io::Read,
     os::unix::net::UnixStream,
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use vhost::vhost_user::BackendReqHandler;
@@ -16,6 +18,7 @@ use vmm_sys_util::{
 
 use bulkhead_vmm::{
     devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net::Net},
+    exit::ExitSignal,
     memory,
 };
 
@@ -66,7 +69,7 @@ fn activation(lines: &[Arc<Line>; 2]) -> Activation {
     });
     let queues = queues.collect();
     let config_interrupt: Arc<dyn Interrupt> = Arc::<Line>::clone(&lines[0]);
-    Activation { memory, features: 1 << 32 | 1 << 5, queues, config_interrupt }
+    Activation { memory, features: 1 << 32 | 1 << 5, queues, config_interrupt, exit: ExitSignal::new().unwrap() }
 }
 
 fn lines() -> [Arc<Line>; 2] {
@@ -140,6 +143,22 @@ fn a_backend_that_is_gone_costs_the_network_and_nothing_else() {
     answering.join().unwrap();
     net.activate(activation(&lines())).unwrap();
     net.reset();
+}
+
+#[test]
+fn a_successor_that_hangs_does_not_hold_up_the_thread_that_received_it() {
+    let (stream, _device, _answering) = backend();
+    let (_net, handle) = Net::new(stream).unwrap();
+    let successors = handle.follow(&ExitSignal::new().unwrap()).unwrap();
+    let (ours, mut silent) = UnixStream::pair().unwrap();
+    let (next, _next_silent) = UnixStream::pair().unwrap();
+    let begun = Instant::now();
+    successors.replace(ours);
+    successors.replace(next);
+    // An answer may take five seconds.
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    // The device does ask it meanwhile.
+    silent.read_exact(&mut [0]).unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use virtio_queue::{DescriptorChain, Queue};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::StopSignal;
-use crate::memory::GuestRam;
+use crate::{exit::ExitSignal, memory::GuestRam};
 
 /// Maximum time that a completed chain waits for the driver to be interrupted. Interrupts are saved by completing
 /// several chains for each, but all that is available may take seconds, if each flushes a disk's cache.
@@ -49,13 +49,13 @@ impl ActiveQueue {
         stop: &StopSignal,
         memory: &'m GuestRam,
         mut serve: impl FnMut(DescriptorChain<&'m GuestRam>) -> u32,
-    ) {
+    ) -> io::Result<()> {
         let mut running = self.run();
         loop {
             // Before the first wait: chains may have become available before the queue's kick was watched.
             running.drain(memory, &mut serve);
-            if stop.wait(&[&running.kick]).is_none() {
-                return;
+            if !stop.wait(&[&running.kick], None)? {
+                return Ok(());
             }
             // Reset before the queue is looked at again, so that a kick from now on wakes the next wait.
             let _ = running.kick.read();
@@ -116,6 +116,8 @@ pub struct Activation {
     pub queues: Vec<Option<ActiveQueue>>,
     /// The "configuration change" notification.
     pub config_interrupt: Arc<dyn Interrupt>,
+    /// Ends the machine if a thread of the device fails.
+    pub exit: ExitSignal,
 }
 
 /// An error in starting a device, to which the transport responds with `DEVICE_NEEDS_RESET`.

@@ -95,8 +95,9 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.queues.into_iter().next().flatten().ok_or(ActivateError::MissingQueue(0))?;
-        let (memory, disk) = (activation.memory, Arc::clone(&self.disk));
-        self.worker = Some(Worker::spawn("block", move |stop| worker::run(&stop, queue, &memory, &disk))?);
+        let (memory, disk) = (Arc::clone(&activation.memory), Arc::clone(&self.disk));
+        self.worker =
+            Some(Worker::spawn("block", &activation.exit, move |stop| worker::run(&stop, queue, &memory, &disk))?);
         Ok(())
     }
 

@@ -7,6 +7,6 @@ use crate::{
 };
 
 /// Serves requests one after the other, so that a FLUSH finds all earlier writes completed.
-pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) {
-    queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)));
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) -> std::io::Result<()> {
+    queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)))
 }

@@ -5,7 +5,8 @@ mod worker;
 
 use std::sync::{Arc, Mutex};
 
-pub use log::ConsoleLog;
+pub(crate) use log::Pending;
+pub use log::{ConsoleLog, LogWriter};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
@@ -45,7 +46,8 @@ impl VirtioDevice for Console {
         // Queue 0 is for input: its buffers would never be used, so it is left alone.
         let transmit = activation.queues.into_iter().nth(1).flatten().ok_or(ActivateError::MissingQueue(1))?;
         let (memory, log) = (activation.memory, Arc::clone(&self.log));
-        self.worker = Some(Worker::spawn("console", move |stop| worker::run(&stop, transmit, &memory, &log))?);
+        self.worker =
+            Some(Worker::spawn("console", &activation.exit, move |stop| worker::run(&stop, transmit, &memory, &log))?);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The thread that reads the guest's output.
 
 use std::{
-    io::Read,
+    io::{self, Read},
     sync::{Mutex, PoisonError},
 };
 
@@ -13,11 +13,11 @@ use crate::{
     memory::GuestRam,
 };
 
-pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) {
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, log: &Mutex<ConsoleLog>) -> io::Result<()> {
     queue.serve(stop, memory, |chain| {
         take(chain, memory, log);
         0
-    });
+    })
 }
 
 fn take(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, log: &Mutex<ConsoleLog>) {

@@ -10,14 +10,16 @@
 mod link;
 
 use std::{
+    io,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
 use bulkhead_ipc::report::chain;
 use link::{Link, LinkError, Rings};
 
-use super::{ActivateError, Activation, VirtioDevice};
+use super::{ActivateError, Activation, VirtioDevice, spawn_confined};
+use crate::exit::ExitSignal;
 
 /// Receive queue and transmit queue.
 const QUEUES: usize = 2;
@@ -86,6 +88,32 @@ impl NetHandle {
                 tracing::warn!(error = %chain(&error), "cannot use the new network backend");
             }
         }
+    }
+}
+
+/// Backends on their way to the device. A thread of its own connects to each: one that hangs at its start takes seconds to
+/// be given up, and the thread that received it has others to serve.
+pub struct Successors(mpsc::Sender<UnixStream>);
+
+impl NetHandle {
+    /// Starts the thread.
+    pub fn follow(self, exit: &ExitSignal) -> io::Result<Successors> {
+        let (sender, streams) = mpsc::channel();
+        spawn_confined("net-link", exit, move || {
+            for stream in streams {
+                self.replace(stream);
+            }
+            Ok(())
+        })?;
+        Ok(Successors(sender))
+    }
+}
+
+impl Successors {
+    /// Makes the device continue with the backend behind `stream`, see [`NetHandle::replace`]. Does not wait for it.
+    pub fn replace(&self, stream: UnixStream) {
+        // The thread ends only with this value.
+        let _ = self.0.send(stream);
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
         virtio::{Activation, ActiveQueue, VirtioDevice},
     },
     error::{VmmError, host, kvm},
+    exit::ExitSignal,
     interrupts::GsiRouter,
     memory::GuestRam,
 };
@@ -31,18 +32,21 @@ pub struct VirtioPci {
     common: Common,
     msix: Msix,
     kicks: Vec<EventFd>,
+    exit: ExitSignal,
     /// The device was activated since the last reset.
     active: bool,
 }
 
 impl VirtioPci {
-    /// Creates a function whose BAR is at `bar` in front of `device`, with an ioeventfd for each queue.
+    /// Creates a function whose BAR is at `bar` in front of `device`, with an ioeventfd for each queue. A thread of the
+    /// device that fails raises `exit`.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Arc<GuestRam>,
         vm: &VmFd,
         router: &Arc<GsiRouter>,
         bar: u64,
+        exit: ExitSignal,
     ) -> Result<Arc<Mutex<Self>>, VmmError> {
         let sizes = device.queue_max_sizes().to_vec();
         // One vector for configuration changes, one for each queue.
@@ -59,7 +63,7 @@ impl VirtioPci {
             .collect::<Result<Vec<_>, VmmError>>()?;
         let config = ConfigSpace::new(device.device_type(), class(device.device_type()), bar as u32, &msix);
         let common = Common::new(device.features(), &sizes, sizes.len() + 1);
-        Ok(Arc::new(Mutex::new(Self { device, memory, config, common, msix, kicks, active: false })))
+        Ok(Arc::new(Mutex::new(Self { device, memory, config, common, msix, kicks, exit, active: false })))
     }
 
     /// Starts the device with the queues that the driver has set up.
@@ -86,6 +90,7 @@ impl VirtioPci {
             features: self.common.features(),
             queues,
             config_interrupt: self.msix.interrupt(self.common.config_vector()),
+            exit: self.exit.clone(),
         };
         // Also if it fails: a reset must clean up after a device that came halfway.
         self.active = true;

@@ -32,7 +32,7 @@ impl VirtioDevice for Rng {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.queues.into_iter().next().flatten().ok_or(ActivateError::MissingQueue(0))?;
         let memory = activation.memory;
-        self.worker = Some(Worker::spawn("rng", move |stop| worker::run(&stop, queue, &memory))?);
+        self.worker = Some(Worker::spawn("rng", &activation.exit, move |stop| worker::run(&stop, queue, &memory))?);
         Ok(())
     }
 

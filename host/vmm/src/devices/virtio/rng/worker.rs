@@ -1,6 +1,6 @@
 //! The thread that fills the buffers.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use virtio_queue::DescriptorChain;
 
@@ -12,8 +12,8 @@ use crate::{
 /// Maximum number of bytes for a buffer. A longer one is filled in part, for which drivers are prepared (5.4.6.1).
 const MAX_LEN: usize = 4096;
 
-pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam) {
-    queue.serve(stop, memory, |chain| give(chain, memory));
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam) -> io::Result<()> {
+    queue.serve(stop, memory, |chain| give(chain, memory))
 }
 
 /// Fills a buffer and returns the number of bytes written.

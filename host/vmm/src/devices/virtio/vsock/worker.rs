@@ -132,7 +132,7 @@ pub(super) fn prepare(parts: &Parts) -> io::Result<Muxer> {
 }
 
 /// Runs the device until it is stopped.
-pub(super) fn run(parts: Parts, muxer: Muxer) {
+pub(super) fn run(parts: Parts, muxer: Muxer) -> io::Result<()> {
     let Parts { memory, rx, tx, event: _event, endpoint: _, shared } = parts;
     let mut worker = Worker {
         memory: &memory,
@@ -144,7 +144,7 @@ pub(super) fn run(parts: Parts, muxer: Muxer) {
         chain: Vec::new(),
         payload: Vec::new(),
     };
-    worker.run();
+    worker.run()
 }
 
 struct Worker<'m> {
@@ -161,7 +161,7 @@ struct Worker<'m> {
 }
 
 impl<'m> Worker<'m> {
-    fn run(&mut self) {
+    fn run(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 64];
         // Buffers and requests may have come before the thread, and their events are not repeated.
         let mut more = true;
@@ -172,10 +172,7 @@ impl<'m> Worker<'m> {
             let count = match self.muxer.epoll().wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => {
-                    tracing::error!(%error, "the vsock device stopped: cannot wait for events");
-                    return;
-                }
+                Err(error) => return Err(error),
             };
             let now = Instant::now();
             for event in &events[..count] {
@@ -196,6 +193,7 @@ impl<'m> Worker<'m> {
             // reset.
             more = output_left || (self.tx_waits && !self.muxer.is_stalled() && !self.tx.queue.is_broken());
         }
+        Ok(())
     }
 
     /// Returns the timeout for `epoll_wait`, rounded up: when the thread wakes, the deadline has passed.

@@ -25,6 +25,7 @@ use crate::{
         Activation, ActiveQueue, Interrupt,
         vsock::packet::{HEADER_LEN, Header},
     },
+    exit::ExitSignal,
     memory::GuestRam,
 };
 
@@ -158,7 +159,13 @@ impl Driver {
             .collect();
         let features = u64::from(self.event_idx) << VIRTIO_RING_F_EVENT_IDX;
         let config_interrupt: Arc<dyn Interrupt> = Arc::new(Counter::default());
-        Activation { memory: Arc::clone(&self.memory), features, queues, config_interrupt }
+        Activation {
+            memory: Arc::clone(&self.memory),
+            features,
+            queues,
+            config_interrupt,
+            exit: ExitSignal::new().unwrap(),
+        }
     }
 
     pub(super) fn interrupts(&self, ring: usize) -> usize {

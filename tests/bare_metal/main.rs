@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -55,6 +56,32 @@ fn a_serial_port_exists_only_when_asked_for() {
     config.serial = Some(log.clone());
     assert_eq!(Vmm::boot(config).exit(SOON), ExitReason::PowerOff);
     assert_eq!(fs::read(log).unwrap(), b"hi");
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_vcpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("serial.fifo");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Opened, so that the vmm can open the other end, and never read.
+    let options = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&log).unwrap();
+    // SAFETY: fcntl with integers.
+    assert!(unsafe { libc::fcntl(options.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) } >= 0);
+    // mov ecx, 8192; mov dx, 0x3f8; out dx, al; loop back
+    let code = [0xb9, 0x00, 0x20, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xe2, 0xfd];
+    let mut config = machine(kernel(dir.path(), &sequence(&[&code, &out(POWER, OFF), &SPIN])));
+    config.serial = Some(log);
+    assert_eq!(Vmm::boot(config).exit(SOON), ExitReason::PowerOff);
+}
+
+#[test]
+fn a_guest_sees_the_processors_name_and_no_performance_counters() {
+    // mov eax, leaf; cpuid
+    let cpuid = |leaf: u32| [&[0xb8][..], &leaf.to_le_bytes(), &[0x0f, 0xa2]].concat();
+    // test eax, eax; jnz or jz to itself
+    let (zero, not_zero) = ([0x85, 0xc0, 0x75, 0xfe], [0x85, 0xc0, 0x74, 0xfe]);
+    let code = sequence(&[&cpuid(0x8000_0002), &not_zero, &cpuid(0xa), &zero, &out(POWER, OFF), &SPIN]);
+    assert_eq!(run(&code), ExitReason::PowerOff);
 }
 
 #[test]

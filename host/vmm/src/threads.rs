@@ -1,0 +1,126 @@
+//! The life of the vmm's threads. None of them ends unnoticed: a thread that fails ends the machine with a reason, and a
+//! panic ends the process.
+
+use std::{
+    io::{self, Write},
+    os::fd::OwnedFd,
+    panic::{self, PanicHookInfo},
+    process, thread,
+    thread::JoinHandle,
+};
+
+use super::{
+    api::{Event, ExitReason},
+    control_socket::send_now,
+    exit::ExitSignal,
+};
+
+/// Starts `body` on a thread of this name, at most 15 bytes (the kernel cuts the rest). An error that it returns ends the
+/// machine.
+pub(crate) fn spawn(
+    name: &str,
+    exit: ExitSignal,
+    body: impl FnOnce() -> Result<(), ExitReason> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if let Err(reason) = body() {
+            exit.raise(reason);
+        }
+    })
+}
+
+/// Returns the reason for the end of a machine whose thread of this name cannot go on.
+pub(crate) fn failed(name: &str, error: &io::Error) -> ExitReason {
+    ExitReason::Error {
+        message: format!("the thread `{name}` of the virtual machine failed: {error}; `bulkhead start` boots it again"),
+    }
+}
+
+/// Makes a panic of any thread report itself, to the backend and on standard error, and abort the process. A machine that
+/// lost a vCPU or a device would hang instead, with locks held whose contents nobody can trust.
+pub(crate) fn abort_on_panic(control: OwnedFd) {
+    panic::set_hook(Box::new(move |info| {
+        let message = describe(info);
+        // Nothing here may wait or panic: the backend may be gone, and so may the other end of standard error.
+        send_now(&control, &Event::Exited(ExitReason::Error { message: message.clone() }));
+        let _ = writeln!(io::stderr(), "error: {message}");
+        process::abort();
+    }));
+}
+
+fn describe(info: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let place = info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
+    let cause = info.payload_as_str().unwrap_or("no message");
+    format!(
+        "the thread `{}` of the vmm panicked{place}: {cause}; this is a bug, please report it; \
+         `bulkhead start` boots the machine again",
+        thread.name().unwrap_or("unnamed")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::{fd::AsRawFd, unix::process::ExitStatusExt},
+        process::Command,
+        time::Duration,
+    };
+
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+
+    use super::*;
+
+    /// Set in the child of the test below.
+    const CHILD: &str = "BULKHEAD_TEST_PANICS";
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap()
+    }
+
+    #[test]
+    fn an_error_of_a_thread_ends_the_machine_with_a_reason() {
+        let exit = ExitSignal::new().unwrap();
+        let error = io::Error::from_raw_os_error(libc::EIO);
+        spawn("block", exit.clone(), move || Err(failed("block", &error))).unwrap().join().unwrap();
+        assert_eq!(exit.event().read().unwrap(), 1);
+        let Some(ExitReason::Error { message }) = exit.take() else { panic!("no reason") };
+        assert!(message.contains("`block`") && message.contains("Input/output error"), "{message}");
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_is_reported_and_aborts_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            // The inherited end has the number that the environment names.
+            let fd: i32 = std::env::var(CHILD).unwrap().parse().unwrap();
+            // SAFETY: the parent made this descriptor for the child, which has no other use of it.
+            let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+            abort_on_panic(socket);
+            let exit = ExitSignal::new().unwrap();
+            let _ = spawn("rng", exit, || panic!("out of cheese")).unwrap().join();
+            // A process that lives on is what must not happen.
+            return;
+        }
+        let (ours, theirs) = pair();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "threads::tests::a_panic_of_any_thread_is_reported_and_aborts_the_process",
+                "--nocapture",
+            ])
+            .env(CHILD, theirs.as_raw_fd().to_string())
+            .output()
+            .unwrap();
+        drop(theirs);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
+        let mut packet = vec![0; 65536];
+        let timeout = nix::sys::time::TimeVal::new(Duration::from_secs(20).as_secs().cast_signed(), 0);
+        nix::sys::socket::setsockopt(&ours, nix::sys::socket::sockopt::ReceiveTimeout, &timeout).unwrap();
+        let len = recv(ours.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
+        let Event::Exited(ExitReason::Error { message }) = serde_json::from_slice(&packet[..len]).unwrap() else {
+            panic!("not the report of an error")
+        };
+        assert!(message.contains("`rng`") && message.contains("out of cheese"), "{message}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("out of cheese"), "{output:?}");
+    }
+}
