@@ -29,6 +29,8 @@ pub(super) enum VmEvent {
     Described(Description),
     /// The network process is gone for good, for this reason; a new VM gets a new one.
     NetworkDown(String),
+    /// The host has no room for what the guest writes to its data disk, or has some again (false).
+    NoRoom(bool),
     /// The vmm process is gone. No event follows.
     Ended(VmEnd),
 }

@@ -10,6 +10,7 @@
 //! `stop --force`, or a second signal to the backend, kills it at once.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -70,6 +71,8 @@ pub(super) struct Supervisor {
     warning: Option<String>,
     /// The warnings of the present VM.
     vm_warning: Option<String>,
+    /// The reason that writes of the guest wait.
+    no_room: Option<String>,
     /// The options of the present VM, and of one that a restart or a reset boots.
     options: StartOptions,
     machine: Machine,
@@ -107,6 +110,7 @@ impl Supervisor {
             context,
             warning,
             vm_warning: None,
+            no_room: None,
             options: StartOptions::default(),
             machine: Machine::default(),
             vm: None,
@@ -316,12 +320,22 @@ impl Supervisor {
                 self.vm_warning = Some(format!("{warning}; `bulkhead restart` brings it back"));
                 return None;
             }
+            VmEvent::NoRoom(waits) => {
+                self.no_room = waits.then(|| no_room(&self.paths.data_disk()));
+                if let Some(reason) = &self.no_room {
+                    error!("{reason}");
+                } else {
+                    info!("there is room for the data disk again");
+                }
+                return None;
+            }
             VmEvent::EngineDown(reason) => {
                 error!("the engine went down: {reason}");
                 Input::EngineDown(reason)
             }
             VmEvent::Ended(end) => {
                 self.vm = None;
+                self.no_room = None;
                 self.deadline = None;
                 vm::remove_sockets(&self.paths);
                 // Read now: the next boot, which may follow from this very input, rotates the log.
@@ -376,10 +390,13 @@ impl Supervisor {
             State::Stopped => {}
             State::Starting(progress) => {
                 status.stages.clone_from(&progress.stages);
-                status.reason.clone_from(&progress.note);
+                status.reason = self.no_room.clone().or_else(|| progress.note.clone());
                 status.waiting_for = Some(progress.waiting_for());
             }
-            State::Running(progress) => status.stages.clone_from(&progress.stages),
+            State::Running(progress) => {
+                status.stages.clone_from(&progress.stages);
+                status.reason.clone_from(&self.no_room);
+            }
             State::Stopping(then) => status.ending = *then == Then::Exit,
             // The console explains a failure; in any other state it would be about an older VM.
             State::Failed(reason) => {
@@ -389,6 +406,12 @@ impl Supervisor {
         }
         status
     }
+}
+
+/// The reason that the guest's writes wait, for the user.
+fn no_room(disk: &Path) -> String {
+    let place = disk.parent().unwrap_or(disk);
+    format!("paused: no room on {} for the data disk; free some, and the engine goes on by itself", place.display())
 }
 
 /// Waits for the next event; without a VM for ever.

@@ -242,6 +242,9 @@ async fn watch(mut child: Child, network: Option<NetSupervisor>, watched: Watche
             }
             Ok(Some(Event::Started { since_exec_us })) => info!(since_exec_us, "the guest runs"),
             Ok(Some(Event::Statistics(statistics))) => info!(?statistics),
+            Ok(Some(Event::NoRoom { disks })) => {
+                let _ = events.send(VmEvent::NoRoom(!disks.is_empty())).await;
+            }
             Ok(Some(Event::Vcpus { views })) => waiters.vcpus.answer(&views),
             // The process ended without a report; its exit status has to explain it.
             Ok(None) => break,

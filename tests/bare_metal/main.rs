@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
+mod disks;
+
 use std::{
     fs,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},

@@ -169,6 +169,11 @@ pub enum Event {
         /// The vCPUs in order; `None` for one that could not be interrupted in time.
         views: Vec<Option<VcpuView>>,
     },
+    /// Writes of the guest wait, because the host has no room for them, or go on.
+    NoRoom {
+        /// Serial numbers of the disks whose writes wait; empty when all go on.
+        disks: Vec<String>,
+    },
     /// The machine ended; the last packet.
     Exited(ExitReason),
 }

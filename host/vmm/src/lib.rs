@@ -53,7 +53,7 @@
 //!
 //! | Device  | Queues   | Thread    | Notes                                                                       |
 //! |---------|----------|-----------|-----------------------------------------------------------------------------|
-//! | block   | 1 × 256  | `block`   | the root file system, read-only; raw file by `preadv`                       |
+//! | block   | 1 × 256  | `block`   | the root file system, read-only; raw file by io_uring, else by threads      |
 //! | block   | 1 × 256  | `block`   | the data disk; FLUSH syncs the file, DISCARD and WRITE_ZEROES punch holes   |
 //! | vsock   | 3 × 256  | `vsock`   | streams with half-close, and credit with the guest's charge for each packet |
 //! | rng     | 1 × 64   | `rng`     | `getrandom`                                                                 |
@@ -82,6 +82,7 @@ pub mod layout;
 mod machine;
 pub mod memory;
 mod memory_usage;
+pub mod room;
 mod threads;
 mod vcpu;
 mod vcpu_state;
@@ -146,10 +147,17 @@ fn command_loop(control: &ControlSocket, machine: &Machine, started: Instant) ->
     // From here on the guest runs and this thread only serves the backend.
     control.send(&Event::Started { since_exec_us: started.elapsed().as_micros() as u64 });
     loop {
-        if !wait(control, machine) {
-            // The event is raised after the reason is set, so there is one.
-            let reason = machine.exit().take().unwrap_or(ExitReason::Reset);
-            return Ok(Some(machine.classify(reason)));
+        match wait(control, machine) {
+            Wake::End => {
+                // The event is raised after the reason is set, so there is one.
+                let reason = machine.exit().take().unwrap_or(ExitReason::Reset);
+                return Ok(Some(machine.classify(reason)));
+            }
+            Wake::Room => {
+                control.send(&Event::NoRoom { disks: machine.room().waiting() });
+                continue;
+            }
+            Wake::Command => {}
         }
         match control.receive()? {
             Some((Command::VsockConnect { port }, Some(stream))) => {
@@ -182,17 +190,32 @@ fn command_loop(control: &ControlSocket, machine: &Machine, started: Instant) ->
     }
 }
 
-/// Waits for a command or the end of the machine; true if there is a command.
-fn wait(control: &ControlSocket, machine: &Machine) -> bool {
+/// Something to do for the thread that serves the backend.
+enum Wake {
+    /// The machine ended.
+    End,
+    /// A command waits.
+    Command,
+    /// The host ran out of room for a disk, or has some again.
+    Room,
+}
+
+/// Waits for something to do.
+fn wait(control: &ControlSocket, machine: &Machine) -> Wake {
     let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut fds = [poll_in(machine.exit().event().as_raw_fd()), poll_in(control.as_fd().as_raw_fd())];
+    let events = [machine.exit().event().as_raw_fd(), control.as_fd().as_raw_fd(), machine.room().event().as_raw_fd()];
+    let mut fds = events.map(poll_in);
     loop {
         // Only a signal can interrupt the call; then it is repeated.
         // SAFETY: `fds` is a valid array of its length for the duration of the call.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
         if ready > 0 {
             // The end comes first: commands to a machine that has ended are of no use.
-            return fds[0].revents == 0;
+            return match fds.map(|fd| fd.revents != 0) {
+                [true, ..] => Wake::End,
+                [_, true, _] => Wake::Command,
+                _ => Wake::Room,
+            };
         }
     }
 }

@@ -24,6 +24,7 @@ use super::{
     layout,
     memory::{self, GuestRam},
     memory_usage::MemoryUsage,
+    room::RoomSignal,
     vcpu::{self, Buses, ExitCounters, Shared},
     vcpu_state,
 };
@@ -59,6 +60,7 @@ pub(super) struct Machine {
     vsock: Option<VsockHandle>,
     net: Option<Successors>,
     exit: ExitSignal,
+    room: RoomSignal,
 }
 
 /// A machine under construction.
@@ -94,12 +96,13 @@ impl Machine {
         let memory = Arc::new(memory::create(config.memory_mib)?);
         memory::register(&vm, &memory)?;
         let exit = ExitSignal::new().map_err(host("create an eventfd"))?;
+        let room = RoomSignal::new().map_err(host("create an eventfd"))?;
         let mut board = Board::new(vm, memory, exit.clone());
         let console = Arc::new(Mutex::new(board.log(files.console)));
         board.plug_platform(files.serial)?;
         // The order of the devices is that of their PCI slots, and the first disk is the guest's /dev/vda.
         for (file, readonly, name) in files.disks {
-            let block = Block::new(file, readonly, &name).map_err(host("read the size of a disk"))?;
+            let block = Block::new(file, readonly, &name, room.clone()).map_err(host("prepare a disk"))?;
             board.plug_virtio(Box::new(block))?;
         }
         let vsock = match &config.vsock {
@@ -131,12 +134,17 @@ impl Machine {
         let vcpus = board.run(vcpus)?;
         // From here on this thread moves messages and descriptors. Threads of devices are started by those of vCPUs.
         sandbox::confine_vmm_thread()?;
-        Ok(Self { usage, vcpus, console, logs, vsock, net, exit })
+        Ok(Self { usage, vcpus, console, logs, vsock, net, exit, room })
     }
 
     /// The signal that is raised when the machine ends.
     pub(super) fn exit(&self) -> &ExitSignal {
         &self.exit
+    }
+
+    /// The disks that wait for room on the host.
+    pub(super) fn room(&self) -> &RoomSignal {
+        &self.room
     }
 
     /// The vsock device's handle, if the machine has one.

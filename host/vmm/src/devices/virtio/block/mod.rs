@@ -1,16 +1,28 @@
 //! Block device (virtio 1.3, 5.2) over a raw file. The format is never probed: a guest could otherwise write the header
 //! of another format to its disk, and name any file of the host as its backing file.
+//!
+//! Requests are performed beside each other and returned as they are done, so that a FLUSH holds up no read. `request` is
+//! the wire format, `job` decides on the operations of a request, and one of two engines performs them: `ring` by
+//! io_uring where the kernel offers it, else `pool` by threads. A write for which the host has no room waits until there
+//! is some.
 
 mod disk;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod job;
+mod pool;
 mod request;
+mod ring;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 pub use disk::DiskFile;
 use virtio_bindings::{
@@ -18,7 +30,17 @@ use virtio_bindings::{
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, Worker};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use self::{
+    pool::Pool,
+    ring::Ring,
+    worker::{Engine, Parts},
+};
+use crate::{
+    devices::virtio::{ActivateError, Activation, VirtioDevice, Worker},
+    room::RoomSignal,
+};
 
 /// Length of a sector in bytes. All addresses of this device count sectors (5.2.4).
 pub const SECTOR: u64 = 512;
@@ -29,19 +51,32 @@ const MAX_RANGE_SECTORS: u32 = 1 << 21;
 /// Maximum number of ranges in a DISCARD or WRITE_ZEROES request.
 const MAX_RANGES: u32 = 256;
 
+/// Maximum number of requests under way: as many as the queue holds chains.
+const MAX_IN_FLIGHT: usize = 256;
+
 /// The device.
 pub struct Block {
     disk: Arc<DiskFile>,
+    /// Absent where the kernel does not offer io_uring.
+    ring: Option<Arc<Mutex<Ring>>>,
+    /// Raised by the engine.
+    done: EventFd,
+    room: RoomSignal,
     config: [u8; 60],
     worker: Option<Worker>,
 }
 
 impl Block {
-    /// Creates a device over `file`. The disk has the file's size, rounded down to whole sectors.
-    pub fn new(file: File, readonly: bool, serial: &str) -> io::Result<Self> {
+    /// Creates a device over `file`. The disk has the file's size, rounded down to whole sectors. A lack of room on the
+    /// host is reported to `room`. Must be called before the process confines itself, which then makes no ring.
+    pub fn new(file: File, readonly: bool, serial: &str, room: RoomSignal) -> io::Result<Self> {
         let disk = Arc::new(DiskFile::new(file, readonly, serial)?);
         let config = config(disk.sectors());
-        Ok(Self { disk, config, worker: None })
+        let done = EventFd::new(EFD_NONBLOCK)?;
+        // Off for this user (`kernel.io_uring_disabled`), or refused by the filter of a container.
+        let ring = Ring::new(&disk, &done).inspect_err(|error| tracing::info!(%error, "no io_uring: using threads"));
+        let ring = ring.ok().map(|ring| Arc::new(Mutex::new(ring)));
+        Ok(Self { disk, ring, done, room, config, worker: None })
     }
 }
 
@@ -95,26 +130,30 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.queues.into_iter().next().flatten().ok_or(ActivateError::MissingQueue(0))?;
-        let (memory, disk) = (Arc::clone(&activation.memory), Arc::clone(&self.disk));
-        self.worker =
-            Some(Worker::spawn("block", &activation.exit, move |stop| worker::run(&stop, queue, &memory, &disk))?);
+        let (memory, disk, room) = (activation.memory, Arc::clone(&self.disk), self.room.clone());
+        let done = self.done.try_clone()?;
+        let write_through = activation.features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+        // Threads start here, on the vCPU's: those of devices start none.
+        let pool = match &self.ring {
+            Some(_) => None,
+            None => Some(Pool::start(&disk, &memory, done.try_clone()?, &activation.exit)?),
+        };
+        let ring = self.ring.clone();
+        self.worker = Some(Worker::spawn("block", &activation.exit, move |stop| {
+            let parts = Parts { memory: &memory, disk: &disk, done: &done, room: &room, write_through };
+            let mut ring = ring.as_ref().map(|ring| ring.lock().unwrap_or_else(PoisonError::into_inner));
+            let engine = match (&mut ring, pool) {
+                (Some(ring), _) => Engine::Ring(ring.flights(&memory)),
+                (None, Some(pool)) => Engine::Pool(pool),
+                (None, None) => return Ok(()),
+            };
+            worker::run(&stop, queue, parts, engine)
+        })?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        // Dropping the worker waits for the request under way.
+        // Dropping the worker waits for the requests under way.
         self.worker = None;
     }
-}
-
-/// Writes zeroes, for file systems that can neither zero nor deallocate a range.
-fn write_zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
-    static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
-    while len > 0 {
-        let piece = len.min(ZEROES.len() as u64);
-        file.write_all_at(&ZEROES[..piece as usize], offset)?;
-        offset += piece;
-        len -= piece;
-    }
-    Ok(())
 }

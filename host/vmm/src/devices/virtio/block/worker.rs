@@ -1,12 +1,214 @@
-//! The thread that serves the queue.
+//! The thread that serves the queue: hands requests to an engine and returns them in the order in which they are done.
 
-use super::{disk::DiskFile, request::Request};
-use crate::{
-    devices::virtio::{ActiveQueue, worker::StopSignal},
-    memory::GuestRam,
+use std::{
+    io,
+    time::{Duration, Instant},
 };
 
-/// Serves requests one after the other, so that a FLUSH finds all earlier writes completed.
-pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, memory: &GuestRam, disk: &DiskFile) -> std::io::Result<()> {
-    queue.serve(stop, memory, |chain| Request::parse(chain, memory).map_or(0, |request| request.execute(disk, memory)))
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    MAX_IN_FLIGHT,
+    disk::DiskFile,
+    job::{Job, Progress},
+    pool::Pool,
+    request::Request,
+    ring::Flights,
+};
+use crate::{
+    devices::virtio::{ActiveQueue, RunningQueue, worker::StopSignal},
+    memory::GuestRam,
+    room::RoomSignal,
+};
+
+/// Maximum number of requests taken before those that are done are returned.
+const BATCH: usize = 32;
+/// Interval between attempts of requests for which the host had no room.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The way in which requests are performed beside each other.
+pub(super) enum Engine<'r, 'm> {
+    Ring(Flights<'r, 'm>),
+    Pool(Pool),
+}
+
+impl Engine<'_, '_> {
+    fn start(&mut self, job: Job) -> io::Result<()> {
+        match self {
+            Self::Ring(flights) => flights.start(job),
+            Self::Pool(pool) => {
+                pool.start_job(job);
+                Ok(())
+            }
+        }
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        match self {
+            Self::Ring(flights) => flights.submit(),
+            Self::Pool(_) => Ok(()),
+        }
+    }
+
+    fn landed(&mut self) -> io::Result<Option<(Job, Progress)>> {
+        match self {
+            Self::Ring(flights) => flights.landed(),
+            Self::Pool(pool) => Ok(pool.landed()),
+        }
+    }
+}
+
+/// The needs of the thread besides its engine.
+pub(super) struct Parts<'m> {
+    pub(super) memory: &'m GuestRam,
+    pub(super) disk: &'m DiskFile,
+    /// Raised by the engine.
+    pub(super) done: &'m EventFd,
+    pub(super) room: &'m RoomSignal,
+    /// The driver did not negotiate flushes.
+    pub(super) write_through: bool,
+}
+
+/// Serves the queue until the worker is stopped. Afterwards no request touches guest memory.
+pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, parts: Parts<'_>, engine: Engine<'_, '_>) -> io::Result<()> {
+    let (queue, parked, retry) = (queue.run(), Vec::new(), Instant::now());
+    let mut server = Server { queue, parts, engine, in_flight: 0, parked, waiting: 0, retry };
+    loop {
+        let worked = server.turn()?;
+        let timeout = if worked { Some(Duration::ZERO) } else { server.time_to_retry() };
+        if !stop.wait(&[&server.queue.kick, server.parts.done], timeout)? {
+            return server.drain();
+        }
+        if !worked {
+            // Reset before the queue is looked at again, so that a kick from now on wakes the next wait.
+            let _ = server.queue.kick.read();
+        }
+    }
+}
+
+struct Server<'m, 'r> {
+    queue: RunningQueue,
+    parts: Parts<'m>,
+    engine: Engine<'r, 'm>,
+    in_flight: usize,
+    /// Requests for which the host had no room.
+    parked: Vec<Job>,
+    /// Number of requests, parked or tried again, for which the host had no room.
+    waiting: usize,
+    /// The time of the next attempt of those that are parked.
+    retry: Instant,
+}
+
+impl Server<'_, '_> {
+    /// Takes requests and returns those that are done. False if there was nothing to do and a kick announces the next.
+    fn turn(&mut self) -> io::Result<bool> {
+        // Before the look at what is done: what comes later raises it again.
+        let _ = self.parts.done.read();
+        self.retry_parked()?;
+        let taken = self.take()?;
+        self.engine.submit()?;
+        let returned = self.give_back()?;
+        self.queue.notify(self.parts.memory);
+        if taken || returned {
+            return Ok(true);
+        }
+        // A full device asks for no kicks; a request that is done makes it look again.
+        Ok(self.has_place() && self.queue.queue.enable_notifications(self.parts.memory))
+    }
+
+    fn has_place(&self) -> bool {
+        self.in_flight + self.parked.len() < MAX_IN_FLIGHT
+    }
+
+    fn take(&mut self) -> io::Result<bool> {
+        let memory = self.parts.memory;
+        for count in 0..BATCH {
+            if !self.has_place() {
+                return Ok(count > 0);
+            }
+            let Some(chain) = self.queue.queue.pop(memory) else { return Ok(count > 0) };
+            let head = chain.head_index();
+            match Request::parse(chain, memory) {
+                Some(request) => {
+                    let job = Job::new(head, request, self.parts.disk, memory, self.parts.write_through);
+                    self.in_flight += 1;
+                    self.engine.start(job)?;
+                }
+                None => self.queue.queue.complete(memory, head, 0),
+            }
+        }
+        Ok(true)
+    }
+
+    fn give_back(&mut self) -> io::Result<bool> {
+        let mut any = false;
+        while let Some((job, progress)) = self.engine.landed()? {
+            any = true;
+            self.in_flight -= 1;
+            if progress == Progress::NoRoom {
+                self.park(job);
+            } else {
+                if job.waited {
+                    self.no_longer_waits();
+                }
+                let head = job.head;
+                self.queue.queue.complete(self.parts.memory, head, job.finish(self.parts.memory));
+            }
+        }
+        Ok(any)
+    }
+
+    /// Keeps a request for which the host has no room. The guest would take an error for a broken disk; this way it waits
+    /// until the user has made room.
+    fn park(&mut self, mut job: Job) {
+        if !std::mem::replace(&mut job.waited, true) {
+            self.waiting += 1;
+        }
+        self.parked.push(job);
+        if self.waiting == 1 && self.parked.len() == 1 {
+            self.retry = Instant::now() + RETRY_INTERVAL;
+            self.parts.room.report(self.parts.disk.serial(), false);
+        }
+    }
+
+    fn no_longer_waits(&mut self) {
+        self.waiting -= 1;
+        if self.waiting == 0 {
+            self.parts.room.report(self.parts.disk.serial(), true);
+        }
+    }
+
+    fn retry_parked(&mut self) -> io::Result<()> {
+        if !self.parked.is_empty() && self.retry <= Instant::now() {
+            self.retry = Instant::now() + RETRY_INTERVAL;
+            for job in std::mem::take(&mut self.parked) {
+                self.in_flight += 1;
+                self.engine.start(job)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn time_to_retry(&self) -> Option<Duration> {
+        // Rounded up to what poll(2) counts in, so that the time is over when it returns.
+        let rest = self.retry.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        (!self.parked.is_empty()).then_some(rest)
+    }
+
+    /// Waits for all requests in the engine. Those without room are given up: the driver has reset the device.
+    fn drain(&mut self) -> io::Result<()> {
+        self.engine.submit()?;
+        loop {
+            let _ = self.parts.done.read();
+            self.give_back()?;
+            if self.in_flight == 0 {
+                break;
+            }
+            StopSignal::wait_for(self.parts.done)?;
+        }
+        if self.waiting > 0 {
+            self.parts.room.report(self.parts.disk.serial(), true);
+        }
+        Ok(())
+    }
 }

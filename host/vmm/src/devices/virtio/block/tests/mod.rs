@@ -1,5 +1,9 @@
 //! Requests as a driver lays them out, on real queues in real guest memory and over a real file.
 
+mod device;
+mod driver;
+mod measure;
+
 use std::{
     fs::File,
     io::Write,
@@ -14,7 +18,12 @@ use virtio_queue::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{SECTOR, disk::DiskFile, request::Request};
+use super::{
+    MAX_RANGE_SECTORS, SECTOR,
+    disk::DiskFile,
+    job::{Job, Operation},
+    request::Request,
+};
 use crate::memory::{self, GuestRam};
 
 const WRITABLE: u16 = 2;
@@ -57,8 +66,9 @@ fn request(
     }
     let queue = MockSplitQueue::new(memory, 256);
     let chain = queue.build_desc_chain(&descriptors).unwrap();
-    // The mock's chain borrows the memory like one of a queue.
-    let used = Request::parse(chain, memory)?.execute(disk, memory);
+    let mut job = Job::new(0, Request::parse(chain, memory)?, disk, memory, false);
+    disk.run(&mut job, memory);
+    let used = job.finish(memory);
     let mut bytes = vec![0; writable];
     memory.read_slice(&mut bytes, answer).unwrap();
     Some((bytes, used))
@@ -151,6 +161,33 @@ fn a_read_only_disk_refuses_every_change() {
 }
 
 #[test]
+fn a_read_only_disk_has_nothing_to_flush() {
+    let (memory, disk) = (memory::create(64).unwrap(), DiskFile::new(file(), true, "").unwrap());
+    assert_eq!(status(&memory, &disk, &header(blk::VIRTIO_BLK_T_FLUSH, 0)), 0);
+}
+
+#[test]
+fn a_driver_without_flushes_has_its_writes_committed() {
+    let (memory, disk) = (memory::create(64).unwrap(), DiskFile::new(file(), false, "").unwrap());
+    let write = [header(blk::VIRTIO_BLK_T_OUT, 0), vec![0; 512]].concat();
+    for (write_through, expected) in [(false, 1), (true, 2)] {
+        memory.write_slice(&write, GuestAddress(DATA)).unwrap();
+        let descriptors = [(DATA, write.len() as u32, 0), (DATA + 4096, 1, WRITABLE)]
+            .map(|(address, len, flags)| RawDescriptor::from(Descriptor::new(address, len, flags, 0)));
+        let queue = MockSplitQueue::new(&memory, 256);
+        let chain = queue.build_desc_chain(&descriptors).unwrap();
+        let mut job = Job::new(0, Request::parse(chain, &memory).unwrap(), &disk, &memory, write_through);
+        let mut operations = Vec::new();
+        while let Some(operation) = job.operation() {
+            operations.push(operation);
+            job.result(Ok(512));
+        }
+        assert_eq!(operations.len(), expected);
+        assert_eq!(operations[1..], [Operation::Sync][..expected - 1]);
+    }
+}
+
+#[test]
 fn the_serial_is_padded_with_zeroes_and_cut_at_twenty_bytes() {
     let memory = memory::create(64).unwrap();
     for (serial, expected) in [("data", "data"), ("0123456789012345678901234", "01234567890123456789")] {
@@ -184,6 +221,10 @@ fn one_bad_range_leaves_all_ranges_untouched() {
     let (memory, disk) = (memory::create(64).unwrap(), DiskFile::new(file.try_clone().unwrap(), false, "").unwrap());
     let bad = ranges(blk::VIRTIO_BLK_T_WRITE_ZEROES, &[(0, 8, 0), (SECTORS - 1, 2, 0)]);
     assert_eq!(status(&memory, &disk, &bad), 1);
+    let long = ranges(blk::VIRTIO_BLK_T_WRITE_ZEROES, &[(0, MAX_RANGE_SECTORS + 1, 0)]);
+    assert_eq!(status(&memory, &disk, &long), 1);
+    // 5.2.6.2: a discard does not have the flag.
+    assert_eq!(status(&memory, &disk, &ranges(blk::VIRTIO_BLK_T_DISCARD, &[(0, 8, 1)])), 2);
     let unknown_flag = ranges(blk::VIRTIO_BLK_T_WRITE_ZEROES, &[(0, 8, 2)]);
     assert_eq!(status(&memory, &disk, &unknown_flag), 2);
     let mut first = [0];
