@@ -61,6 +61,32 @@ pub const CASES: &[Case] = &[
         "1000:100\n1000\n7:8\n1000:100\n",
     ),
     Case(
+        "build, BuildKit with mounts of secret, ssh, bind, cache and tmpfs",
+        "mkdir -p mounts; echo bound >mounts/bound; echo hidden >token; eval $(ssh-agent) >/dev/null
+         cat >mounts/Dockerfile <<'END'
+FROM alpine
+RUN --mount=type=secret,id=token,uid=1000 echo step secret $(stat -c %u /run/secrets/token) $(cat /run/secrets/token)
+RUN --mount=type=ssh,uid=1000 test -S $SSH_AUTH_SOCK && echo step ssh $(stat -c %u $SSH_AUTH_SOCK)
+RUN --mount=type=bind,target=/src echo step bind $(cat /src/bound); touch /src/x || echo step read-only
+RUN --mount=type=cache,target=/c,uid=1000 echo step cache $(stat -c %u /c); touch /c/kept
+RUN --mount=type=cache,target=/c,uid=1000 --mount=type=tmpfs,target=/t touch /t/x && echo step again $(ls /c) $(ls /src /run/secrets)
+END
+         docker buildx build --no-cache --progress=plain --secret id=token,src=token --ssh default mounts >mounts/log 2>&1 || tail -n 5 mounts/log
+         sed -nE 's/^#[0-9]+ [0-9.]+ step (.*)/\\1/p' mounts/log; kill $SSH_AGENT_PID",
+        "secret 1000 hidden\nssh 1000\nbind bound\nread-only\ncache 1000\nagain kept\n",
+    ),
+    Case(
+        "services of a swarm with volume, secret and config",
+        "docker swarm init --advertise-addr=127.0.0.1 >/dev/null; echo pass | docker secret create pass - >/dev/null; echo conf | docker config create conf - >/dev/null
+         docker service create --quiet --no-resolve-image --name=service --replicas=2 --init --secret=pass --config=source=conf,target=/conf --mount=type=volume,source=common,target=/v \
+             alpine sh -c 'echo $(cat /run/secrets/pass) $(stat -c %u:%a /run/secrets/pass) $(cat /conf) >>/v/f; exec sleep 3600' >created
+         docker run --rm -v common:/v alpine sh -c 'until [ $(wc -l </v/f) -ge 2 ]; do sleep 1; done; cat /v/f'
+         docker service rm service
+         for i in $(seq 60); do [ -z \"$(docker ps -aq --filter label=com.docker.swarm.service.name=service)\" ] && break; sleep 1; done
+         docker swarm leave --force; docker volume rm common",
+        "pass 0:444 conf\npass 0:444 conf\nservice\nNode left the swarm.\ncommon\n",
+    ),
+    Case(
         "named volume of two containers, right owners",
         "docker run -d --init --name=one -v both:/v alpine sleep 3600 >started
          docker exec one sh -c 'echo one >/v/f; chown 1000:100 /v/f; chmod 600 /v/f; chown 1000 /v'
