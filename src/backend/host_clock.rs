@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sys::{
         time::TimeSpec,
         timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
@@ -147,7 +148,11 @@ fn timer() -> io::Result<AsyncFd<Timer>> {
 
 fn arm(timer: &Timer) -> nix::Result<()> {
     let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-    timer.0.set(Expiration::OneShot(TimeSpec::new(NEVER, 0)), flags)
+    match timer.0.set(Expiration::OneShot(TimeSpec::new(NEVER, 0)), flags) {
+        // The timer is armed all the same; the clock was set again since its last reading.
+        Err(Errno::ECANCELED) => Ok(()),
+        result => result,
+    }
 }
 
 /// Waits until the clock is set; for ever without a timer.

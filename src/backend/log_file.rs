@@ -84,8 +84,10 @@ impl Inner {
             }
         }
         let line = cut(line);
+        self.file.write_all(&line)?;
+        // Lines that a full disk did not take must not push out those that are there.
         self.length += line.len() as u64;
-        self.file.write_all(&line)
+        Ok(())
     }
 }
 

@@ -81,7 +81,7 @@ impl Reporter {
         self.shown = status.stages.len();
         // The same reason comes with each status until the engine is ready.
         if status.reason.is_some() && status.state == StateName::Starting && status.reason != self.note {
-            self.line(&format!("restarting the engine: {}", status.reason.as_deref().unwrap_or_default()));
+            self.line(&format!("the engine is not ready: {}", status.reason.as_deref().unwrap_or_default()));
         }
         self.note.clone_from(&status.reason);
         match status.waiting_for {

@@ -7,8 +7,9 @@ pub(super) struct HostFile {
     path: PathBuf,
     /// Largest part of the file that is read, in bytes.
     most: u64,
-    /// Identity of the file that was read: device, inode, and seconds and nanoseconds of its last change.
-    seen: Option<(u64, u64, i64, i64)>,
+    /// Identity of the file that was read: device, inode, seconds and nanoseconds of its last change, and its length,
+    /// which tells two changes apart that come in one tick of the clock.
+    seen: Option<(u64, u64, i64, i64, u64)>,
 }
 
 impl HostFile {
@@ -21,7 +22,7 @@ impl HostFile {
     pub(super) fn changed(&mut self) -> Option<String> {
         // Some programs replace the file, others rewrite the target of a symbolic link: both show here.
         let metadata = std::fs::metadata(&self.path).ok()?;
-        let now = (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
+        let now = (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec(), metadata.len());
         if self.seen == Some(now) {
             return None;
         }

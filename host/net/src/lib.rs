@@ -81,7 +81,12 @@ mod tests;
 mod udp;
 mod vhost;
 
-use std::{os::unix::net::UnixStream, process::ExitCode, sync::Arc};
+use std::{
+    io::{self, Write},
+    os::unix::net::UnixStream,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
@@ -108,7 +113,7 @@ pub fn run() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: network: {}", chain(&error));
+            let _ = writeln!(io::stderr(), "error: network: {}", chain(&error));
             ExitCode::FAILURE
         }
     }

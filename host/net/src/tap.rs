@@ -153,7 +153,9 @@ impl Tap {
             // SAFETY: TUNSETOFFLOAD takes its argument by value.
             let set = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) };
             if set < 0 {
-                eprintln!("cannot set the guest's offloads on the tap device: {}", io::Error::last_os_error());
+                // A full pipe fails this write, at which `eprintln!` would panic.
+                let error = io::Error::last_os_error();
+                let _ = writeln!(io::stderr(), "cannot set the guest's offloads on the tap device: {error}");
             }
             // Also after a failure, which would only repeat.
             self.offload = Some(offload);

@@ -54,7 +54,7 @@ pub enum VmmError {
     /// Another process writes to the disk.
     #[error(
         "the disk {} is in use by another process, perhaps a machine that has not ended yet; try again in a moment, and if \
-         it stays in use end that process (fuser shows it)",
+         it stays in use end that process (`sudo fuser` shows it)",
         path.display()
     )]
     DiskInUse {

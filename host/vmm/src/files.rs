@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    os::fd::AsRawFd,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -27,10 +28,13 @@ pub(super) struct Files {
     pub(super) disks: Vec<(File, bool, String)>,
     pub(super) console: Option<File>,
     pub(super) serial: Option<File>,
+    /// Files that hold the locks of disks and have no other use.
+    pub(super) locks: Vec<File>,
 }
 
 impl Files {
     pub(super) fn open(config: &VmConfig) -> Result<Self, VmmError> {
+        let mut locks = Vec::new();
         let disks = config
             .disks
             .iter()
@@ -39,7 +43,7 @@ impl Files {
                 let file = OpenOptions::new().read(true).write(!disk.readonly).open(&disk.path);
                 let file = file.map_err(|source| open_failed("the disk", &disk.path, source))?;
                 if !disk.readonly {
-                    lock(&file, &disk.path, LOCK_TIMEOUT)?;
+                    locks.push(lock(&file, &disk.path, LOCK_TIMEOUT)?);
                 }
                 Ok((file, disk.readonly, disk.serial.clone()))
             })
@@ -57,14 +61,21 @@ impl Files {
             disks,
             console: log("the console log", &config.console)?,
             serial: log("the serial log", &config.serial)?,
+            locks,
         })
     }
 }
 
-/// Locks a disk for as long as the file is open, so that it has one writer. The lock is on the open file (`F_OFD_SETLK`,
-/// fcntl(2)) and held by the process that writes: that of a backend ends with the backend, whose vmm may outlive it in
-/// the middle of a write.
-fn lock(file: &File, path: &Path, timeout: Duration) -> Result<(), VmmError> {
+/// Locks a disk for as long as the returned file is open, so that it has one writer. The lock is on the open file
+/// (`F_OFD_SETLK`, fcntl(2)) and held by the process that writes: that of a backend ends with the backend, whose vmm may
+/// outlive it in the middle of a write.
+///
+/// It is another open file than the one that is written. An io_uring that has that one registered is taken down some
+/// 20 ms after its process ended, for which the next machine would wait. The ring's requests end with the process.
+fn lock(disk: &File, path: &Path, timeout: Duration) -> Result<File, VmmError> {
+    // By its descriptor: the path may lead to another file by now.
+    let file = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", disk.as_raw_fd()));
+    let file = file.map_err(|source| VmmError::LockDisk { path: path.to_path_buf(), source })?;
     let whole = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -74,8 +85,8 @@ fn lock(file: &File, path: &Path, timeout: Duration) -> Result<(), VmmError> {
     };
     let deadline = Instant::now() + timeout;
     loop {
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-            Ok(_) => return Ok(()),
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => return Ok(file),
             Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => thread::sleep(LOCK_INTERVAL),
             Err(Errno::EAGAIN | Errno::EACCES) => return Err(VmmError::DiskInUse { path: path.to_path_buf() }),
             Err(Errno::EINTR) => {}
@@ -103,8 +114,7 @@ mod tests {
     #[test]
     fn a_disk_has_one_writer_until_that_one_closes_it() {
         let (disk, open) = disk();
-        let first = open();
-        lock(&first, disk.path(), SHORT).unwrap();
+        let first = lock(&open(), disk.path(), SHORT).unwrap();
         let error = lock(&open(), disk.path(), SHORT).unwrap_err();
         assert!(matches!(error, VmmError::DiskInUse { .. }), "{error}");
         drop(first);
@@ -114,8 +124,7 @@ mod tests {
     #[test]
     fn a_writer_that_is_about_to_end_is_waited_for() {
         let (disk, open) = disk();
-        let first = open();
-        lock(&first, disk.path(), SHORT).unwrap();
+        let first = lock(&open(), disk.path(), SHORT).unwrap();
         let ending = thread::spawn(move || {
             thread::sleep(SHORT);
             drop(first);

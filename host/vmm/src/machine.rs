@@ -61,6 +61,8 @@ pub(super) struct Machine {
     net: Option<Successors>,
     exit: ExitSignal,
     room: RoomSignal,
+    /// The locks of the disks, held as long as the machine.
+    _locks: Vec<File>,
 }
 
 /// A machine under construction.
@@ -134,7 +136,7 @@ impl Machine {
         let vcpus = board.run(vcpus)?;
         // From here on this thread moves messages and descriptors. Threads of devices are started by those of vCPUs.
         sandbox::confine_vmm_thread()?;
-        Ok(Self { usage, vcpus, console, logs, vsock, net, exit, room })
+        Ok(Self { usage, vcpus, console, logs, vsock, net, exit, room, _locks: files.locks })
     }
 
     /// The signal that is raised when the machine ends.

@@ -27,16 +27,14 @@ impl RoomSignal {
     pub fn report(&self, serial: &[u8], room: bool) {
         let name = String::from_utf8_lossy(serial).trim_end_matches('\0').to_owned();
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if room {
-            waiting.remove(&name);
-        } else {
-            waiting.insert(name);
-        }
+        let changed = if room { waiting.remove(&name) } else { waiting.insert(name) };
         drop(waiting);
-        let _ = self.0.event.write(1);
+        if changed {
+            let _ = self.0.event.write(1);
+        }
     }
 
-    /// The event that becomes readable with each report.
+    /// The event that becomes readable with each report of something new.
     pub fn event(&self) -> &EventFd {
         &self.0.event
     }
@@ -46,5 +44,24 @@ impl RoomSignal {
         // First, so that a report from now on raises it again.
         let _ = self.0.event.read();
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_says_nothing_new_raises_no_event() {
+        let signal = RoomSignal::new().unwrap();
+        signal.report(b"data\0\0", false);
+        assert_eq!(signal.waiting(), ["data"]);
+        signal.report(b"data\0\0", false);
+        assert!(signal.event().read().is_err());
+        signal.report(b"data\0\0", true);
+        assert_eq!(signal.event().read().unwrap(), 1);
+        assert!(signal.waiting().is_empty());
+        signal.report(b"data\0\0", true);
+        assert!(signal.event().read().is_err());
     }
 }

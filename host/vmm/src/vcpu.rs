@@ -53,11 +53,16 @@ pub(super) fn spawn(
     shared: Arc<Shared>,
     exit: ExitSignal,
 ) -> Result<(), VmmError> {
+    let raised = exit.clone();
     let body = move || {
         shared.snapshot.attach_thread();
         // The thread is never joined: the process exits while the other vCPUs are still in the guest.
         loop {
-            step(&mut vcpu, &buses, &shared)?;
+            if let Err(reason) = step(&mut vcpu, &buses, &shared) {
+                // Raised here, where `buses` is alive: the last vCPU takes the devices with it, some of which wait.
+                raised.raise(reason);
+                return Ok(());
+            }
         }
     };
     threads::spawn(&format!("vcpu{id}"), exit, body).map_err(host("start a vCPU thread"))?;

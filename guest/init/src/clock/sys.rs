@@ -97,10 +97,12 @@ pub(super) fn compare(unix_ns: u64, received: Instant) -> Option<Reading> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).ok()?;
     let guest = nanoseconds(now.tv_sec(), u32::try_from(now.tv_nsec()).ok()?)?;
     let host = i64::try_from(unix_ns).ok()?.checked_add(i64::try_from(received.elapsed().as_nanos()).ok()?)?;
-    // The message's way is not known. It is short against an offset that is worth a step, and too long for anything
-    // finer.
-    let way = 1_000_000;
-    Some(Reading { offset_ns: host.checked_sub(guest)?, uncertainty_ns: way })
+    let offset_ns = host.checked_sub(guest)?;
+    // The message's way is not known. Usually it is short against an offset that is worth a step, and too long for
+    // anything finer. A message that was long on its way, as on a busy host, makes the host's clock seem behind, never
+    // ahead.
+    let uncertainty_ns = if offset_ns < 0 { 1_000_000_000 } else { 1_000_000 };
+    Some(Reading { offset_ns, uncertainty_ns })
 }
 
 /// Adds an offset to the clock at once.

@@ -26,10 +26,10 @@ fn ruleset(ports: BitFlags<AccessNet>) -> Result<RulesetCreated, SandboxError> {
 
 pub(super) fn restrict_net() -> Result<(), SandboxError> {
     // A rule on a file ends with its inode, and resolv.conf is replaced whenever the network changes. So the rules are
-    // on the directories in which it and the target of its link may appear.
-    let target = std::fs::canonicalize("/etc/resolv.conf").ok();
-    let directories =
-        RESOLVERS.iter().map(Path::new).chain([Path::new("/etc")]).chain(target.as_deref().and_then(Path::parent));
+    // on the directories in which it, the file of hosts and the targets of their links may appear.
+    let targets = ["/etc/resolv.conf", "/etc/hosts"].map(|link| std::fs::canonicalize(link).ok());
+    let targets = targets.iter().flatten().filter_map(|target| target.parent());
+    let directories = RESOLVERS.iter().map(Path::new).chain([Path::new("/etc")]).chain(targets);
     // The guest's connections go to any port, so only listening is denied.
     let mut rules = ruleset(AccessNet::BindTcp.into())?;
     for directory in directories {

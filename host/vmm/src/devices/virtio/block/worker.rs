@@ -163,12 +163,13 @@ impl Server<'_, '_> {
     fn park(&mut self, mut job: Job) {
         if !std::mem::replace(&mut job.waited, true) {
             self.waiting += 1;
+            // Once, and not each time that a retry finds the disk still full.
+            if self.waiting == 1 {
+                self.retry = Instant::now() + RETRY_INTERVAL;
+                self.parts.room.report(self.parts.disk.serial(), false);
+            }
         }
         self.parked.push(job);
-        if self.waiting == 1 && self.parked.len() == 1 {
-            self.retry = Instant::now() + RETRY_INTERVAL;
-            self.parts.room.report(self.parts.disk.serial(), false);
-        }
     }
 
     fn no_longer_waits(&mut self) {

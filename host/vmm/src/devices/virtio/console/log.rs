@@ -5,7 +5,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, ErrorKind, Seek, SeekFrom, Write},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -162,22 +162,32 @@ impl LogWriter {
         self.pending.clone()
     }
 
-    /// Writes the file until the log is dropped. After an error the file is left alone.
+    /// Writes the file until the log is dropped. After an error other than a full file system the file is left alone.
     pub(crate) fn run(mut self) {
         let mut bytes = Vec::new();
+        let mut lost = 0;
         while let Some(dropped) = self.pending.take(&mut bytes) {
-            let mut result = self.write(&bytes);
-            if dropped > 0 {
-                let note =
-                    format!("\n[{dropped} bytes of output were dropped: this file could not take them in time]\n");
-                result = result.and_then(|()| self.write(note.as_bytes()));
-            }
-            if result.is_err() {
-                break;
+            lost += dropped;
+            match self.write(&bytes).and_then(|()| self.write_note(lost)) {
+                Ok(()) => lost = 0,
+                // The machine waits for room on the host and goes on, and so does its log.
+                Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                    lost += bytes.len() as u64;
+                }
+                Err(_) => break,
             }
             self.pending.written();
         }
         self.pending.close();
+    }
+
+    fn write_note(&mut self, lost: u64) -> io::Result<()> {
+        if lost == 0 {
+            return Ok(());
+        }
+        self.write(
+            format!("\n[{lost} bytes of output were dropped: this file could not take them in time]\n").as_bytes(),
+        )
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -237,6 +247,22 @@ mod tests {
         let dropped: usize =
             text.split('[').skip(1).map(|note| note.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
         assert_eq!(kept + dropped, 1024 << 12);
+    }
+
+    #[test]
+    fn a_full_file_system_ends_the_log_of_no_machine() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (mut log, writer) = ConsoleLog::new(Some(full));
+        let writer = writer.unwrap();
+        let pending = writer.pending();
+        let thread = thread::spawn(|| writer.run());
+        for _ in 0..3 {
+            log.append(b"hung task");
+            pending.flush(SOON);
+            assert!(!pending.buffer().closed);
+        }
+        drop(log);
+        thread.join().unwrap();
     }
 
     #[test]
