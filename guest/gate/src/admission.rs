@@ -17,10 +17,9 @@ use crate::{
     gate::Gate,
     in_use,
     proxy::drain,
-    refresh::{FileRefresh, RefreshedContainer},
     response::{self, Body},
     rules::{
-        Isolation, Refusal, SocketRequest, Target,
+        Refusal, SocketRequest, Target,
         api::{self, Found, Judge, Query, Route},
         environment, headers,
     },
@@ -39,8 +38,6 @@ pub(crate) struct Admitted {
     route: &'static Route,
     /// Path and query to send.
     target: String,
-    /// The files of a container that the request reads or changes.
-    pub(crate) refreshed: Option<RefreshedContainer>,
 }
 
 /// A request as it is passed on.
@@ -60,24 +57,17 @@ pub(crate) async fn admit(gate: &Gate, parts: &request::Parts, mut target: Targe
     if let Judge::Query(judge) = route.judge {
         query.judge(route.parameters, judge)?;
     }
-    let refresh = FileRefresh::of(Isolation::On, &parts.method, &target.segments);
     if route.joins_network {
         in_use::network(gate, &found.name.join("/")).await?;
     }
-    let mut id = None;
     if let Some(container) = found.opened_container(&query) {
         let judged = in_use::judge(gate, &container, route.opens_files).await?;
         // From here on the container that was judged is meant, whatever its name is.
         target = name_container(found, target.clone(), &mut query, &judged);
-        id = Some(judged);
     }
-    let refreshed = match refresh {
-        Some(refresh) => refresh.before_request(&gate.upstream, id).await,
-        None => None,
-    };
     let (path, query) = (target.path(), query.text());
     let target = if query.is_empty() { path } else { format!("{path}?{query}") };
-    Ok(Admitted { route, target, refreshed })
+    Ok(Admitted { route, target })
 }
 
 /// Puts the ID of a container in the place of its name.

@@ -45,11 +45,6 @@
 //! dockerd (`/distribution`), at creation and at each pull of a listed tag; `registry_digests` keeps the responses on
 //! the data disk for times when the registry is out of reach.
 //!
-//! # Files of containers
-//!
-//! The isolating runtime mounts a container's files a second time. `refresh` makes both mounts forget cached names
-//! around requests that read or change a container's files (`docker cp`, `diff`, `export`, `exec`).
-//!
 //! # Trust
 //!
 //! The client on the host is trusted with the engine, but not with the VM. A container with a socket is not trusted at
@@ -72,7 +67,6 @@ mod in_use;
 mod json_file;
 mod listener;
 mod proxy;
-mod refresh;
 mod registry_digests;
 mod removals;
 mod response;

@@ -151,10 +151,6 @@ async fn isolated(
     if let Some(tag_refresh) = tag_refresh.filter(|_| response.status().is_success()) {
         tokio::spawn(tag_refresh);
     }
-    // The response to an upload comes after the last byte was written, so the container sees the files from here on.
-    if let Some(container) = admitted.refreshed.filter(|container| container.changed) {
-        container.after_request().await;
-    }
     Ok(response)
 }
 

@@ -47,8 +47,8 @@ pub(crate) fn daemon(configuration: &Configuration) -> (Map<String, Value>, Vec<
             options.insert(key.to_owned(), value);
         }
     }
-    // The graph driver, not containerd's snapshotter: the isolating runtime takes the overlay apart and maps its
-    // layers.
+    // The graph driver, not containerd's snapshotter: it mounts a container's root once, and the isolating runtime
+    // id-maps a clone of that mount, so that both have the same files.
     options.insert("storage-driver".to_owned(), json!("overlay2"));
     // There is no systemd that could be asked for cgroups.
     options.insert("exec-opts".to_owned(), json!(["native.cgroupdriver=cgroupfs"]));

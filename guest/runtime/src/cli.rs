@@ -105,8 +105,6 @@ pub(crate) enum Command {
     Exec(ExecRequest),
     /// Any other command of a runtime, passed to crun as it is.
     PassThrough(Vec<OsString>),
-    /// `refresh`, a command of this program's own: see [`crate::refresh`].
-    Refresh(String),
     /// `--version`.
     Version,
     /// `--help` or `help`.
@@ -177,10 +175,6 @@ pub(crate) fn command(name: &OsStr, rest: Vec<OsString>) -> Result<Command, CliE
         "--help" | "-h" | "help" => Ok(Command::Help),
         "create" => create("create", rest).map(Command::Create),
         "run" => create("run", rest).map(Command::Create),
-        "refresh" => {
-            let [id] = <[OsString; 1]>::try_from(rest).map_err(|_| CliError::Id)?;
-            checked_id(&id).map(Command::Refresh)
-        }
         "exec" => exec(rest).map(Command::Exec),
         verb if PASSED_THROUGH.contains(&verb) => Ok(Command::PassThrough(with_name(verb, rest))),
         // `restore` and the like would bring back a container whose bundle nobody checked.

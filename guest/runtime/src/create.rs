@@ -33,7 +33,7 @@ use crate::{
     crun,
     error::Error,
     id_ranges::{self, Claim, IdRange, IdRangeTable, RangeError, Record},
-    procfs, refresh, rootfs, runc_errors, seccomp,
+    procfs, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
         checks::CheckError,
@@ -61,8 +61,6 @@ struct ContainerUserns {
     id: namespace::Identity,
     /// The containers that share it, this one last.
     containers: Vec<String>,
-    /// The container's entry in the table.
-    record: Record,
 }
 
 /// Has crun create the container, and returns how that ended; for `run` this process becomes crun.
@@ -81,7 +79,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let engine_root = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
     let table = IdRangeTable::open(Path::new(STATE_DIR))?;
     let state_root = std::path::absolute(globals.state_root()).map_err(Error::system("find the state directory"))?;
-    let userns = assign_userns(&table, &state_root, request, &engine_root, &joined)?;
+    let userns = assign_userns(&table, &state_root, request, &joined)?;
 
     let staging =
         StagingArea::enter(&Path::new(STATE_DIR).join("stage")).map_err(Error::system("prepare a mount namespace"))?;
@@ -94,11 +92,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     let mut verified = bind_mounts::verify(&binds, context).map_err(SpecError::from)?;
     bind_mounts::separate_engine_files(&mut verified, &staging, userns.fd.as_fd(), userns.first_id)?;
 
-    let root = rootfs::prepare(&staging, &engine_root, &mounts, userns.fd.as_fd(), userns.first_id)?;
-    if let Some(device) = root.overlay {
-        table.set_overlay(userns.record, device)?;
-    }
-    let root = root.path;
+    let root = rootfs::prepare(&staging, &engine_root, userns.fd.as_fd())?;
     spec::object(&mut spec, "root").insert("path".into(), root.to_string_lossy().into_owned().into());
     mounts::drop_crun_extensions(&mut spec);
     mounts::bound_terminals(&mut spec);
@@ -110,13 +104,9 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     // The entries that this adds go onto the procfs and sysfs that crun mounts, so crun mounts them, too.
     procfs::attach(&mut spec, &request.id, &state_root, userns.first_id, userns.id)?;
     if spec["root"]["readonly"] == true {
-        container_root
-            .freeze(&rootfs::mount_point(&staging), &crun_destinations)
-            .map_err(Error::system("make the container's root read-only"))?;
+        container_root.freeze(&crun_destinations).map_err(Error::system("make the container's root read-only"))?;
     }
     drop(container_root);
-    // The engine has looked into its own mount of the root; names cached there must not outlive the container's writes.
-    let _ = refresh::drop_name_cache(&engine_root);
 
     // crun gets descriptors instead of the spec's paths. They survive execve(2), by which `run` becomes crun, and fork(2).
     let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
@@ -188,14 +178,12 @@ fn assign_userns(
     table: &IdRangeTable,
     state_root: &Path,
     request: &CreateRequest,
-    engine_root: &Path,
     joined: &JoinedNamespaces,
 ) -> Result<ContainerUserns, Error> {
     // The record counts as long as this process lives; crun's state directory proves the container's life after that.
     let creator = Process::find(std::process::id())
         .ok_or_else(|| Error::system("read /proc")(io::Error::from(io::ErrorKind::NotFound)))?;
-    let new =
-        Claim { id: request.id.clone(), state_root: state_root.to_owned(), root: engine_root.to_owned(), creator };
+    let new = Claim { id: request.id.clone(), state_root: state_root.to_owned(), creator };
     // Held until `store`, else another container could find the same range free.
     let locked = table.lock()?;
     let living = locked.living(Record::lives)?;
@@ -203,8 +191,8 @@ fn assign_userns(
         let (start, fd) = new_userns(&living)?;
         let id = namespace::Identity::of(&fd).map_err(Error::system("stat a user namespace"))?;
         let record = locked.store(new, IdRange { start, userns: id }, &living)?;
-        let containers = vec![record.id.clone()];
-        return Ok(ContainerUserns { first_id: start, fd, id, containers, record });
+        let containers = vec![record.id];
+        return Ok(ContainerUserns { first_id: start, fd, id, containers });
     };
     // A user namespace that is in no record was made by a program of the VM or inside a container: its map is unknown.
     let not_isolated = || Error::Spec(CheckError::NotIsolated("user".into()).into());
@@ -212,9 +200,9 @@ fn assign_userns(
     let record = locked.store(new, range, &living)?;
     // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their files.
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
-    let containers = others.chain([record.id.clone()]).collect();
+    let containers = others.chain([record.id]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;
-    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers, record })
+    Ok(ContainerUserns { first_id: range.start, fd, id: owner.id, containers })
 }
 
 /// Makes a user namespace with the lowest range that is free by the table and by the kernel.

@@ -5,7 +5,7 @@
 //! `/proc` and `/sys` without mounts of the jail on them. init hands out these mounts to processes that execute this
 //! program's file, and this process mounts them in a namespace of its own, which crun inherits.
 //!
-//! Outside of the jail, where the gate calls `refresh`, everything is in its place already.
+//! Outside of the jail everything is in its place already.
 
 use std::{
     io::{self, IoSliceMut},

@@ -3,12 +3,9 @@
 use bulkhead_guest_common::mountinfo;
 use serde_json::Value;
 
-use crate::{
-    overlay,
-    spec::{
-        self, checks, devices, id_mappings, mounts, namespaces,
-        process::{self, LsmSupport},
-    },
+use crate::spec::{
+    self, checks, devices, id_mappings, mounts, namespaces,
+    process::{self, LsmSupport},
 };
 
 /// First id of the range that the rewritten config.json uses.
@@ -40,10 +37,9 @@ pub fn config(text: &[u8]) {
     assert!(checks::check(&spec).is_ok(), "the rewritten config.json is refused: {spec}");
 }
 
-/// Parses a table of mounts, and the options of overlays.
+/// Parses a table of mounts.
 pub fn mount_table(table: &[u8]) {
     for mount in mountinfo::parse(table) {
-        let _ = (mount.root(), mount.point(), overlay::layers(mount.super_options));
+        let _ = (mount.root(), mount.point());
     }
-    let _ = overlay::layers(table);
 }

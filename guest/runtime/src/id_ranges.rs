@@ -58,14 +58,9 @@ pub(crate) struct Record {
     pub(crate) id: String,
     /// crun's state directory for it; container ids are unique only within one.
     pub(crate) state_root: PathBuf,
-    /// Its root in the engine's mount namespace.
-    pub(crate) root: PathBuf,
     pub(crate) range: IdRange,
     /// The process that creates it, which becomes or waits for crun.
     pub(crate) creator: Process,
-    /// The device number of the container's own overlay, once it is mounted; `None` also for a root that is not one.
-    #[serde(default)]
-    pub(crate) overlay: Option<(u32, u32)>,
 }
 
 /// A range and the user namespace that maps it.
@@ -82,8 +77,6 @@ pub(crate) struct Claim {
     pub(crate) id: String,
     /// See [`Record::state_root`].
     pub(crate) state_root: PathBuf,
-    /// See [`Record::root`].
-    pub(crate) root: PathBuf,
     /// See [`Record::creator`].
     pub(crate) creator: Process,
 }
@@ -130,15 +123,6 @@ impl IdRangeTable {
         Ok(LockedTable { directory: self.directory.clone(), _lock: lock })
     }
 
-    /// Adds the container's overlay to its entry.
-    ///
-    /// No lock is needed: only the creator writes the entry of a container, and no other process removes it while the
-    /// creator lives.
-    pub(crate) fn set_overlay(&self, mut record: Record, device: (u32, u32)) -> Result<(), RangeError> {
-        record.overlay = Some(device);
-        write(&self.directory, &record)
-    }
-
     /// The entries of all containers with this id, in any state directory.
     ///
     /// No lock is needed: a record appears and disappears as a whole.
@@ -169,8 +153,8 @@ impl LockedTable {
 
     /// Enters the container with its range: the lowest free one, or that of the living container that it joins.
     pub(crate) fn store(&self, claim: Claim, range: IdRange, living: &[Record]) -> Result<Record, RangeError> {
-        let Claim { id, state_root, root, creator } = claim;
-        let record = Record { id, state_root, root, range, creator, overlay: None };
+        let Claim { id, state_root, creator } = claim;
+        let record = Record { id, state_root, range, creator };
         // crun would refuse the id as well, but only after the record of the living container was replaced.
         if living.iter().any(|r| r.id == record.id && r.state_root == record.state_root) {
             return Err(RangeError::Exists(record.id));
@@ -229,7 +213,7 @@ mod tests {
 
     fn new(id: usize) -> Claim {
         let creator = Process { pid: 0, started: 0 };
-        Claim { id: format!("c{id}"), state_root: "/run/r".into(), root: "/x".into(), creator }
+        Claim { id: format!("c{id}"), state_root: "/run/r".into(), creator }
     }
 
     fn claim(table: &IdRangeTable, id: usize, lives: impl Fn(&Record) -> bool) -> Result<Record, RangeError> {
@@ -292,15 +276,6 @@ mod tests {
         let own = Process::find(std::process::id()).unwrap();
         assert!(own.lives());
         assert!(!Process { started: own.started + 1, ..own }.lives());
-    }
-
-    #[test]
-    fn the_device_of_the_overlay_is_added_to_the_entry() {
-        let dir = tempfile::tempdir().unwrap();
-        let table = IdRangeTable::open(dir.path()).unwrap();
-        let record = claim(&table, 1, |_| true).unwrap();
-        table.set_overlay(record.clone(), (0, 42)).unwrap();
-        assert_eq!(table.named("c1"), [Record { overlay: Some((0, 42)), ..record }]);
     }
 
     #[test]

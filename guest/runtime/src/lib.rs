@@ -17,9 +17,8 @@
 //!    belongs to START, so that the kernel counts for each container by itself. By the same count the kernel tells whether
 //!    processes live in the range already; the table alone is not believed.
 //! 4. **Staging area** (`staging`): a tmpfs in a private mount namespace, which crun inherits.
-//! 5. **Root** (`rootfs`): the layers of the engine's overlay are cloned and id-mapped (`open_tree`, `mount_setattr`), and
-//!    mounted as a second overlay with the file system ids of the container's root. It shares the writable layer with the
-//!    engine's own mount; on disk the owners stay unshifted.
+//! 5. **Root** (`rootfs`): the engine's mount of it is cloned and id-mapped (`open_tree`, `mount_setattr`). Engine and
+//!    container have two mounts of one overlay; on disk the owners stay unshifted.
 //! 6. **Bind mounts** (`bind_mounts`): each source is opened once and checked by file system and directory, not by name
 //!    (`bind_mounts::source_policy`), with all mounts below it: volumes, the container's own `hosts`, `hostname`, `resolv.conf` and shared memory,
 //!    docker-init, and for builds the builder's own files. Each is id-mapped and mounted into the root *before* crun creates
@@ -39,7 +38,7 @@
 //!     `/dev/null` are replaced. An error that callers know by runc's words is translated (`runc_errors`).
 //!
 //! `exec` (`exec`) judges the limits of its process, prepares the standard streams and installs the filter in the same way.
-//! All other commands go to crun as they are, except `refresh`, a command of this program's own (`refresh`).
+//! All other commands go to crun as they are.
 //!
 //! # Trust
 //!
@@ -62,9 +61,7 @@ pub mod fuzzing;
 mod id_ranges;
 mod log;
 mod mount_fd;
-mod overlay;
 mod procfs;
-mod refresh;
 mod rootfs;
 mod runc_errors;
 mod seccomp;
@@ -72,23 +69,18 @@ mod spec;
 mod staging;
 mod sys;
 
-use std::{convert::Infallible, path::Path, process::ExitCode};
+use std::{convert::Infallible, process::ExitCode};
 
 use bulkhead_guest_common::error::chain;
 use cli::{Command, GlobalOptions};
 use error::Error;
-use id_ranges::IdRangeTable;
 
 const HELP: &str = "\
 sysbox-runc, an isolating OCI runtime
 
 Usage: sysbox-runc [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] [--debug] COMMAND …
 
-Commands: create, run, start, exec, state, kill, delete, pause, resume, update, ps, list, spec, features
-
-Own command:
-  refresh ID    Drop the file names that the engine's and the container's overlay have cached, so that each sees the
-                other's changes to the container's files";
+Commands: create, run, start, exec, state, kill, delete, pause, resume, update, ps, list, spec, features";
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
@@ -111,7 +103,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(globals: &GlobalOptions, command: Command) -> Result<ExitCode, Error> {
-    if matches!(command, Command::Create(_) | Command::Exec(..) | Command::Refresh(_)) {
+    if matches!(command, Command::Create(_) | Command::Exec(..)) {
         // These use this program's directories, which the engine does not see.
         engine_jail::enter().map_err(Error::system("enter the directories of sysbox-runc"))?;
     }
@@ -126,10 +118,6 @@ fn run(globals: &GlobalOptions, command: Command) -> Result<ExitCode, Error> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Create(request) => return create::create(globals, &request),
-        Command::Refresh(id) => {
-            refresh::refresh_container(&IdRangeTable::open(Path::new(create::STATE_DIR))?, &id);
-            return Ok(ExitCode::SUCCESS);
-        }
         Command::Exec(request) => exec::exec(globals, request)?,
         Command::PassThrough(args) => hand_over(globals, args)?,
     };

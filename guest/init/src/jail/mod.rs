@@ -38,8 +38,8 @@
 //!
 //! # The VM's side
 //!
-//! `/var/lib/docker` of the VM receives the mounts that are made in the jail and passes none on: the gate has names
-//! refreshed in the engine's overlays, by the paths that the engine has for them.
+//! `/var/lib/docker` of the VM receives the mounts that are made in the jail and passes none on. At
+//! shutdown init unmounts what the engine has left there.
 
 pub(crate) mod confine;
 pub(crate) mod jailer;

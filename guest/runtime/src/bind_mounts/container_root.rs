@@ -89,11 +89,11 @@ impl ContainerRoot {
         mount_fd::attach_on(&mount, &mount_point)
     }
 
-    /// Makes the mount at `top`, which the root is on, read-only before crun starts, so that the kernel locks that, too.
+    /// Makes the mount of the root read-only before crun starts, so that the kernel locks that, too.
     ///
     /// crun cannot create mount points any more then, so those of `crun_destinations` are created here. If one cannot be
     /// created, crun reports it.
-    pub(crate) fn freeze(&self, top: &Path, crun_destinations: &[PathBuf]) -> io::Result<()> {
+    pub(crate) fn freeze(&self, crun_destinations: &[PathBuf]) -> io::Result<()> {
         for destination in crun_destinations {
             // A mount point below another one, `/dev/pts` say, is in what crun mounts there and not in the root.
             let mut parents = destination.ancestors().skip(1);
@@ -103,7 +103,7 @@ impl ContainerRoot {
             }
         }
         // Of the top mount alone: the binds in it keep what their own entries say.
-        sys::make_read_only(mount_fd::open_path(top)?.as_fd())
+        sys::make_read_only(self.fd.as_fd())
     }
 
     fn is_below_crun_mount(&self, path: &Path) -> bool {

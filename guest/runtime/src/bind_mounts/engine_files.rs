@@ -11,16 +11,24 @@
 
 use std::{
     ffi::CString,
-    os::fd::BorrowedFd,
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use rustix::mount::{MountFlags, mount};
+use rustix::{
+    fs::StatVfsMountFlags,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+        mount,
+    },
+};
 
 use super::{IdMap, VerifiedBind};
 use crate::{
     mount_fd,
-    rootfs::{self, MappedLayers, RootfsError, failed},
+    rootfs::{RootfsError, failed},
     staging::StagingArea,
     sys,
 };
@@ -76,11 +84,61 @@ fn mount_over(
     let create = || std::fs::create_dir(&upper).and_then(|()| std::fs::create_dir(&work));
     sys::with_filesystem_id(first_id, create).and_then(|made| made).map_err(failed("create layers for", directory))?;
     let lower = area.join("lower");
-    rootfs::map_one(&lower, directory, userns)?;
-    let layers = MappedLayers { lower: vec![lower], upper: Some((upper, work)) };
-    let overlay = rootfs::mount_overlay(&layers, &area, first_id)?;
+    map(&lower, directory, userns)?;
+    // overlayfs keeps the credentials of its mounter for all its own work on the layers. They must be ids that the
+    // layers' id map knows: as the VM's uid 0 it could not create its work directory, and would come up read-only.
+    let overlay = sys::with_filesystem_id(first_id, || mount_overlay(&lower, &upper, &work))
+        .map_err(failed("take the ids of the container's root for", directory))??;
+    let flags = rustix::fs::fstatvfs(&overlay).map_err(failed("stat the overlay of", directory))?.f_flag;
+    if flags.contains(StatVfsMountFlags::RDONLY) {
+        return Err(RootfsError::ReadOnly(directory.to_owned()));
+    }
     // The overlay has private clones of the mounts of its layers.
     StagingArea::detach(&area).map_err(failed("detach", &area))?;
     mount_fd::attach(&overlay, &area).map_err(failed("attach", &area))?;
     Ok(area)
+}
+
+/// Id-maps a clone of the mount at `path` and attaches it at `target`.
+fn map(target: &Path, path: &Path, userns: BorrowedFd<'_>) -> Result<(), RootfsError> {
+    let fd = mount_fd::open_path(path).map_err(failed("open layer", path))?;
+    let tree = mount_fd::clone_tree(&fd, false).map_err(failed("clone layer", path))?;
+    sys::idmap_mount(tree.as_fd(), userns, false).map_err(failed("id-map layer", path))?;
+    std::fs::create_dir(target).map_err(failed("create a mount point for", path))?;
+    mount_fd::attach(&tree, target).map_err(failed("attach layer", path))
+}
+
+/// Mounts an overlay, attached nowhere yet.
+fn mount_overlay(lower: &Path, upper: &Path, work: &Path) -> Result<OwnedFd, RootfsError> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|error| RootfsError::Overlay { message: String::new(), source: error.into() })?;
+    let mount = || {
+        for (option, layer) in [("lowerdir+", lower), ("upperdir", upper), ("workdir", work)] {
+            fsconfig_set_string(&context, option, layer)?;
+        }
+        for option in ["index", "metacopy", "redirect_dir", "xino"] {
+            fsconfig_set_string(&context, option, "off")?;
+        }
+        fsconfig_set_string(&context, "source", "overlay")?;
+        fsconfig_create(&context)?;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+    };
+    mount().map_err(|error: rustix::io::Errno| RootfsError::Overlay {
+        message: kernel_message(&context),
+        source: error.into(),
+    })
+}
+
+/// The kernel's messages about a file system context that failed, for appending.
+fn kernel_message(context: &OwnedFd) -> String {
+    let mut text = String::new();
+    let mut line = [0; 1024];
+    let Ok(copy) = context.try_clone() else { return text };
+    let mut file = File::from(copy);
+    // Each read returns one message, with `e`, `w` or `i` for its severity in front; the last one fails with ENODATA.
+    while let Ok(length @ 1..) = file.read(&mut line) {
+        text.push_str(": ");
+        text.push_str(String::from_utf8_lossy(&line[..length]).trim_start_matches(['e', 'w', 'i', ' ']).trim_end());
+    }
+    text
 }

@@ -101,8 +101,8 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     if !allows(&path, mount) || !below.iter().all(|mount| allows(&mount.point(), mount)) {
         return Err(restricted());
     }
-    // Overlays have no id maps; the policy leaves them to build steps, which read world-readable layers that way. The
-    // init program is the guest image's, for every user to execute.
+    // Overlays have id maps in the guest's kernel only; without, a build step can still read world-readable layers, and
+    // the policy leaves overlays to build steps. The init program is the guest image's, for every user to execute.
     let is_overlay = |mount: &Mount<'_>| mount.fs_type == b"overlay";
     let may_be_unmapped = is_overlay(mount) || below.iter().copied().any(is_overlay) || context.policy.is_init(&path);
     let id_map = if may_be_unmapped { IdMap::IfSupported } else { IdMap::Required };

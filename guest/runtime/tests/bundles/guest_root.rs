@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, unmount,
 };
 use serde_json::{Value, json};
 
@@ -124,9 +124,14 @@ impl GuestRoot {
         self.root.join("var/lib/docker/bundles").join(name)
     }
 
-    /// The files that a container wrote.
-    pub fn upper(&self, name: &str) -> PathBuf {
-        self.bundles(name).join("upper")
+    /// The container's files.
+    pub fn files(&self, name: &str) -> PathBuf {
+        self.bundles(name).join("files")
+    }
+
+    /// The engine's mount of a container's root.
+    pub fn engine_root(&self, name: &str) -> PathBuf {
+        self.bundles(name).join("rootfs")
     }
 
     /// Creates a bundle.
@@ -174,20 +179,13 @@ impl GuestRoot {
 
     fn make(&self, name: &str, config: &Value) {
         let bundle = self.bundles(name);
-        for part in ["upper", "work", "rootfs"] {
-            fs::create_dir_all(bundle.join(part)).unwrap();
-        }
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
         let mut config = config.clone();
         config["linux"]["cgroupsPath"] = format!("/docker/{name}").into();
         fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}\0",
-            path(&self.lower()),
-            path(&bundle.join("upper")),
-            path(&bundle.join("work"))
-        );
-        let options = std::ffi::CString::from_vec_with_nul(options.into()).unwrap();
-        mount("overlay", bundle.join("rootfs"), "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+        // A copy and not an overlay, which only the guest's kernel can id-map; like an overlay it is a mount of its own.
+        done(Command::new("cp").args(["-a", path(&self.lower()), path(&bundle.join("files"))]));
+        mount_bind(bundle.join("files"), bundle.join("rootfs")).unwrap();
     }
 
     /// Creates a bundle with the same command and files of its own.

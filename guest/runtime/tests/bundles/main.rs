@@ -171,7 +171,7 @@ fn cost(root: &GuestRoot) {
     );
     root.bundle("maker", &["sh", "-c", &script]);
     root.run(CRUN, "maker");
-    fs::copy(root.upper("maker").join("s.tar"), root.lower().join("s.tar")).unwrap();
+    fs::copy(root.files("maker").join("s.tar"), root.lower().join("s.tar")).unwrap();
     root.remove("maker");
     root.bundle("f", &["sh", "-c", "mkdir /d && tar xf /s.tar -C /d && find /d -type f -exec stat -t {} + | wc -l"]);
     let mut times = Times::default();

@@ -1,11 +1,11 @@
 //! Settings of a spec that would reach beyond the container: refused, dropped or brought into bounds.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
-use crate::guest_root::{GuestRoot, RUNTIME, done};
+use crate::guest_root::{GuestRoot, RUNTIME};
 
 const VOLUMES: &str = "/var/lib/docker/volumes";
 
@@ -102,18 +102,32 @@ fn volumes_of_other_file_systems_are_refused_also_below_a_volume() {
 
 #[test]
 #[ignore = "needs root and the guest's user land; scripts/test bundles"]
-fn a_refresh_touches_the_overlay_of_the_runtime_and_nothing_else() {
+fn the_engine_and_a_container_see_each_others_files_at_once() {
     GuestRoot::with(|root| {
-        let refresh = || done(Command::new("/usr/bin/sysbox-runc").args(["refresh", "a"]).env_clear());
-        // The container looks for the name before it is there, which the overlay remembers.
-        let wait = "cat /proc/self/uid_map; while ! test -e /made; do sleep 0.1; done; touch /seen; exec sleep 1000";
-        root.bundle("a", &["sh", "-c", wait]);
+        // The container looks for the name before it is there, which a file system of its own would remember.
+        let script = "cat /proc/self/uid_map; while ! test -e /made; do sleep 0.1; done; stat -c %u /made; echo own >/made; \
+                      exec sleep 1000";
+        root.bundle("a", &["sh", "-c", script]);
         root.start(RUNTIME, "a");
         root.range("a");
-        fs::write(root.upper("a").join("made"), "").unwrap();
-        refresh();
-        let seen = root.upper("a").join("seen");
-        GuestRoot::wait_for(|| "the container does not see the file".into(), || seen.exists());
+        let made = root.engine_root("a").join("made");
+        fs::write(&made, "").unwrap();
+        root.output_until("a", |output| output.ends_with("\n0\n"));
+        GuestRoot::wait_for(|| "the engine does not see the line".into(), || fs::read(&made).unwrap() == b"own\n");
+        assert_eq!(fs::metadata(&made).unwrap().uid(), 0);
         root.end(RUNTIME, "a");
+    });
+}
+
+#[test]
+#[ignore = "needs root and the guest's user land; scripts/test bundles"]
+fn a_root_that_this_kernel_cannot_id_map_is_refused_with_the_remedy() {
+    GuestRoot::with(|root| {
+        root.bundle("a", &["true"]);
+        mount("proc", root.engine_root("a"), "proc", MountFlags::empty(), None).unwrap();
+        let refusal = root.refused("a");
+        assert!(refusal.contains("use the kernel of `firmware/build guest`"), "{refusal}");
+        unmount(root.engine_root("a"), UnmountFlags::empty()).unwrap();
+        root.remove("a");
     });
 }
