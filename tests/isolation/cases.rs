@@ -29,6 +29,67 @@ pub const CASES: &[Case] = &[
         "1000:100 604 3\nin\nmore\nmine\nin\n",
     ),
     Case(
+        "cp while it runs: working directory, /etc, links, volume, tmpfs, parent of a volume",
+        "rm -rf busy; mkdir -p busy/d/deep busy/tree/v busy/tree/srv; echo file >busy/f; echo deep >busy/d/deep/g; ln -s f busy/l
+         echo parent | tee busy/tree/v/p >busy/tree/srv/p
+         docker run -d --init --name=busy --workdir=/srv -v busy:/v --tmpfs=/t alpine sleep 3600 >started
+         docker exec busy ls f d l p /etc/added >absent 2>&1
+         docker cp busy/f busy:/srv; docker cp busy/d busy:/srv; docker cp busy/l busy:/srv/l; docker cp -L busy/l busy:/srv/followed
+         docker cp busy/f busy:/etc/added; docker cp busy/f busy:/v/f; docker cp busy/f busy:/t/f; tar -C busy/tree -cf - v srv | docker cp - busy:/
+         docker exec busy sh -c 'cat f d/deep/g followed /etc/added /v/f p /v/p; readlink l; ls /t; echo own >>f; echo own >new
+         rm d/deep/g; mkdir d/deep/g; echo below >d/deep/g/h; ls -R d'
+         docker cp busy:/srv busy/out; cat busy/out/f busy/out/new busy/out/d/deep/g/h
+         docker cp busy:/v/f - | tar -xOf -; docker cp busy:/t/f - | tar -xOf -; docker rm -f busy; docker volume rm busy",
+        "file\ndeep\nfile\nfile\nfile\nparent\nparent\nf\nd:\ndeep\n\nd/deep:\ng\n\nd/deep/g:\nh\nfile\nown\nown\nbelow\n\
+         file\nfile\nbusy\nbusy\n",
+    ),
+    Case(
+        "cp into a container that never ran, is paused, has ended, and runs again",
+        "echo given >given; docker create --init --name=states alpine sh -c 'cat /given; echo written >/written; exec sleep 3600' >created
+         docker cp given states:/given; docker cp states:/etc/os-release - | tar -tf -; docker start states
+         docker exec states sh -c 'until test -s /written; do sleep 0.1; done'
+         docker pause states; docker cp given states:/paused; docker cp states:/written - | tar -xOf -; docker unpause states
+         docker exec states cat /paused; docker stop -t 1 states; docker cp given states:/ended; docker cp states:/written - | tar -xOf -
+         docker start states; docker exec states cat /ended /paused /written; docker logs states; docker rm -f states",
+        "os-release\nstates\nstates\nwritten\nstates\ngiven\nstates\nwritten\nstates\ngiven\ngiven\nwritten\ngiven\ngiven\nstates\n",
+    ),
+    Case(
+        "cp with a read-only root and a read-only volume",
+        "echo file >read-only; docker run -d --init --name=read-only --read-only -v scratch-cp:/v -v scratch-cp:/r:ro alpine sleep 3600 >started
+         docker cp read-only read-only:/x 2>&1 | grep -o 'marked read-only'; docker cp read-only read-only:/r/x 2>&1 | grep -o 'marked read-only'
+         docker cp read-only read-only:/v/x; docker exec read-only cat /v/x /r/x
+         docker cp read-only:/etc/os-release - | tar -tf -; docker rm -f read-only; docker volume rm scratch-cp",
+        "marked read-only\nmarked read-only\nfile\nfile\nos-release\nread-only\nscratch-cp\n",
+    ),
+    Case(
+        "cp in, watched with inotify and by tail -F",
+        "echo first >watched; docker run -d --name=watched debian bash -c 'echo old >/var/log/f; tail -F /var/log/f &
+         exec perl -e \"\\$| = 1; \\$p = q(/srv); \\$i = syscall(253); syscall(254, \\$i, \\$p, 0x100); print qq(ready\\n); open F, q(<&=), \\$i;
+         sysread F, \\$e, 4096; print qq(created ), unpack(q(x16Z*), \\$e), qq(\\n); sleep 3600\"' >started
+         said() { for i in $(seq 60); do docker logs watched 2>&1 | grep -x \"$1\" && break; sleep 1; done; }
+         said ready; said old; docker cp watched watched:/srv/f; docker cp watched watched:/var/log/f; said 'created f'; said first
+         docker rm -f watched",
+        "ready\nold\ncreated f\nfirst\nwatched\n",
+    ),
+    Case(
+        "cp 20 times into a directory that the container writes",
+        "rm -rf many; mkdir many; for i in $(seq 20); do echo $i >many/cp$i; done; : >many/last
+         docker run -d --init --name=many alpine sh -c 'cd /srv; i=0; while test ! -e last; do i=$((i+1)); echo $i >own
+         mv own own.$((i % 7)); done; ls | wc -l; cat cp* | sort -u | wc -l' >started
+         seq 20 | xargs -P 4 -I{} docker cp many/cp{} many:/srv; docker cp many/last many:/srv; docker wait many; docker logs many; docker rm many",
+        "0\n28\n20\nmany\n",
+    ),
+    Case(
+        "a user added by cp, and diff, export and commit while it runs",
+        "docker run -d --init --name=adds alpine sleep 3600 >started; docker cp adds:/etc/passwd added
+         echo 'newer:x:1234:100::/tmp:/bin/sh' >>added; docker cp added adds:/etc/passwd; docker exec --user=newer adds id -u
+         docker exec adds sh -c 'echo own >/srv/own; rm -r /opt'; docker diff adds | grep -E ' /(srv|opt|etc/passwd)' | sort
+         docker export adds | tar -xOf - srv/own; docker commit adds adds >/dev/null
+         docker run --rm --user=newer adds sh -c 'id -un; cat /srv/own; ls -d /opt 2>/dev/null'
+         docker rm -f adds; docker rmi adds >/dev/null",
+        "1234\nA /srv/own\nC /etc/passwd\nC /srv\nD /opt\nown\nnewer\nown\nadds\n",
+    ),
+    Case(
         "diff",
         "docker run --name=diff alpine sh -c 'echo new >/new; mkdir /srv/d; rm /etc/os-release; chown 1000 /opt'
          docker diff diff | sort; docker rm diff",
