@@ -49,7 +49,7 @@ instance_connect() {
     # aes128-gcm and curve25519 are the quickest under emulation, and the traffic stays on the loopback.
     ssh -F none -M -N -f -S "$RUN/ssh-$user" -i "$RUN/key" -l "$user" -p "$(cat "$RUN/port")" \
         -o ControlPersist=yes -o BatchMode=yes -o LogLevel=ERROR -o IdentitiesOnly=yes -o HostKeyAlias=kvm-host \
-        -o UserKnownHostsFile="$RUN/known_hosts" -o StrictHostKeyChecking=yes -o ServerAliveInterval=30 \
+        -o UserKnownHostsFile="$RUN/known_hosts" -o StrictHostKeyChecking=yes -o ServerAliveInterval=30 -o ConnectTimeout=120 \
         -o Ciphers=aes128-gcm@openssh.com -o KexAlgorithms=curve25519-sha256 -o Compression=no \
         -o ExitOnForwardFailure=yes -o StreamLocalBindUnlink=yes \
         127.0.0.1 </dev/null >/dev/null 2>"$RUN/ssh.log" || die "cannot connect to the machine: $(tail -n1 "$RUN/ssh.log")"

@@ -244,16 +244,16 @@ suite_vm() {
     output=$(mktemp)
     base=(on_target "$binary" --test-threads=1 "${options[@]}")
     run=("${base[@]}" "${NAMES[@]}")
-    # The emulated machine is QEMU's code, not ours. When it ends by itself, which is rare, the suite has shown nothing
-    # about Bulkhead and runs once more in a new one. Its SVM has been seen to lose a guest's state, which ends the VM by
-    # a triple fault, or its interrupts, which makes it hang (the tests' report tells that from a guest that hangs by
+    # The emulated machine is QEMU's code, not ours. When it ends or hangs by itself, which is rare, the suite has shown
+    # nothing about Bulkhead and runs once more in a new one. Its SVM has been seen to lose a guest's state, which ends the
+    # VM by a triple fault, or its interrupts, which makes it hang (the tests' report tells that from a guest that hangs by
     # itself): the tests that failed then run once more. Either may happen twice. No other test that fails runs again.
     for attempt in 1 2 3; do
         status=0
         "${run[@]}" 2>&1 | tee "$output" | timed || status=$?
         [[ $TARGET == emulated ]] && ((status && attempt < 3)) || break
         if ((status == MACHINE_GONE)); then
-            say "the emulated machine ended by itself (its last output is above); once more in a new one"
+            say "the emulated machine ended or hung by itself (its last output is above); once more in a new one"
         elif grep -qE 'a virtual CPU shut down \(triple fault\)|KVM keeps interrupts from the vCPUs' "$output"; then
             mapfile -t failed < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$output")
             say "the emulated machine lost a VM's state or interrupts (see above); once more: ${failed[*]}"
