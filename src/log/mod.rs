@@ -18,6 +18,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use bulkhead_ipc::report;
 use limit::Limited;
 
 /// Environment variable with the level of the log, for all three processes.
@@ -53,10 +54,7 @@ where
 /// Unwinding would end one thread or task, and tokio keeps the panic of a task for somebody who may never ask.
 pub fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        let thread = std::thread::current();
-        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-        let text = panic.payload_as_str().unwrap_or("a panic without a text");
-        let message = format!("the thread `{}` panicked at {place}: {text}", thread.name().unwrap_or("unnamed"));
+        let message = report::panic(panic);
         if tracing::dispatcher::has_been_set() {
             tracing::error!("{message}");
         } else {

@@ -1,6 +1,6 @@
-//! Formats an error and its source chain on one line.
+//! Formats errors and panics on one line.
 
-use std::error::Error;
+use std::{error::Error, panic::PanicHookInfo, thread};
 
 /// Returns the error and all of its sources, joined by colons.
 pub fn chain(error: &dyn Error) -> String {
@@ -13,4 +13,12 @@ pub fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Returns the thread, the place and the text of a panic.
+pub fn panic(info: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let text = info.payload_as_str().unwrap_or("a panic without a text");
+    format!("the thread `{}` panicked at {place}: {text}", thread.name().unwrap_or("unnamed"))
 }

@@ -2,12 +2,13 @@
 //! panic ends the process.
 
 use std::{
-    io::{self, Write},
+    io,
     os::fd::OwnedFd,
-    panic::{self, PanicHookInfo},
-    process, thread,
-    thread::JoinHandle,
+    panic, process,
+    thread::{self, JoinHandle},
 };
+
+use bulkhead_ipc::report;
 
 use super::{
     api::{Event, ExitReason},
@@ -36,27 +37,20 @@ pub(crate) fn failed(name: &str, error: &io::Error) -> ExitReason {
     }
 }
 
-/// Makes a panic of any thread report itself, to the backend and on standard error, and abort the process. A machine that
-/// lost a vCPU or a device would hang instead, with locks held whose contents nobody can trust.
+/// Makes a panic of any thread report itself to the backend, and then to the hook that was there before, and abort the
+/// process. A machine that lost a vCPU or a device would hang instead, with locks held whose contents nobody can trust.
 pub(crate) fn abort_on_panic(control: OwnedFd) {
+    let log = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        let message = describe(info);
-        // Nothing here may wait or panic: the backend may be gone, and so may the other end of standard error.
-        send_now(&control, &Event::Exited(ExitReason::Error { message: message.clone() }));
-        let _ = writeln!(io::stderr(), "error: {message}");
+        let message = format!(
+            "the vmm failed: {}; this is a bug, please report it; `bulkhead start` boots the machine again",
+            report::panic(info)
+        );
+        // Does not wait: the backend may be busy or gone.
+        send_now(&control, &Event::Exited(ExitReason::Error { message }));
+        log(info);
         process::abort();
     }));
-}
-
-fn describe(info: &PanicHookInfo<'_>) -> String {
-    let thread = thread::current();
-    let place = info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
-    let cause = info.payload_as_str().unwrap_or("no message");
-    format!(
-        "the thread `{}` of the vmm panicked{place}: {cause}; this is a bug, please report it; \
-         `bulkhead start` boots the machine again",
-        thread.name().unwrap_or("unnamed")
-    )
 }
 
 #[cfg(test)]
