@@ -18,10 +18,13 @@ use super::{
 
 /// Starts `body` on a thread of this name, at most 15 bytes (the kernel cuts the rest). An error that it returns ends the
 /// machine.
+///
+/// The body is called once. It is not an `FnOnce`, so that the error is reported while all that it holds is alive: the
+/// last vCPU takes the devices with it, some of which wait for the host.
 pub(crate) fn spawn(
     name: &str,
     exit: ExitSignal,
-    body: impl FnOnce() -> Result<(), ExitReason> + Send + 'static,
+    mut body: impl FnMut() -> Result<(), ExitReason> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name.to_owned()).spawn(move || {
         if let Err(reason) = body() {
@@ -80,6 +83,24 @@ mod tests {
         assert_eq!(exit.event().read().unwrap(), 1);
         let Some(ExitReason::Error { message }) = exit.take() else { panic!("no reason") };
         assert!(message.contains("`block`") && message.contains("Input/output error"), "{message}");
+    }
+
+    #[test]
+    fn an_error_is_reported_before_what_the_thread_holds_is_dropped() {
+        struct Held(ExitSignal, std::sync::mpsc::Sender<Option<ExitReason>>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                let _ = self.1.send(self.0.take());
+            }
+        }
+        let (exit, (sender, reason)) = (ExitSignal::new().unwrap(), std::sync::mpsc::channel());
+        let held = Held(exit.clone(), sender);
+        let body = move || {
+            let _used = &held;
+            Err(ExitReason::TripleFault)
+        };
+        spawn("vcpu0", exit, body).unwrap().join().unwrap();
+        assert_eq!(reason.recv().unwrap(), Some(ExitReason::TripleFault));
     }
 
     #[test]

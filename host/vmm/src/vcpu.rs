@@ -53,16 +53,11 @@ pub(super) fn spawn(
     shared: Arc<Shared>,
     exit: ExitSignal,
 ) -> Result<(), VmmError> {
-    let raised = exit.clone();
     let body = move || {
         shared.snapshot.attach_thread();
         // The thread is never joined: the process exits while the other vCPUs are still in the guest.
         loop {
-            if let Err(reason) = step(&mut vcpu, &buses, &shared) {
-                // Raised here, where `buses` is alive: the last vCPU takes the devices with it, some of which wait.
-                raised.raise(reason);
-                return Ok(());
-            }
+            step(&mut vcpu, &buses, &shared)?;
         }
     };
     threads::spawn(&format!("vcpu{id}"), exit, body).map_err(host("start a vCPU thread"))?;

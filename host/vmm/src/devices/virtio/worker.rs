@@ -28,8 +28,7 @@ pub(crate) struct Worker {
 pub(crate) struct StopSignal(EventFd);
 
 impl Worker {
-    /// Starts `body` on a thread of this name, at most 15 bytes (the kernel cuts the rest).
-    /// An error that it returns ends the machine.
+    /// Starts `body` on a thread of this name, see [`spawn_confined`].
     pub(crate) fn spawn(
         name: &str,
         exit: &ExitSignal,
@@ -50,12 +49,15 @@ pub(crate) fn spawn_confined(
     body: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let (report, confined) = mpsc::sync_channel(1);
-    let own_name = name.to_owned();
+    let (own_name, mut body) = (name.to_owned(), Some(body));
     let thread = threads::spawn(name, exit.clone(), move || {
         let result = sandbox::confine_vmm_thread();
         let ready = result.is_ok();
         let _ = report.send(result);
-        if ready { body().map_err(|error| threads::failed(&own_name, &error)) } else { Ok(()) }
+        match body.take() {
+            Some(body) if ready => body().map_err(|error| threads::failed(&own_name, &error)),
+            _ => Ok(()),
+        }
     })?;
     // The caller waits, so that a device whose thread is not confined has not started.
     confined.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
@@ -87,9 +89,7 @@ impl StopSignal {
         // The stop event is never reset: kicks cannot delay it.
         Ok(fds.first().is_some_and(|stop| stop.any() == Some(false)))
     }
-}
 
-impl StopSignal {
     /// Waits for an event only, to finish what is under way.
     pub(crate) fn wait_for(event: &EventFd) -> io::Result<()> {
         match poll(&mut [readable(event)], PollTimeout::NONE) {
