@@ -1,6 +1,6 @@
 //! `bulkhead doctor`.
 
-mod host;
+mod features;
 mod kvm;
 mod running;
 mod symbols;
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{CliError, Format, print};
 use crate::{
-    backend::{disk::DiskPlan, host as machine},
+    backend::{disk::DiskPlan, host},
     image::Image,
     settings::{Paths, Policy, Settings, Size},
 };
@@ -44,7 +44,7 @@ fn check<E: std::error::Error>(name: &'static str, result: Result<String, E>) ->
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
     // All checks are made before the first is printed, the slow ones included: the JSON is one list.
     let mut checks = checks(paths);
-    checks.extend(host::checks());
+    checks.extend(features::checks());
     checks.extend(super::runtime()?.block_on(running::checks(paths)));
     let failed = checks.iter().filter(|check| check.result.is_err()).count();
     match arguments.format {
@@ -80,20 +80,19 @@ fn checks(paths: &Paths) -> Vec<Check> {
     let wanted = settings.as_ref().map(|settings| (settings.cpus(), settings.memory_mib(), settings.disk_gib()));
     let (cpus, memory, disk) = wanted.unwrap_or_default();
     vec![
-        check("/dev/kvm", machine::check_kvm().map(|()| "can be opened".into())),
-        check("virtualization", machine::check_virtualization().map(|()| "this KVM can run the guest kernel".into())),
+        check("/dev/kvm", host::check_kvm().map(|()| "can be opened".into())),
+        check("virtualization", host::check_virtualization().map(|()| "this KVM can run the guest kernel".into())),
         check("settings", settings.map(|_| paths.settings().display().to_string())),
         Check { name: "policy", result: policy(&system) },
         check("image", image(paths, &system)),
         check(
             "cpus",
-            machine::choose_cpus(cpus, machine::cpus())
-                .map(|cpus| format!("the VM gets {cpus} of {}", machine::cpus())),
+            host::choose_cpus(cpus, host::cpus()).map(|cpus| format!("the VM gets {cpus} of {}", host::cpus())),
         ),
         check(
             "memory",
-            machine::memory_mib().and_then(|present| {
-                let chosen = machine::choose_memory(memory, present)?;
+            host::memory_mib().and_then(|present| {
+                let chosen = host::choose_memory(memory, present)?;
                 Ok(format!("the VM gets {chosen} of {present} MiB"))
             }),
         ),
