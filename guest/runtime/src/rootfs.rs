@@ -9,7 +9,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -61,18 +61,23 @@ pub(crate) fn failed<E: Into<io::Error>>(what: &'static str, path: &Path) -> imp
 
 /// Mounts an id-mapped clone of the engine's mount at `root` in the staging area, and returns its path.
 pub(crate) fn prepare(staging: &StagingArea, root: &Path, userns: BorrowedFd<'_>) -> Result<PathBuf, RootfsError> {
-    let fd = mount_fd::open_path(root).map_err(failed("open", root))?;
     let target = staging.directory(ROOT_DIR).map_err(failed("create a mount point for", root))?;
-    // Mounts below the root are left out: nothing has judged them.
-    let tree = mount_fd::clone_tree(&fd, false).map_err(failed("clone", root))?;
-    sys::idmap_mount(tree.as_fd(), userns, false).map_err(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => RootfsError::NoIdMaps(root.to_owned()),
-        _ => failed("id-map", root)(error),
-    })?;
+    let tree = mapped_clone(root, userns)?;
     // An image can hold device nodes, which no container could have created.
     sys::restrict_mount(tree.as_fd(), Restrictions::default(), false).map_err(failed("restrict", root))?;
     mount_fd::attach(&tree, &target).map_err(failed("attach", root))?;
     Ok(target)
+}
+
+/// Returns a detached, id-mapped clone of the mount at `path`. Mounts below it are left out: nothing has judged them.
+pub(crate) fn mapped_clone(path: &Path, userns: BorrowedFd<'_>) -> Result<OwnedFd, RootfsError> {
+    let fd = mount_fd::open_path(path).map_err(failed("open", path))?;
+    let tree = mount_fd::clone_tree(&fd, false).map_err(failed("clone", path))?;
+    sys::idmap_mount(tree.as_fd(), userns, false).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => RootfsError::NoIdMaps(path.to_owned()),
+        _ => failed("id-map", path)(error),
+    })?;
+    Ok(tree)
 }
 
 #[cfg(test)]

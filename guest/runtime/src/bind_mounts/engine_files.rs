@@ -13,7 +13,7 @@ use std::{
     ffi::CString,
     fs::File,
     io::Read,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ use rustix::{
 use super::{IdMap, VerifiedBind};
 use crate::{
     mount_fd,
-    rootfs::{RootfsError, failed},
+    rootfs::{RootfsError, failed, mapped_clone},
     staging::StagingArea,
     sys,
 };
@@ -84,7 +84,8 @@ fn mount_over(
     let create = || std::fs::create_dir(&upper).and_then(|()| std::fs::create_dir(&work));
     sys::with_filesystem_id(first_id, create).and_then(|made| made).map_err(failed("create layers for", directory))?;
     let lower = area.join("lower");
-    map(&lower, directory, userns)?;
+    std::fs::create_dir(&lower).map_err(failed("create a mount point for", directory))?;
+    mount_fd::attach(&mapped_clone(directory, userns)?, &lower).map_err(failed("attach layer", directory))?;
     // overlayfs keeps the credentials of its mounter for all its own work on the layers. They must be ids that the
     // layers' id map knows: as the VM's uid 0 it could not create its work directory, and would come up read-only.
     let overlay = sys::with_filesystem_id(first_id, || mount_overlay(&lower, &upper, &work))
@@ -97,15 +98,6 @@ fn mount_over(
     StagingArea::detach(&area).map_err(failed("detach", &area))?;
     mount_fd::attach(&overlay, &area).map_err(failed("attach", &area))?;
     Ok(area)
-}
-
-/// Id-maps a clone of the mount at `path` and attaches it at `target`.
-fn map(target: &Path, path: &Path, userns: BorrowedFd<'_>) -> Result<(), RootfsError> {
-    let fd = mount_fd::open_path(path).map_err(failed("open layer", path))?;
-    let tree = mount_fd::clone_tree(&fd, false).map_err(failed("clone layer", path))?;
-    sys::idmap_mount(tree.as_fd(), userns, false).map_err(failed("id-map layer", path))?;
-    std::fs::create_dir(target).map_err(failed("create a mount point for", path))?;
-    mount_fd::attach(&tree, target).map_err(failed("attach layer", path))
 }
 
 /// Mounts an overlay, attached nowhere yet.
