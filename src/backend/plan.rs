@@ -184,7 +184,7 @@ impl Plan {
             memory_mib: self.memory_mib,
             uuid: host::machine_uuid(self.disk.path()),
             kernel: self.image.kernel.clone(),
-            cmdline: command_line(self.serial, host::trusts_tsc()),
+            cmdline: command_line(self.serial),
             // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by
             // its serial.
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
@@ -195,8 +195,12 @@ impl Plan {
     }
 }
 
-/// Returns the guest's kernel command line; `tsc` if the host trusts its own ([`host::trusts_tsc`]).
-pub fn command_line(serial: bool, tsc: bool) -> String {
+/// Returns the command line of a guest's kernel on this host.
+pub fn command_line(serial: bool) -> String {
+    with_clock(serial, host::trusts_tsc())
+}
+
+fn with_clock(serial: bool, tsc: bool) -> String {
     let line = if serial { CMDLINE.replace(QUIET, SERIAL) } else { CMDLINE.to_owned() };
     format!("{line} {}", if tsc { TSC } else { NO_TSC })
 }
@@ -230,15 +234,15 @@ mod tests {
 
     #[test]
     fn a_serial_port_is_in_the_command_line_only_when_asked_for() {
-        let without = command_line(false, true);
+        let without = with_clock(false, true);
         assert!(without.contains(QUIET) && !without.contains("ttyS0"));
-        let with = command_line(true, true);
+        let with = with_clock(true, true);
         assert!(with.contains("console=ttyS0") && !with.contains("quiet") && !with.contains("nr_uarts=0"));
     }
 
     #[test]
     fn the_guest_trusts_the_tsc_only_on_a_host_that_does() {
-        let options = |tsc| command_line(false, tsc).split(' ').map(ToOwned::to_owned).collect::<Vec<_>>();
+        let options = |tsc| with_clock(false, tsc).split(' ').map(ToOwned::to_owned).collect::<Vec<_>>();
         assert!(options(true).contains(&TSC.to_owned()) && !options(true).contains(&NO_TSC.to_owned()));
         assert!(options(false).contains(&NO_TSC.to_owned()) && !options(false).contains(&TSC.to_owned()));
     }

@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead::backend::{
-    host,
-    plan::{DATA_SERIAL, command_line},
-};
+use bulkhead::backend::plan::{DATA_SERIAL, command_line};
 use bulkhead_protocol::AGENT_PORT;
 use bulkhead_vmm::api::{Command, Disk, Event, Statistics, VmConfig, Vsock};
 use support::control;
@@ -191,7 +188,7 @@ fn start_bulkhead(setup: &Setup, contender: Contender, agent: Option<OwnedFd>) -
         memory_mib: setup.machine.memory_mib,
         uuid: uuid::Uuid::nil(),
         kernel: setup.machine.kernel.clone(),
-        cmdline: command_line(false, host::trusts_tsc()),
+        cmdline: command_line(false),
         disks: vec![disk(&setup.machine.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)],
         vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
         console: Some(setup.console()),
@@ -215,7 +212,7 @@ fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
         Contender::Microvm => "microvm,acpi=on,pcie=on,rtc=on,pic=off,pit=off,isa-serial=off",
         _ => "q35",
     };
-    let cmdline = command_line(false, host::trusts_tsc());
+    let cmdline = command_line(false);
     let mut arguments =
         qemu_base(machine, &setup.machine.kernel, &cmdline, setup.machine.cpus, setup.machine.memory_mib);
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::backend::{host, plan::command_line};
+use bulkhead::backend::plan::command_line;
 use bulkhead_net::{
     addresses::{Addresses, MTU},
     api::{Command as NetCommand, Setup as NetSetup},
@@ -92,7 +92,7 @@ impl Way {
 
     fn cmdline(self, control: u16) -> String {
         let Plan { guest, gateway, host, mtu } = self.plan();
-        let base = command_line(false, host::trusts_tsc()).replace("init=/usr/sbin/bulkhead-init", "init=/init");
+        let base = command_line(false).replace("init=/usr/sbin/bulkhead-init", "init=/init");
         format!(
             "{base} bench.address={guest} bench.prefix=24 bench.gateway={gateway} bench.mtu={mtu} \
              bench.control={host}:{control}"
