@@ -90,8 +90,6 @@ impl ProfileLock {
                 Ok(_) => {}
                 // A backend's lock is exclusive. That of a command which looks for one is shared and gone in a moment.
                 Err((file, nix::Error::EWOULDBLOCK)) => {
-                    // A backend's lock is exclusive. That of a command which looks for one is shared and gone in a
-                    // moment.
                     match Flock::lock(file, FlockArg::LockSharedNonblock) {
                         Ok(reader) => drop(reader),
                         Err((mut file, _)) => return Err(LockError::Held(read_pid(&mut file))),

@@ -23,7 +23,7 @@ pub(super) struct ControlSocket {
 
 impl From<OwnedFd> for ControlSocket {
     fn from(socket: OwnedFd) -> Self {
-        Self { socket, buffer: RefCell::default() }
+        Self { socket, buffer: RefCell::new(vec![0; MAX_PACKET]) }
     }
 }
 
@@ -40,9 +40,7 @@ impl ControlSocket {
 
     /// Waits for the next command and its descriptor; `None` when the backend is gone.
     pub(super) fn receive(&self) -> Result<Option<(Command, Option<OwnedFd>)>, VmmError> {
-        let mut buffer = self.buffer.borrow_mut();
-        buffer.resize(MAX_PACKET, 0);
-        Ok(channel::receive(&self.socket, &mut buffer)?)
+        Ok(channel::receive(&self.socket, &mut self.buffer.borrow_mut())?)
     }
 
     /// Sends an event. An error is ignored: [`Self::receive`] finds out that the backend is gone.

@@ -33,9 +33,9 @@ struct Shared {
     done: EventFd,
 }
 
-/// Jobs that wait for the threads of one kind; `None` once there are no more.
-#[derive(Default)]
+/// Queue of jobs for the threads of one kind.
 struct Lane {
+    /// `None` tells the threads to end.
     jobs: Mutex<Option<VecDeque<Job>>>,
     wake: Condvar,
 }

@@ -1,4 +1,4 @@
-//! The thread that serves the queue: hands requests to an engine and returns them in the order in which they are done.
+//! The thread that serves the queue: hands requests to an engine and returns them as they are done.
 
 use std::{
     io,

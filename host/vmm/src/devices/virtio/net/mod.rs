@@ -89,14 +89,8 @@ impl NetHandle {
             }
         }
     }
-}
 
-/// Backends on their way to the device. A thread of its own connects to each: one that hangs at its start takes seconds to
-/// be given up, and the thread that received it has others to serve.
-pub struct Successors(mpsc::Sender<UnixStream>);
-
-impl NetHandle {
-    /// Starts the thread.
+    /// Starts the thread of [`Successors`].
     pub fn follow(self, exit: &ExitSignal) -> io::Result<Successors> {
         let (sender, streams) = mpsc::channel();
         spawn_confined("net-link", exit, move || {
@@ -108,6 +102,10 @@ impl NetHandle {
         Ok(Successors(sender))
     }
 }
+
+/// Backends on their way to the device. A thread of its own connects to each: one that hangs at its start takes seconds to
+/// be given up, and the thread that received it has others to serve.
+pub struct Successors(mpsc::Sender<UnixStream>);
 
 impl Successors {
     /// Makes the device continue with the backend behind `stream`, see [`NetHandle::replace`]. Does not wait for it.
