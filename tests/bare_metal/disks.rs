@@ -4,12 +4,12 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    process::Command as Process,
 };
 
 use bulkhead_vmm::api::{Disk, Event, ExitReason, VmConfig};
 use support::{
     guest::{ENTRY, SPIN, kernel, machine, out},
+    small_file_system::SmallFileSystem,
     vmm::Vmm,
 };
 
@@ -171,28 +171,11 @@ fn a_guests_read_is_done_while_its_flush_waits_for_the_host() {
     assert_eq!(Vmm::boot(with_disk(dir.path(), &code, disk)).exit(SOON), ExitReason::PowerOff);
 }
 
-/// A file system of 64 KiB, unmounted when dropped; `None` where mounts are not allowed.
-struct SmallFileSystem(tempfile::TempDir);
-
-impl SmallFileSystem {
-    fn mount() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mount = Process::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "small"]).arg(dir.path()).status();
-        mount.is_ok_and(|status| status.success()).then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        let _ = Process::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_guests_writes_wait_for_room_on_the_host_and_the_backend_hears_of_it() {
     let Some(small) = SmallFileSystem::mount() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let disk = small.0.path().join("disk");
+    let disk = small.path().join("disk");
     File::create(&disk).unwrap().set_len(1 << 20).unwrap();
     let requests: Vec<_> = (0..32).map(|page| (WRITE, page * 8)).collect();
     let mut check = await_word(USED + 2, 32);
@@ -200,8 +183,7 @@ fn a_guests_writes_wait_for_room_on_the_host_and_the_backend_hears_of_it() {
     let vmm = Vmm::boot(with_disk(dir.path(), &guest(&requests, &check), disk));
     assert!(matches!(vmm.event(SOON), Some(Event::Started { .. })));
     assert_eq!(vmm.event(SOON), Some(Event::NoRoom { disks: vec!["data".into()] }));
-    let grow = Process::new("mount").args(["-o", "remount,size=4m"]).arg(small.0.path()).status();
-    assert!(grow.unwrap().success());
+    small.grow();
     assert_eq!(vmm.event(SOON), Some(Event::NoRoom { disks: Vec::new() }));
     assert_eq!(vmm.exit(SOON), ExitReason::PowerOff);
 }

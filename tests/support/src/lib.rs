@@ -1,5 +1,5 @@
-//! Helpers that the test suites share: the engine that most tests use, the VMM without an engine (feature `host`), and
-//! the file server of the guest (feature `procfs`).
+//! Helpers that the test suites share: the engine that most tests use, the VMM without an engine (feature `host`), the
+//! file server of the guest (feature `procfs`), and file systems that tests mount (feature `file-systems`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
@@ -21,6 +21,8 @@ pub mod process;
 pub mod procfs;
 #[cfg(feature = "host")]
 pub mod registry;
+#[cfg(feature = "file-systems")]
+pub mod small_file_system;
 #[cfg(feature = "host")]
 pub mod vmm;
 

@@ -1,7 +1,8 @@
 //! The whole device, with either engine.
 
-use std::{fs::File, io::Write, os::unix::fs::FileExt, process::Command, time::Duration};
+use std::{fs::File, io::Write, os::unix::fs::FileExt, time::Duration};
 
+use support::small_file_system::SmallFileSystem;
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -90,39 +91,23 @@ fn a_reset_waits_for_requests_under_way_and_the_device_starts_again() {
     });
 }
 
-/// A file system of a fixed size, as root; unmounted when dropped.
-struct SmallFileSystem(tempfile::TempDir);
-
-impl SmallFileSystem {
-    fn mount() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "small"]).arg(dir.path()).status();
-        mount.is_ok_and(|status| status.success()).then_some(Self(dir))
+/// Starts 32 writes, for which a new file system has not enough room. Needs a mount.
+fn on_a_full_host(threads: bool) -> Option<(SmallFileSystem, Driver)> {
+    let small = SmallFileSystem::mount()?;
+    let file = File::options().read(true).write(true).create_new(true).open(small.path().join("disk")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let mut driver = Driver::new(&file, threads);
+    for slot in 0..32 {
+        driver.start(slot, blk::VIRTIO_BLK_T_OUT, u64::from(slot) * 8);
     }
-
-    fn grow(&self) {
-        assert!(Command::new("mount").args(["-o", "remount,size=4m"]).arg(self.0.path()).status().unwrap().success());
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
+    driver.kick();
+    Some((small, driver))
 }
 
 #[test]
 fn writes_without_room_wait_and_go_on_when_there_is_some_while_reads_pass() {
     with_both_engines(|threads| {
-        // Needs a mount.
-        let Some(small) = SmallFileSystem::mount() else { return };
-        let file = File::options().read(true).write(true).create_new(true).open(small.0.path().join("disk")).unwrap();
-        file.set_len(1 << 20).unwrap();
-        let mut driver = Driver::new(&file, threads);
-        for slot in 0..32 {
-            driver.start(slot, blk::VIRTIO_BLK_T_OUT, u64::from(slot) * 8);
-        }
-        driver.kick();
+        let Some((small, mut driver)) = on_a_full_host(threads) else { return };
         let mut done = 0;
         while let Some((_, status)) = driver.next(Duration::from_secs(1)) {
             assert_eq!(status, 0);
@@ -144,14 +129,7 @@ fn writes_without_room_wait_and_go_on_when_there_is_some_while_reads_pass() {
 #[test]
 fn a_reset_gives_up_writes_that_have_no_room() {
     with_both_engines(|threads| {
-        let Some(small) = SmallFileSystem::mount() else { return };
-        let file = File::options().read(true).write(true).create_new(true).open(small.0.path().join("disk")).unwrap();
-        file.set_len(1 << 20).unwrap();
-        let mut driver = Driver::new(&file, threads);
-        for slot in 0..32 {
-            driver.start(slot, blk::VIRTIO_BLK_T_OUT, u64::from(slot) * 8);
-        }
-        driver.kick();
+        let Some((_small, mut driver)) = on_a_full_host(threads) else { return };
         while driver.next(Duration::from_secs(1)).is_some() {}
         assert_eq!(driver.room.waiting(), ["data"]);
         driver.device.reset();
