@@ -13,7 +13,8 @@
 //!    its own.
 //! 2. The backend answers with [`HostMessage::Certificates`], none or several, and [`HostMessage::Configure`]. The agent
 //!    also accepts [`HostMessage::Shutdown`] in their place.
-//! 3. Both send whatever happens: stages ([`GuestMessage::Reached`]), failures, published ports, diagnostics, the host's time.
+//! 3. Both send whatever happens: stages ([`GuestMessage::Reached`]), failures, published ports, diagnostics, the host's
+//!    time.
 //! 4. [`HostMessage::Shutdown`], [`GuestMessage::Goodbye`], end of the connection.
 //!
 //! The guest is not trusted. Every line has a maximum length, so that a peer cannot make the reader hold more

@@ -9,8 +9,8 @@
 //!
 //! The agent introduces itself (Hello) and receives the host's certificates, then its configuration. From then on it
 //! reports each stage of the start, publishes ports and answers questions; the backend sends questions, the time when the
-//! host's clock jumps ([`super::host_clock`]) and, at the end, the shutdown. Lines are bounded, texts are shortened and cleaned for a terminal, and a stage counts once
-//! ([`super::state`]).
+//! host's clock jumps ([`super::host_clock`]) and, at the end, the shutdown. Lines are bounded, texts are shortened and
+//! cleaned for a terminal, and a stage counts once ([`super::state`]).
 
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 

@@ -11,8 +11,8 @@
 //!
 //! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`, which as a whole leaves
 //! memory and threads to the services ([`ceilings`]). init writes dockerd's `daemon.json`: of the user's options those in
-//! a list are taken over ([`config`]). dockerd uses the graph driver overlay2, whose one mount
-//! of a container's root the isolating runtime id-maps.
+//! a list are taken over ([`config`]). dockerd uses the graph driver overlay2, whose one mount of a container's root the
+//! isolating runtime id-maps.
 //!
 //! With Enhanced Container Isolation on, the isolating runtime `sysbox-runc` is bind-mounted, read-only, over every
 //! program named `runc` or `crun`, and finds the real crun at `/usr/libexec/bulkhead/crun` ([`oci_runtime`]). BuildKit

@@ -11,7 +11,7 @@
 //! | Process         | `api` (commands of the backend), `event_loop`, `events` (epoll), `error`                   |
 //! | Virtio device   | `frontend`, `vhost` (setup by the vmm), `ring` (the two queues), `sink`                     |
 //! | Frames          | `frame`, `ethernet` (ARP, neighbours), `ip`, `fragments`, `offload`                        |
-//! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver` and `hosts`, `icmp`                            |
+//! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver` and `hosts`, `icmp`                |
 //! | Shared          | `addresses`, `key`, `associations`, `socket`, `host_file`                                  |
 //! | Another backend | `tap`: copies frames between the queues and a tap device, without any of the services      |
 //!

@@ -38,8 +38,8 @@
 //!
 //! # The VM's side
 //!
-//! `/var/lib/docker` of the VM receives the mounts that are made in the jail and passes none on. At
-//! shutdown init unmounts what the engine has left there.
+//! `/var/lib/docker` of the VM receives the mounts that are made in the jail and passes none on. At shutdown init unmounts
+//! what the engine has left there.
 
 pub(crate) mod confine;
 pub(crate) mod jailer;

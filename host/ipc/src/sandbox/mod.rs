@@ -4,7 +4,8 @@
 //! apply to the calling thread and to the threads that it starts later, so a process does this before it starts any.
 //! Neither can be undone.
 //!
-//! All of them write no core, cannot be traced by other processes of the user, execute no memory that was ever writable, and send signals only to their own threads.
+//! All of them write no core, cannot be traced by other processes of the user, execute no memory that was ever writable,
+//! and send signals only to their own threads.
 
 mod landlock;
 mod process;
