@@ -203,18 +203,19 @@ enum Wake {
 /// Waits for something to do.
 fn wait(control: &ControlSocket, machine: &Machine) -> Wake {
     let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let events = [machine.exit().event().as_raw_fd(), control.as_fd().as_raw_fd(), machine.room().event().as_raw_fd()];
+    let events = [machine.room().event().as_raw_fd(), machine.exit().event().as_raw_fd(), control.as_fd().as_raw_fd()];
     let mut fds = events.map(poll_in);
     loop {
         // Only a signal can interrupt the call; then it is repeated.
         // SAFETY: `fds` is a valid array of its length for the duration of the call.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
         if ready > 0 {
-            // The end comes first: commands to a machine that has ended are of no use.
+            // The news of a disk comes before the end, as it happened before: a block device reports room before it
+            // completes the request that waited. Commands come last; a machine that has ended has no use for them.
             return match fds.map(|fd| fd.revents != 0) {
-                [true, ..] => Wake::End,
-                [_, true, _] => Wake::Command,
-                _ => Wake::Room,
+                [true, ..] => Wake::Room,
+                [_, true, _] => Wake::End,
+                _ => Wake::Command,
             };
         }
     }
