@@ -29,7 +29,7 @@ enum Sign {
 /// Name in the table, options, sign.
 const OPTIONS: &[(&str, &[&str], Sign)] = &[
     ("-v docker.sock", &["-v", "/var/run/docker.sock:/run/docker.sock"], Sign::Attempts(&["engine sockets"])),
-    ("-v the engine's own socket", &["-v", "/run/bulkhead:/bulkhead"], Sign::Attempts(&["engine sockets"])),
+    ("-v the engine's own socket", &["-v", "/run/bulkhead/engine:/bulkhead"], Sign::Attempts(&["engine sockets"])),
     ("-v /run", &["-v", "/run:/run-of-vm"], Sign::Attempts(&["engine sockets"])),
     ("-v /", &["-v", "/:/host"], Sign::Attempts(&["engine sockets"])),
     // Read-only in the VM: the engine empties a volume that it removes.

@@ -59,7 +59,7 @@ pub const ATTEMPTS: &[(&str, Real)] = &[
     ("vsock socketcall, 32-bit", Real::Default),
     ("vsock socket, x32", NOT_BUILT),
     ("vsock socket, io_uring", Real::Privileged),
-    ("vsock to the agent", Real::Default),
+    ("vsock to the agent", Real::Never("the host takes one connection, which is the agent's")),
     ("vsock to the gate", Real::Never("the gate serves the host only")),
     ("vsock as the gate", Real::Default),
     (
