@@ -137,6 +137,15 @@ END
         "secret 1000 hidden\nssh 1000\nbind bound\nread-only\ncache 1000\nagain kept\n",
     ),
     Case(
+        "the options of a node of kind, with the directory of the kernel's modules",
+        "docker run -d --name=node --hostname=node --privileged --security-opt=seccomp=unconfined --security-opt=apparmor=unconfined \
+             --tmpfs=/tmp --tmpfs=/run --volume=/var --volume=/lib/modules:/lib/modules:ro --tty --restart=on-failure:1 --init=false \
+             --cgroupns=private --publish=127.0.0.1:0:6443/tcp alpine sleep 3600 >started
+         docker exec node sh -c 'hostname; ls -A /lib/modules; touch /lib/modules/x 2>&1; mount -o remount,rw,bind /lib/modules 2>/dev/null; touch /lib/modules/x 2>&1'
+         docker port node 6443/tcp | grep -c 127.0.0.1; docker rm -fv node",
+        "node\ntouch: /lib/modules/x: Read-only file system\ntouch: /lib/modules/x: Read-only file system\n1\nnode\n",
+    ),
+    Case(
         "services of a swarm with volume, secret and config",
         "docker swarm init --advertise-addr=127.0.0.1 >/dev/null; echo pass | docker secret create pass - >/dev/null; echo conf | docker config create conf - >/dev/null
          docker service create --quiet --no-resolve-image --name=service --replicas=2 --init --secret=pass --config=source=conf,target=/conf --mount=type=volume,source=common,target=/v \

@@ -9,6 +9,10 @@ pub const SHARES: [&str; 2] = ["/host_mnt", "/run/bulkhead/shares"];
 /// The engine's socket by its two names. Any other path that leads to it is refused.
 pub const ENGINE_SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
 
+/// The directory of the kernel's modules, which node images of Kubernetes ask for. It is empty: the guest's kernel has all
+/// that it needs built in.
+pub const KERNEL_MODULES: &str = "/lib/modules";
+
 /// Longest path that mount(2) takes, in bytes.
 const MAX_PATH: usize = 4095;
 
@@ -22,6 +26,8 @@ pub enum BindSource {
     Share,
     /// The engine's socket, for which the container's image has to be allowed.
     EngineSocket,
+    /// [`KERNEL_MODULES`]: a directory of the guest image, which is read-only as a whole.
+    KernelModules,
 }
 
 /// A source that may be mounted.
@@ -59,6 +65,9 @@ pub fn is_clean(path: &str) -> bool {
 pub fn bind(path: &str) -> Result<BindSource, Error> {
     if ENGINE_SOCKETS.contains(&path) {
         return Ok(BindSource::EngineSocket);
+    }
+    if path == KERNEL_MODULES {
+        return Ok(BindSource::KernelModules);
     }
     // Users write `$PWD/` for a directory; a single slash at the end cannot lead elsewhere.
     let directory = path.strip_suffix('/').unwrap_or(path);
@@ -104,6 +113,7 @@ mod tests {
         for path in ENGINE_SOCKETS {
             assert_eq!(source(path), Ok(Source::Bind(BindSource::EngineSocket)));
         }
+        assert_eq!(source("/lib/modules"), Ok(Source::Bind(BindSource::KernelModules)));
         for name in ["a", "data", "my_app.db-1", "0"] {
             assert_eq!(source(name), Ok(Source::Volume), "{name}");
         }
@@ -138,6 +148,11 @@ mod tests {
             "/run/./docker.sock",
             "/run/docker.sock\0x",
             "/RUN/docker.sock",
+            "/lib",
+            "/lib/modules/..",
+            "/lib/modules/x",
+            "/lib/modules2",
+            "/usr/lib/modules",
         ] {
             assert_eq!(source(path), Err(Error::Restricted(path.to_owned())), "{path:?}");
         }

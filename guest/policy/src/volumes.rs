@@ -261,8 +261,11 @@ fn judge_bind(options: &Options<'_>) -> Result<(), Error> {
     options.judge_words(&["bind", "rbind"], |_, _| false)?;
     match sources::bind(options.device)? {
         BindSource::Share => Ok(()),
-        // Any container can use a volume, so it cannot lead to the socket that single images may have.
-        BindSource::EngineSocket => Err(sources::Error::Restricted(options.device.to_owned()).into()),
+        // Any container can use a volume, so it cannot lead to the socket that single images may have. One of the guest
+        // image's directory would be of no use: the engine cannot remove it again.
+        BindSource::EngineSocket | BindSource::KernelModules => {
+            Err(sources::Error::Restricted(options.device.to_owned()).into())
+        }
     }
 }
 
@@ -416,6 +419,7 @@ mod tests {
             "/host_mnt/../etc",
             "\\etc",
             "/host_mnt\0",
+            "/lib/modules",
             "",
             "proc",
             "/proc/1/root",

@@ -102,9 +102,10 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
         return Err(restricted());
     }
     // Overlays have id maps in the guest's kernel only; without, a build step can still read world-readable layers, and
-    // the policy leaves overlays to build steps. The init program is the guest image's, for every user to execute.
+    // the policy leaves overlays to build steps. What is the guest image's is for every user to read.
     let is_overlay = |mount: &Mount<'_>| mount.fs_type == b"overlay";
-    let may_be_unmapped = is_overlay(mount) || below.iter().copied().any(is_overlay) || context.policy.is_init(&path);
+    let may_be_unmapped =
+        is_overlay(mount) || below.iter().copied().any(is_overlay) || context.policy.is_of_image(&path);
     let id_map = if may_be_unmapped { IdMap::IfSupported } else { IdMap::Required };
     // Without mounts below the copy has the top alone, so that none gets in which appears after the table was read.
     let recursive = !below.is_empty();

@@ -18,8 +18,9 @@ pub(crate) struct SourcePolicy {
     pub(crate) data_root: PathBuf,
     /// The mount points of the user's own directories.
     pub(crate) shares: Vec<PathBuf>,
-    /// All paths of the engine's init program, which `docker run --init` binds into a container.
-    pub(crate) init: Vec<PathBuf>,
+    /// Files of the guest image that containers may have: all paths of the engine's init program, which `docker run --init`
+    /// binds into a container, and the directory of the kernel's modules, by the path that its links lead to.
+    pub(crate) of_image: Vec<PathBuf>,
 }
 
 impl Default for SourcePolicy {
@@ -27,11 +28,12 @@ impl Default for SourcePolicy {
         Self {
             data_root: "/var/lib/docker".into(),
             shares: sources::SHARES.map(PathBuf::from).to_vec(),
-            init: [
+            of_image: [
                 "/usr/bin/docker-init",
                 "/usr/libexec/docker/docker-init",
                 "/usr/bin/tini-static",
                 "/usr/sbin/docker-init",
+                "/usr/lib/modules",
             ]
             .map(PathBuf::from)
             .to_vec(),
@@ -80,8 +82,8 @@ impl SourcePolicy {
         mounts: &[Mount<'_>],
         requester: Requester<'_>,
     ) -> bool {
-        // Compared as a whole: the file is the guest image's, and no container can write it or replace it with a link.
-        if self.is_init(source.path) {
+        // Compared as a whole: it is on the guest image, where no container can write it or replace it with a link.
+        if self.is_of_image(source.path) {
             return true;
         }
         if source.mount.device == data_root.mount.device {
@@ -119,9 +121,9 @@ impl SourcePolicy {
         (source.mount.device == data_root.mount.device).then(|| self.data_root.join(rest))
     }
 
-    /// True for the engine's init program.
-    pub(super) fn is_init(&self, path: &Path) -> bool {
-        self.init.iter().any(|init| init == path)
+    /// True for a file or directory of the guest image that every container may have.
+    pub(super) fn is_of_image(&self, path: &Path) -> bool {
+        self.of_image.iter().any(|allowed| allowed == path)
     }
 
     /// True if a file system beside the data disk's may be of this type.
@@ -229,6 +231,7 @@ mod tests {
             "/var/lib/docker/containers/me/hosts",
             "/var/lib/docker/containers/me/mounts/shm",
             "/usr/bin/docker-init",
+            "/usr/lib/modules",
             "/var/lib/docker/volumes/tmp/_data",
             "/tmp/safepath",
         ] {
@@ -281,6 +284,8 @@ mod tests {
             "/var/lib/docker/containers/other/hosts",
             "/host_mnt2",
             "/usr/bin/docker-initx",
+            "/usr/lib",
+            "/usr/lib/modules/x",
             "/var/lib/docker/buildkit/x",
         ] {
             assert!(!allows(path, false), "{path}");

@@ -41,7 +41,7 @@ fn mount(mount: &Value, image: &str) -> Result<bool, Refusal> {
     let source = text(mount, "Source")?;
     match text(mount, "Type")? {
         "bind" => match sources::bind(source) {
-            Ok(BindSource::Share) => Ok(false),
+            Ok(BindSource::Share | BindSource::KernelModules) => Ok(false),
             Ok(BindSource::EngineSocket) => Ok(true),
             Err(error) => Err(named(error, image)),
         },
@@ -80,7 +80,7 @@ pub(super) fn judge(config: &Value, image: &str) -> Result<bool, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_policy::sources::{ENGINE_SOCKETS, SHARES};
+    use bulkhead_policy::sources::{ENGINE_SOCKETS, KERNEL_MODULES, SHARES};
 
     use super::*;
 
@@ -94,5 +94,7 @@ mod tests {
         for share in SHARES {
             assert_eq!(judge(&serde_json::json!({"Binds": [format!("{share}/x:/s")]}), "a"), Ok(false), "{share}");
         }
+        let modules = serde_json::json!({"Type": "bind", "Source": KERNEL_MODULES, "Target": KERNEL_MODULES});
+        assert_eq!(judge(&serde_json::json!({"Mounts": [modules]}), "a"), Ok(false));
     }
 }
