@@ -9,6 +9,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod notify;
+pub mod port_mapping;
 pub mod process;
 pub mod registry;
 pub mod seccomp;

@@ -6,15 +6,16 @@
 //! init, so it ends however this process ends.
 
 mod arguments;
-mod init_client;
 mod parent_pipe;
 
 use std::{path::Path, process::ExitCode};
 
 use arguments::Arguments;
-use bulkhead_guest_common::error::chain;
+use bulkhead_guest_common::{
+    error::chain,
+    port_mapping::{ANSWER_TIMEOUT, Mapping},
+};
 use bulkhead_protocol::{PORTS_SOCKET, PortMapping};
-use init_client::Mapping;
 use parent_pipe::ParentPipe;
 
 fn main() -> ExitCode {
@@ -44,5 +45,5 @@ fn main() -> ExitCode {
 }
 
 fn publish(port: &PortMapping) -> Result<Mapping, String> {
-    Mapping::publish(Path::new(PORTS_SOCKET), port, init_client::ANSWER_TIMEOUT).map_err(|error| chain(&error))
+    Mapping::publish(Path::new(PORTS_SOCKET), port, ANSWER_TIMEOUT).map_err(|error| chain(&error))
 }

@@ -20,17 +20,21 @@ use nix::sys::{
 };
 
 /// Time for the host to answer. dockerd gives up after 16 seconds, and could then show no reason.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The reason why a port is not published; `docker run` shows it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum InitError {
+pub enum InitError {
+    /// init cannot be reached.
     #[error("cannot publish the port: the guest's init does not accept the request")]
     Connection(#[source] io::Error),
+    /// The answer did not come within [`ANSWER_TIMEOUT`].
     #[error("cannot publish the port: the host did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     Timeout,
+    /// init ended the mapping before it existed.
     #[error("cannot publish the port: the guest's init closed the connection")]
     Closed,
+    /// The answer is not a [`PortAnswer`].
     #[error("cannot publish the port: invalid answer from the guest's init")]
     Syntax(#[from] serde_json::Error),
     /// The host's own text, often that of Docker's proxy.
@@ -40,13 +44,13 @@ pub(crate) enum InitError {
 
 /// A published port; dropping it ends the publication.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub struct Mapping {
     connection: OwnedFd,
 }
 
 impl Mapping {
     /// Asks init for a mapping and waits until the host listens, or `timeout` is over.
-    pub(crate) fn publish(path: &Path, port: &PortMapping, timeout: Duration) -> Result<Self, InitError> {
+    pub fn publish(path: &Path, port: &PortMapping, timeout: Duration) -> Result<Self, InitError> {
         let request = serde_json::to_vec(port)?;
         let connection = open(path, timeout).map_err(InitError::Connection)?;
         send(connection.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)
@@ -69,7 +73,7 @@ impl Mapping {
     }
 
     /// Blocks until init ends the mapping; usually dockerd kills this process first.
-    pub(crate) fn wait(self) {
+    pub fn wait(self) {
         // No timeout any more: the connection is silent for as long as the container runs.
         let _ = setsockopt(&self.connection, ReceiveTimeout, &TimeVal::new(0, 0));
         while !matches!(recv(self.connection.as_raw_fd(), &mut [0; 64], MsgFlags::empty()), Ok(0)) {}
