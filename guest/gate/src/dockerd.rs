@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{HeaderMap, Method, Request, StatusCode, client};
+use hyper::{HeaderMap, Method, Request, StatusCode, body::Incoming, client};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
@@ -69,7 +69,21 @@ impl Dockerd {
         timeout(REQUEST_TIMEOUT, request).await.map_err(|_| DockerdError::Timeout)?.map(drop)
     }
 
+    /// Requests a stream, of which only the arrival of something new counts.
+    pub(crate) async fn stream(&self, path: &str) -> Result<Stream, DockerdError> {
+        let response = timeout(REQUEST_TIMEOUT, self.send(Method::GET, path, HeaderMap::new()));
+        Ok(Stream(response.await.map_err(|_| DockerdError::Timeout)??))
+    }
+
     async fn request(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Bytes, DockerdError> {
+        let body = self.send(method, path, headers).await?;
+        // Names and labels in a response come from users and images, so its length is bounded like any other input.
+        let body = Limited::new(body, MAX_RESPONSE).collect().await.map_err(DockerdError::Response)?;
+        Ok(body.to_bytes())
+    }
+
+    /// Sends a request and returns the body of a successful response.
+    async fn send(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Incoming, DockerdError> {
         let broken = |error: hyper::Error| DockerdError::Response(error.into());
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -88,9 +102,17 @@ impl Dockerd {
         if !response.status().is_success() {
             return Err(DockerdError::Status(response.status()));
         }
-        // Names and labels in a response come from users and images, so its length is bounded like any other input.
-        let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await.map_err(DockerdError::Response)?;
-        Ok(body.to_bytes())
+        Ok(response.into_body())
+    }
+}
+
+/// The body of a response that goes on.
+pub(crate) struct Stream(Incoming);
+
+impl Stream {
+    /// Waits for more; false at the end.
+    pub(crate) async fn next(&mut self) -> bool {
+        matches!(self.0.frame().await, Some(Ok(_)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use bulkhead_policy::networks::VmNetwork;
 use bulkhead_protocol::SocketExceptions;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     rules::Isolation,
@@ -23,6 +23,8 @@ pub struct Gate {
     pub(crate) block_load: bool,
     /// The VM's own networks, from which containers' networks take no address.
     pub(crate) vm_network: VmNetwork,
+    /// Raised when a request may have made, joined or left a swarm.
+    pub(crate) swarm_changed: Notify,
 }
 
 /// The client at the other end of a connection.
@@ -46,6 +48,7 @@ impl Gate {
             sockets,
             block_load: false,
             vm_network: VmNetwork::default(),
+            swarm_changed: Notify::new(),
         }
     }
 

@@ -1,12 +1,12 @@
 //! `bulkhead-gate`: serves the Docker API on vsock and on a unix socket, in front of dockerd.
 
-use std::{os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
+use std::{net::IpAddr, os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
 
 use bulkhead_gate::{Caller, Directories, Gate, Isolation, ListenError, Sockets, UnixAcceptor, VsockAcceptor};
 use bulkhead_guest_common::error::chain;
 use bulkhead_policy::networks::{Subnet, VmNetwork};
 use bulkhead_protocol::{
-    ENGINE_SOCKET, GRANTS_SOCKET,
+    ENGINE_SOCKET, GRANTS_SOCKET, PORTS_SOCKET,
     gate::{Configuration, VmSubnet},
 };
 use tokio::{net::UnixStream, sync::Semaphore};
@@ -114,6 +114,16 @@ async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) ->
         });
     }
     notify_ready();
+    let own = configuration.vm_networks.iter().find_map(|network| match network.address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    });
+    if let Some(address) = own {
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move {
+            bulkhead_gate::publish_ingress_ports(gate, address, Path::new(PORTS_SOCKET)).await;
+        });
+    }
     serve(gate, slots, unix).await;
     Ok(())
 }

@@ -120,10 +120,15 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
         drain(body);
         return Err(refusal);
     }
-    match gate.isolation {
+    let is_about_swarm = parts.method == Method::POST && target.segments.first().is_some_and(|first| first == "swarm");
+    let response = match gate.isolation {
         Isolation::On => isolated(gate, caller, parts, body, target).await,
         Isolation::Off => unchecked(gate, caller, parts, body, &target).await,
+    };
+    if is_about_swarm {
+        gate.swarm_changed.notify_one();
     }
+    response
 }
 
 /// Passes a request on as far as the table and the judges allow.
