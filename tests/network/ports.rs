@@ -234,3 +234,85 @@ fn a_killed_network_process_costs_no_port() {
     assert_eq!(fetch(HERE, port), "kept.example");
     assert_eq!(published(port).len(), 2);
 }
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_port_is_reached_from_its_own_bridge_by_the_gateways_address() {
+    let _engine = engine();
+    let port = free(1);
+    let web = Container::web("by-gateway", &["-p", &format!("{port}:80")]);
+    assert_eq!(fetch(HERE, port), "by-gateway");
+    let gateway = done(&["inspect", "--format", "{{.NetworkSettings.Gateway}}", &web.0]);
+    let get = format!("wget -q -T 30 -O - http://{}:{port}/hostname", gateway.trim());
+    assert_eq!(shell(&get).trim(), "by-gateway");
+    drop(web);
+    assert!(shell(&get).contains("refused"), "nothing listens when the container has gone");
+}
+
+/// A swarm of this engine alone, left at the end.
+struct Swarm;
+
+impl Swarm {
+    fn init() -> Self {
+        done(&["swarm", "init", "--advertise-addr=127.0.0.1"]);
+        Self
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        docker(&["swarm", "leave", "--force"]);
+    }
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_port_of_the_routing_mesh_is_published_while_its_service_exists() {
+    let _engine = engine();
+    let one = free(2);
+    let two = one + 1;
+    let swarm = Swarm::init();
+    let create = |name: &str, port: u16, mode: &str| {
+        let publish = format!("--publish=published={port},target=80,mode={mode}");
+        let options = ["service", "create", "--detach", "--no-resolve-image"];
+        let command = ["alpine", "httpd", "-f", "-p", "80", "-h", "/etc"];
+        let named = [format!("--name={name}"), format!("--hostname={name}"), publish];
+        let named: Vec<&str> = named.iter().map(String::as_str).collect();
+        done(&[&options, &named[..], &command].concat());
+    };
+    create("mesh", one, "ingress");
+    create("task", two, "host");
+    for (name, port) in [("mesh", one), ("task", two)] {
+        let deadline = Instant::now() + LONG;
+        while published(port).is_empty() {
+            assert!(Instant::now() < deadline, "{name}: {}", done(&["service", "ps", "--no-trunc", name]));
+            thread::sleep(Duration::from_millis(500));
+        }
+        // The port is there before the task.
+        let deadline = Instant::now() + LONG;
+        while read_name(port).as_deref() != Some(name) {
+            assert!(Instant::now() < deadline, "{name}: {}", done(&["service", "ps", "--no-trunc", name]));
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+    done(&["service", "rm", "mesh"]);
+    assert_gone(one);
+    create("again", one, "ingress");
+    let deadline = Instant::now() + LONG;
+    while published(one).is_empty() {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(500));
+    }
+    drop(swarm);
+    assert_gone(one);
+}
+
+/// The web server's name, if it answers.
+fn read_name(port: u16) -> Option<String> {
+    let mut stream = connect(HERE, port).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET /hostname HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned())
+}

@@ -1,12 +1,13 @@
 //! The guest's replacement for dockerd's `docker-proxy`: one process for each published port, from the container's start
 //! to its end.
 //!
-//! It moves no data and does not listen. It asks init for the mapping, init asks the host, and there the backend listens
-//! and the network process passes connections into the guest. The mapping exists as long as this process's connection to
-//! init, so it ends however this process ends.
+//! It asks init for the mapping, init asks the host, and there the backend listens and the network process passes
+//! connections into the guest: none of their data passes here. The mapping exists as long as this process's connection to
+//! init, so it ends however this process ends. Only for containers on the same bridge it listens itself ([`relay`]).
 
 mod arguments;
 mod parent_pipe;
+mod relay;
 
 use std::{path::Path, process::ExitCode};
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
             println!("bulkhead-port-proxy version {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
-        Ok(Arguments::Publish(port)) => publish(&port),
+        Ok(Arguments::Publish(port)) => publish(&port).map(|mapping| (mapping, port)),
         Err(error) => Err(error.to_string()),
     };
     let result = mapping.as_ref().map(|_| ()).map_err(Clone::clone);
@@ -36,7 +37,11 @@ fn main() -> ExitCode {
     // If the pipe is broken, dockerd has given up, and must not find the port taken when it tries again.
     let reported = parent.is_none_or(|parent| parent.report(&result).is_ok());
     match mapping {
-        Ok(mapping) if reported => {
+        Ok((mapping, port)) if reported => {
+            // Too late for dockerd to hear of it, and the port is published all the same.
+            if let Err(error) = relay::start(&port) {
+                eprintln!("containers do not reach port {} by their gateway's address: {error}", port.host_port);
+            }
             mapping.wait();
             ExitCode::SUCCESS
         }
