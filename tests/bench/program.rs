@@ -131,8 +131,11 @@ fn run(arguments: &Arguments) -> Result<String> {
 }
 
 fn run_network(arguments: &Arguments, machine: Machine) -> Result<String> {
-    let setup =
-        network::Setup { machine, duration: Duration::from_millis(arguments.milliseconds), rounds: arguments.rounds };
+    let setup = network::report::Setup {
+        machine,
+        duration: Duration::from_millis(arguments.milliseconds),
+        rounds: arguments.rounds,
+    };
     let report = network::run(&setup, Environment::read(arguments.emulated)?)?;
     Ok(match arguments.format {
         Format::Table => report.table(),

@@ -1,41 +1,16 @@
 //! The network's rows: the same guest behind Bulkhead's network process and behind QEMU's ways to an unprivileged one.
 
 mod contender;
-mod report;
+pub mod report;
 mod rows;
 mod traffic;
 
-use std::{
-    net::{Ipv4Addr, TcpListener},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, TcpListener};
 
-use crate::{Environment, Result, launch::Machine};
+use crate::{Environment, Result};
 use contender::{Running, Way};
-pub use report::Report;
+use report::{Peer, Report, Sample, Setup};
 use traffic::Guest;
-
-/// The part that all runs have in common.
-#[derive(Debug)]
-pub struct Setup {
-    /// The guest.
-    pub machine: Machine,
-    /// Time for which each row is measured.
-    pub duration: Duration,
-    /// Rounds.
-    pub rounds: u32,
-}
-
-/// The values of one run of one contender.
-#[derive(Debug)]
-pub struct Sample {
-    /// The round.
-    pub round: u32,
-    /// The contender.
-    pub way: Way,
-    /// By row.
-    pub values: [Option<f64>; rows::ROWS.len()],
-}
 
 /// Measures all that can be run, in turns.
 pub fn run(setup: &Setup, environment: Environment) -> Result<Report> {
@@ -53,17 +28,15 @@ pub fn run(setup: &Setup, environment: Environment) -> Result<Report> {
     for round in 1..=setup.rounds {
         let done = persist(setup, &ways, round).map_err(|error| format!("round {round}: {error}"))?;
         for sample in &done {
-            let values: Vec<_> = rows::ROWS
-                .iter()
-                .zip(&sample.values)
-                .map(|(row, value)| format!("{} {}", row.key, value.map_or("–".to_owned(), |value| row.show(value))))
-                .collect();
-            eprintln!("round {round}: {}: {}", sample.way, values.join(", "));
+            sample.print(&rows::ROWS);
         }
         samples.extend(done);
     }
     let machine = format!("{} vCPUs, {} MiB", setup.machine.cpus, setup.machine.memory_mib);
-    Ok(Report { environment, machine, ways, left_out, samples })
+    let peers = ways.iter().filter(|way| **way != Way::Bulkhead);
+    let peers = peers.map(|way| Peer { name: way.to_string(), goal: way.goal() }).collect();
+    let ours = Way::Bulkhead.to_string();
+    Ok(Report { environment, machine, rows: &rows::ROWS, ours, peers, left_out, samples })
 }
 
 /// Runs a round, once more if that fails.
@@ -82,7 +55,7 @@ fn one(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let running = Running::start(setup, *way, listener.local_addr()?.port())?;
         let guest = Guest::meet(&listener, running).map_err(|error| format!("{way}: {error}"))?;
-        guests.push((guest, Sample { round, way: *way, values: [None; rows::ROWS.len()] }));
+        guests.push((guest, Sample { round, contender: way.to_string(), values: vec![None; rows::ROWS.len()] }));
     }
     // Another contender is the first in each round.
     let first = round as usize % guests.len().max(1);
@@ -90,7 +63,7 @@ fn one(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
     for step in rows::STEPS {
         for (guest, sample) in &mut guests {
             let measured = step(guest, setup.duration).map_err(|error| {
-                format!("{}: {error}\nthe guest's last output:\n{}", sample.way, guest.last_words())
+                format!("{}: {error}\nthe guest's last output:\n{}", sample.contender, guest.last_words())
             })?;
             for (row, value) in measured {
                 sample.values[row] = Some(value);

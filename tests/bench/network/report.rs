@@ -1,15 +1,78 @@
-//! The network's medians, ranges and ratios.
+//! Medians, ranges and ratios of contenders that ran in turns, row by row.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    Sample,
-    contender::Way,
-    rows::{ROWS, Row},
+use crate::{
+    launch::Machine,
+    report::{Environment, spread},
 };
-use crate::report::{Environment, spread};
+
+/// The part that all runs have in common.
+#[derive(Debug)]
+pub struct Setup {
+    /// The guest.
+    pub machine: Machine,
+    /// Time for which each row is measured.
+    pub duration: Duration,
+    /// Rounds.
+    pub rounds: u32,
+}
+
+/// A measured quantity.
+pub struct Row {
+    /// Its name for programs.
+    pub key: &'static str,
+    /// Its name in the table.
+    pub label: &'static str,
+    unit: &'static str,
+    decimals: usize,
+    /// Set where more is better.
+    pub more: bool,
+}
+
+impl Row {
+    /// Makes a row from its names, the unit and decimals of its values, and the direction that is better.
+    pub const fn new(key: &'static str, label: &'static str, unit: &'static str, decimals: usize, more: bool) -> Self {
+        Self { key, label, unit, decimals, more }
+    }
+
+    /// A value with its unit.
+    pub fn show(&self, value: f64) -> String {
+        format!("{value:.*} {}", self.decimals, self.unit)
+    }
+}
+
+/// The values of one run of one contender.
+#[derive(Debug)]
+pub struct Sample {
+    /// The round.
+    pub round: u32,
+    /// The contender's name.
+    pub contender: String,
+    /// By row.
+    pub values: Vec<Option<f64>>,
+}
+
+impl Sample {
+    /// Prints the values as they come in.
+    pub fn print(&self, rows: &[Row]) {
+        let show = |(row, value): (&Row, &Option<f64>)| {
+            format!("{} {}", row.key, value.map_or("–".to_owned(), |value| row.show(value)))
+        };
+        let values: Vec<_> = rows.iter().zip(&self.values).map(show).collect();
+        eprintln!("round {}: {}: {}", self.round, self.contender, values.join(", "));
+    }
+}
+
+/// A contender beside ours.
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// The least ratio to it that is good enough.
+    pub goal: f64,
+}
 
 /// Everything that was measured.
 pub struct Report {
@@ -17,8 +80,12 @@ pub struct Report {
     pub environment: Environment,
     /// The guest.
     pub machine: String,
-    /// The contenders that ran.
-    pub ways: Vec<Way>,
+    /// The quantities.
+    pub rows: &'static [Row],
+    /// Our name.
+    pub ours: String,
+    /// The others that ran.
+    pub peers: Vec<Peer>,
     /// Those that did not, with the reason.
     pub left_out: Vec<String>,
     /// Every run.
@@ -26,31 +93,32 @@ pub struct Report {
 }
 
 impl Report {
-    fn values(&self, row: usize, way: Way) -> Vec<(u32, f64)> {
-        let of = self.samples.iter().filter(|sample| sample.way == way);
+    fn values(&self, row: usize, contender: &str) -> Vec<(u32, f64)> {
+        let of = self.samples.iter().filter(|sample| sample.contender == contender);
         of.filter_map(|sample| Some((sample.round, sample.values[row]?))).collect()
     }
 
-    fn summary(&self, row: usize, way: Way) -> Option<[f64; 3]> {
-        spread(&self.values(row, way).into_iter().map(|(_, value)| value).collect::<Vec<_>>())
+    fn summary(&self, row: usize, contender: &str) -> Option<[f64; 3]> {
+        spread(&self.values(row, contender).into_iter().map(|(_, value)| value).collect::<Vec<_>>())
     }
 
     /// The ratio of ours to the peer's, round by round, turned so that more than 1 is better in every row.
-    fn ratio(&self, row: usize, peer: Way) -> Option<[f64; 3]> {
+    fn ratio(&self, row: usize, peer: &str) -> Option<[f64; 3]> {
         let theirs = self.values(row, peer);
         let ratios: Vec<_> = self
-            .values(row, Way::Bulkhead)
+            .values(row, &self.ours)
             .into_iter()
             .filter_map(|(round, ours)| {
                 let (_, theirs) = theirs.iter().find(|(other, _)| *other == round)?;
-                Some(if ROWS[row].more { ours / theirs } else { theirs / ours })
+                Some(if self.rows[row].more { ours / theirs } else { theirs / ours })
             })
             .collect();
         spread(&ratios)
     }
 
-    fn peers(&self) -> impl Iterator<Item = Way> {
-        self.ways.iter().copied().filter(|way| *way != Way::Bulkhead)
+    /// All names, ours first.
+    fn contenders(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.ours.as_str()).chain(self.peers.iter().map(|peer| peer.name.as_str()))
     }
 
     /// A table for the terminal.
@@ -63,19 +131,19 @@ impl Report {
             self.machine
         );
         let _ = write!(text, "\n{:<28}", "");
-        for way in &self.ways {
-            let _ = write!(text, "{:<30}", way.to_string());
+        for contender in self.contenders() {
+            let _ = write!(text, "{contender:<30}");
         }
-        for peer in self.peers() {
+        for Peer { name: peer, .. } in &self.peers {
             let _ = write!(text, "{:<22}", format!("ours : {peer}"));
         }
-        for (index, row) in ROWS.iter().enumerate() {
+        for (index, row) in self.rows.iter().enumerate() {
             let _ = write!(text, "\n{:<28}", row.label);
-            for way in &self.ways {
-                let cell = self.summary(index, *way).map_or("–".to_owned(), |spread| cell(row, spread));
+            for contender in self.contenders() {
+                let cell = self.summary(index, contender).map_or("–".to_owned(), |spread| cell(row, spread));
                 let _ = write!(text, "{cell:<30}");
             }
-            for peer in self.peers() {
+            for Peer { name: peer, .. } in &self.peers {
                 let cell = self
                     .ratio(index, peer)
                     .map_or("–".to_owned(), |[least, median, most]| format!("{median:.2} ({least:.2}–{most:.2})"));
@@ -94,15 +162,16 @@ impl Report {
 
     /// Each peer's goal, with the rows that miss it.
     fn goals(&self) -> Vec<(String, bool)> {
-        self.peers()
-            .map(|peer| {
-                let missed: Vec<_> = (0..ROWS.len())
-                    .filter(|row| self.ratio(*row, peer).is_some_and(|[_, median, _]| median < peer.goal()))
-                    .map(|row| ROWS[row].label)
+        self.peers
+            .iter()
+            .map(|Peer { name, goal }| {
+                let missed: Vec<_> = (0..self.rows.len())
+                    .filter(|row| self.ratio(*row, name).is_some_and(|[_, median, _]| median < *goal))
+                    .map(|row| self.rows[row].label)
                     .collect();
                 let behind =
                     if missed.is_empty() { String::new() } else { format!(" (not in: {})", missed.join("; ")) };
-                (format!("at least {} of {peer} in every row{behind}", peer.goal()), missed.is_empty())
+                (format!("at least {goal} of {name} in every row{behind}"), missed.is_empty())
             })
             .collect()
     }
@@ -110,15 +179,15 @@ impl Report {
     /// For programs.
     pub fn json(&self) -> Value {
         let mut summary = Map::new();
-        for (index, row) in ROWS.iter().enumerate() {
+        for (index, row) in self.rows.iter().enumerate() {
             let mut cells = Map::new();
-            for way in &self.ways {
-                if let Some([min, median, max]) = self.summary(index, *way) {
+            for contender in self.contenders() {
+                if let Some([min, median, max]) = self.summary(index, contender) {
                     let mut cell = json!({"min": min, "median": median, "max": max});
-                    if let Some([_, ratio, _]) = self.ratio(index, *way) {
+                    if let Some([_, ratio, _]) = self.ratio(index, contender) {
                         cell["ours_better_by"] = json!(ratio);
                     }
-                    cells.insert(way.to_string(), cell);
+                    cells.insert(contender.to_owned(), cell);
                 }
             }
             summary.insert(row.key.to_owned(), cells.into());
@@ -127,9 +196,13 @@ impl Report {
             .samples
             .iter()
             .map(|sample| {
-                let values: Map<_, _> =
-                    ROWS.iter().zip(&sample.values).map(|(row, value)| (row.key.to_owned(), json!(value))).collect();
-                json!({"round": sample.round, "contender": sample.way.to_string(), "values": values})
+                let values: Map<_, _> = self
+                    .rows
+                    .iter()
+                    .zip(&sample.values)
+                    .map(|(row, value)| (row.key.to_owned(), json!(value)))
+                    .collect();
+                json!({"round": sample.round, "contender": sample.contender, "values": values})
             })
             .collect();
         let goals: Map<_, _> = self.goals().into_iter().map(|(goal, met)| (goal, met.into())).collect();

@@ -2,46 +2,23 @@
 
 use std::time::Duration;
 
-use super::traffic::Guest;
+use super::{report::Row, traffic::Guest};
 use crate::Result;
-
-/// One measured quantity.
-pub struct Row {
-    /// Its name for programs.
-    pub key: &'static str,
-    /// Its name in the table.
-    pub label: &'static str,
-    unit: &'static str,
-    decimals: usize,
-    /// Set where more is better.
-    pub more: bool,
-}
-
-impl Row {
-    /// A value with its unit.
-    pub fn show(&self, value: f64) -> String {
-        format!("{value:.*} {}", self.decimals, self.unit)
-    }
-}
-
-const fn row(key: &'static str, label: &'static str, unit: &'static str, decimals: usize, more: bool) -> Row {
-    Row { key, label, unit, decimals, more }
-}
 
 /// The rows; [`STEPS`] name them by their place.
 pub const ROWS: [Row; 12] = [
-    row("to_host", "TCP, guest to host", "MiB/s", 1, true),
-    row("to_guest", "TCP, host to guest", "MiB/s", 1, true),
-    row("published_to_host", "published port, to host", "MiB/s", 1, true),
-    row("published_to_guest", "published port, to guest", "MiB/s", 1, true),
-    row("round_trip", "128 bytes there and back", "µs", 0, false),
-    row("round_trip_p99", "the same, 99th percentile", "µs", 0, false),
-    row("datagrams_to_host", "UDP, guest to host", "/s", 0, true),
-    row("datagrams_to_guest", "UDP, host to guest", "/s", 0, true),
-    row("cpu_to_host", "CPU, guest to host", "s/GB", 2, false),
-    row("cpu_to_guest", "CPU, host to guest", "s/GB", 2, false),
-    row("cpu_outside_to_host", "outside of it, to host", "s/GB", 2, false),
-    row("cpu_outside_to_guest", "outside of it, to guest", "s/GB", 2, false),
+    Row::new("to_host", "TCP, guest to host", "MiB/s", 1, true),
+    Row::new("to_guest", "TCP, host to guest", "MiB/s", 1, true),
+    Row::new("published_to_host", "published port, to host", "MiB/s", 1, true),
+    Row::new("published_to_guest", "published port, to guest", "MiB/s", 1, true),
+    Row::new("round_trip", "128 bytes there and back", "µs", 0, false),
+    Row::new("round_trip_p99", "the same, 99th percentile", "µs", 0, false),
+    Row::new("datagrams_to_host", "UDP, guest to host", "/s", 0, true),
+    Row::new("datagrams_to_guest", "UDP, host to guest", "/s", 0, true),
+    Row::new("cpu_to_host", "CPU, guest to host", "s/GB", 2, false),
+    Row::new("cpu_to_guest", "CPU, host to guest", "s/GB", 2, false),
+    Row::new("cpu_outside_to_host", "outside of it, to host", "s/GB", 2, false),
+    Row::new("cpu_outside_to_guest", "outside of it, to guest", "s/GB", 2, false),
 ];
 
 /// Values by row.
