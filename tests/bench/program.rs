@@ -2,6 +2,7 @@
 //! how long each took, how often the guest left the CPU to them and how much memory they hold. See `--help`.
 
 mod agent;
+mod comparison;
 mod console;
 mod launch;
 mod network;
@@ -131,7 +132,7 @@ fn run(arguments: &Arguments) -> Result<String> {
 }
 
 fn run_network(arguments: &Arguments, machine: Machine) -> Result<String> {
-    let setup = network::report::Setup {
+    let setup = comparison::Setup {
         machine,
         duration: Duration::from_millis(arguments.milliseconds),
         rounds: arguments.rounds,

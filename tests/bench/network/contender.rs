@@ -20,7 +20,7 @@ use bulkhead_protocol::Transport;
 use bulkhead_vmm::api::{Command, Disk, VmConfig};
 use support::control;
 
-use super::report::Setup;
+use crate::comparison::Setup;
 use crate::{Result, launch, process};
 
 /// Port on which the guest serves connections from outside.

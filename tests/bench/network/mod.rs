@@ -1,15 +1,16 @@
 //! The network's rows: the same guest behind Bulkhead's network process and behind QEMU's ways to an unprivileged one.
 
 mod contender;
-pub mod report;
 mod rows;
 mod traffic;
 
 use std::net::{Ipv4Addr, TcpListener};
 
-use crate::{Environment, Result};
+use crate::{
+    Environment, Result,
+    comparison::{Peer, Report, Sample, Setup},
+};
 use contender::{Running, Way};
-use report::{Peer, Report, Sample, Setup};
 use traffic::Guest;
 
 /// Measures all that can be run, in turns.

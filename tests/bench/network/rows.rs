@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{report::Row, traffic::Guest};
-use crate::Result;
+use super::traffic::Guest;
+use crate::{Result, comparison::Row};
 
 /// The rows; [`STEPS`] name them by their place.
 pub const ROWS: [Row; 12] = [
