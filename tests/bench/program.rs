@@ -2,6 +2,7 @@
 //! how long each took, how often the guest left the CPU to them and how much memory they hold. See `--help`.
 
 mod agent;
+mod block;
 mod comparison;
 mod console;
 mod launch;
@@ -27,6 +28,17 @@ enum Format {
     Table,
     /// JSON for programs.
     Json,
+}
+
+/// A table of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Rows {
+    /// The start of a guest.
+    Boot,
+    /// Its network.
+    Network,
+    /// Its disk.
+    Block,
 }
 
 /// Measure Bulkhead's VMM beside QEMU; scripts/bench prepares what this needs.
@@ -56,10 +68,10 @@ struct Arguments {
     /// End each run when init has started.
     #[arg(long)]
     init_only: bool,
-    /// Measure the network; the root file system is the endpoint's.
-    #[arg(long)]
-    network: bool,
-    /// Time for which each row of the network is measured, in milliseconds.
+    /// The rows to measure; for all but those of the boot the root file system is the endpoint's.
+    #[arg(long, value_enum, default_value_t = Rows::Boot)]
+    rows: Rows,
+    /// Time for which each row of the network or the disk is measured, in milliseconds.
     #[arg(long, default_value_t = 2000)]
     milliseconds: u64,
     /// Say in the report that the machine is emulated.
@@ -98,8 +110,8 @@ fn run(arguments: &Arguments) -> Result<String> {
         cpus: arguments.cpus,
         memory_mib: arguments.memory,
     };
-    if arguments.network {
-        return run_network(arguments, machine);
+    if arguments.rows != Rows::Boot {
+        return compare(arguments, machine);
     }
     let setup = Setup { machine, vhost_vsock: launch::vhost_vsock() };
     let environment = Environment::read(arguments.emulated)?;
@@ -131,13 +143,16 @@ fn run(arguments: &Arguments) -> Result<String> {
     })
 }
 
-fn run_network(arguments: &Arguments, machine: Machine) -> Result<String> {
-    let setup = comparison::Setup {
-        machine,
-        duration: Duration::from_millis(arguments.milliseconds),
-        rounds: arguments.rounds,
+/// Measures the rows of the network or the disk.
+fn compare(arguments: &Arguments, machine: Machine) -> Result<String> {
+    let (duration, rounds) = (Duration::from_millis(arguments.milliseconds), arguments.rounds);
+    let environment = Environment::read(arguments.emulated)?;
+    let setup = comparison::Setup { machine, duration, rounds };
+    let report = if arguments.rows == Rows::Block {
+        block::run(&setup, environment)?
+    } else {
+        network::run(&setup, environment)?
     };
-    let report = network::run(&setup, Environment::read(arguments.emulated)?)?;
     Ok(match arguments.format {
         Format::Table => report.table(),
         Format::Json => format!("{:#}", report.json()),

@@ -1,4 +1,5 @@
-//! The guest's only process while the network is measured: configures its interface from the kernel's command line
+//! The guest's only process while the disk or the network is measured. With `bench.disk` on the kernel's command line it
+//! measures the disk ([`disk`]) for so many milliseconds each row. Otherwise it configures its interface from the kernel's command line
 //! (`bench.address`, `bench.prefix`, `bench.gateway`, `bench.mtu`), connects to the measuring program
 //! (`bench.control`) and makes the traffic that it asks for, a line each:
 //!
@@ -11,6 +12,7 @@
 //! The answer is `done NUMBER NUMBER`. On [`PUBLISHED`] it serves connections from outside: the first byte says whether
 //! they want to send (`s`) or to receive (`r`).
 
+mod disk;
 mod interface;
 
 use std::{
@@ -66,6 +68,9 @@ impl Parameters {
 fn run() -> Result<()> {
     interface::mount_proc()?;
     let parameters = Parameters::read()?;
+    if let Ok(milliseconds) = parameters.get("disk") {
+        return disk::measure(Duration::from_millis(milliseconds));
+    }
     let address: Ipv4Addr = parameters.get("address")?;
     interface::configure(address, parameters.get("prefix")?, parameters.get("gateway")?, parameters.get("mtu")?)?;
     let published = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PUBLISHED))?;
