@@ -13,10 +13,10 @@ use hyper::{
 use serde_json::Value;
 
 use crate::{
+    drain::drain,
     error::ProxyError,
     gate::Gate,
     in_use,
-    proxy::drain,
     response::{self, Body},
     rules::{
         Refusal, SocketRequest, Target,

@@ -56,6 +56,7 @@ mod admission;
 mod configuration;
 mod create_with_socket;
 mod dockerd;
+mod drain;
 mod error;
 mod fd_store;
 mod forward;

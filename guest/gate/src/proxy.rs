@@ -5,11 +5,9 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Method, Request, Response, Uri, Version,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -19,11 +17,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::net::UnixStream;
 
 use crate::{
     admission, create_with_socket,
     dockerd::Dockerd,
+    drain::drain,
     error::ProxyError,
     forward::forward,
     gate::{Caller, Gate},
@@ -31,9 +30,6 @@ use crate::{
     response::{self, Body},
     rules::{self, Isolation, Refusal, Target},
 };
-
-/// Limit for reading the rest of a refused request; clients stop when they have read the response.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A response body that counts as in flight until its last byte is taken.
 #[derive(Debug)]
@@ -103,14 +99,6 @@ fn check_route(gate: &Gate, caller: &Caller, parts: &request::Parts, segments: &
         }
     }
     Ok(())
-}
-
-/// Reads and drops the rest of a refused request, in the background.
-///
-/// Without this the connection would be closed under a client that is still sending, and the reset would overtake the
-/// response: the user would see "broken pipe" instead of the reason.
-pub(crate) fn drain(mut body: Incoming) {
-    tokio::spawn(timeout(DRAIN_TIMEOUT, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
 async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -> Result<Response<Body>, ProxyError> {

@@ -13,6 +13,7 @@
 //! - `target` and `go_json` read paths and keys as dockerd does.
 
 pub mod api;
+mod command_use;
 mod commands;
 pub(crate) mod environment;
 mod go_json;

@@ -7,7 +7,7 @@ use bulkhead_guest_common::seccomp::{
 };
 use landlock::{CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
 
-use super::jailer::JailError;
+use super::error::JailError;
 
 /// Capabilities that containerd, the shims, the runtime and crun need in the VM, by number (linux/capability.h).
 /// Everything that a container may do comes from its own user namespace, in which it has all.

@@ -42,6 +42,7 @@
 //! what the engine has left there.
 
 pub(crate) mod confine;
+mod error;
 pub(crate) mod jailer;
 mod root;
 mod spawn;

@@ -17,7 +17,7 @@ use bulkhead_guest_common::mount as mounts;
 use bulkhead_protocol::{ENGINE_SOCKET, PORTS_SOCKET, RUNTIME_SOCKET, RUNTIME_TREES};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{jailer::JailError, sys};
+use super::{error::JailError, sys};
 use crate::{handover, notify, services};
 
 /// The engine's directories of the data disk. They stay shared with the VM's: see the module.

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Request, confine, jailer::JailError, sys};
+use super::{Request, confine, error::JailError, sys};
 
 /// Starts a service as a child of init and returns its process id.
 pub(super) fn spawn(request: &Request, output: File, procs: &File) -> Result<i32, JailError> {

@@ -25,7 +25,7 @@ pub use query::{Parameter, Query, QueryJudge};
 pub use shape::{Field, Shape, read};
 
 use super::{
-    commands::{CommandUse, RequestCommands},
+    command_use::{CommandUse, RequestCommands},
     refusal::Refusal,
 };
 

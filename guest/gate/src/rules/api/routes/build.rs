@@ -3,7 +3,7 @@
 use super::{FILTERS, Parameter, free, post};
 use crate::rules::{
     api::{Judge, Route, Text},
-    commands::CommandUse,
+    command_use::CommandUse,
     judges,
 };
 

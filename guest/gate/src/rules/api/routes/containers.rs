@@ -3,7 +3,7 @@
 use super::{FILTERS, Parameter, delete, free, get, head, name, post, put};
 use crate::rules::{
     api::{Judge, OpensFiles, Route, Text, shapes::container},
-    commands::CommandUse,
+    command_use::CommandUse,
     judges,
 };
 

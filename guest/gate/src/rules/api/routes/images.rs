@@ -3,7 +3,7 @@
 use super::{FILTERS, Parameter, delete, free, get, name, post};
 use crate::rules::{
     api::{Route, Text, shapes},
-    commands::{CommandUse, RequestCommands},
+    command_use::{CommandUse, RequestCommands},
 };
 
 const GROUP: &[&str] = &["image"];

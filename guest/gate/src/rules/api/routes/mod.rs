@@ -9,7 +9,7 @@ mod system;
 mod volumes;
 
 use super::{Body, Family, Judge, OpensFiles, Parameter, Pattern, Route, Shape, Text};
-use crate::rules::commands::{CommandUse, RequestCommands};
+use crate::rules::command_use::{CommandUse, RequestCommands};
 
 /// All rows.
 pub(super) static FAMILIES: &[Family] = &[

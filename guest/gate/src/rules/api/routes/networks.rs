@@ -3,7 +3,7 @@
 use super::{FILTERS, delete, free, get, post};
 use crate::rules::{
     api::{Judge, Route, shapes::network},
-    commands::CommandUse,
+    command_use::CommandUse,
     judges,
 };
 

@@ -6,7 +6,7 @@ use crate::rules::{
         Judge, Route,
         shapes::{service, swarm},
     },
-    commands::CommandUse,
+    command_use::CommandUse,
     judges,
 };
 

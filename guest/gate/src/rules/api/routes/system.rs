@@ -3,7 +3,7 @@
 use super::{FILTERS, Parameter, free, get, head, post};
 use crate::rules::{
     api::{Route, Text, shapes},
-    commands::{CommandUse, RequestCommands},
+    command_use::{CommandUse, RequestCommands},
 };
 
 pub(super) const SYSTEM_USE: CommandUse = CommandUse::of(&["system"], &["system"], &[]);

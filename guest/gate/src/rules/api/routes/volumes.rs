@@ -3,7 +3,7 @@
 use super::{FILTERS, delete, free, get, post, put};
 use crate::rules::{
     api::{Judge, Route, shapes::volume},
-    commands::CommandUse,
+    command_use::CommandUse,
     judges,
 };
 

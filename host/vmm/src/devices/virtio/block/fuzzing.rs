@@ -5,7 +5,7 @@ use std::fs::File;
 
 use virtio_queue::QueueT;
 
-use super::{disk::DiskFile, job::Job, request::Request};
+use super::{disk::DiskFile, job::Job, perform, request::Request};
 use bulkhead_queue::fuzzing;
 
 /// Executes the requests in arbitrary guest memory, which starts with `bytes` and is laid out as in [`fuzzing`]. The
@@ -19,7 +19,7 @@ pub fn requests(file: &File, readonly: bool, bytes: &[u8]) {
         let head = chain.head_index();
         let written = Request::parse(chain, &memory).map_or(0, |request| {
             let mut job = Job::new(head, request, &disk, &memory, round % 2 == 0);
-            disk.run(&mut job, &memory);
+            perform::run(&disk, &mut job, &memory);
             job.finish(&memory)
         });
         let _ = queue.add_used(&memory, head, written);

@@ -10,6 +10,7 @@ mod disk;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod job;
+mod perform;
 mod pool;
 mod request;
 mod ring;

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{
     disk::DiskFile,
     job::{Job, Operation, Progress},
+    perform,
 };
 use crate::{devices::virtio::spawn_confined, exit::ExitSignal, memory::GuestRam};
 
@@ -85,7 +86,7 @@ impl Pool {
 impl Shared {
     fn serve(&self, lane: &Lane, disk: &DiskFile, memory: &GuestRam) {
         while let Some(mut job) = lane.next() {
-            let progress = disk.run(&mut job, memory);
+            let progress = perform::run(disk, &mut job, memory);
             self.land(job, progress);
         }
     }

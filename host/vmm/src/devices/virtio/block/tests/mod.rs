@@ -22,6 +22,7 @@ use super::{
     MAX_RANGE_SECTORS, SECTOR,
     disk::DiskFile,
     job::{Job, Operation},
+    perform,
     request::Request,
 };
 use crate::memory::{self, GuestRam};
@@ -67,7 +68,7 @@ fn request(
     let queue = MockSplitQueue::new(memory, 256);
     let chain = queue.build_desc_chain(&descriptors).unwrap();
     let mut job = Job::new(0, Request::parse(chain, memory)?, disk, memory, false);
-    disk.run(&mut job, memory);
+    perform::run(disk, &mut job, memory);
     let used = job.finish(memory);
     let mut bytes = vec![0; writable];
     memory.read_slice(&mut bytes, answer).unwrap();
