@@ -71,6 +71,12 @@ pub enum Refusal {
     /// A part of the engine that isolation does without.
     #[error("{0} is not allowed with Enhanced Container Isolation")]
     Feature(&'static str),
+    /// A swarm whose managers are elsewhere.
+    #[error(
+        "docker swarm join is not allowed with Enhanced Container Isolation: the managers of that swarm could name \
+         drivers and devices of the VM; use docker swarm init"
+    )]
+    SwarmJoin,
     /// An address that is not one of the network.
     #[error("{field} {value:?} is not allowed with Enhanced Container Isolation: use HOST:PORT")]
     Address {

@@ -22,8 +22,8 @@ const LOGS: &[Parameter] =
     &[free("follow"), free("timestamps"), free("since"), free("tail"), free("stdout"), free("stderr"), free("details")];
 
 pub(super) static SWARM: &[Route] = &[
-    post("swarm/init", SWARM_USE).json(&swarm::INIT).judged(Judge::Body(judges::swarm::init_or_join)),
-    post("swarm/join", SWARM_USE).json(&swarm::JOIN).judged(Judge::Body(judges::swarm::init_or_join)),
+    post("swarm/init", SWARM_USE).json(&swarm::INIT).judged(Judge::Body(judges::swarm::init)),
+    post("swarm/join", SWARM_USE).json(&swarm::JOIN).judged(Judge::Body(judges::swarm::join)),
     post("swarm/leave", SWARM_USE).parameters(&[free("force")]),
     get("swarm", SWARM_USE),
     get("swarm/unlockkey", SWARM_USE),
