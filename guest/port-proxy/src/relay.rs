@@ -3,24 +3,21 @@
 //! The engine's netfilter rules leave out the container's own bridge, because Docker's proxy listens for that. Its place in
 //! the VM is taken here; what comes from the host never gets here.
 
-use std::{
-    io,
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{io, net::Ipv4Addr, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use bulkhead_protocol::{PortMapping, Transport};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
-/// Maximum of connections at once; each has two threads.
+/// Maximum of connections at once. More wait in the listener's queue, so that containers cannot fill the VM with them.
 const MAX_CONNECTIONS: usize = 256;
 
-/// Stack of a thread in bytes: each only copies.
-const STACK: usize = 64 << 10;
+/// Stack of the one thread in bytes: it only copies.
+const STACK: usize = 128 << 10;
 
 /// Time for the container to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,81 +25,58 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before the next attempt to accept when descriptors or memory have run out.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A connection that counts for as long as it has threads.
-struct Slot(Arc<AtomicUsize>);
-
-impl Slot {
-    fn take(count: &Arc<AtomicUsize>) -> Option<Self> {
-        let slot = Self(Arc::clone(count));
-        (slot.0.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(slot)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Starts to accept connections of containers to a port of every address, in threads of their own.
+/// Starts to accept connections of containers to a port of every address, in one thread for all of them.
 ///
 /// A port of one address of the host is not the VM's, and only TCP is passed on.
 pub(crate) fn start(port: &PortMapping) -> io::Result<()> {
     if port.transport != Transport::Tcp || port.host_ip != Ipv4Addr::UNSPECIFIED {
         return Ok(());
     }
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.host_port))?;
-    let target = SocketAddr::new(port.container_ip, port.container_port);
-    spawn("accept", move || accept(&listener, target))
+    let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.host_port))?;
+    serve(listener, SocketAddr::new(port.container_ip, port.container_port))
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work).map(drop)
+fn serve(listener: std::net::TcpListener, target: SocketAddr) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = move || {
+        runtime.block_on(async {
+            if let Ok(listener) = TcpListener::from_std(listener) {
+                accept(&listener, target).await;
+            }
+        });
+    };
+    thread::Builder::new().name("relay".to_owned()).stack_size(STACK).spawn(work).map(drop)
 }
 
-fn accept(listener: &TcpListener, target: SocketAddr) {
-    let count = Arc::default();
+async fn accept(listener: &TcpListener, target: SocketAddr) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok((client, _)) = listener.accept() else {
+        // Waits here and not in the task, so that what is too much stays in the kernel's queue.
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((client, _)) => drop(tokio::spawn(async move {
+                // An error ends this connection only, and both of its ends see it.
+                let _ = relay(client, target).await;
+                drop(slot);
+            })),
             // The listener stays ready, so without a pause this would be a busy loop.
-            thread::sleep(ACCEPT_RETRY_INTERVAL);
-            continue;
-        };
-        // Without a slot or a thread the connection is closed, as by a server that has too many.
-        if let Some(slot) = Slot::take(&count) {
-            let _ = spawn("relay", move || drop(relay(&client, target, slot)));
+            Err(_) => sleep(ACCEPT_RETRY_INTERVAL).await,
         }
     }
 }
 
-fn relay(client: &TcpStream, target: SocketAddr, slot: Slot) -> io::Result<()> {
-    let server = TcpStream::connect_timeout(&target, CONNECT_TIMEOUT)?;
-    let (from, to) = (client.try_clone()?, server.try_clone()?);
-    // The slot is free when both directions have ended.
-    let slot = Arc::new(slot);
-    let other = Arc::clone(&slot);
-    spawn("relay", move || {
-        copy(&from, &to);
-        drop(other);
-    })?;
-    copy(&server, client);
-    drop(slot);
-    Ok(())
-}
-
-/// Copies up to the end of one direction, and passes the end on.
-fn copy(mut from: &TcpStream, mut to: &TcpStream) {
-    let copied = io::copy(&mut from, &mut to);
-    let _ = to.shutdown(Shutdown::Write);
-    if copied.is_err() {
-        // The other direction cannot go on either: one of the ends is gone.
-        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
-    }
+async fn relay(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
+    let mut server = timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await??;
+    tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::{
+        io::{Read, Write},
+        net::{Shutdown, TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -113,7 +87,7 @@ mod tests {
         thread::spawn(move || server.incoming().flatten().for_each(serve));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        thread::spawn(move || accept(&listener, target));
+        super::serve(listener, target).unwrap();
         address
     }
 
@@ -138,23 +112,26 @@ mod tests {
     }
 
     #[test]
-    fn connections_beyond_the_limit_are_closed_and_those_that_ended_make_room() {
+    fn connections_beyond_the_limit_wait_until_others_have_ended() {
         let address = relay_to(|mut stream| {
             stream.write_all(b"x").unwrap();
             thread::spawn(move || stream.read_to_end(&mut Vec::new()));
         });
         let connect = || {
-            let mut client = TcpStream::connect(address).unwrap();
-            client.read_exact(&mut [0]).map(|()| client)
+            let client = TcpStream::connect(address).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            client
         };
-        let held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect().unwrap()).collect();
-        assert!(connect().is_err());
+        let mut held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect()).collect();
+        for client in &mut held {
+            client.read_exact(&mut [0]).unwrap();
+        }
+        let mut next = connect();
+        next.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        assert!(next.read_exact(&mut [0]).is_err(), "it is served beyond the limit");
+        next.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         drop(held);
-        let again = (0..200).any(|_| {
-            thread::sleep(Duration::from_millis(50));
-            connect().is_ok()
-        });
-        assert!(again);
+        next.read_exact(&mut [0]).unwrap();
     }
 
     #[test]
@@ -162,7 +139,7 @@ mod tests {
         let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        thread::spawn(move || accept(&listener, gone));
+        serve(listener, gone).unwrap();
         assert_eq!(TcpStream::connect(address).unwrap().read(&mut [0]).unwrap_or(0), 0);
     }
 }
