@@ -43,8 +43,8 @@ pub use message::{
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 pub use sockets::{
-    ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, RUNTIME_SOCKET, RUNTIME_TREES, SOCKETS_DIRECTORY, SocketCommands,
-    SocketExceptions, container_socket, is_container_id,
+    CRUN_STATE, ENGINE_SOCKET, GRANTED, GRANTS_SOCKET, MAX_GRANT, RUNTIME_SOCKET, RUNTIME_TREES, SOCKETS_DIRECTORY,
+    SocketCommands, SocketExceptions, container_socket, is_container_id,
 };
 
 /// vsock port of the *host* (CID 2) to which the agent connects.

@@ -24,8 +24,11 @@ pub const SOCKETS_DIRECTORY: &str = "/run/bulkhead/sockets";
 /// for any other the connection is closed.
 pub const RUNTIME_SOCKET: &str = "/run/bulkhead/runtime.sock";
 
+/// The directory of crun's state, by which it knows its containers, their cgroups and their hooks.
+pub const CRUN_STATE: &str = "/run/crun";
+
 /// The directories that the runtime gets from init, in this order.
-pub const RUNTIME_TREES: [&str; 4] = ["/run/sysbox-runc", SOCKETS_DIRECTORY, "/proc", "/sys"];
+pub const RUNTIME_TREES: [&str; 5] = ["/run/sysbox-runc", CRUN_STATE, SOCKETS_DIRECTORY, "/proc", "/sys"];
 
 /// The answer for a container that has a socket.
 pub const GRANTED: &str = "granted";

@@ -7,7 +7,7 @@
 use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::{OsStrExt, OsStringExt},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use crate::log::{Format, Log};
@@ -53,6 +53,22 @@ impl GlobalOptions {
     /// crun's state directory.
     pub(crate) fn state_root(&self) -> &Path {
         self.root.as_deref().unwrap_or(Path::new(DEFAULT_STATE_ROOT))
+    }
+
+    /// Has crun keep its state below `directory`, by the path that was given or is the default: ids of different state
+    /// directories may be equal.
+    pub(crate) fn keep_state_in(&mut self, directory: &Path) -> Result<(), CliError> {
+        let refused = || CliError::Option("--root".to_owned());
+        let given = self.state_root().strip_prefix("/").map_err(|_| refused())?;
+        // `..` would lead out again.
+        if !given.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(refused());
+        }
+        let root: PathBuf = directory.iter().chain(given.iter()).collect();
+        self.for_crun.retain(|option| !option.as_bytes().starts_with(b"--root="));
+        self.for_crun.push(joined("--root", root.as_os_str()));
+        self.root = Some(root);
+        Ok(())
     }
 }
 
@@ -318,6 +334,27 @@ mod tests {
             options: vec!["--pid-file=/b/init.pid".into()],
         };
         assert_eq!(command, Ok(Command::Create(expected)));
+    }
+
+    #[test]
+    fn state_is_kept_in_the_given_directory_whatever_root_the_engine_names() {
+        for (given, expected) in [
+            (None, "/state/run/crun"),
+            (Some("/run/docker/runtime-runc/moby"), "/state/run/docker/runtime-runc/moby"),
+            (Some("/"), "/state"),
+            (Some("//run/./x"), "/state/run/x"),
+        ] {
+            let for_crun =
+                given.map(|root| format!("--root={root}").into()).into_iter().chain(["--debug".into()]).collect();
+            let mut globals = GlobalOptions { root: given.map(PathBuf::from), for_crun, ..GlobalOptions::default() };
+            assert_eq!(globals.keep_state_in(Path::new("/state")), Ok(()));
+            assert_eq!(globals.state_root(), Path::new(expected));
+            assert_eq!(globals.for_crun, ["--debug".into(), OsString::from(format!("--root={expected}"))]);
+        }
+        for given in ["run/x", "", "/run/../../x", "/.."] {
+            let mut globals = GlobalOptions { root: Some(given.into()), ..GlobalOptions::default() };
+            assert!(globals.keep_state_in(Path::new("/state")).is_err(), "{given}");
+        }
     }
 
     #[test]

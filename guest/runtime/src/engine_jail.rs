@@ -1,8 +1,8 @@
 //! The way of this program into its own directories.
 //!
 //! dockerd and containerd are in a jail, a mount namespace of init's, and this program is started there. What it needs
-//! besides is not in view of the engine: the table of id ranges, the tree of containers' files, the gate's sockets, and
-//! `/proc` and `/sys` without mounts of the jail on them. init hands out these mounts to processes that execute this
+//! besides is not in view of the engine: the table of id ranges, the tree of containers' files, crun's state, the gate's
+//! sockets, and `/proc` and `/sys` without mounts of the jail on them. init hands out these mounts to processes that execute this
 //! program's file, and this process mounts them in a namespace of its own, which crun inherits.
 //!
 //! Outside of the jail everything is in its place already.
@@ -26,11 +26,11 @@ use crate::{mount_fd, sys};
 /// Limit for init's answer, which it gives at once.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Mounts this program's directories, if it runs in the jail.
-pub(crate) fn enter() -> io::Result<()> {
+/// Mounts this program's directories, and returns true if it runs in the jail.
+pub(crate) fn enter() -> io::Result<bool> {
     // The jail's `/run` is read-only: nothing of the engine's can remove the socket, or appear in the place of the table.
     if !Path::new(RUNTIME_SOCKET).exists() {
-        return Ok(());
+        return Ok(false);
     }
     let mounts = receive(&UnixStream::connect(RUNTIME_SOCKET)?)?;
     sys::unshare_mounts()?;
@@ -39,7 +39,7 @@ pub(crate) fn enter() -> io::Result<()> {
     for (mount, path) in mounts.into_iter().zip(RUNTIME_TREES) {
         mount_fd::attach(mount, Path::new(path))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Receives one mount for each of [`RUNTIME_TREES`], in its order.

@@ -40,6 +40,9 @@
 //! `exec` (`exec`) judges the limits of its process, prepares the standard streams and installs the filter in the same way.
 //! All other commands go to crun as they are.
 //!
+//! In the engine's jail crun's state is in a directory that the engine does not see, whatever `--root` it gives: crun keeps
+//! there the hooks that it runs at the container's end, and the cgroup that it changes.
+//!
 //! # Trust
 //!
 //! The bundle is hostile as far as a docker client or an image can write it: namespaces, mounts, annotations, and the links
@@ -69,9 +72,10 @@ mod spec;
 mod staging;
 mod sys;
 
-use std::{convert::Infallible, process::ExitCode};
+use std::{convert::Infallible, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, process::ExitCode};
 
 use bulkhead_guest_common::error::chain;
+use bulkhead_protocol::CRUN_STATE;
 use cli::{Command, GlobalOptions};
 use error::Error;
 
@@ -86,11 +90,11 @@ Commands: create, run, start, exec, state, kill, delete, pause, resume, update, 
 pub fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let mut args = args.into_iter();
-    let (globals, first) = cli::globals(&mut args);
+    let (mut globals, first) = cli::globals(&mut args);
     let command = first.and_then(|name| cli::command(&name, args.collect()));
     // BuildKit shows its user the output of a step and not the runtime's log.
     let is_run = matches!(&command, Ok(Command::Create(create)) if create.verb == "run");
-    match command.map_err(Error::from).and_then(|command| run(&globals, command)) {
+    match command.map_err(Error::from).and_then(|command| run(&mut globals, command)) {
         Ok(code) => code,
         Err(error) => {
             globals.log.error(&error);
@@ -102,10 +106,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(globals: &GlobalOptions, command: Command) -> Result<ExitCode, Error> {
-    if matches!(command, Command::Create(_) | Command::Exec(..)) {
-        // These use this program's directories, which the engine does not see.
-        engine_jail::enter().map_err(Error::system("enter the directories of sysbox-runc"))?;
+fn run(globals: &mut GlobalOptions, command: Command) -> Result<ExitCode, Error> {
+    if !matches!(command, Command::Version | Command::Help) {
+        // The others use this program's directories and crun's, which the engine does not see.
+        let entered = engine_jail::enter().map_err(Error::system("enter the directories of sysbox-runc"))?;
+        if entered {
+            globals.keep_state_in(Path::new(CRUN_STATE))?;
+            let root = globals.state_root();
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+            made.map_err(Error::system("create the state directory"))?;
+        }
     }
     let never: Infallible = match command {
         Command::Version => {

@@ -32,8 +32,8 @@
 //!
 //! # The runtime
 //!
-//! The runtime needs more than the engine may see: the table of id ranges, the procfs service's tree, the gate's
-//! sockets, and `/proc` and `/sys` as they are, because a container's own can only be mounted where those are in full view.
+//! The runtime needs more than the engine may see: the table of id ranges, the procfs service's tree, crun's state, the
+//! gate's sockets, and `/proc` and `/sys` as they are, because a container's own can only be mounted where those are in full view.
 //! It asks init for them ([`crate::handover`]) and mounts them in a namespace of its own.
 //!
 //! # The VM's side

@@ -34,7 +34,8 @@ const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 
 /// Mounts of the VM, whether those below come along, and the attributes that are added to them.
 ///
-/// `/proc/sys` is read-only but for the network: dockerd configures bridges and forwarding. `/sys` is, but for cgroups.
+/// `/proc/sys` is read-only but for the network: dockerd configures bridges and forwarding. `/sys` is read-only with the
+/// cgroups: the runtime makes those of containers, outside of the jail.
 const COPIES: [(&str, bool, u64); 10] = [
     // With what is mounted over the names of runtimes.
     ("/usr", true, READ_ONLY),
@@ -44,7 +45,7 @@ const COPIES: [(&str, bool, u64); 10] = [
     ("/proc/sys", false, READ_ONLY),
     ("/proc/sys/net", false, 0),
     ("/sys", false, READ_ONLY),
-    ("/sys/fs/cgroup", false, 0),
+    ("/sys/fs/cgroup", false, READ_ONLY),
     // Names and numbers of all devices, for dockerd's list; none can be opened here.
     ("/dev", false, READ_ONLY | NO_DEVICES),
     ("/dev/pts", false, 0),
@@ -58,7 +59,11 @@ const NEW: [(&str, &str); 3] =
     [("/run", "mode=755,size=1m"), ("/tmp", "mode=1777"), ("/dev/shm", "mode=1777,size=64k")];
 
 /// Directories in the VM's `/run` that the engine writes to.
-const RUN_DIRECTORIES: [&str; 4] = ["/run/docker", "/run/containerd", "/run/crun", services::ENGINE_DIRECTORY];
+const RUN_DIRECTORIES: [&str; 3] = ["/run/docker", "/run/containerd", services::ENGINE_DIRECTORY];
+
+/// The one file of cgroups that containerd's shims write: they enable the controllers of containers once more, and log an
+/// error for each container if they cannot.
+const CONTROLLERS: &str = "/sys/fs/cgroup/docker/cgroup.subtree_control";
 
 /// Sockets of init: the path in the VM and in the jail.
 const SOCKETS: [(&str, &str); 3] =
@@ -103,6 +108,9 @@ pub(super) fn enter() -> Result<(), JailError> {
     attach(copy("/", false, READ_ONLY)?, "/")?;
     for (path, recursive, attributes) in COPIES {
         attach(copy(path, recursive, attributes)?, path)?;
+    }
+    if Path::new(CONTROLLERS).exists() {
+        attach(copy(CONTROLLERS, false, 0)?, CONTROLLERS)?;
     }
     for name in DEVICES {
         let path = format!("/dev/{name}");
