@@ -134,7 +134,7 @@ fn serve() -> Result<(), NetError> {
     }
     let frontend = Frontend::new(control, stream)?;
     // Before the first event: everything that comes from the guest or from a client is handled by a process that has IP
-    // sockets, reads resolv.conf, and can do nothing else.
+    // sockets, reads resolv.conf and the hosts file, and can do nothing else.
     sandbox::confine_net()?;
     EventLoop { stack: Stack::new(Arc::clone(&frontend.epoll), addresses), frontend }.run()
 }

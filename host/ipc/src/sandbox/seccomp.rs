@@ -59,7 +59,7 @@ const NET_CALLS: &[libc::c_long] = &[
 ];
 
 /// Calls of the network process besides if it ends the guest's connections itself: it makes and takes connections and
-/// reads resolv.conf. socket and openat have conditions.
+/// reads resolv.conf and the hosts file. socket and openat have conditions.
 const STACK_CALLS: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_newfstatat, libc::SYS_statx];
 
 /// Requests of ioctl(2) for a vCPU's thread (`linux/kvm.h`): it enters the guest, reads the vCPU's state for a snapshot,
