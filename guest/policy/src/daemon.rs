@@ -28,10 +28,10 @@ pub enum OptionError {
     #[error("the option {0:?} of the engine is left out: it opens another way into the engine")]
     OpensEngine(String),
     /// It would take the VM's network away from containers, or isolation from both.
-    #[error("the option {0:?} of the engine is left out: the VM does not work with another value than its own")]
+    #[error("the option {0:?} of the engine is left out: the VM requires its own value")]
     BreaksVm(String),
     /// The option is taken, but not with this value.
-    #[error("the option {0:?} of the engine is left out: its value is not one of those that are allowed")]
+    #[error("the option {0:?} of the engine is left out: its value is not allowed")]
     Value(String),
     /// It is in no list: a new, removed or misspelled option.
     #[error("the option {0:?} of the engine is left out: it is not one that can be set; names are in lower case")]

@@ -55,8 +55,8 @@ pub enum Refusal {
     CgroupParent(String),
     /// A limit that ranks processes.
     #[error(
-        "ulimit {0:?} is not allowed with Enhanced Container Isolation: it would rank the container's processes before \
-         the VM's own; leave it out"
+        "ulimit {0:?} is not allowed with Enhanced Container Isolation: it would give the container's processes priority \
+         over the VM's own; leave it out"
     )]
     Limit(String),
     /// An annotation that containerd obeys.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// A setting that the engine does not write.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the setting {0} is not supported")]
+#[error("the setting {0} is not supported; leave it out")]
 pub(crate) struct KeyError(String);
 
 /// The objects of a spec and the keys that each may have, in OCI runtime specification 1.2.
