@@ -15,7 +15,7 @@ const WRITABLE: u32 = 0o022;
 /// Mode bit of a directory in which only the owner of an entry may rename or remove it.
 const STICKY: u32 = 0o1000;
 
-/// A file that somebody other than root can change, or that cannot be looked at.
+/// A file that somebody other than root can change, or that cannot be inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRoots {
     /// Another owner.
@@ -30,7 +30,7 @@ pub enum NotRoots {
     #[error("{} is writable by users other than its owner", .0.display())]
     Writable(PathBuf),
     /// The owner is not known.
-    #[error("cannot look at {}: {error}", path.display())]
+    #[error("cannot inspect {}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(checked(&link), Ok(()));
         set_mode(&file, 0o666);
         assert!(checked(&link).unwrap_err().starts_with(&format!("{} is writable", file.display())));
-        assert!(checked(&root.join("nothing")).unwrap_err().starts_with("cannot look at "));
+        assert!(checked(&root.join("nothing")).unwrap_err().starts_with("cannot inspect "));
     }
 
     #[test]

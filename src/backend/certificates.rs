@@ -36,14 +36,21 @@ const END: &str = "-----END CERTIFICATE-----";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CertificatesError {
     /// The file cannot be read.
-    #[error("the engine trusts its own list of certificate authorities, not this machine's: cannot read {}", .0.display())]
+    #[error(
+        "the engine uses the guest image's certificate authorities instead of this machine's: cannot read {}",
+        .0.display()
+    )]
     Read(PathBuf, #[source] io::Error),
     /// The file contains no certificate.
-    #[error("the engine trusts its own list of certificate authorities, not this machine's: {} has none", .0.display())]
+    #[error(
+        "the engine uses the guest image's certificate authorities instead of this machine's: {} has none",
+        .0.display()
+    )]
     Empty(PathBuf),
     /// The file exceeds the protocol's limit.
     #[error(
-        "the engine trusts its own list of certificate authorities, not this machine's: {} has more than {} MiB of them",
+        "the engine uses the guest image's certificate authorities instead of this machine's: {} has more than {} \
+         MiB of them",
         .0.display(), MAX_CERTIFICATES >> 20
     )]
     TooMany(PathBuf),

@@ -20,13 +20,13 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Doubt {
     /// The engine's proxy.
-    #[error("the engine's proxy is the user's choice (lock `proxy` or `containersProxy`)")]
+    #[error("the user can choose the engine's proxy; lock `proxy` or `containersProxy`")]
     Proxy,
     /// An option of dockerd.
-    #[error("the daemon option `{0}` is the user's choice (lock `linuxVM.dockerDaemonOptions`)")]
+    #[error("the user can choose the daemon option `{0}`; lock `linuxVM.dockerDaemonOptions`")]
     Option(String),
     /// The program of the network.
-    #[error("the network's program is the user's choice: {0}")]
+    #[error("the user can choose the network's program: {0}")]
     Network(NotRoots),
 }
 
@@ -77,7 +77,7 @@ pub(super) fn restrict(
 
 /// The warning about names that do not count.
 pub fn warning(doubt: &Doubt) -> String {
-    format!("image names in the policy's dockerSocketMount do not count, only IDs and digests: {doubt}")
+    format!("image names in the policy's dockerSocketMount are ignored; only IDs and digests apply: {doubt}")
 }
 
 /// Returns whether an entry of the list means what a registry says: `name`, `name:tag`, `name:*`.
@@ -163,7 +163,7 @@ mod tests {
         let options = |text: &str| {
             format!(r#", "linuxVM": {{"dockerDaemonOptions": {{"locked": true, "value": {}}}}}"#, json!(text))
         };
-        let (mode, lock) = ("the engine's proxy is the user's choice", "the daemon option `");
+        let (mode, lock) = ("the user can choose the engine's proxy", "the user can choose the daemon option `");
         for (mine, keys, proxy, expected) in [
             ("{}", "", None, None),
             ("{}", "", environment, Some(mode)),
@@ -201,7 +201,7 @@ mod tests {
         std::fs::set_permissions(program.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let (images, warning) = restricted(&settings("{}", ""), None, Some(program.path()));
         assert_eq!(images.len(), 3);
-        assert!(warning.unwrap().contains("the network's program is the user's choice: "));
+        assert!(warning.unwrap().contains("the user can choose the network's program: "));
         assert_eq!(restricted(&settings("{}", ""), None, Some(Path::new("/bin/sh"))).1, None);
     }
 

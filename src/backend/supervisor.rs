@@ -303,7 +303,7 @@ impl Supervisor {
             VmEvent::AgentLost => Input::AgentLost,
             VmEvent::Reached(stage) => self.reached(stage),
             VmEvent::GuestFailed(reason) => {
-                error!("the guest gave up: {reason}");
+                error!("the guest reported a failure: {reason}");
                 // The shutdown that follows is not a user's, so the times of an earlier request do not hold for it.
                 self.set_timeout(&StopOptions::default());
                 Input::GuestFailed(reason)
@@ -325,7 +325,7 @@ impl Supervisor {
                 if let Some(reason) = &self.no_room {
                     error!("{reason}");
                 } else {
-                    info!("there is room for the data disk again");
+                    info!("the data disk has free space again");
                 }
                 return None;
             }
@@ -411,7 +411,7 @@ impl Supervisor {
 /// The reason that the guest's writes wait, for the user.
 fn no_room(disk: &Path) -> String {
     let place = disk.parent().unwrap_or(disk);
-    format!("paused: no room on {} for the data disk; free some, and the engine goes on by itself", place.display())
+    format!("paused: the file system of {} is full; free some space, and the engine continues", place.display())
 }
 
 /// Waits for the next event; without a VM for ever.

@@ -165,7 +165,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     // One thread is enough: verbs mostly wait.
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::io("cannot start"))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::io("cannot start the async runtime"))
 }
 
 /// Runs a verb that talks to the backend.

@@ -54,7 +54,7 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
                 Format::Pretty => {
                     print(&pretty(&policy))?;
                     for Support { subject, problem } in &footing {
-                        print(&format!("{subject}: {}", problem.as_deref().unwrap_or("as the policy needs it")))?;
+                        print(&format!("{subject}: {}", problem.as_deref().unwrap_or("OK")))?;
                     }
                 }
             }
@@ -123,7 +123,7 @@ fn state(line: &Line) -> String {
 }
 
 fn pretty(policy: &Policy) -> String {
-    let Some(facts) = policy.facts() else { return "there is no policy; all settings are up to the user".to_owned() };
+    let Some(facts) = policy.facts() else { return "no policy; the user can change all settings".to_owned() };
     // For a file that cannot be used the table shows the strictest policy, which stands for it.
     let mut text = match facts.warning() {
         Some(warning) => format!("{warning}\n\n"),

@@ -202,9 +202,9 @@ fn policy_show_says_whether_image_names_count_for_this_user() {
         Some(String::from_utf8(output.stdout).unwrap())
     };
     let Some(text) = show(None) else { return };
-    assert!(text.ends_with("\nimage names: as the policy needs it\n"), "{text}");
+    assert!(text.ends_with("\nimage names: OK\n"), "{text}");
     let text = show(Some("http://mine:1")).unwrap();
-    assert!(text.ends_with("the engine's proxy is the user's choice (lock `proxy` or `containersProxy`)\n"), "{text}");
+    assert!(text.ends_with("the user can choose the engine's proxy; lock `proxy` or `containersProxy`\n"), "{text}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub const ABSENT: &[Row] = &[Row(
     "absent: everybody decides for themselves",
     Lines(
         "bulkhead policy show; bulkhead settings set hostLoopback true && bulkhead settings unset hostLoopback",
-        Says("there is no policy; all settings are up to the user\n"),
+        Says("no policy; the user can change all settings\n"),
     ),
 )];
 

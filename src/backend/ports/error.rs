@@ -14,7 +14,7 @@ pub(in crate::backend) enum PublishError {
     #[error("cannot publish {0}: {1}")]
     Refused(SocketAddr, &'static str),
     /// This many ports are published already.
-    #[error("cannot publish more than {0} ports")]
+    #[error("cannot publish more than {0} ports; stop a container or raise `ulimit -n`")]
     Full(usize),
     /// The guest used one id for two mappings.
     #[error("the port's id is already in use")]

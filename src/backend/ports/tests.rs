@@ -122,7 +122,7 @@ async fn the_guest_gets_no_more_ports_than_the_bound() {
         ports.publish(id, mapping(Transport::Tcp, free())).await.unwrap();
     }
     let error = ports.publish(3, mapping(Transport::Tcp, free())).await.unwrap_err();
-    assert_eq!(error.to_string(), "cannot publish more than 3 ports");
+    assert_eq!(error.to_string(), "cannot publish more than 3 ports; stop a container or raise `ulimit -n`");
     ports.unpublish(1);
     ports.publish(3, mapping(Transport::Tcp, free())).await.unwrap();
 }

@@ -31,7 +31,7 @@ fn huge_pages(choices: &str) -> String {
             "off for the VM's memory ({other}); `echo advise | sudo tee {SHARED_HUGE_PAGES}` makes the next start's VM \
              faster"
         ),
-        None => "this kernel has none for the VM's memory".into(),
+        None => "this kernel does not support huge pages for the VM's memory".into(),
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
         let off = huge_pages("always within_size advise [never] deny force\n");
         assert!(off.starts_with("off") && off.contains("echo advise"), "{off}");
         assert_eq!(huge_pages("always within_size [advise] never deny force\n"), "on for the VM's memory");
-        assert_eq!(huge_pages(""), "this kernel has none for the VM's memory");
+        assert_eq!(huge_pages(""), "this kernel does not support huge pages for the VM's memory");
     }
 
     #[test]

@@ -42,10 +42,13 @@ async fn statistics_in(kvm: &Path, vmm: u32, moment: Duration) -> Result<String,
 fn read(kvm: &Path, vmm: u32) -> Result<Counters, String> {
     let prefix = format!("{vmm}-");
     let machines = fs::read_dir(kvm).map_err(|error| {
-        format!("{} cannot be read ({error}); as root, with debugfs mounted, doctor shows them", kvm.display())
+        format!(
+            "cannot read {} ({error}); run doctor as root, with debugfs mounted, to see KVM's counters",
+            kvm.display()
+        )
     })?;
     let mut names = machines.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let name = names.find(|name| name.starts_with(&prefix)).ok_or("KVM shows none for this VM")?;
+    let name = names.find(|name| name.starts_with(&prefix)).ok_or("KVM has no counters for this VM")?;
     let mut counters = Counters::new();
     collect(&kvm.join(name), "", &mut counters);
     Ok(counters)
@@ -125,7 +128,7 @@ mod tests {
         assert_eq!(read(directory.path(), 7).unwrap(), counters(&[("pages_4k", 12), ("vcpu0/exits", 40)]));
         let told = statistics_in(directory.path(), 7, Duration::from_millis(1)).await.unwrap();
         assert_eq!(told, "no counter of KVM grew within a second");
-        assert_eq!(read(directory.path(), 8).unwrap_err(), "KVM shows none for this VM");
+        assert_eq!(read(directory.path(), 8).unwrap_err(), "KVM has no counters for this VM");
         assert!(read(Path::new("/nowhere"), 7).unwrap_err().contains("as root"));
     }
 }

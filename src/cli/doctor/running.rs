@@ -61,7 +61,10 @@ async fn ping(paths: &Paths) -> Result<String, String> {
 fn guest(examination: &Examination, stop: &str) -> Result<String, String> {
     let Some(Description { load, memory_kib, available_kib, threads, .. }) = &examination.guest else {
         let symbols = examination.kernel.as_deref().map(Symbols::read);
-        return Err(format!("no response; {}; `{stop}` ends it like a power cut", vcpus(examination, symbols)));
+        return Err(format!(
+            "no response; {}; `{stop}` kills the VM, as in a power failure",
+            vcpus(examination, symbols)
+        ));
     };
     Ok(format!(
         "responds; load {load}, {} of {} MiB memory available, {threads} threads",
@@ -110,7 +113,7 @@ fn vcpus(examination: &Examination, symbols: Option<Result<Symbols, SymbolsError
 }
 
 fn place(view: Option<&VcpuView>, symbols: &Symbols) -> String {
-    let Some(view) = view else { return "impossible to stop".into() };
+    let Some(view) = view else { return "unresponsive".into() };
     let VcpuView { rip, rflags: _, cr3, user, halted, pending, in_service } = view;
     let function = symbols.place(*rip).map_or_else(String::new, |place| format!(" ({place})"));
     let place = match (*halted, *user) {
@@ -145,7 +148,7 @@ mod tests {
         assert_eq!(
             vcpus(&examined(looks.into())),
             "vCPU 0 is in the kernel at 0x10, then in the kernel at 0x10, interrupts off, pending 33 236, in service \
-             236; vCPU 1 is impossible to stop"
+             236; vCPU 1 is unresponsive"
         );
         assert_eq!(vcpus(&examined(Vec::new())), "its process does not respond either");
         let starved = vec![Some(VcpuView { rflags: 0x202, pending: vec![236], ..view(0x10) })];
