@@ -24,10 +24,10 @@ use bulkhead_ipc::report::chain;
 /// Isolation is on and locked. While it is locked, `start` needs a program and a guest image that only root can change.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Show each key of the policy, whether it is in force, and what it stands on.
+    /// Show each key of the policy, whether it is in force, and what its enforcement depends on.
     ///
-    /// A policy that locks Enhanced Container Isolation stands on the program, the guest image and, if it lists images by
-    /// name, the way to registries. Those that the user can change are named with the reason.
+    /// A policy that locks Enhanced Container Isolation depends on the program, the guest image and, if it lists images
+    /// by name, the path to registries. Any of these that the user can change is listed with the reason.
     Show {
         /// Output format.
         #[arg(long, value_enum, default_value_t)]
@@ -75,14 +75,14 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A thing that a policy stands on, and the reason why it does not bear it.
+/// A thing that a policy depends on, and the reason why it cannot.
 #[derive(Debug, Serialize)]
 struct Support {
     subject: &'static str,
     problem: Option<String>,
 }
 
-/// Returns the state of what a policy that locks isolation stands on, for this user and in this environment.
+/// Returns the state of what a policy that locks isolation depends on, for this user and in this environment.
 fn footing(paths: &Paths, policy: &Policy) -> Result<Vec<Support>, CliError> {
     if policy.isolation_lock().is_none() {
         return Ok(Vec::new());
