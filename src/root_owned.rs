@@ -1,7 +1,7 @@
 //! Files that nobody but root can change.
 //!
-//! A policy that locks isolation restricts the user who starts the program, so what enforces it must not be that user's
-//! to change: the program, the guest image, and what the engine believes registries by.
+//! A policy that locks isolation restricts the user who starts the program, so the user must not be able to change what
+//! enforces it: the program, the guest image and the engine's trust in registries.
 
 use std::{
     fs, io,

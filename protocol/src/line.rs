@@ -52,7 +52,7 @@ impl<R: Read> LineReader<R> {
     /// After [`LineError::Syntax`] reading can go on; every other error is final.
     pub fn read<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
         let mut line = Vec::new();
-        // A peer can send without a line feed for ever: `take` ends the read, and so bounds the line, before it is
+        // A peer can send without a line feed forever: `take` ends the read, and so bounds the line, before it is
         // parsed. One byte more than allowed, to tell a line of the maximum length from a longer one.
         let read = (&mut self.inner).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
         if read == 0 {

@@ -120,7 +120,7 @@ fn take(number: RawFd) -> io::Result<()> {
 /// Lets no descriptor from `first` on survive the coming exec. Only makes a system call.
 ///
 /// A shell may have left descriptors open that are not the child's business: a pipe's end that stays open there keeps
-/// its reader waiting for ever.
+/// its reader waiting forever.
 pub(super) fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
     // Marked, not closed: one of them is the pipe that reports a failed exec.
     // SAFETY: a plain system call; no memory is passed and no descriptor is closed yet.

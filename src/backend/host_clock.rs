@@ -155,7 +155,7 @@ fn arm(timer: &Timer) -> nix::Result<()> {
     }
 }
 
-/// Waits until the clock is set; for ever without a timer.
+/// Waits until the clock is set; forever without a timer.
 async fn cancelled(timer: &mut Option<AsyncFd<Timer>>) {
     let Some(descriptor) = timer else { return std::future::pending().await };
     let set = loop {
@@ -168,7 +168,7 @@ async fn cancelled(timer: &mut Option<AsyncFd<Timer>>) {
         }
     };
     if !set {
-        // It would be ready for ever.
+        // It would be ready forever.
         *timer = None;
     }
 }

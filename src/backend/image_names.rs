@@ -48,7 +48,7 @@ fn doubt(settings: &Settings, environment: &ProxyEnvironment, network: Option<&P
     network.and_then(|program| root_owned::check(program).err()).map(Doubt::Network)
 }
 
-/// Returns whether names count for a VM that these options start; `None` where that is of no importance.
+/// Returns whether names count for a VM that these options start; `None` where it does not matter.
 pub fn state(settings: &Settings, options: &StartOptions) -> Option<Result<(), Doubt>> {
     if !matter(settings) {
         return None;

@@ -275,7 +275,7 @@ impl Machine {
                 self.state = State::Failed("the guest powered itself off before the engine answered".into());
             }
             (State::Starting(_) | State::Running(_), VmEnd::Reset) => {
-                // A guest that resets in a loop would keep the host busy for ever.
+                // A guest that resets in a loop would keep the host busy forever.
                 self.resets += 1;
                 if self.resets < MAX_RESETS {
                     return Some(self.boot());

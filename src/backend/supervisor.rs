@@ -414,7 +414,7 @@ fn no_room(disk: &Path) -> String {
     format!("paused: the file system of {} is full; free some space, and the engine continues", place.display())
 }
 
-/// Waits for the next event; without a VM for ever.
+/// Waits for the next event; without a VM forever.
 async fn next(vm: &mut Option<Vm>) -> VmEvent {
     match vm {
         Some(vm) => vm.next().await,
@@ -422,7 +422,7 @@ async fn next(vm: &mut Option<Vm>) -> VmEvent {
     }
 }
 
-/// Waits for the deadline; without one for ever.
+/// Waits for the deadline; without one forever.
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,

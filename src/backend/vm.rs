@@ -181,7 +181,7 @@ impl Vm {
         self.waiters.guest.answer(description);
     }
 
-    /// Returns the next event; pending for ever after [`VmEvent::Ended`].
+    /// Returns the next event; pending forever after [`VmEvent::Ended`].
     pub async fn next(&mut self) -> VmEvent {
         match self.events.recv().await {
             Some(event) => event,

@@ -144,7 +144,7 @@ pub(super) async fn until_ready(
         }
         last = Some(status);
     }
-    // The guest has seen its engine respond; this is the first request by the way of the user's.
+    // The guest has seen its engine respond; this is the first request on the path that the user's requests take.
     let deadline = deadline.min(Instant::now() + PING_TIMEOUT);
     match timeout_at(deadline, ping(&paths.docker_socket())).await {
         Ok(Ok(())) => Ok(()),

@@ -62,7 +62,7 @@ fn await_word(address: u32, value: u16) -> Vec<u8> {
     code
 }
 
-/// Loops for ever unless the byte at `address` is `value`.
+/// Loops forever unless the byte at `address` is `value`.
 fn expect_byte(address: u32, value: u8) -> Vec<u8> {
     // cmp byte [address], value; jne to itself
     [&[0x80, 0x3d][..], &address.to_le_bytes(), &[value, 0x75, 0xfe]].concat()

@@ -109,7 +109,7 @@ fn write_image(path: &Path) -> Result<()> {
     for _ in 0..IMAGE / block.len() {
         image.write_all(&block)?;
     }
-    // What is dirty would be written back in the first runs.
+    // Dirty pages would be written back in the first runs.
     Ok(image.sync_all()?)
 }
 

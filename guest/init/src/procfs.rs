@@ -1,7 +1,7 @@
 //! The endpoints of the procfs service: a FUSE mount, and a socket for crun. init makes and holds both.
 //!
 //! They outlive every process of the service: requests of containers that arrive while none runs wait for the next one.
-//! They must not wait for ever, though. A process that hangs is killed ([`crate::supervisor`]), and when none can be
+//! They must not wait forever, though. A process that hangs is killed ([`crate::supervisor`]), and when none can be
 //! started any more, or the guest goes down, [`abort`] makes all requests fail.
 
 use std::{

@@ -38,7 +38,7 @@ const DAEMON_GRACE: Duration = Duration::from_secs(5);
 /// Time limit for killing, syncing and unmounting; the machine then powers off regardless.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest grace that is honoured: a guest that is shutting down must not stay for ever.
+/// Longest grace that is honoured: a guest that is shutting down must not stay forever.
 const MAX_GRACE: Duration = Duration::from_secs(600);
 
 /// `linux/loop.h`.

@@ -134,7 +134,7 @@ pub(crate) fn new_userns(start: u32, count: u32) -> io::Result<Option<OwnedFd>> 
     let (child_end, parent_end) = std::os::unix::net::UnixStream::pair()?;
     let child = fork(0)?;
     if child == 0 {
-        // The child's own copy of the parent's end would keep the stream open for ever.
+        // The child's own copy of the parent's end would keep the stream open forever.
         drop(parent_end);
         let answer = match unshare_user_as(start) {
             Ok(true) => 0,

@@ -42,7 +42,7 @@ impl Frontend {
         Ok(Self { epoll, device, handler, control, events: vec![EpollEvent::default(); MAX_EVENTS] })
     }
 
-    /// Waits at most `timeout` milliseconds, or for ever if it is -1; returns the number of events.
+    /// Waits at most `timeout` milliseconds, or forever if it is -1; returns the number of events.
     pub(super) fn wait(&mut self, timeout: i32) -> Result<usize, NetError> {
         match self.epoll.wait(timeout, &mut self.events) {
             Ok(ready) => Ok(ready),

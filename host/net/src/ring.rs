@@ -291,7 +291,7 @@ impl Ring {
     pub(super) fn enable_kick(&mut self, memory: &GuestRam) -> bool {
         let start = self.queue.position();
         // `enable_notifications` compares with the queue's position and, with VIRTIO_F_EVENT_IDX, asks for a kick at it.
-        // From `start` on there are buffers, so at `start` it would report them for ever.
+        // From `start` on there are buffers, so at `start` it would report them forever.
         self.queue.rewind(self.short_at);
         let more = self.queue.enable_notifications(memory);
         self.queue.rewind(start);

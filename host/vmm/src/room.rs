@@ -1,4 +1,4 @@
-//! The news that the host has no room for what the guest writes to a disk.
+//! Reports that the host's file system is full while the guest writes to a disk.
 
 use std::{
     collections::BTreeSet,

@@ -30,7 +30,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of a request that are read before the refusal.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Accepts clients for ever; `channel` leads to the vmm while the engine answers.
+/// Accepts clients forever; `channel` leads to the vmm while the engine answers.
 ///
 /// While the vmm receives no packets, no further client is accepted: they wait in the socket's backlog.
 pub async fn serve(

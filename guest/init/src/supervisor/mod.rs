@@ -281,7 +281,7 @@ impl Supervisor {
         if self.processes.schedule_restart(service, ran, served) == Decision::GiveUp {
             if service == Service::Procfs {
                 // Nothing serves the files any more. Closing every descriptor and aborting the connection makes what
-                // waits for them fail, instead of waiting for ever.
+                // waits for them fail, instead of waiting forever.
                 self.fds.endpoints = None;
                 self.fds.store.release(Owner::Procfs);
                 procfs::abort();

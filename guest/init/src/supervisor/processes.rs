@@ -156,7 +156,7 @@ impl Processes {
         let endless = self.endless.len();
         let entry = self.entry(service);
         let mut decision = entry.backoff.ended(ran, served);
-        // Each one keeps its memory. Requests that fail are better than requests that wait for ever.
+        // Each one keeps its memory. Requests that fail are better than requests that wait forever.
         if endless >= MAX_ENDLESS {
             decision = Decision::GiveUp;
         }

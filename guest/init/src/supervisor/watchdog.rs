@@ -1,7 +1,7 @@
 //! The watchdog of the procfs service, by `WATCHDOG=1` of sd_notify(3).
 //!
 //! Programs in containers that read a file of this service wait for its answer. A service that hangs would make them
-//! wait for ever, so it is killed, and the next one continues on the same FUSE connection.
+//! wait forever, so it is killed, and the next one continues on the same FUSE connection.
 //!
 //! A process ends only when its last thread does, and a thread that sleeps uninterruptibly ends when what it waits for
 //! comes. The next one does not wait for that: its descriptors are init's, and both may hold copies.

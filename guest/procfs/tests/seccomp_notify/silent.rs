@@ -27,7 +27,7 @@ const CALLER: &str = "PROCFS_TEST_CALLER";
 /// Distance of the addresses that the calls read, in bytes: each waits for a request of its own.
 const STRIDE: usize = 1 << 16;
 
-/// A file that is read for ever.
+/// A file that is read forever.
 const FILE: u64 = 2;
 
 const FOPEN_KEEP_CACHE: u64 = 1 << 1;

@@ -303,7 +303,7 @@ impl<'m> Worker<'m> {
         segments::window(&self.chain, HEADER_LEN, usize::MAX, &mut self.payload);
         let Some(header) = self.muxer.next_packet(&self.payload, now) else {
             // A buffer for a header only cannot take the data for which it was chosen. It is returned, or it would
-            // block the queue for ever.
+            // block the queue forever.
             return self.payload.is_empty().then_some(0);
         };
         segments::copy_in(&self.chain, &header.to_bytes());

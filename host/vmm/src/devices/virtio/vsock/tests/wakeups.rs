@@ -1,4 +1,4 @@
-//! A guest that sleeps between interrupts, as Linux's driver does: a missing interrupt or kick stalls it for ever.
+//! A guest that sleeps between interrupts, as Linux's driver does: a missing interrupt or kick stalls it forever.
 
 use std::{
     collections::VecDeque,
