@@ -1,4 +1,4 @@
-//! A person's settings file and the command line's values.
+//! A user's settings file and the command line's values.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -36,7 +36,7 @@ pub enum NetworkError {
 #[derive(Clone, Debug)]
 pub(in crate::backend) enum Backend {
     /// Our own process with its TCP/IP stack.
-    Own(Setup),
+    BuiltIn(Setup),
     /// passt(1).
     Passt(Passt),
     /// Our own process, which copies frames between the device and a tap device.
@@ -61,7 +61,7 @@ impl NetworkPlan {
             NetworkKind::None => return Ok(None),
             // The router is the name server, too: `bulkhead net` and passt forward questions to the host's servers as
             // they are at that moment.
-            NetworkKind::User => (Backend::Own(setup), addresses.gateway),
+            NetworkKind::User => (Backend::BuiltIn(setup), addresses.gateway),
             NetworkKind::Passt => (Backend::Passt(Passt::find()?), addresses.gateway),
             // Nothing of ours answers names behind a tap device, so the guest asks a server of the host itself. Without
             // a reachable one the user's router may run its own.
@@ -74,7 +74,7 @@ impl NetworkPlan {
     pub(in crate::backend) fn program(&self) -> Option<&Path> {
         match &self.backend {
             Backend::Passt(passt) => Some(passt.program()),
-            Backend::Own(_) | Backend::Tap(_) => None,
+            Backend::BuiltIn(_) | Backend::Tap(_) => None,
         }
     }
 
@@ -86,14 +86,14 @@ impl NetworkPlan {
     /// The host's address for a guest that does not ask our name server. With a tap device the router is this machine.
     fn host(&self) -> Ipv4Addr {
         match self.backend {
-            Backend::Own(_) | Backend::Passt(_) => self.addresses.host,
+            Backend::BuiltIn(_) | Backend::Passt(_) => self.addresses.host,
             Backend::Tap(_) => self.addresses.gateway,
         }
     }
 
     /// Returns whether our own name server, which knows the host's names, answers the guest.
     fn has_names(&self) -> bool {
-        matches!(self.backend, Backend::Own(_))
+        matches!(self.backend, Backend::BuiltIn(_))
     }
 
     /// The guest's name or address for this machine's loopback; `None` if the guest cannot reach the loopback.
@@ -102,7 +102,7 @@ impl NetworkPlan {
             return None;
         }
         match self.backend {
-            Backend::Own(_) => Some("host.docker.internal".to_owned()),
+            Backend::BuiltIn(_) => Some("host.docker.internal".to_owned()),
             // dockerd could resolve the name from its hosts file, but containers could not.
             Backend::Passt(_) => Some(self.addresses.host.to_string()),
             // The router is this machine, but services on its loopback do not listen on the router's address.
@@ -125,7 +125,7 @@ impl NetworkPlan {
     pub(in crate::backend) fn no_ports(&self) -> Option<String> {
         let guest = self.addresses.guest;
         match &self.backend {
-            Backend::Own(_) => None,
+            Backend::BuiltIn(_) => None,
             // A passt that runs cannot be given a listening socket.
             Backend::Passt(_) => Some(
                 "with the network `passt` no port can be published; `bulkhead settings set network user` allows it"
@@ -151,7 +151,7 @@ impl NetworkPlan {
             // Without our name server the engine learns the host's names from its hosts file. With passt and without
             // the loopback there is nothing behind them; behind a tap device the router is the host in any case.
             hosts_file: match self.backend {
-                Backend::Own(_) => false,
+                Backend::BuiltIn(_) => false,
                 Backend::Passt(_) => addresses.host_loopback,
                 Backend::Tap(_) => true,
             },
@@ -163,7 +163,7 @@ impl NetworkPlan {
             }),
             // Frames go to a tap device as they are, so its MTU is the limit there.
             mtu: match &self.backend {
-                Backend::Own(_) | Backend::Passt(_) => MTU,
+                Backend::BuiltIn(_) | Backend::Passt(_) => MTU,
                 Backend::Tap(tap) => tap.mtu(),
             },
         }
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!((guest.nameserver, guest.hosts_file), (guest.gateway, false));
         assert_eq!(plan.host_for_guest(), None);
         assert!(plan.no_ports().is_none());
-        let Backend::Own(setup) = plan.backend else { panic!() };
+        let Backend::BuiltIn(setup) = plan.backend else { panic!() };
         assert_eq!((setup.subnet, setup.host_loopback), (([10, 9, 0, 0].into(), 20), false));
         assert!(NetworkPlan::new(&NetworkKind::None, &settings).unwrap().is_none());
     }

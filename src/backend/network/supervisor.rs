@@ -88,7 +88,7 @@ async fn spawn(plan: &NetworkPlan, log: &LogFile) -> Result<(Child, Option<NetCh
     // The vhost-user connection (vhost-user.rst in QEMU's sources): the vmm is its frontend, the process its backend.
     let (frontend, backend) = UnixStream::pair().map_err(failed)?;
     let (child, control) = match &plan.backend {
-        Backend::Own(setup) => {
+        Backend::BuiltIn(setup) => {
             let (child, control) = own(log)?;
             control.send(&api::Command::Setup(setup.clone()), Some(backend.as_fd())).await?;
             (child, Some(control))

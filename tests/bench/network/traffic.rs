@@ -13,7 +13,7 @@ use super::contender::Running;
 use crate::{Result, process::Cpu};
 
 /// Time for the guest to boot, to connect and to answer.
-const PATIENCE: Duration = Duration::from_secs(120);
+const IO_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of one read or write.
 const BLOCK: usize = 256 * 1024;
 /// Traffic before the measured part.
@@ -58,14 +58,14 @@ impl Bulk {
 }
 
 fn accept(listener: &TcpListener) -> Result<TcpStream> {
-    let timeout = PollTimeout::try_from(PATIENCE).map_err(io::Error::other)?;
+    let timeout = PollTimeout::try_from(IO_TIMEOUT).map_err(io::Error::other)?;
     if poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
         return Err("the guest did not connect".into());
     }
     let (stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
+    stream.set_write_timeout(Some(IO_TIMEOUT))?;
     Ok(stream)
 }
 
@@ -157,8 +157,8 @@ impl Guest {
 
     fn published(&self, kind: u8) -> Result<TcpStream> {
         let mut stream = TcpStream::connect(self.running.published)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
         stream.write_all(&[kind])?;
         Ok(stream)
     }
@@ -202,7 +202,7 @@ impl Guest {
         self.command(&format!("datagrams-out {port} {DATAGRAM} {}", duration.as_millis()))?;
         let mut buffer = [0; 2 * DATAGRAM];
         let (mut first, mut last, mut count) = (None, Instant::now(), 0_u32);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + IO_TIMEOUT;
         loop {
             match socket.recv(&mut buffer) {
                 Ok(_) => {
@@ -226,7 +226,7 @@ impl Guest {
     /// Datagrams that arrive in the guest in a second.
     pub fn datagrams_to_guest(&mut self, duration: Duration) -> Result<f64> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(IO_TIMEOUT))?;
         self.command(&format!("datagrams-in {}", socket.local_addr()?.port()))?;
         let mut hello = [0; 16];
         let (_, from) = socket.recv_from(&mut hello)?;

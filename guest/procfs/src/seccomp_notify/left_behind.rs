@@ -20,7 +20,7 @@ const MAX_PER_CONTAINER: usize = 8;
 
 /// Maximum number of all containers together. Beyond it a container may have one: no container's processes keep the
 /// first call of another one from being served.
-const MAX_IN_ALL: usize = 256;
+const MAX_TOTAL: usize = 256;
 
 /// A process group that was killed.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +74,7 @@ pub(super) fn may_start(slot: u64) -> bool {
 }
 
 fn is_within_bounds(own: usize, all: usize) -> bool {
-    own == 0 || (own < MAX_PER_CONTAINER && all < MAX_IN_ALL)
+    own == 0 || (own < MAX_PER_CONTAINER && all < MAX_TOTAL)
 }
 
 /// Reaps what has ended of a group, and returns whether nothing is left.
@@ -142,9 +142,9 @@ mod tests {
 
     #[test]
     fn one_container_keeps_no_other_from_being_served() {
-        assert!(is_within_bounds(0, MAX_IN_ALL + 100));
-        assert!(is_within_bounds(MAX_PER_CONTAINER - 1, MAX_IN_ALL - 1));
+        assert!(is_within_bounds(0, MAX_TOTAL + 100));
+        assert!(is_within_bounds(MAX_PER_CONTAINER - 1, MAX_TOTAL - 1));
         assert!(!is_within_bounds(MAX_PER_CONTAINER, MAX_PER_CONTAINER));
-        assert!(!is_within_bounds(1, MAX_IN_ALL));
+        assert!(!is_within_bounds(1, MAX_TOTAL));
     }
 }

@@ -16,10 +16,10 @@ use crate::{
 };
 
 /// Processes of one container that may be left behind.
-pub const MOST: usize = 8;
+pub const MAX_LEFT_BEHIND: usize = 8;
 
 /// Calls of the scenario at the same time, more than what may be left behind.
-const CALLS: usize = MOST + 4;
+const CALLS: usize = MAX_LEFT_BEHIND + 4;
 
 /// Environment variable with the number of a caller.
 const CALLER: &str = "PROCFS_TEST_CALLER";

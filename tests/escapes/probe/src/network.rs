@@ -16,7 +16,7 @@ use crate::attempt::{At, Blocked, Outcome, any};
 const LOW: u16 = 1100;
 const KNOWN: &[u16] = &[2375, 2376, 2377, 4243, 4244, 5000, 7946, 8080, 8125, 9323, 10250, 34567];
 
-const PATIENCE: Duration = Duration::from_millis(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Addresses of the VM: the routers of each network, and its own when its network is shared.
 fn addresses() -> Vec<Ipv4Addr> {
@@ -43,7 +43,7 @@ pub(crate) fn tcp() -> Outcome {
     let mut unanswered = 0;
     for address in &addresses {
         for port in (1..=LOW).chain(KNOWN.iter().copied()) {
-            match TcpStream::connect_timeout(&SocketAddr::from((*address, port)), PATIENCE) {
+            match TcpStream::connect_timeout(&SocketAddr::from((*address, port)), CONNECT_TIMEOUT) {
                 Ok(_) => open.push(format!("{address}:{port}")),
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => unanswered += 1,
                 Err(_) => {}
