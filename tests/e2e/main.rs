@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod api;
-mod examine;
+mod diagnose;
 mod input;
 mod isolation;
 mod lifecycle;
