@@ -1,7 +1,7 @@
 //! Options of dockerd that a user may set.
 //!
-//! One table for two programs: init takes from the user's options what the table allows ([`Rule`]), and the backend asks
-//! it whether an option may change which registry the engine believes ([`DaemonOption::concerns_registries`]). An
+//! One table for two programs: init takes from the user's options what the table allows ([`Rule`]), and the backend
+//! asks it whether an option may change which registry the engine believes ([`DaemonOption::concerns_registries`]). An
 //! option that init leaves out has no effect, so it concerns nothing.
 //!
 //! An option is known by the lower-case spelling that dockerd documents. Go's decoder would take others as well, but

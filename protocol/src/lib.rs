@@ -11,10 +11,10 @@
 //!
 //! 1. The agent sends [`GuestMessage::Hello`] with its [`PROTOCOL_VERSION`]; the backend refuses any other version than
 //!    its own.
-//! 2. The backend answers with [`HostMessage::Certificates`], none or several, and [`HostMessage::Configure`]. The agent
-//!    also accepts [`HostMessage::Shutdown`] in their place.
-//! 3. Both send whatever happens: stages ([`GuestMessage::Reached`]), failures, published ports, diagnostics, the host's
-//!    time.
+//! 2. The backend answers with [`HostMessage::Certificates`], none or several, and [`HostMessage::Configure`]. The
+//!    agent also accepts [`HostMessage::Shutdown`] in their place.
+//! 3. Both send whatever happens: stages ([`GuestMessage::Reached`]), failures, published ports, diagnostics, the
+//!    host's time.
 //! 4. [`HostMessage::Shutdown`], [`GuestMessage::Goodbye`], end of the connection.
 //!
 //! The guest is not trusted. Every line has a maximum length, so that a peer cannot make the reader hold more
@@ -27,7 +27,8 @@
 //! # In the guest
 //!
 //! Programs of the guest use [`PORTS_SOCKET`] (port processes and init), [`GRANTS_SOCKET`] (runtime and gate),
-//! [`RUNTIME_SOCKET`] (runtime and init), and the environment variables below (init to the gate). They are part of one image, so they need no version.
+//! [`RUNTIME_SOCKET`] (runtime and init), and the environment variables below (init to the gate). They are part of one
+//! image, so they need no version.
 
 pub mod daemon_options;
 pub mod gate;

@@ -187,8 +187,8 @@ pub enum HostMessage {
         /// (`listen tcp4 0.0.0.0:80: bind: …`); `None` when it listens.
         error: Option<String>,
     },
-    /// The host's wall clock, sent when it jumped or the host slept, and now and then. The guest compares its clock with
-    /// the host's at once.
+    /// The host's wall clock, sent when it jumped or the host slept, and now and then. The guest compares its clock
+    /// with the host's at once.
     Time {
         /// Nanoseconds since the Unix epoch at the moment of sending, for a guest that cannot read the host's clock.
         unix_ns: u64,

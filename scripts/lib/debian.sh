@@ -19,7 +19,8 @@ readonly ENGINE_PACKAGES='docker.io containerd crun runc'
 # list FILE: the lines of FILE that are not blank and no comment.
 list() { grep -vE '^[[:space:]]*(#|$)' "$1"; }
 
-# debian_key RECIPE: the digest of all that a recipe says, and of the versions of the engine's packages that it installs.
+# debian_key RECIPE: the digest of all that a recipe says, and of the versions of the engine's packages that it
+# installs.
 debian_key() {
     local package known='' versions=() patches
     for package in $ENGINE_PACKAGES; do

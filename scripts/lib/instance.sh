@@ -6,7 +6,8 @@
 #   key           the private key that opens it
 #   pid console.log qemu.log ssh forwards
 
-# state_directory WORD...: prints a directory for the things that the words identify, which only this user can have made.
+# state_directory WORD...: prints a directory for the things that the words identify, which only this user can have
+# made.
 state_directory() {
     local base=${XDG_RUNTIME_DIR:+$XDG_RUNTIME_DIR/bulkhead}
     base=${base:-/tmp/bulkhead-$UID}

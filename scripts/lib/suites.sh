@@ -245,9 +245,10 @@ suite_vm() {
     base=(on_target "$binary" --test-threads=1 "${options[@]}")
     run=("${base[@]}" "${NAMES[@]}")
     # The emulated machine is QEMU's code, not ours. When it ends or hangs by itself, which is rare, the suite has shown
-    # nothing about Bulkhead and runs once more in a new one. Its SVM has been seen to lose a guest's state, which ends the
-    # VM by a triple fault, or its interrupts, which makes it hang (the tests' report tells that from a guest that hangs by
-    # itself): the tests that failed then run once more. Either may happen twice. No other test that fails runs again.
+    # nothing about Bulkhead and runs once more in a new one. Its SVM has been seen to lose a guest's state, which ends
+    # the VM by a triple fault, or its interrupts, which makes it hang (the tests' report tells that from a guest that
+    # hangs by itself): the tests that failed then run once more. Either may happen twice. No other test that fails runs
+    # again.
     for attempt in 1 2 3; do
         status=0
         "${run[@]}" 2>&1 | tee "$output" | timed || status=$?

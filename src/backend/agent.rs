@@ -1,16 +1,16 @@
 //! The backend's end of the connection to the agent, which is init in the guest. Nothing that the agent sends is
 //! trusted.
 //!
-//! The agent connects to vsock port [`AGENT_PORT`] of the host. The vmm cannot connect to anything, so the backend gives
-//! it one end of a stream in advance ([`offer`]), which the vsock device makes the host end of that connection. Nobody
-//! else on the host can have the stream, and the device takes connections of the guest from ports below 1024 only, which
-//! needs a capability of the VM that no isolated container has. There is one stream at a time: while it is taken the
-//! device refuses others, and the next one is handed over when it has ended.
+//! The agent connects to vsock port [`AGENT_PORT`] of the host. The vmm cannot connect to anything, so the backend
+//! gives it one end of a stream in advance ([`offer`]), which the vsock device makes the host end of that connection.
+//! Nobody else on the host can have the stream, and the device takes connections of the guest from ports below 1024
+//! only, which needs a capability of the VM that no isolated container has. There is one stream at a time: while it is
+//! taken the device refuses others, and the next one is handed over when it has ended.
 //!
 //! The agent introduces itself (Hello) and receives the host's certificates, then its configuration. From then on it
-//! reports each stage of the start, publishes ports and answers questions; the backend sends questions, the time when the
-//! host's clock jumps ([`super::host_clock`]) and, at the end, the shutdown. Lines are bounded, texts are shortened and
-//! cleaned for a terminal, and a stage counts once ([`super::state`]).
+//! reports each stage of the start, publishes ports and answers questions; the backend sends questions, the time when
+//! the host's clock jumps ([`super::host_clock`]) and, at the end, the shutdown. Lines are bounded, texts are shortened
+//! and cleaned for a terminal, and a stage counts once ([`super::state`]).
 
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
@@ -124,8 +124,8 @@ pub(super) struct AgentServer {
 }
 
 impl AgentServer {
-    /// Serves the agent on a stream that the vmm was offered, and then on new ones until the events have no reader or the
-    /// vmm is gone.
+    /// Serves the agent on a stream that the vmm was offered, and then on new ones until the events have no reader or
+    /// the vmm is gone.
     pub(super) async fn serve(self, first: UnixStream, mut outbox: mpsc::Receiver<HostMessage>) {
         let mut stream = first;
         loop {

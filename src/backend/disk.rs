@@ -152,8 +152,8 @@ impl DiskPlan {
     }
 }
 
-/// Makes btrfs write to the blocks of a new file in place. By default it writes each changed block elsewhere, and a disk
-/// with random writes ends up in pieces. Other file systems refuse the flag or do not know it.
+/// Makes btrfs write to the blocks of a new file in place. By default it writes each changed block elsewhere, and a
+/// disk with random writes ends up in pieces. Other file systems refuse the flag or do not know it.
 fn avoid_copies(file: &File) {
     if let Ok(flags) = ioctl_getflags(file) {
         // Without the flag the disk is slower and nothing else.

@@ -1,9 +1,9 @@
 //! Notices when the host's clock jumps, so that the guest's follows at once.
 //!
 //! A timer on the host's wall clock that is cancelled when the clock is set (timerfd_create(2),
-//! `TFD_TIMER_CANCEL_ON_SET`) reports it, also at the end of a sleep, when the kernel sets the clock itself. [`Jump`] tells
-//! the two apart for the log: in a sleep `CLOCK_BOOTTIME` goes on and `CLOCK_MONOTONIC` does not. A period besides covers
-//! a host without such a timer, and a guest that cannot read the host's clock.
+//! `TFD_TIMER_CANCEL_ON_SET`) reports it, also at the end of a sleep, when the kernel sets the clock itself. [`Jump`]
+//! tells the two apart for the log: in a sleep `CLOCK_BOOTTIME` goes on and `CLOCK_MONOTONIC` does not. A period
+//! besides covers a host without such a timer, and a guest that cannot read the host's clock.
 
 use std::{
     io,
@@ -28,8 +28,8 @@ use tracing::{info, warn};
 /// Longest time between two messages to the guest.
 const PERIOD: Duration = Duration::from_secs(300);
 
-/// A smaller difference between two clocks comes from reading them one after the other, and from a clock that is adjusted
-/// slowly.
+/// A smaller difference between two clocks comes from reading them one after the other, and from a clock that is
+/// adjusted slowly.
 const NOTABLE: Duration = Duration::from_millis(50);
 
 /// Time in seconds since the epoch at which the timer would expire: in the year 2514.

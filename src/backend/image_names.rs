@@ -1,7 +1,7 @@
 //! Names in the list of images that may have the engine's socket, under a policy that locks isolation.
 //!
-//! A name means what its registry says. So a name is worth as much as the way to the registry, and the policy's list binds
-//! the user only if that way is not the user's to choose. An ID or a digest says by itself which image it means.
+//! A name means what its registry says. So a name is worth as much as the way to the registry, and the policy's list
+//! binds the user only if that way is not the user's to choose. An ID or a digest says by itself which image it means.
 //!
 //! What the engine believes a registry by is not the user's then either: certificates of authorities come from root's
 //! files alone ([`super::certificates`]).

@@ -1,8 +1,8 @@
 //! `backend.log`: the lines of the backend and of its child processes, in a file of bounded size.
 //!
-//! One process writes to the file, so one place decides when it is renamed. The children's output comes through pipes: a
-//! vmm or network process under the control of its guest can fill neither the disk nor the backend's memory, and cannot
-//! keep the backend from its other work.
+//! One process writes to the file, so one place decides when it is renamed. The children's output comes through pipes:
+//! a vmm or network process under the control of its guest can fill neither the disk nor the backend's memory, and
+//! cannot keep the backend from its other work.
 
 use std::{
     fs::File,

@@ -145,8 +145,8 @@ impl Plan {
             (Some(named), false) => certificates::Source::Named(named.clone()),
             (None, false) => certificates::Source::Bundle,
         };
-        // Under a policy that locks isolation on, `find` refuses an image that the user named or can change: another guest
-        // could do without isolation.
+        // Under a policy that locks isolation on, `find` refuses an image that the user named or can change: another
+        // guest could do without isolation.
         let image =
             Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref(), policy.isolation_lock())?;
         check_program(policy)?;

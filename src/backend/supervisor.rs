@@ -91,8 +91,8 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Creates a supervisor without a VM. `policy` holds for all its VMs, whose processes write to `log`; `context` is the
-    /// name of the profile's docker context if it has one, or the warning that it could not be made.
+    /// Creates a supervisor without a VM. `policy` holds for all its VMs, whose processes write to `log`; `context` is
+    /// the name of the profile's docker context if it has one, or the warning that it could not be made.
     pub(super) fn new(paths: Paths, policy: Policy, log: LogFile, context: Result<Option<String>, String>) -> Self {
         let (context, warning) = match context {
             Ok(context) => (context, None),

@@ -2,10 +2,11 @@
 //!
 //! The start, from here on: the backend makes or grows the data disk and starts the network process, then the vmm with
 //! the control socket as descriptor 3. The vmm gets a stream for the agent's connection and the boot command, which
-//! carries the other end of the network process's stream. The vmm opens files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init
-//! connects back ([`super::agent`]) and reports four stages: `kernel` with its Hello, `agent` when it has its
-//! configuration, `disk` when the data disk is mounted, and `engine` when `/_ping` through the gate answers. Nothing
-//! polls: each step is a message, a notification or a closed socket.
+//! carries the other end of the network process's stream. The vmm opens files, sets up memory and devices, loads the
+//! kernel, confines itself and lets the vCPUs run. The guest's init connects back ([`super::agent`]) and reports four
+//! stages: `kernel` with its Hello, `agent` when it has its configuration, `disk` when the data disk is mounted, and
+//! `engine` when `/_ping` through the gate answers. Nothing polls: each step is a message, a notification or a closed
+//! socket.
 //!
 //! [`VmEvent::Ended`] is the last event of a VM, and neither the vmm nor the network process is left by then. A backend
 //! that is killed takes both with it ([`super::child`]); ext4's journal keeps what the guest had synced.
@@ -152,7 +153,8 @@ impl Vm {
         let agent = tokio::spawn(async move {
             match connection {
                 Ok(stream) => agent.serve(stream, outbox).await,
-                // The process is already gone. `watch` waits for it, learns the cause, and the state machine reports it.
+                // The process is already gone. `watch` waits for it, learns the cause, and the state machine reports
+                // it.
                 Err(error) => warn!("{}", chain(&error)),
             }
         });

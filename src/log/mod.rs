@@ -1,11 +1,11 @@
 //! The log of the processes of a profile: `bulkhead backend`, `bulkhead vmm` and `bulkhead net`.
 //!
-//! All three have the same lines and the same limits. The backend writes to `backend.log` and, in the foreground, to its
-//! standard error as well. The other two write to standard error, a pipe to the backend, which puts their lines into the
-//! same file: they open no file, and the backend is the only one that writes to it and renames it.
+//! All three have the same lines and the same limits. The backend writes to `backend.log` and, in the foreground, to
+//! its standard error as well. The other two write to standard error, a pipe to the backend, which puts their lines
+//! into the same file: they open no file, and the backend is the only one that writes to it and renames it.
 //!
-//! A guest can provoke most lines, so each kind of line has a limit of its own ([`limit`]), and a panic ends the process
-//! ([`abort_on_panic`]): a thread or task that is missing would leave a VM that hangs without a reason.
+//! A guest can provoke most lines, so each kind of line has a limit of its own ([`limit`]), and a panic ends the
+//! process ([`abort_on_panic`]): a thread or task that is missing would leave a VM that hangs without a reason.
 
 pub mod limit;
 

@@ -219,8 +219,8 @@ impl Settings {
         Some(Proxy { http: self.text(&PROXY_HTTP), https: self.text(&PROXY_HTTPS), exclude: exclude.collect() })
     }
 
-    /// Returns whether the engine's proxy, or that it has none, is the policy's decision and not the user's. The proxy of a
-    /// user's environment is not, also where the policy says that it counts.
+    /// Returns whether the engine's proxy, or that it has none, is the policy's decision and not the user's. The proxy
+    /// of a user's environment is not, also where the policy says that it counts.
     pub fn has_policys_proxy(&self) -> bool {
         let manual = self.policy.lock(&PROXY_MODE).is_some() && self.get(&PROXY_MODE) == "manual";
         manual || self.policys_containers_proxy().is_some()

@@ -42,7 +42,8 @@ fn the_reset_register_resets() {
 
 #[test]
 fn a_triple_fault_ends_the_machine_and_says_so() {
-    // lidt of an empty table, then a segment that does not exist: no handler for that, nor for the fault of having none.
+    // lidt of an empty table, then a segment that does not exist: no handler for that, nor for the fault of having
+    // none.
     let code = [0x0f, 0x01, 0x1d, 0x00, 0x00, 0x00, 0x00, 0x66, 0xb8, 0x34, 0x12, 0x8e, 0xd8];
     assert_eq!(run(&code), ExitReason::TripleFault);
 }

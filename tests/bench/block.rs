@@ -1,7 +1,7 @@
 //! The disk's rows: the same guest on Bulkhead's block device and on QEMU's, over one image in the page cache.
 //!
-//! The guest's only process makes the requests and prints a line at the begin and at the end of each row, where this side
-//! reads the exits and the CPU time of the VMM.
+//! The guest's only process makes the requests and prints a line at the begin and at the end of each row, where this
+//! side reads the exits and the CPU time of the VMM.
 
 use std::{
     fs::{File, OpenOptions},

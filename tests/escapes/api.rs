@@ -14,8 +14,8 @@ use crate::{
     table::{Column, Outcome, Table},
 };
 
-/// Name in the table, the containers in which it succeeds with isolation off, the line that succeeds if the attempt does, and
-/// the line that cleans up.
+/// Name in the table, the containers in which it succeeds with isolation off, the line that succeeds if the attempt
+/// does, and the line that cleans up.
 const REQUESTS: &[(&str, Real, &str, &str)] = &[
     (
         "docker cp out of a VM path",
@@ -208,8 +208,8 @@ const REQUESTS: &[(&str, Real, &str, &str)] = &[
     ("terminals of all containers", Real::Default, "hog pty --ulimit nofile=65536:65536", "docker rm -f hog"),
 ];
 
-/// `hog TABLE OPTION…`: succeeds if a container that takes all entries of a table leaves none to another one, which then may
-/// not even start.
+/// `hog TABLE OPTION…`: succeeds if a container that takes all entries of a table leaves none to another one, which
+/// then may not even start.
 const HOG: &str = "hog() {
     local table=$1; shift
     docker run --rm \"$@\" probe take $table | grep -q taken || return 1

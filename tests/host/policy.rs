@@ -26,8 +26,8 @@ const NO_OTHER: &str = "enhancedContainerIsolation is locked by /etc/bulkhead/ad
 /// The demand on the image, and on the program, under it.
 const ROOTS: &str = "must be one that only root can change";
 
-/// The program where `policy` is this machine's: the program is in namespaces in which /etc is another one. `None` where
-/// this user may not make such namespaces.
+/// The program where `policy` is this machine's: the program is in namespaces in which /etc is another one. `None`
+/// where this user may not make such namespaces.
 fn under(home: &Home, policy: &str) -> Option<Command> {
     program_under(home, policy, program())
 }

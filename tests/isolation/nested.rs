@@ -66,7 +66,8 @@ pub fn an_inner_engine_works(engine: &Engine) -> Result<(), String> {
 
 pub fn an_inner_container_has_the_outer_ones_files(engine: &Engine) -> Result<(), String> {
     inner_engine(engine)?;
-    // As long as the outer container runs, so more than a moment; both numbers are the same in the container's own file only.
+    // As long as the outer container runs, so more than a moment; both numbers are the same in the container's own file
+    // only.
     let line = "docker exec inner cat /proc/uptime; docker exec inner docker run --rm alpine cat /proc/uptime
                 docker exec inner docker run --rm --privileged alpine sh -c 'mount -t proc proc /mnt; cat /mnt/uptime'";
     check(engine, line, Holds(|said| crate::nodes::are_of_a_container(said, 3, 1800.0)))

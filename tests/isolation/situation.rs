@@ -177,7 +177,8 @@ fn done(engine: &Engine, lines: &str) -> Result<String, String> {
     if ran.status.success() { Ok(ran.stdout) } else { Err(format!("{lines}: {}", ran.stdout)) }
 }
 
-/// The engine in one situation after the other; stopped and without a policy when dropped in another than the usual one.
+/// The engine in one situation after the other; stopped and without a policy when dropped in another than the usual
+/// one.
 pub struct Situations<'a> {
     engine: &'a Engine,
     now: Situation,

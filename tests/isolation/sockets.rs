@@ -1,7 +1,7 @@
 //! Containers that may have the engine's socket, row by row.
 //!
-//! In lines of a shell `$S` mounts the socket, `$R` is a registry, and `$INSIDE` goes before a command in a container that
-//! has the socket. In names of images `R` stands for the registry. See `situation` for what is allowed when.
+//! In lines of a shell `$S` mounts the socket, `$R` is a registry, and `$INSIDE` goes before a command in a container
+//! that has the socket. In names of images `R` stands for the registry. See `situation` for what is allowed when.
 
 use std::thread;
 

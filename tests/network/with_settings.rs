@@ -1,7 +1,7 @@
 //! Settings of the network, proxies, certificates and other backends of the network device.
 //!
-//! Each test needs a start of its own. The module's name sorts them behind the tests with the usual settings, which share
-//! one.
+//! Each test needs a start of its own. The module's name sorts them behind the tests with the usual settings, which
+//! share one.
 
 use std::{ffi::OsStr, io::Read, net::Ipv4Addr, path::PathBuf, sync::Arc};
 

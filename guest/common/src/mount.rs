@@ -31,8 +31,8 @@ pub fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
     Ok(rustix::mount::move_mount(mount, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-/// Changes the attributes (`MOUNT_ATTR_*`), the propagation or the id map of a mount; with `recursive`, of all mounts of
-/// the tree or of none.
+/// Changes the attributes (`MOUNT_ATTR_*`), the propagation or the id map of a mount; with `recursive`, of all mounts
+/// of the tree or of none.
 pub fn set_attributes(mount: impl AsFd, attributes: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a valid empty C string, `attributes` lives across the call and its true size is passed.

@@ -1,7 +1,7 @@
 //! The connection to the guest's init: the mapping exists for as long as it is open.
 //!
-//! One request and one answer, each a JSON packet on a `SOCK_SEQPACKET` socket. After that the open connection alone counts,
-//! so a mapping ends however this process ends.
+//! One request and one answer, each a JSON packet on a `SOCK_SEQPACKET` socket. After that the open connection alone
+//! counts, so a mapping ends however this process ends.
 
 use std::{
     io,

@@ -1,7 +1,8 @@
 //! Seccomp filters that are written out, for programs that start containers.
 //!
-//! seccompiler, which the host's processes use, kills a process for each call of another ABI than the one it was compiled
-//! for, but i386 and x32 programs must run in containers. libseccomp is a C library, and the guest's programs are static.
+//! seccompiler, which the host's processes use, kills a process for each call of another ABI than the one it was
+//! compiled for, but i386 and x32 programs must run in containers. libseccomp is a C library, and the guest's programs
+//! are static.
 
 use std::io;
 

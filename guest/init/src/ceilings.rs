@@ -36,8 +36,8 @@ impl Ceilings {
     /// Calculates the ceilings of a machine.
     pub(crate) fn of(machine: Machine) -> Self {
         let Machine { memory, threads } = machine;
-        // A sixteenth, which grows with the number of containers and so of shims that fit in the VM. Small machines need
-        // the room that dockerd takes with no container at all, but a quarter is the most.
+        // A sixteenth, which grows with the number of containers and so of shims that fit in the VM. Small machines
+        // need the room that dockerd takes with no container at all, but a quarter is the most.
         let services = (memory / 16).clamp(128 * MIB, 1024 * MIB).min(memory / 4);
         // A shim has about a dozen threads, dockerd some tens.
         let services_threads = (threads / 8).clamp(1024, 8192).min(threads / 4);

@@ -59,7 +59,8 @@ pub(crate) fn daemon(configuration: &Configuration) -> (Map<String, Value>, Vec<
     options.insert("userland-proxy-path".to_owned(), json!(PROXY_PATH));
 
     // Containers with IPv6 need address translation as those with IPv4 do, for the host knows only the VM's address.
-    // Engines before 27 have that behind `experimental`, which also opens routes for checkpoints: the gate refuses those.
+    // Engines before 27 have that behind `experimental`, which also opens routes for checkpoints: the gate refuses
+    // those.
     let ipv6 = configuration.network.as_ref().is_some_and(|network| network.ipv6.is_some());
     if ipv6 {
         options.insert("experimental".to_owned(), json!(true));

@@ -4,9 +4,9 @@
 //! these descriptors. As long as init has a copy, nothing of that breaks when a service ends: the next process gets all
 //! of its own back, by name.
 //!
-//! dockerd and its helpers reach the socket of the datagrams as well, and can be led to write to it. So a name is changed
-//! by the service that owns it and by nothing else: the kernel tells the sender's process id, and init knows the process
-//! ids that it started.
+//! dockerd and its helpers reach the socket of the datagrams as well, and can be led to write to it. So a name is
+//! changed by the service that owns it and by nothing else: the kernel tells the sender's process id, and init knows
+//! the process ids that it started.
 
 use std::{
     collections::BTreeMap,

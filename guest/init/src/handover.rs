@@ -1,11 +1,11 @@
 //! Hands to the isolating runtime what the engine's jail does not show.
 //!
-//! The runtime runs in the jail as everything that dockerd and containerd start, and needs the table of id ranges, the tree
-//! of containers' files, the gate's sockets, and `/proc` and `/sys` in full. It connects to a socket that is in the jail, and
-//! gets copies of these mounts, attached nowhere, which it mounts in a namespace of its own.
+//! The runtime runs in the jail as everything that dockerd and containerd start, and needs the table of id ranges, the
+//! tree of containers' files, the gate's sockets, and `/proc` and `/sys` in full. It connects to a socket that is in
+//! the jail, and gets copies of these mounts, attached nowhere, which it mounts in a namespace of its own.
 //!
-//! Every other process gets nothing. dockerd can be led to connect to any path, and containers do not see the socket; the
-//! runtime is known by the file that its process executes, which is on the VM's read-only image.
+//! Every other process gets nothing. dockerd can be led to connect to any path, and containers do not see the socket;
+//! the runtime is known by the file that its process executes, which is on the VM's read-only image.
 
 use std::{
     fs,
@@ -93,8 +93,8 @@ fn program_of(peer: &UnixStream) -> io::Result<Program> {
     let process = peer_process(peer)?;
     let pid = getsockopt(peer, PeerCredentials)?.pid();
     let program = Program::at(format!("/proc/{pid}/exe"))?;
-    // Its number may have become another's before the line above, but not if it still lives: a handle of a process becomes
-    // readable with its end.
+    // Its number may have become another's before the line above, but not if it still lives: a handle of a process
+    // becomes readable with its end.
     let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     if poll(&mut ended, PollTimeout::ZERO)? != 0 {
         return Err(io::ErrorKind::NotFound.into());

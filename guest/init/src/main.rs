@@ -9,25 +9,25 @@
 //! `/var/lib/docker` and `/var/lib/containerd` are directories of the data disk, an ext4 file system. A data disk that
 //! is missing or holds something else fails the start; nothing else is ever used in its place.
 //!
-//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`, which as a whole leaves
-//! memory and threads to the services ([`ceilings`]). init writes dockerd's `daemon.json`: of the user's options those in
-//! a list are taken over ([`config`]). dockerd uses the graph driver overlay2, whose one mount of a container's root the
-//! isolating runtime id-maps.
+//! Each service has a cgroup of its own below `/system`; containers are beside it, in `/docker`, which as a whole
+//! leaves memory and threads to the services ([`ceilings`]). init writes dockerd's `daemon.json`: of the user's options
+//! those in a list are taken over ([`config`]). dockerd uses the graph driver overlay2, whose one mount of a
+//! container's root the isolating runtime id-maps.
 //!
 //! With Enhanced Container Isolation on, the isolating runtime `sysbox-runc` is bind-mounted, read-only, over every
 //! program named `runc` or `crun`, and finds the real crun at `/usr/libexec/bulkhead/crun` ([`oci_runtime`]). BuildKit
-//! and an explicit `--runtime` therefore end at the same program, below the gate as well. dockerd and containerd then run
-//! in a jail ([`jail`]), which has neither the VM's `/run` nor its disks, and no way to other processes of the VM.
+//! and an explicit `--runtime` therefore end at the same program, below the gate as well. dockerd and containerd then
+//! run in a jail ([`jail`]), which has neither the VM's `/run` nor its disks, and no way to other processes of the VM.
 //!
 //! # Start
 //!
 //! Nothing polls: each step waits for a message, a notification, a closed pipe or a deadline.
 //!
-//! 1. `kernel`: mounts `/proc` and `/dev`, connects to vsock port 1025 of the host and sends Hello, by which the backend
-//!    knows that this stage is reached.
+//! 1. `kernel`: mounts `/proc` and `/dev`, connects to vsock port 1025 of the host and sends Hello, by which the
+//!    backend knows that this stage is reached.
 //! 2. `agent`: mounts the other file systems, makes cgroups, applies sysctls. By then the backend's answer has arrived:
-//!    certificates and the configuration, from which clock, host name and network are set. From then on the clock follows
-//!    the host's ([`clock`]).
+//!    certificates and the configuration, from which clock, host name and network are set. From then on the clock
+//!    follows the host's ([`clock`]).
 //! 3. `disk`: finds the data disk by its serial, formats it if it is blank, checks it if it is damaged, mounts it and
 //!    grows it. The gate and the procfs service start meanwhile.
 //! 4. `engine`: starts containerd and dockerd side by side. Each service reports `READY=1` (sd_notify(3)); the stage is
@@ -43,7 +43,8 @@
 //! The backend sends `shutdown` with the containers' grace; a signal, or the end of the agent connection, has the same
 //! effect with a grace of ten seconds. init sends Goodbye and terminates dockerd, which stops the containers. When the
 //! grace is over, it kills them through their cgroup. Then it terminates containerd, kills all other processes, syncs,
-//! unmounts the data disk (mounts in the jail go with its last process) and powers off through ACPI, within 30 seconds or without having unmounted ([`shutdown`]).
+//! unmounts the data disk (mounts in the jail go with its last process) and powers off through ACPI, within 30 seconds
+//! or without having unmounted ([`shutdown`]).
 //!
 //! # Trust
 //!

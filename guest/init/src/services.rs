@@ -171,8 +171,8 @@ pub(crate) fn start(service: Service, configuration: &Configuration, held: &Held
     // that it forks as well.
     let procs = cgroup::open_procs(&cgroup::create(service.name())?)?;
     let (reader, writer) = std::io::pipe().map_err(Error::system("create a pipe"))?;
-    // Each takes the last write ends of this process with it. The relay sees the end of the output only when the service
-    // has the last ones.
+    // Each takes the last write ends of this process with it. The relay sees the end of the output only when the
+    // service has the last ones.
     let pid = match &held.jail {
         Some(jail) if matches!(service, Service::Containerd | Service::Dockerd) => {
             start_in_jail(service, jail, writer, &procs)?

@@ -1,7 +1,7 @@
 //! Settings of a container that reach beyond it: limits, cgroup, OOM score, annotations, hooks.
 //!
-//! Each of them is one that a client of the engine may set, or that the engine's options let a file set. What a container
-//! may do to itself is left to the engine and the kernel.
+//! Each of them is one that a client of the engine may set, or that the engine's options let a file set. What a
+//! container may do to itself is left to the engine and the kernel.
 
 use std::path::{Component, Path};
 
@@ -16,8 +16,8 @@ pub const MIN_OOM_SCORE_ADJ: i64 = -499;
 
 /// The resource limits that a container may have (getrlimit(2)).
 ///
-/// They bound the container's own processes. Those that grant something are missing: `RLIMIT_RTPRIO` lets a process without
-/// privilege outrank everything in the VM, `RLIMIT_NICE` some of it.
+/// They bound the container's own processes. Those that grant something are missing: `RLIMIT_RTPRIO` lets a process
+/// without privilege outrank everything in the VM, `RLIMIT_NICE` some of it.
 const RLIMITS: [&str; 14] = [
     "RLIMIT_AS",
     "RLIMIT_CORE",

@@ -1,8 +1,8 @@
 //! Options of dockerd that a user may set.
 //!
 //! dockerd reads about 90 options. [`take`] takes those that the table in [`bulkhead_protocol::daemon_options`] allows,
-//! which say how containers are run, logged and connected, and names the reason for each other one. The table is the same
-//! with isolation on and off, but for runtimes, which a user may add without isolation.
+//! which say how containers are run, logged and connected, and names the reason for each other one. The table is the
+//! same with isolation on and off, but for runtimes, which a user may add without isolation.
 
 use bulkhead_protocol::daemon_options::{Check, Reason, Rule, daemon_option};
 use serde_json::{Map, Value};
@@ -78,7 +78,8 @@ fn quoted(text: &str) -> String {
 /// A reason for the name of an option or of a member.
 type ReasonFor = fn(String) -> OptionError;
 
-/// Returns the option's value as far as it is allowed. The members that are not are added to `refused` as `option.member`.
+/// Returns the option's value as far as it is allowed. The members that are not are added to `refused` as
+/// `option.member`.
 fn checked(
     check: Check,
     name: &str,

@@ -1,7 +1,8 @@
 //! Log drivers and their options.
 //!
 //! dockerd opens a log as the VM's root: it connects to addresses and reads certificates. The keys are those that each
-//! driver of the engine validates itself; of their values the ones that could name a socket or a file of the VM are judged.
+//! driver of the engine validates itself; of their values the ones that could name a socket or a file of the VM are
+//! judged.
 
 use super::{
     addresses::{UrlPath, is_host_with_optional_port, is_url},
@@ -164,8 +165,8 @@ pub enum Error {
     File(String),
 }
 
-/// Returns the meaning of a key. Without a driver the engine takes its default, which can be any of them, so all keys are
-/// known then; `none` has no options, and the engine accepts any.
+/// Returns the meaning of a key. Without a driver the engine takes its default, which can be any of them, so all keys
+/// are known then; `none` has no options, and the engine accepts any.
 fn kind_of(driver: &str, key: &str) -> Option<Kind> {
     let any = matches!(driver, "" | "none");
     let own = DRIVERS.iter().filter(|(name, _)| any || *name == driver).flat_map(|(_, groups)| groups.iter().copied());

@@ -14,7 +14,8 @@ const MAX_DEVICE: usize = 15;
 /// Names that the VM, the kernel or the engine use for devices, or for settings of all devices.
 const RESERVED: [&str; 6] = ["all", "default", "docker0", "docker_gwbridge", "host", "lo"];
 
-/// Beginnings of such names: the VM's device, ends of containers' wires, devices that the engine makes for other drivers.
+/// Beginnings of such names: the VM's device, ends of containers' wires, devices that the engine makes for other
+/// drivers.
 const RESERVED_BEGINNINGS: [&str; 9] = ["eth", "en", "wl", "veth", "dm-", "di-", "vx-", "ov-", "tun"];
 
 /// Networks that no bridge can have: the loopback, multicast and reserved addresses, and the VM's other half of IPv6.
@@ -247,8 +248,8 @@ pub fn names_device(key: &str) -> bool {
     OPTIONS.iter().any(|(name, kind)| *name == key && matches!(kind, Kind::Bridge | Kind::Parent))
 }
 
-/// Judges an option of a container's end of a network. The built-in drivers read only options that the engine sets there
-/// itself, all below `com.docker.network`; a client's own keys stay text.
+/// Judges an option of a container's end of a network. The built-in drivers read only options that the engine sets
+/// there itself, all below `com.docker.network`; a client's own keys stay text.
 pub fn endpoint_option(key: &str) -> Result<(), Error> {
     if key.starts_with("com.docker.network") { Err(Error::Endpoint(key.to_owned())) } else { Ok(()) }
 }

@@ -9,8 +9,8 @@ pub const SHARES: [&str; 2] = ["/host_mnt", "/run/bulkhead/shares"];
 /// The engine's socket by its two names. Any other path that leads to it is refused.
 pub const ENGINE_SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
 
-/// The directory of the kernel's modules, which node images of Kubernetes ask for. It is empty: the guest's kernel has all
-/// that it needs built in.
+/// The directory of the kernel's modules, which node images of Kubernetes ask for. It is empty: the guest's kernel has
+/// all that it needs built in.
 pub const KERNEL_MODULES: &str = "/lib/modules";
 
 /// Longest path that mount(2) takes, in bytes.

@@ -1,8 +1,8 @@
 //! Volumes: drivers and their options.
 //!
-//! The `local` driver passes `type`, `device` and `o` to mount(2) as the VM's root. Of all file systems a client may name
-//! those that hold nothing of the VM: a tmpfs, a bind of a share, and a server of the network. Every word of `o` has to be
-//! a known one, because others name paths (`lowerdir=`, `credentials=`).
+//! The `local` driver passes `type`, `device` and `o` to mount(2) as the VM's root. Of all file systems a client may
+//! name those that hold nothing of the VM: a tmpfs, a bind of a share, and a server of the network. Every word of `o`
+//! has to be a known one, because others name paths (`lowerdir=`, `credentials=`).
 
 use super::{
     addresses::is_host,

@@ -24,8 +24,8 @@
 //! read and never answered (`FUSE_NOTIFY_RESEND`). Programs in containers notice a short wait.
 //!
 //! Every two seconds the service reports to init that no thread hangs. After ten seconds without a report init kills
-//! it, and starts the next one even if a thread of the old one cannot be ended. After six bad starts, and before the guest goes down, init aborts the connection ([`mount::abort`]), so that no
-//! process waits forever.
+//! it, and starts the next one even if a thread of the old one cannot be ended. After six bad starts, and before the
+//! guest goes down, init aborts the connection ([`mount::abort`]), so that no process waits forever.
 //!
 //! # Mounts of containers
 //!

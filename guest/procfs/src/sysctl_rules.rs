@@ -63,8 +63,8 @@ pub(crate) struct Written {
 }
 
 impl Rule {
-    /// Judges a write in a VM with `memory` bytes; `None` is the kernel's `EINVAL`. `current` is the container's present
-    /// value.
+    /// Judges a write in a VM with `memory` bytes; `None` is the kernel's `EINVAL`. `current` is the container's
+    /// present value.
     pub(crate) fn judge(self, data: &[u8], current: &str, memory: u64) -> Option<Written> {
         // One byte more than the maximum shows that a text is too long.
         let text = std::str::from_utf8(data.get(..data.len().min(MAX_TEXT + 1))?).ok()?;

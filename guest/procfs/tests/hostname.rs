@@ -66,7 +66,8 @@ impl Contained {
         self.files.join(format!("proc+sys+kernel+{name}")).display().to_string()
     }
 
-    /// The output of a shell line that runs as root of the container, errors included. `$HOST` and `$DOMAIN` are its files.
+    /// The output of a shell line that runs as root of the container, errors included. `$HOST` and `$DOMAIN` are its
+    /// files.
     fn says(&self, line: &str) -> String {
         self.says_in(&["--uts"], line)
     }

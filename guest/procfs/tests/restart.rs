@@ -60,8 +60,9 @@ impl Init {
 fn readers_only_wait_while_the_service_is_killed_under_load() {
     let mut init = Init::new();
     let directories = [init.enter("a"), init.enter("b")];
-    // After the first close the kernel sends no more FLUSH. Otherwise execve(2) in a child of this process, which closes
-    // copies of the readers' files, would wait for the service that the child is about to become. init has none open.
+    // After the first close the kernel sends no more FLUSH. Otherwise execve(2) in a child of this process, which
+    // closes copies of the readers' files, would wait for the service that the child is about to become. init has none
+    // open.
     fs::read_to_string(directories[0].join("proc+uptime")).unwrap();
     let (ended, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
     let longest = thread::scope(|scope| {

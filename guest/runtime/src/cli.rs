@@ -1,7 +1,7 @@
 //! The command line of an OCI runtime, as runc defines it and containerd's shim uses it.
 //!
-//! Only `create`, `run` and `exec` are parsed. Their arguments are rebuilt from the parsed options, so that an option which
-//! this program does not know (crun's `--config`, say) cannot pass. The parser is written by hand
+//! Only `create`, `run` and `exec` are parsed. Their arguments are rebuilt from the parsed options, so that an option
+//! which this program does not know (crun's `--config`, say) cannot pass. The parser is written by hand
 //! because it has to accept all that Go's flag package does, and no crate mirrors that.
 
 use std::{
@@ -395,7 +395,8 @@ mod tests {
 
     #[test]
     fn exec_takes_no_option_that_is_not_known() {
-        // crun would take the first for `--process`, past the look into the file, and the second leads out of the cgroup.
+        // crun would take the first for `--process`, past the look into the file, and the second leads out of the
+        // cgroup.
         for line in [["exec", "--proc=/p", "cid"], ["exec", "--cgroup=../..", "cid"], ["exec", "-d", "--x"]] {
             assert!(matches!(parse(&line).1, Err(CliError::Option(_))), "{line:?}");
         }

@@ -4,8 +4,8 @@
 //!
 //! 1. The spec is checked before anything is made, so a refusal leaves nothing behind.
 //! 2. The container gets its user namespace next, because everything that is mounted is id-mapped to it.
-//! 3. Sources are opened in the mount namespace in which the container is assembled, and all of them are verified before
-//!    the first one is mounted.
+//! 3. Sources are opened in the mount namespace in which the container is assembled, and all of them are verified
+//!    before the first one is mounted.
 //! 4. Binds are mounted, and a read-only root is made so, before crun creates the container's own mount namespace: the
 //!    kernel locks what is there by then.
 //! 5. The seccomp filter is installed just before crun, which inherits it, as does every process of the container.
@@ -108,7 +108,8 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     }
     drop(container_root);
 
-    // crun gets descriptors instead of the spec's paths. They survive execve(2), by which `run` becomes crun, and fork(2).
+    // crun gets descriptors instead of the spec's paths. They survive execve(2), by which `run` becomes crun, and
+    // fork(2).
     let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
     id_mappings::map(&mut spec, userns.first_id);
@@ -173,7 +174,8 @@ fn hand_over(
     Ok(status)
 }
 
-/// Gives the container a user namespace: a new one with a free range, or that of the container whose namespaces it joins.
+/// Gives the container a user namespace: a new one with a free range, or that of the container whose namespaces it
+/// joins.
 fn assign_userns(
     table: &IdRangeTable,
     state_root: &Path,
@@ -198,7 +200,8 @@ fn assign_userns(
     let not_isolated = || Error::Spec(CheckError::NotIsolated("user".into()).into());
     let range = living.iter().map(|r| r.range).find(|range| range.userns == owner.id).ok_or_else(not_isolated)?;
     let record = locked.store(new, range, &living)?;
-    // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their files.
+    // A container that shares a user namespace could enter the others' namespaces anyway, so it may also have their
+    // files.
     let others = living.into_iter().filter(|r| r.range == range).map(|r| r.id);
     let containers = others.chain([record.id]).collect();
     let fd = owner.fd.try_clone().map_err(Error::system("keep a namespace open"))?;

@@ -73,8 +73,8 @@ pub(crate) fn chown_pipes(first_id: u32) {
 
 /// Replaces standard streams that are the VM's `/dev/null` with a null device of the container's own.
 ///
-/// crun gives the standard streams to the container's root. For a pipe that is right. But the inode of `/dev/null` is the
-/// one that the whole VM uses, and its owner could change its mode.
+/// crun gives the standard streams to the container's root. For a pipe that is right. But the inode of `/dev/null` is
+/// the one that the whole VM uses, and its owner could change its mode.
 pub(crate) fn use_private_null() -> io::Result<()> {
     let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
     let is_null = |stream: BorrowedFd<'_>| {

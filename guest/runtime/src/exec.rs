@@ -1,7 +1,8 @@
 //! `exec`: another process in a container.
 //!
 //! The container was checked when it was created. The process brings settings of its own: limits, an OOM score and the
-//! like, which the engine takes from the container and from its own options. They are judged as those of the first process.
+//! like, which the engine takes from the container and from its own options. They are judged as those of the first
+//! process.
 
 use std::{
     convert::Infallible,

@@ -1,12 +1,12 @@
 //! The ranges of user and group ids that containers have; this module alone writes the table.
 //!
 //! Each container has 65536 ids that no other container has, from 100000 up. Containers that share namespaces share a
-//! user namespace, and with it a range. The table is a directory on a tmpfs with a small file for each container, changed
-//! under a lock. No range has to be given back: a record counts only while crun knows the container, or while the process
-//! that creates it lives, so a crash leaks none.
+//! user namespace, and with it a range. The table is a directory on a tmpfs with a small file for each container,
+//! changed under a lock. No range has to be given back: a record counts only while crun knows the container, or while
+//! the process that creates it lives, so a crash leaks none.
 //!
-//! Nor is the table believed when it says less than the kernel: a range in which processes live is not free, even if its
-//! record is lost ([`crate::sys::new_userns`]).
+//! Nor is the table believed when it says less than the kernel: a range in which processes live is not free, even if
+//! its record is lost ([`crate::sys::new_userns`]).
 
 use std::{
     collections::BTreeSet,
@@ -84,8 +84,8 @@ pub(crate) struct Claim {
 impl Record {
     /// True while the container exists, or is being created.
     pub(crate) fn lives(&self) -> bool {
-        // crun makes the directory during `create` and removes it with `delete`. Before it does, the creator is the proof
-        // of life: this process, which waits for crun or becomes it.
+        // crun makes the directory during `create` and removes it with `delete`. Before it does, the creator is the
+        // proof of life: this process, which waits for crun or becomes it.
         self.state_root.join(&self.id).exists() || self.creator.lives()
     }
 }

@@ -1,7 +1,8 @@
-//! The container's own files of `/proc` and `/sys`: the procfs service serves them, and crun mounts them over the kernel's.
+//! The container's own files of `/proc` and `/sys`: the procfs service serves them, and crun mounts them over the
+//! kernel's.
 //!
-//! They inform the container about itself and protect nothing: an access that the kernel refuses in a user namespace, it
-//! refuses behind them as well.
+//! They inform the container about itself and protect nothing: an access that the kernel refuses in a user namespace,
+//! it refuses behind them as well.
 
 use std::path::Path;
 
@@ -89,8 +90,8 @@ fn mounts(spec: &Value, nodes: &[&Node], directory: &Path) -> Vec<Value> {
     };
     let entry = |node: &&Node| {
         let path = Path::new(node.path);
-        // A mount on a read-only /sys is not read-only by itself. Below /proc/sys crun's bind of the path onto itself would
-        // lose the `ro`; there the service refuses to write.
+        // A mount on a read-only /sys is not read-only by itself. Below /proc/sys crun's bind of the path onto itself
+        // would lose the `ro`; there the service refuses to write.
         let read_only = path.starts_with("/sys") && sysfs_is_read_only;
         let source = directory.join(node.file_name());
         let options = ["bind", "rprivate", "nosuid", "nodev", "noexec", if read_only { "ro" } else { "rw" }];

@@ -1,9 +1,10 @@
 //! The container's root file system, id-mapped: on disk owners stay as they are, no file is ever chowned.
 //!
-//! The container gets a clone of the engine's own mount of its root, with the container's id map on it. Both are mounts of
-//! one file system, so each sees at once what the other writes (cp, export, exec), and the container gets the events of
-//! files that the engine changes. A second overlay over the same writable layer would not do: each caches names for
-//! itself, and the kernel leaves undefined what two of them make of a layer (overlayfs.rst, "Sharing and copying layers").
+//! The container gets a clone of the engine's own mount of its root, with the container's id map on it. Both are mounts
+//! of one file system, so each sees at once what the other writes (cp, export, exec), and the container gets the events
+//! of files that the engine changes. A second overlay over the same writable layer would not do: each caches names for
+//! itself, and the kernel leaves undefined what two of them make of a layer (overlayfs.rst, "Sharing and copying
+//! layers").
 //!
 //! Linux lets no overlay be id-mapped. The guest's kernel does, by a patch in `firmware/patches`.
 
@@ -94,8 +95,8 @@ mod tests {
 
     use super::*;
 
-    /// Runs `test` as root in a mount namespace of its own, with a staging area, an empty directory, and a user namespace
-    /// with its first id.
+    /// Runs `test` as root in a mount namespace of its own, with a staging area, an empty directory, and a user
+    /// namespace with its first id.
     fn with_staging(test: impl FnOnce(&StagingArea, &Path, BorrowedFd<'_>, u32) + Send) {
         if !rustix::process::geteuid().is_root() {
             return;

@@ -1,8 +1,8 @@
 //! Translates errors of crun into runc's words, where callers of the engine go by the words.
 //!
-//! The docker CLI exits with 127 or 126 if the error of `docker run` contains "no such file or directory" or "permission
-//! denied", as Go writes them. The C library starts both with a capital letter, and crun has words of its own for some.
-//! Untranslated, they would make the CLI exit with 125.
+//! The docker CLI exits with 127 or 126 if the error of `docker run` contains "no such file or directory" or
+//! "permission denied", as Go writes them. The C library starts both with a capital letter, and crun has words of its
+//! own for some. Untranslated, they would make the CLI exit with 125.
 
 use std::{
     fs::File,

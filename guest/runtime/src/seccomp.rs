@@ -1,15 +1,16 @@
 //! The seccomp filter of this program's own, which every process of a container inherits through crun.
 //!
 //! vsock is not namespaced: a process that can create such a socket can talk to the host and to the VM's own ports. The
-//! filter is not part of the container's seccomp profile. So it is in force under `--privileged` and `seccomp=unconfined`,
-//! with a user's own profile, in `docker exec` and in build steps. Where there is a profile, too, the stricter answer wins
-//! (seccomp(2)). A refused call fails as on a kernel without the feature, for which programs are prepared.
+//! filter is not part of the container's seccomp profile. So it is in force under `--privileged` and
+//! `seccomp=unconfined`, with a user's own profile, in `docker exec` and in build steps. Where there is a profile, too,
+//! the stricter answer wins (seccomp(2)). A refused call fails as on a kernel without the feature, for which programs
+//! are prepared.
 //!
 //! io_uring is refused because a ring creates sockets past every filter (`IORING_OP_SOCKET`).
 //!
-//! A 32-bit program can still use `socketcall(2)`, whose arguments are in memory, where no filter can read them. Refusing
-//! it would take the network from every 32-bit program with glibc. Such a socket does not reach the VM or the host: their
-//! ports are reserved ones, which take a capability in the VM.
+//! A 32-bit program can still use `socketcall(2)`, whose arguments are in memory, where no filter can read them.
+//! Refusing it would take the network from every 32-bit program with glibc. Such a socket does not reach the VM or the
+//! host: their ports are reserved ones, which take a capability in the VM.
 
 use std::io;
 

@@ -102,7 +102,8 @@ fn fork(flags: libc::c_int) -> io::Result<libc::pid_t> {
     let child = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
     if child == 0 {
         // A child in a container's user namespace still has the VM's root as its user and its descriptors. A process of
-        // the container that may trace must not get at it. This is the child's own memory, so the parent is not affected.
+        // the container that may trace must not get at it. This is the child's own memory, so the parent is not
+        // affected.
         let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     }
     // The kernel's process ids fit.
@@ -190,8 +191,8 @@ fn unshare_user_as(id: u32) -> io::Result<bool> {
     if io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
         return Ok(false);
     }
-    // The kernel gives the new namespace the limit of its creator, for all of the container's processes together. In the
-    // VM there is none.
+    // The kernel gives the new namespace the limit of its creator, for all of the container's processes together. In
+    // the VM there is none.
     setrlimit(Resource::Nproc, Rlimit { current: maximum, maximum })?;
     // SAFETY: NEWUSER unshares no memory and no descriptor table; the child has a single thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }?;
@@ -208,8 +209,8 @@ pub(crate) fn open_in_userns(
     action: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> io::Result<OwnedFd> {
     let (reader, mut writer) = io::pipe()?;
-    // CLONE_FILES puts the descriptor that the child opens into our table. CLONE_FS must not be there: setns(2) refuses a
-    // user namespace to a process that shares its root directory with another.
+    // CLONE_FILES puts the descriptor that the child opens into our table. CLONE_FS must not be there: setns(2) refuses
+    // a user namespace to a process that shares its root directory with another.
     let child = fork(libc::CLONE_FILES)?;
     if child == 0 {
         let made = (|| -> io::Result<OwnedFd> {

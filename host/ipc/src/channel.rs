@@ -26,8 +26,8 @@ pub enum PacketError {
     Syntax(#[from] serde_json::Error),
 }
 
-/// Waits for the next packet, at most as long as `buffer`, and returns it with its descriptor; `None` when the other end
-/// is closed. A receiver keeps its buffer: clearing a new one for each packet costs more than the packet.
+/// Waits for the next packet, at most as long as `buffer`, and returns it with its descriptor; `None` when the other
+/// end is closed. A receiver keeps its buffer: clearing a new one for each packet costs more than the packet.
 pub fn receive<T: DeserializeOwned>(
     socket: &OwnedFd,
     buffer: &mut [u8],

@@ -9,8 +9,8 @@ const NETWORK6: [u16; 4] = [0xfd0b, 0x00ad, 0xc0ff, 0];
 /// Length of its prefix in bits.
 pub const PREFIX6: u8 = 64;
 
-/// Largest IP packet towards the guest's interface, in bytes. Datagrams come whole. Bulk TCP is cut by segmentation offload
-/// to the size that each peer announced, so the 1500 bytes of containers cost nothing.
+/// Largest IP packet towards the guest's interface, in bytes. Datagrams come whole. Bulk TCP is cut by segmentation
+/// offload to the size that each peer announced, so the 1500 bytes of containers cost nothing.
 pub const MTU: u16 = 65_520;
 
 /// Locally administered addresses of the two ends of the wire.
@@ -50,8 +50,8 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// The addresses that follow from a setup: in a network with a prefix of 24 bits `.1` is the gateway, `.3` the guest,
-    /// `.254` the host. `None` unless the prefix has 8 to 29 bits.
+    /// The addresses that follow from a setup: in a network with a prefix of 24 bits `.1` is the gateway, `.3` the
+    /// guest, `.254` the host. `None` unless the prefix has 8 to 29 bits.
     pub fn new(setup: &Setup) -> Option<Self> {
         let (first, prefix) = setup.subnet;
         // A /30 has two host addresses, one too few. The lower bound keeps the shift below in range.
@@ -105,8 +105,8 @@ impl Addresses {
 
     /// The host's address for a destination of the guest; `None` when the destination is not reachable.
     ///
-    /// This is the boundary that keeps a container from the host's loopback: the addresses of gateway and host are the only
-    /// way there, and every other spelling of the loopback is unreachable.
+    /// This is the boundary that keeps a container from the host's loopback: the addresses of gateway and host are the
+    /// only way there, and every other spelling of the loopback is unreachable.
     pub(super) fn on_host(&self, destination: SocketAddr) -> Option<SocketAddr> {
         let (address, port) = (destination.ip(), destination.port());
         if port == 0 {
@@ -120,20 +120,20 @@ impl Addresses {
             return self.host_loopback.then(|| SocketAddr::new(loopback, port));
         }
         let ordinary = match address {
-            // connect(2) takes 0.0.0.0/8 for this host (RFC 1122, 3.2.1.3). From 224 on there are only multicast, reserved and
-            // broadcast addresses (RFC 6890).
+            // connect(2) takes 0.0.0.0/8 for this host (RFC 1122, 3.2.1.3). From 224 on there are only multicast,
+            // reserved and broadcast addresses (RFC 6890).
             IpAddr::V4(v4) => (1..224).contains(&v4.octets()[0]) && v4.octets()[0] != 127,
-            // Global unicast (2000::/3) and unique local addresses (fc00::/7) only. Not among them are addresses that embed
-            // IPv4 (::, ::1, ::ffff:0:0/96), of which ::ffff:127.0.0.1 would lead to the loopback, link-local addresses,
-            // which mean nothing without an interface, and multicast.
+            // Global unicast (2000::/3) and unique local addresses (fc00::/7) only. Not among them are addresses that
+            // embed IPv4 (::, ::1, ::ffff:0:0/96), of which ::ffff:127.0.0.1 would lead to the loopback, link-local
+            // addresses, which mean nothing without an interface, and multicast.
             IpAddr::V6(v6) => v6.segments()[0] & 0xe000 == 0x2000 || v6.segments()[0] & 0xfe00 == 0xfc00,
         };
         // An unused address of the guest's network is nobody's; the host may have a network with the same numbers.
         (ordinary && !self.is_inside(address)).then(|| SocketAddr::new(address, port))
     }
 
-    /// The source address that a published port's container sees for a client: the client's own if the guest would route
-    /// its answer back here, else the gateway's.
+    /// The source address that a published port's container sees for a client: the client's own if the guest would
+    /// route its answer back here, else the gateway's.
     pub(super) fn as_client(&self, client: IpAddr, target: IpAddr) -> IpAddr {
         let gateway = match target {
             IpAddr::V4(_) => IpAddr::V4(self.gateway),
@@ -144,8 +144,8 @@ impl Addresses {
         let kept = match (client, target) {
             (IpAddr::V4(client), IpAddr::V4(target)) => {
                 let [a, b, ..] = client.octets();
-                // The guest delivers to its bridges itself. dockerd takes their networks from 172.17.0.0/16 to 172.31.0.0/16
-                // first, and the target's own /16 covers the network of this container.
+                // The guest delivers to its bridges itself. dockerd takes their networks from 172.17.0.0/16 to
+                // 172.31.0.0/16 first, and the target's own /16 covers the network of this container.
                 let engines = (a == 172 && (16..32).contains(&b)) || client.octets()[..2] == target.octets()[..2];
                 (1..224).contains(&a) && a != 127 && !client.is_link_local() && !engines
             }

@@ -1,9 +1,9 @@
 //! Messages from the backend to its child `bulkhead net`.
 //!
-//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`]. Each packet
-//! is one JSON object of at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The first is
-//! [`Command::Setup`] or [`Command::SetupTap`]. The child sends nothing back; it ends when the vmm's stream or this socket
-//! closes.
+//! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
+//! Each packet is one JSON object of at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The first is
+//! [`Command::Setup`] or [`Command::SetupTap`]. The child sends nothing back; it ends when the vmm's stream or this
+//! socket closes.
 //!
 //! The backend opens the listening sockets of published ports: it outlives this process, so the ports stay open while a
 //! new one starts, and a confined process needs no right to listen.

@@ -1,5 +1,5 @@
-//! A bounded table of associations, for protocols without connections (UDP, pings): the least recently used one gives way
-//! to a new one, and idle ones expire.
+//! A bounded table of associations, for protocols without connections (UDP, pings): the least recently used one gives
+//! way to a new one, and idle ones expire.
 
 use std::{
     collections::HashMap,
@@ -13,8 +13,8 @@ struct Entry<K, T> {
     used: Instant,
 }
 
-/// Associations by their ends (`K`) and by number. Numbers are never used again, so an event that comes late for one that
-/// is gone finds nothing.
+/// Associations by their ends (`K`) and by number. Numbers are never used again, so an event that comes late for one
+/// that is gone finds nothing.
 pub(super) struct Associations<K, T> {
     capacity: usize,
     idle_timeout: Duration,

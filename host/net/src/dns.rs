@@ -1,8 +1,8 @@
-//! The guest's name server: answers the two names that exist only here and those in the host's hosts(5), and passes every
-//! other query on to the host's servers, as resolv.conf has them at that moment (`127.0.0.53` included).
+//! The guest's name server: answers the two names that exist only here and those in the host's hosts(5), and passes
+//! every other query on to the host's servers, as resolv.conf has them at that moment (`127.0.0.53` included).
 //!
-//! Over UDP, servers are asked one after the other. Over TCP (RFC 1035, 4.2.2; RFC 7766), queries are answered here until
-//! the first that has to be passed on; from there on the bytes of the connection go to the first server unread.
+//! Over UDP, servers are asked one after the other. Over TCP (RFC 1035, 4.2.2; RFC 7766), queries are answered here
+//! until the first that has to be passed on; from there on the bytes of the connection go to the first server unread.
 
 use std::{
     collections::BTreeMap,
@@ -38,8 +38,8 @@ const TYPE_A: u16 = 1;
 const TYPE_PTR: u16 = 12;
 const TYPE_AAAA: u16 = 28;
 const CLASS_IN: u16 = 1;
-/// Seconds for which a local answer may be cached: the addresses change with the setting of the guest's network, and with
-/// the host's file.
+/// Seconds for which a local answer may be cached: the addresses change with the setting of the guest's network, and
+/// with the host's file.
 const TTL: u32 = 60;
 
 /// Response codes (RFC 1035, 4.1.1).
@@ -111,7 +111,8 @@ impl Dns {
         let servers = self.resolver.servers().to_vec();
         for attempts in first..servers.len() * ROUNDS {
             let server = servers[attempts % servers.len()];
-            // A socket for each query: its random port is what a forger has to guess besides the identifier (RFC 5452, 9.2).
+            // A socket for each query: its random port is what a forger has to guess besides the identifier (RFC 5452,
+            // 9.2).
             let Ok(socket) = socket::udp(server) else { continue };
             if socket.send(&message).is_err() || events::watch(epoll, &socket, Token::Dns(self.next)).is_err() {
                 continue;
@@ -237,8 +238,8 @@ fn question(message: &[u8]) -> Option<(String, u16, u16, usize)> {
                 name.push('.');
                 at += len;
             }
-            // A compression pointer (RFC 1035, 4.1.4): the first name of a message has nothing to point to. Refusing it also
-            // means that no message can make this loop run in circles.
+            // A compression pointer (RFC 1035, 4.1.4): the first name of a message has nothing to point to. Refusing it
+            // also means that no message can make this loop run in circles.
             _ => return None,
         }
         // A name has 255 bytes at most (RFC 1035, 2.3.4); `char`s above 127 take two here.
@@ -263,8 +264,8 @@ impl Names<'_> {
             return Some(reply_to(message, end, NXDOMAIN));
         }
         let mut answer = reply_to(message, end, 0);
-        // A query for another type gets an empty answer: the name exists, such a record does not (RFC 2308, 2.2). IPv4 only:
-        // services on the host's loopback often do not listen on ::1, and clients would try that first.
+        // A query for another type gets an empty answer: the name exists, such a record does not (RFC 2308, 2.2). IPv4
+        // only: services on the host's loopback often do not listen on ::1, and clients would try that first.
         if kind == TYPE_A && class == CLASS_IN {
             add_record(&mut answer, kind, &address.octets());
         }

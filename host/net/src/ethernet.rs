@@ -1,5 +1,5 @@
-//! Sorts the guest's Ethernet frames, and answers its requests for hardware addresses (ARP, RFC 826; neighbour discovery,
-//! RFC 4861).
+//! Sorts the guest's Ethernet frames, and answers its requests for hardware addresses (ARP, RFC 826; neighbour
+//! discovery, RFC 4861).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -90,8 +90,8 @@ fn solicited(packet: &Packet<'_>) -> Option<Ipv6Addr> {
 
 /// The advertisement that answers a solicitation (RFC 4861, 4.4).
 fn advertise(solicitation: &Packet<'_>, target: Ipv6Addr) -> Option<Payload<'static>> {
-    // An unspecified source probes for duplicates of an address that it wants to use (RFC 4862, 5.4). A hop limit below 255
-    // means that a container's packet was forwarded, and the protocol is for neighbours only (RFC 4861, 7.1.1).
+    // An unspecified source probes for duplicates of an address that it wants to use (RFC 4862, 5.4). A hop limit below
+    // 255 means that a container's packet was forwarded, and the protocol is for neighbours only (RFC 4861, 7.1.1).
     if solicitation.source.is_unspecified() || solicitation.hops != 255 {
         return None;
     }

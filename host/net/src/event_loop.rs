@@ -110,8 +110,8 @@ impl EventLoop {
             let before = self.stack.out.len();
             self.stack.resume();
             if self.stack.out.len() == before || before > 0 {
-                // Sending may have ended a connection whose last frames wait in `out`, and no event announces those. With
-                // no room, the guest's kick does.
+                // Sending may have ended a connection whose last frames wait in `out`, and no event announces those.
+                // With no room, the guest's kick does.
                 return more || room && self.stack.has_output();
             }
         }

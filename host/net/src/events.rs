@@ -77,8 +77,8 @@ pub(super) fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Resul
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(EventSet::IN, token.pack()))
 }
 
-/// Reports `fd` each time that it becomes readable or writable (edge-triggered): a guest that takes no data must not keep
-/// the loop spinning over a readable socket.
+/// Reports `fd` each time that it becomes readable or writable (edge-triggered): a guest that takes no data must not
+/// keep the loop spinning over a readable socket.
 pub(super) fn watch_edges(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
     let events = EventSet::IN | EventSet::OUT | EventSet::PRIORITY | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token.pack()))

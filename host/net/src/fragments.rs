@@ -1,7 +1,7 @@
 //! Reassembles datagrams that a container sends in fragments (RFC 791, 3.2; RFC 8200, 4.5).
 //!
-//! Only datagrams larger than a container's MTU come in fragments. Memory is bounded by three limits: datagrams under way,
-//! fragments of each, and time.
+//! Only datagrams larger than a container's MTU come in fragments. Memory is bounded by three limits: datagrams under
+//! way, fragments of each, and time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -108,9 +108,9 @@ impl Assembly {
             // An exact repetition is harmless (RFC 8200, 4.5).
             return true;
         }
-        // Overlaps are an attack: what a filter saw in one fragment another one replaces (RFC 5722, RFC 8200, 4.5). So are two
-        // different ends, and data beyond an end. All fragments but the last have a multiple of 8 bytes, because offsets
-        // count in such units.
+        // Overlaps are an attack: what a filter saw in one fragment another one replaces (RFC 5722, RFC 8200, 4.5). So
+        // are two different ends, and data beyond an end. All fragments but the last have a multiple of 8 bytes,
+        // because offsets count in such units.
         let fits = !data.is_empty()
             && before <= offset
             && end <= after

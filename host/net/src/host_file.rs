@@ -17,8 +17,8 @@ impl HostFile {
         Self { path: path.into(), most, seen: None }
     }
 
-    /// Returns the text if it is another one than at the last call. A file that is missing for a moment, or cannot be read,
-    /// counts as unchanged.
+    /// Returns the text if it is another one than at the last call. A file that is missing for a moment, or cannot be
+    /// read, counts as unchanged.
     pub(super) fn changed(&mut self) -> Option<String> {
         // Some programs replace the file, others rewrite the target of a symbolic link: both show here.
         let metadata = std::fs::metadata(&self.path).ok()?;

@@ -82,8 +82,8 @@ impl Echo {
         let key = Key { guest: packet.source, peer: packet.destination, identifier };
         let id = self.0.find(&key).or_else(|| self.associate(epoll, addresses, key))?;
         let (_, socket) = self.0.touch(id)?;
-        // The kernel puts the socket's own identifier and a checksum into the message. One that the socket does not take is
-        // lost, as pings may be.
+        // The kernel puts the socket's own identifier and a checksum into the message. One that the socket does not
+        // take is lost, as pings may be.
         let _ = send(socket.as_raw_fd(), message, MsgFlags::empty());
         None
     }

@@ -23,16 +23,16 @@ pub(super) struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Reads a packet; `None` if it is malformed or a fragment. IPv6's extension headers stay part of the payload, whose
-    /// protocol is then one that is not served.
+    /// Reads a packet; `None` if it is malformed or a fragment. IPv6's extension headers stay part of the payload,
+    /// whose protocol is then one that is not served.
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => {
                 let ip = Ipv4Packet::new_checked(bytes).ok()?;
                 let header = usize::from(ip.header_len());
                 let len = usize::from(ip.total_len());
-                // IPv4 options are skipped, not interpreted. The header's checksum does not matter: the packet comes from
-                // memory, and `offload` lets the guest leave checksums out.
+                // IPv4 options are skipped, not interpreted. The header's checksum does not matter: the packet comes
+                // from memory, and `offload` lets the guest leave checksums out.
                 let whole = header >= IPV4_HEADER_LEN && header <= len && !ip.more_frags() && ip.frag_offset() == 0;
                 whole.then_some(Self {
                     source: ip.src_addr().into(),

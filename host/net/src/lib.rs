@@ -1,8 +1,8 @@
-//! User-mode networking: `bulkhead net`, the vhost-user backend of the VM's network device. For the guest it is the whole
-//! internet: router, name server and the far end of every connection.
+//! User-mode networking: `bulkhead net`, the vhost-user backend of the VM's network device. For the guest it is the
+//! whole internet: router, name server and the far end of every connection.
 //!
-//! No packet of the guest goes out, only its data: each connection ends here and continues as a socket of this process. So
-//! nothing needs privileges, and the host's routes, VPNs and firewall apply as they do to any program.
+//! No packet of the guest goes out, only its data: each connection ends here and continues as a socket of this process.
+//! So nothing needs privileges, and the host's routes, VPNs and firewall apply as they do to any program.
 //!
 //! # Parts
 //!
@@ -18,27 +18,27 @@
 //! # Addresses
 //!
 //! By default (`vpnkitCIDR`) the guest is 192.168.65.3, without DHCP: its init sets address, route and name server.
-//! 192.168.65.1 is `gateway.docker.internal`, router and name server; 192.168.65.254 is `host.docker.internal`. ARP, pings
-//! and connections for both are answered here. The guest also has an address of fd0b:ad:c0ff::/64; the host's names stay
-//! IPv4 only (see `dns`).
+//! 192.168.65.1 is `gateway.docker.internal`, router and name server; 192.168.65.254 is `host.docker.internal`. ARP,
+//! pings and connections for both are answered here. The guest also has an address of fd0b:ad:c0ff::/64; the host's
+//! names stay IPv4 only (see `dns`).
 //!
 //! # TCP
 //!
-//! The TCP/IP stack is smoltcp: it does no I/O and has no runtime, so one thread with one epoll serves queues, sockets and
-//! timers without a channel or a task for each connection. Each connection has an interface of its own: a packet costs the
-//! same whether there is one connection or thousands, and any address can be the far end. ipstack was tried: a gigabyte
-//! towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more than here, and the
-//! end of the host's data never reached the guest.
+//! The TCP/IP stack is smoltcp: it does no I/O and has no runtime, so one thread with one epoll serves queues, sockets
+//! and timers without a channel or a task for each connection. Each connection has an interface of its own: a packet
+//! costs the same whether there is one connection or thousands, and any address can be the far end. ipstack was tried:
+//! a gigabyte towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more than
+//! here, and the end of the host's data never reached the guest.
 //!
 //! Bulk data towards the guest does not go through smoltcp; `tcp` describes both paths, and `tcp/retransmit.rs` sends
 //! lost segments again.
 //!
 //! # Large segments
 //!
-//! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums (`HOST_TSO4`, `CSUM`). Towards
-//! the guest, smoltcp is shown a larger segment size than the guest's end announced, and virtio's segmentation offload
-//! (`GUEST_TSO4` with the announced size) lets the guest's kernel cut the segments, or not. So `docker0` and containers keep
-//! their MTU of 1500; `eth0` has 65520, for datagrams.
+//! Data moves up to 64 KiB at a time. The guest may send unsegmented TCP without checksums (`HOST_TSO4`, `CSUM`).
+//! Towards the guest, smoltcp is shown a larger segment size than the guest's end announced, and virtio's segmentation
+//! offload (`GUEST_TSO4` with the announced size) lets the guest's kernel cut the segments, or not. So `docker0` and
+//! containers keep their MTU of 1500; `eth0` has 65520, for datagrams.
 //!
 //! # Limits
 //!
@@ -46,8 +46,8 @@
 //! being read. Not supported yet: ICMP errors (an unreachable UDP port is silence to the guest), and search domains of
 //! the host.
 //!
-//! A network process that dies is started again by the backend. The vmm hands the new one the queues from where the used
-//! rings are; connections that were open are reset.
+//! A network process that dies is started again by the backend. The vmm hands the new one the queues from where the
+//! used rings are; connections that were open are reset.
 
 pub mod addresses;
 pub mod api;
@@ -127,8 +127,8 @@ fn serve() -> Result<(), NetError> {
         _ => return Err(NetError::NoSetup),
     };
     let addresses = Addresses::new(&setup).ok_or(NetError::Subnet(setup.subnet.0, setup.subnet.1))?;
-    // Each connection, association and query is a descriptor, and all tables at their bounds fit into this. Under a lower
-    // hard limit `socket` fails earlier, which refuses the connection.
+    // Each connection, association and query is a descriptor, and all tables at their bounds fit into this. Under a
+    // lower hard limit `socket` fails earlier, which refuses the connection.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most.min(MAX_DESCRIPTORS), most);
     }

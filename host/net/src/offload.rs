@@ -35,8 +35,8 @@ const TCP_CHECKSUM: u16 = 16;
 
 /// Leaves a TCP segment's checksum to the guest, and its segmentation if it has more than `mss` bytes of data.
 ///
-/// Without `checksum_offload` the checksum is made here. Then no segment is longer than the guest takes, because the driver
-/// may negotiate segmentation only together with checksums (virtio 1.3, 5.1.3.1).
+/// Without `checksum_offload` the checksum is made here. Then no segment is longer than the guest takes, because the
+/// driver may negotiate segmentation only together with checksums (virtio 1.3, 5.1.3.1).
 pub(super) fn offload_tcp(frame: &mut Frame, mss: u16, checksum_offload: bool) {
     let Some(packet) = frame.bytes.get(ETHERNET_HEADER..).and_then(Packet::parse) else { return };
     let (source, destination) = (packet.source, packet.destination);
@@ -55,8 +55,8 @@ pub(super) fn offload_tcp(frame: &mut Frame, mss: u16, checksum_offload: bool) {
     frame.header = virtio_header(source, start, tcp_header, len.saturating_sub(tcp_header), mss);
 }
 
-/// The sum over the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), not inverted: the guest's kernel adds the rest to what
-/// stands in the checksum field (virtio 1.3, 5.1.6.2).
+/// The sum over the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1), not inverted: the guest's kernel adds the rest to
+/// what stands in the checksum field (virtio 1.3, 5.1.6.2).
 fn pseudo_header_sum(source: IpAddr, destination: IpAddr, len: usize) -> u16 {
     let words = |address: IpAddr| -> u32 {
         let sum = |bytes: &[u8]| bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
@@ -92,8 +92,8 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// The headers of a segment of `len` bytes with this sequence number, acknowledgement and (scaled) window. The guest
-    /// completes the checksum, and cuts data longer than `mss`.
+    /// The headers of a segment of `len` bytes with this sequence number, acknowledgement and (scaled) window. The
+    /// guest completes the checksum, and cuts data longer than `mss`.
     pub(super) fn new(
         key: Key,
         (sequence, acknowledged): (u32, u32),
@@ -111,7 +111,8 @@ impl Head {
         head.bytes[6..12].copy_from_slice(&GATEWAY_MAC);
         head.bytes[12..14].copy_from_slice(if source.is_ipv4() { &ETHERTYPE_IPV4 } else { &ETHERTYPE_IPV6 });
         ip::fill(&mut head.bytes[ETHERNET_HEADER..start], source, destination, IpProtocol::Tcp, TCP_HEADER + len);
-        // No options: none of those that smoltcp negotiates has to be in every segment. The urgent pointer stays zero, since urgent data travels as ordinary data (RFC 6093, 6).
+        // No options: none of those that smoltcp negotiates has to be in every segment. The urgent pointer stays zero,
+        // since urgent data travels as ordinary data (RFC 6093, 6).
         let tcp = &mut head.bytes[start..];
         tcp[..2].copy_from_slice(&key.peer.port().to_be_bytes());
         tcp[2..4].copy_from_slice(&key.guest.port().to_be_bytes());
@@ -136,7 +137,8 @@ impl Head {
     }
 }
 
-/// `struct virtio_net_hdr` for a TCP segment of `len` bytes of data whose own header starts at `start` (virtio 1.3, 5.1.6).
+/// `struct virtio_net_hdr` for a TCP segment of `len` bytes of data whose own header starts at `start` (virtio 1.3,
+/// 5.1.6).
 fn virtio_header(source: IpAddr, start: usize, tcp_header: usize, len: usize, mss: u16) -> [u8; VIRTIO_HEADER] {
     let mut header = [0; VIRTIO_HEADER];
     // `flags`, `csum_start` and `csum_offset`: the checksum covers everything from the TCP header on.
@@ -186,7 +188,8 @@ pub(super) fn raise_mss(packet: &mut [u8], size: u16) -> u16 {
                 {
                     let announced = u16::from_be_bytes([value[0], value[1]]);
                     value.copy_from_slice(&size.to_be_bytes());
-                    // A tiny size, which only a hostile guest announces, would cost it thousands of pieces for each segment.
+                    // A tiny size, which only a hostile guest announces, would cost it thousands of pieces for each
+                    // segment.
                     return announced.max(64);
                 }
                 at += usize::from(len);

@@ -1,8 +1,8 @@
 //! The device side of the receive and transmit queues (virtio 1.3, 2.7, 5.1.6).
 //!
 //! The driver is hostile until proven otherwise: it may give any index, length and address. Indices are checked by
-//! `virtio_queue`, addresses by `vm_memory`, and buffers outside of guest memory count as the driver's own loss. Nothing
-//! is read twice that was checked once, except the data itself.
+//! `virtio_queue`, addresses by `vm_memory`, and buffers outside of guest memory count as the driver's own loss.
+//! Nothing is read twice that was checked once, except the data itself.
 
 use std::io::{self, Read};
 
@@ -97,8 +97,8 @@ impl Ring {
         })
     }
 
-    /// Sets the used index from which on the queue is continued. Signals for earlier elements are the vmm's to give when
-    /// it hands the queue over.
+    /// Sets the used index from which on the queue is continued. Signals for earlier elements are the vmm's to give
+    /// when it hands the queue over.
     pub(super) fn set_used(&mut self, used: u16) {
         self.queue.restart(used);
     }
@@ -110,8 +110,8 @@ impl Ring {
 
     /// Takes at most `most` frames of the guest; true when there may be more.
     ///
-    /// Frames come without virtio's header. It asks for checksums and for cutting of segments, which only a wire needs: the
-    /// data ends here.
+    /// Frames come without virtio's header. It asks for checksums and for cutting of segments, which only a wire needs:
+    /// the data ends here.
     pub(super) fn pop_frames(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
         self.pop_frames_with_header(memory, most, |frame| each(&frame[VIRTIO_HEADER..]))
     }
@@ -126,12 +126,13 @@ impl Ring {
         for _ in 0..most {
             let Some(chain) = self.queue.pop(memory) else {
                 self.signal(memory);
-                // The driver may have added a frame between the look above and this request for a kick: then there is more.
+                // The driver may have added a frame between the look above and this request for a kick: then there is
+                // more.
                 return self.queue.enable_notifications(memory);
             };
             let head = chain.head_index();
-            // Copied before it is looked at: the guest can change its buffers at any time. A broken chain carries no frame,
-            // and is returned like any other.
+            // Copied before it is looked at: the guest can change its buffers at any time. A broken chain carries no
+            // frame, and is returned like any other.
             if let Some(frame) = read(chain, memory, &mut self.frame) {
                 each(frame);
             }
@@ -149,8 +150,8 @@ impl Ring {
         let mut missing = (VIRTIO_HEADER + frame.bytes.len()) as u64;
         self.chains.clear();
         self.buffers.clear();
-        // Without VIRTIO_NET_F_MRG_RXBUF a frame has to fit into one chain. The bound keeps a queue whose indices run wild
-        // from holding this loop.
+        // Without VIRTIO_NET_F_MRG_RXBUF a frame has to fit into one chain. The bound keeps a queue whose indices run
+        // wild from holding this loop.
         while missing > 0 && (mergeable || self.chains.is_empty()) && self.chains.len() < MAX_QUEUE_SIZE.into() {
             let Some(chain) = self.queue.pop(memory) else {
                 self.rewind(start);
@@ -182,8 +183,8 @@ impl Ring {
         let head = VIRTIO_HEADER + head;
         let room = self.collect(memory, mergeable, head + most);
         if room < head + most.min(MIN_DATA) {
-            // More buffers would not help if the chain has to be one, or if there are as many as can be used. Such chains
-            // are returned empty, and the caller tries the next ones; else it waits for more.
+            // More buffers would not help if the chain has to be one, or if there are as many as can be used. Such
+            // chains are returned empty, and the caller tries the next ones; else it waits for more.
             let all = self.chains.len() == usize::from(MAX_QUEUE_SIZE) || self.buffers.len() == MAX_IOVECS;
             let useless = all || !self.chains.is_empty() && !mergeable;
             if useless {
@@ -290,15 +291,16 @@ impl Ring {
     /// already.
     pub(super) fn enable_kick(&mut self, memory: &GuestRam) -> bool {
         let start = self.queue.position();
-        // `enable_notifications` compares with the queue's position and, with VIRTIO_F_EVENT_IDX, asks for a kick at it.
-        // From `start` on there are buffers, so at `start` it would report them forever.
+        // `enable_notifications` compares with the queue's position and, with VIRTIO_F_EVENT_IDX, asks for a kick at
+        // it. From `start` on there are buffers, so at `start` it would report them forever.
         self.queue.rewind(self.short_at);
         let more = self.queue.enable_notifications(memory);
         self.queue.rewind(start);
         more
     }
 
-    /// Signals the driver if elements were used since the last signal and it wants to be signalled (virtio 1.3, 2.7.7.2).
+    /// Signals the driver if elements were used since the last signal and it wants to be signalled (virtio 1.3,
+    /// 2.7.7.2).
     pub(super) fn signal(&mut self, memory: &GuestRam) {
         if self.queue.should_interrupt(memory)
             && let Some(call) = &self.call

@@ -29,8 +29,8 @@ fn new(address: IpAddr, kind: SockType, protocol: Option<SockProtocol>) -> nix::
 pub(super) fn tune(stream: &impl std::os::fd::AsFd) {
     // The guest's own TCP has applied Nagle's algorithm already, or was told not to.
     let _ = setsockopt(stream, sockopt::TcpNoDelay, &true);
-    // Urgent data is passed on as ordinary data (RFC 6093, 6). Out of line, `MSG_PEEK` would count its byte and other calls
-    // would not, and the two would disagree about positions.
+    // Urgent data is passed on as ordinary data (RFC 6093, 6). Out of line, `MSG_PEEK` would count its byte and other
+    // calls would not, and the two would disagree about positions.
     let _ = setsockopt(stream, sockopt::OobInline, &true);
     let _ = setsockopt(stream, sockopt::KeepAlive, &true);
     let _ = setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE_TIME);
@@ -66,8 +66,9 @@ fn call(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sets the position of the next [`peek`], counted from the first byte in the socket (`SO_PEEK_OFF`). Each peek moves it
-/// forward, each read back. Fails on kernels that have it for other sockets only (before Linux 6.9, for IPv6 before 6.11).
+/// Sets the position of the next [`peek`], counted from the first byte in the socket (`SO_PEEK_OFF`). Each peek moves
+/// it forward, each read back. Fails on kernels that have it for other sockets only (before Linux 6.9, for IPv6 before
+/// 6.11).
 pub(super) fn set_peek_offset(stream: &TcpStream, offset: u32) -> io::Result<()> {
     let (level, option, size) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF, size_of::<u32>() as libc::socklen_t);
     // SAFETY: the pointer and size are those of `offset`.

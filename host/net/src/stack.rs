@@ -1,5 +1,5 @@
-//! Dispatches the guest's packets to TCP, UDP, ICMP and DNS; owns the table of TCP connections, their timers and the order
-//! in which they send.
+//! Dispatches the guest's packets to TCP, UDP, ICMP and DNS; owns the table of TCP connections, their timers and the
+//! order in which they send.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -43,8 +43,8 @@ const BUFFERS: [(usize, usize); 3] = [(128, 512 * 1024), (1024, 64 * 1024), (MAX
 const SMALL_BUFFER: usize = 16 * 1024;
 /// First port of clients that are shown with the gateway's address.
 const FIRST_PORT: u16 = 1024;
-/// Frames that wait for the guest's buffers. TCP emits no more than these; other protocols' frames are dropped beyond twice
-/// as many.
+/// Frames that wait for the guest's buffers. TCP emits no more than these; other protocols' frames are dropped beyond
+/// twice as many.
 const MAX_OUT: usize = 256;
 /// Interval between two checks for idle associations.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -149,8 +149,8 @@ impl Stack {
 
     fn receive_udp(&mut self, packet: &Packet<'_>) {
         let Some((key, data)) = udp::parse(packet) else { return };
-        // Only the guest's own addresses open associations. Addresses behind it, such as a container's, can only answer a
-        // published port's client, so no container can pose as another machine towards the host's network.
+        // Only the guest's own addresses open associations. Addresses behind it, such as a container's, can only answer
+        // a published port's client, so no container can pose as another machine towards the host's network.
         let guest = self.addresses.is_guest(packet.source);
         if guest && self.addresses.is_dns(key.peer) {
             let mut out = Vec::new();
@@ -162,8 +162,8 @@ impl Stack {
     }
 
     fn receive_tcp(&mut self, packet: &Packet<'_>) {
-        // RFC 9293, 3.9.2.3 (MUST-57): TCP to or from multicast, broadcast and unspecified addresses is discarded. smoltcp
-        // takes that for granted.
+        // RFC 9293, 3.9.2.3 (MUST-57): TCP to or from multicast, broadcast and unspecified addresses is discarded.
+        // smoltcp takes that for granted.
         if !is_unicast(packet.source) || !is_unicast(packet.destination) {
             return;
         }
@@ -185,8 +185,8 @@ impl Stack {
                 self.advance(id);
             }
         } else if self.addresses.is_guest(packet.source) {
-            // Everything but a SYN is left from a connection of an earlier process or before a reset: the answer is a reset,
-            // and so is it to a SYN that leads nowhere.
+            // Everything but a SYN is left from a connection of an earlier process or before a reset: the answer is a
+            // reset, and so is it to a SYN that leads nowhere.
             let opens = tcp.syn() && !tcp.ack() && !tcp.rst();
             if !opens || !self.connect(key, packet.bytes, now) {
                 self.queue(Flow::refuse(packet.bytes.to_vec(), key, now));
@@ -270,8 +270,8 @@ impl Stack {
         }
     }
 
-    /// The port to show a client with that has the gateway's address: the one that was not used for the longest time, so
-    /// that the container's TCP is least likely to remember an earlier connection from it.
+    /// The port to show a client with that has the gateway's address: the one that was not used for the longest time,
+    /// so that the container's TCP is least likely to remember an earlier connection from it.
     fn next_port(&mut self) -> u16 {
         self.last_port = self.last_port.checked_add(1).unwrap_or(FIRST_PORT);
         self.last_port
@@ -364,8 +364,8 @@ impl Stack {
         self.out.extend(out);
     }
 
-    /// Sends the host's data to the guest, one burst for each connection in turn; tells if there is more, or no room for
-    /// it.
+    /// Sends the host's data to the guest, one burst for each connection in turn; tells if there is more, or no room
+    /// for it.
     pub(super) fn send(&mut self, sink: &mut dyn FrameSink) -> Sent {
         let now = self.now();
         for _ in 0..self.senders.len() {

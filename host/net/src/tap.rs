@@ -1,5 +1,5 @@
-//! The network process of a VM with a tap device: copies frames between the device and the queues, under a tighter filter
-//! than the user-mode network's, and interprets none.
+//! The network process of a VM with a tap device: copies frames between the device and the queues, under a tighter
+//! filter than the user-mode network's, and interprets none.
 //!
 //! The device has the same header before each frame as virtio (`IFF_VNET_HDR`, Documentation/networking/tuntap.rst), so
 //! guest and host kernel do checksums and segments between them, and bulk data moves up to 64 KiB at a time.
@@ -84,7 +84,8 @@ impl Tap {
         let mergeable = device.has(VIRTIO_NET_F_MRG_RXBUF);
         let mut more = false;
         if device.rings[TX].runs() {
-            // A frame that the device does not take is lost, as on any wire. The kernel checks the header of the others.
+            // A frame that the device does not take is lost, as on any wire. The kernel checks the header of the
+            // others.
             more = device.rings[TX].pop_frames_with_header(&memory, BURST, |frame| drop(self.file.write(frame)));
         }
         let ring = &mut device.rings[RX];
@@ -134,8 +135,8 @@ impl Tap {
         }
     }
 
-    /// Sets the offloads that the guest's driver has negotiated on the device (`TUNSETOFFLOAD`). For the rest, the kernel makes
-    /// checksums and segments itself.
+    /// Sets the offloads that the guest's driver has negotiated on the device (`TUNSETOFFLOAD`). For the rest, the
+    /// kernel makes checksums and segments itself.
     fn update_offload(&mut self, device: &Device) {
         // The device refuses segmentation without checksums, as virtio does.
         let mut offload = 0;

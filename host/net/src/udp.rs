@@ -1,8 +1,8 @@
 //! UDP: an association for each pair of a guest's address and a far one.
 //!
-//! An association that the guest opens has a connected socket of its own. So the kernel lets in only datagrams of that far
-//! end, also on the loopback, where any process of the host could send one. A client of a published port is answered
-//! through that port's socket, from the address that the client used.
+//! An association that the guest opens has a connected socket of its own. So the kernel lets in only datagrams of that
+//! far end, also on the loopback, where any process of the host could send one. A client of a published port is
+//! answered through that port's socket, from the address that the client used.
 
 use std::{
     collections::HashMap,
@@ -70,8 +70,8 @@ impl Udp {
             return;
         };
         let Some((_, remote)) = self.associations.touch(id) else { return };
-        // A datagram that the socket does not take is lost, as datagrams may be. Nothing is queued here, so a guest that sends
-        // faster than the host's network loses its own datagrams.
+        // A datagram that the socket does not take is lost, as datagrams may be. Nothing is queued here, so a guest
+        // that sends faster than the host's network loses its own datagrams.
         match remote {
             Remote::Connected(socket) => {
                 let _ = socket.send(data);
@@ -95,8 +95,8 @@ impl Udp {
 
     fn insert(&mut self, key: Key, remote: Remote) -> u64 {
         let id = self.associations.next();
-        // A flood of the guest's own pushes out its oldest associations. A published port's client whose association gives way
-        // gets another one with its next datagram.
+        // A flood of the guest's own pushes out its oldest associations. A published port's client whose association
+        // gives way gets another one with its next datagram.
         if let Some(gone) = self.associations.insert(key, remote) {
             self.forget_client(gone);
         }
@@ -107,7 +107,8 @@ impl Udp {
     pub(super) fn receive(&mut self, id: u64, scratch: &mut [u8], out: &mut Vec<Frame>) {
         for _ in 0..BURST {
             let Some((key, Remote::Connected(socket))) = self.associations.get(id) else { return };
-            // An error, such as "port unreachable" for an earlier datagram, is cleared by this. The guest does not learn of it.
+            // An error, such as "port unreachable" for an earlier datagram, is cleared by this. The guest does not
+            // learn of it.
             let Ok(len) = socket.recv(scratch) else { return };
             self.associations.touch(id);
             // `scratch` has room for more than the guest's interface takes.

@@ -1,7 +1,7 @@
 //! The vmm's requests ("Vhost-user Protocol", QEMU's specification): features, guest memory, the queues.
 //!
-//! The vmm is trusted no further than its guest: it passes the guest's values on, so addresses and sizes are checked here
-//! again.
+//! The vmm is trusted no further than its guest: it passes the guest's values on, so addresses and sizes are checked
+//! here again.
 
 use std::{fs::File, io, sync::Arc};
 
@@ -167,14 +167,15 @@ impl VhostUserBackendReqHandlerMut for Device {
             let (guest, len) = (region.guest_phys_addr, region.memory_size);
             // `guest_address` adds an offset below `len` to it.
             guest.checked_add(len).ok_or(Error::InvalidParam)?;
-            // Fails for a file shorter than the region. A file that shrinks later would kill this process with SIGBUS, which
-            // only the vmm, the owner of the memory, could bring about.
+            // Fails for a file shorter than the region. A file that shrinks later would kill this process with SIGBUS,
+            // which only the vmm, the owner of the memory, could bring about.
             let mapping = region.mmap_region(file)?;
             exclude_from_cores(&mapping).map_err(Error::ReqHandlerError)?;
             mapped.push(GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or(Error::InvalidParam)?);
             ranges.push(Range { frontend: region.user_addr, guest, len });
         }
-        // Refuses overlapping regions. Frames move only between two requests, so nothing uses the old mapping meanwhile.
+        // Refuses overlapping regions. Frames move only between two requests, so nothing uses the old mapping
+        // meanwhile.
         let memory = GuestRam::from_regions(mapped).map_err(|_| Error::InvalidParam)?;
         self.memory = Some(Arc::new(memory));
         self.ranges = ranges;
@@ -206,8 +207,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         queue.try_set_desc_table_address(descriptor).map_err(|_| Error::InvalidParam)?;
         queue.try_set_avail_ring_address(available).map_err(|_| Error::InvalidParam)?;
         queue.try_set_used_ring_address(used).map_err(|_| Error::InvalidParam)?;
-        // The used ring is continued where it stands, which is not zero after a process that died. Its index is the field
-        // after `flags`.
+        // The used ring is continued where it stands, which is not zero after a process that died. Its index is the
+        // field after `flags`.
         let at = used.0.checked_add(2).ok_or(Error::InvalidParam)?;
         let used = memory.read_obj::<u16>(GuestAddress(at)).map_err(|_| Error::InvalidParam)?;
         self.ring(index)?.set_used(u16::from_le(used));

@@ -2,7 +2,8 @@
 //!
 //! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
 //! Each packet is one JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's
-//! first packet is [`Command::Boot`], but for any number of [`Command::VsockOffer`] before it. When the socket closes, the VM ends with its backend: the vmm process exits.
+//! first packet is [`Command::Boot`], but for any number of [`Command::VsockOffer`] before it. When the socket closes,
+//! the VM ends with its backend: the vmm process exits.
 
 use std::path::PathBuf;
 
@@ -28,8 +29,8 @@ pub struct Disk {
 pub struct Vsock {
     /// The guest's context ID, at least 3 (virtio 1.3, 5.10.4).
     pub cid: u32,
-    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it. The backend removes it
-    /// when the vmm is gone.
+    /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it. The backend removes
+    /// it when the vmm is gone.
     pub socket: PathBuf,
 }
 
@@ -68,8 +69,8 @@ pub enum Command {
         /// Guest port.
         port: u32,
     },
-    /// The descriptor beside this packet becomes the host end of the guest's next connection to this port of the host. A
-    /// connection to a port without an offer is refused. An offer before the boot is there before the guest is.
+    /// The descriptor beside this packet becomes the host end of the guest's next connection to this port of the host.
+    /// A connection to a port without an offer is refused. An offer before the boot is there before the guest is.
     VsockOffer {
         /// Host port.
         port: u32,

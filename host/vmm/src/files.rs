@@ -67,8 +67,8 @@ impl Files {
 }
 
 /// Locks a disk for as long as the returned file is open, so that it has one writer. The lock is on the open file
-/// (`F_OFD_SETLK`, fcntl(2)) and held by the process that writes: that of a backend ends with the backend, whose vmm may
-/// outlive it in the middle of a write.
+/// (`F_OFD_SETLK`, fcntl(2)) and held by the process that writes: that of a backend ends with the backend, whose vmm
+/// may outlive it in the middle of a write.
 ///
 /// It is another open file than the one that is written. An io_uring that has that one registered is taken down some
 /// 20 ms after its process ended, for which the next machine would wait. The ring's requests end with the process.

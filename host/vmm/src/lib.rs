@@ -2,10 +2,10 @@
 //!
 //! The backend describes the machine in the first packet over the control socket ([`api`]). The process opens the
 //! machine's files, builds it, loads the kernel, confines itself with seccomp and Landlock, and lets the vCPUs run
-//! until the guest or the backend ends the machine. Confined, it opens nothing and connects to nothing: host ends of the
-//! guest's connections come from the backend. The thread of a vCPU has the requests to KVM that it needs, all others none. Everything that the guest can write is hostile: guest memory is
-//! only touched through `vm-memory` or by system calls, never by Rust references, and values are copied out of it
-//! before they are checked.
+//! until the guest or the backend ends the machine. Confined, it opens nothing and connects to nothing: host ends of
+//! the guest's connections come from the backend. The thread of a vCPU has the requests to KVM that it needs, all
+//! others none. Everything that the guest can write is hostile: guest memory is only touched through `vm-memory` or by
+//! system calls, never by Rust references, and values are copied out of it before they are checked.
 //!
 //! # Memory
 //!
@@ -60,9 +60,9 @@
 //! | console | 2 × 64   | `console` | output only, to a log; the last 16 KiB are kept to recognize a panic        |
 //! | net     | 2 × 1024 | none      | vhost-user frontend: served by another process; absent without a network    |
 //!
-//! A thread of the name `log` writes each log's file, so that a slow one holds up no vCPU: the driver of the console waits
-//! for its buffer with interrupts off. A thread that fails ends the machine with a reason, a panic ends the process
-//! (`threads`).
+//! A thread of the name `log` writes each log's file, so that a slow one holds up no vCPU: the driver of the console
+//! waits for its buffer with interrupts off. A thread that fails ends the machine with a reason, a panic ends the
+//! process (`threads`).
 //!
 //! A device's thread starts at `DRIVER_OK` and is joined at reset, so that nothing touches guest memory afterwards. The
 //! driver is interrupted for a completed request within a millisecond and the request under way, however many others

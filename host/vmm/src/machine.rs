@@ -128,8 +128,8 @@ impl Machine {
         let vcpus = board.create_vcpus(&kvm_fd, config.cpus, entry)?;
         vcpu_state::prepare().map_err(host("install a signal handler"))?;
         let usage = MemoryUsage::open(&board.memory);
-        // Everything is open, and KVM knows the whole machine. The sandbox applies to threads that start later, so those
-        // that handle the guest's data, vCPUs and devices, all run confined.
+        // Everything is open, and KVM knows the whole machine. The sandbox applies to threads that start later, so
+        // those that handle the guest's data, vCPUs and devices, all run confined.
         sandbox::confine_vmm()?;
         let logs = board.start_logs()?;
         let net = net.map(|net| net.follow(&exit)).transpose().map_err(host("start a thread"))?;

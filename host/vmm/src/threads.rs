@@ -1,5 +1,5 @@
-//! The life of the vmm's threads. None of them ends unnoticed: a thread that fails ends the machine with a reason, and a
-//! panic ends the process.
+//! The life of the vmm's threads. None of them ends unnoticed: a thread that fails ends the machine with a reason, and
+//! a panic ends the process.
 
 use std::{
     io,
@@ -16,8 +16,8 @@ use super::{
     exit::ExitSignal,
 };
 
-/// Starts `body` on a thread of this name, at most 15 bytes (the kernel cuts the rest). An error that it returns ends the
-/// machine.
+/// Starts `body` on a thread of this name, at most 15 bytes (the kernel cuts the rest). An error that it returns ends
+/// the machine.
 ///
 /// The body is called once. It is not an `FnOnce`, so that the error is reported while all that it holds is alive: the
 /// last vCPU takes the devices with it, some of which wait for the host.

@@ -1,5 +1,5 @@
-//! KVM's own counters of a VM, from debugfs, which most hosts show to root only. Read twice, they tell what a VM does that
-//! does not respond: a vCPU that exits without end, or an interrupt that is never injected.
+//! KVM's own counters of a VM, from debugfs, which most hosts show to root only. Read twice, they tell what a VM does
+//! that does not respond: a vCPU that exits without end, or an interrupt that is never injected.
 
 use std::{
     collections::BTreeMap,

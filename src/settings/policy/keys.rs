@@ -279,7 +279,8 @@ fn in_force(_: &AdminSettings) -> Effect {
 }
 
 fn engines_proxy(file: &AdminSettings) -> Effect {
-    // `Settings::proxy` returns the containers' proxy before the engine's. In mode system it does not name a proxy at all.
+    // `Settings::proxy` returns the containers' proxy before the engine's. In mode system it does not name a proxy at
+    // all.
     match file.containers_proxy.get() {
         Some(proxy) if proxy.mode == ProxyMode::Manual => {
             Effect::Overruled("containersProxy takes precedence while it is on")

@@ -48,8 +48,8 @@ fn persist(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
     })
 }
 
-/// Runs one round. All guests are up at the same time and have their turns row by row, so that other work of the machine
-/// slows all of them down alike.
+/// Runs one round. All guests are up at the same time and have their turns row by row, so that other work of the
+/// machine slows all of them down alike.
 fn one(setup: &Setup, ways: &[Way], round: u32) -> Result<Vec<Sample>> {
     let mut guests = Vec::new();
     for way in ways {

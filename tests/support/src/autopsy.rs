@@ -21,7 +21,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for the engine to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reports the threads of some processes, the answer of the engine behind a socket, and its backend's view of the guest.
+/// Reports the threads of some processes, the answer of the engine behind a socket, and its backend's view of the
+/// guest.
 pub fn report(processes: &[u32], socket: &Path, control: &Path) -> String {
     let before = threads(processes);
     thread::sleep(SAMPLE_INTERVAL);

@@ -1,8 +1,8 @@
 //! The engine that the tests of a suite share.
 //!
-//! A boot costs half a minute in the emulated machine, more than most tests, so a test asks for an engine that runs with
-//! certain settings, and the engine restarts only when it runs with others. Tests run in the order of their names, which
-//! is why those that need the same settings have names beside each other.
+//! A boot costs half a minute in the emulated machine, more than most tests, so a test asks for an engine that runs
+//! with certain settings, and the engine restarts only when it runs with others. Tests run in the order of their names,
+//! which is why those that need the same settings have names beside each other.
 
 use std::{
     collections::BTreeMap,
@@ -94,8 +94,8 @@ pub fn turn() -> Engine {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = Engine { home: home(), _turn: turn };
     if failed {
-        // A test that failed does not keep the next from trying. Its engine may hang, and would fail every test after it:
-        // the next one starts another, on the same disk.
+        // A test that failed does not keep the next from trying. Its engine may hang, and would fail every test after
+        // it: the next one starts another, on the same disk.
         TURN.clear_poison();
         if engine.status()["state"] == "running" {
             engine.home.bulkhead(&["stop", "--force"], COMMAND).ok();

@@ -13,8 +13,8 @@ use std::{
 pub struct Registry(Child);
 
 impl Registry {
-    /// Starts a registry that keeps its images in `directory`; returns when it listens. `http` is appended to that section
-    /// of its configuration, indented.
+    /// Starts a registry that keeps its images in `directory`; returns when it listens. `http` is appended to that
+    /// section of its configuration, indented.
     pub fn serve(directory: &Path, address: SocketAddr, http: &str) -> Self {
         let configuration = directory.join("config.yml");
         let storage = directory.join("storage");

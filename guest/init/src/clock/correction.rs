@@ -41,8 +41,8 @@ impl Reading {
         Some(Self { offset_ns: host.checked_sub(middle)?, uncertainty_ns: window - window / 2 })
     }
 
-    /// The most exact comparison of a series of readings in which those of the guest and the host alternate: guest, host,
-    /// guest, … guest.
+    /// The most exact comparison of a series of readings in which those of the guest and the host alternate: guest,
+    /// host, guest, … guest.
     pub(super) fn best_of(series: &[i64]) -> Option<Self> {
         let readings = series.windows(3).step_by(2).filter_map(|part| Self::between(part[0], part[1], part[2]));
         readings.min_by_key(|reading| reading.uncertainty_ns)
@@ -57,8 +57,8 @@ impl Reading {
 /// Decides on a reading.
 pub(super) fn decide(reading: Reading) -> Correction {
     let Reading { offset_ns, uncertainty_ns } = reading;
-    // At least this much is wrong, whatever the error of the reading. A step by the offset is wrong by that error, so it has
-    // to be the smaller one.
+    // At least this much is wrong, whatever the error of the reading. A step by the offset is wrong by that error, so
+    // it has to be the smaller one.
     let certain = offset_ns.unsigned_abs().saturating_sub(uncertainty_ns.unsigned_abs());
     if certain >= STEP_NS.unsigned_abs().max(uncertainty_ns.unsigned_abs()) {
         Correction::Step { offset_ns }

@@ -1,13 +1,13 @@
 //! Keeps the guest's clock with the host's.
 //!
-//! The guest's clock starts with the configuration ([`crate::agent`]) and would then run at a rate of its own; while the
-//! host sleeps it stands still. So a thread compares it with KVM's PTP clock, which is the host's, every
+//! The guest's clock starts with the configuration ([`crate::agent`]) and would then run at a rate of its own; while
+//! the host sleeps it stands still. So a thread compares it with KVM's PTP clock, which is the host's, every
 //! [`INTERVAL`], and at once when the backend says that the host's clock jumped ([`HostMessage::Time`]). [`correction`]
-//! decides on the difference: a large one is a step, a small one goes to the kernel's clock discipline (NTP's PLL), which
-//! also finds the right rate.
+//! decides on the difference: a large one is a step, a small one goes to the kernel's clock discipline (NTP's PLL),
+//! which also finds the right rate.
 //!
-//! A host whose own clock is not the TSC has no such PTP clock. Then the time in the backend's messages is the reference,
-//! late by the message's way here, and only steps are made.
+//! A host whose own clock is not the TSC has no such PTP clock. Then the time in the backend's messages is the
+//! reference, late by the message's way here, and only steps are made.
 //!
 //! [`HostMessage::Time`]: bulkhead_protocol::HostMessage::Time
 

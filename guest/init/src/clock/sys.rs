@@ -130,7 +130,8 @@ pub(super) fn discipline(offset_ns: i64) -> io::Result<()> {
     request.offset = offset_ns;
     request.status = libc::STA_PLL;
     request.constant = TIME_CONSTANT;
-    // In microseconds. The kernel lets the first grow until the next call, and calls the clock unsynchronised in the end.
+    // In microseconds. The kernel lets the first grow until the next call, and calls the clock unsynchronised in the
+    // end.
     request.maxerror = offset_ns.abs() / 1000 + 1;
     request.esterror = offset_ns.abs() / 1000;
     adjust(&mut request)

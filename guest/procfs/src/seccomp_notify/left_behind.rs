@@ -6,8 +6,8 @@
 //! counted: a container must not collect processes of the VM.
 //!
 //! Process groups are counted: a judge, or a worker with the child that it has forked into the container. The child is
-//! the one that gets stuck. It stays a child of this service when the worker is killed, because the service is the reaper
-//! of its descendants.
+//! the one that gets stuck. It stays a child of this service when the worker is killed, because the service is the
+//! reaper of its descendants.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -91,8 +91,8 @@ impl ContainerRoot {
 
     /// Makes the mount of the root read-only before crun starts, so that the kernel locks that, too.
     ///
-    /// crun cannot create mount points any more then, so those of `crun_destinations` are created here. If one cannot be
-    /// created, crun reports it.
+    /// crun cannot create mount points any more then, so those of `crun_destinations` are created here. If one cannot
+    /// be created, crun reports it.
     pub(crate) fn freeze(&self, crun_destinations: &[PathBuf]) -> io::Result<()> {
         for destination in crun_destinations {
             // A mount point below another one, `/dev/pts` say, is in what crun mounts there and not in the root.

@@ -45,8 +45,8 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
 /// Opens `path` inside `root`; missing directories on the way are created unless `missing` is [`Missing::Fail`].
 pub(crate) fn open(root: impl AsFd, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let root = root.as_fd().try_clone_to_owned()?;
-    // The open directories between the root and `here`. `..` goes back on this list: a lookup of `..` in a directory that
-    // was moved away meanwhile could leave the root.
+    // The open directories between the root and `here`. `..` goes back on this list: a lookup of `..` in a directory
+    // that was moved away meanwhile could leave the root.
     let mut above = Vec::new();
     let mut here = root.try_clone()?;
     let mut names: VecDeque<OsString> = parts(path).collect();

@@ -4,10 +4,10 @@
 //! could write the engine's file would decide how much memory dockerd takes, also with a hole of any size that costs no
 //! disk. Limits of a file system count blocks or pages and not lengths, so none would help.
 //!
-//! Therefore the container gets an overlay of the directory, of which it sees these files alone. The engine's file is in
-//! the lower layer, and its changes are visible, because overlayfs passes reads through to it. The first write of the
-//! container copies the file to a tmpfs of its own, which its memory limit counts. From then on it sees its own file,
-//! and the engine reads what the engine wrote.
+//! Therefore the container gets an overlay of the directory, of which it sees these files alone. The engine's file is
+//! in the lower layer, and its changes are visible, because overlayfs passes reads through to it. The first write of
+//! the container copies the file to a tmpfs of its own, which its memory limit counts. From then on it sees its own
+//! file, and the engine reads what the engine wrote.
 
 use std::{
     ffi::CString,

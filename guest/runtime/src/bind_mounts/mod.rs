@@ -167,8 +167,8 @@ impl VerifiedBind<'_> {
     /// Puts a locked copy of the mount into the staging area: crun's clone of it has the locks as well.
     fn stage(&self, staging: &StagingArea, tree: &OwnedFd, userns: BorrowedFd<'_>) -> io::Result<StagedBind> {
         let path = staging.mount_point(&format!("bind{}", self.bind.index), &self.source)?;
-        // The kernel locks a mount when a less privileged user namespace copies it with its mount namespace. So the mount
-        // is attached, copied by a child in the container's user namespace, and replaced with that copy.
+        // The kernel locks a mount when a less privileged user namespace copies it with its mount namespace. So the
+        // mount is attached, copied by a child in the container's user namespace, and replaced with that copy.
         mount_fd::attach(tree, &path)?;
         let clone = || mount_fd::clone_tree(mount_fd::open_path(&path)?, self.recursive);
         let locked = sys::open_in_userns(userns, clone)?;

@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use bulkhead_guest_common::mountinfo::Mount;
 use bulkhead_policy::sources;
 
-/// The files in a container's directory that the engine binds into the container and goes on reading and writing itself.
+/// The files in a container's directory that the engine binds into the container and goes on reading and writing
+/// itself.
 const ENGINE_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// The places from which binds may come; all else belongs to the VM.
@@ -18,8 +19,9 @@ pub(crate) struct SourcePolicy {
     pub(crate) data_root: PathBuf,
     /// The mount points of the user's own directories.
     pub(crate) shares: Vec<PathBuf>,
-    /// Files of the guest image that containers may have: all paths of the engine's init program, which `docker run --init`
-    /// binds into a container, and the directory of the kernel's modules, by the path that its links lead to.
+    /// Files of the guest image that containers may have: all paths of the engine's init program, which
+    /// `docker run --init` binds into a container, and the directory of the kernel's modules, by the path that its
+    /// links lead to.
     pub(crate) of_image: Vec<PathBuf>,
 }
 
@@ -112,8 +114,8 @@ impl SourcePolicy {
 
     /// The place of a source that is on the data directory's file system, as a path below that directory.
     ///
-    /// One file system can show a directory at many paths. dockerd binds `volume-subpath`s through a path in /tmp, and a
-    /// volume with driver options can show all of the data disk as its `_data`. The position below the data directory
+    /// One file system can show a directory at many paths. dockerd binds `volume-subpath`s through a path in /tmp, and
+    /// a volume with driver options can show all of the data disk as its `_data`. The position below the data directory
     /// decides, whatever path was opened.
     fn position(&self, source: OpenedSource<'_>, data_root: OpenedSource<'_>) -> Option<PathBuf> {
         let path = source.path_in_fs();
@@ -128,9 +130,9 @@ impl SourcePolicy {
 
     /// True if a file system beside the data disk's may be of this type.
     ///
-    /// A volume's driver options name any type, and dockerd mounts it as the VM's root. Most are a way to the VM's files or
-    /// processes even where they are mounted nowhere else (overlay, proc), or have the kernel parse an image that a
-    /// container wrote (erofs, squashfs).
+    /// A volume's driver options name any type, and dockerd mounts it as the VM's root. Most are a way to the VM's
+    /// files or processes even where they are mounted nowhere else (overlay, proc), or have the kernel parse an image
+    /// that a container wrote (erofs, squashfs).
     fn allows_type(&self, source: OpenedSource<'_>, requester: Requester<'_>) -> bool {
         let is_share = self.shares.iter().any(|share| source.path.starts_with(share));
         match source.mount.fs_type {

@@ -6,8 +6,8 @@ use std::io;
 
 use serde_json::Value;
 
-/// The reason why a spec is refused. The texts about sharing with the host are Enhanced Container Isolation's own; those
-/// of a missing `linux` and of a path that is not there are sysbox-runc's.
+/// The reason why a spec is refused. The texts about sharing with the host are Enhanced Container Isolation's own;
+/// those of a missing `linux` and of a path that is not there are sysbox-runc's.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
     /// `root` or `linux` is missing.
@@ -60,7 +60,8 @@ pub(crate) fn namespaces(spec: &Value) -> impl Iterator<Item = (&str, Option<&st
     })
 }
 
-/// Refuses a spec that shares a namespace with the VM by leaving it out, and one that two readers could read differently.
+/// Refuses a spec that shares a namespace with the VM by leaving it out, and one that two readers could read
+/// differently.
 pub(crate) fn check(spec: &Value) -> Result<(), CheckError> {
     if !spec["root"].is_object() || !spec["linux"].is_object() {
         return Err(CheckError::NotLinux);

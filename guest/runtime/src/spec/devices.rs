@@ -1,7 +1,7 @@
 //! Devices: a container gets only those that are safe for every user.
 //!
-//! The kernel refuses mknod in a user namespace. But crun creates the nodes of a spec before it enters the namespace, and
-//! gives them to the container's root: a listed disk could be read and written past every file permission.
+//! The kernel refuses mknod in a user namespace. But crun creates the nodes of a spec before it enters the namespace,
+//! and gives them to the container's root: a listed disk could be read and written past every file permission.
 
 use serde_json::{Map, Value, json};
 

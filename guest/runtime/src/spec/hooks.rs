@@ -1,7 +1,7 @@
 //! Hooks: programs that crun runs outside the container, as the VM's root.
 //!
-//! The engine needs one, to connect the container's network namespace. Any other would come from a file that the engine's
-//! options let it read (the Container Device Interface), and such a file can be a container's.
+//! The engine needs one, to connect the container's network namespace. Any other would come from a file that the
+//! engine's options let it read (the Container Device Interface), and such a file can be a container's.
 
 use std::{
     fs,

@@ -1,8 +1,8 @@
 //! The settings that a spec may have: those that the engine and BuildKit write.
 //!
-//! A setting of any other name is refused. It would reach crun without anybody having thought about it, and leaving it out
-//! could leave out a restriction that a user relies on. The lists are those of the engine in the image, which is installed
-//! together with this program.
+//! A setting of any other name is refused. It would reach crun without anybody having thought about it, and leaving it
+//! out could leave out a restriction that a user relies on. The lists are those of the engine in the image, which is
+//! installed together with this program.
 
 use serde_json::Value;
 

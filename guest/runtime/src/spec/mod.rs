@@ -1,11 +1,12 @@
 //! The bundle's config.json: read with a limit, checked and rewritten.
 //!
-//! The document stays a [`serde_json::Value`]. Typed structures, like those of the oci-spec crate, drop each key that they
-//! do not know when they are written back, where a setting that is not known must be refused. The types of this program
-//! cover only the parts that it decides about:
+//! The document stays a [`serde_json::Value`]. Typed structures, like those of the oci-spec crate, drop each key that
+//! they do not know when they are written back, where a setting that is not known must be refused. The types of this
+//! program cover only the parts that it decides about:
 //!
 //! - [`keys`] lists the settings that a spec may have at all;
-//! - [`checks`] refuses a spec by its own text, [`namespaces`] by the namespaces that it names, [`hooks`] by the programs;
+//! - [`checks`] refuses a spec by its own text, [`namespaces`] by the namespaces that it names, [`hooks`] by the
+//!   programs;
 //! - [`mounts`] and [`devices`] keep what is harmless, and find the binds that [`crate::bind_mounts`] decides about;
 //! - [`id_mappings`], [`namespaces`] and [`process`] adapt the rest to the container's user namespace;
 //! - [`seccomp_notify`] has the container's mount calls reported.

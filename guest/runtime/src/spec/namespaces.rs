@@ -54,14 +54,15 @@ pub(crate) fn open(spec: &Value) -> Result<JoinedNamespaces, CheckError> {
         let stat = |source| CheckError::Stat { path: path.to_owned(), source };
         let own = File::open(format!("/proc/self/ns/{}", proc_name(kind))).map_err(stat)?;
         let namespace = File::open(path).map_err(stat)?;
-        // A path can name the VM's own namespace, too. Device and inode number identify a namespace: they belong to a file
-        // system inside the kernel, so no plain file has the same pair.
+        // A path can name the VM's own namespace, too. Device and inode number identify a namespace: they belong to a
+        // file system inside the kernel, so no plain file has the same pair.
         if Identity::of(&namespace).map_err(stat)? == Identity::of(&own).map_err(stat)? {
             // All of the VM's are collected first: Docker's text lists them together.
             of_host.extend(checks::REQUIRED.into_iter().chain(["cgroup", "time"]).find(|k| *k == kind));
             continue;
         }
-        // A mount namespace of another container would bring that container's root with it, past all that is checked here.
+        // A mount namespace of another container would bring that container's root with it, past all that is checked
+        // here.
         if kind == "mount" {
             return Err(CheckError::NotIsolated(path.to_owned()));
         }

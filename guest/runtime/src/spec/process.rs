@@ -26,7 +26,8 @@ impl LsmSupport {
 
 /// Adapts the values that cannot work in a user namespace, and drops those that would steer crun.
 pub(crate) fn adapt(spec: &mut Value, lsm: LsmSupport) {
-    // `docker run --annotation` sets any key, those too by which crun runs other code or writes files outside the container.
+    // `docker run --annotation` sets any key, those too by which crun runs other code or writes files outside the
+    // container.
     if let Some(annotations) = spec.get_mut("annotations").and_then(Value::as_object_mut) {
         annotations.retain(|key, _| is_allowed_annotation(key));
     }

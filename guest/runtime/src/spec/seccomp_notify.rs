@@ -1,7 +1,8 @@
 //! The container's seccomp profile: mount calls that it allows are reported to the procfs service (seccomp_unotify(2)).
 //!
 //! The kernel holds such a call until the service has answered, which puts the container's own files onto a procfs or
-//! sysfs that the container mounts. A call that the profile refuses stays refused: this only turns *allow* into *notify*.
+//! sysfs that the container mounts. A call that the profile refuses stays refused: this only turns *allow*
+//! into *notify*.
 
 use std::path::Path;
 
@@ -19,8 +20,8 @@ const ACT_ALLOW: &str = "SCMP_ACT_ALLOW";
 
 const ACT_ERRNO: &str = "SCMP_ACT_ERRNO";
 
-/// Once received, a call is interrupted by a fatal signal only: another one would make the caller repeat a mount that is
-/// under way.
+/// Once received, a call is interrupted by a fatal signal only: another one would make the caller repeat a mount that
+/// is under way.
 const FLAG_WAIT_KILLABLE: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
 
 /// The flag that crun sets where no flags are given.
@@ -114,8 +115,8 @@ fn split_rules(rules: &mut [Value], default_allows: bool) -> Vec<Value> {
             notified.push(rule);
         }
     }
-    // The default covers the calls that no rule names. A call that a rule names is that rule's to decide, also where its
-    // conditions do not hold: a second rule could contradict it.
+    // The default covers the calls that no rule names. A call that a rule names is that rule's to decide, also where
+    // its conditions do not hold: a second rule could contradict it.
     if default_allows {
         let others: Vec<_> =
             NOTIFIED_SYSCALLS.iter().filter(|name| !named.iter().any(|other| other == *name)).collect();

@@ -20,8 +20,8 @@ const DIRECTORIES: [&str; 4] = ["/proc/tty", "/sys/bus", "/link-to-dev/volume", 
 /// The destinations of a file of the volume.
 const FILES: [&str; 2] = ["/proc/sys/kernel/ostype", "/sys/kernel/notes"];
 
-/// Binds without restrictions of sources that are read-only in the VM: one is a read-only mount, one has such a mount in
-/// it. Destination, source, and the path that must not be writable.
+/// Binds without restrictions of sources that are read-only in the VM: one is a read-only mount, one has such a mount
+/// in it. Destination, source, and the path that must not be writable.
 const READ_ONLY_SOURCES: [(&str, &str, &str); 2] = [
     ("/proc/fs", "/var/lib/docker/volumes/read-only/_data", "/proc/fs"),
     ("/sys/class", "/var/lib/docker/volumes/around/_data", "/sys/class/read-only"),

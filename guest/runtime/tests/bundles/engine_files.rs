@@ -41,7 +41,8 @@ fn what_a_container_writes_into_its_hosts_file_never_reaches_the_engines() {
 
 fn writes_stay(root: &GuestRoot) {
     let directory = engine_directory("w");
-    // A hole of 64 GiB, data beyond the tmpfs's size, owners and modes, in every file; the last line is the container's.
+    // A hole of 64 GiB, data beyond the tmpfs's size, owners and modes, in every file; the last line is the
+    // container's.
     let script = "exec 2>&1; for f in hosts hostname resolv.conf; do cd /etc; stat -c '%n %u %g %a' $f; cat $f; \
                   echo 'of the container' >>$f && cat $f && chown 7:8 $f && chmod 606 $f && stat -c '%u %g %a' $f; \
                   dd if=/dev/zero of=$f bs=1 count=1 seek=68719476735 2>/dev/null && stat -c %s $f; \

@@ -183,7 +183,8 @@ impl GuestRoot {
         let mut config = config.clone();
         config["linux"]["cgroupsPath"] = format!("/docker/{name}").into();
         fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-        // A copy and not an overlay, which only the guest's kernel can id-map; like an overlay it is a mount of its own.
+        // A copy and not an overlay, which only the guest's kernel can id-map; like an overlay it is a mount of its
+        // own.
         done(Command::new("cp").args(["-a", path(&self.lower()), path(&bundle.join("files"))]));
         mount_bind(bundle.join("files"), bundle.join("rootfs")).unwrap();
     }

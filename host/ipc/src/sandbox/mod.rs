@@ -4,8 +4,8 @@
 //! apply to the calling thread and to the threads that it starts later, so a process does this before it starts any.
 //! Neither can be undone.
 //!
-//! All of them write no core, cannot be traced by other processes of the user, execute no memory that was ever writable,
-//! and send signals only to their own threads.
+//! All of them write no core, cannot be traced by other processes of the user, execute no memory that was ever
+//! writable, and send signals only to their own threads.
 
 mod landlock;
 mod process;
@@ -59,7 +59,8 @@ pub fn confine_vmm_thread() -> Result<(), SandboxError> {
 }
 
 /// Confines the network process. From now on it reads only the host's resolver configuration, writes no file, starts no
-/// program or thread, makes only TCP, UDP and ping sockets, and listens only on those that it receives from the backend.
+/// program or thread, makes only TCP, UDP and ping sockets, and listens only on those that it receives from the
+/// backend.
 pub fn confine_net() -> Result<(), SandboxError> {
     process::harden()?;
     landlock::restrict_net()?;

@@ -62,9 +62,9 @@ const NET_CALLS: &[libc::c_long] = &[
 /// reads resolv.conf and the hosts file. socket and openat have conditions.
 const STACK_CALLS: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_newfstatat, libc::SYS_statx];
 
-/// Requests of ioctl(2) for a vCPU's thread (`linux/kvm.h`): it enters the guest, reads the vCPU's state for a snapshot,
-/// and connects interrupts and notifications when the driver sets up a device. Everything else about the machine was
-/// decided before.
+/// Requests of ioctl(2) for a vCPU's thread (`linux/kvm.h`): it enters the guest, reads the vCPU's state for a
+/// snapshot, and connects interrupts and notifications when the driver sets up a device. Everything else about the
+/// machine was decided before.
 #[rustfmt::skip]
 const VCPU_REQUESTS: [u64; 8] = [
     0xae80, // KVM_RUN
@@ -99,7 +99,8 @@ const IORING_ENTER_GETEVENTS: u32 = 1;
 /// Switches a socket between blocking and non-blocking.
 const FIONBIO: u64 = 0x5421;
 
-/// Kind and protocol of a socket (socket(2)). The lower four bits of the second argument are the kind, the others flags.
+/// Kind and protocol of a socket (socket(2)). The lower four bits of the second argument are the kind, the others
+/// flags.
 const SOCKET_KIND: u64 = 0xf;
 
 pub(super) fn apply_vmm() -> Result<(), SandboxError> {
@@ -123,8 +124,8 @@ pub(super) fn apply_vmm_thread() -> Result<(), SandboxError> {
 }
 
 pub(super) fn apply_net() -> Result<(), SandboxError> {
-    // TCP, UDP and ping; no raw, unix, netlink or packet sockets, and none whose protocol the kernel would load a module
-    // for.
+    // TCP, UDP and ping; no raw, unix, netlink or packet sockets, and none whose protocol the kernel would load a
+    // module for.
     let sockets = [
         (libc::AF_INET, libc::SOCK_STREAM, 0),
         (libc::AF_INET6, libc::SOCK_STREAM, 0),
@@ -155,8 +156,8 @@ pub(super) fn apply_tap() -> Result<(), SandboxError> {
 }
 
 fn vmm() -> Result<Rules, SandboxError> {
-    // Rings of the disks were made and restricted before: no call makes one or changes its restrictions. Only waiting, no
-    // other flag.
+    // Rings of the disks were made and restricted before: no call makes one or changes its restrictions. Only waiting,
+    // no other flag.
     let enter = !u64::from(IORING_ENTER_GETEVENTS) & EQUAL;
     Rules::default().allow(VMM_CALLS).allow_if(libc::SYS_io_uring_enter, [rule(&[(3, enter, 0)])])?.guarded()
 }

@@ -113,8 +113,8 @@ impl Flow {
         self.host.as_ref().map(|host| &host.stream)
     }
 
-    /// Answers queries to the name server that can be answered here; true when the rest needs the host's name server, see
-    /// [`Self::pass_on`].
+    /// Answers queries to the name server that can be answered here; true when the rest needs the host's name server,
+    /// see [`Self::pass_on`].
     pub(crate) fn answer_queries(&mut self, names: &mut Names<'_>, now: Instant) -> bool {
         let Some(queries) = &mut self.queries else { return false };
         // Takes in the packet that brought the connection here.
@@ -155,8 +155,8 @@ impl Flow {
         self.host = Some(HostEnd::new(server, Host::Open));
     }
 
-    /// Takes a packet of the guest; `syn` if it opens or accepts a connection. True if it only acknowledges, which needs no
-    /// [`Self::advance`] at once.
+    /// Takes a packet of the guest; `syn` if it opens or accepts a connection. True if it only acknowledges, which
+    /// needs no [`Self::advance`] at once.
     pub(crate) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
         // While the host's socket is connecting the guest can only repeat its SYN.
         let connecting = self.host.as_ref().is_some_and(|host| matches!(host.state, Host::Connecting { .. }));
@@ -226,8 +226,8 @@ impl Flow {
             }
             None => {}
         }
-        // Data taken from smoltcp's buffer opens its window, and a FIN taken from the host ends its half: each may let more
-        // move, until neither side has or takes anything.
+        // Data taken from smoltcp's buffer opens its window, and a FIN taken from the host ends its half: each may let
+        // more move, until neither side has or takes anything.
         loop {
             self.guest.poll(now, room);
             match self.transfer() {
@@ -284,8 +284,8 @@ impl Flow {
             moved |= host.write_from(socket)?;
         }
         if let Some(sender) = sender {
-            // `send` reads; here the host's socket only forgets what the guest has. smoltcp's FIN stands behind all data,
-            // so it waits until everything is acknowledged.
+            // `send` reads; here the host's socket only forgets what the guest has. smoltcp's FIN stands behind all
+            // data, so it waits until everything is acknowledged.
             let ended = host.state == Host::Ended;
             sender.discard(&host.stream, ended)?;
             if ended && sender.is_empty() && socket.may_send() {
@@ -321,8 +321,8 @@ impl Flow {
     }
 }
 
-/// The sender that takes smoltcp's place, where kernel and guest can do it: long segments need a guest that cuts them and
-/// completes their checksums.
+/// The sender that takes smoltcp's place, where kernel and guest can do it: long segments need a guest that cuts them
+/// and completes their checksums.
 fn sender(key: Key, host: &TcpStream, offload: Offload) -> Option<Sender> {
     if offload.segmentation && offload.checksum { Sender::new(key, host) } else { None }
 }

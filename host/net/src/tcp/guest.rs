@@ -69,8 +69,8 @@ impl GuestEnd {
         // smoltcp's send buffer holds nothing while a sender works, but smoltcp wants one.
         let send_buffer = if sender.is_some() { UNUSED_BUFFER } else { buffer };
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; send_buffer]));
-        // Delays save packets on a network. Here they would only add to the round trip: the far end's TCP and the host's
-        // have gathered the data already.
+        // Delays save packets on a network. Here they would only add to the round trip: the far end's TCP and the
+        // host's have gathered the data already.
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         // A guest that was reset or has lost its container's network without a word ends its connections by these two.
@@ -102,8 +102,8 @@ impl GuestEnd {
         }
     }
 
-    /// Takes the maximum segment size from a SYN. smoltcp gets to see a larger one: it makes long segments, and the guest's
-    /// kernel cuts them to the true size.
+    /// Takes the maximum segment size from a SYN. smoltcp gets to see a larger one: it makes long segments, and the
+    /// guest's kernel cuts them to the true size.
     fn learn_mss(&mut self, syn: &mut [u8]) {
         if self.offload.segmentation {
             self.mss = raise_mss(syn, SEGMENT);
@@ -143,13 +143,14 @@ impl GuestEnd {
     fn send_syn(&mut self) -> bool {
         let (guest, peer) = (self.key.guest, self.key.peer);
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
-        // `connect` demands a closed socket. Its reset is never sent, because the socket is in use again before the next poll.
+        // `connect` demands a closed socket. Its reset is never sent, because the socket is in use again before the
+        // next poll.
         socket.abort();
         socket.connect(self.interface.context(), guest, peer).is_ok()
     }
 
-    /// Takes a packet of the guest; `syn` if it opens or accepts the connection. True if smoltcp did not have to see it,
-    /// because it only acknowledges.
+    /// Takes a packet of the guest; `syn` if it opens or accepts the connection. True if smoltcp did not have to see
+    /// it, because it only acknowledges.
     pub(super) fn receive(&mut self, packet: &[u8], syn: bool, now: Instant) -> bool {
         let mut buffer = frame::buffer(packet.len());
         buffer.copy_from_slice(packet);
@@ -164,8 +165,8 @@ impl GuestEnd {
             (Some(sender), Some(segment)) => sender.on_ack(segment, now),
             _ => false,
         };
-        // During the handshake and the close an acknowledgement changes smoltcp's state. From time to time it has to see one
-        // anyway, or it would take the guest for gone.
+        // During the handshake and the close an acknowledgement changes smoltcp's state. From time to time it has to
+        // see one anyway, or it would take the guest for gone.
         if only_ack && self.is_established() && now < self.last_input + ACK_INTERVAL {
             frame::recycle(packet);
             return true;

@@ -96,8 +96,8 @@ impl HostEnd {
     /// Writes the guest's data from smoltcp's buffer; true if some was taken.
     pub(super) fn write_from(&mut self, guest: &mut Socket<'_>) -> io::Result<bool> {
         let mut moved = false;
-        // smoltcp's buffer is a ring, so all of it can take two rounds. Bytes stay in it until the socket has taken them, and
-        // with a full buffer the guest's window closes: a slow far end slows the guest down.
+        // smoltcp's buffer is a ring, so all of it can take two rounds. Bytes stay in it until the socket has taken
+        // them, and with a full buffer the guest's window closes: a slow far end slows the guest down.
         while self.writable && guest.can_recv() {
             match guest.recv(|data| match self.stream.write(data) {
                 Ok(len) => (len, Ok(len)),
@@ -117,8 +117,8 @@ impl HostEnd {
     /// Reads the far end's data into smoltcp's buffer, and its end; true if there was some.
     pub(super) fn read_into(&mut self, guest: &mut Socket<'_>) -> io::Result<bool> {
         let mut moved = false;
-        // Read straight into smoltcp's buffer, and only as much as the guest has made room for: a guest that takes nothing
-        // leaves the data in the socket, whose window closes towards the far end.
+        // Read straight into smoltcp's buffer, and only as much as the guest has made room for: a guest that takes
+        // nothing leaves the data in the socket, whose window closes towards the far end.
         while self.is_readable() && guest.can_send() {
             match guest.send(|space| match self.stream.read(space) {
                 Ok(len) => (len, Ok(len)),

@@ -3,8 +3,8 @@
 //! # Connections
 //!
 //! A SYN of the guest makes the host's connection first, so that the guest sees a refusal as a refusal. Then a smoltcp
-//! socket with an interface of its own plays the far end. Half-close and resets pass both ways; urgent data is passed on as
-//! ordinary data.
+//! socket with an interface of its own plays the far end. Half-close and resets pass both ways; urgent data is passed
+//! on as ordinary data.
 //!
 //! # Data from the guest
 //!
@@ -12,14 +12,14 @@
 //!
 //! # Data to the guest
 //!
-//! does not go through smoltcp. It stays in the host's socket until the guest has acknowledged it. Each segment is a peek
-//! (`MSG_PEEK` at `SO_PEEK_OFF`) that the kernel writes into the guest's buffers, with headers before it: one copy, one
-//! system call for up to 64 KiB, and nothing held here. Lost data is peeked at again: at once after duplicate
+//! does not go through smoltcp. It stays in the host's socket until the guest has acknowledged it. Each segment is a
+//! peek (`MSG_PEEK` at `SO_PEEK_OFF`) that the kernel writes into the guest's buffers, with headers before it: one
+//! copy, one system call for up to 64 KiB, and nothing held here. Lost data is peeked at again: at once after duplicate
 //! acknowledgements or when a window reopens that had closed over it, else after 1 to 4 s. smoltcp opens and closes the
 //! connection and receives; its sequence numbers are shifted on the way.
 //!
-//! On a host before Linux 6.9 (6.11 for IPv6), over TCP to the name server, and for a guest without segmentation offload,
-//! the data goes through smoltcp's buffers instead: three copies.
+//! On a host before Linux 6.9 (6.11 for IPv6), over TCP to the name server, and for a guest without segmentation
+//! offload, the data goes through smoltcp's buffers instead: three copies.
 //!
 //! # Files
 //!
@@ -35,9 +35,9 @@
 //!
 //! # smoltcp's gaps
 //!
-//! Filled here are three of them: a container that remembers an earlier connection of the same two ends gets another SYN at
-//! once (`guest`), a FIN whose acknowledgement is overdue is repeated (`retransmit`), and a window that closes over data in
-//! flight is shown as the smallest one (`window`).
+//! Filled here are three of them: a container that remembers an earlier connection of the same two ends gets another
+//! SYN at once (`guest`), a FIN whose acknowledgement is overdue is repeated (`retransmit`), and a window that closes
+//! over data in flight is shown as the smallest one (`window`).
 
 pub(crate) mod flow;
 mod guest;

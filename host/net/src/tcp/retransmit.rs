@@ -152,8 +152,8 @@ impl Scoreboard {
         acked
     }
 
-    /// Handles the timer when it is due. Data in flight counts as lost, and all of it is sent again. Returns true if the
-    /// window is closed and has to be probed (RFC 9293, 3.8.6.1).
+    /// Handles the timer when it is due. Data in flight counts as lost, and all of it is sent again. Returns true if
+    /// the window is closed and has to be probed (RFC 9293, 3.8.6.1).
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         if self.timer.is_none_or(|at| at > now) {
             return false;
@@ -212,8 +212,8 @@ impl Scoreboard {
 
 /// Repeats a FIN whose acknowledgement is overdue, in smoltcp's place.
 ///
-/// Three duplicate acknowledgements put a fast retransmission in the place of smoltcp's retransmission timer. That sends
-/// data only: when the FIN alone is in flight nothing is sent, and the timer does not run again.
+/// Three duplicate acknowledgements put a fast retransmission in the place of smoltcp's retransmission timer. That
+/// sends data only: when the FIN alone is in flight nothing is sent, and the timer does not run again.
 pub(super) struct FinTimer {
     frame: Frame,
     due: Instant,

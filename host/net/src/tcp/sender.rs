@@ -1,8 +1,8 @@
 //! Sends the host's data to the guest, straight from the host's socket into the guest's buffers.
 //!
-//! The data stays in the host's socket until the guest has acknowledged it: each segment is a peek (`MSG_PEEK`) that the
-//! kernel writes into the guest's buffers, from the position that `SO_PEEK_OFF` sets. So a byte is copied once, nothing is
-//! held here, and lost data is peeked at again; [`super::retransmit`] decides when.
+//! The data stays in the host's socket until the guest has acknowledged it: each segment is a peek (`MSG_PEEK`) that
+//! the kernel writes into the guest's buffers, from the position that `SO_PEEK_OFF` sets. So a byte is copied once,
+//! nothing is held here, and lost data is peeked at again; [`super::retransmit`] decides when.
 //!
 //! smoltcp knows nothing of this data. It opens, closes and keeps the connection alive, and receives. Its own sequence
 //! number stands still after the SYN, so [`Sender::rewrite_seq`] moves its segments to where the data is, and
@@ -172,8 +172,8 @@ impl Sender {
 
     /// Discards acknowledged data from the host's socket.
     ///
-    /// A little of it waits for more, unless `all` has to go. When nothing is in flight nothing stays, since a single byte
-    /// can keep a whole buffer of the kernel's and with it the far end's window closed.
+    /// A little of it waits for more, unless `all` has to go. When nothing is in flight nothing stays, since a single
+    /// byte can keep a whole buffer of the kernel's and with it the far end's window closed.
     pub(crate) fn discard(&mut self, host: &TcpStream, all: bool) -> io::Result<()> {
         if !all && self.undiscarded < MIN_DISCARD && self.board.in_flight() > 0 {
             return Ok(());

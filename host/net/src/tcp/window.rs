@@ -1,9 +1,9 @@
 //! Keeps smoltcp retransmitting to a guest whose window closes over data in flight.
 //!
 //! Linux closes its window when a socket is short of memory, and drops data that it had promised room for. smoltcp then
-//! replaces its retransmission timer by the one for window probes. When the window opens only as far as it was, there is
-//! nothing new to send, and the dropped data is never sent again. With the smallest window instead of none, smoltcp goes on
-//! retransmitting, as RFC 9293, 3.8.6 demands for a window that shrinks; that also probes the window (3.8.6.1).
+//! replaces its retransmission timer by the one for window probes. When the window opens only as far as it was, there
+//! is nothing new to send, and the dropped data is never sent again. With the smallest window instead of none, smoltcp
+//! goes on retransmitting, as RFC 9293, 3.8.6 demands for a window that shrinks; that also probes the window (3.8.6.1).
 //!
 //! Only for data that goes through smoltcp; [`super::retransmit`] handles such a window by itself.
 

@@ -1,4 +1,5 @@
-//! A network process as the driver sees it: the real program behind real queues, with this machine's kernel as the guest.
+//! A network process as the driver sees it: the real program behind real queues, with this machine's kernel as the
+//! guest.
 //!
 //! The driver has the buffers of Linux's (4 KiB, mergeable) and hands frames to a tap device. It counts what a frame
 //! costs, and the process's CPU time:
@@ -317,8 +318,8 @@ impl World {
         .unwrap()
     }
 
-    /// The loop in this process and a driver with this many buffers for frames. Where this user may not make namespaces, `None` and a line in
-    /// the test's output.
+    /// The loop in this process and a driver with this many buffers for frames. Where this user may not make
+    /// namespaces, `None` and a line in the test's output.
     pub(super) fn within(buffers: u16) -> Option<Self> {
         let made = Self::make(buffers, |published| {
             let (stream, control) = start_within(published);

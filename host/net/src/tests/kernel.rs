@@ -39,7 +39,8 @@ use crate::{
 };
 
 const DEVICE: &str = "wire0";
-/// With the poll loop that drivers have: without it a burst overflows the queue in front of the kernel, unlike a virtqueue.
+/// With the poll loop that drivers have: without it a burst overflows the queue in front of the kernel, unlike a
+/// virtqueue.
 const TAP_WITHOUT_INFO_WITH_HEADER: i16 =
     (libc::IFF_TAP | libc::IFF_NAPI | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
 const CSUM_TSO4_TSO6: libc::c_ulong = (libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6) as libc::c_ulong;

@@ -143,7 +143,8 @@ fn what_a_guest_drops_when_it_takes_its_window_back_is_sent_again() {
         let mut guest = Guest::connect(port, segmentation);
         guest.take(100_000);
         // Sent as far as the window reaches, and all of it dropped but for the first bytes.
-        // Data that does not go through smoltcp leaves a small rest unsent while some is in flight (RFC 9293, 3.8.6.2.1).
+        // Data that does not go through smoltcp leaves a small rest unsent while some is in flight (RFC 9293,
+        // 3.8.6.2.1).
         let reach = (usize::from(WIDE) << SCALE) / if segmentation { 2 } else { 1 };
         let (edge, mut first) = (guest.next + reach, Vec::new());
         let next = guest.next;

@@ -60,8 +60,8 @@ impl Place {
         self.cpus.next_power_of_two() - 1
     }
 
-    /// Sets the sharing of the cache that `eax` describes. The caches next to a core are its own, the last level is shared
-    /// by all: the guest's scheduler looks for an idle vCPU among those with a common cache.
+    /// Sets the sharing of the cache that `eax` describes. The caches next to a core are its own, the last level is
+    /// shared by all: the guest's scheduler looks for an idle vCPU among those with a common cache.
     fn share_cache(self, eax: &mut u32) {
         let shared = if CACHE_LEVEL.get(*eax) > LAST_PRIVATE_LEVEL { self.last_id() } else { 0 };
         CACHE_SHARING.set(eax, shared);

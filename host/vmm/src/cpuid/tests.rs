@@ -5,7 +5,8 @@ use super::*;
 /// Leaf, sub-leaf, EAX, EBX, ECX, EDX.
 type Row = (u32, u32, [u32; 4]);
 
-/// A 12th-generation Core with a hybrid topology, and Xeons alike: counters in leaf 0xa, a third level shared by 64 IDs.
+/// A 12th-generation Core with a hybrid topology, and Xeons alike: counters in leaf 0xa, a third level shared by 64
+/// IDs.
 const INTEL: &[Row] = &[
     (0, 0, [0x20, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
     (1, 0, [0x0009_0672, 0x0680_0800, 0x7ffa_fbbf, 0xbfeb_fbff]),

@@ -1,5 +1,5 @@
-//! The execution of a request as a sequence of operations on the disk's file, without performing any. An engine asks for
-//! the next operation, performs it in its own way, and hands the result back.
+//! The execution of a request as a sequence of operations on the disk's file, without performing any. An engine asks
+//! for the next operation, performs it in its own way, and hands the result back.
 
 use std::io;
 
@@ -141,8 +141,8 @@ impl Job {
                 Ok(if bytes == 0 { done(0) } else { Step::Read { done: 0 } })
             }
             blk::VIRTIO_BLK_T_GET_ID => self.serial(disk, memory),
-            // Nothing can have been written to a read-only disk, so it has nothing to commit. The driver may flush it all
-            // the same, since the device offers it.
+            // Nothing can have been written to a read-only disk, so it has nothing to commit. The driver may flush it
+            // all the same, since the device offers it.
             blk::VIRTIO_BLK_T_FLUSH if disk.readonly() => Ok(done(0)),
             // All types below change the disk, or concern changes. The driver knows from VIRTIO_BLK_F_RO not to use
             // them.
@@ -152,8 +152,8 @@ impl Job {
                 check(&self.request, bytes)?;
                 Ok(if bytes == 0 { done(0) } else { Step::Write { done: 0 } })
             }
-            // Covers all writes that were completed before, as the guest relies on for its journal (5.2.6.2). Those under
-            // way beside it need not be covered, so nothing waits for anything.
+            // Covers all writes that were completed before, as the guest relies on for its journal (5.2.6.2). Those
+            // under way beside it need not be covered, so nothing waits for anything.
             blk::VIRTIO_BLK_T_FLUSH => Ok(Step::Sync),
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES => {
                 let mut left = self.ranges(disk, memory)?;
@@ -233,8 +233,8 @@ impl Job {
         }
     }
 
-    /// The memory of a transfer, at most as many parts as one call takes. It is guest memory, which is mapped for as long
-    /// as `memory` lives, or zeroes that nobody writes to.
+    /// The memory of a transfer, at most as many parts as one call takes. It is guest memory, which is mapped for as
+    /// long as `memory` lives, or zeroes that nobody writes to.
     pub(super) fn iovecs(&self, memory: &GuestRam) -> Vec<libc::iovec> {
         match &self.step {
             Step::Read { done } => gather(&self.request.writable, *done, memory),

@@ -1,10 +1,10 @@
 //! Block device (virtio 1.3, 5.2) over a raw file. The format is never probed: a guest could otherwise write the header
 //! of another format to its disk, and name any file of the host as its backing file.
 //!
-//! Requests are performed beside each other and returned as they are done, so that a FLUSH holds up no read. `request` is
-//! the wire format, `job` decides on the operations of a request, and one of two engines performs them: `ring` by
-//! io_uring where the kernel offers it, else `pool` by threads. A write for which the host has no room waits until there
-//! is some.
+//! Requests are performed beside each other and returned as they are done, so that a FLUSH holds up no read. `request`
+//! is the wire format, `job` decides on the operations of a request, and one of two engines performs them: `ring` by
+//! io_uring where the kernel offers it, else `pool` by threads. A write for which the host has no room waits until
+//! there is some.
 
 mod disk;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -1,5 +1,5 @@
-//! The engine of hosts without io_uring: threads that wait for one operation each. Those that move data are apart from the
-//! one that syncs and deallocates, so that a slow disk's flush holds up no read.
+//! The engine of hosts without io_uring: threads that wait for one operation each. Those that move data are apart from
+//! the one that syncs and deallocates, so that a slow disk's flush holds up no read.
 
 use std::{
     collections::VecDeque,

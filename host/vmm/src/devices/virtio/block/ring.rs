@@ -1,8 +1,8 @@
 //! The engine of hosts whose kernel offers io_uring to this user (io_uring(7)): requests overlap in the kernel.
 //!
-//! The ring is made before the process confines itself, and restricted to four operations on one file, the disk's. A vmm
-//! that a guest has taken over can neither make another ring nor change this one, so it gets nothing from the ring that
-//! it could not do by system calls.
+//! The ring is made before the process confines itself, and restricted to four operations on one file, the disk's. A
+//! vmm that a guest has taken over can neither make another ring nor change this one, so it gets nothing from the ring
+//! that it could not do by system calls.
 
 use std::{io, os::fd::AsRawFd};
 
@@ -81,8 +81,8 @@ impl Flights<'_, '_> {
         let Some(operation) = flight.job.operation() else { return Ok(()) };
         flight.iov = flight.job.iovecs(self.memory);
         let entry = entry(operation, &flight.iov).user_data(slot as u64);
-        // SAFETY: the list of iovecs stays in the slot until the operation completes, and the memory that it names stays
-        // mapped: guest memory outlives this value, which waits for all operations when it is dropped.
+        // SAFETY: the list of iovecs stays in the slot until the operation completes, and the memory that it names
+        // stays mapped: guest memory outlives this value, which waits for all operations when it is dropped.
         while unsafe { self.ring.ring.submission().push(&entry) }.is_err() {
             self.submit()?;
         }

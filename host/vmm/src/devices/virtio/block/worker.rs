@@ -158,8 +158,8 @@ impl Server<'_, '_> {
         Ok(any)
     }
 
-    /// Keeps a request for which the host has no room. The guest would take an error for a broken disk; this way it waits
-    /// until the user has made room.
+    /// Keeps a request for which the host has no room. The guest would take an error for a broken disk; this way it
+    /// waits until the user has made room.
     fn park(&mut self, mut job: Job) {
         if !std::mem::replace(&mut job.waited, true) {
             self.waiting += 1;

@@ -103,8 +103,8 @@ impl NetHandle {
     }
 }
 
-/// Backends on their way to the device. A thread of its own connects to each: one that hangs at its start takes seconds to
-/// be given up, and the thread that received it has others to serve.
+/// Backends on their way to the device. A thread of its own connects to each: one that hangs at its start takes seconds
+/// to be given up, and the thread that received it has others to serve.
 pub struct Successors(mpsc::Sender<UnixStream>);
 
 impl Successors {

@@ -1,11 +1,11 @@
 //! The virtio-vsock device (virtio 1.3, 5.10), served in this process by one thread.
 //!
 //! Host programs reach it in two ways. The *hybrid socket* is a unix socket on which a client writes `CONNECT <port>\n`
-//! and reads `OK <host port>\n` once the guest accepted. A [`VsockHandle`] takes a stream that is open already, without a
-//! greeting.
+//! and reads `OK <host port>\n` once the guest accepted. A [`VsockHandle`] takes a stream that is open already, without
+//! a greeting.
 //!
-//! A connection of the guest to port P of the host (context id 2) takes the stream that a handle has offered for P, if it
-//! comes from a reserved port (below 1024). Without an offer it is refused: this process connects to nothing.
+//! A connection of the guest to port P of the host (context id 2) takes the stream that a handle has offered for P, if
+//! it comes from a reserved port (below 1024). Without an offer it is refused: this process connects to nothing.
 //!
 //! # The data path
 //!
@@ -103,8 +103,8 @@ impl VsockHandle {
         self.shared.request(ConnectRequest { guest_port: port, stream });
     }
 
-    /// Makes an open stream socket the host end of the guest's next connection to a port of the host. It replaces one that
-    /// the guest has not taken.
+    /// Makes an open stream socket the host end of the guest's next connection to a port of the host. It replaces one
+    /// that the guest has not taken.
     pub fn offer(&self, port: u32, stream: OwnedFd) {
         self.offers.put(port, stream);
     }

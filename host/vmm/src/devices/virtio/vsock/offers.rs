@@ -1,8 +1,8 @@
 //! Host ends for connections that the guest makes.
 //!
-//! This process cannot connect to anything: a vmm that a guest has taken over would reach every unix socket of the user.
-//! So a connection of the guest takes a stream that the backend has handed over before, and without one it is refused.
-//! The guest cannot make the backend do anything by asking.
+//! This process cannot connect to anything: a vmm that a guest has taken over would reach every unix socket of the
+//! user. So a connection of the guest takes a stream that the backend has handed over before, and without one it is
+//! refused. The guest cannot make the backend do anything by asking.
 
 use std::{
     collections::BTreeMap,
