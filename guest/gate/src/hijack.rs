@@ -94,7 +94,7 @@ pub(crate) async fn tunnel(client: OnUpgrade, dockerd: OnUpgrade) -> Result<(), 
             output.await?;
         }
         closed = &mut output => {
-            // dockerd has closed: no input can reach the container, and a client at a terminal would wait for ever for
+            // dockerd has closed: no input can reach the container, and a client at a terminal would wait forever for
             // the end of a session that is over. Otherwise only output has ended (the process closed its stdout) and
             // input goes on. An error means that the client is gone; dropping dockerd's end then lets it notice.
             if !closed? {

@@ -137,7 +137,7 @@ impl Jail {
             });
         }
         let child = command.spawn().map_err(Error::file("start", PROGRAM))?;
-        // Ours are the last copies of the jailer's ends: when it ends, reading fails instead of waiting for ever.
+        // Ours are the last copies of the jailer's ends: when it ends, reading fails instead of waiting forever.
         drop(command);
         output::relay("jail", reader, output::Tail::default())?;
         // Without it no service could be started again, so nothing is killed after it. The services get their own score.
