@@ -32,6 +32,20 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The events after which a service may have other ports: the engine assigns those that the user left open later.
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22service%22%5D%7D";
 
+/// The engine's part in a swarm (Docker Engine API, SystemInfo).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    swarm: SwarmInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct SwarmInfo {
+    /// The engine is a manager.
+    control_available: bool,
+}
+
 /// A service, as `GET /services` describes it (Docker Engine API, ServiceList).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -127,9 +141,9 @@ pub async fn publish_ingress_ports(gate: Arc<Gate>, vm: Ipv4Addr, init: &Path) {
     loop {
         match follow(&gate, &mut ports).await {
             // dockerd has ended, or the swarm has changed. Whatever it is, the answer to the next question tells.
-            Ok(()) => {}
+            Ok(true) => {}
             // Not a manager of a swarm.
-            Err(DockerdError::Status(_)) => {
+            Ok(false) => {
                 ports.held.clear();
                 gate.swarm_changed.notified().await;
             }
@@ -139,17 +153,22 @@ pub async fn publish_ingress_ports(gate: Arc<Gate>, vm: Ipv4Addr, init: &Path) {
     }
 }
 
-/// Holds the ports of all services until dockerd ends or a request about the swarm comes by.
-async fn follow(gate: &Gate, ports: &mut IngressPorts) -> Result<(), DockerdError> {
+/// Holds the ports of all services until dockerd ends or a request about the swarm comes by. Returns false at once if the
+/// engine is not a manager.
+async fn follow(gate: &Gate, ports: &mut IngressPorts) -> Result<bool, DockerdError> {
     let dockerd = Dockerd::new(&gate.upstream);
+    // Not by the services themselves: the engine would log an error for each start outside of a swarm.
+    if !dockerd.get::<Info>("/info").await?.swarm.control_available {
+        return Ok(false);
+    }
     // Before the services are read, so that no change is missed.
     let mut events = dockerd.stream(EVENTS).await?;
     loop {
         let services: Vec<Service> = dockerd.get("/services").await?;
         ports.set(&ports_of(&services)).await;
         tokio::select! {
-            more = events.next() => if !more { return Ok(()) },
-            () = gate.swarm_changed.notified() => return Ok(()),
+            more = events.next() => if !more { return Ok(true) },
+            () = gate.swarm_changed.notified() => return Ok(true),
         }
     }
 }

@@ -26,7 +26,8 @@ use nix::sys::socket::{
 /// The limit for what takes milliseconds.
 const SOON: Duration = Duration::from_secs(20);
 
-/// An engine whose `GET /services` gives the text, or 503 without one, and whose streams of events are kept.
+/// An engine whose `GET /services` gives the text, which is not a manager without one, and whose streams of events are
+/// kept.
 #[derive(Clone, Default)]
 struct Engine {
     services: Arc<Mutex<Option<String>>>,
@@ -49,11 +50,14 @@ impl Engine {
         if head[..length].starts_with(b"POST ") {
             return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
         }
-        assert!(head[..length].starts_with(b"GET /services "));
         let services = self.services.lock().unwrap().clone();
-        let status = if services.is_some() { "200 OK" } else { "503 Service Unavailable" };
-        let body = services.unwrap_or_default();
-        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let body = if head[..length].starts_with(b"GET /info ") {
+            format!(r#"{{"Swarm":{{"ControlAvailable":{}}}}}"#, services.is_some())
+        } else {
+            assert!(head[..length].starts_with(b"GET /services "));
+            services.unwrap()
+        };
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
     }
 
     /// Changes the ports of the one service, and tells all that follow the events.
