@@ -7,13 +7,11 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command as Process},
     time::{Duration, Instant},
 };
 
-use bulkhead::backend::plan::command_line;
-use bulkhead_vmm::api::{Command, Disk, VmConfig};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::stat::Mode,
@@ -24,7 +22,7 @@ use support::control;
 use crate::{
     Environment, Result,
     comparison::{Peer, Report, Row, Sample, Setup},
-    launch::{self, Machine},
+    launch,
     process::{self, Cpu},
 };
 
@@ -141,8 +139,7 @@ impl Running {
     fn start(setup: &Setup, contender: Contender, image: &Path, path: &Path) -> Result<Self> {
         // Open at both ends, so that neither side waits for the other.
         let console = OpenOptions::new().read(true).write(true).open(path)?;
-        let base = command_line(false).replace("init=/usr/sbin/bulkhead-init", "init=/init");
-        let cmdline = format!("{base} bench.disk={}", setup.duration.as_millis());
+        let cmdline = format!("{} bench.disk={}", launch::endpoint_command_line(), setup.duration.as_millis());
         let (child, control) = match contender {
             Contender::Bulkhead => bulkhead(setup, image, path, cmdline)?,
             Contender::Threads => (launch::spawn(qemu(setup, image, path, &cmdline, "threads"), None)?, None),
@@ -154,25 +151,23 @@ impl Running {
     /// Reads the guest's lines until all rows are there.
     fn values(&mut self, setup: &Setup) -> Result<Vec<Option<f64>>> {
         let deadline = Instant::now() + BOOT_TIMEOUT + setup.duration * 2 * ROWS.len() as u32;
-        let (mut values, mut seen, mut before) = (vec![None; ROWS.len()], Vec::new(), None);
+        let (mut values, mut seen) = (vec![None; ROWS.len()], Vec::new());
+        let (mut exits_before, mut cpu_before) = (None, Cpu::default());
         while values.iter().take(EXITS.0).any(Option::is_none) {
             let words = self.words(&mut seen, deadline)?;
             let (exits, cpu) = (process::exits(self.child.id()), Cpu::read(self.child.id())?);
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             match words[..] {
-                ["begin", _] => before = exits.zip(Some(cpu)),
+                ["begin", _] => (exits_before, cpu_before) = (exits, cpu),
                 [key, count, microseconds] => {
                     let (count, seconds) = (count.parse::<f64>()?, microseconds.parse::<f64>()? / 1e6);
                     let row = ROWS.iter().position(|row| row.key == key).ok_or("the guest prints an unknown row")?;
                     values[row] = Some(count / seconds);
-                    let Some(((exits, had), (exits_before, had_before))) = exits.zip(Some(cpu)).zip(before.take())
-                    else {
-                        continue;
-                    };
                     if key == EXITS.1 {
-                        values[EXITS.0] = Some((exits.total - exits_before.total) as f64 / count);
+                        let both = exits.zip(exits_before.take());
+                        values[EXITS.0] = both.map(|(now, before)| (now.total - before.total) as f64 / count);
                     } else if key == CPU.1 {
-                        let spent = had - had_before;
+                        let spent = cpu - cpu_before;
                         values[CPU.0] = Some((spent.total - spent.guest) * 1e6 / count);
                     }
                 }
@@ -210,39 +205,15 @@ impl Running {
 }
 
 fn bulkhead(setup: &Setup, image: &Path, console: &Path, cmdline: String) -> Result<(Child, Option<OwnedFd>)> {
-    let disk = |path: &Path, readonly, serial: &str| Disk { path: path.into(), readonly, serial: serial.to_owned() };
-    let config = VmConfig {
-        cpus: setup.machine.cpus,
-        memory_mib: setup.machine.memory_mib,
-        uuid: uuid::Uuid::nil(),
-        kernel: setup.machine.kernel.clone(),
-        cmdline,
-        disks: vec![disk(&setup.machine.rootfs, true, "root"), disk(image, false, "data")],
-        vsock: None,
-        console: Some(PathBuf::from(console)),
-        serial: None,
-    };
-    let (ours, theirs) = control::pair()?;
-    control::send(&ours, &serde_json::to_vec(&Command::Boot(Box::new(config)))?, None)?;
-    let mut process = Process::new(&setup.machine.bulkhead);
-    process.arg("vmm");
-    Ok((launch::spawn(process, Some(&theirs))?, Some(ours)))
+    let disks = vec![launch::disk(&setup.machine.rootfs, true, "root"), launch::disk(image, false, "data")];
+    let config = setup.machine.config(cmdline, disks, console);
+    let (child, control) = setup.machine.boot(config, control::pair()?, None)?;
+    Ok((child, Some(control)))
 }
 
 fn qemu(setup: &Setup, image: &Path, console: &Path, cmdline: &str, aio: &str) -> Process {
-    let Machine { kernel, cpus, memory_mib, rootfs, .. } = &setup.machine;
-    let mut qemu = Process::new("qemu-system-x86_64");
-    qemu.args(launch::qemu_base("q35", kernel, cmdline, *cpus, *memory_mib));
-    let mut option = |name: &str, value: String| {
-        qemu.arg(name).arg(value);
-    };
-    option("-drive", format!("if=none,id=root,file={},format=raw,readonly=on", rootfs.display()));
-    option("-device", "virtio-blk-pci,drive=root".to_owned());
-    option("-object", "iothread,id=io".to_owned());
-    option("-drive", format!("if=none,id=data,file={},format=raw,discard=unmap,aio={aio}", image.display()));
-    option("-device", "virtio-blk-pci,drive=data,iothread=io".to_owned());
-    option("-device", "virtio-serial-pci,max_ports=2".to_owned());
-    option("-chardev", format!("file,id=console,path={}", console.display()));
-    option("-device", "virtconsole,chardev=console".to_owned());
+    let mut qemu = setup.machine.endpoint_qemu(cmdline, console);
+    let drive = format!("if=none,id=data,file={},format=raw,discard=unmap,aio={aio}", image.display());
+    qemu.args(["-object", "iothread,id=io", "-drive", &drive, "-device", "virtio-blk-pci,drive=data,iothread=io"]);
     qemu
 }

@@ -79,6 +79,53 @@ pub struct Machine {
     pub memory_mib: u64,
 }
 
+impl Machine {
+    /// The configuration of our VMM with these disks, without vsock.
+    pub fn config(&self, cmdline: String, disks: Vec<Disk>, console: &Path) -> VmConfig {
+        VmConfig {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            uuid: uuid::Uuid::nil(),
+            kernel: self.kernel.clone(),
+            cmdline,
+            disks,
+            vsock: None,
+            console: Some(console.to_owned()),
+            serial: None,
+        }
+    }
+
+    /// Starts our VMM with this configuration, and returns its process with our end of the control sockets, by which it
+    /// lives. `network` is the network process's end of the device.
+    pub fn boot(
+        &self,
+        config: VmConfig,
+        (ours, theirs): (OwnedFd, OwnedFd),
+        network: Option<&OwnedFd>,
+    ) -> Result<(Child, OwnedFd)> {
+        control::send(&ours, &serde_json::to_vec(&Command::Boot(Box::new(config)))?, network)?;
+        let mut process = Process::new(&self.bulkhead);
+        process.arg("vmm");
+        Ok((spawn(process, Some(&theirs))?, ours))
+    }
+
+    /// QEMU's q35 with the endpoint's root file system and a console.
+    pub fn endpoint_qemu(&self, cmdline: &str, console: &Path) -> Process {
+        let mut qemu = Process::new("qemu-system-x86_64");
+        qemu.args(qemu_base("q35", &self.kernel, cmdline, self.cpus, self.memory_mib));
+        qemu.args(["-drive", &format!("if=none,id=root,file={},format=raw,readonly=on", self.rootfs.display())]);
+        qemu.args(["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]);
+        qemu.args(["-device", "virtio-serial-pci,max_ports=2", "-device", "virtconsole,chardev=console"]);
+        qemu.args(["-chardev", &format!("file,id=console,path={}", console.display())]);
+        qemu
+    }
+}
+
+/// The command line of a guest whose only process is the endpoint.
+pub fn endpoint_command_line() -> String {
+    command_line(false).replace("init=/usr/sbin/bulkhead-init", "init=/init")
+}
+
 /// The part that all runs have in common.
 #[derive(Debug)]
 pub struct Setup {
@@ -180,29 +227,24 @@ impl Drop for Running {
 }
 
 fn start_bulkhead(setup: &Setup, contender: Contender, agent: Option<OwnedFd>) -> Result<Running> {
-    let (ours, theirs) = control::pair()?;
-    let disk =
-        |path: &Path, readonly, serial: &str| Disk { path: path.to_owned(), readonly, serial: serial.to_owned() };
+    let pair = control::pair()?;
+    let disks = vec![disk(&setup.machine.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)];
     let config = VmConfig {
-        cpus: setup.machine.cpus,
-        memory_mib: setup.machine.memory_mib,
-        uuid: uuid::Uuid::nil(),
-        kernel: setup.machine.kernel.clone(),
-        cmdline: command_line(false),
-        disks: vec![disk(&setup.machine.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)],
         vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
-        console: Some(setup.console()),
-        serial: None,
+        ..setup.machine.config(command_line(false), disks, &setup.console())
     };
     // The packets wait in the socket, so the process has its machine at the first reads.
     if let Some(agent) = agent {
         let offer = serde_json::to_vec(&Command::VsockOffer { port: AGENT_PORT })?;
-        control::send(&ours, &offer, Some(&agent))?;
+        control::send(&pair.0, &offer, Some(&agent))?;
     }
-    send(&ours, &Command::Boot(Box::new(config)))?;
-    let mut process = Process::new(&setup.machine.bulkhead);
-    process.arg("vmm");
-    Ok(Running { child: spawn(process, Some(&theirs))?, control: Some(ours) })
+    let (child, control) = setup.machine.boot(config, pair, None)?;
+    Ok(Running { child, control: Some(control) })
+}
+
+/// A disk of our VMM.
+pub fn disk(path: &Path, readonly: bool, serial: &str) -> Disk {
+    Disk { path: path.to_owned(), readonly, serial: serial.to_owned() }
 }
 
 fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
@@ -231,7 +273,7 @@ fn qemu_arguments(setup: &Setup, contender: Contender) -> Vec<String> {
 }
 
 /// A machine without devices.
-pub fn qemu_base(machine: &str, kernel: &Path, cmdline: &str, cpus: u8, memory_mib: u64) -> Vec<String> {
+fn qemu_base(machine: &str, kernel: &Path, cmdline: &str, cpus: u8, memory_mib: u64) -> Vec<String> {
     let mut arguments: Vec<String> =
         ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"].map(String::from).into();
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);

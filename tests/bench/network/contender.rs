@@ -11,13 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::backend::plan::command_line;
 use bulkhead_net::{
     addresses::{Addresses, MTU},
     api::{Command as NetCommand, Setup as NetSetup},
 };
 use bulkhead_protocol::Transport;
-use bulkhead_vmm::api::{Command, Disk, VmConfig};
 use support::control;
 
 use crate::comparison::Setup;
@@ -92,7 +90,7 @@ impl Way {
 
     fn cmdline(self, control: u16) -> String {
         let Plan { guest, gateway, host, mtu } = self.plan();
-        let base = command_line(false).replace("init=/usr/sbin/bulkhead-init", "init=/init");
+        let base = launch::endpoint_command_line();
         format!(
             "{base} bench.address={guest} bench.prefix=24 bench.gateway={gateway} bench.mtu={mtu} \
              bench.control={host}:{control}"
@@ -138,21 +136,7 @@ impl Running {
         drop(listener);
         let mut running = Starting { setup, published, helper: None, sockets: Vec::new() };
         let network = running.network(way)?;
-        let mut qemu = Process::new("qemu-system-x86_64");
-        qemu.args(launch::qemu_base(
-            "q35",
-            &setup.machine.kernel,
-            &way.cmdline(control),
-            setup.machine.cpus,
-            setup.machine.memory_mib,
-        ));
-        qemu.args([
-            "-drive",
-            &format!("if=none,id=root,file={},format=raw,readonly=on", setup.machine.rootfs.display()),
-        ]);
-        qemu.args(["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]);
-        qemu.args(["-device", "virtio-serial-pci,max_ports=2", "-device", "virtconsole,chardev=console"]);
-        qemu.args(["-chardev", &format!("file,id=console,path={}", console.display())]);
+        let mut qemu = setup.machine.endpoint_qemu(&way.cmdline(control), &console);
         qemu.args(network);
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=,mac=5a:94:ef:e4:0c:ee"]);
         let machine = launch::spawn(qemu, None)?;
@@ -202,22 +186,8 @@ fn start_bulkhead(setup: &Setup, console: PathBuf, cmdline: String, published: T
     net.arg("net");
     let helper = launch::spawn(net, Some(&net_theirs))?;
 
-    let (ours, theirs) = control::pair()?;
-    let config = VmConfig {
-        cpus: setup.machine.cpus,
-        memory_mib: setup.machine.memory_mib,
-        uuid: uuid::Uuid::nil(),
-        kernel: setup.machine.kernel.clone(),
-        cmdline,
-        disks: vec![Disk { path: setup.machine.rootfs.clone(), readonly: true, serial: "root".to_owned() }],
-        vsock: None,
-        console: Some(console.clone()),
-        serial: None,
-    };
-    control::send(&ours, &serde_json::to_vec(&Command::Boot(Box::new(config)))?, Some(&frontend.into()))?;
-    let mut vmm = Process::new(&setup.machine.bulkhead);
-    vmm.arg("vmm");
-    let machine = launch::spawn(vmm, Some(&theirs))?;
+    let config = setup.machine.config(cmdline, vec![launch::disk(&setup.machine.rootfs, true, "root")], &console);
+    let (machine, ours) = setup.machine.boot(config, control::pair()?, Some(&frontend.into()))?;
     let (controls, sockets) = (vec![ours, net_ours], Vec::new());
     Ok(Running { machine, helper: Some(helper), _controls: controls, published: address, console, sockets })
 }
