@@ -22,7 +22,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use support::{
     engine::{Engine, ISOLATION, home, turn},
-    process::{Ran, run},
+    process::{Ran, poll, run},
     registry::Registry,
 };
 

@@ -68,17 +68,23 @@ pub(crate) fn fetch(ip: IpAddr, port: u16) -> String {
 pub(crate) fn get(ip: IpAddr, port: u16, path: &str) -> String {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let mut stream = connect(ip, port).unwrap_or_else(|error| panic!("{ip} {port}: {error}"));
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let _ = write!(stream, "GET {path} HTTP/1.0\r\n\r\n");
-        let mut answer = String::new();
-        let result = stream.read_to_string(&mut answer);
-        if let Some((_, body)) = answer.split_once("\r\n\r\n") {
-            return body.trim().to_owned();
+        let stream = connect(ip, port).unwrap_or_else(|error| panic!("{ip} {port}: {error}"));
+        match request(stream, path) {
+            Ok(body) => return body,
+            Err(said) => assert!(Instant::now() < deadline, "{ip} {port}: {said}"),
         }
-        assert!(Instant::now() < deadline, "{ip} {port}: {result:?} {answer:?}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The body of an answer, or what came instead.
+fn request(mut stream: TcpStream, path: &str) -> Result<String, String> {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let _ = write!(stream, "GET {path} HTTP/1.0\r\n\r\n");
+    let mut answer = String::new();
+    let result = stream.read_to_string(&mut answer);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
+    body.ok_or_else(|| format!("{result:?} {answer:?}"))
 }
 
 #[track_caller]
@@ -283,36 +289,21 @@ fn a_port_of_the_routing_mesh_is_published_while_its_service_exists() {
     create("mesh", one, "ingress");
     create("task", two, "host");
     for (name, port) in [("mesh", one), ("task", two)] {
-        let deadline = Instant::now() + LONG;
-        while published(port).is_empty() {
-            assert!(Instant::now() < deadline, "{name}: {}", done(&["service", "ps", "--no-trunc", name]));
-            thread::sleep(Duration::from_millis(500));
-        }
+        until_published(port);
         // The port is there before the task.
-        let deadline = Instant::now() + LONG;
-        while read_name(port).as_deref() != Some(name) {
-            assert!(Instant::now() < deadline, "{name}: {}", done(&["service", "ps", "--no-trunc", name]));
-            thread::sleep(Duration::from_millis(500));
-        }
+        poll(name, LONG, || {
+            let stream = connect(HERE, port).ok()?;
+            request(stream, "/hostname").ok().filter(|answer| answer == name)
+        });
     }
     done(&["service", "rm", "mesh"]);
     assert_gone(one);
     create("again", one, "ingress");
-    let deadline = Instant::now() + LONG;
-    while published(one).is_empty() {
-        assert!(Instant::now() < deadline);
-        thread::sleep(Duration::from_millis(500));
-    }
+    until_published(one);
     drop(swarm);
     assert_gone(one);
 }
 
-/// The web server's name, if it answers.
-fn read_name(port: u16) -> Option<String> {
-    let mut stream = connect(HERE, port).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(stream, "GET /hostname HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned())
+fn until_published(port: u16) {
+    poll("the port is published", LONG, || Some(published(port)).filter(|rows| !rows.is_empty()));
 }
