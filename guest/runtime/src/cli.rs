@@ -45,14 +45,20 @@ pub(crate) struct GlobalOptions {
     pub(crate) root: Option<PathBuf>,
     /// `--log` and `--log-format`.
     pub(crate) log: Log,
-    /// The options for crun, normalised to `--name=value`.
-    pub(crate) for_crun: Vec<OsString>,
+    /// The other options for crun, normalised to `--name=value`.
+    others: Vec<OsString>,
 }
 
 impl GlobalOptions {
     /// crun's state directory.
     pub(crate) fn state_root(&self) -> &Path {
         self.root.as_deref().unwrap_or(Path::new(DEFAULT_STATE_ROOT))
+    }
+
+    /// The options for crun.
+    pub(crate) fn for_crun(&self) -> Vec<OsString> {
+        let root = self.root.as_ref().map(|root| joined("--root", root.as_os_str()));
+        root.into_iter().chain(self.others.iter().cloned()).collect()
     }
 
     /// Has crun keep its state below `directory`, by the path that was given or is the default: ids of different state
@@ -64,10 +70,7 @@ impl GlobalOptions {
         if !given.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(refused());
         }
-        let root: PathBuf = directory.iter().chain(given.iter()).collect();
-        self.for_crun.retain(|option| !option.as_bytes().starts_with(b"--root="));
-        self.for_crun.push(joined("--root", root.as_os_str()));
-        self.root = Some(root);
+        self.root = Some(directory.iter().chain(given.iter()).collect());
         Ok(())
     }
 }
@@ -164,7 +167,7 @@ fn global(globals: &mut GlobalOptions, arg: &OsStr, args: &mut dyn Iterator<Item
         "--debug" | "--systemd-cgroup" => {
             // Go's flag package accepts `--debug=false`, crun the bare form only.
             if value.as_deref().is_none_or(|v| v != "false") {
-                globals.for_crun.push(name.into());
+                globals.others.push(name.into());
             }
             return Ok(());
         }
@@ -173,14 +176,17 @@ fn global(globals: &mut GlobalOptions, arg: &OsStr, args: &mut dyn Iterator<Item
     };
     let value = value.or_else(|| args.next()).ok_or_else(|| CliError::Value(keep.clone()))?;
     match keep.as_str() {
-        "--root" => globals.root = Some(value.clone().into()),
+        "--root" => {
+            globals.root = Some(value.into());
+            return Ok(());
+        }
         "--log" => globals.log.file = Some(value.clone().into()),
         "--log-format" if value == "json" => globals.log.format = Format::Json,
         // Of use for checkpoints only, which are not supported.
         "--criu" => return Ok(()),
         _ => {}
     }
-    globals.for_crun.push(joined(&keep, &value));
+    globals.others.push(joined(&keep, &value));
     Ok(())
 }
 
@@ -326,7 +332,7 @@ mod tests {
         ]);
         assert_eq!(globals.state_root(), Path::new("/run/r"));
         assert_eq!(globals.log.format, Format::Json);
-        assert_eq!(globals.for_crun, ["--root=/run/r", "--log=/b/log.json", "--log-format=json", "--systemd-cgroup"]);
+        assert_eq!(globals.for_crun(), ["--root=/run/r", "--log=/b/log.json", "--log-format=json", "--systemd-cgroup"]);
         let expected = CreateRequest {
             verb: "create",
             bundle: "/b".into(),
@@ -344,12 +350,11 @@ mod tests {
             (Some("/"), "/state"),
             (Some("//run/./x"), "/state/run/x"),
         ] {
-            let for_crun =
-                given.map(|root| format!("--root={root}").into()).into_iter().chain(["--debug".into()]).collect();
-            let mut globals = GlobalOptions { root: given.map(PathBuf::from), for_crun, ..GlobalOptions::default() };
+            let others = vec!["--debug".into()];
+            let mut globals = GlobalOptions { root: given.map(PathBuf::from), others, ..GlobalOptions::default() };
             assert_eq!(globals.keep_state_in(Path::new("/state")), Ok(()));
             assert_eq!(globals.state_root(), Path::new(expected));
-            assert_eq!(globals.for_crun, ["--debug".into(), OsString::from(format!("--root={expected}"))]);
+            assert_eq!(globals.for_crun(), [OsString::from(format!("--root={expected}")), "--debug".into()]);
         }
         for given in ["run/x", "", "/run/../../x", "/.."] {
             let mut globals = GlobalOptions { root: Some(given.into()), ..GlobalOptions::default() };
@@ -407,7 +412,7 @@ mod tests {
     #[test]
     fn everything_else_is_passed_on_unchanged() {
         let (globals, command) = parse(&["--criu=/x", "--debug=false", "kill", "--all", "id", "9"]);
-        assert!(globals.for_crun.is_empty());
+        assert!(globals.for_crun().is_empty());
         assert_eq!(command, Ok(Command::PassThrough(["kill", "--all", "id", "9"].map(OsString::from).to_vec())));
     }
 

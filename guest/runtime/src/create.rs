@@ -156,7 +156,7 @@ fn hand_over(
     bundle: PathBuf,
     config: PathBuf,
 ) -> Result<ExitCode, Error> {
-    let mut args: Vec<OsString> = globals.for_crun.clone();
+    let mut args: Vec<OsString> = globals.for_crun();
     args.push(request.verb.into());
     args.extend(request.options.iter().cloned());
     // The bundle's own config.json stays as the engine wrote it.

@@ -38,7 +38,7 @@ pub(crate) fn exec(globals: &GlobalOptions, request: ExecRequest) -> Result<Infa
     seccomp::confine().map_err(Error::system("install the seccomp filter that refuses vsock"))?;
     // The descriptor must live until crun has replaced this process.
     let path = process.as_ref().map(|file| OsString::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
-    let mut args = globals.for_crun.clone();
+    let mut args = globals.for_crun();
     args.extend(request.for_crun(path));
     crun::exec(&args)
 }

@@ -108,14 +108,7 @@ pub fn main() -> ExitCode {
 
 fn run(globals: &mut GlobalOptions, command: Command) -> Result<ExitCode, Error> {
     if !matches!(command, Command::Version | Command::Help) {
-        // The others use this program's directories and crun's, which the engine does not see.
-        let entered = engine_jail::enter().map_err(Error::system("enter the directories of sysbox-runc"))?;
-        if entered {
-            globals.keep_state_in(Path::new(CRUN_STATE))?;
-            let root = globals.state_root();
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
-            made.map_err(Error::system("create the state directory"))?;
-        }
+        enter_jail(globals)?;
     }
     let never: Infallible = match command {
         Command::Version => {
@@ -134,8 +127,18 @@ fn run(globals: &mut GlobalOptions, command: Command) -> Result<ExitCode, Error>
     match never {}
 }
 
+/// Takes this program's directories and crun's, which the engine does not see, if it runs in the engine's jail.
+fn enter_jail(globals: &mut GlobalOptions) -> Result<(), Error> {
+    if !engine_jail::enter().map_err(Error::system("enter the directories of sysbox-runc"))? {
+        return Ok(());
+    }
+    globals.keep_state_in(Path::new(CRUN_STATE))?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(globals.state_root());
+    made.map_err(Error::system("create the state directory"))
+}
+
 fn hand_over(globals: &GlobalOptions, args: Vec<std::ffi::OsString>) -> Result<Infallible, Error> {
-    let mut all = globals.for_crun.clone();
+    let mut all = globals.for_crun();
     all.extend(args);
     crun::exec(&all)
 }
