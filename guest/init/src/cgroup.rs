@@ -16,7 +16,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 const SYSTEM: &str = "/sys/fs/cgroup/system";
 
 /// Parent of the containers' cgroups and of the builder's, by dockerd's own default (`daemon/oci_linux.go`).
-const CONTAINERS: &str = "/sys/fs/cgroup/docker";
+pub(crate) const CONTAINERS: &str = "/sys/fs/cgroup/docker";
 
 /// Turns the kernel's `a b …` into `+a +b …`.
 fn enable_all(controllers: &str) -> String {

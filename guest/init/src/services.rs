@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
-use bulkhead_protocol::{Configuration, KEPT_SOCKETS, Network, SOCKETS_DIRECTORY, gate};
+use bulkhead_protocol::{CRUN_STATE, Configuration, KEPT_SOCKETS, Network, SOCKETS_DIRECTORY, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -114,8 +114,7 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
     }
     // The mode that dockerd gives it; here already, because the jail shows it.
     mounts::make_directory("/run/docker", 0o700)?;
-    // The state of build steps: BuildKit names no directory to the runtime, so crun takes its own.
-    mounts::make_directory("/run/crun", 0o700)?;
+    mounts::make_directory(CRUN_STATE, 0o700)?;
     let (daemon, refused) = config::daemon(configuration);
     for reason in refused {
         log::info(&reason.to_string());

@@ -18,7 +18,7 @@ use bulkhead_protocol::{ENGINE_SOCKET, PORTS_SOCKET, RUNTIME_SOCKET, RUNTIME_TRE
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{error::JailError, sys};
-use crate::{handover, notify, services};
+use crate::{cgroup, handover, notify, services};
 
 /// The engine's directories of the data disk. They stay shared with the VM's: see the module.
 pub(super) const ENGINE: [&str; 2] = ["/var/lib/docker", "/var/lib/containerd"];
@@ -61,9 +61,9 @@ const NEW: [(&str, &str); 3] =
 /// Directories in the VM's `/run` that the engine writes to.
 const RUN_DIRECTORIES: [&str; 3] = ["/run/docker", "/run/containerd", services::ENGINE_DIRECTORY];
 
-/// The one file of cgroups that containerd's shims write: they enable the controllers of containers once more, and log an
+/// The one file of the cgroup of all containers that containerd's shims write: they enable the controllers of containers once more, and log an
 /// error for each container if they cannot.
-const CONTROLLERS: &str = "/sys/fs/cgroup/docker/cgroup.subtree_control";
+const CONTROLLERS: &str = "cgroup.subtree_control";
 
 /// Sockets of init: the path in the VM and in the jail.
 const SOCKETS: [(&str, &str); 3] =
@@ -95,6 +95,11 @@ fn attach(tree: OwnedFd, path: &str) -> Result<(), JailError> {
     mounts::attach(tree, &inside(path)).map_err(failed("mount", path))
 }
 
+/// Shows a file as it is in the VM, if it is there.
+fn show(path: &str) -> Result<(), JailError> {
+    if Path::new(path).exists() { attach(copy(path, false, 0)?, path) } else { Ok(()) }
+}
+
 /// Makes the root and moves this process into it, in a mount namespace of its own.
 pub(super) fn enter() -> Result<(), JailError> {
     sys::unshare_mounts().map_err(JailError::system("make a mount namespace"))?;
@@ -109,14 +114,9 @@ pub(super) fn enter() -> Result<(), JailError> {
     for (path, recursive, attributes) in COPIES {
         attach(copy(path, recursive, attributes)?, path)?;
     }
-    if Path::new(CONTROLLERS).exists() {
-        attach(copy(CONTROLLERS, false, 0)?, CONTROLLERS)?;
-    }
+    show(&format!("{}/{CONTROLLERS}", cgroup::CONTAINERS))?;
     for name in DEVICES {
-        let path = format!("/dev/{name}");
-        if Path::new(&path).exists() {
-            attach(copy(&path, false, 0)?, &path)?;
-        }
+        show(&format!("/dev/{name}"))?;
     }
     for (path, options) in NEW {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
