@@ -59,20 +59,19 @@ impl Dockerd {
         limit: Duration,
     ) -> Result<T, DockerdError> {
         let request = self.request(Method::GET, path, headers);
-        let body = timeout(limit, request).await.map_err(|_| DockerdError::Timeout)??;
+        let body = within(limit, request).await?;
         serde_json::from_slice(&body).map_err(|error| DockerdError::Response(error.into()))
     }
 
     /// Sends a `DELETE`.
     pub(crate) async fn delete(&self, path: &str) -> Result<(), DockerdError> {
         let request = self.request(Method::DELETE, path, HeaderMap::new());
-        timeout(REQUEST_TIMEOUT, request).await.map_err(|_| DockerdError::Timeout)?.map(drop)
+        within(REQUEST_TIMEOUT, request).await.map(drop)
     }
 
     /// Requests a stream, of which only the arrival of something new counts.
     pub(crate) async fn stream(&self, path: &str) -> Result<Stream, DockerdError> {
-        let response = timeout(REQUEST_TIMEOUT, self.send(Method::GET, path, HeaderMap::new()));
-        Ok(Stream(response.await.map_err(|_| DockerdError::Timeout)??))
+        within(REQUEST_TIMEOUT, self.send(Method::GET, path, HeaderMap::new())).await.map(Stream)
     }
 
     async fn request(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Bytes, DockerdError> {
@@ -104,6 +103,11 @@ impl Dockerd {
         }
         Ok(response.into_body())
     }
+}
+
+/// Waits for a request at most this long.
+async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, DockerdError>>) -> Result<T, DockerdError> {
+    timeout(limit, request).await.map_err(|_| DockerdError::Timeout)?
 }
 
 /// The body of a response that goes on.

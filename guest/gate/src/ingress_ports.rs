@@ -57,7 +57,6 @@ struct Service {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Endpoint {
-    #[serde(default)]
     ports: Option<Vec<ServicePort>>,
 }
 
