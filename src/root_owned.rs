@@ -49,8 +49,8 @@ pub fn check(path: &Path) -> Result<(), NotRoots> {
 pub fn check_program() -> Result<(), NotRoots> {
     const PROGRAM: &str = "/proc/self/exe";
     let program = fs::read_link(PROGRAM).map_err(failed(Path::new(PROGRAM)))?;
-    // An upgrade has removed the file of a running backend. There is no place any more in which it could be replaced,
-    // and the link still leads to the file that runs.
+    // An upgrade has removed the file of a running backend. It can no longer be replaced at any path, and the link still
+    // leads to the file that runs.
     if program.to_string_lossy().ends_with(" (deleted)") {
         return judge(&program, &fs::metadata(PROGRAM).map_err(failed(&program))?, 0);
     }
