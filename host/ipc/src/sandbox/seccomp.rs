@@ -19,12 +19,12 @@ const VMM_CALLS: &[libc::c_long] = &[
     libc::SYS_exit, libc::SYS_exit_group, libc::SYS_futex, libc::SYS_getpid, libc::SYS_gettid,
     libc::SYS_restart_syscall, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn,
     libc::SYS_sched_yield, libc::SYS_sigaltstack,
-    // time and entropy
-    libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_getrandom, libc::SYS_nanosleep,
+    // time and entropy; getrusage counts the waits of a thread
+    libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_getrandom, libc::SYS_getrusage, libc::SYS_nanosleep,
     // files that are open; fcntl has a condition, and there is no call that opens another
     libc::SYS_close, libc::SYS_fallocate, libc::SYS_fdatasync, libc::SYS_fstat, libc::SYS_fsync, libc::SYS_ftruncate,
-    libc::SYS_lseek, libc::SYS_preadv, libc::SYS_pread64, libc::SYS_pwritev, libc::SYS_pwrite64, libc::SYS_read,
-    libc::SYS_readv, libc::SYS_write, libc::SYS_writev,
+    libc::SYS_lseek, libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_pread64, libc::SYS_pwritev, libc::SYS_pwritev2,
+    libc::SYS_pwrite64, libc::SYS_read, libc::SYS_readv, libc::SYS_write, libc::SYS_writev,
     // events and sockets; no socket and no connect: every stream is accepted or comes from the backend
     libc::SYS_accept4, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait, libc::SYS_eventfd2,
     libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_poll, libc::SYS_ppoll,

@@ -15,7 +15,7 @@ use crate::{exit::ExitSignal, memory::GuestRam};
 
 /// Maximum time that a completed chain waits for the driver to be interrupted. Interrupts are saved by completing
 /// several chains for each, but all that is available may take seconds, if each flushes a disk's cache.
-const MAX_NOTIFY_DELAY: Duration = Duration::from_millis(1);
+pub(crate) const MAX_NOTIFY_DELAY: Duration = Duration::from_millis(1);
 
 /// An interrupt of the driver. Its implementation is the irqfd of an MSI-X vector.
 pub trait Interrupt: Send + Sync {

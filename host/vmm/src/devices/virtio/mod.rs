@@ -12,6 +12,6 @@ pub mod rng;
 pub mod vsock;
 mod worker;
 
-pub(crate) use device::RunningQueue;
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+pub(crate) use device::{MAX_NOTIFY_DELAY, RunningQueue};
 pub(crate) use worker::{Worker, spawn_confined};

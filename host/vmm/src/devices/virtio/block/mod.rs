@@ -2,10 +2,11 @@
 //! of another format to its disk, and name any file of the host as its backing file.
 //!
 //! Requests are performed beside each other and returned as they are done, so that a FLUSH holds up no read. `request`
-//! is the wire format, `job` decides on the operations of a request, and one of two engines performs them: `ring` by
-//! io_uring where the kernel offers it, else `pool` by threads. A write for which the host has no room waits until
+//! is the wire format, `job` decides on the operations of a request, `cached` performs those that the host's page cache
+//! makes quick, and one of two engines all others: `ring` by io_uring where the kernel offers it, else `pool` by threads. A write for which the host has no room waits until
 //! there is some.
 
+mod cached;
 mod disk;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

@@ -1,4 +1,5 @@
-//! The thread that serves the queue: hands requests to an engine and returns them as they are done.
+//! The thread that serves the queue: performs what the page cache has, hands other requests to an engine and returns them
+//! as they are done.
 
 use std::{
     io,
@@ -9,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     MAX_IN_FLIGHT,
+    cached::Cached,
     disk::DiskFile,
     job::{Job, Progress},
     pool::Pool,
@@ -16,13 +18,15 @@ use super::{
     ring::Flights,
 };
 use crate::{
-    devices::virtio::{ActiveQueue, RunningQueue, worker::StopSignal},
+    devices::virtio::{ActiveQueue, MAX_NOTIFY_DELAY, RunningQueue, worker::StopSignal},
     memory::GuestRam,
     room::RoomSignal,
 };
 
 /// Maximum number of requests taken before those that are done are returned.
 const BATCH: usize = 32;
+/// Number of turns with work between two looks at whether the thread has to end.
+const TURNS: usize = 16;
 /// Interval between attempts of requests for which the host had no room.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -72,16 +76,23 @@ pub(super) struct Parts<'m> {
 /// Serves the queue until the worker is stopped. Afterwards no request touches guest memory.
 pub(super) fn run(stop: &StopSignal, queue: ActiveQueue, parts: Parts<'_>, engine: Engine<'_, '_>) -> io::Result<()> {
     let (queue, parked, retry) = (queue.run(), Vec::new(), Instant::now());
-    let mut server = Server { queue, parts, engine, in_flight: 0, parked, waiting: 0, retry };
+    let cached = Cached::new();
+    let mut server = Server { queue, parts, engine, cached, in_flight: 0, parked, waiting: 0, retry };
+    let mut turns = 0;
     loop {
         let worked = server.turn()?;
+        turns = if worked { turns + 1 } else { 0 };
+        if worked && turns % TURNS != 0 {
+            continue;
+        }
         let timeout = if worked { Some(Duration::ZERO) } else { server.time_to_retry() };
         if !stop.wait(&[&server.queue.kick, server.parts.done], timeout)? {
             return server.drain();
         }
         if !worked {
-            // Reset before the queue is looked at again, so that a kick from now on wakes the next wait.
+            // Reset before the next look at the queue and at what is done, so that a later one wakes the next wait.
             let _ = server.queue.kick.read();
+            let _ = server.parts.done.read();
         }
     }
 }
@@ -90,6 +101,7 @@ struct Server<'m, 'r> {
     queue: RunningQueue,
     parts: Parts<'m>,
     engine: Engine<'r, 'm>,
+    cached: Cached,
     in_flight: usize,
     /// Requests for which the host had no room.
     parked: Vec<Job>,
@@ -102,8 +114,6 @@ struct Server<'m, 'r> {
 impl Server<'_, '_> {
     /// Takes requests and returns those that are done. False if there was nothing to do and a kick announces the next.
     fn turn(&mut self) -> io::Result<bool> {
-        // Before the look at what is done: what comes later raises it again.
-        let _ = self.parts.done.read();
         self.retry_parked()?;
         let taken = self.take()?;
         self.engine.submit()?;
@@ -121,7 +131,8 @@ impl Server<'_, '_> {
     }
 
     fn take(&mut self) -> io::Result<bool> {
-        let memory = self.parts.memory;
+        let (memory, disk) = (self.parts.memory, self.parts.disk);
+        let mut notified = Instant::now();
         for count in 0..BATCH {
             if !self.has_place() {
                 return Ok(count > 0);
@@ -130,11 +141,21 @@ impl Server<'_, '_> {
             let head = chain.head_index();
             match Request::parse(chain, memory) {
                 Some(request) => {
-                    let job = Job::new(head, request, self.parts.disk, memory, self.parts.write_through);
-                    self.in_flight += 1;
-                    self.engine.start(job)?;
+                    let mut job = Job::new(head, request, disk, memory, self.parts.write_through);
+                    match self.cached.perform(disk, &mut job, memory) {
+                        Some(Progress::Next) => self.queue.queue.complete(memory, head, job.finish(memory)),
+                        Some(Progress::NoRoom) => self.park(job),
+                        None => {
+                            self.in_flight += 1;
+                            self.engine.start(job)?;
+                        }
+                    }
                 }
                 None => self.queue.queue.complete(memory, head, 0),
+            }
+            if notified.elapsed() >= MAX_NOTIFY_DELAY {
+                self.queue.notify(memory);
+                notified = Instant::now();
             }
         }
         Ok(true)
