@@ -72,7 +72,7 @@ impl EventLoop {
         let mut more = false;
         // The guest's frames come first: its acknowledgements open windows for the data below.
         if device.rings[TX].runs() {
-            more = device.rings[TX].pop_frames(&memory, BURST, |frame| self.stack.receive(frame));
+            more = device.rings[TX].pop_frames(&memory, BURST, |frame| self.stack.receive(&frame));
         }
         self.stack.run_timers();
         let ring = &mut device.rings[RX];

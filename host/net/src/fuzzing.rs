@@ -45,7 +45,7 @@ impl World {
 
     /// Takes a frame of the guest.
     pub fn receive(&mut self, frame: &[u8]) {
-        self.stack.receive(frame);
+        self.stack.receive_copy(frame);
     }
 
     /// Publishes a socket.

@@ -10,7 +10,7 @@
 //! |-----------------|--------------------------------------------------------------------------------------------|
 //! | Process         | `api` (commands of the backend), `event_loop`, `events` (epoll), `error`                   |
 //! | Virtio device   | `frontend`, `vhost` (setup by the vmm), `ring` (the two queues), `sink`                     |
-//! | Frames          | `frame`, `ethernet` (ARP, neighbours), `ip`, `fragments`, `offload`                        |
+//! | Frames          | `guest_frame`, `frame`, `ethernet` (ARP, neighbours), `ip`, `fragments`, `offload`                        |
 //! | Services        | `stack` (dispatch), `tcp`, `udp`, `dns` with `resolver` and `hosts`, `icmp`                |
 //! | Shared          | `addresses`, `key`, `associations`, `socket`, `host_file`                                  |
 //! | Another backend | `tap`: copies frames between the queues and a tap device, without any of the services      |
@@ -30,7 +30,7 @@
 //! a gigabyte towards the guest through ipstack 1.0.1 behind a TUN device of the same MTU took 0.6 s of CPU, more than
 //! here, and the end of the host's data never reached the guest.
 //!
-//! Bulk data towards the guest does not go through smoltcp; `tcp` describes both paths, and `tcp/retransmit.rs` sends
+//! Bulk data does not go through smoltcp, in either direction; `tcp` describes both paths, and `tcp/retransmit.rs` sends
 //! lost segments again.
 //!
 //! # Large segments
@@ -62,6 +62,7 @@ mod frame;
 mod frontend;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod guest_frame;
 mod host_file;
 mod hosts;
 mod icmp;

@@ -4,14 +4,15 @@
 //! `virtio_queue`, addresses by `vm_memory`, and buffers outside of guest memory count as the driver's own loss.
 //! Nothing is read twice that was checked once, except the data itself.
 
-use std::io::{self, Read};
+use std::io;
 
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    frame::{Frame, MAX_FRAME, VIRTIO_HEADER},
+    frame::{Frame, VIRTIO_HEADER},
+    guest_frame::GuestFrame,
     offload::Head,
     sink::FrameSink,
 };
@@ -39,8 +40,6 @@ pub(crate) struct Ring {
     chains: Vec<(u16, usize)>,
     /// Buffers of these chains.
     buffers: Vec<(GuestAddress, u32)>,
-    /// The guest's last frame, kept because a fresh buffer would be cleared first.
-    frame: Vec<u8>,
 }
 
 /// Moves as much of `rest` into a buffer as it has room for; returns the number of bytes.
@@ -93,7 +92,6 @@ impl Ring {
             short_at: 0,
             chains: Vec::new(),
             buffers: Vec::new(),
-            frame: Vec::new(),
         })
     }
 
@@ -112,16 +110,11 @@ impl Ring {
     ///
     /// Frames come without virtio's header. It asks for checksums and for cutting of segments, which only a wire needs:
     /// the data ends here.
-    pub(super) fn pop_frames(&mut self, memory: &GuestRam, most: usize, mut each: impl FnMut(&[u8])) -> bool {
-        self.pop_frames_with_header(memory, most, |frame| each(&frame[VIRTIO_HEADER..]))
-    }
-
-    /// The same with virtio's header before each frame.
-    pub(super) fn pop_frames_with_header(
+    pub(super) fn pop_frames<'m>(
         &mut self,
-        memory: &GuestRam,
+        memory: &'m GuestRam,
         most: usize,
-        mut each: impl FnMut(&[u8]),
+        mut each: impl FnMut(GuestFrame<'m>),
     ) -> bool {
         for _ in 0..most {
             let Some(chain) = self.queue.pop(memory) else {
@@ -131,9 +124,8 @@ impl Ring {
                 return self.queue.enable_notifications(memory);
             };
             let head = chain.head_index();
-            // Copied before it is looked at: the guest can change its buffers at any time. A broken chain carries no
-            // frame, and is returned like any other.
-            if let Some(frame) = read(chain, memory, &mut self.frame) {
+            // A broken chain carries no frame, and is returned like any other.
+            if let Some(frame) = GuestFrame::in_chain(chain, memory) {
                 each(frame);
             }
             self.queue.complete(memory, head, 0);
@@ -308,20 +300,6 @@ impl Ring {
             let _ = call.write(1);
         }
     }
-}
-
-/// Copies a frame of the guest with virtio's header; `None` if its length cannot be a frame's.
-fn read<'b>(chain: DescriptorChain<&GuestRam>, memory: &GuestRam, buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
-    let mut reader = chain.reader(memory).ok()?;
-    let len = reader.available_bytes();
-    if !(VIRTIO_HEADER..=VIRTIO_HEADER + MAX_FRAME).contains(&len) {
-        return None;
-    }
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    reader.read_exact(&mut buffer[..len]).ok()?;
-    buffer.get(..len)
 }
 
 #[cfg(test)]

@@ -89,6 +89,18 @@ pub(super) fn peek(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Resul
     call(unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) })
 }
 
+/// Sends data from memory that the guest may change meanwhile; returns the number of bytes that the socket has taken.
+pub(super) fn send(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let guards: Vec<_> = parts.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let iovec = |guard: &PtrGuardMut| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
+    let mut vector: Vec<_> = guards.iter().map(iovec).collect();
+    // SAFETY: all-zero bytes are a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (vector.as_mut_ptr(), vector.len());
+    // SAFETY: the vector describes memory that `parts` borrows; the kernel only reads it.
+    call(unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
+}
+
 /// Removes up to `len` arrived bytes without copying them; returns their number.
 pub(super) fn discard(stream: &TcpStream, len: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;

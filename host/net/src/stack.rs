@@ -23,12 +23,14 @@ use super::{
     events::{self, Token},
     fragments::Fragments,
     frame::Frame,
+    guest_frame::GuestFrame,
     icmp::Echo,
     ip::Packet,
     key::Key,
     offload::Offload,
     sink::FrameSink,
     socket,
+    tcp::bulk::{self, Segment},
     tcp::flow::{Flow, Outcome},
     tcp::listeners::{Accepted, Listeners},
     tcp::sender::Sent,
@@ -73,7 +75,7 @@ pub(super) struct Stack {
     waiting: BTreeSet<u64>,
     /// Connections with data for the guest, in the order of their turns. Some may be gone.
     senders: VecDeque<u64>,
-    /// Connections that got acknowledgements since their last turn.
+    /// Connections that got acknowledgements, or data that went past smoltcp, since their last turn.
     acknowledged: BTreeSet<u64>,
     listeners: Listeners,
     /// The port that a client with the gateway's address was last shown with.
@@ -85,6 +87,8 @@ pub(super) struct Stack {
     dns: Dns,
     /// Buffer for one datagram.
     scratch: Vec<u8>,
+    /// The guest's last frame, kept because a fresh buffer would be cleared first.
+    frame: Vec<u8>,
     /// Frames for the guest.
     pub(super) out: VecDeque<Frame>,
 }
@@ -111,6 +115,7 @@ impl Stack {
             last_sweep: Clock::now(),
             dns: Dns::default(),
             scratch: vec![0; usize::from(MTU)],
+            frame: Vec::new(),
             out: VecDeque::new(),
         }
     }
@@ -120,7 +125,38 @@ impl Stack {
     }
 
     /// Takes a frame of the guest.
-    pub(super) fn receive(&mut self, bytes: &[u8]) {
+    pub(super) fn receive(&mut self, frame: &GuestFrame<'_>) {
+        let mut head = [0; bulk::HEAD];
+        let copied = frame.copy(0, &mut head);
+        let head = &head[..copied];
+        if self.take_bulk(head, frame) {
+            return;
+        }
+        let mut bytes = std::mem::take(&mut self.frame);
+        if bytes.len() < frame.len() {
+            bytes.resize(frame.len(), 0);
+        }
+        // What was looked at is not read again: the guest may have changed it.
+        bytes[..copied].copy_from_slice(head);
+        frame.copy(copied, &mut bytes[copied..frame.len()]);
+        self.receive_bytes(&bytes[..frame.len()]);
+        self.frame = bytes;
+    }
+
+    /// Passes on the data of a frame without copying it; false if the frame has to be received.
+    fn take_bulk(&mut self, head: &[u8], frame: &GuestFrame<'_>) -> bool {
+        let Some(segment) = Segment::parse(head, frame.len()) else { return false };
+        let Some(id) = self.by_key.get(&segment.key).copied() else { return false };
+        let now = self.now();
+        let taken = self.flows.get_mut(&id).is_some_and(|entry| entry.flow.take_bulk(&segment, frame, now));
+        if taken {
+            // Acknowledges all of a burst at once; see `run_timers`.
+            self.acknowledged.insert(id);
+        }
+        taken
+    }
+
+    fn receive_bytes(&mut self, bytes: &[u8]) {
         match ethernet::parse(bytes, &self.addresses) {
             Some(Payload::Neighbour(reply)) => self.queue([reply]),
             Some(Payload::Packet(packet)) => self.receive_packet(&packet),
@@ -462,6 +498,15 @@ impl Stack {
         let sweeps = !self.udp.is_empty() || !self.echo.is_empty() || self.listeners.is_paused();
         let sweep = sweeps.then_some(SWEEP_INTERVAL.as_millis() as i64);
         [tcp, dns, sweep].into_iter().flatten().min().map_or(-1, |ms| ms.clamp(0, 60_000) as i32)
+    }
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Stack {
+    /// Takes a frame of the guest that is not in guest memory.
+    pub(super) fn receive_copy(&mut self, bytes: &[u8]) {
+        let mut bytes = bytes.to_vec();
+        self.receive(&GuestFrame::in_slice(bytes.as_mut_slice().into()));
     }
 }
 

@@ -36,7 +36,14 @@ pub(super) fn serve(control: OwnedFd, stream: UnixStream) -> Result<(), NetError
     let frontend = Frontend::new(control, stream)?;
     events::watch_edges(&frontend.epoll, &tap, Token::Tap).map_err(cannot("watch the tap device"))?;
     sandbox::confine_tap()?;
-    let mut tap = Tap { file: tap.into(), offload: None, readable: true, waiting: None, buffer: vec![0; MAX_FRAME] };
+    let mut tap = Tap {
+        file: tap.into(),
+        offload: None,
+        readable: true,
+        waiting: None,
+        buffer: vec![0; MAX_FRAME],
+        outgoing: Vec::new(),
+    };
     run(frontend, &mut tap)
 }
 
@@ -74,6 +81,8 @@ struct Tap {
     /// A frame for which the guest had no buffers.
     waiting: Option<Frame>,
     buffer: Vec<u8>,
+    /// A frame of the guest, while it is written.
+    outgoing: Vec<u8>,
 }
 
 impl Tap {
@@ -86,7 +95,12 @@ impl Tap {
         if device.rings[TX].runs() {
             // A frame that the device does not take is lost, as on any wire. The kernel checks the header of the
             // others.
-            more = device.rings[TX].pop_frames_with_header(&memory, BURST, |frame| drop(self.file.write(frame)));
+            more = device.rings[TX].pop_frames(&memory, BURST, |frame| {
+                let frame = frame.with_header();
+                self.outgoing.resize(frame.len(), 0);
+                frame.copy(0, &mut self.outgoing);
+                drop(self.file.write(&self.outgoing));
+            });
         }
         let ring = &mut device.rings[RX];
         if !ring.runs() {
@@ -207,7 +221,14 @@ mod tests {
         let (tap, wire) = UnixDatagram::pair().unwrap();
         tap.set_nonblocking(true).unwrap();
         let file = File::from(OwnedFd::from(tap));
-        let mut moved = Tap { file, offload: Some(0), readable: true, waiting: None, buffer: vec![0; MAX_FRAME] };
+        let mut moved = Tap {
+            file,
+            offload: Some(0),
+            readable: true,
+            waiting: None,
+            buffer: vec![0; MAX_FRAME],
+            outgoing: Vec::new(),
+        };
         for text in [&b"HEADERHEADERone"[..], b"HEADERHEADERtwo", b"HEADERHEADERthree", b"short"] {
             wire.send(text).unwrap();
         }

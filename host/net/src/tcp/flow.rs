@@ -14,6 +14,7 @@ use std::{io, net::TcpStream};
 use smoltcp::{socket::tcp::State, time::Instant};
 
 use super::{
+    bulk::Segment,
     guest::{self, Guest, GuestEnd},
     host::{Connected, Host, HostEnd},
     sender::{Sender, Sent},
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     dns::{Names, Next, QueryStream},
     frame::Frame,
+    guest_frame::GuestFrame,
     key::Key,
     offload::Offload,
     sink::FrameSink,
@@ -71,7 +73,7 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Self {
-        let mut guest = GuestEnd::new(key, sender(key, &host, offload), buffer, offload, now);
+        let mut guest = GuestEnd::new(key, sender(key, &host, buffer, offload), buffer, offload, now);
         guest.on_syn(&mut syn, now);
         Self::new(key, guest, Some(HostEnd::new(host, Host::Connecting { syn })))
     }
@@ -93,7 +95,7 @@ impl Flow {
         offload: Offload,
         now: Instant,
     ) -> Option<Self> {
-        let mut guest = GuestEnd::new(key, sender(key, &host, offload), buffer, offload, now);
+        let mut guest = GuestEnd::new(key, sender(key, &host, buffer, offload), buffer, offload, now);
         let host = HostEnd::new(host, Host::Open);
         guest.connect().then(|| Self { published: Some(published), ..Self::new(key, guest, Some(host)) })
     }
@@ -161,6 +163,30 @@ impl Flow {
         // While the host's socket is connecting the guest can only repeat its SYN.
         let connecting = self.host.as_ref().is_some_and(|host| matches!(host.state, Host::Connecting { .. }));
         !connecting && self.guest.receive(packet, syn, now)
+    }
+
+    /// Gives the data of a segment to the host's socket where it lies. True if all of it is there, or if the socket has
+    /// failed; else the segment has to be received, too, and what has gone of it is left out then.
+    pub(crate) fn take_bulk(&mut self, segment: &Segment, frame: &GuestFrame<'_>, now: Instant) -> bool {
+        let Some(host) = self.host.as_mut().filter(|host| host.is_writable() && host.state == Host::Open) else {
+            return false;
+        };
+        // The name server's queries are read here first.
+        let free = self.teardown == Teardown::None && self.queries.is_none() && self.backlog.is_empty();
+        if !free || !self.guest.may_bypass(segment, now) {
+            return false;
+        }
+        let sent = host.write_parts(&frame.parts(segment.at, segment.len));
+        let (Ok(len), Some(sender)) = (sent, &mut self.guest.sender) else {
+            self.abort();
+            return true;
+        };
+        sender.on_taken(len as u32);
+        let all = len == segment.len;
+        if all {
+            sender.on_data(segment.ack, segment.window, now);
+        }
+        all
     }
 
     /// Notes an event of the host's socket; `ending` as [`crate::events::ending`] says.
@@ -323,6 +349,6 @@ impl Flow {
 
 /// The sender that takes smoltcp's place, where kernel and guest can do it: long segments need a guest that cuts them
 /// and completes their checksums.
-fn sender(key: Key, host: &TcpStream, offload: Offload) -> Option<Sender> {
-    if offload.segmentation && offload.checksum { Sender::new(key, host) } else { None }
+fn sender(key: Key, host: &TcpStream, buffer: usize, offload: Offload) -> Option<Sender> {
+    if offload.segmentation && offload.checksum { Sender::new(key, host, buffer) } else { None }
 }

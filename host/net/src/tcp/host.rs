@@ -6,6 +6,7 @@ use std::{
 };
 
 use smoltcp::socket::tcp::Socket;
+use vm_memory::VolatileSlice;
 
 use crate::socket;
 
@@ -91,6 +92,25 @@ impl HostEnd {
             }
         }
         Ok(())
+    }
+
+    /// True while the socket may take more.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Writes the guest's data from its own buffers; returns the number of bytes that the socket has taken.
+    pub(super) fn write_parts(&mut self, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match socket::send(&self.stream, parts) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    return Ok(0);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
     }
 
     /// Writes the guest's data from smoltcp's buffer; true if some was taken.

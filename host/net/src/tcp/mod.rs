@@ -8,7 +8,8 @@
 //!
 //! # Data from the guest
 //!
-//! moves from smoltcp's receive buffer to the host's socket with one system call.
+//! goes to the host's socket from where the guest has put it (`bulk`), as long as that socket has room: one copy. What is
+//! left, and every segment that means more than its data, goes through smoltcp's receive buffer: three copies.
 //!
 //! # Data to the guest
 //!
@@ -28,6 +29,7 @@
 //! | `flow`       | one connection: both ends, their states, and the moving of data between them               |
 //! | `guest`      | the end towards the guest: smoltcp's socket                                                |
 //! | `host`       | the end towards the world: a non-blocking socket                                           |
+//! | `bulk`       | data from the guest that does not go through smoltcp                                       |
 //! | `sender`     | data to the guest: peeks, and sequence numbers between smoltcp and the guest               |
 //! | `retransmit` | lost segments: what is sent next, duplicate acknowledgements, timers, repeated FINs        |
 //! | `window`     | a window that closes over data in flight, for connections whose data goes through smoltcp  |
@@ -39,6 +41,7 @@
 //! SYN at once (`guest`), a FIN whose acknowledgement is overdue is repeated (`retransmit`), and a window that closes
 //! over data in flight is shown as the smallest one (`window`).
 
+pub(crate) mod bulk;
 pub(crate) mod flow;
 mod guest;
 mod host;

@@ -7,6 +7,7 @@
 //! smoltcp knows nothing of this data. It opens, closes and keeps the connection alive, and receives. Its own sequence
 //! number stands still after the SYN, so [`Sender::rewrite_seq`] moves its segments to where the data is, and
 //! [`Sender::on_ack`] hides the acknowledgements of data from it. It sends its FIN once everything is acknowledged.
+//! The guest's data that [`super::bulk`] takes is hidden in the same way, in the other direction.
 //!
 //! Linux has `SO_PEEK_OFF` for TCP since 6.9 (6.11 for IPv6); on older kernels the data goes through smoltcp.
 
@@ -62,10 +63,19 @@ pub(crate) struct Sender {
     expected: u32,
     /// Shift of the guest's window (RFC 7323, 2.2).
     window_scale: u8,
-    /// RCV.NXT as smoltcp last sent it; every segment from here repeats it.
+    /// RCV.NXT; every segment from here repeats it.
     ack: u32,
     /// RCV.WND as smoltcp last sent it, scaled.
     receive_window: u16,
+    /// Size of smoltcp's receive buffer.
+    buffer: usize,
+    /// Bytes of the guest that smoltcp has not seen.
+    taken: u32,
+    /// The end of the data that smoltcp has seen, as long as some before it may be missing. What smoltcp keeps out of order
+    /// has its place there, so nothing may be taken meanwhile.
+    seen: Option<u32>,
+    /// The guest has yet to be told that some of the bytes taken have arrived.
+    ack_due: bool,
 }
 
 /// The window scale among a SYN's options; at most 14 (RFC 7323, 2.3).
@@ -82,9 +92,28 @@ fn window_scale(mut options: &[u8]) -> u8 {
     0
 }
 
+/// Moves the blocks of a selective acknowledgement (RFC 2018, 3) among a segment's options.
+fn shift_blocks(options: &mut [u8], by: u32) {
+    const END: u8 = 0;
+    const NOTHING: u8 = 1;
+    const SACK: u8 = 5;
+    let mut at = 0;
+    while let Some(kind) = options.get(at).copied().filter(|kind| *kind != END) {
+        let len = if kind == NOTHING { 1 } else { options.get(at + 1).map_or(0, |len| usize::from(*len)) };
+        let Some(option) = options.get_mut(at..at + len).filter(|option| !option.is_empty()) else { return };
+        if kind == SACK {
+            for edge in option[2..].chunks_exact_mut(4) {
+                let value = u32::from_be_bytes([edge[0], edge[1], edge[2], edge[3]]).wrapping_add(by);
+                edge.copy_from_slice(&value.to_be_bytes());
+            }
+        }
+        at += len;
+    }
+}
+
 impl Sender {
-    /// `None` when the host's kernel cannot peek at an offset.
-    pub(crate) fn new(key: Key, host: &TcpStream) -> Option<Self> {
+    /// `buffer` is the size of smoltcp's receive buffer. `None` when the host's kernel cannot peek at an offset.
+    pub(crate) fn new(key: Key, host: &TcpStream, buffer: usize) -> Option<Self> {
         socket::set_peek_offset(host, 0).ok()?;
         Some(Self {
             key,
@@ -96,6 +125,10 @@ impl Sender {
             window_scale: 0,
             ack: 0,
             receive_window: 0,
+            buffer,
+            taken: 0,
+            seen: None,
+            ack_due: false,
         })
     }
 
@@ -119,11 +152,16 @@ impl Sender {
     pub(crate) fn rewrite_seq(&mut self, segment: &mut [u8]) {
         let Ok(tcp) = TcpPacket::new_checked(&*segment) else { return };
         let sequence = tcp.seq_number().0.cast_unsigned();
+        let acknowledged = tcp.ack_number().0.cast_unsigned().wrapping_add(self.taken);
         if tcp.ack() && !tcp.rst() {
-            self.ack = tcp.ack_number().0.cast_unsigned();
-            // The window in a SYN is not scaled, the later ones are (RFC 7323, 2.2).
-            let scale = if tcp.syn() { window_scale(tcp.options()) } else { 0 };
-            self.receive_window = tcp.window_len() >> scale;
+            self.ack = acknowledged;
+            self.ack_due = false;
+            self.receive_window = tcp.window_len();
+            if tcp.syn() {
+                // The window in a SYN is not scaled, the later ones are (RFC 7323, 2.2).
+                let whole = self.buffer >> window_scale(tcp.options());
+                self.receive_window = whole.try_into().unwrap_or(u16::MAX);
+            }
         }
         if tcp.syn() {
             // smoltcp chooses the initial sequence number; the data begins one after it.
@@ -136,8 +174,39 @@ impl Sender {
         // before smoltcp's place (RFC 9293, 3.8.4): it has to be a byte that the guest has, or the guest would take it.
         let at = if tcp.payload().is_empty() { self.board.max() } else { self.board.unacked() };
         let shifted = sequence.wrapping_add(at.wrapping_sub(self.base));
+        let has_ack = tcp.ack();
         let mut tcp = TcpPacket::new_unchecked(segment);
         tcp.set_seq_number(TcpSeqNumber(shifted.cast_signed()));
+        if has_ack {
+            tcp.set_ack_number(TcpSeqNumber(acknowledged.cast_signed()));
+            shift_blocks(tcp.options_mut(), self.taken);
+        }
+    }
+
+    /// True for the guest's next byte, if smoltcp has nothing of the guest behind it.
+    pub(crate) fn expects(&mut self, sequence: u32) -> bool {
+        self.seen = self.seen.filter(|end| distance(*end, self.ack) > 0);
+        sequence == self.ack && self.seen.is_none()
+    }
+
+    /// Notes that bytes of a segment went to the host's socket, which smoltcp does not see. The next frame acknowledges
+    /// them.
+    pub(crate) fn on_taken(&mut self, len: u32) {
+        self.taken = self.taken.wrapping_add(len);
+        self.ack = self.ack.wrapping_add(len);
+        self.ack_due = true;
+    }
+
+    /// Applies the acknowledgement and window in a segment with data, none of which smoltcp sees.
+    pub(crate) fn on_data(&mut self, ack: u32, window: u16, now: Instant) {
+        if self.board.accepts(ack) {
+            self.undiscarded += self.board.on_ack(ack, u32::from(window) << self.window_scale, false, now);
+        }
+    }
+
+    /// The acknowledgement of what was taken, if no frame has brought it yet.
+    pub(crate) fn due_ack(&mut self) -> Option<Frame> {
+        std::mem::take(&mut self.ack_due).then(|| self.head(self.board.max(), 0, SEGMENT, false).into_frame())
     }
 
     /// Applies the acknowledgement and window in a segment of the guest, and rewrites the acknowledgement for smoltcp.
@@ -147,25 +216,33 @@ impl Sender {
         if tcp.syn() {
             self.window_scale = window_scale(tcp.options());
         }
-        if !tcp.ack() {
+        let sequence = tcp.seq_number().0.cast_unsigned();
+        let (has_ack, ack) = (tcp.ack(), tcp.ack_number().0.cast_unsigned());
+        let window = u32::from(tcp.window_len()) << if tcp.syn() { 0 } else { self.window_scale };
+        let end = sequence.wrapping_add(tcp.payload().len() as u32);
+        if end != sequence && self.seen.is_none_or(|seen| distance(end, seen) > 0) {
+            self.seen = Some(end);
+        }
+        let empty = tcp.payload().is_empty() && !tcp.syn() && !tcp.fin() && !tcp.rst();
+        // A reset may come without an acknowledgement.
+        let mut tcp = TcpPacket::new_unchecked(&mut *segment);
+        tcp.set_seq_number(TcpSeqNumber(sequence.wrapping_sub(self.taken).cast_signed()));
+        if !has_ack {
             return false;
         }
-        let ack = tcp.ack_number().0.cast_unsigned();
-        let window = u32::from(tcp.window_len()) << if tcp.syn() { 0 } else { self.window_scale };
-        let empty = tcp.payload().is_empty() && !tcp.syn() && !tcp.fin() && !tcp.rst();
         let nothing_sent = self.board.unacked() == self.base && self.board.max() == self.base;
         let beyond = distance(ack, self.board.max());
         let acceptable = self.board.accepts(ack);
         // A segment that is not where smoltcp expects it, such as a keep-alive or one out of order, wants an answer
         // (RFC 9293, 3.10.7.4), so smoltcp has to see it.
-        let only_ack = acceptable && empty && tcp.seq_number().0.cast_unsigned() == self.ack;
+        let only_ack = acceptable && empty && sequence == self.ack;
         if acceptable {
             self.undiscarded += self.board.on_ack(ack, window, empty, now);
         }
         if !nothing_sent {
             // smoltcp has sent no data, so acknowledgements of data stand still for it. Its FIN is one beyond the data.
             let shown = self.base.wrapping_add(beyond.max(0).cast_unsigned());
-            TcpPacket::new_unchecked(segment).set_ack_number(TcpSeqNumber(shown.cast_signed()));
+            tcp.set_ack_number(TcpSeqNumber(shown.cast_signed()));
         }
         only_ack
     }

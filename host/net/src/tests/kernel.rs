@@ -197,7 +197,7 @@ fn serve(
         for _ in 0..128 {
             let Ok(len) = tap.read(&mut buffer) else { break };
             if !is_lost() {
-                stack.receive(&buffer[VIRTIO_HEADER..len]);
+                stack.receive_copy(&buffer[VIRTIO_HEADER..len]);
             }
         }
         stack.run_timers();

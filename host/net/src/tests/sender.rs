@@ -56,7 +56,7 @@ fn number(segment: &[u8], at: usize) -> u32 {
 
 /// A sender after the handshake, for a guest whose window has this scale.
 fn connected(host: &TcpStream, v6: bool, begin: u32, scale: u8) -> Sender {
-    let mut sender = Sender::new(key(v6), host).unwrap();
+    let mut sender = Sender::new(key(v6), host, 65_535).unwrap();
     sender.on_ack(&mut segment(6, 0, SYN, 60_000, &[3, 3, scale, 0]), Instant::ZERO);
     sender.rewrite_seq(&mut segment(begin.wrapping_sub(1), 7, SYN | ACK, 65_535, &[3, 3, 4, 0]));
     sender

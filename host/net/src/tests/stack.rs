@@ -124,7 +124,7 @@ impl World {
         let now = Instant::from_micros(self.begun.elapsed().as_micros() as i64);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         for frame in self.wire.outgoing.drain(..) {
-            self.stack.receive(&frame);
+            self.stack.receive_copy(&frame);
         }
         let mut events = vec![EpollEvent::default(); 16];
         let ready = self.epoll.wait(0, &mut events).unwrap();
@@ -471,7 +471,7 @@ fn a_segment_to_a_group_or_to_nobody_is_discarded() {
                 tcp[3] = 80;
                 tcp[12..14].copy_from_slice(&[5 << 4, flags]);
             });
-            world.stack.receive(&frame.bytes);
+            world.stack.receive_copy(&frame.bytes);
             assert!(world.stack.is_empty() && world.stack.out.is_empty(), "{destination}");
         }
     }
@@ -489,7 +489,7 @@ fn tcp_to_a_group_is_not_answered() {
         let syn = ip::frame(from, to, IpProtocol::Tcp, 20, |tcp| {
             tcp[..14].copy_from_slice(&[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 80, 2]);
         });
-        world.stack.receive(&syn.bytes);
+        world.stack.receive_copy(&syn.bytes);
         assert!(world.stack.is_empty() && world.stack.out.is_empty(), "{to}");
     }
 }
@@ -502,7 +502,7 @@ fn what_a_stranger_sends_gets_no_answer() {
         frame.bytes[ETHERNET_HEADER + 9] = 6;
         frame.bytes
     };
-    world.stack.receive(&syn(Ipv4Addr::new(192, 168, 65, 4)));
+    world.stack.receive_copy(&syn(Ipv4Addr::new(192, 168, 65, 4)));
     assert!(world.stack.is_empty() && world.stack.out.is_empty());
 }
 
@@ -592,7 +592,7 @@ proptest! {
                     }
                 }
             }
-            world.stack.receive(&frame);
+            world.stack.receive_copy(&frame);
             world.turn(9);
         }
     }
