@@ -187,12 +187,13 @@ suite_bundles() {
     ((EUID == 0)) || die "the kind 'bundles' mounts and makes containers on this machine and needs root"
     local binary options
     BULKHEAD_TEST_USERLAND=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
+    BULKHEAD_TEST_DOCKERD=$("$BULKHEAD_REPO/guest/engine/build" "$BULKHEAD_TEST_USERLAND")/dockerd
     BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" alpine)
     cargo build --quiet --package bulkhead-procfs --package bulkhead-init
     BULKHEAD_TEST_PROCFS=$target_dir/debug/bulkhead-procfs
     BULKHEAD_TEST_INIT=$target_dir/debug/bulkhead-init
     build_probe
-    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS BULKHEAD_TEST_INIT
+    export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_DOCKERD BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS BULKHEAD_TEST_INIT
     binary=$(test_binary bundles)
     read -ra options < <(cut_options bundles && echo)
     (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${options[@]}" "${NAMES[@]}") 2>&1 | timed

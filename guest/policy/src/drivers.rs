@@ -13,7 +13,8 @@ const NETWORK: &[&str] = &["bridge", "host", "ipvlan", "macvlan", "null", "overl
 /// Address management.
 const ADDRESSES: &[&str] = &["default", "null"];
 
-/// Logs: those that dockerd registers on Linux. journald is among them although the VM has none: the engine says so.
+/// Logs: those that dockerd registers on Linux. journald is among them although the VM has none: the engine says that it
+/// does not know it.
 /// Drivers of other systems and older engines (`etwlogs`, `logentries`) are not.
 const LOG: &[&str] =
     &["awslogs", "fluentd", "gcplogs", "gelf", "journald", "json-file", "local", "none", "splunk", "syslog"];

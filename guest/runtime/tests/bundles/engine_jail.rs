@@ -29,6 +29,9 @@ use crate::guest_root::{ALPINE, GuestRoot, INIT};
 /// Time for the engine to start, and for one answer: it looks for a plugin for 15 seconds.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
+/// The address space of dockerd, which reserves more than it uses.
+const ADDRESS_SPACE: &str = "--as=4294967296";
+
 const DOCKERD_SOCKET: &str = "/run/bulkhead/engine/dockerd.sock";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
@@ -52,14 +55,14 @@ const PLUGIN: &str = "/run/bulkhead/plugin.sock";
 fn what_a_client_asks_of_the_engine_past_the_gate_finds_nothing_of_the_vm() {
     GuestRoot::with(|_| {
         GuestRoot::leave_network();
-        imitate_vm();
+        imitate_vm(&json!({}));
         let engine = Engine::start(None);
         let outside = attempts();
         drop(engine);
         for (name, is_open) in &outside {
             assert!(is_open, "{name}: has no effect outside of the jail either");
         }
-        imitate_vm();
+        imitate_vm(&json!({}));
         let engine = Engine::start(Some(Jailer::start()));
         let inside = attempts();
         drop(engine);
@@ -68,8 +71,9 @@ fn what_a_client_asks_of_the_engine_past_the_gate_finds_nothing_of_the_vm() {
     });
 }
 
-/// Makes the directories, sockets and file systems that init makes, empty.
-fn imitate_vm() {
+/// Makes the directories, sockets and file systems that init makes, empty, and the engine's configuration, to which
+/// `options` of dockerd are added.
+pub fn imitate_vm(options: &Value) {
     for path in ["/run", "/var/lib/docker", "/var/lib/containerd"] {
         // Over the one before, on which the other engine's mounts are.
         fs::create_dir_all(path).unwrap();
@@ -93,11 +97,12 @@ fn imitate_vm() {
     }
     fs::write(SECRET.0, SECRET.1).unwrap();
     let _ = fs::remove_file(ESCAPED);
-    let daemon = json!({
+    let mut daemon = json!({
         // The routes of checkpoints need `experimental`.
         "storage-driver": "overlay2", "iptables": false, "bridge": "none", "userland-proxy": false, "experimental": true,
         "exec-opts": ["native.cgroupdriver=cgroupfs"], "features": { "containerd-snapshotter": false, "cdi": false }
     });
+    daemon.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
     fs::write("/run/bulkhead/configuration/daemon.json", daemon.to_string()).unwrap();
     let containerd = format!(
         "version = 2\nroot = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
@@ -117,8 +122,7 @@ fn attempts() -> Vec<(&'static str, bool)> {
     });
     // Only this thread has the VM's root.
     let own = rustix::thread::gettid();
-    let (status, answer) = must_answer("POST", "/images/load", &fs::read(ALPINE).unwrap());
-    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+    Engine::load_image();
     let reads = |name: &str, bind: &str, path: &str| {
         create(name, bind);
         let (status, body) = must_answer("GET", &format!("/containers/{name}/archive?path={path}"), b"");
@@ -142,7 +146,7 @@ fn attempts() -> Vec<(&'static str, bool)> {
         ("docker cp out of a volume that is a bind", reads("volume", "bound:/m", "/m/secret")),
     ];
     create("writer", "/etc:/m");
-    must_answer("PUT", "/containers/writer/archive?path=/m", &tar_of(Path::new(ESCAPED)));
+    must_answer("PUT", "/containers/writer/archive?path=/m", &tar_of(name_of(ESCAPED), ""));
     results.push(("docker cp into a bind", Path::new(ESCAPED).exists()));
     let (_, listed) = must_answer("GET", "/containers/writer/checkpoints?dir=/run/bulkhead", b"");
     results.push(("a list of checkpoints", String::from_utf8_lossy(&listed).contains("victim")));
@@ -165,29 +169,35 @@ fn attempts() -> Vec<(&'static str, bool)> {
     results
 }
 
-/// A tar with an empty file of this name.
-fn tar_of(name: &Path) -> Vec<u8> {
+fn name_of(path: &str) -> &str {
+    Path::new(path).file_name().unwrap().to_str().unwrap()
+}
+
+/// A tar with a file of this name.
+pub fn tar_of(name: &str, contents: &str) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
-    let name = name.file_name().unwrap();
-    fs::write(directory.path().join(name), "").unwrap();
+    fs::write(directory.path().join(name), contents).unwrap();
     let output = Command::new("tar").arg("-cC").arg(directory.path()).arg(name).output().unwrap();
     assert!(output.status.success());
     output.stdout
 }
 
 /// dockerd and containerd, which end with their owner.
-struct Engine {
+pub struct Engine {
     processes: Vec<Pid>,
     /// The process that made the jail of both.
     jailer: Option<Jailer>,
 }
 
 impl Engine {
-    fn start(jailer: Option<Jailer>) -> Self {
+    pub fn start(jailer: Option<Jailer>) -> Self {
         let containerd = ["/usr/bin/containerd", "--config=/run/bulkhead/configuration/containerd.toml"];
         let host = format!("--host=unix://{DOCKERD_SOCKET}");
         let backend = format!("--containerd={CONTAINERD_SOCKET}");
         let dockerd = [
+            // With a fault that takes memory without end it ends, and not this machine.
+            "/usr/bin/prlimit",
+            ADDRESS_SPACE,
             "/usr/sbin/dockerd",
             "--config-file=/run/bulkhead/configuration/daemon.json",
             &host,
@@ -214,6 +224,17 @@ impl Engine {
         }
         engine
     }
+
+    /// Has dockerd load the test image.
+    pub fn load_image() {
+        let (status, answer) = must_answer("POST", "/images/load", &fs::read(ALPINE).unwrap());
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+    }
+
+    /// dockerd's process.
+    pub fn dockerd(&self) -> Pid {
+        self.processes[1]
+    }
 }
 
 impl Drop for Engine {
@@ -227,7 +248,7 @@ impl Drop for Engine {
 }
 
 /// Sends a request to dockerd, which has to answer, and returns the status and the body.
-fn must_answer(method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
+pub fn must_answer(method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
     ask(method, path, body, TIMEOUT).unwrap_or_else(|| panic!("{method} {path}: no answer"))
 }
 
@@ -261,7 +282,7 @@ fn ask(method: &str, path: &str, body: &[u8], limit: Duration) -> Option<(u16, V
 }
 
 /// init's own program as the jailer, and the socket over which init has services started.
-struct Jailer {
+pub struct Jailer {
     process: Child,
     socket: OwnedFd,
 }

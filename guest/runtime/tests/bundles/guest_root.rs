@@ -86,6 +86,7 @@ impl GuestRoot {
         unpack(&from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), &guest.lower());
         fs::copy(from("BULKHEAD_TEST_PROBE"), guest.lower().join(&PROBE[1..])).unwrap();
         fs::copy(from("BULKHEAD_TEST_PROCFS"), at(PROGRAM)).unwrap();
+        fs::copy(from("BULKHEAD_TEST_DOCKERD"), at("usr/sbin/dockerd")).unwrap();
         fs::copy(from("BULKHEAD_TEST_INIT"), at(&INIT[1..])).unwrap();
         fs::copy(from("BULKHEAD_TEST_IMAGES").join("alpine.tar"), at(&ALPINE[1..])).unwrap();
         guest.enter()

@@ -11,6 +11,7 @@
 mod binds;
 mod engine_files;
 mod engine_jail;
+mod engine_source;
 mod guest_root;
 mod owners;
 mod procfs;
