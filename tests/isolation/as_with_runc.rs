@@ -73,7 +73,10 @@ fn all_may_mount_the_socket(engine: &Engine) -> Result<(), String> {
 
 /// Row 20: containers from before isolation are named when it is turned on, and isolated from then on.
 fn turn_on(engine: &Engine, table: &mut Table) {
-    const BEFORE: &str = "created before Enhanced Container Isolation was turned on: before; they ";
+    // Newest first.
+    const BEFORE: &str =
+        "created before Enhanced Container Isolation was turned on: before, on-nothing, on-card; they ";
+    run_on_networks(engine);
     engine.docker(&["create", "--name=before", "alpine", "cat", "/proc/self/uid_map"]).ok();
     let mut says = |line: &str, rest: &str| {
         let said = shell(engine, line).stdout;
@@ -87,6 +90,37 @@ fn turn_on(engine: &Engine, table: &mut Table) {
     says("bulkhead status", "are isolated like all others");
     let result = check(engine, "docker start --attach before && docker rm before >removed", Expect::Says(FIRST));
     table.add("containers 20", "a container from before isolation is isolated", result.into());
+    networks_from_before(engine, table);
+}
+
+/// Runs two containers that the engine starts again by itself: one on the VM's card, and one on a network of the same
+/// driver that leads nowhere.
+fn run_on_networks(engine: &Engine) {
+    for (name, parent) in [("on-card", &["--opt=parent=eth0"][..]), ("on-nothing", &[])] {
+        let network = ["network", "create", "--driver=macvlan", name];
+        engine.docker(&[&network[..], parent].concat()).ok();
+        let network = format!("--network={name}");
+        engine.docker(&["run", "-d", "--restart=always", &network, "--name", name, "alpine", "sleep", "1000"]).ok();
+    }
+}
+
+/// No request names the network when the engine starts a container again; the runtime sees the device.
+fn networks_from_before(engine: &Engine, table: &mut Table) {
+    let is_refused = |said: &str| {
+        said.starts_with("false ")
+            && said.contains("parent device \"eth0\" is not allowed with Enhanced Container Isolation")
+    };
+    let cases: [(&str, &str, fn(&str) -> bool); 2] = [
+        ("on-card", "a container on the VM's card is not started again by the engine", is_refused),
+        ("on-nothing", "a container on a network that leads nowhere is", |said| said.starts_with("true ")),
+    ];
+    for (name, what, holds) in cases {
+        let line = format!("docker inspect --format '{{{{.State.Running}}}} {{{{.State.Error}}}}' {name}");
+        table.add("networks", what, check(engine, &line, Expect::Holds(holds)).into());
+    }
+    let line = "docker rm -f on-card on-nothing && docker network rm on-card on-nothing";
+    let removed = check(engine, line, Expect::Holds(|said| said.lines().count() == 4));
+    table.add("networks", "both and their networks can be removed", removed.into());
 }
 
 fn try_all(engine: &Engine, table: &mut Table, column: &str) {

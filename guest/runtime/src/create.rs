@@ -9,6 +9,7 @@
 //! 4. Binds are mounted, and a read-only root is made so, before crun creates the container's own mount namespace: the
 //!    kernel locks what is there by then.
 //! 5. The seccomp filter is installed just before crun, which inherits it, as does every process of the container.
+//! 6. The network is judged when the engine has connected it and before the container's first process runs.
 
 use std::{
     ffi::OsString,
@@ -33,7 +34,7 @@ use crate::{
     crun,
     error::Error,
     id_ranges::{self, Claim, IdRange, IdRangeTable, RangeError, Record},
-    procfs, rootfs, runc_errors, seccomp,
+    network, procfs, rootfs, runc_errors, seccomp,
     spec::{
         self, SpecError,
         checks::CheckError,
@@ -110,6 +111,7 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
 
     // crun gets descriptors instead of the spec's paths. They survive execve(2), by which `run` becomes crun, and
     // fork(2).
+    let has_own_network = network::is_own(&spec);
     let paths = joined.paths(userns.fd.as_fd()).map_err(Error::system("keep a namespace open"))?;
     namespaces::rewrite(&mut spec, &paths);
     id_mappings::map(&mut spec, userns.first_id);
@@ -118,7 +120,19 @@ pub(crate) fn create(globals: &GlobalOptions, request: &CreateRequest) -> Result
     write_config(&config, &spec).map_err(Error::system("write the rewritten config.json"))?;
     crun::use_private_null().map_err(Error::system("create a null device"))?;
     seccomp::confine().map_err(Error::system("install the seccomp filter that refuses vsock"))?;
-    hand_over(globals, request, bundle, config)
+    let status = hand_over(globals, request, bundle, config)?;
+    if has_own_network && status == ExitCode::SUCCESS {
+        judge_network(globals, &request.id, &state_root)?;
+    }
+    Ok(status)
+}
+
+/// Judges what the engine has connected the created container to, and deletes a container that cannot stay.
+fn judge_network(globals: &GlobalOptions, id: &str, state_root: &Path) -> Result<(), Error> {
+    network::judge(&state_root.join(id)).or_else(|error| {
+        crun::delete(globals.for_crun(), id)?;
+        Err(error.into())
+    })
 }
 
 /// Mounts the tmpfs and the binds that this program mounts itself, in the order of the spec's list.

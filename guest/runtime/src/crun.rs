@@ -38,6 +38,13 @@ pub(crate) fn exec(args: &[OsString]) -> Result<Infallible, Error> {
     Err(Error::Crun { path, source })
 }
 
+/// Has crun kill and delete a container.
+pub(crate) fn delete(mut args: Vec<OsString>, id: &str) -> Result<(), Error> {
+    args.extend(["delete".into(), "--force".into(), "--".into(), id.into()]);
+    // An error of crun's is in the engine's log, and the engine deletes what it could not create.
+    run(&args).map(drop)
+}
+
 /// Runs crun and waits for it.
 pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Error> {
     let path = path();

@@ -3,7 +3,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{cli::CliError, id_ranges::RangeError, rootfs::RootfsError, spec::SpecError};
+use crate::{cli::CliError, id_ranges::RangeError, network::NetworkError, rootfs::RootfsError, spec::SpecError};
 
 /// Any error of this program; a text does not repeat that of its source.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub(crate) enum Error {
     /// The root file system cannot be id-mapped.
     #[error("cannot prepare the container's root file system")]
     Rootfs(#[from] RootfsError),
+    /// The engine has given the container a device of the VM.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A system call failed that only fails on a machine that is not fit for containers.
     #[error("cannot {what}")]
     System {

@@ -36,6 +36,8 @@
 //!    inherit. It refuses vsock sockets and io_uring in every ABI, whatever profile the container has.
 //! 10. **crun** (`crun`): for `run` this process becomes crun, for `create` it waits. Standard streams that are the VM's
 //!     `/dev/null` are replaced. An error that callers know by runc's words is translated (`runc_errors`).
+//! 11. **Network devices** (`network`): for `create`, what the engine's hook has put into the container's own network
+//!     namespace is looked at before the container starts. With a device of the VM it is deleted again.
 //!
 //! `exec` (`exec`) judges the limits of its process, prepares the standard streams and installs the filter in the same way.
 //! All other commands go to crun as they are.
@@ -64,8 +66,10 @@ pub mod fuzzing;
 mod id_ranges;
 mod log;
 mod mount_fd;
+mod network;
 mod procfs;
 mod rootfs;
+mod rtnetlink;
 mod runc_errors;
 mod seccomp;
 mod spec;
