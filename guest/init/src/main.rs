@@ -83,6 +83,7 @@ mod services;
 mod shutdown;
 mod superblock;
 mod supervisor;
+mod swarm;
 mod tuning;
 
 use std::process::ExitCode;

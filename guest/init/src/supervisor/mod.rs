@@ -39,6 +39,7 @@ use crate::{
     restart::{Decision, MAX_BAD_STARTS},
     services::{self, HeldFds, Service},
     shutdown::ShutdownRequest,
+    swarm,
 };
 
 /// The services of the engine, and everything that their supervision needs.
@@ -214,6 +215,9 @@ impl Supervisor {
             return;
         }
         self.agent.reached(Stage::Disk);
+        if let Err(error) = swarm::prepare(self.configuration.isolation) {
+            self.fail(Stage::Engine, chain(&error));
+        }
         if self.configuration.isolation && !self.failed {
             // It shows the engine's directories of the disk. Without it the engine does not start.
             match Jail::make() {
