@@ -11,7 +11,7 @@ use crate::{
     error::{Error, chain},
     event,
     fd_store::FdStore,
-    log, mounts, network, notify,
+    log, mounts, network, network_volumes, notify,
     ports::Ports,
     shutdown,
     supervisor::Supervisor,
@@ -54,6 +54,7 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     if configuration.isolation {
         // The last file in it is written. A dockerd that is led to another one cannot change it.
         mounts::make_read_only("/etc")?;
+        network_volumes::send_ids_of_containers();
     }
     agent.reached(Stage::Agent);
 

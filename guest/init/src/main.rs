@@ -72,6 +72,7 @@ mod log;
 mod mounts;
 mod netlink;
 mod network;
+mod network_volumes;
 mod notify;
 mod oci_runtime;
 mod output;

@@ -21,7 +21,7 @@ use nix::{
         signal::{Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, sync},
+    unistd::Pid,
 };
 
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     cgroup,
     disk::{DATA_MOUNT, ENGINE_DIRECTORIES},
     event::Event,
-    fatal, log, procfs,
+    fatal, log, network_volumes, procfs,
     services::Service,
 };
 
@@ -193,11 +193,13 @@ pub(crate) fn finish(mode: ShutdownMode) -> ! {
         // Without a sync, which may be the call that hangs.
         let _ = reboot(RebootMode::RB_POWER_OFF);
     });
+    // Before all that can wait for a server: the end of the last process that sees a volume, and unmounting.
+    network_volumes::sync_file_system(DATA_MOUNT);
     kill_the_rest();
-    // Once before unmounting, for when that fails, and once after.
-    sync();
+    network_volumes::sync_file_system(DATA_MOUNT);
+    network_volumes::detach(&fs::read("/proc/self/mountinfo").unwrap_or_default());
     release_data_disk();
-    sync();
+    network_volumes::sync_file_system(DATA_MOUNT);
     log::kernel("down");
     if mode == ShutdownMode::Reboot {
         let _ = reboot(RebootMode::RB_AUTOBOOT);

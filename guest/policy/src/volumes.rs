@@ -65,7 +65,7 @@ const NFS_FLAGS: &[&str] = &[
     "nordirplus",
 ];
 
-/// Options of NFS with a value.
+/// Options of NFS with a value. Not `clientaddr`, which tells the server an address of the VM.
 const NFS: &[&str] = &[
     "addr",
     "vers",
@@ -91,7 +91,6 @@ const NFS: &[&str] = &[
     "lookupcache",
     "local_lock",
     "nconnect",
-    "clientaddr",
     "sec",
 ];
 
@@ -448,6 +447,10 @@ mod tests {
             ("nfs", ":/x", "addr=1.2.3.4,bind"),
             ("nfs", ":/x", "addr=1.2.3.4,sec=krb5"),
             ("nfs", ":/x", "addr=1.2.3.4,proto=/run/x"),
+            ("nfs", ":/x", "addr=1.2.3.4,clientaddr=1.2.3.4"),
+            ("nfs", ":/x", "addr=1.2.3.4,xprtsec=tls"),
+            ("cifs", "//a/b", "multiuser,username=a"),
+            ("cifs", "//a/b", "cruid=0,username=a"),
             ("cifs", "//a/b", "credentials=/etc/shadow"),
             ("cifs", "//a/b", "cred=/etc/shadow"),
             ("cifs", "//a/b", "sep=;,username=a"),

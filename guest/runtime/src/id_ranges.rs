@@ -16,15 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) use bulkhead_guest_common::id_ranges::{FIRST, LENGTH};
 use bulkhead_guest_common::{bounded, namespace::Identity, process::Process};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-
-/// The first id of the first range.
-pub(crate) const FIRST: u32 = 100_000;
-
-/// Ids in a range.
-pub(crate) const LENGTH: u32 = 65_536;
 
 /// The number of ranges. The last id of all, 2^32 - 1, means "no id" to the kernel and is in none.
 const RANGES: u32 = (u32::MAX - FIRST) / LENGTH;

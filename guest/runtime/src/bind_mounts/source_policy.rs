@@ -139,17 +139,23 @@ impl SourcePolicy {
             b"virtiofs" => is_share,
             // Shared memory, secrets, and volumes in memory; it is empty when it is new.
             b"tmpfs" => !is_share,
+            // Volumes on a server of the network, which has nothing of the VM.
+            b"nfs" | b"nfs4" | b"cifs" => self.is_volume(source.path),
             // The layers of another stage or image, mounted by the builder itself.
             b"overlay" => requester.is_build,
             _ => false,
         }
     }
 
+    fn is_volume(&self, path: &Path) -> bool {
+        path.starts_with(self.data_root.join("volumes"))
+    }
+
     /// True for a mount point below which there are only mounts for containers.
     fn is_for_containers(&self, point: &Path, requester: Requester<'_>) -> bool {
         let below = |name: &str| point.starts_with(self.data_root.join(name));
         self.shares.iter().any(|share| point.starts_with(share))
-            || below("volumes")
+            || self.is_volume(point)
             || below("containers")
             || requester.is_build && (below("buildkit") || below("overlay2") || below("tmp"))
     }
@@ -206,6 +212,13 @@ mod tests {
         14 2 0:12 / /var/lib/docker/volumes/fuse/_data rw - fuse.tmpfs tmpfs rw\n\
         15 2 0:13 / /host_mnt/odd rw - tmpfs t rw\n\
         16 2 0:14 / /var/lib/docker/tmp/buildkit-mount1 rw - overlay overlay rw\n\
+        17 2 0:15 / /var/lib/docker/volumes/nfs/_data rw - nfs :/export rw\n\
+        18 2 0:16 / /var/lib/docker/volumes/nfs4/_data rw - nfs4 :/export rw\n\
+        19 2 0:16 / /var/lib/docker/volumes/same/_data rw - nfs4 :/export rw\n\
+        20 2 0:17 / /var/lib/docker/volumes/cifs/_data rw - cifs //server/share rw\n\
+        21 2 0:18 / /var/lib/docker/tmp/nfs rw - nfs4 :/export rw\n\
+        22 2 0:19 / /var/lib/docker/volumes/shown/_data rw - nfs4 :/export rw\n\
+        23 1 0:19 / /srv rw - nfs4 :/export rw\n\
         10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
 
     fn allows(path: &str, build: bool) -> bool {
@@ -235,6 +248,9 @@ mod tests {
             "/usr/bin/docker-init",
             "/usr/lib/modules",
             "/var/lib/docker/volumes/tmp/_data",
+            "/var/lib/docker/volumes/nfs/_data",
+            "/var/lib/docker/volumes/nfs4/_data/x",
+            "/var/lib/docker/volumes/cifs/_data",
             "/tmp/safepath",
         ] {
             assert!(allows(path, false), "{path}");
@@ -244,7 +260,7 @@ mod tests {
     #[test]
     fn the_engines_own_files_of_a_container_are_known_under_any_path() {
         // The last mount shows a container's directory at a place of another kind.
-        let text = format!("{TABLE}17 2 8:2 /containers/me /tmp/shown rw - ext4 b rw\n");
+        let text = format!("{TABLE}30 2 8:2 /containers/me /tmp/shown rw - ext4 b rw\n");
         let table = mountinfo::parse(text.as_bytes()).collect::<Vec<_>>();
         let source = |path: &'static str| {
             let on = table.iter().filter(|mount| Path::new(path).starts_with(mount.point()));
@@ -296,7 +312,8 @@ mod tests {
 
     #[test]
     fn a_volume_that_shows_a_path_of_the_vm_is_refused() {
-        for volume in ["bad", "disk", "sock"] {
+        // The last one is mounted for the VM as well, which it has no reason to be.
+        for volume in ["bad", "disk", "sock", "shown"] {
             assert!(!allows(&format!("/var/lib/docker/volumes/{volume}/_data"), false), "{volume}");
         }
     }
@@ -311,6 +328,7 @@ mod tests {
             }
         }
         assert!(!allows("/host_mnt/odd", false));
+        assert!(!allows("/var/lib/docker/tmp/nfs", true), "a server is for volumes only");
         assert!(allows("/var/lib/docker/tmp/buildkit-mount1", true));
         assert!(!allows("/var/lib/docker/tmp/buildkit-mount1", false));
     }
