@@ -106,18 +106,12 @@ fn run_on_networks(engine: &Engine) {
 
 /// No request names the network when the engine starts a container again; the runtime sees the device.
 fn networks_from_before(engine: &Engine, table: &mut Table) {
-    let is_refused = |said: &str| {
-        said.starts_with("false ")
-            && said.contains("parent device \"eth0\" is not allowed with Enhanced Container Isolation")
-    };
-    let cases: [(&str, &str, fn(&str) -> bool); 2] = [
-        ("on-card", "a container on the VM's card is not started again by the engine", is_refused),
-        ("on-nothing", "a container on a network that leads nowhere is", |said| said.starts_with("true ")),
-    ];
-    for (name, what, holds) in cases {
-        let line = format!("docker inspect --format '{{{{.State.Running}}}} {{{{.State.Error}}}}' {name}");
-        table.add("networks", what, check(engine, &line, Expect::Holds(holds)).into());
-    }
+    let inspect = |name| format!("docker inspect --format '{{{{.State.Running}}}} {{{{.State.Error}}}}' {name}");
+    let is_refused = |said: &str| said.starts_with("false ") && said.contains("parent device \"eth0\" is not allowed");
+    let result = check(engine, &inspect("on-card"), Expect::Holds(is_refused));
+    table.add("networks", "a container on the VM's card is not started again by the engine", result.into());
+    let result = check(engine, &inspect("on-nothing"), Expect::Holds(|said| said.starts_with("true ")));
+    table.add("networks", "a container on a network that leads nowhere is", result.into());
     let line = "docker rm -f on-card on-nothing && docker network rm on-card on-nothing";
     let removed = check(engine, line, Expect::Holds(|said| said.lines().count() == 4));
     table.add("networks", "both and their networks can be removed", removed.into());
@@ -126,6 +120,7 @@ fn networks_from_before(engine: &Engine, table: &mut Table) {
 fn try_all(engine: &Engine, table: &mut Table, column: &str) {
     engine.remove_containers();
     engine.need_image("debian:latest", "debian.tar");
+    engine.need_image("servers:latest", "servers.tar");
     let cases: Vec<&Case> = CASES.iter().filter(|case| wanted(case.0)).collect();
     for some in cases.chunks(AT_ONCE) {
         let ended: Vec<State> = thread::scope(|scope| {

@@ -259,6 +259,29 @@ END
          life\n143\nlife\nlife\n137\nlife\n",
     ),
     Case(
+        "volumes on servers: NFS 4.2, NFS 3 without locks, SMB",
+        "docker run -d --init --name=servers servers >started
+         for i in $(seq 300); do docker logs servers 2>&1 | grep -x ready && break; sleep 1; done
+         address=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' servers)
+         volume() { docker volume create -o type=$2 -o device=$3 -o o=addr=$address,$4 $1; }
+         volume four nfs :/memory nfsvers=4.2; volume three nfs :/memory nfsvers=3,port=2049,mountport=20048,soft
+         volume smb cifs //$address/share username=user,password=secret,uid=1000,gid=100,file_mode=0640
+         docker run -d --init --name=beside -v four:/v alpine sleep 3600 >started
+         docker run --rm -v four:/v alpine sh -c 'echo root >/v/root; mkdir /v/all; chmod 777 /v/all'
+         docker run --rm --user=1000:100 -v four:/v alpine sh -c 'echo own >/v/all/own; chmod 640 /v/all/own; chown 5 /v/all/own'
+         docker run --rm --user=2000:2000 --security-opt=seccomp=unconfined -v four:/v debian sh -c 'cat /v/all/own; unshare -Ur cat /v/all/own'
+         docker exec beside sh -c 'cd /v; stat -c \"%n %u:%g %a\" root all/own; chown 5:6 root; chmod 604 root; cat root all/own; flock root echo locked'
+         docker run --rm -v three:/v alpine sh -c 'cd /v; stat -c \"%n %u:%g %a\" root all/own; echo more >>all/own; cat all/own; flock root true 2>/dev/null || echo no lock'
+         docker run --rm --user=1000:100 -v smb:/v alpine sh -c 'cd /v; echo own >own; stat -c \"%n %u:%g %a\" own; chmod 600 own; mv own mine; cat mine'
+         docker run --rm --user=2000:2000 -v smb:/v alpine cat /v/mine; docker run --rm -v smb:/v alpine sh -c 'echo root >>/v/mine'
+         docker exec servers sh -c 'cd /srv/share; stat -c \"%n %u\" mine; cat mine'
+         docker rm -f beside; docker volume rm four three smb; docker rm -f servers",
+        "ready\nfour\nthree\nsmb\nchown: /v/all/own: Operation not permitted\ncat: /v/all/own: Permission denied\n\
+         cat: /v/all/own: Permission denied\nroot 0:0 644\nall/own 1000:100 640\nroot\nown\nlocked\n\
+         root 5:6 604\nall/own 1000:100 640\nown\nmore\nno lock\nown 1000:100 640\nown\n\
+         cat: can't open '/v/mine': Permission denied\nmine 1000\nown\nroot\nbeside\nfour\nthree\nsmb\nservers\n",
+    ),
+    Case(
         "attach, logs, terminal",
         "echo word | docker run --rm -i alpine sh -c 'cat; sleep 1; echo fault >&2; exit 42'; echo $?
          docker run --name=logs -t alpine sh -c 'tty; stat -c %u /dev/pts/0; echo x >/dev/tty' | tr -d '\\r'; docker logs logs | tr -d '\\r' | tail -n 1; docker rm logs",
