@@ -9,6 +9,8 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(verb) if verb == "vmm" => child(bulkhead_vmm::run),
         Some(verb) if verb == "net" => child(bulkhead_net::run),
+        // `bulkhead share` is a verb of the command line.
+        Some(verb) if verb == "share-server" => child(bulkhead_share::run),
         _ => bulkhead::cli::main(),
     }
 }
