@@ -7,7 +7,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, Scope,
 };
 
-use super::SandboxError;
+use super::{SandboxError, Shared};
 
 /// Directories in which network managers keep the file that `/etc/resolv.conf` links to.
 const RESOLVERS: [&str; 4] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"];
@@ -37,6 +37,34 @@ pub(super) fn restrict_net() -> Result<(), SandboxError> {
         if let Ok(directory) = PathFd::new(directory) {
             rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ReadFile))?;
         }
+    }
+    rules.restrict_self()?;
+    Ok(())
+}
+
+/// Restricts a process to these directories.
+pub(super) fn restrict_share(shares: &[Shared<'_>]) -> Result<(), SandboxError> {
+    // The first version of Landlock refuses to move files between directories, whatever the rules.
+    let refer = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::Refer);
+    if refer.is_err() {
+        return Ok(());
+    }
+    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
+    let writing = reading
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::RemoveDir
+        | AccessFs::RemoveFile
+        | AccessFs::MakeDir
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::MakeFifo
+        | AccessFs::MakeSym
+        | AccessFs::Refer;
+    let mut rules = ruleset(AccessNet::from_all(ABI::V6))?;
+    for share in shares {
+        let access = if share.read_only { reading } else { writing };
+        rules = rules.add_rule(PathBeneath::new(share.directory, access))?;
     }
     rules.restrict_self()?;
     Ok(())

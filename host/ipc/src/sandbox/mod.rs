@@ -14,7 +14,7 @@ mod seccomp;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::{io, os::fd::BorrowedFd};
 
 /// An error in confining the process.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,36 @@ pub fn confine_net() -> Result<(), SandboxError> {
     process::harden()?;
     landlock::restrict_net()?;
     seccomp::apply_net()
+}
+
+/// A directory that stays within reach of the share process.
+pub struct Shared<'a> {
+    /// The directory, which may be open as a place only (`O_PATH`).
+    pub directory: BorrowedFd<'a>,
+    /// Nothing in it is changed.
+    pub read_only: bool,
+}
+
+/// Confines the share process. From now on it opens only what is in the shared directories, without executing any of
+/// it, makes no socket and connects to nothing, starts threads but no program.
+///
+/// Landlock does not cover changes of modes, owners, times and extended attributes. For them the process has only those
+/// calls that take the descriptor of an open file, which is one that Landlock let it open. It has no form of them with
+/// `AT_EMPTY_PATH` and none for paths below `/proc/self/fd`: these accept a file that is open as a place only
+/// (`O_PATH`), as any file of the user can be. So it cannot change the mode of a socket or the times of a link.
+/// Attributes can be looked at by any path.
+///
+/// Linux before 5.19 cannot rename between directories under Landlock; there the system call filter is the only one.
+pub fn confine_share(shares: &[Shared<'_>]) -> Result<(), SandboxError> {
+    process::harden()?;
+    landlock::restrict_share(shares)?;
+    seccomp::apply_share()
+}
+
+/// Confines a thread of the share process further. From now on it starts no thread. Every thread of the process does
+/// this, the one that starts the others as the last.
+pub fn confine_share_thread() -> Result<(), SandboxError> {
+    seccomp::apply_share_thread()
 }
 
 /// Confines the network process of a tap device. From now on it opens neither files nor sockets.

@@ -62,6 +62,36 @@ const NET_CALLS: &[libc::c_long] = &[
 /// reads resolv.conf and the hosts file. socket and openat have conditions.
 const STACK_CALLS: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_newfstatat, libc::SYS_statx];
 
+/// Calls of the share process. It opens files in directories that it has open and moves bytes between them and guest
+/// memory.
+///
+/// Nothing changes the mode, the times or the attributes of a file by a path: `chmod`, `fchmodat`, `setxattr` and their
+/// like are missing, and `utimensat` has a condition. Reading attributes by a path is how records are looked up without
+/// opening each file.
+#[rustfmt::skip]
+const SHARE_CALLS: &[libc::c_long] = &[
+    // memory; mmap and mprotect have conditions
+    libc::SYS_brk, libc::SYS_madvise, libc::SYS_mremap, libc::SYS_munmap,
+    // the thread itself and signals; tgkill has a condition
+    libc::SYS_exit, libc::SYS_exit_group, libc::SYS_futex, libc::SYS_getpid, libc::SYS_gettid,
+    libc::SYS_restart_syscall, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield, libc::SYS_sigaltstack,
+    // time and entropy
+    libc::SYS_clock_gettime, libc::SYS_getrandom,
+    // names; Landlock decides where they may lead
+    libc::SYS_linkat, libc::SYS_mkdirat, libc::SYS_mknodat, libc::SYS_openat2, libc::SYS_readlinkat,
+    libc::SYS_renameat2, libc::SYS_symlinkat, libc::SYS_unlinkat,
+    // states; 464 is getxattrat
+    464, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getxattr, libc::SYS_lgetxattr, libc::SYS_statx,
+    // files that are open; fcntl and utimensat have conditions
+    libc::SYS_close, libc::SYS_copy_file_range, libc::SYS_fallocate, libc::SYS_fchmod, libc::SYS_fdatasync,
+    libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_fremovexattr, libc::SYS_fsetxattr, libc::SYS_fsync,
+    libc::SYS_ftruncate, libc::SYS_getdents64, libc::SYS_lseek, libc::SYS_preadv, libc::SYS_pwritev2, libc::SYS_read,
+    libc::SYS_write, libc::SYS_writev,
+    // the two sockets and the queues' events
+    libc::SYS_poll, libc::SYS_ppoll, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_sendto,
+];
+
 /// Requests of ioctl(2) for a vCPU's thread (`linux/kvm.h`): it enters the guest, reads the vCPU's state for a
 /// snapshot, and connects interrupts and notifications when the driver sets up a device. Everything else about the
 /// machine was decided before.
@@ -121,6 +151,30 @@ pub(super) fn apply_vmm() -> Result<(), SandboxError> {
 
 pub(super) fn apply_vmm_thread() -> Result<(), SandboxError> {
     vmm()?.refuse_others()
+}
+
+pub(super) fn apply_share() -> Result<(), SandboxError> {
+    Rules::default().allow(&[libc::SYS_clone3]).refuse_listed(libc::ENOSYS)?;
+    share()?
+        .allow(THREAD_START_CALLS)
+        // Each thread has an event by which it is woken.
+        .allow(&[libc::SYS_eventfd2])
+        .allow_if(libc::SYS_clone, [rule_of_long(0, !(libc::CLONE_DETACHED as u64), THREAD_FLAGS as u64)])?
+        .allow_if(
+            libc::SYS_prctl,
+            [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS].map(|option| rule(&[(0, EQUAL, option as u64)])),
+        )?
+        .allow_if(libc::SYS_seccomp, [rule(&[(0, EQUAL, u64::from(libc::SECCOMP_SET_MODE_FILTER)), (1, EQUAL, 0)])])?
+        .refuse_others()
+}
+
+pub(super) fn apply_share_thread() -> Result<(), SandboxError> {
+    share()?.refuse_others()
+}
+
+fn share() -> Result<Rules, SandboxError> {
+    // Without a path: the times of an open file.
+    Rules::default().allow(SHARE_CALLS).allow_if(libc::SYS_utimensat, [rule_of_long(1, u64::MAX, 0)])?.guarded()
 }
 
 pub(super) fn apply_net() -> Result<(), SandboxError> {
