@@ -1,27 +1,82 @@
 //! Host files for the guest: `bulkhead share-server`, the vhost-user backend of the VM's virtio-fs device (virtio 1.3,
 //! 5.11).
+//!
+//! The guest sees the host's tree of directories, in which only the way to the shares exists: a share of `/home/me`
+//! appears as `/home/me`. Files are opened with the rights of the user who runs the VM, and the guest's kernel checks
+//! its processes' permissions by the attributes that it gets from here.
+//!
+//! # Parts
+//!
+//! | Layer         | Files                                                                                        |
+//! |---------------|----------------------------------------------------------------------------------------------|
+//! | Process       | `api` (commands of the backend), `event_loop`, `error`                                       |
+//! | Virtio device | `vhost` (setup by the vmm), `worker` (a thread for each queue), `buffers` (one request)      |
+//! | Protocol      | `fuse/request` (parses), `fuse/reply` (builds)                                               |
+//! | Shares        | `fs/tree` (their paths), `fs/nodes` (what the guest knows), `fs/resolve`, `fs/cache`         |
+//! | Requests      | `fs/lookup`, `fs/list`, `fs/create`, `fs/change`, `fs/data`, `fs/xattr`; `fs/handles`        |
+//! | Attributes    | `fs/attributes` (inode numbers, times), `fs/owners` and `fs/record` (owners of the guest)    |
+//!
+//! # Staying inside
+//!
+//! Nothing that the guest names is resolved by the host as a path. See `fs/resolve` for the way from a node to its
+//! file, which never follows a link. Beyond it, the process is confined to the shares by Landlock, and by a filter
+//! without the system calls that Landlock does not cover.
+//!
+//! # Coherence
+//!
+//! Programs of the host and of the guest may change the same files. The guest keeps names and attributes for one
+//! second and drops cached data when a file's time or size has changed, and each time that it opens a file. Its writes
+//! are never held back. Locks hold between the guest's programs only.
+//!
+//! # Limits
+//!
+//! Two million nodes, and as many open files as the hard limit of descriptors allows. A process that the backend starts
+//! again goes on with the same connection, whose nodes it does not know: the guest gets `ESTALE` and looks names up
+//! again, from the root, which every process knows. Mounts of directories below it stay stale.
 
 pub mod api;
+mod buffers;
 mod error;
+mod event_loop;
+mod fs;
+mod fuse;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod vhost;
+mod worker;
 
 use std::{
     io::{self, Write},
     os::unix::net::UnixStream,
     process::ExitCode,
+    sync::Arc,
 };
 
-use nix::sys::socket::SockType;
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::SockType,
+    stat::{Mode, umask},
+};
 
-use bulkhead_ipc::{inherited, report::chain};
+use bulkhead_ipc::{inherited, report::chain, sandbox};
 
 use api::Command;
-use error::ShareError;
+use error::{ShareError, cannot};
+use fs::Server;
+use vhost::Device;
+use worker::Worker;
 
 /// Tag of the device, by which the guest mounts it.
 pub const TAG: &str = "bulkhead";
 
 /// Number of request queues. The device has one queue more, the first, for requests that must not wait.
 pub const REQUEST_QUEUES: usize = 4;
+
+/// Descriptors that the process may have open, at most.
+const MAX_DESCRIPTORS: u64 = 1 << 20;
 
 /// Serves the virtio-fs device until the vmm is gone; the main function of `bulkhead share-server`.
 pub fn run() -> ExitCode {
@@ -40,6 +95,38 @@ fn serve() -> Result<(), ShareError> {
         Some((Command::Setup { shares }, Some(stream))) => (shares, UnixStream::from(stream)),
         _ => return Err(ShareError::NoSetup),
     };
-    drop((shares, stream));
-    Ok(())
+    // Each open file of the guest is a descriptor.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| cannot("get limits")(error.into()))?;
+    let descriptors = hard.min(MAX_DESCRIPTORS);
+    let descriptors = setrlimit(Resource::RLIMIT_NOFILE, descriptors, hard).map_or(soft, |()| descriptors);
+    // The guest's kernel applies its processes' masks.
+    umask(Mode::empty());
+    let epoch = epoch().map_err(cannot("get random numbers"))?;
+    let (server, failed) = Server::new(&shares, descriptors as usize, epoch);
+    for share in failed {
+        let _ = writeln!(io::stderr(), "warning: share: {}", chain(&share));
+    }
+    // Before the first request: everything that comes from the guest is handled by a process that has the shares and
+    // nothing else.
+    sandbox::confine_share(&server.shared())?;
+    let server = Arc::new(server);
+    let names = std::iter::once("share-priority".to_owned()).chain((0..REQUEST_QUEUES).map(|n| format!("share-{n}")));
+    let workers = names.map(|name| Worker::spawn(name, Arc::clone(&server), || Ok(sandbox::confine_share_thread()?)));
+    let workers = workers.collect::<io::Result<_>>().map_err(cannot("start threads"))?;
+    sandbox::confine_share_thread()?;
+    let device = Device::new(workers).map_err(cannot("allocate the queues"))?;
+    event_loop::run(&control, stream, device)
+}
+
+/// A number that differs from those of earlier processes.
+fn epoch() -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    // SAFETY: the pointer and length are those of `bytes`.
+    let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if filled == bytes.len() as isize {
+        // As many bits as are left above the counters.
+        Ok(u32::from_ne_bytes(bytes) >> 8)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

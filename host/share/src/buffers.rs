@@ -1,0 +1,88 @@
+//! The guest's buffers of one request: a descriptor chain, sorted into a part to read and a part to write (virtio 1.3,
+//! 5.11.6).
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
+
+use bulkhead_queue::GuestRam;
+
+/// Buffers of one direction that a chain may have: as many as one system call takes (`UIO_MAXIOV`). The driver needs
+/// some 260 for the largest request.
+const MAX_SEGMENTS: usize = 1024;
+
+/// A sequence of buffers in guest memory, which the guest may change at any time.
+#[derive(Default)]
+pub(crate) struct Segments<'m>(Vec<VolatileSlice<'m>>);
+
+/// Both parts of a chain.
+#[derive(Default)]
+pub(crate) struct Buffers<'m> {
+    /// The request.
+    pub(crate) readable: Segments<'m>,
+    /// Room for the reply.
+    pub(crate) writable: Segments<'m>,
+}
+
+impl<'m> Buffers<'m> {
+    /// Collects the buffers of a chain; `None` if one of them is outside of guest memory, or if there are too many.
+    pub(crate) fn new(chain: DescriptorChain<&GuestRam>, memory: &'m GuestRam) -> Option<Self> {
+        let mut buffers = Self::default();
+        for descriptor in chain {
+            let part = if descriptor.is_write_only() { &mut buffers.writable } else { &mut buffers.readable };
+            if part.0.len() == MAX_SEGMENTS {
+                return None;
+            }
+            part.0.push(memory.get_slice(descriptor.addr(), descriptor.len() as usize).ok()?);
+        }
+        Some(buffers)
+    }
+}
+
+impl<'m> Segments<'m> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of(slices: Vec<VolatileSlice<'m>>) -> Self {
+        Self(slices)
+    }
+
+    /// Number of bytes. A chain has at most 2^32 (virtio 1.3, 2.7.5.2), so this does not overflow.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(VolatileSlice::len).sum()
+    }
+
+    /// The buffers without their first `skip` bytes, cut to `most` bytes.
+    pub(crate) fn part(&self, mut skip: usize, mut most: usize) -> Vec<VolatileSlice<'m>> {
+        let mut part = Vec::with_capacity(self.0.len());
+        for whole in &self.0 {
+            let hidden = skip.min(whole.len());
+            let shown = most.min(whole.len() - hidden);
+            (skip, most) = (skip - hidden, most - shown);
+            if shown > 0
+                && let Ok(slice) = whole.subslice(hidden, shown)
+            {
+                part.push(slice);
+            }
+        }
+        part
+    }
+
+    /// Copies the first bytes, at most `most`.
+    pub(crate) fn copy(&self, most: usize) -> Vec<u8> {
+        let mut bytes = vec![0; most.min(self.len())];
+        let mut at = 0;
+        for slice in &self.0 {
+            at += slice.copy_to(&mut bytes[at..]);
+        }
+        bytes
+    }
+
+    /// Writes bytes from the start on; false if there is too little room for all of them.
+    pub(crate) fn fill(&self, bytes: &[u8]) -> bool {
+        let mut rest = bytes;
+        for slice in &self.0 {
+            let fits = rest.len().min(slice.len());
+            slice.copy_from(&rest[..fits]);
+            rest = &rest[fits..];
+        }
+        rest.is_empty()
+    }
+}

@@ -1,0 +1,142 @@
+//! Requests that only look: names, attributes, targets of links, figures.
+
+use std::{ffi::CStr, os::fd::AsFd};
+
+use rustix::{
+    fs::{Statx, fstatvfs, readlinkat},
+    io::Errno,
+};
+
+use super::{
+    Answer, Place, Reply, Server,
+    attributes::{self, Stamp},
+    nodes::{Node, Origin},
+    owners::Record,
+    record::settled,
+    resolve::{self, Directory, TargetPlace},
+};
+use crate::fuse::reply::{Attributes, Body, Statistics};
+
+/// A record to remember, if its time of change is long enough ago.
+fn remembered(stamp: Stamp, record: Option<Record>) -> Option<(Stamp, Option<Record>)> {
+    settled(stamp).then_some((stamp, record))
+}
+
+impl Server {
+    pub(crate) fn lookup(&self, parent: u64, name: &CStr) -> Answer {
+        let (node, attributes) = self.find(parent, name)?;
+        Ok(Body::entry(node, &attributes).into())
+    }
+
+    /// The node of a name, which the guest has once more from now on.
+    pub(crate) fn find(&self, parent: u64, name: &CStr) -> Result<(u64, Attributes), Errno> {
+        resolve::check(name)?;
+        match self.place(parent)? {
+            Place::Way(entry) => {
+                let child = self.tree.child(entry, name).ok_or(Errno::NOENT)?;
+                self.find_entry(parent, child)
+            }
+            Place::Host(directory) => {
+                if let Some(child) = self.share_at(&directory, name) {
+                    return self.find_entry(parent, child);
+                }
+                let stat = resolve::stat_name(&*directory.fd, name)?;
+                self.add(&directory, name, &stat)
+            }
+        }
+    }
+
+    /// The entry of the share whose root has this name in a directory of another share.
+    pub(crate) fn share_at(&self, directory: &Directory, name: &CStr) -> Option<usize> {
+        let child = self.tree.child(directory.entry?, name)?;
+        self.tree.share(child).map(|_| child)
+    }
+
+    /// Adds the file with this name and state to the table.
+    pub(crate) fn add(&self, directory: &Directory, name: &CStr, stat: &Statx) -> Result<(u64, Attributes), Errno> {
+        let device = self.devices.number(stat, || resolve::place_of(&*directory.fd, name))?;
+        let origin = Origin::Host(attributes::key(directory.share, stat));
+        let record = self.record_of_name(&*directory.fd, name, stat, origin);
+        let kind = attributes::kind(stat);
+        let entry = directory.entry.and_then(|entry| self.tree.child(entry, name));
+        let entry = entry.filter(|_| kind == libc::S_IFDIR);
+        let node = Node { origin, kind, entry, record: remembered(attributes::stamp(stat), record) };
+        let number = self.nodes().add(directory.number, Some(name), node)?;
+        let inode = attributes::number(device, stat.stx_ino);
+        Ok((number, attributes::attributes(inode, stat, record.as_ref(), self.ids)))
+    }
+
+    /// The node of an entry of the tree that is a share's root, or outside of all shares.
+    pub(crate) fn node_of_entry(&self, entry: usize) -> Result<Node, Errno> {
+        let Some(share) = self.tree.share(entry) else {
+            return Ok(Node { origin: Origin::Way(entry), kind: libc::S_IFDIR, entry: None, record: None });
+        };
+        let stat = resolve::stat(&*self.tree.shares[share].directory)?;
+        let origin = Origin::Host(attributes::key(share, &stat));
+        Ok(Node { origin, kind: libc::S_IFDIR, entry: Some(entry), record: None })
+    }
+
+    fn find_entry(&self, parent: u64, entry: usize) -> Result<(u64, Attributes), Errno> {
+        let node = self.node_of_entry(entry)?;
+        let number = self.nodes().add(parent, None, node)?;
+        Ok((number, self.attributes_of(number, None)?))
+    }
+
+    /// Attributes of a node.
+    pub(crate) fn attributes_of(&self, number: u64, handle: Option<u64>) -> Result<Attributes, Errno> {
+        match self.node(number)?.origin {
+            Origin::Way(entry) => Ok(attributes::of_way(entry, self.started)),
+            Origin::Host(_) => self.attributes(&self.target(number, handle)?),
+        }
+    }
+
+    pub(crate) fn get_attributes(&self, number: u64, handle: Option<u64>) -> Answer {
+        Ok(Body::attribute(&self.attributes_of(number, handle)?).into())
+    }
+
+    pub(crate) fn read_link(&self, number: u64) -> Answer {
+        let target = self.target(number, None)?;
+        match &target.place {
+            TargetPlace::Name(directory, name) if attributes::kind(&target.stat) == libc::S_IFLNK => {
+                let link = readlinkat(&**directory, name.as_c_str(), Vec::new())?;
+                Ok(Reply::Body(Body(link.into_bytes())))
+            }
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    pub(crate) fn statistics(&self, number: u64) -> Answer {
+        let figures = match self.node(number)?.origin {
+            // For a program that looks whether there is room at all.
+            Origin::Way(_) => self.tree.shares.first().map(|share| fstatvfs(share.directory.as_fd())).transpose()?,
+            Origin::Host(_) => {
+                let target = self.target(number, None)?;
+                Some(match &target.place {
+                    TargetPlace::Name(directory, _) | TargetPlace::Directory(directory) => fstatvfs(&**directory),
+                    TargetPlace::Open(file) => fstatvfs(&file.fd),
+                }?)
+            }
+        };
+        let none = Statistics { block_size: 4096, fragment_size: 4096, name_length: 255, ..Statistics::default() };
+        let statistics = figures.map_or(none, |of| Statistics {
+            blocks: of.f_blocks,
+            free: of.f_bfree,
+            available: of.f_bavail,
+            files: of.f_files,
+            free_files: of.f_ffree,
+            block_size: of.f_bsize as u32,
+            name_length: of.f_namemax as u32,
+            fragment_size: of.f_frsize as u32,
+        });
+        Ok(Body::statistics(&statistics).into())
+    }
+
+    /// Fails for a name that a share or the way to one has: it is taken by something like a mount.
+    pub(crate) fn check_not_taken(&self, directory: &Directory, name: &CStr, error: Errno) -> Result<(), Errno> {
+        resolve::check(name)?;
+        match directory.entry.and_then(|entry| self.tree.child(entry, name)) {
+            Some(_) => Err(error),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The file system: answers requests with the host's files. Shared by all workers.
+
+mod access;
+mod attributes;
+mod cache;
+mod change;
+mod create;
+mod data;
+mod handles;
+mod list;
+mod lookup;
+mod nodes;
+mod owners;
+mod record;
+mod resolve;
+mod tree;
+mod xattr;
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bulkhead_ipc::sandbox::Shared;
+use rustix::{fd::AsFd, io::Errno};
+
+use crate::{
+    api,
+    buffers::{Buffers, Segments},
+    fuse::{
+        reply::{self, Body},
+        request::{self, Header, Operation},
+    },
+};
+use attributes::Devices;
+use cache::Cache;
+use handles::Handles;
+use nodes::{Node, Nodes, Origin};
+use owners::Ids;
+use resolve::Place;
+use tree::Tree;
+pub(crate) use tree::Unusable;
+
+/// Descriptors that are not the guest's handles: directories that are kept open, those of requests that are being
+/// served, the shares, and the process's own.
+const RESERVED_DESCRIPTORS: usize = 2048;
+
+/// The outcome of a request.
+pub(crate) enum Reply {
+    Body(Body),
+    /// Data of this length, which is in the guest's buffers already, behind the header.
+    Data(usize),
+    /// The request has no reply.
+    None,
+}
+
+type Answer = Result<Reply, Errno>;
+
+impl From<Body> for Reply {
+    fn from(body: Body) -> Self {
+        Self::Body(body)
+    }
+}
+
+/// An empty body.
+fn done() -> Reply {
+    Body::default().into()
+}
+
+/// The file system.
+pub(crate) struct Server {
+    tree: Tree,
+    nodes: Mutex<Nodes>,
+    cache: Mutex<Cache>,
+    devices: Devices,
+    handles: Handles,
+    ids: Ids,
+    /// Serialises changes of records and modes, which are read, changed and written.
+    records: Mutex<()>,
+    /// Time in seconds and nanoseconds for directories that are not the host's.
+    started: (i64, u32),
+}
+
+impl Server {
+    /// Opens the shares; those that cannot be served are returned with the reason.
+    ///
+    /// `descriptors` is the limit of this process, `epoch` a random number that differs from earlier processes'.
+    pub(crate) fn new(shares: &[api::Share], descriptors: usize, epoch: u32) -> (Self, Vec<Unusable>) {
+        let (tree, failed) = Tree::open(shares);
+        let root = Node { origin: Origin::Way(tree::ROOT), kind: libc::S_IFDIR, entry: None, record: None };
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut server = Self {
+            tree,
+            nodes: Nodes::new(epoch, root).into(),
+            cache: Mutex::default(),
+            devices: Devices::default(),
+            handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS)),
+            ids: Ids::own(),
+            records: Mutex::default(),
+            started: (started.as_secs() as i64, started.subsec_nanos()),
+        };
+        // The root is a share if the user shares `/`. One that cannot be looked at is left as an empty directory.
+        if let Ok(root) = server.node_of_entry(tree::ROOT) {
+            server.nodes = Nodes::new(epoch, root).into();
+        }
+        (server, failed)
+    }
+
+    /// The shares, for this process to confine itself to.
+    pub(crate) fn shared(&self) -> Vec<Shared<'_>> {
+        let shares = self.tree.shares.iter();
+        shares.map(|share| Shared { directory: share.directory.as_fd(), read_only: share.read_only }).collect()
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a request; returns the number of bytes written to the guest's buffers.
+    pub(crate) fn serve(&self, buffers: &Buffers<'_>) -> usize {
+        // Copied before it is looked at: the guest can change its buffers at any time.
+        let mut bytes = buffers.readable.copy(request::HEADER + request::WRITE);
+        let Some(header) = request::header(&bytes) else { return 0 };
+        if !matches!(header.opcode, request::OP_WRITE) {
+            bytes = buffers.readable.copy((header.len as usize).min(request::MAX_COPY));
+        }
+        let answer = match request::header(&bytes).filter(|again| *again == header) {
+            // A length that is a lie, or a header that changed meanwhile.
+            None => Err(Errno::INVAL),
+            Some(_) => match request::operation(&header, &bytes) {
+                Some(operation) => self.answer(&header, operation, buffers),
+                None => Err(Errno::INVAL),
+            },
+        };
+        finish(header.unique, answer, &buffers.writable)
+    }
+
+    fn answer(&self, header: &Header, operation: Operation<'_>, buffers: &Buffers<'_>) -> Answer {
+        let (node, caller) = (header.node, header.caller);
+        match operation {
+            Operation::Init { major: 7, minor, readahead, flags } => {
+                // A new connection knows nothing of an earlier one.
+                self.handles.clear();
+                self.nodes().clear();
+                Ok(Body::init(minor, readahead, flags).into())
+            }
+            Operation::Init { .. } => Err(Errno::PROTO),
+            Operation::Destroy => {
+                self.handles.clear();
+                Ok(done())
+            }
+            Operation::Lookup(name) => self.lookup(node, name),
+            Operation::Forget(count) => {
+                self.nodes().forget(node, count);
+                Ok(Reply::None)
+            }
+            Operation::BatchForget(pairs) => {
+                self.forget(pairs);
+                Ok(Reply::None)
+            }
+            Operation::Interrupt => Ok(Reply::None),
+            Operation::GetAttributes { handle } => self.get_attributes(node, handle),
+            Operation::SetAttributes(changes) => self.set_attributes(node, &changes),
+            Operation::ReadLink => self.read_link(node),
+            Operation::Symlink { name, target } => self.symlink(node, name, target),
+            Operation::MakeNode { name, mode, device } => self.make_node(node, name, mode, device, caller),
+            Operation::MakeDirectory { name, mode } => self.make_directory(node, name, mode, caller),
+            Operation::Unlink(name) => self.unlink(node, name),
+            Operation::RemoveDirectory(name) => self.remove_directory(node, name),
+            Operation::Rename { name, to, new, flags } => self.rename((node, name), (to, new), flags),
+            Operation::Link { node: of, name } => self.link(of, node, name),
+            Operation::Create { name, flags, mode, kill_privileges } => {
+                self.create(node, name, flags, mode, caller, kill_privileges)
+            }
+            Operation::TemporaryFile { flags, mode } => self.temporary_file(node, flags, mode, caller),
+            _ => self.answer_data(node, operation, buffers),
+        }
+    }
+
+    fn answer_data(&self, node: u64, operation: Operation<'_>, buffers: &Buffers<'_>) -> Answer {
+        match operation {
+            Operation::Open { flags, kill_privileges } => self.open_file(node, flags, kill_privileges),
+            Operation::Read { handle, offset, size } => self.read(node, handle, offset, size, &buffers.writable),
+            Operation::Write(write) => self.write(node, &write, &buffers.readable),
+            Operation::Release { handle } | Operation::ReleaseDirectory { handle } => {
+                self.handles.remove(handle);
+                Ok(done())
+            }
+            Operation::Sync { handle, data_only } => self.sync(node, handle, data_only),
+            Operation::OpenDirectory => self.open_listing(node),
+            Operation::ReadDirectory { handle, offset, size, plus } => {
+                // The guest's buffer may be smaller than it says.
+                let room = buffers.writable.len().saturating_sub(reply::HEADER);
+                self.list(node, handle, offset, room.min(size as usize), plus)
+            }
+            Operation::SyncDirectory { handle, data_only } => self.sync_directory(node, handle, data_only),
+            Operation::Statistics => self.statistics(node),
+            Operation::SetXattr { name, value, flags } => self.set_xattr(node, name, value, flags),
+            Operation::GetXattr { name, size } => self.get_xattr(node, name, size),
+            Operation::ListXattr { size } => self.list_xattr(node, size),
+            Operation::RemoveXattr(name) => self.remove_xattr(node, name),
+            Operation::Allocate { handle, offset, length, mode } => self.allocate(node, handle, offset, length, mode),
+            Operation::Seek { handle, offset, whence } => self.seek(node, handle, offset, whence),
+            Operation::CopyRange(range) => self.copy_range(node, &range),
+            // The kernel asks once for each. FLUSH among them: nothing is left to do when a program closes a file,
+            // since writes are never held back. ACCESS is never asked where the kernel checks permissions itself.
+            // SYNCFS would have the whole disk of the host written each time that a container calls sync(2); it may
+            // ask that of single files. STATX adds nothing but the time of birth.
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    fn forget(&self, pairs: &[u8]) {
+        let mut nodes = self.nodes();
+        for pair in pairs.as_chunks::<16>().0 {
+            let (node, count) = pair.split_at(8);
+            let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default();
+            nodes.forget(word(node), word(count));
+        }
+    }
+}
+
+/// Writes the header and the body of a reply; returns the number of bytes.
+fn finish(unique: u64, answer: Answer, writable: &Segments<'_>) -> usize {
+    let (error, len, body) = match answer {
+        Ok(Reply::None) => return 0,
+        Ok(Reply::Data(len)) => (0, len, Body::default()),
+        Ok(Reply::Body(body)) => (0, body.0.len(), body),
+        Err(error) => (error.raw_os_error(), 0, Body::default()),
+    };
+    let mut bytes = reply::header(unique, error, len);
+    bytes.extend(body.0);
+    // A reply that the guest left too little room for is cut; its loss.
+    writable.fill(&bytes);
+    (reply::HEADER + len).min(writable.len())
+}

@@ -1,0 +1,211 @@
+//! The whole device behind a vhost-user frontend, with the threads of its queues.
+
+use std::{
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use vhost::{
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    vhost_user::{
+        Frontend, VhostUserFrontend,
+        message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures},
+    },
+};
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::{REQUEST_QUEUES, event_loop, vhost::Device, worker::Worker};
+use bulkhead_queue::GuestRam;
+
+/// Size of the driver's queues, in descriptors.
+const SIZE: u16 = 16;
+/// Bytes of guest memory that each queue's structures and buffers have.
+const STRIDE: u64 = 0x10_000;
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const REQUEST: u64 = 0x3000;
+const REPLY: u64 = 0x8000;
+
+/// The driver, with memory that it shares with the device.
+pub(super) struct Driver {
+    frontend: Frontend,
+    memory: GuestRam,
+    kicks: Vec<EventFd>,
+    calls: Vec<EventFd>,
+}
+
+/// Starts a device of these files, which answers a frontend until it is gone.
+fn device(server: Arc<Server>) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let workers = (0..=REQUEST_QUEUES).map(|n| Worker::spawn(format!("worker-{n}"), Arc::clone(&server), || Ok(())));
+    let device = Device::new(workers.collect::<Result<_, _>>().unwrap()).unwrap();
+    let (control, backend) = UnixStream::pair().unwrap();
+    thread::spawn(move || {
+        let ended = event_loop::run(&control.into(), theirs, device);
+        drop(backend);
+        ended.unwrap();
+    });
+    ours
+}
+
+impl Driver {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        let queues = REQUEST_QUEUES + 1;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(STRIDE * queues as u64).unwrap();
+        let len = (STRIDE * queues as u64) as usize;
+        let memory =
+            GuestRam::from_ranges_with_files([(GuestAddress(0), len, Some(FileOffset::new(file, 0)))]).unwrap();
+        let event = |_| EventFd::new(EFD_NONBLOCK).unwrap();
+        let (kicks, calls) = ((0..queues).map(event).collect(), (0..queues).map(event).collect());
+        let mut driver = Self { frontend: Frontend::from_stream(stream, queues as u64), memory, kicks, calls };
+        driver.set_up();
+        driver
+    }
+
+    fn set_up(&mut self) {
+        let frontend = &mut self.frontend;
+        frontend.set_owner().unwrap();
+        let features = frontend.get_features().unwrap();
+        let protocol = frontend.get_protocol_features().unwrap();
+        assert!(protocol.contains(VhostUserProtocolFeatures::CONFIG));
+        frontend.set_protocol_features(protocol).unwrap();
+        frontend.set_features(1 << 32 | features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()).unwrap();
+        let regions: Vec<_> =
+            self.memory.iter().map(|region| VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()).collect();
+        frontend.set_mem_table(&regions).unwrap();
+        for index in 0..self.kicks.len() {
+            let at = STRIDE * index as u64;
+            let host = |address| self.memory.get_host_address(GuestAddress(address)).unwrap() as u64;
+            let addresses = VringConfigData {
+                queue_max_size: SIZE,
+                queue_size: SIZE,
+                flags: 0,
+                desc_table_addr: host(at),
+                used_ring_addr: host(at + USED),
+                avail_ring_addr: host(at + AVAILABLE),
+                log_addr: None,
+            };
+            let base: u16 = self.memory.read_obj(GuestAddress(at + USED + 2)).unwrap();
+            frontend.set_vring_num(index, SIZE).unwrap();
+            frontend.set_vring_addr(index, &addresses).unwrap();
+            frontend.set_vring_base(index, base).unwrap();
+            frontend.set_vring_call(index, &self.calls[index]).unwrap();
+            frontend.set_vring_kick(index, &self.kicks[index]).unwrap();
+            frontend.set_vring_enable(index, true).unwrap();
+        }
+    }
+
+    /// Makes a request available in a queue, and kicks.
+    fn send(&self, queue: usize, request: &[u8], room: u32) {
+        let at = STRIDE * queue as u64;
+        self.memory.write_slice(request, GuestAddress(at + REQUEST)).unwrap();
+        let descriptor = |index: u64, address: u64, len: u32, flags: u32, next: u16| {
+            let table = GuestAddress(at + 16 * index);
+            self.memory.write_obj(address, table).unwrap();
+            self.memory.write_obj(len, GuestAddress(table.0 + 8)).unwrap();
+            self.memory.write_obj([flags as u16, next], GuestAddress(table.0 + 12)).unwrap();
+        };
+        descriptor(0, at + REQUEST, request.len() as u32, VRING_DESC_F_NEXT, 1);
+        descriptor(1, at + REPLY, room, VRING_DESC_F_WRITE, 0);
+        let index: u16 = self.memory.read_obj(GuestAddress(at + AVAILABLE + 2)).unwrap();
+        let place = GuestAddress(at + AVAILABLE + 4 + 2 * u64::from(index % SIZE));
+        self.memory.write_obj(0_u16, place).unwrap();
+        self.memory.write_obj(index.wrapping_add(1), GuestAddress(at + AVAILABLE + 2)).unwrap();
+        self.kicks[queue].write(1).unwrap();
+    }
+
+    /// Waits for the interrupt of a queue; returns the reply.
+    fn receive(&self, queue: usize) -> Vec<u8> {
+        let at = STRIDE * queue as u64;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.calls[queue].read().is_err() {
+            assert!(Instant::now() < deadline, "no interrupt");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let index: u16 = self.memory.read_obj(GuestAddress(at + USED + 2)).unwrap();
+        let element = at + USED + 4 + 8 * u64::from(index.wrapping_sub(1) % SIZE);
+        let [head, len]: [u32; 2] = self.memory.read_obj(GuestAddress(element)).unwrap();
+        assert_eq!(head, 0);
+        let mut reply = vec![0; len as usize];
+        self.memory.read_slice(&mut reply, GuestAddress(at + REPLY)).unwrap();
+        reply
+    }
+
+    pub(super) fn call(&self, queue: usize, opcode: u32, node: u64, body: Request) -> Vec<u8> {
+        self.send(queue, &request(opcode, node, own(), &body.0), 0x4000);
+        self.receive(queue)
+    }
+}
+
+#[test]
+fn every_queue_serves_files_and_another_process_goes_on_with_them() {
+    let guest = Guest::new();
+    std::fs::write(guest.path("file"), b"contents").unwrap();
+    let shares = [("", false)];
+    let mut driver = Driver::new(device(Arc::new(guest.serve(&shares, 5))));
+    let (_, config) = driver.frontend.get_config(0, 40, VhostUserConfigFlags::WRITABLE, &[0; 40]).unwrap();
+    assert_eq!((&config[..9], config[36..40].to_vec()), (&b"bulkhead\0"[..], vec![REQUEST_QUEUES as u8, 0, 0, 0]));
+    assert_eq!(driver.frontend.get_queue_num().unwrap(), 5);
+
+    let read = |driver: &Driver, queue: usize| {
+        let mut node = fuse::ROOT;
+        for name in guest.path("file").components().skip(1) {
+            node = entry(&driver.call(queue, LOOKUP, node, body().name(name))[16..]).0;
+        }
+        let handle = u64_at(&driver.call(queue, OPEN, node, body().u32(0).u32(0)), 16);
+        let whole = body().u64(handle).u64(3).u32(100).u32(0).u64(0).u64(0);
+        (node, driver.call(queue, READ, node, whole)[16..].to_vec())
+    };
+    let mut node = 0;
+    for queue in 0..=REQUEST_QUEUES {
+        let (found, data) = read(&driver, queue);
+        assert_eq!(data, b"tents");
+        node = found;
+    }
+    // Queues that are taken back are not served, and stand where they ended.
+    let base = driver.frontend.get_vring_base(1).unwrap();
+    driver.send(1, &request(GETATTR, fuse::ROOT, own(), &[0; 16]), 0x4000);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(driver.memory.read_obj::<u16>(GuestAddress(STRIDE + USED + 2)).unwrap(), base as u16);
+
+    // A successor takes the queues over in the middle of the connection: no FUSE_INIT, and nodes of the old one.
+    for queue in 0..5 {
+        driver.frontend.get_vring_base(queue).unwrap();
+    }
+    driver.frontend = Frontend::from_stream(device(Arc::new(guest.serve(&shares, 6))), 5);
+    driver.set_up();
+    driver.kicks[1].write(1).unwrap();
+    assert_eq!(attributes(&driver.receive(1)[32..]).mode, libc::S_IFDIR | 0o555);
+    let stale = driver.call(2, GETATTR, node, body().u64(0).u64(0));
+    assert_eq!(u32_at(&stale, 4).cast_signed(), -libc::ESTALE);
+    assert_eq!(read(&driver, 3).1, b"tents");
+}
+
+#[test]
+fn a_request_that_the_device_refuses_leaves_it_usable() {
+    let guest = Guest::new();
+    let driver = Driver::new(device(Arc::new(guest.serve(&[("", false)], 5))));
+    driver.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    // A queue that is served, one of an impossible size, a feature that was not offered, a queue that is nowhere.
+    assert!(driver.frontend.set_vring_num(1, 16).is_err());
+    assert_eq!(driver.frontend.get_vring_base(0).unwrap(), 0);
+    assert!(driver.frontend.set_vring_num(0, 3).is_err());
+    assert!(driver.frontend.set_features(1 << 63).is_err());
+    let nowhere = VringConfigData {
+        queue_max_size: SIZE,
+        queue_size: SIZE,
+        flags: 0,
+        desc_table_addr: 0x1000,
+        used_ring_addr: 0x2000,
+        avail_ring_addr: 0x3000,
+        log_addr: None,
+    };
+    assert!(driver.frontend.set_vring_addr(0, &nowhere).is_err());
+    let reply = driver.call(3, GETATTR, fuse::ROOT, body().u64(0).u64(0));
+    assert_eq!(u32_at(&reply, 4), 0);
+}

@@ -1,0 +1,205 @@
+//! Threads that serve the queues, one each. A queue's requests are completed in the order in which they came, so that a
+//! successor of this process can go on where it ended.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, Sender, TryRecvError},
+    },
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use bulkhead_queue::{GuestRam, SplitQueue};
+
+use crate::{buffers::Buffers, error::ShareError, fs::Server};
+
+/// A queue that is served.
+pub(crate) struct Ring {
+    pub(crate) queue: SplitQueue,
+    pub(crate) memory: Arc<GuestRam>,
+    pub(crate) kick: EventFd,
+    pub(crate) call: Option<EventFd>,
+    pub(crate) enabled: bool,
+}
+
+enum Command {
+    Start(Box<Ring>),
+    /// Gives the queue back, after the request that is being served.
+    Stop(Sender<Box<Ring>>),
+    Call(Option<EventFd>),
+    Enable(bool),
+    /// Ends the thread.
+    End,
+}
+
+/// The thread of a queue, seen from the one that sets the queue up.
+pub(crate) struct Worker {
+    commands: Sender<Command>,
+    /// Set while there are commands, so that a busy thread looks.
+    pending: Arc<AtomicBool>,
+    wake: EventFd,
+}
+
+impl Worker {
+    /// Starts a thread, which first confines itself.
+    pub(crate) fn spawn(
+        name: String,
+        server: Arc<Server>,
+        confine: impl FnOnce() -> Result<(), ShareError> + Send + 'static,
+    ) -> Result<Self, io::Error> {
+        let (commands, receiver) = mpsc::channel();
+        let pending = Arc::new(AtomicBool::new(false));
+        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let (confined, result) = mpsc::channel();
+        let inner = Thread { commands: receiver, pending: Arc::clone(&pending), wake: wake.try_clone()?, ring: None };
+        thread::Builder::new().name(name).spawn(move || {
+            let ready = confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
+            let confined_well = ready.is_ok();
+            if confined.send(ready).is_ok() && confined_well {
+                inner.run(&server);
+            }
+        })?;
+        result.recv().map_err(io::Error::other)??;
+        Ok(Self { commands, pending, wake })
+    }
+
+    fn send(&self, command: Command) {
+        // The thread ends only when this is dropped.
+        let _ = self.commands.send(command);
+        self.pending.store(true, Ordering::Release);
+        let _ = self.wake.write(1);
+    }
+
+    /// Lets the thread serve a queue.
+    pub(crate) fn start(&self, ring: Ring) {
+        self.send(Command::Start(ring.into()));
+    }
+
+    /// Takes the queue back; the thread touches guest memory no more when this returns.
+    pub(crate) fn stop(&self) -> Option<Ring> {
+        let (give, take) = mpsc::channel();
+        self.send(Command::Stop(give));
+        take.recv().ok().map(|ring| *ring)
+    }
+
+    /// Replaces the event that interrupts the driver.
+    pub(crate) fn set_call(&self, call: Option<EventFd>) {
+        self.send(Command::Call(call));
+    }
+
+    /// Lets requests be served or wait.
+    pub(crate) fn enable(&self, enabled: bool) {
+        self.send(Command::Enable(enabled));
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.send(Command::End);
+    }
+}
+
+struct Thread {
+    commands: Receiver<Command>,
+    pending: Arc<AtomicBool>,
+    wake: EventFd,
+    ring: Option<Box<Ring>>,
+}
+
+impl Thread {
+    fn run(mut self, server: &Server) {
+        while self.wait() && self.obey() {
+            if let Some(ring) = self.ring.as_mut().filter(|ring| ring.enabled) {
+                ring.serve(server, &self.pending);
+            }
+        }
+    }
+
+    /// Waits for a command or a kick; false when that is not possible.
+    fn wait(&self) -> bool {
+        use std::os::fd::{AsRawFd, BorrowedFd};
+        // SAFETY: both events are open as long as this function borrows them.
+        let borrow = |event: &EventFd| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+        let wake = borrow(&self.wake);
+        let kick = self.ring.as_ref().map(|ring| borrow(&ring.kick));
+        let mut events = [wake.as_fd(), kick.unwrap_or(wake)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        loop {
+            match poll(&mut events, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for requests; the files of the host are out of reach");
+                    return false;
+                }
+            }
+        }
+        if events[0].any().unwrap_or_default() {
+            let _ = self.wake.read();
+        }
+        if let Some(ring) = self.ring.as_ref().filter(|_| events[1].any().unwrap_or_default()) {
+            let _ = ring.kick.read();
+        }
+        true
+    }
+
+    /// Carries out all commands; false when there will be no more.
+    fn obey(&mut self) -> bool {
+        self.pending.store(false, Ordering::Release);
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Start(ring)) => self.ring = Some(ring),
+                Ok(Command::Stop(give)) => {
+                    // Dropped without an answer if there is no queue.
+                    if let Some(ring) = self.ring.take() {
+                        let _ = give.send(ring);
+                    }
+                }
+                Ok(Command::Call(call)) => {
+                    if let Some(ring) = &mut self.ring {
+                        ring.call = call;
+                    }
+                }
+                Ok(Command::Enable(enabled)) => {
+                    if let Some(ring) = &mut self.ring {
+                        ring.enabled = enabled;
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Ok(Command::End) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
+impl Ring {
+    /// Serves requests until there are none, or a command is waiting.
+    fn serve(&mut self, server: &Server, pending: &AtomicBool) {
+        while !pending.load(Ordering::Acquire) {
+            let Some(chain) = self.queue.pop(&self.memory) else {
+                // The driver may have added a request between the look above and this request for a kick.
+                if self.queue.enable_notifications(&self.memory) {
+                    continue;
+                }
+                return;
+            };
+            let head = chain.head_index();
+            // A chain that is none, with a buffer outside of memory, is returned empty.
+            let written = Buffers::new(chain, &self.memory).map_or(0, |buffers| server.serve(&buffers));
+            self.queue.complete(&self.memory, head, written as u32);
+            if self.queue.should_interrupt(&self.memory)
+                && let Some(call) = &self.call
+            {
+                let _ = call.write(1);
+            }
+        }
+    }
+}
