@@ -168,6 +168,7 @@ suite_unit() {
             binary=$(test_binary "$test")
             (cd guest/procfs && timeout 600 "$binary" --ignored --test-threads=1 "${NAMES[@]}") | timed
         done
+        timeout 600 cargo test --quiet --package bulkhead-share --lib -- --ignored "${NAMES[@]}" | timed
     else
         say "the tests that mount a FUSE tree are left out: they need root and /dev/fuse"
     fi
