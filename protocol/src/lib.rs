@@ -40,7 +40,7 @@ mod sockets;
 pub use line::{LineError, LineReader, encode};
 pub use message::{
     Configuration, Description, Failure, GuestMessage, GuestThread, Hello, HostMessage, Network, Network6, PortMapping,
-    ShutdownMode, Stage, Transport,
+    Share, ShutdownMode, Stage, Transport,
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 pub use sockets::{
@@ -66,6 +66,13 @@ pub const MAX_LINE: usize = 64 * 1024;
 
 /// Maximum of all certificates together, in bytes of PEM.
 pub const MAX_CERTIFICATES: usize = 2 << 20;
+
+/// Maximum number of shares.
+pub const MAX_SHARES: usize = 64;
+
+/// Tag of the virtio-fs device that has the shares (virtio 1.3, 5.11.4). A share is in its file system under the path
+/// that it has on the host.
+pub const SHARES_TAG: &str = "bulkhead";
 
 /// Environment variable in which init lists the sockets that the gate has stored with it (`FDSTORE=1` of sd_notify(3)),
 /// as `NAME=DESCRIPTOR` with commas between.

@@ -117,12 +117,24 @@ pub struct PortMapping {
     pub container_port: u16,
 }
 
+/// A directory of the host that containers may mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Its absolute path on the host, without `.`, `..`, doubled or trailing slashes, as the user named it. The guest
+    /// finds the directory under this path in the shares' file system.
+    pub path: String,
+    /// The host refuses to change anything in it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// The configuration of the guest: everything that it needs to start the engine.
 ///
 /// The backend derives it from settings and policy, and sends it once for each start, as the answer to [`Hello`]
 /// ([`HostMessage::Configure`]). Nothing of it can change while the guest runs: a changed setting takes a restart of
 /// the VM. The encoded message must fit into one line ([`crate::MAX_LINE`]), of which `daemon_options`,
-/// `container_environment` and `socket_exceptions` can be the largest parts; [`crate::encode`] fails otherwise.
+/// `container_environment`, `socket_exceptions` and `shares` can be the largest parts; [`crate::encode`] fails
+/// otherwise.
 ///
 /// A new field needs `#[serde(default)]` if an older peer may leave it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +166,10 @@ pub struct Configuration {
     /// Refuse `docker load`.
     #[serde(default)]
     pub block_load: bool,
+    /// The directories of the host that containers may mount, at most [`crate::MAX_SHARES`]; empty for a VM without the
+    /// device that has them.
+    #[serde(default)]
+    pub shares: Vec<Share>,
 }
 
 /// The kind of shutdown.

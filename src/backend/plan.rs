@@ -126,6 +126,7 @@ impl Plan {
             container_environment: Vec::new(),
             socket_exceptions: Box::new(settings.socket_exceptions()),
             block_load: settings.block_load(),
+            shares: Vec::new(),
         };
         // After the daemon options, into which it writes.
         let mut warnings: Vec<_> =

@@ -216,5 +216,6 @@ fn configuration() -> Configuration {
         container_environment: Vec::new(),
         socket_exceptions: Box::default(),
         block_load: false,
+        shares: Vec::new(),
     }
 }

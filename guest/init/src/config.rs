@@ -147,6 +147,7 @@ mod tests {
             container_environment: Vec::new(),
             socket_exceptions: Box::default(),
             block_load: false,
+            shares: Vec::new(),
         }
     }
 
