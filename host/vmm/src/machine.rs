@@ -36,10 +36,11 @@ use crate::devices::{
         VirtioDevice,
         block::Block,
         console::{Console, ConsoleLog, LogWriter, Pending},
-        net::{Net, NetHandle, Successors},
+        net,
         pci::{BAR_SIZE, VirtioPci},
         rng::Rng,
         spawn_confined,
+        vhost_user::{Successors, VhostUserHandle},
         vsock::{Vsock, VsockHandle},
     },
 };
@@ -244,8 +245,8 @@ impl Board {
     }
 
     /// Adds the network device. Without a usable backend the machine starts without it.
-    fn plug_network(&mut self, stream: OwnedFd) -> Result<Option<NetHandle>, VmmError> {
-        match Net::new(stream.into()) {
+    fn plug_network(&mut self, stream: OwnedFd) -> Result<Option<VhostUserHandle>, VmmError> {
+        match net::connect(stream.into()) {
             Ok((device, handle)) => {
                 self.plug_virtio(Box::new(device))?;
                 Ok(Some(handle))

@@ -44,7 +44,7 @@ use crate::{
 };
 use bulkhead_queue::GuestRam;
 use bulkhead_vmm::{
-    devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net::Net},
+    devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net, vhost_user::VhostUser},
     memory,
 };
 
@@ -299,7 +299,7 @@ fn swallow(mut stream: TcpStream) -> usize {
 /// A process with a guest behind it.
 pub(super) struct World {
     child: Option<Child>,
-    _net: (Net, OwnedFd),
+    _net: (VhostUser, OwnedFd),
     pub(super) published: SocketAddr,
     namespace: File,
     counters: Arc<Counters>,
@@ -336,7 +336,7 @@ impl World {
         let published = listener.local_addr().unwrap();
         let (child, stream, control) = start(listener);
         let ram = Arc::new(memory::create(128).unwrap());
-        let mut net = Net::new(stream).unwrap().0;
+        let mut net = net::connect(stream).unwrap().0;
         let (mut rx, tx) = (Side::new(&ram, 0), Side::new(&ram, 1));
         for id in 0..buffers {
             rx.describe(id, DATA[0] + u64::from(id) * BUFFER, BUFFER as u32, true);

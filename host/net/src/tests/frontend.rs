@@ -17,7 +17,7 @@ use vmm_sys_util::{
 };
 
 use bulkhead_vmm::{
-    devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net::Net},
+    devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net},
     exit::ExitSignal,
     memory,
 };
@@ -79,7 +79,7 @@ fn lines() -> [Arc<Line>; 2] {
 #[test]
 fn the_driver_sees_the_backends_address_and_mtu() {
     let (stream, _device, answering) = backend();
-    let (net, handle) = Net::new(stream).unwrap();
+    let (net, handle) = net::connect(stream).unwrap();
     let mut config = [0xff; 16];
     net.read_config(0, &mut config);
     assert_eq!(config[10..], [&addresses::MTU.to_le_bytes()[..], &[0; 4]].concat());
@@ -93,7 +93,7 @@ fn the_driver_sees_the_backends_address_and_mtu() {
 #[test]
 fn a_backends_signal_becomes_its_queues_interrupt_and_a_successor_takes_over_until_reset() {
     let (stream, first, _answering) = backend();
-    let (mut net, handle) = Net::new(stream).unwrap();
+    let (mut net, handle) = net::connect(stream).unwrap();
     let lines = lines();
     net.activate(activation(&lines)).unwrap();
     let signal = |device: &Mutex<Device>, queue: usize| {
@@ -117,7 +117,7 @@ fn a_backends_signal_becomes_its_queues_interrupt_and_a_successor_takes_over_unt
 #[test]
 fn what_a_dead_backend_did_not_tell_is_told_when_its_successor_takes_over() {
     let (stream, _first, _answering) = backend();
-    let (mut net, handle) = Net::new(stream).unwrap();
+    let (mut net, handle) = net::connect(stream).unwrap();
     let lines = lines();
     net.activate(activation(&lines)).unwrap();
     // It may have died between an answer in the used ring and its signal, or between a kick and what was kicked for.
@@ -135,7 +135,7 @@ fn a_backend_that_is_gone_costs_the_network_and_nothing_else() {
     let (stream, theirs) = UnixStream::pair().unwrap();
     let end = theirs.try_clone().unwrap();
     let (_device, answering) = answer(theirs);
-    let (mut net, handle) = Net::new(stream).unwrap();
+    let (mut net, handle) = net::connect(stream).unwrap();
     let (dead, other) = UnixStream::pair().unwrap();
     drop(other);
     handle.replace(dead);
@@ -148,7 +148,7 @@ fn a_backend_that_is_gone_costs_the_network_and_nothing_else() {
 #[test]
 fn a_successor_that_hangs_does_not_hold_up_the_thread_that_received_it() {
     let (stream, _device, _answering) = backend();
-    let (_net, handle) = Net::new(stream).unwrap();
+    let (_net, handle) = net::connect(stream).unwrap();
     let successors = handle.follow(&ExitSignal::new().unwrap()).unwrap();
     let (ours, mut silent) = UnixStream::pair().unwrap();
     let (next, _next_silent) = UnixStream::pair().unwrap();
@@ -165,5 +165,5 @@ fn a_successor_that_hangs_does_not_hold_up_the_thread_that_received_it() {
 fn what_does_not_speak_vhost_user_is_no_backend() {
     let (stream, other) = UnixStream::pair().unwrap();
     drop(other);
-    assert!(Net::new(stream).is_err());
+    assert!(net::connect(stream).is_err());
 }

@@ -6,6 +6,7 @@
 pub mod block;
 pub mod console;
 mod device;
+pub mod net;
 pub mod pci;
 pub mod rng;
 pub mod vhost_user;
@@ -14,5 +15,4 @@ mod worker;
 
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 pub(crate) use device::{MAX_NOTIFY_DELAY, RunningQueue};
-pub use vhost_user as net;
 pub(crate) use worker::{Worker, spawn_confined};
