@@ -2,8 +2,8 @@
 //!
 //! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
 //! Each packet is one JSON object, at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The backend's
-//! first packet is [`Command::Boot`], but for any number of [`Command::VsockOffer`] before it. When the socket closes,
-//! the VM ends with its backend: the vmm process exits.
+//! first packet is [`Command::Boot`], but for any number of [`Command::VsockOffer`] and at most one [`Command::Shares`]
+//! before it. When the socket closes, the VM ends with its backend: the vmm process exits.
 
 use std::path::PathBuf;
 
@@ -77,6 +77,9 @@ pub enum Command {
     },
     /// The descriptor beside this packet is a unix stream to a new backend of the network device; the old one is gone.
     Network,
+    /// The descriptor beside this packet is a unix stream to a vhost-user backend of the file system device. Before the
+    /// boot it gives the machine that device; afterwards it is a new backend, and the old one is gone.
+    Shares,
     /// Requests [`Event::Statistics`].
     Statistics,
     /// Requests [`Event::Vcpus`].

@@ -59,6 +59,7 @@
 //! | rng     | 1 × 64   | `rng`     | `getrandom`                                                                 |
 //! | console | 2 × 64   | `console` | output only, to a log; the last 16 KiB are kept to recognize a panic        |
 //! | net     | 2 × 1024 | none      | vhost-user frontend: served by another process; absent without a network    |
+//! | fs      | 5 × 1024 | none      | vhost-user frontend: served by another process; absent without shares       |
 //!
 //! A thread of the name `log` writes each log's file, so that a slow one holds up no vCPU: the driver of the console
 //! waits for its buffer with interrupts off. A thread that fails ends the machine with a reason, a panic ends the
@@ -96,7 +97,7 @@ use std::{
 use api::{Command, Event, ExitReason};
 use control_socket::ControlSocket;
 use error::VmmError;
-use machine::Machine;
+use machine::{Machine, Streams};
 
 use bulkhead_ipc::report::chain;
 
@@ -127,16 +128,20 @@ pub fn run() -> ExitCode {
 
 /// Runs the machine; `None` when the backend ended it.
 fn serve(control: &ControlSocket, started: Instant) -> Result<Option<ExitReason>, VmmError> {
-    let mut offers = Vec::new();
-    let (config, network) = loop {
+    let mut streams = Streams::default();
+    let config = loop {
         match control.receive()? {
-            Some((Command::VsockOffer { port }, Some(stream))) => offers.push((port, stream)),
-            Some((Command::Boot(config), network)) => break (config, network),
+            Some((Command::VsockOffer { port }, Some(stream))) => streams.offers.push((port, stream)),
+            Some((Command::Shares, Some(stream))) => streams.shares = Some(stream),
+            Some((Command::Boot(config), network)) => {
+                streams.network = network;
+                break config;
+            }
             Some(_) => return Err(VmmError::NotBoot),
             None => return Ok(None),
         }
     };
-    let machine = Machine::start(&config, network, offers)?;
+    let machine = Machine::start(&config, streams)?;
     let end = command_loop(control, &machine, started);
     machine.flush_logs();
     end
@@ -175,13 +180,22 @@ fn command_loop(control: &ControlSocket, machine: &Machine, started: Instant) ->
                     net.replace(stream.into());
                 }
             }
+            Some((Command::Shares, Some(stream))) => {
+                if let Some(shares) = machine.shares() {
+                    shares.replace(stream.into());
+                }
+            }
             Some((Command::Statistics, _)) => control.send(&Event::Statistics(machine.statistics())),
             Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.vcpu_views() }),
             // Returning ends the process, and with it vCPUs and devices at whatever they are doing.
             Some((Command::Kill, _)) | None => return Ok(None),
             // A second machine, or a connection without its descriptor.
             Some((
-                Command::VsockConnect { .. } | Command::VsockOffer { .. } | Command::Network | Command::Boot(_),
+                Command::VsockConnect { .. }
+                | Command::VsockOffer { .. }
+                | Command::Network
+                | Command::Shares
+                | Command::Boot(_),
                 _,
             )) => {
                 tracing::warn!("ignoring a command that is not valid now");

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -36,11 +36,11 @@ use crate::devices::{
         VirtioDevice,
         block::Block,
         console::{Console, ConsoleLog, LogWriter, Pending},
-        net,
+        fs, net,
         pci::{BAR_SIZE, VirtioPci},
         rng::Rng,
         spawn_confined,
-        vhost_user::{Successors, VhostUserHandle},
+        vhost_user::{LinkError, Successors, VhostUser, VhostUserHandle},
         vsock::{Vsock, VsockHandle},
     },
 };
@@ -60,10 +60,22 @@ pub(super) struct Machine {
     logs: Vec<Pending>,
     vsock: Option<VsockHandle>,
     net: Option<Successors>,
+    shares: Option<Successors>,
     exit: ExitSignal,
     room: RoomSignal,
     /// The locks of the disks, held as long as the machine.
     _locks: Vec<File>,
+}
+
+/// Streams of the backend's for a machine that is about to start.
+#[derive(Default)]
+pub(super) struct Streams {
+    /// To the backend of a network device.
+    pub(super) network: Option<OwnedFd>,
+    /// To the backend of a file system device.
+    pub(super) shares: Option<OwnedFd>,
+    /// For the guest's connections to ports of the host.
+    pub(super) offers: Vec<(u32, OwnedFd)>,
 }
 
 /// A machine under construction.
@@ -82,13 +94,8 @@ struct Board {
 }
 
 impl Machine {
-    /// Builds the machine and starts its vCPUs. `network` is a stream to the backend of a network device, `offers` are
-    /// streams for the guest's connections to ports of the host.
-    pub(super) fn start(
-        config: &VmConfig,
-        network: Option<OwnedFd>,
-        offers: Vec<(u32, OwnedFd)>,
-    ) -> Result<Self, VmmError> {
+    /// Builds the machine and starts its vCPUs.
+    pub(super) fn start(config: &VmConfig, streams: Streams) -> Result<Self, VmmError> {
         if !(1..=MAX_CPUS).contains(&config.cpus) {
             return Err(VmmError::VcpuCount(config.cpus));
         }
@@ -115,7 +122,7 @@ impl Machine {
                     .map_err(|source| open_failed("the vsock socket", &vsock.socket, source))?;
                 // The handle stays here, for the connections that the backend hands over.
                 board.plug_virtio(Box::new(device))?;
-                for (port, stream) in offers {
+                for (port, stream) in streams.offers {
                     handle.offer(port, stream);
                 }
                 Some(handle)
@@ -123,8 +130,9 @@ impl Machine {
         };
         board.plug_virtio(Box::new(Rng::default()))?;
         board.plug_virtio(Box::new(Console::new(Arc::clone(&console))))?;
-        // Last, so that the other devices have the same slots in a machine without a network.
-        let net = network.map(|stream| board.plug_network(stream)).transpose()?.flatten();
+        // Last, so that the other devices have the same slots in a machine without these.
+        let net = board.plug_served("a network", net::connect, streams.network)?;
+        let shares = board.plug_served("shared directories", fs::connect, streams.shares)?;
         let entry = boot::load(&board.memory, config)?;
         let vcpus = board.create_vcpus(&kvm_fd, config.cpus, entry)?;
         vcpu_state::prepare().map_err(host("install a signal handler"))?;
@@ -133,11 +141,12 @@ impl Machine {
         // those that handle the guest's data, vCPUs and devices, all run confined.
         sandbox::confine_vmm()?;
         let logs = board.start_logs()?;
-        let net = net.map(|net| net.follow(&exit)).transpose().map_err(host("start a thread"))?;
+        let follow = |device: VhostUserHandle| device.follow(&exit).map_err(host("start a thread"));
+        let (net, shares) = (net.map(follow).transpose()?, shares.map(follow).transpose()?);
         let vcpus = board.run(vcpus)?;
         // From here on this thread moves messages and descriptors. Threads of devices are started by those of vCPUs.
         sandbox::confine_vmm_thread()?;
-        Ok(Self { usage, vcpus, console, logs, vsock, net, exit, room, _locks: files.locks })
+        Ok(Self { usage, vcpus, console, logs, vsock, net, shares, exit, room, _locks: files.locks })
     }
 
     /// The signal that is raised when the machine ends.
@@ -158,6 +167,11 @@ impl Machine {
     /// The way to the network device for its next backends, if the machine has one.
     pub(super) fn net(&self) -> Option<&Successors> {
         self.net.as_ref()
+    }
+
+    /// The way to the file system device for its next backends, if the machine has one.
+    pub(super) fn shares(&self) -> Option<&Successors> {
+        self.shares.as_ref()
     }
 
     /// The counters at this moment.
@@ -244,16 +258,23 @@ impl Board {
         self.pci.plug(function).map(|_| ()).ok_or(VmmError::TooManyDevices)
     }
 
-    /// Adds the network device. Without a usable backend the machine starts without it.
-    fn plug_network(&mut self, stream: OwnedFd) -> Result<Option<VhostUserHandle>, VmmError> {
-        match net::connect(stream.into()) {
+    /// Adds a device that another process serves, if there is a stream to one. Without a usable process the machine
+    /// starts without the device, which gives it `what`.
+    fn plug_served(
+        &mut self,
+        what: &str,
+        connect: fn(UnixStream) -> Result<(VhostUser, VhostUserHandle), LinkError>,
+        stream: Option<OwnedFd>,
+    ) -> Result<Option<VhostUserHandle>, VmmError> {
+        let Some(stream) = stream else { return Ok(None) };
+        match connect(stream.into()) {
             Ok((device, handle)) => {
                 self.plug_virtio(Box::new(device))?;
                 Ok(Some(handle))
             }
-            // A guest without a network can still report, be stopped and keep its data.
+            // The guest can still report, be stopped and keep its data.
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "starting the machine without a network");
+                tracing::warn!(error = %chain(&error), "starting the machine without {what}");
                 Ok(None)
             }
         }

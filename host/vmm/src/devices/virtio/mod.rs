@@ -6,6 +6,7 @@
 pub mod block;
 pub mod console;
 mod device;
+pub mod fs;
 pub mod net;
 pub mod pci;
 pub mod rng;
