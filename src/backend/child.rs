@@ -1,8 +1,8 @@
 //! Starting a child process that inherits one descriptor, its log and nothing else.
 //!
 //! A child must not outlive the backend: a VM without one would keep the data disk open behind the next backend's back.
-//! Three things see to that. The kernel kills the child when the thread that started it dies, `bulkhead vmm` and
-//! `bulkhead net` exit when their control socket closes, and tokio kills a child when its [`Child`] is dropped.
+//! Three things see to that. The kernel kills the child when the thread that started it dies, our own programs exit when
+//! their control socket closes, and tokio kills a child when its [`Child`] is dropped.
 
 use std::{
     ffi::OsStr,

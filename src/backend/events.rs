@@ -1,6 +1,6 @@
 //! Events in the life of a VM, from the tasks that watch it to the supervisor: plain data at the bottom of the backend.
 //!
-//! The agent's connection ([`super::agent`]), the network process ([`super::network`]) and the vmm process
+//! The agent's connection ([`super::agent`]), the processes of devices ([`super::device_process`]) and the vmm process
 //! ([`super::vm`]) report here and do not depend on each other or on their reader.
 
 use bulkhead_protocol::{Description, Stage};
@@ -27,8 +27,8 @@ pub(super) enum VmEvent {
     EngineDown(String),
     /// The guest's answer to [`bulkhead_protocol::HostMessage::Describe`].
     Described(Description),
-    /// The network process is gone for good, for this reason; a new VM gets a new one.
-    NetworkDown(String),
+    /// The process that serves a device is gone for good, for this reason; a new VM gets a new one.
+    DeviceDown(String),
     /// The host has no room for what the guest writes to its data disk, or has some again (false).
     NoRoom(bool),
     /// The vmm process is gone. No event follows.

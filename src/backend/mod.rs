@@ -7,8 +7,8 @@
 //!
 //! - `supervisor` owns the VM and carries out the actions that `state` decides on; `events` are its inputs.
 //! - `vm` is one VM from its boot to its end: `vmm` its process, `agent` the connection to init in the guest,
-//!   `ports` and `network` its network, `diagnose` the examination of one that hangs, `host_clock` the jumps of the
-//!   host's clock, which the guest's follows.
+//!   `ports` and `network` its network, `device_process` what keeps its process running, `diagnose` the examination of
+//!   one that hangs, `host_clock` the jumps of the host's clock, which the guest's follows.
 //! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the network's plan.
 //!   `bulkhead start` makes the same plan before it starts a backend, so most errors appear at once.
 //! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
@@ -23,6 +23,7 @@ mod api_server;
 pub mod certificates;
 mod channel;
 mod child;
+mod device_process;
 mod diagnose;
 pub mod disk;
 mod docker;

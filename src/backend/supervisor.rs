@@ -151,7 +151,7 @@ impl Supervisor {
                 },
                 event = next(&mut self.vm) => {
                     let Some(input) = self.event(event) else {
-                        // The state is the same, but a warning of the network may be new.
+                        // The state is the same, but a warning may be new.
                         self.publish();
                         continue;
                     };
@@ -314,10 +314,12 @@ impl Supervisor {
                 }
                 return None;
             }
-            VmEvent::NetworkDown(warning) => {
+            VmEvent::DeviceDown(warning) => {
                 error!("{warning}");
-                // Containers go on without the network, so the VM stays.
-                self.vm_warning = Some(format!("{warning}; `bulkhead restart` brings it back"));
+                // Containers go on without the device, so the VM stays.
+                let warning = format!("{warning}; `bulkhead restart` brings it back");
+                let others = self.vm_warning.take().into_iter();
+                self.vm_warning = others.chain([warning]).reduce(|all, one| format!("{all}; {one}"));
                 return None;
             }
             VmEvent::NoRoom(waits) => {

@@ -1,15 +1,15 @@
-//! One VM from its boot to its end: the vmm process, its packets, its network process and its agent.
+//! One VM from its boot to its end: the vmm process, its packets, the processes of its devices and its agent.
 //!
-//! The start, from here on: the backend makes or grows the data disk and starts the network process, then the vmm with
-//! the control socket as descriptor 3. The vmm gets a stream for the agent's connection and the boot command, which
-//! carries the other end of the network process's stream. The vmm opens files, sets up memory and devices, loads the
+//! The start, from here on: the backend makes or grows the data disk and starts the network process and the share
+//! process, then the vmm with the control socket as descriptor 3. The vmm gets a stream for the agent's connection, the
+//! other end of the share process's stream, and the boot command, which carries that of the network process. The vmm opens files, sets up memory and devices, loads the
 //! kernel, confines itself and lets the vCPUs run. The guest's init connects back ([`super::agent`]) and reports four
 //! stages: `kernel` with its Hello, `agent` when it has its configuration, `disk` when the data disk is mounted, and
 //! `engine` when `/_ping` through the gate answers. Nothing polls: each step is a message, a notification or a closed
 //! socket.
 //!
-//! [`VmEvent::Ended`] is the last event of a VM, and neither the vmm nor the network process is left by then. A backend
-//! that is killed takes both with it ([`super::child`]); ext4's journal keeps what the guest had synced.
+//! [`VmEvent::Ended`] is the last event of a VM, and none of its processes is left by then. A backend that is killed
+//! takes them with it ([`super::child`]); ext4's journal keeps what the guest had synced.
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
@@ -26,12 +26,13 @@ use super::{
     api::{Examination, StartOptions},
     certificates,
     child::ChildError,
+    device_process::{self, DeviceSupervisor},
     diagnose::{self, VmWaiters},
     disk::DiskError,
     events::VmEvent,
     log_file::LogFile,
     logs,
-    network::{self, NetSupervisor},
+    network::{self, NetServer},
     plan::{Plan, PlanError},
     ports::Ports,
     vmm::{self, VmmChannel},
@@ -100,10 +101,18 @@ impl Vm {
         }
         remove_sockets(paths);
         let (channel, theirs) = vmm::channel()?;
-        // The network process comes first: its stream travels with the boot command. A start that fails further down
-        // drops it, which kills it.
-        let network = match &plan.network {
-            Some(network) => Some(network::start(network.clone(), log.clone()).await?),
+        // init refuses ports by itself in a guest without a network; a hostile one is refused here.
+        let no_ports = match &plan.network {
+            Some(network) => network.no_ports(),
+            None => Some("this VM has no network, so no port can be published".to_owned()),
+        };
+        let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
+        // The processes of devices come first: their streams travel to the vmm before it boots. A start that fails
+        // further down drops them, which kills them.
+        let network = match plan.network.clone() {
+            Some(network) => {
+                Some(device_process::start(NetServer::new(network, Arc::clone(&ports), log.clone())).await?)
+            }
             None => None,
         };
         let child = vmm::spawn(&theirs, log)?;
@@ -121,12 +130,6 @@ impl Vm {
             plan.warn(chain(&error));
             Vec::new()
         });
-        // init refuses ports by itself in a guest without a network; a hostile one is refused here.
-        let no_ports = match &plan.network {
-            Some(network) => network.no_ports(),
-            None => Some("this VM has no network, so no port can be published".to_owned()),
-        };
-        let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
         let agent = AgentServer {
             vmm: Arc::clone(&channel),
             certificates,
@@ -135,18 +138,20 @@ impl Vm {
             events: sender.clone(),
         };
         let kill = Arc::new(Notify::new());
-        let (process, stream) = network.unzip();
-        let network = process
-            .map(|process| NetSupervisor::new(process, Arc::clone(&ports), Arc::clone(&channel), sender.clone()));
+        let (network, network_stream) = network.unzip();
+        let devices = network
+            .map(|process| DeviceSupervisor::new(process, Arc::clone(&channel), sender.clone()))
+            .into_iter()
+            .collect();
         let waiters = Arc::<VmWaiters>::default();
         let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), waiters: Arc::clone(&waiters) };
-        tokio::spawn(watch(child, network, watched, sender));
+        tokio::spawn(watch(child, devices, watched, sender));
         // Last, when everything that the VM could report to is in place.
         let boot = Command::Boot(Box::new(plan.machine(paths)));
         let boot = async {
             // Before the boot, so that the agent's first attempt to connect succeeds.
             let agent = agent::offer(&channel).await?;
-            channel.send(&boot, stream.as_ref().map(AsFd::as_fd)).await?;
+            channel.send(&boot, network_stream.as_ref().map(AsFd::as_fd)).await?;
             Ok::<_, ChildError>(agent)
         };
         let connection = boot.await;
@@ -224,8 +229,9 @@ struct Watched {
     waiters: Arc<VmWaiters>,
 }
 
-/// Receives the vmm's packets until the process is gone, ends the network process, then reports how the VM ended.
-async fn watch(mut child: Child, network: Option<NetSupervisor>, watched: Watched, events: mpsc::Sender<VmEvent>) {
+/// Receives the vmm's packets until the process is gone, ends the processes of its devices, then reports how the VM
+/// ended.
+async fn watch(mut child: Child, devices: Vec<DeviceSupervisor>, watched: Watched, events: mpsc::Sender<VmEvent>) {
     let Watched { channel, kill, waiters } = watched;
     let mut reported = None;
     loop {
@@ -259,9 +265,9 @@ async fn watch(mut child: Child, network: Option<NetSupervisor>, watched: Watche
         }
     }
     let end = vmm::reap(&mut child, reported).await;
-    // Both processes are gone before the event: the next boot may open the disk and the tap device again.
-    if let Some(network) = network {
-        network.end().await;
+    // All processes are gone before the event: the next boot may open the disk and the tap device again.
+    for device in devices {
+        device.end().await;
     }
     info!(?end, "the VM ended");
     let _ = events.send(VmEvent::Ended(end)).await;

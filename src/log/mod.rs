@@ -1,4 +1,4 @@
-//! The log of the processes of a profile: `bulkhead backend`, `bulkhead vmm` and `bulkhead net`.
+//! The log of the processes of a profile: `bulkhead backend` and its children.
 //!
 //! All three have the same lines and the same limits. The backend writes to `backend.log` and, in the foreground, to
 //! its standard error as well. The other two write to standard error, a pipe to the backend, which puts their lines

@@ -6,10 +6,10 @@
 
 mod passt;
 mod plan;
-mod supervisor;
+mod server;
 mod tap;
 
 pub use plan::NetworkError;
 pub(super) use plan::NetworkPlan;
-pub use supervisor::StartError;
-pub(super) use supervisor::{NetSupervisor, start};
+pub(super) use server::NetServer;
+pub use server::StartError;

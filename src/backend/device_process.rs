@@ -1,0 +1,145 @@
+//! Processes that serve a device of the VM over vhost-user: started before the VM, and again whenever they die.
+//!
+//! The vmm keeps the guest's memory and the state of the queues, so a new process continues where the used rings stand:
+//! the guest sees no reset of its device.
+
+use std::{convert::Infallible, os::fd::AsFd, os::unix::net::UnixStream, sync::Arc, time::Duration};
+
+use bulkhead_ipc::report::chain;
+use bulkhead_vmm::api::Command;
+use tokio::{
+    process::Child,
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use super::{events::VmEvent, vmm::VmmChannel};
+
+/// Bad starts in a row, each of a process that did not live for [`STABLE_TIME`], after which the device is given up.
+const MAX_BAD_STARTS: u32 = 5;
+/// Lifetime from which on a start counts as a good one.
+const STABLE_TIME: Duration = Duration::from_secs(60);
+/// Pause before the next start.
+const RESTART_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A kind of such a process.
+pub(super) trait Server: Send + Sync + 'static {
+    /// Its name in messages, as in "the … process".
+    const NAME: &'static str;
+    /// The consequence of its loss, as a sentence without an end.
+    const LOST: &'static str;
+    /// The command of the vmm that comes with the stream of a new process.
+    const COMMAND: Command;
+
+    /// Error of starting it.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Starts a process; returns it with the vmm's end of the vhost-user connection (vhost-user.rst in QEMU's sources):
+    /// the vmm is its frontend, the process its backend.
+    fn start(&mut self) -> impl Future<Output = Result<(Child, UnixStream), Self::Error>> + Send;
+
+    /// Does what the running process needs besides.
+    fn attend(&self) -> impl Future<Output = Infallible> + Send {
+        std::future::pending()
+    }
+
+    /// Takes note that there will be no process any more, for this reason.
+    fn give_up(&self, _reason: &str) {}
+}
+
+/// A running process.
+#[derive(Debug)]
+pub(super) struct DeviceProcess<S> {
+    server: S,
+    child: Child,
+}
+
+/// Starts a process; the returned stream is the vmm's end of the vhost-user connection.
+pub(super) async fn start<S: Server>(mut server: S) -> Result<(DeviceProcess<S>, UnixStream), S::Error> {
+    let (child, stream) = start_logged(&mut server).await?;
+    Ok((DeviceProcess { server, child }, stream))
+}
+
+async fn start_logged<S: Server>(server: &mut S) -> Result<(Child, UnixStream), S::Error> {
+    let (child, stream) = server.start().await?;
+    info!(pid = child.id().unwrap_or_default(), "started a {} process", S::NAME);
+    Ok((child, stream))
+}
+
+/// Keeps a process running until its VM has ended.
+#[derive(Debug)]
+pub(super) struct DeviceSupervisor {
+    task: JoinHandle<()>,
+    end: Arc<Notify>,
+}
+
+impl DeviceSupervisor {
+    /// Supervises the process in a task of its own.
+    pub(super) fn new<S: Server>(
+        mut process: DeviceProcess<S>,
+        channel: Arc<VmmChannel>,
+        events: mpsc::Sender<VmEvent>,
+    ) -> Self {
+        let end = Arc::new(Notify::new());
+        let ended = Arc::clone(&end);
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                reason = supervise(&mut process, &channel) => {
+                    process.server.give_up(&reason);
+                    let _ = events.send(VmEvent::DeviceDown(reason)).await;
+                }
+                () = ended.notified() => {}
+            }
+            // Fails if the process is gone already.
+            let _ = process.child.kill().await;
+        });
+        Self { task, end }
+    }
+
+    /// Ends the process; it is gone when this returns.
+    pub(super) async fn end(self) {
+        self.end.notify_one();
+        let _ = self.task.await;
+    }
+}
+
+/// Restarts the process whenever it ends, until it has failed too often; returns the reason.
+async fn supervise<S: Server>(process: &mut DeviceProcess<S>, channel: &VmmChannel) -> String {
+    let mut bad_starts = 0;
+    loop {
+        let started = Instant::now();
+        let status = tokio::select! {
+            status = process.child.wait() => status,
+            never = process.server.attend() => match never {},
+        };
+        let end = match status {
+            // The process ends in success when the vmm closes the stream, usually because the VM ends. Then
+            // `DeviceSupervisor::end` follows and stops this task.
+            Ok(status) if status.success() => format!("the {} process ended with the vmm's connection", S::NAME),
+            Ok(status) => format!("the {} process ended ({status})", S::NAME),
+            Err(error) => format!("the {} process is gone ({error})", S::NAME),
+        };
+        info!("{end}");
+        // A guest can crash the process by a bug in it. Each start costs the host something, so a guest that does it on
+        // purpose is stopped after some; one crash an hour is not held against it.
+        bad_starts = if started.elapsed() < STABLE_TIME { bad_starts + 1 } else { 1 };
+        if bad_starts > MAX_BAD_STARTS {
+            return format!("{}: {end}, {bad_starts} times in a row", S::LOST);
+        }
+        tokio::time::sleep(RESTART_INTERVAL).await;
+        match start_logged(&mut process.server).await {
+            Ok((child, stream)) => {
+                process.child = child;
+                // The vmm connects its device to the new stream, with a kick and an interrupt for each queue: the old
+                // process may have died between serving a request and reporting it.
+                if let Err(error) = channel.send(&S::COMMAND, Some(stream.as_fd())).await {
+                    // The vmm is gone. The process ends with `stream`, and `DeviceSupervisor::end` follows.
+                    warn!("{}", chain(&error));
+                }
+            }
+            Err(error) => return format!("{}: {}", S::LOST, chain(&error)),
+        }
+    }
+}
