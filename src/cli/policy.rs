@@ -193,7 +193,7 @@ mod tests {
             ("containersProxy.exclude", "in force"),
             ("containersProxy.embeddedPac", "not enforced yet: proxy auto-configuration"),
             ("containersProxy.transparentPorts", "not enforced yet: traffic is not redirected"),
-            ("filesharingAllowedDirectories", "not enforced yet: "),
+            ("filesharingAllowedDirectories", "in force"),
             ("blockDockerLoad", "in force"),
             ("exposeDockerAPIOnTCP2375", "not enforced yet: "),
             ("portBindingBehavior", "in force"),

@@ -95,6 +95,8 @@ pub(super) fn show(value: &Value) -> String {
         // A default that follows the host.
         Value::Null => "auto".into(),
         Value::String(word) => word.clone(),
+        // Commas are between words only.
+        Value::Array(items) if items.iter().any(Value::is_object) => value.to_string(),
         Value::Array(words) => words.iter().map(show).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }
@@ -116,7 +118,7 @@ fn list(settings: &Settings, format: Format) -> String {
                     Kind::Choice { values } => format!(" [{}]", values.join(", ")),
                     Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
                     // The meaning says it in words.
-                    Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } => String::new(),
+                    Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } | Kind::Json { .. } => String::new(),
                 };
                 vec![
                     definition.key.to_owned(),

@@ -10,7 +10,7 @@ use super::{
     error::SettingsError,
     network::NetworkKind,
     proxy::{self, ProxyUrl},
-    socket_mount,
+    shares, socket_mount,
     subnet::Subnet,
 };
 
@@ -51,6 +51,15 @@ pub enum Kind {
     List {
         /// Accepts an item of the form.
         fits: fn(&str) -> bool,
+        /// The accepted form, as the end of "must be …".
+        expected: &'static str,
+    },
+    /// JSON of a certain form, on the command line as well.
+    Json {
+        /// The default.
+        default: fn() -> Value,
+        /// Accepts a value of the form.
+        fits: fn(&Value) -> bool,
         /// The accepted form, as the end of "must be …".
         expected: &'static str,
     },
@@ -137,6 +146,13 @@ definitions! {
          loopback only";
     HOST_LOOPBACK: "hostLoopback", Kind::Bool { default: true },
         "let host.docker.internal and gateway.docker.internal reach services on the host's loopback";
+    SHARES: "filesharingDirectories",
+        Kind::Json {
+            default: shares::default_value,
+            fits: |value| shares::parse(value).is_some(),
+            expected: shares::EXPECTED,
+        },
+        "directories of this machine that containers may mount; `bulkhead share` changes it";
     // The URLs count with mode manual only, so that switching back and forth does not lose them.
     PROXY_MODE: "proxyHttpMode", Kind::Choice { values: &["system", "manual"] },
         "the engine's HTTP proxy: from the environment in which the VM is started, or from the three settings below";
@@ -208,6 +224,7 @@ impl Definition {
                 value.as_array().is_some_and(|all| all.iter().all(|one| one.as_str().is_some_and(fits))),
                 format!("must be {expected}"),
             ),
+            Kind::Json { fits, expected, .. } => (fits(value), format!("must be {expected}")),
         };
         if accepted {
             return Ok(());
@@ -238,6 +255,7 @@ impl Definition {
             Kind::Choice { values } => values.first().copied().into(),
             Kind::Text { default, .. } => default.into(),
             Kind::List { .. } => Value::Array(Vec::new()),
+            Kind::Json { default, .. } => default(),
         }
     }
 }

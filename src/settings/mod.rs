@@ -6,7 +6,7 @@
 //! | the value in effect: locked, set, policy or default | [`Settings::get`] below                                  |
 //! | refusing to change a locked setting                 | `locks.rs`                                               |
 //! | the administrator's policy, `admin-settings.json`   | `policy/`                                                |
-//! | the forms of values                                 | `daemon.rs`, `network.rs`, `proxy.rs`, `socket_mount.rs` … |
+//! | the forms of values                                 | `daemon.rs`, `network.rs`, `proxy.rs`, `shares.rs` …       |
 //! | names of profiles, directories and files            | `profile.rs`, `paths.rs`                                 |
 //!
 //! Values are read when a VM is planned (`backend/plan.rs`), so a change takes effect at the next `start` or `restart`.
@@ -21,6 +21,7 @@ mod paths;
 pub mod policy;
 mod profile;
 mod proxy;
+mod shares;
 mod size;
 mod socket_mount;
 mod subnet;
@@ -40,7 +41,7 @@ use serde_json::{Map, Value};
 
 use self::definition::{
     BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK,
-    PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SOCKET_MOUNT, SUBNET,
+    PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
@@ -50,6 +51,7 @@ pub use self::{
     policy::{Policy, PolicyFacts, PolicySource, PortBinding},
     profile::{InvalidName, ProfileName},
     proxy::{InvalidProxy, Proxy, ProxyEnvironment, ProxyUrl},
+    shares::{AllowedDirectories, MAX_SHARED_DIRECTORIES, Places, SharedDirectory},
     size::{InvalidSize, Size},
     subnet::{InvalidSubnet, Subnet},
 };
@@ -204,6 +206,11 @@ impl Settings {
         serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
     }
 
+    /// Directories of the host that containers may mount.
+    pub fn shared_directories(&self) -> Vec<SharedDirectory> {
+        shares::parse(&self.get(&SHARES)).unwrap_or_default()
+    }
+
     /// The engine's proxy; `None` for that of the environment.
     pub fn proxy(&self) -> Option<Proxy> {
         // A policy's `containersProxy` governs pulls as well, and pulls are the engine's requests.
@@ -264,8 +271,29 @@ impl Settings {
         definition: &Definition,
         value: Option<Value>,
     ) -> Result<(), SettingsError> {
+        Self::update_by(paths, policy, definition, |_| Ok(value))
+    }
+
+    /// Changes the directories that containers may mount: `change` returns the new list for the one in effect.
+    pub fn update_shares<E: From<SettingsError>>(
+        paths: &Paths,
+        policy: &Policy,
+        change: impl FnOnce(Vec<SharedDirectory>) -> Result<Vec<SharedDirectory>, E>,
+    ) -> Result<(), E> {
+        Self::update_by(paths, policy, &SHARES, |settings| {
+            change(settings.shared_directories()).map(|directories| Some(serde_json::json!(directories)))
+        })
+    }
+
+    /// Sets or unsets one value to what `value` makes of the settings in effect. No other writer comes in between.
+    fn update_by<E: From<SettingsError>>(
+        paths: &Paths,
+        policy: &Policy,
+        definition: &Definition,
+        value: impl FnOnce(&Self) -> Result<Option<Value>, E>,
+    ) -> Result<(), E> {
         locks::refuse_change(policy, definition)?;
-        let directory = paths.create_config()?;
+        let directory = paths.create_config().map_err(SettingsError::from)?;
         let path = paths.settings();
         let io_error = |source| SettingsError::Io { path: path.clone(), source };
         // The lock is on the directory because the file is replaced: two writers that had locked two different inodes
@@ -273,8 +301,8 @@ impl Settings {
         let lock = File::open(&directory).map_err(io_error)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(errno.into()))?;
         // Read under the lock. A damaged file fails here and is not overwritten.
-        let mut settings = Self::load(&path)?;
-        match value {
+        let mut settings = Self::load(&path)?.under(policy.clone());
+        match value(&settings)? {
             Some(value) => {
                 definition.check(&value)?;
                 settings.values.insert(definition.key.to_owned(), value);

@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    document::{AdminSettings, HttpProxy, ProxyMode, Setting},
+    document::{AdminSettings, AllowedDirectory, HttpProxy, ProxyMode, Setting},
     invalid::Invalid,
 };
 use crate::settings::{
     definition::{
         BLOCK_LOAD, CONTAINERS_PROXY, DAEMON_OPTIONS, Definition, ISOLATION, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP,
-        PROXY_HTTPS, PROXY_MODE, SOCKET_MOUNT, SUBNET,
+        PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SUBNET,
     },
     error::SettingsError,
     maybe::Maybe,
@@ -114,7 +114,7 @@ const KEYS: &[Key] = &[
     key("containersProxy.pac", |file| of_containers(file, pac), Nothing, no_pac),
     key("containersProxy.embeddedPac", |file| of_containers(file, embedded_pac), Nothing, no_pac),
     key("containersProxy.transparentPorts", transparent_ports, Nothing, no_transparent_ports),
-    key("filesharingAllowedDirectories", directories, Nothing, no_file_sharing),
+    key("filesharingAllowedDirectories", directories, SetsAs(&SHARES, default_shares), in_force),
     key("blockDockerLoad", |file| setting(&file.block_docker_load), Sets(&BLOCK_LOAD), in_force),
     key("exposeDockerAPIOnTCP2375", |file| setting(&file.expose_docker_api), Nothing, no_tcp),
     key("portBindingBehavior", |file| setting(&file.port_binding_behavior), Sets(&PORT_BINDING), in_force),
@@ -199,7 +199,7 @@ fn entry(value: impl Into<Value>, locked: bool) -> Entry {
 
 fn setting<T: Serialize>(key: &Maybe<Setting<T>>) -> Option<Entry> {
     let setting = key.get()?;
-    Some(Entry { end: ".value", ..entry(json(&setting.value), setting.locked) })
+    Some(Entry { end: ".value", ..entry(as_json(&setting.value), setting.locked) })
 }
 
 fn isolation(file: &AdminSettings) -> Option<Entry> {
@@ -213,7 +213,7 @@ fn socket_mount(file: &AdminSettings) -> Option<Entry> {
     // A lock of isolation covers the exceptions, also where the policy has none: with exceptions of a user's own it
     // would not be the isolation that was locked.
     (isolation.locked || exceptions.is_some())
-        .then(|| entry(exceptions.map(json).unwrap_or_default(), isolation.locked))
+        .then(|| entry(exceptions.map(as_json).unwrap_or_default(), isolation.locked))
 }
 
 /// An object as the text that the setting of the same form holds; no object is an empty text.
@@ -268,7 +268,20 @@ fn transparent_ports(file: &AdminSettings) -> Option<Entry> {
 
 fn directories(file: &AdminSettings) -> Option<Entry> {
     let directories = file.filesharing_allowed_directories.get()?;
-    Some(Entry { value: json(directories), locked: None, end: "" })
+    Some(Entry { value: as_json(directories), locked: None, end: "" })
+}
+
+/// The directories that are shared unless the user sets others. The list itself is a limit and not the value of a
+/// setting, see `Policy::allowed_directories`.
+pub(super) fn shared_by_default(allowed: &[AllowedDirectory]) -> Value {
+    let shared = allowed.iter().filter(|directory| directory.shared_by_default);
+    shared.map(|directory| json!({"path": directory.path, "readOnly": false})).collect()
+}
+
+fn default_shares(allowed: &Value) -> Value {
+    // Made from such a list in `directories`.
+    let allowed: Vec<AllowedDirectory> = serde_json::from_value(allowed.clone()).unwrap_or_default();
+    shared_by_default(&allowed)
 }
 
 // Effects. A key without one must not look as if it protected anything, so `policy show` gives the reason in its last
@@ -309,15 +322,11 @@ fn no_transparent_ports(_: &AdminSettings) -> Effect {
     Effect::Missing("traffic is not redirected; new containers get the proxy in their environment instead")
 }
 
-fn no_file_sharing(_: &AdminSettings) -> Effect {
-    Effect::Missing("host directories cannot be shared")
-}
-
 fn no_tcp(_: &AdminSettings) -> Effect {
     Effect::Missing("the engine never listens on TCP, whatever the value")
 }
 
-fn json(of: &impl Serialize) -> Value {
+fn as_json(of: &impl Serialize) -> Value {
     serde_json::to_value(of).unwrap_or_default()
 }
 

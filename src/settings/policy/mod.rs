@@ -38,6 +38,7 @@ pub use self::{
 use super::{
     definition::{Definition, ISOLATION},
     proxy::Proxy,
+    shares::{AllowedDirectories, Places},
 };
 use crate::hex::hex;
 use bulkhead_ipc::report::chain;
@@ -129,6 +130,15 @@ impl Policy {
         // Valid or empty: `parse` refuses anything else.
         let url = |text: &str| text.parse().ok();
         Some(Proxy { http: url(&proxy.http), https: url(&proxy.https), exclude: proxy.exclude.clone() })
+    }
+
+    /// The only directories that can be shared; `None` for any.
+    pub fn allowed_directories(&self) -> Option<AllowedDirectories> {
+        let list = self.parsed.document.filesharing_allowed_directories.get()?;
+        let places = Places::from_account();
+        // A path below a home that this user does not have allows nothing.
+        let paths = list.iter().filter_map(|directory| places.resolve(&directory.path)).collect();
+        Some(AllowedDirectories { paths, file: self.facts.as_ref()?.file.clone() })
     }
 
     /// Paths of keys that are ignored.

@@ -10,7 +10,7 @@ use super::{
     invalid::Invalid,
     keys,
 };
-use crate::settings::socket_mount;
+use crate::settings::{shares, socket_mount};
 
 /// The supported version of the file format.
 const VERSION: u32 = 2;
@@ -113,8 +113,7 @@ fn check(document: &AdminSettings) -> Result<(), Invalid> {
     }
     keys::check(document)?;
     document.containers_proxy.get().map_or(Ok(()), check_ports)?;
-    let directories = document.filesharing_allowed_directories.get();
-    directories.into_iter().flatten().enumerate().try_for_each(|(at, directory)| check_directory(at, directory))
+    document.filesharing_allowed_directories.get().map_or(Ok(()), |list| check_directories(list))
 }
 
 fn check_ports(proxy: &ContainersProxy) -> Result<(), Invalid> {
@@ -129,16 +128,16 @@ fn check_ports(proxy: &ContainersProxy) -> Result<(), Invalid> {
     }
 }
 
-fn check_directory(at: usize, AllowedDirectory { path, .. }: &AllowedDirectory) -> Result<(), Invalid> {
-    let start = path.split('/').next().unwrap_or_default();
-    // A `..` would allow a directory outside the one that the administrator reads there.
-    let plain = !path.chars().any(char::is_control) && path.split('/').all(|part| part != "..");
-    // The part before the first slash is empty in an absolute path, and in an empty text.
-    if plain && matches!(start, "" | "$HOME" | "$TMP" | "$TEMP") && !path.is_empty() {
-        return Ok(());
+fn check_directories(list: &[AllowedDirectory]) -> Result<(), Invalid> {
+    if let Some(at) = list.iter().position(|directory| !shares::is_path(&directory.path)) {
+        return Err(Invalid::key(
+            &format!("filesharingAllowedDirectories[{at}].path"),
+            "must be an absolute path without `..`, or start with $HOME, $TMP or $TEMP",
+        ));
     }
-    Err(Invalid::key(
-        &format!("filesharingAllowedDirectories[{at}].path"),
-        "must be an absolute path without `..`, or start with $HOME, $TMP or $TEMP",
-    ))
+    // They are the default of a setting, which has its own limits.
+    if shares::parse(&keys::shared_by_default(list)).is_none() {
+        return Err(Invalid::key("filesharingAllowedDirectories", "too many directories are shared by default"));
+    }
+    Ok(())
 }

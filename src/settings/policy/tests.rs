@@ -69,6 +69,30 @@ fn exceptions_for_the_socket_are_locked_with_isolation() {
     assert!(!Settings::default().block_load());
 }
 
+#[test]
+fn allowed_directories_are_a_limit_and_have_the_users_default_in_them() {
+    let shared = |settings: Settings| {
+        settings.shared_directories().into_iter().map(|directory| directory.path).collect::<Vec<_>>()
+    };
+    let mine = || Settings::parse(br#"{"filesharingDirectories": [{"path": "/mine"}]}"#, Path::new("s")).unwrap();
+    assert!(Policy::default().allowed_directories().is_none());
+    assert_eq!((shared(Settings::default()), shared(mine())), (vec!["$HOME".to_owned()], vec!["/mine".to_owned()]));
+    let some = policy(
+        r#"{"filesharingAllowedDirectories": [{"path": "/srv//x/"}, {"path": "$TMP/y", "sharedByDefault": true}]}"#,
+    );
+    let allowed = some.allowed_directories().unwrap();
+    assert_eq!(allowed.paths, [Path::new("/srv/x"), Path::new("/tmp/y")]);
+    assert!(allowed.file.ends_with("admin-settings.json"));
+    // The plan of a VM leaves out what is not below; the list stays the user's.
+    assert_eq!(shared(Settings::default().under(some.clone())), ["$TMP/y"]);
+    assert_eq!(shared(mine().under(some.clone())), ["/mine"]);
+    assert!(some.lock(&super::super::definition::SHARES).is_none());
+    let none = policy(r#"{"filesharingAllowedDirectories": []}"#);
+    assert_eq!(none.allowed_directories().unwrap().paths, Vec::<PathBuf>::new());
+    assert!(shared(Settings::default().under(none)).is_empty());
+    assert!(policy("{").allowed_directories().is_none(), "the limit is unknown");
+}
+
 fn problem(policy: &Policy) -> &str {
     policy.facts().unwrap().problem.as_deref().unwrap()
 }
