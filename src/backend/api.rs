@@ -246,6 +246,10 @@ pub struct StartOptions {
     pub proxy: ProxyEnvironment,
     /// Path of the certificates that the command's environment trusts (`SSL_CERT_FILE`), absolute.
     pub certificates: Option<PathBuf>,
+    /// Directory to share besides those of the settings, absolute: the one where the command was called.
+    pub working_directory: Option<PathBuf>,
+    /// Share no directory.
+    pub no_shares: bool,
 }
 
 /// Options of a stop.

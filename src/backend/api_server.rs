@@ -135,7 +135,7 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
         "/v1/events" if get => events(api.status),
         "/v1/ports" if get => ports(&api).await,
         "/v1/examination" if get => examination(&api).await,
-        "/v1/start" if post => change::<StartOptions>(request, &api, Request::Start).await,
+        "/v1/start" if post => change::<Box<StartOptions>>(request, &api, Request::Start).await,
         "/v1/stop" if post => change::<StopOptions>(request, &api, Request::Stop).await,
         "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
         "/v1/status" | "/v1/events" | "/v1/ports" | "/v1/examination" => wrong_method("GET"),

@@ -7,9 +7,10 @@
 //!
 //! - `supervisor` owns the VM and carries out the actions that `state` decides on; `events` are its inputs.
 //! - `vm` is one VM from its boot to its end: `vmm` its process, `agent` the connection to init in the guest,
-//!   `ports` and `network` its network, `device_process` what keeps its process running, `diagnose` the examination of
-//!   one that hangs, `host_clock` the jumps of the host's clock, which the guest's follows.
-//! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the network's plan.
+//!   `ports` and `network` its network, [`shares`] the host's directories, `device_process` what keeps the processes of
+//!   both running, `diagnose` the examination of one that hangs, `host_clock` the jumps of the host's clock, which the
+//!   guest's follows.
+//! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the plans of network and shares.
 //!   `bulkhead start` makes the same plan before it starts a backend, so most errors appear at once.
 //! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
 //! - [`launch`] starts a backend from the command line; [`logs`] are its files, of which `log_file` is written here.
@@ -39,6 +40,7 @@ mod network;
 pub mod plan;
 mod ports;
 mod proxy;
+pub mod shares;
 mod state;
 mod supervisor;
 mod vm;

@@ -23,6 +23,7 @@ use super::{
     image_names,
     network::{NetworkError, NetworkPlan},
     proxy,
+    shares::SharesPlan,
 };
 
 /// The guest's kernel command line, but for its clock.
@@ -94,6 +95,8 @@ pub struct Plan {
     pub serial: bool,
     /// The network of a VM that has one.
     pub network: Option<NetworkPlan>,
+    /// The directories of the host that containers may mount, if there are some.
+    pub shares: Option<SharesPlan>,
     /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
     /// The certificate authorities that the engine trusts.
@@ -115,6 +118,7 @@ impl Plan {
         settings.permit_options(options.cpus, options.memory_mib, options.disk_gib, options.network.as_ref())?;
         let kind = options.network.clone().unwrap_or_else(|| settings.network());
         let network = NetworkPlan::new(&kind, &settings)?;
+        let (shares, mut warnings) = SharesPlan::new(&settings, options);
         let mut configuration = Configuration {
             hostname: paths.name().hostname(),
             // Set when it is sent, or the guest's clock would lag by the time of its boot.
@@ -126,11 +130,10 @@ impl Plan {
             container_environment: Vec::new(),
             socket_exceptions: Box::new(settings.socket_exceptions()),
             block_load: settings.block_load(),
-            shares: Vec::new(),
+            shares: shares.as_ref().map(SharesPlan::guest).unwrap_or_default(),
         };
         // After the daemon options, into which it writes.
-        let mut warnings: Vec<_> =
-            proxy::configure(&settings, options, network.as_ref(), &mut configuration).into_iter().collect();
+        warnings.extend(proxy::configure(&settings, options, network.as_ref(), &mut configuration));
         warnings.extend(image_names::restrict(
             &settings,
             &options.proxy,
@@ -158,6 +161,7 @@ impl Plan {
             disk: DiskPlan::new(paths.data_disk(), options.disk_gib.or(settings.disk_gib()))?,
             serial: options.serial,
             network,
+            shares,
             ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
             certificates,
             configuration,
@@ -225,6 +229,7 @@ impl fmt::Debug for Plan {
             .field("disk", &self.disk)
             .field("image", &self.image)
             .field("network", &self.network)
+            .field("shares", &self.shares)
             .finish_non_exhaustive()
     }
 }

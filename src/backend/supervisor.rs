@@ -47,7 +47,7 @@ const CONTAINER_GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) enum Request {
     /// Start the engine.
-    Start(StartOptions, oneshot::Sender<Answer>),
+    Start(Box<StartOptions>, oneshot::Sender<Answer>),
     /// Stop the engine and exit the backend.
     Stop(StopOptions, oneshot::Sender<Answer>),
     /// Shut the VM down and boot a new one.
@@ -237,7 +237,7 @@ impl Supervisor {
             Request::Start(options, reply) => {
                 // A VM that runs keeps the options it was made with, and they stay those of its restart.
                 if matches!(self.machine.state(), State::Stopped | State::Failed(_)) {
-                    self.options = options;
+                    self.options = *options;
                 }
                 (Input::Start, Some(reply))
             }

@@ -2,11 +2,11 @@
 //!
 //! The start, from here on: the backend makes or grows the data disk and starts the network process and the share
 //! process, then the vmm with the control socket as descriptor 3. The vmm gets a stream for the agent's connection, the
-//! other end of the share process's stream, and the boot command, which carries that of the network process. The vmm opens files, sets up memory and devices, loads the
-//! kernel, confines itself and lets the vCPUs run. The guest's init connects back ([`super::agent`]) and reports four
-//! stages: `kernel` with its Hello, `agent` when it has its configuration, `disk` when the data disk is mounted, and
-//! `engine` when `/_ping` through the gate answers. Nothing polls: each step is a message, a notification or a closed
-//! socket.
+//! other end of the share process's stream, and the boot command, which carries that of the network process. The vmm
+//! opens files, sets up memory and devices, loads the kernel, confines itself and lets the vCPUs run. The guest's init
+//! connects back ([`super::agent`]) and reports four stages: `kernel` with its Hello, `agent` when it has its
+//! configuration, `disk` when the data disk is mounted, and `engine` when `/_ping` through the gate answers. Nothing
+//! polls: each step is a message, a notification or a closed socket.
 //!
 //! [`VmEvent::Ended`] is the last event of a VM, and none of its processes is left by then. A backend that is killed
 //! takes them with it ([`super::child`]); ext4's journal keeps what the guest had synced.
@@ -35,6 +35,7 @@ use super::{
     network::{self, NetServer},
     plan::{Plan, PlanError},
     ports::Ports,
+    shares::ShareServer,
     vmm::{self, VmmChannel},
 };
 use bulkhead_ipc::report::chain;
@@ -57,6 +58,9 @@ pub enum BootError {
     /// The network process.
     #[error(transparent)]
     Network(#[from] network::StartError),
+    /// The process that serves the shared directories.
+    #[error(transparent)]
+    Shares(ChildError),
     /// A log or a socket of the VM.
     #[error("cannot use {path}")]
     Io {
@@ -115,6 +119,12 @@ impl Vm {
             }
             None => None,
         };
+        let shares = match plan.shares.clone() {
+            Some(shares) => {
+                Some(device_process::start(ShareServer::new(shares, log.clone())).await.map_err(BootError::Shares)?)
+            }
+            None => None,
+        };
         let child = vmm::spawn(&theirs, log)?;
         // Only the child may hold this end: its death must close the socket.
         drop(theirs);
@@ -138,10 +148,11 @@ impl Vm {
             events: sender.clone(),
         };
         let kill = Arc::new(Notify::new());
-        let (network, network_stream) = network.unzip();
+        let ((network, network_stream), (shares, shares_stream)) = (network.unzip(), shares.unzip());
         let devices = network
             .map(|process| DeviceSupervisor::new(process, Arc::clone(&channel), sender.clone()))
             .into_iter()
+            .chain(shares.map(|process| DeviceSupervisor::new(process, Arc::clone(&channel), sender.clone())))
             .collect();
         let waiters = Arc::<VmWaiters>::default();
         let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), waiters: Arc::clone(&waiters) };
@@ -151,6 +162,9 @@ impl Vm {
         let boot = async {
             // Before the boot, so that the agent's first attempt to connect succeeds.
             let agent = agent::offer(&channel).await?;
+            if let Some(stream) = shares_stream {
+                channel.send(&Command::Shares, Some(stream.as_fd())).await?;
+            }
             channel.send(&boot, network_stream.as_ref().map(AsFd::as_fd)).await?;
             Ok::<_, ChildError>(agent)
         };

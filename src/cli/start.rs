@@ -98,6 +98,8 @@ impl Machine {
             network: self.net.clone(),
             proxy: ProxyEnvironment::read(|name| std::env::var(name).ok()),
             certificates: path(&None, "SSL_CERT_FILE")?,
+            working_directory: None,
+            no_shares: false,
         })
     }
 }
