@@ -14,6 +14,7 @@ mod ports;
 mod restart;
 mod run;
 mod settings;
+mod share;
 mod start;
 mod status;
 mod stop;
@@ -74,6 +75,8 @@ enum Verb {
     Env(env::Arguments),
     #[command(subcommand)]
     Settings(settings::Verb),
+    #[command(subcommand)]
+    Share(share::Verb),
     #[command(subcommand)]
     Policy(policy::Verb),
     Doctor(doctor::Arguments),
@@ -156,6 +159,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Run(arguments) => run::run(&base, arguments),
         Verb::Env(arguments) => env::run(&base.profile(name)?, arguments),
         Verb::Settings(verb) => settings::run(&base, name, Policy::system(), verb),
+        Verb::Share(verb) => share::run(&base, name, Policy::system(), verb),
         Verb::Policy(verb) => policy::run(&base.known_profile(name)?, verb),
         Verb::Doctor(arguments) => doctor::run(&base.profile(name)?, arguments),
         Verb::Version(arguments) => version::run(&base, arguments),

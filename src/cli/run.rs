@@ -29,6 +29,7 @@ use super::{
     CliError,
     client::Client,
     follow::{self, Output},
+    share,
     start::{self, Machine},
 };
 use crate::{
@@ -51,6 +52,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Starts a VM with an empty disk, runs the command with DOCKER_HOST pointing to its engine, and removes everything
 /// afterwards. Signals are passed on to the command.
 ///
+/// Containers can mount what is below the home directory and below the current one.
+///
 /// Exit status: that of the command; 128 plus the signal number if a signal ended it; 127 if it was not found; 126 if
 /// it could not be run; 125 if the engine could not be started.
 #[derive(Clone, Debug, clap::Args)]
@@ -65,6 +68,9 @@ pub(super) struct Arguments {
     /// Do not print the stages of the start.
     #[arg(short, long)]
     quiet: bool,
+    /// Share no directory of this machine with the engine, not even the current one.
+    #[arg(long)]
+    no_share: bool,
     #[command(flatten)]
     machine: Machine,
     /// Command and its arguments.
@@ -169,7 +175,10 @@ async fn with_engine(
 }
 
 async fn start_engine(paths: &Paths, arguments: &Arguments, lifeline: &mut Option<ChildStdin>) -> Result<(), CliError> {
-    let options = arguments.machine.options()?;
+    let mut options = arguments.machine.options()?;
+    options.no_shares = arguments.no_share;
+    // A directory that was removed, or has a name that is not text, is not shared.
+    options.working_directory = share::working_directory().ok().filter(|path| path.to_str().is_some());
     *lifeline = start::ensure_backend(paths, &options, Mode::ThrowAway).await?;
     let ended = || CliError::Failed("the temporary backend exited".into());
     let client = Client::connect(paths).await?.ok_or_else(ended)?;

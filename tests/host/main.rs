@@ -7,4 +7,5 @@ mod context;
 mod home;
 mod policy;
 mod settings;
+mod share;
 mod start;

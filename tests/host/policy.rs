@@ -28,7 +28,7 @@ const ROOTS: &str = "must be one that only root can change";
 
 /// The program where `policy` is this machine's: the program is in namespaces in which /etc is another one. `None`
 /// where this user may not make such namespaces.
-fn under(home: &Home, policy: &str) -> Option<Command> {
+pub fn under(home: &Home, policy: &str) -> Option<Command> {
     program_under(home, policy, program())
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{CliError, Format, print};
 use crate::{
-    backend::{disk::DiskPlan, host},
+    backend::{disk::DiskPlan, host, shares::Judged},
     image::Image,
     settings::{Paths, Policy, Settings, Size},
 };
@@ -101,6 +101,7 @@ fn checks(paths: &Paths) -> Vec<Check> {
             DiskPlan::new(paths.data_disk(), disk)
                 .map(|plan| format!("{} with up to {}", plan.path().display(), Size::from_bytes(plan.gib() << 30))),
         ),
+        Check { name: "shares", result: shares(paths, &system) },
         // Creates them, as `start` would: nothing else shows whether that works.
         check("folders", paths.create().map(|()| paths.docker_host())),
     ]
@@ -111,6 +112,17 @@ fn policy(policy: &Policy) -> Result<String, String> {
         None => Ok("none".into()),
         // A policy that cannot be used fails the check, although the engine runs under its strictest form.
         Some(facts) => facts.warning().map_or_else(|| Ok(facts.file.display().to_string()), Err),
+    }
+}
+
+fn shares(paths: &Paths, policy: &Policy) -> Result<String, String> {
+    // A settings file that cannot be read is a problem of its own.
+    let settings = Settings::load(&paths.settings()).unwrap_or_default().under(policy.clone());
+    let judged = Judged::all(&settings);
+    match judged.iter().find_map(Judged::warning) {
+        Some(warning) => Err(warning),
+        None if judged.is_empty() => Ok("none".into()),
+        None => Ok(judged.into_iter().map(|one| one.directory.path).collect::<Vec<_>>().join(", ")),
     }
 }
 
