@@ -11,5 +11,6 @@ mod diagnose;
 mod input;
 mod isolation;
 mod lifecycle;
+mod shares;
 mod shutdown;
 mod sockets;
