@@ -143,3 +143,61 @@ async fn supervise<S: Server>(process: &mut DeviceProcess<S>, channel: &VmmChann
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        os::fd::OwnedFd,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+    use crate::backend::vmm;
+    use bulkhead_ipc::channel as packets;
+    use bulkhead_vmm::api::MAX_PACKET;
+
+    /// Runs a shell line as the process, and counts its starts.
+    struct Line(&'static str, Arc<AtomicU32>);
+
+    impl Server for Line {
+        const NAME: &str = "test";
+        const LOST: &str = "the test is down";
+        const COMMAND: Command = Command::Shares;
+
+        type Error = io::Error;
+
+        async fn start(&mut self) -> io::Result<(Child, UnixStream)> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            let child = tokio::process::Command::new("sh").args(["-c", self.0]).kill_on_drop(true).spawn()?;
+            Ok((child, UnixStream::pair()?.0))
+        }
+    }
+
+    async fn supervised(line: &'static str) -> (DeviceSupervisor, mpsc::Receiver<VmEvent>, OwnedFd, Arc<AtomicU32>) {
+        let starts = Arc::new(AtomicU32::new(0));
+        let (process, _stream) = start(Line(line, Arc::clone(&starts))).await.unwrap();
+        let (channel, theirs) = vmm::channel().unwrap();
+        let (sender, events) = mpsc::channel(4);
+        (DeviceSupervisor::new(process, Arc::new(channel), sender), events, theirs, starts)
+    }
+
+    #[tokio::test]
+    async fn the_vmm_gets_a_stream_to_each_new_process_until_too_many_have_died() {
+        let (_supervisor, mut events, vmm, starts) = supervised("exit 3").await;
+        let text = "the test is down: the test process ended (exit status: 3), 6 times in a row";
+        assert_eq!(events.recv().await, Some(VmEvent::DeviceDown(text.to_owned())));
+        assert_eq!(starts.load(Ordering::SeqCst), 1 + MAX_BAD_STARTS);
+        for _ in 0..MAX_BAD_STARTS {
+            let (command, stream) = packets::receive::<Command>(&vmm, &mut vec![0; MAX_PACKET]).unwrap().unwrap();
+            assert!(command == Command::Shares && stream.is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_process_of_a_vm_that_has_ended_is_gone_and_not_started_again() {
+        let (supervisor, mut events, _vmm, starts) = supervised("exec sleep 1000").await;
+        supervisor.end().await;
+        assert_eq!((events.recv().await, starts.load(Ordering::SeqCst)), (None, 1));
+    }
+}
