@@ -39,7 +39,7 @@ pub(super) struct Driver {
 }
 
 /// Starts a device of these files, which answers a frontend until it is gone.
-fn device(server: Arc<Server>) -> UnixStream {
+pub(super) fn device(server: Arc<Server>) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let workers = (0..=REQUEST_QUEUES).map(|n| Worker::spawn(format!("worker-{n}"), Arc::clone(&server), || Ok(())));
     let device = Device::new(workers.collect::<Result<_, _>>().unwrap()).unwrap();

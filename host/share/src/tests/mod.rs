@@ -3,6 +3,7 @@
 mod device;
 mod escapes;
 mod files;
+mod frontend;
 mod kernel;
 mod owners;
 mod process;
