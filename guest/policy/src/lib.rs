@@ -13,5 +13,6 @@ pub mod daemon;
 pub mod drivers;
 pub mod logs;
 pub mod networks;
+pub mod shares;
 pub mod sources;
 pub mod volumes;

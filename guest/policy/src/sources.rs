@@ -3,8 +3,7 @@
 //! A source is judged as it is spelt: the engine, the kernel and file systems each clean a path in a way of their own
 //! (`..` behind a link, a backslash, a NUL), so a path that is not clean already is refused.
 
-/// The mount points of the user's own directories.
-pub const SHARES: [&str; 2] = ["/host_mnt", "/run/bulkhead/shares"];
+use super::shares::{self, MOUNT_POINT, is_in};
 
 /// The engine's socket by its two names. Any other path that leads to it is refused.
 pub const ENGINE_SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
@@ -19,10 +18,30 @@ const MAX_PATH: usize = 4095;
 /// Longest name of a volume, in bytes: it becomes a directory.
 const MAX_NAME: usize = 255;
 
+/// Directories that are the VM's own to clients: those of its system and of the engine's data. Docker documents the
+/// refusal of such paths. All others are paths of the host, which just are not shared.
+const OF_VM: [&str; 15] = [
+    "/bin",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/lib/containerd",
+    "/var/lib/docker",
+    "/var/run",
+];
+
 /// A path that may be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindSource {
-    /// A user's directory, or a path in it.
+    /// A path in the shares' file system.
     Share,
     /// The engine's socket, for which the container's image has to be allowed.
     EngineSocket,
@@ -42,14 +61,42 @@ pub enum Source {
 /// A source that is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A path that is neither in a share nor the engine's socket; Docker's own text.
+    /// A path of the VM that is neither in a share nor the engine's socket; Docker's own text.
     #[error("error in the container spec: can't mount {0} because it's configured as a restricted host mount")]
     Restricted(String),
+    /// A path of the host outside of the shares.
+    #[error(
+        "mounts denied: the path {path} is not shared from the host; share it with: bulkhead share add {word}",
+        path = .0, word = quoted(.0)
+    )]
+    NotShared(String),
     /// A name that the engine could take for a path.
     #[error(
         "invalid volume name {0:?}: it must begin with a letter or a digit and have letters, digits, '_', '.' and '-' only"
     )]
     VolumeName(String),
+}
+
+/// Quotes a path for a shell if it has to be.
+fn quoted(path: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+,@%=".contains(&byte) || !byte.is_ascii();
+    if path.bytes().all(is_plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+}
+
+/// Returns true for a clean path that is one of the VM's own, or above one.
+fn is_of_vm(path: &str) -> bool {
+    OF_VM.iter().any(|own| is_in(path, own) || is_in(own, path))
+}
+
+/// Returns the refusal of the source of a bind mount, as the client named it or as the engine has it.
+pub fn refusal(path: &str) -> Error {
+    let Some(clean) = shares::clean(path) else { return Error::Restricted(path.to_owned()) };
+    match shares::on_host(&clean) {
+        Some("/") => Error::Restricted(path.to_owned()),
+        Some(on_host) => Error::NotShared(on_host.to_owned()),
+        None if is_of_vm(&clean) => Error::Restricted(path.to_owned()),
+        None => Error::NotShared(clean),
+    }
 }
 
 /// Returns true for a path without anything to clean: absolute, without empty components, dots, backslashes and control
@@ -61,7 +108,7 @@ pub fn is_clean(path: &str) -> bool {
         && path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|name| !matches!(name, "" | "." | "..")))
 }
 
-/// Judges the source of a bind mount.
+/// Judges the source of a bind mount by the VM's paths: those of the host have been replaced ([`shares`]).
 pub fn bind(path: &str) -> Result<BindSource, Error> {
     if ENGINE_SOCKETS.contains(&path) {
         return Ok(BindSource::EngineSocket);
@@ -71,13 +118,7 @@ pub fn bind(path: &str) -> Result<BindSource, Error> {
     }
     // Users write `$PWD/` for a directory; a single slash at the end cannot lead elsewhere.
     let directory = path.strip_suffix('/').unwrap_or(path);
-    let is_in =
-        |share: &str| directory.strip_prefix(share).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if is_clean(directory) && SHARES.iter().any(|share| is_in(share)) {
-        Ok(BindSource::Share)
-    } else {
-        Err(Error::Restricted(path.to_owned()))
-    }
+    if is_clean(directory) && is_in(directory, MOUNT_POINT) { Ok(BindSource::Share) } else { Err(refusal(path)) }
 }
 
 /// Judges the name of a volume.
@@ -106,8 +147,7 @@ mod tests {
 
     #[test]
     fn shares_the_socket_and_volumes_may_be_mounted() {
-        for path in ["/host_mnt", "/host_mnt/", "/host_mnt/home/me/a b", "/run/bulkhead/shares/x/.git", "/host_mnt/é"]
-        {
+        for path in ["/host_mnt", "/host_mnt/", "/host_mnt/home/me/a b", "/host_mnt/é"] {
             assert_eq!(source(path), Ok(Source::Bind(BindSource::Share)), "{path}");
         }
         for path in ENGINE_SOCKETS {
@@ -131,15 +171,14 @@ mod tests {
             "/run",
             "/run/bulkhead",
             "/run/bulkhead/dockerd.sock",
-            "/run/bulkhead/shares2",
-            "/host_mnt2",
-            "/HOST_MNT",
+            "/run/bulkhead/shares/x",
+            "/var",
+            "/var/lib",
+            "/var/run/user",
+            "/host_mnt/./",
             "/host_mnt/../etc",
             "/host_mnt/..",
-            "/host_mnt/./x",
-            "/host_mnt//x",
             "/host_mnt//",
-            "//host_mnt/x",
             "/host_mnt/x\\..",
             "/host_mnt/x\0",
             "/host_mnt/x\n",
@@ -147,7 +186,6 @@ mod tests {
             "/run//docker.sock",
             "/run/./docker.sock",
             "/run/docker.sock\0x",
-            "/RUN/docker.sock",
             "/lib",
             "/lib/modules/..",
             "/lib/modules/x",
@@ -165,6 +203,28 @@ mod tests {
     }
 
     #[test]
+    fn paths_of_the_host_that_are_not_shared_are_refused_with_the_remedy() {
+        for (path, clean) in [
+            ("/home/me", "/home/me"),
+            ("/home/me/", "/home/me"),
+            ("//tmp/./x", "/tmp/x"),
+            ("/var/www", "/var/www"),
+            ("/host_mnt2", "/host_mnt2"),
+            ("/HOST_MNT", "/HOST_MNT"),
+            ("/RUN/docker.sock", "/RUN/docker.sock"),
+            ("/host_mnt/./x", "/x"),
+            ("/host_mnt//etc", "/etc"),
+        ] {
+            assert_eq!(source(path), Err(Error::NotShared(clean.to_owned())), "{path}");
+        }
+        let text = |path| bind(path).unwrap_err().to_string();
+        let start = "mounts denied: the path";
+        let middle = "is not shared from the host; share it with: bulkhead share add";
+        assert_eq!(text("/srv/data"), format!("{start} /srv/data {middle} /srv/data"));
+        assert_eq!(text("/home/me/it's a"), format!("{start} /home/me/it's a {middle} '/home/me/it'\\''s a'"));
+    }
+
+    #[test]
     fn names_that_could_be_paths_are_refused() {
         for name in ["", ".", "..", "../etc", "etc/x", "\\etc", "~", "-v", "_x", "a b", "a\0", "ä", "run\\bulkhead"] {
             assert_eq!(source(name), Err(Error::VolumeName(name.to_owned())), "{name:?}");
@@ -175,7 +235,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_allowed_path_stays_in_its_share_however_it_is_cleaned(path in "/(host_mnt|run|etc|bulkhead|shares|\\.|\\.\\.|docker.sock|)(/(host_mnt|run|etc|bulkhead|shares|\\.|\\.\\.|docker.sock|)){0,6}") {
+        fn an_allowed_path_stays_in_its_share_however_it_is_cleaned(path in "/(host_mnt|run|etc|bulkhead|\\.|\\.\\.|docker.sock|)(/(host_mnt|run|etc|bulkhead|\\.|\\.\\.|docker.sock|)){0,6}") {
             if bind(&path) == Ok(BindSource::Share) {
                 let mut clean: Vec<&str> = Vec::new();
                 for name in path.split('/') {
@@ -185,7 +245,7 @@ mod tests {
                         name => clean.push(name),
                     }
                 }
-                prop_assert!(clean[0] == "host_mnt" || clean[..3] == ["run", "bulkhead", "shares"], "{}", path);
+                prop_assert!(clean[0] == "host_mnt", "{}", path);
             }
         }
 

@@ -372,7 +372,7 @@ mod tests {
             ),
             ("cifs", "//nas/share/sub dir", "username=a,password=b,vers=3.0,domain=W,uid=1000,nobrl"),
             ("none", "/host_mnt/home/me/data", "bind"),
-            ("none", "/run/bulkhead/shares/x", "rbind,ro,nosuid"),
+            ("none", "/host_mnt/srv/x", "rbind,ro,nosuid"),
             ("", "/host_mnt/x", "bind"),
             ("bind", "/host_mnt/x", "bind,defaults"),
         ] {

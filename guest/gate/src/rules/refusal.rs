@@ -29,6 +29,12 @@ pub enum Refusal {
     /// The source of a mount is not for containers.
     #[error("{}", as_at_start(.0))]
     Source(sources::Error),
+    /// A path is in a share, and the shares are not mounted.
+    #[error(
+        "cannot mount {0}: the VM has no connection to the host's directories; `bulkhead logs` shows the reason, and \
+         `bulkhead restart` tries it again"
+    )]
+    SharesMissing(String),
     /// A volume shows something of the VM.
     #[error(transparent)]
     Volume(#[from] volumes::Error),
@@ -136,7 +142,7 @@ fn as_at_start(error: &sources::Error) -> String {
         sources::Error::Restricted(_) => format!(
             "failed to create task for container: failed to create shim task: OCI runtime create failed: {error}: unknown"
         ),
-        sources::Error::VolumeName(_) => error.to_string(),
+        sources::Error::NotShared(_) | sources::Error::VolumeName(_) => error.to_string(),
     }
 }
 

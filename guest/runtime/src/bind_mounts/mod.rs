@@ -80,7 +80,7 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     let restricted = || MountError::Restricted(name());
     // This descriptor is what gets mounted. A volume's files belong to containers, which may swap a link in the path at
     // any moment; that changes the name, but not what is open here.
-    let source = mount_fd::open_path(&context.bundle.join(&bind.source)).map_err(open)?;
+    let source = open_source(&context.bundle.join(&bind.source), context.policy).map_err(open)?;
     let path = mount_fd::path_of(&source).map_err(open)?;
     // A build step has no container in the engine, so no grant: it falls through to the policy, which refuses the path.
     if engine_socket::is_engine_socket(&path) && !context.requester.is_build {
@@ -111,6 +111,14 @@ fn verify_one<'a>(bind: &'a Bind, context: VerifyContext<'_>) -> Result<Verified
     let recursive = !below.is_empty();
     let is_engine_file = context.policy.is_engine_file(OpenedSource { path: &path, mount }, data_root);
     Ok(VerifiedBind { bind, source, recursive, id_map, is_engine_file })
+}
+
+/// Opens a source. What is named below the shares is looked up as on the host, where their root is the root.
+fn open_source(path: &Path, policy: &SourcePolicy) -> io::Result<OwnedFd> {
+    match path.strip_prefix(&policy.shares) {
+        Ok(rest) => mount_fd::open_path_in(&policy.shares, rest),
+        Err(_) => mount_fd::open_path(path),
+    }
 }
 
 /// The mounts in the tree of `top` that are at or below `path`, directly and on each other.
@@ -156,7 +164,7 @@ impl VerifiedBind<'_> {
         userns: BorrowedFd<'_>,
     ) -> Result<Option<StagedBind>, MountError> {
         let failed = |source| MountError::Mount { path: self.bind.source.display().to_string(), source };
-        let tree = self.mapped_tree(userns).map_err(failed)?;
+        let tree = self.mapped_tree(userns)?;
         if let Some(mount_point) = root.mount_point(&self.bind.destination, &self.source).map_err(failed)? {
             mount_fd::attach_on(&tree, &mount_point).map_err(failed)?;
             return Ok(None);
@@ -180,19 +188,24 @@ impl VerifiedBind<'_> {
     }
 
     /// A detached copy of the source's mount with the container's ids and the bind's restrictions.
-    fn mapped_tree(&self, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        let tree = mount_fd::clone_tree(&self.source, self.recursive)?;
+    fn mapped_tree(&self, userns: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
+        let name = || self.bind.source.display().to_string();
+        let failed = |source| MountError::Mount { path: name(), source };
+        let tree = mount_fd::clone_tree(&self.source, self.recursive).map_err(failed)?;
         let map = |recursive| sys::idmap_mount(tree.as_fd(), userns, recursive);
         match self.id_map {
             IdMap::Present => {}
-            IdMap::Required => map(self.recursive)?,
+            IdMap::Required => map(self.recursive).map_err(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => MountError::NoIdMaps(name()),
+                _ => failed(error),
+            })?,
             // If a file system below the top has no id maps, the kernel maps nothing, so the top is mapped alone.
             IdMap::IfSupported => {
                 let _ = map(self.recursive).or_else(|error| if self.recursive { map(false) } else { Err(error) });
             }
         }
         // The restrictions must be in force on every mount of the tree, or the bind fails.
-        sys::restrict_mount(tree.as_fd(), self.bind.restrictions, self.recursive)?;
+        sys::restrict_mount(tree.as_fd(), self.bind.restrictions, self.recursive).map_err(failed)?;
         Ok(tree)
     }
 }

@@ -6,7 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest_common::mountinfo::Mount;
-use bulkhead_policy::sources;
+use bulkhead_policy::shares::MOUNT_POINT;
 
 /// The files in a container's directory that the engine binds into the container and goes on reading and writing
 /// itself.
@@ -17,8 +17,8 @@ const ENGINE_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 pub(crate) struct SourcePolicy {
     /// The engine's data directory.
     pub(crate) data_root: PathBuf,
-    /// The mount points of the user's own directories.
-    pub(crate) shares: Vec<PathBuf>,
+    /// The mount point of the host's directories.
+    pub(crate) shares: PathBuf,
     /// Files of the guest image that containers may have: all paths of the engine's init program, which
     /// `docker run --init` binds into a container, and the directory of the kernel's modules, by the path that its
     /// links lead to.
@@ -29,7 +29,7 @@ impl Default for SourcePolicy {
     fn default() -> Self {
         Self {
             data_root: "/var/lib/docker".into(),
-            shares: sources::SHARES.map(PathBuf::from).to_vec(),
+            shares: MOUNT_POINT.into(),
             of_image: [
                 "/usr/bin/docker-init",
                 "/usr/libexec/docker/docker-init",
@@ -91,7 +91,7 @@ impl SourcePolicy {
         if source.mount.device == data_root.mount.device {
             return self.position(source, data_root).is_some_and(|path| self.allows_path(&path, requester));
         }
-        if !self.allows_type(source, requester) {
+        if !self.allows_type(source, mounts, requester) {
             return false;
         }
         // On another file system the position says nothing, and an allowed path is not enough: a volume whose driver
@@ -133,12 +133,14 @@ impl SourcePolicy {
     /// A volume's driver options name any type, and dockerd mounts it as the VM's root. Most are a way to the VM's
     /// files or processes even where they are mounted nowhere else (overlay, proc), or have the kernel parse an image
     /// that a container wrote (erofs, squashfs).
-    fn allows_type(&self, source: OpenedSource<'_>, requester: Requester<'_>) -> bool {
-        let is_share = self.shares.iter().any(|share| source.path.starts_with(share));
+    fn allows_type(&self, source: OpenedSource<'_>, mounts: &[Mount<'_>], requester: Requester<'_>) -> bool {
         match source.mount.fs_type {
-            b"virtiofs" => is_share,
+            // The host's directories, as themselves or as a volume: the very file system that is mounted there.
+            b"virtiofs" => mounts.iter().any(|mount| {
+                mount.device == source.mount.device && mount.fs_type == b"virtiofs" && mount.point() == self.shares
+            }),
             // Shared memory, secrets, and volumes in memory; it is empty when it is new.
-            b"tmpfs" => !is_share,
+            b"tmpfs" => !source.path.starts_with(&self.shares),
             // Volumes on a server of the network, which has nothing of the VM.
             b"nfs" | b"nfs4" | b"cifs" => self.is_volume(source.path),
             // The layers of another stage or image, mounted by the builder itself.
@@ -154,14 +156,14 @@ impl SourcePolicy {
     /// True for a mount point below which there are only mounts for containers.
     fn is_for_containers(&self, point: &Path, requester: Requester<'_>) -> bool {
         let below = |name: &str| point.starts_with(self.data_root.join(name));
-        self.shares.iter().any(|share| point.starts_with(share))
+        point.starts_with(&self.shares)
             || self.is_volume(point)
             || below("containers")
             || requester.is_build && (below("buildkit") || below("overlay2") || below("tmp"))
     }
 
     fn allows_path(&self, path: &Path, requester: Requester<'_>) -> bool {
-        if self.shares.iter().any(|share| path.starts_with(share)) {
+        if path.starts_with(&self.shares) {
             return true;
         }
         let Ok(rest) = path.strip_prefix(&self.data_root) else { return false };
@@ -219,6 +221,9 @@ mod tests {
         21 2 0:18 / /var/lib/docker/tmp/nfs rw - nfs4 :/export rw\n\
         22 2 0:19 / /var/lib/docker/volumes/shown/_data rw - nfs4 :/export rw\n\
         23 1 0:19 / /srv rw - nfs4 :/export rw\n\
+        24 2 0:6 /home/me/data /var/lib/docker/volumes/share/_data rw - virtiofs s rw\n\
+        25 2 0:20 / /var/lib/docker/volumes/other/_data rw - virtiofs s rw\n\
+        26 2 0:20 / /host_mnt/other rw - virtiofs s rw\n\
         10 2 0:5 /docker.sock /var/lib/docker/volumes/sock/_data rw - tmpfs t rw\n";
 
     fn allows(path: &str, build: bool) -> bool {
@@ -251,6 +256,7 @@ mod tests {
             "/var/lib/docker/volumes/nfs/_data",
             "/var/lib/docker/volumes/nfs4/_data/x",
             "/var/lib/docker/volumes/cifs/_data",
+            "/var/lib/docker/volumes/share/_data/x",
             "/tmp/safepath",
         ] {
             assert!(allows(path, false), "{path}");
@@ -327,7 +333,9 @@ mod tests {
                 assert!(!allowed || build && volume == "overlay", "{volume}");
             }
         }
-        assert!(!allows("/host_mnt/odd", false));
+        for path in ["/host_mnt/odd", "/host_mnt/other", "/var/lib/docker/volumes/other/_data"] {
+            assert!(!allows(path, false), "{path}");
+        }
         assert!(!allows("/var/lib/docker/tmp/nfs", true), "a server is for volumes only");
         assert!(allows("/var/lib/docker/tmp/buildkit-mount1", true));
         assert!(!allows("/var/lib/docker/tmp/buildkit-mount1", false));

@@ -34,6 +34,13 @@ pub(crate) enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The files of a source would keep owners that the container does not have. A file system of FUSE has id maps once
+    /// its server has answered that it knows them.
+    #[error(
+        "invalid mount config: cannot mount {0}: its file system has no id maps, which containers need for their owners; \
+         for a directory of the host, see `bulkhead logs`"
+    )]
+    NoIdMaps(String),
     /// A source cannot be mounted.
     #[error("invalid mount config: cannot mount {path}")]
     Mount {
