@@ -36,6 +36,8 @@ pub struct Configuration {
     pub socket_exceptions: SocketExceptions,
     /// The VM's own networks, which networks of containers must not overlap; empty for a VM without a network.
     pub vm_networks: Vec<VmSubnet>,
+    /// The directories of the host that containers may mount, by their paths there.
+    pub shares: Vec<String>,
 }
 
 /// An IP network of the VM's only device.
@@ -57,14 +59,17 @@ mod tests {
     fn complete() -> Value {
         json!({"isolation": true, "dockerd_socket": "/d", "unix_socket": "/g", "vsock_port": 1023, "block_load": false,
             "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null},
-            "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}]})
+            "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}],
+            "shares": ["/home/me"]})
     }
 
     #[test]
     fn nothing_that_protects_has_a_default() {
         let configuration: Configuration = serde_json::from_value(complete()).unwrap();
         assert_eq!(serde_json::to_value(&configuration).unwrap(), complete());
-        for key in ["isolation", "dockerd_socket", "unix_socket", "block_load", "socket_exceptions", "vm_networks"] {
+        for key in
+            ["isolation", "dockerd_socket", "unix_socket", "block_load", "socket_exceptions", "vm_networks", "shares"]
+        {
             let mut text = complete();
             text.as_object_mut().unwrap().remove(key);
             assert!(serde_json::from_value::<Configuration>(text).is_err(), "{key}");

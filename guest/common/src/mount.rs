@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    fs::CWD,
+    fs::{AtFlags, CWD, StatxAttributes, StatxFlags},
     mount::{MoveMountFlags, OpenTreeFlags},
 };
 
@@ -24,6 +24,13 @@ pub fn clone_tree(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
 /// Returns a copy of the mount at a path, as [`clone_tree`] does; links are followed.
 pub fn clone_tree_at(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, path, clone_flags(recursive))?)
+}
+
+/// Returns true if a file system is mounted on a directory. The kernel knows that by itself: no server is asked.
+pub fn is_mount_point(path: &Path) -> bool {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::empty());
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Attaches a mount at `target`.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bulkhead_policy::shares::Shares;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
@@ -19,9 +20,10 @@ use crate::{
     in_use,
     response::{self, Body},
     rules::{
-        Refusal, SocketRequest, Target,
+        Isolation, Refusal, SocketRequest, Target,
         api::{self, Found, Judge, Query, Route},
         environment, headers,
+        source_places::{FILTERS, SourcePlaces, extend_filters, translate},
     },
 };
 
@@ -57,6 +59,9 @@ pub(crate) async fn admit(gate: &Gate, parts: &request::Parts, mut target: Targe
     if let Judge::Query(judge) = route.judge {
         query.judge(route.parameters, judge)?;
     }
+    if route.names_sources == SourcePlaces::Filter {
+        find_sources(&mut query, gate.shares.shares());
+    }
     if route.joins_network {
         in_use::network(gate, &found.name.join("/")).await?;
     }
@@ -68,6 +73,12 @@ pub(crate) async fn admit(gate: &Gate, parts: &request::Parts, mut target: Targe
     let (path, query) = (target.path(), query.text());
     let target = if query.is_empty() { path } else { format!("{path}?{query}") };
     Ok(Admitted { route, target })
+}
+
+/// Lets a filter find the sources of mounts by their paths on the host, and returns true if it has changed.
+pub(crate) fn find_sources(query: &mut Query, shares: &Shares) -> bool {
+    let extended = query.first(FILTERS).and_then(|filters| extend_filters(filters, shares));
+    extended.inspect(|filters| query.set(FILTERS, filters)).is_some()
 }
 
 /// Puts the ID of a container in the place of its name.
@@ -127,9 +138,13 @@ impl Admitted {
         }
         let (judge, vm) = (self.route.judge, gate.vm_network.clone());
         let environment = Arc::clone(&gate.environment);
-        let long = bytes.len() > LONG_BODY;
+        let (places, shares) = (self.route.names_sources, gate.shares.clone());
+        // A source is looked up in the file system.
+        let long = bytes.len() > LONG_BODY || places != SourcePlaces::None && !shares.is_empty();
         let work = move || {
             let mut value = api::read(shape, &bytes)?;
+            // First: the judges know the VM's paths.
+            translate(places, &mut value, &mut |path| shares.place(path, Isolation::On))?;
             let socket = judge_body(judge, &mut value, &vm)?;
             if matches!(judge, Judge::Container) {
                 environment::extend(&mut value, &environment);

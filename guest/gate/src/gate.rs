@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     rules::Isolation,
+    shares::SharedDirectories,
     sockets::{Directories, Sockets},
 };
 
@@ -23,6 +24,7 @@ pub struct Gate {
     pub(crate) block_load: bool,
     /// The VM's own networks, from which containers' networks take no address.
     pub(crate) vm_network: VmNetwork,
+    pub(crate) shares: SharedDirectories,
     /// Raised when a request may have made, joined or left a swarm.
     pub(crate) swarm_changed: Notify,
 }
@@ -48,6 +50,7 @@ impl Gate {
             sockets,
             block_load: false,
             vm_network: VmNetwork::default(),
+            shares: SharedDirectories::default(),
             swarm_changed: Notify::new(),
         }
     }
@@ -68,6 +71,12 @@ impl Gate {
     #[must_use]
     pub fn with_vm_network(self, vm_network: VmNetwork) -> Self {
         Self { vm_network, ..self }
+    }
+
+    /// Sets the directories of the host that containers may mount.
+    #[must_use]
+    pub fn with_shares(self, shares: SharedDirectories) -> Self {
+        Self { shares, ..self }
     }
 
     /// Sets the `NAME=VALUE` pairs of each new container that does not set the same names itself.

@@ -47,6 +47,9 @@ pub(crate) async fn judge(gate: &Gate, container: &str, opens_files: OpensFiles)
         volumes.extend(answer.map_err(ProxyError::InspectionAborted)??);
     }
     judges::in_use::mounts(&description, &volumes)?;
+    for source in shared_sources(&description, &volumes) {
+        gate.shares.judge(source)?;
+    }
     if opens_files == OpensFiles::AtStart {
         judges::in_use::settings(&description)?;
         for name in networks(&description) {
@@ -81,6 +84,13 @@ fn volumes(container: &Value) -> BTreeSet<&str> {
     mounts.iter().filter_map(|mount| mount["Name"].as_str()).filter(|name| !name.is_empty()).collect()
 }
 
+/// Returns the paths that a container mounts, itself or by its volumes.
+fn shared_sources<'a>(container: &'a Value, volumes: &'a [Value]) -> impl Iterator<Item = &'a str> {
+    let mounts = container["Mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let binds = mounts.iter().filter(|mount| mount["Type"] == "bind").filter_map(|mount| mount["Source"].as_str());
+    binds.chain(volumes.iter().filter_map(|volume| volume["Options"]["device"].as_str()))
+}
+
 /// Asks for a volume; `None` if the engine has none of this name.
 async fn volume(dockerd: &Dockerd, path: &str) -> Result<Option<Value>, ProxyError> {
     match dockerd.get(path).await {
@@ -103,6 +113,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_was_shared_once_and_is_no_more_is_refused() {
+        let container = json!({"Mounts": [{"Type": "volume", "Source": "/host_mnt/x", "Name": "v"},
+            {"Type": "bind", "Source": "/host_mnt/home/me"}, {"Type": "bind", "Source": "/lib/modules"}]});
+        let volumes = [json!({"Options": {"device": "/host_mnt/srv", "o": "bind"}}), json!({"Options": null})];
+        let sources: Vec<_> = shared_sources(&container, &volumes).collect();
+        assert_eq!(sources, ["/host_mnt/home/me", "/lib/modules", "/host_mnt/srv"]);
+    }
 
     #[test]
     fn each_volume_is_asked_about_once_and_binds_are_not() {

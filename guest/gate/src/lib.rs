@@ -12,14 +12,16 @@
 //!    the administrator blocks it, and from a container's socket each command that the list of commands forbids.
 //! 3. With isolation on, `admission` looks the request up in the table of routes ([`rules::api`]); one that is not there
 //!    is refused. Path, parameters and headers are written again. A JSON body is read by its shape, at most 4 MiB,
-//!    judged, and written again as well; all other bodies stream. A container gets the isolating runtime.
+//!    judged, and written again as well; all other bodies stream. A container gets the isolating runtime. Paths of the
+//!    host that are shared become those of the VM first ([`SharedDirectories`]).
 //! 4. Before dockerd opens a container's files (`docker cp`, `commit`, `start`, …), `in_use` judges what it mounts now.
 //! 5. `forward` sends the request to dockerd on a connection of its own and streams the response back. If dockerd
 //!    switches protocols (attach, exec, BuildKit's session), `hijack` joins the two connections, and each direction
 //!    ends on its own.
+//! 6. `answer` shows the host's paths again, in descriptions and errors.
 //!
-//! With isolation off nothing is checked except `docker load` and checkpoints. In both cases new containers get the environment that
-//! the administrator or the user configured (proxies).
+//! With isolation off nothing is checked except `docker load` and checkpoints. In both cases paths of the host are
+//! translated, and new containers get the environment that the administrator or the user configured (proxies).
 //!
 //! # Sockets in containers
 //!
@@ -53,6 +55,7 @@
 //! container.
 
 mod admission;
+mod answer;
 mod configuration;
 mod create_with_socket;
 mod dockerd;
@@ -73,6 +76,7 @@ mod registry_digests;
 mod removals;
 mod response;
 pub mod rules;
+mod shares;
 mod socket_server;
 mod sockets;
 
@@ -83,5 +87,6 @@ pub use ingress_ports::publish_ingress_ports;
 pub use listener::{ListenError, UnixAcceptor, VsockAcceptor};
 pub use proxy::serve_connection;
 pub use rules::Isolation;
+pub use shares::SharedDirectories;
 pub use socket_server::{adopt_socket, answer_runtime, create_placeholder};
 pub use sockets::{Directories, Sockets};

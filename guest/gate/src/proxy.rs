@@ -20,7 +20,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use crate::{
-    admission, create_with_socket,
+    admission,
+    answer::{self, Places},
+    create_with_socket,
     dockerd::Dockerd,
     drain::drain,
     error::ProxyError,
@@ -28,7 +30,11 @@ use crate::{
     gate::{Caller, Gate},
     half_close::{HalfCloseStream, InFlight, InFlightGuard},
     response::{self, Body},
-    rules::{self, Isolation, Refusal, Target},
+    rules::{
+        self, Isolation, Refusal, Target,
+        source_places::{SourcePlaces, translate},
+    },
+    shares::SharedDirectories,
 };
 
 /// A response body that counts as in flight until its last byte is taken.
@@ -109,6 +115,8 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
         return Err(refusal);
     }
     let is_about_swarm = parts.method == Method::POST && target.segments.first().is_some_and(|first| first == "swarm");
+    let method = parts.method.clone();
+    let places = rules::api::find(method.as_str(), &target.segments).map(|found| found.route.shows_sources);
     let response = match gate.isolation {
         Isolation::On => isolated(gate, caller, parts, body, target).await,
         Isolation::Off => unchecked(gate, caller, parts, body, &target).await,
@@ -116,7 +124,8 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
     if is_about_swarm {
         gate.swarm_changed.notify_one();
     }
-    response
+    // Also without shares: a container can be from a time when there were some.
+    answer::show_host_paths(&method, places.unwrap_or(Places::None), response?).await
 }
 
 /// Passes a request on as far as the table and the judges allow.
@@ -147,7 +156,8 @@ async fn isolated(
     Ok(response)
 }
 
-/// Passes a request on as it is, apart from the environment of new containers and the parameters of checkpoints.
+/// Passes a request on as it is, apart from the environment of new containers, paths of the host and the parameters of
+/// checkpoints.
 async fn unchecked(
     gate: &Arc<Gate>,
     caller: &Caller,
@@ -156,8 +166,11 @@ async fn unchecked(
     target: &Target,
 ) -> Result<Response<Body>, ProxyError> {
     let adds = rules::api::is_container_create(&target.segments) && !gate.environment.is_empty();
-    let body = if adds {
-        let bytes = with_environment(Arc::clone(&gate.environment), admission::read_body(body).await?).await?;
+    let found = rules::api::find(parts.method.as_str(), &target.segments).map(|found| found.route.names_sources);
+    let places = found.filter(|_| !gate.shares.is_empty()).unwrap_or(SourcePlaces::None);
+    let body = if adds || !matches!(places, SourcePlaces::None | SourcePlaces::Filter) {
+        let environment = if adds { Arc::clone(&gate.environment) } else { Arc::default() };
+        let bytes = with_changes(environment, places, gate.shares.clone(), admission::read_body(body).await?).await?;
         // The body has another length now, and it is sent whole and not in chunks.
         parts.headers.remove(header::TRANSFER_ENCODING);
         parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
@@ -169,9 +182,28 @@ async fn unchecked(
     parts.uri = match rules::api::find("POST", &target.segments) {
         // `checkpoint-dir` is a path of the VM. The row has no parameters that dockerd reads.
         Some(found) if found.route.starts_container() => target.path().parse().unwrap_or_default(),
-        _ => parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into()),
+        _ if places == SourcePlaces::Filter => with_filter(gate, &parts.uri, target),
+        _ => path_and_query(&parts.uri),
     };
     forward(gate, caller, for_engine(Request::from_parts(parts, body))).await
+}
+
+fn path_and_query(uri: &Uri) -> Uri {
+    uri.path_and_query().map_or_else(|| Uri::from_static("/"), |target| target.clone().into())
+}
+
+/// Returns the path and query of a list of containers, with a filter that finds sources by their paths on the host.
+fn with_filter(gate: &Gate, uri: &Uri, target: &Target) -> Uri {
+    let found = rules::api::find("GET", &target.segments);
+    let query = found.map(|found| rules::api::Query::read(found.route.parameters, uri.query().unwrap_or_default()));
+    if let Some(Ok(mut query)) = query
+        && admission::find_sources(&mut query, gate.shares.shares())
+        && let Ok(uri) = format!("{}?{}", target.path(), query.text()).parse()
+    {
+        return uri;
+    }
+    // It is dockerd's to refuse what cannot be read.
+    path_and_query(uri)
 }
 
 /// Sets what every request to dockerd has.
@@ -201,13 +233,26 @@ fn tag_refresh(
     Some(async move { gate.sockets.images.refresh_tag(&Dockerd::new(&gate.upstream), listed, credentials).await })
 }
 
-/// Adds the environment to the body of a container's creation.
-async fn with_environment(environment: Arc<[String]>, body: Bytes) -> Result<Bytes, ProxyError> {
+/// Adds the environment to the body of a container's creation, and gives the sources in a body the VM's paths.
+async fn with_changes(
+    environment: Arc<[String]>,
+    places: SourcePlaces,
+    shares: SharedDirectories,
+    body: Bytes,
+) -> Result<Bytes, ProxyError> {
     // An empty body creates nothing. dockerd's error about it is clearer than one about JSON.
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(body);
     }
-    // 4 MiB of JSON take a moment.
-    let added = tokio::task::spawn_blocking(move || rules::environment::add(&body, &environment)).await;
-    Ok(added.map_err(ProxyError::InspectionAborted)??.into())
+    let work = move || {
+        let body = if environment.is_empty() { body } else { rules::environment::add(&body, &environment)?.into() };
+        // Other bodies are dockerd's to refuse, and one without a share stays byte for byte.
+        let Some(mut value) = serde_json::from_slice(&body).ok().filter(|_| places != SourcePlaces::None) else {
+            return Ok(body);
+        };
+        let changed = translate(places, &mut value, &mut |path| shares.place(path, Isolation::Off))?;
+        Ok::<_, Refusal>(if changed { value.to_string().into() } else { body })
+    };
+    // 4 MiB of JSON take a moment, and so can the shares' file system.
+    Ok(tokio::task::spawn_blocking(work).await.map_err(ProxyError::InspectionAborted)??)
 }

@@ -268,6 +268,7 @@ fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
         container_environment: configuration.container_environment.clone(),
         socket_exceptions: (*configuration.socket_exceptions).clone(),
         vm_networks: vm_networks(configuration.network.as_ref()),
+        shares: configuration.shares.iter().map(|share| share.path.clone()).collect(),
     }
 }
 
@@ -310,11 +311,12 @@ mod tests {
         for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
                 "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
-                "socket_exceptions": {"images": ["docker:cli"]}});
+                "socket_exceptions": {"images": ["docker:cli"]}, "shares": [{"path": "/home/me"}]});
             let gate = gate_configuration(&serde_json::from_value(text).unwrap());
             assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
             assert_eq!(gate.container_environment, ["A=1"]);
             assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
+            assert_eq!(gate.shares, ["/home/me"]);
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
             assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
         }

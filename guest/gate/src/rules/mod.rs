@@ -6,6 +6,7 @@
 //! - `api` is the table of routes, with the shapes of their bodies, their parameters and their judges;
 //! - `judges` decide about bodies and parameters, by the lists of `bulkhead_policy`;
 //! - `commands` decides by the commands of the docker command line that a request belongs to;
+//! - `source_places` finds the sources of mounts in a body, which are paths of the host;
 //! - `headers` chooses the headers that dockerd reads;
 //! - `paths` recognises the sockets of the engine, `socket_request` asks for the one that can be allowed;
 //! - `image_pattern` reads the list of images, `image_name` completes names;
@@ -24,6 +25,7 @@ pub(crate) mod judges;
 mod paths;
 mod refusal;
 mod socket_request;
+pub(crate) mod source_places;
 mod target;
 
 pub use commands::{RequestInfo, permits, pulled_image};

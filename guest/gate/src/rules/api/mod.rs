@@ -27,7 +27,9 @@ pub use shape::{Field, Shape, read};
 use super::{
     command_use::{CommandUse, RequestCommands},
     refusal::Refusal,
+    source_places::SourcePlaces,
 };
+use crate::answer::Places;
 
 /// The body of a request.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +90,10 @@ pub struct Route {
     pub(crate) opens_files: OpensFiles,
     /// A container joins the network in the path.
     pub(crate) joins_network: bool,
+    /// The places of the body with sources of mounts.
+    pub(crate) names_sources: SourcePlaces,
+    /// The places of the answer with sources of mounts.
+    pub(crate) shows_sources: Places,
 }
 
 impl std::fmt::Debug for Route {

@@ -155,6 +155,32 @@ fn dockerd_opens_files_of_a_container_for_these_requests() {
     assert_eq!(opening, expected);
 }
 
+#[test]
+fn every_place_for_a_source_is_translated() {
+    // A text of these kinds can be a path of the host.
+    let is_source = |kind| matches!(kind, Text::Bind | Text::MountSource | Text::VolumeOption);
+    for location in locations().filter(|location| is_source(location.kind)) {
+        assert_ne!(location.route.names_sources, SourcePlaces::None, "{location:?}");
+    }
+    let showing: Vec<String> = routes()
+        .filter(|route| route.shows_sources == Places::Descriptions)
+        .map(|route| format!("{route:?}"))
+        .collect();
+    let expected = [
+        "GET /containers/json",
+        "GET /containers/{name}/json",
+        "GET /volumes",
+        "GET /volumes/{name}",
+        "POST /volumes/create",
+        "GET /system/df",
+        "GET /services",
+        "GET /services/{id}",
+        "GET /tasks",
+        "GET /tasks/{id}",
+    ];
+    assert_eq!(showing, expected);
+}
+
 /// Removes members that Go would not notice.
 fn without_nulls(value: &mut Value) {
     match value {

@@ -5,6 +5,7 @@ use crate::rules::{
     api::{Judge, OpensFiles, Route, Text, shapes::container},
     command_use::CommandUse,
     judges,
+    source_places::SourcePlaces,
 };
 
 const GROUP: &[&str] = &["container"];
@@ -28,18 +29,15 @@ const FILE: Parameter = Parameter::one("path", Text::Path);
 
 pub(super) static CONTAINERS: &[Route] = &[
     head("containers/{name}/archive", CP).parameters(&[FILE]).opens(OpensFiles::OfPath),
-    get("containers/json", by(&["ps"], &[])).parameters(&[
-        free("all"),
-        free("size"),
-        name("since"),
-        name("before"),
-        free("limit"),
-        FILTERS,
-    ]),
+    get("containers/json", by(&["ps"], &[]))
+        .parameters(&[free("all"), free("size"), name("since"), name("before"), free("limit"), FILTERS])
+        .names_sources(SourcePlaces::Filter)
+        .shows_sources(),
     get("containers/{name}/export", by(&["export"], &[])).opens(OpensFiles::OfPath),
     get("containers/{name}/changes", by(&["diff"], &[])),
     get("containers/{name}/json", by(&["inspect", "port"], &["run", "start", "attach", "exec", "logs", "cp"]))
-        .parameters(&[free("size")]),
+        .parameters(&[free("size")])
+        .shows_sources(),
     // dockerd runs ps(1) with the arguments, shows nothing but the container's processes, and refuses options that
     // would make it show others.
     get("containers/{name}/top", by(&["top"], &[])).parameters(&[free("ps_args")]),
@@ -59,6 +57,7 @@ pub(super) static CONTAINERS: &[Route] = &[
     post("containers/create", by(&["create", "run"], &[]))
         .parameters(&[free("name"), free("platform")])
         .json(&container::CREATE)
+        .names_sources(SourcePlaces::Container)
         .judged(Judge::Container),
     post("containers/{name}/kill", by(&["kill"], &["run", "attach", "start"])).parameters(&[free("signal")]),
     post("containers/{name}/pause", by(&["pause"], &[])),

@@ -9,7 +9,13 @@ mod system;
 mod volumes;
 
 use super::{Body, Family, Judge, OpensFiles, Parameter, Pattern, Route, Shape, Text};
-use crate::rules::command_use::{CommandUse, RequestCommands};
+use crate::{
+    answer::Places,
+    rules::{
+        command_use::{CommandUse, RequestCommands},
+        source_places::SourcePlaces,
+    },
+};
 
 /// All rows.
 pub(super) static FAMILIES: &[Family] = &[
@@ -69,6 +75,8 @@ const fn route(method: &'static str, path: &'static str, commands: CommandUse) -
         judge: Judge::None,
         opens_files: OpensFiles::No,
         joins_network: false,
+        names_sources: SourcePlaces::None,
+        shows_sources: Places::None,
     }
 }
 
@@ -115,6 +123,14 @@ impl Route {
 
     const fn opens(self, opens_files: OpensFiles) -> Self {
         Self { opens_files, ..self }
+    }
+
+    const fn names_sources(self, names_sources: SourcePlaces) -> Self {
+        Self { names_sources, ..self }
+    }
+
+    const fn shows_sources(self) -> Self {
+        Self { shows_sources: Places::Descriptions, ..self }
     }
 
     const fn joins_network(self) -> Self {

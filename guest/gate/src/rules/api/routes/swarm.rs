@@ -8,6 +8,7 @@ use crate::rules::{
     },
     command_use::CommandUse,
     judges,
+    source_places::SourcePlaces,
 };
 
 pub(super) const SWARM_USE: CommandUse = CommandUse::of(&["swarm"], &["swarm"], &[]);
@@ -40,20 +41,24 @@ pub(super) static SWARM: &[Route] = &[
 ];
 
 pub(super) static SERVICES: &[Route] = &[
-    get("services", SERVICE).parameters(&[FILTERS, free("status")]),
-    get("services/{id}", SERVICE).parameters(&[free("insertDefaults")]),
-    post("services/create", SERVICE).json(&service::SERVICE).judged(Judge::Body(judges::service::create_or_update)),
+    get("services", SERVICE).parameters(&[FILTERS, free("status")]).shows_sources(),
+    get("services/{id}", SERVICE).parameters(&[free("insertDefaults")]).shows_sources(),
+    post("services/create", SERVICE)
+        .json(&service::SERVICE)
+        .names_sources(SourcePlaces::Service)
+        .judged(Judge::Body(judges::service::create_or_update)),
     post("services/{id}/update", SERVICE)
         .parameters(&[free("version"), free("registryAuthFrom"), free("rollback")])
         .json(&service::SERVICE)
+        .names_sources(SourcePlaces::Service)
         .judged(Judge::Body(judges::service::create_or_update)),
     delete("services/{id}", SERVICE),
     get("services/{id}/logs", SERVICE).parameters(LOGS),
 ];
 
 pub(super) static TASKS: &[Route] = &[
-    get("tasks", SERVICE).parameters(&[FILTERS]),
-    get("tasks/{id}", SERVICE),
+    get("tasks", SERVICE).parameters(&[FILTERS]).shows_sources(),
+    get("tasks/{id}", SERVICE).shows_sources(),
     get("tasks/{id}/logs", SERVICE).parameters(LOGS),
 ];
 

@@ -21,7 +21,8 @@ pub(super) static VERSION: &[Route] = &[get("version", CommandUse::UNKNOWN).comm
 
 pub(super) static EVENTS: &[Route] = &[get("events", EVENTS_USE).parameters(&[free("since"), free("until"), FILTERS])];
 pub(super) static INFO: &[Route] = &[get("info", INFO_USE)];
-pub(super) static SYSTEM: &[Route] = &[get("system/df", SYSTEM_USE).parameters(&[Parameter::many("type", Text::Free)])];
+pub(super) static SYSTEM: &[Route] =
+    &[get("system/df", SYSTEM_USE).parameters(&[Parameter::many("type", Text::Free)]).shows_sources()];
 pub(super) static AUTH: &[Route] = &[post("auth", LOGIN).json(&shapes::AUTHENTICATION)];
 
 /// To look only: a plugin is a program of anybody's that runs in the VM, outside of all containers.

@@ -1,0 +1,267 @@
+//! Shared directories of the host, as the VM has them: where the source of a mount is that a client names.
+//!
+//! dockerd opens the sources of mounts by their paths, and in its jail it follows no link of the shares' file system,
+//! which containers can write. So links are resolved here, as they lead on the host: an absolute one is one from the
+//! host's root, and what it leads to is there only as far as it is shared. dockerd gets a path without links; the runtime
+//! opens it again and judges what it finds.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use bulkhead_guest_common::mount::is_mount_point;
+use bulkhead_policy::{
+    shares::{self, MOUNT_POINT, Shares},
+    sources,
+};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+
+use crate::rules::{Isolation, Refusal};
+
+/// Attempts at a lookup while directories on its way are renamed (openat2(2), EAGAIN).
+const ATTEMPTS: u32 = 16;
+
+/// The shared directories, and the place where they are mounted.
+#[derive(Clone, Debug)]
+pub struct SharedDirectories {
+    shares: Shares,
+    root: PathBuf,
+    /// The root counts only while a file system is mounted there.
+    is_mount: bool,
+}
+
+impl Default for SharedDirectories {
+    fn default() -> Self {
+        Self::new(Shares::default())
+    }
+}
+
+impl SharedDirectories {
+    /// The shares at their place in the VM.
+    pub fn new(shares: Shares) -> Self {
+        Self { shares, root: MOUNT_POINT.into(), is_mount: true }
+    }
+
+    /// The shares in a directory that stands for their place in the VM, for tests.
+    pub fn below(root: &Path, shares: Shares) -> Self {
+        Self { shares, root: root.to_owned(), is_mount: false }
+    }
+
+    /// Returns the shares without their place.
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
+    /// Returns true if nothing is shared.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shares.is_empty()
+    }
+
+    /// Judges a source that the engine has for a container, which can be from a time when more was shared.
+    pub(crate) fn judge(&self, path: &str) -> Result<(), Refusal> {
+        let is_elsewhere = shares::on_host(path).is_none();
+        if is_elsewhere || self.shares.reach(path) { Ok(()) } else { Err(sources::refusal(path).into()) }
+    }
+
+    /// Returns the path in the VM of a source that a client names; `None` for one that stays as it is.
+    ///
+    /// Looks into the shares' file system, so that it can take a while.
+    pub(crate) fn place(&self, path: &str, isolation: Isolation) -> Result<Option<String>, Refusal> {
+        match self.shares.in_vm(path) {
+            Some(place) => self.resolve(&place).map(Some),
+            // Below the mount point, where nobody has something to look for. Other paths are for the judges.
+            None if isolation == Isolation::On
+                && shares::clean(path).is_some_and(|path| shares::on_host(&path).is_some()) =>
+            {
+                Err(sources::refusal(path).into())
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Resolves the links of a path in the VM as far as it exists. The engine creates the rest, or reports that it is
+    /// missing.
+    fn resolve(&self, place: &str) -> Result<String, Refusal> {
+        let on_host = shares::on_host(place).unwrap_or(place);
+        let root = self.open_root().map_err(|_| Refusal::SharesMissing(on_host.to_owned()))?;
+        let path = Path::new(on_host.trim_start_matches('/'));
+        for existing in path.ancestors() {
+            let found = match open_below(&root, existing) {
+                Ok(found) => found,
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                // The engine finds the same and has its words for it.
+                Err(_) => break,
+            };
+            let Some(real) = path_of(&root, &found) else { break };
+            let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
+            if let Some(target) = dangling_link(&found, &real, rest).filter(|target| !self.shares.contains(target)) {
+                return Err(sources::Error::NotShared(target).into());
+            }
+            // `join` with an empty path would append a slash.
+            let real = if rest.as_os_str().is_empty() { real } else { real.join(rest) };
+            let Some(real) = real.to_str().and_then(shares::clean) else { break };
+            // The server has no more than the shares, and the way to them.
+            return if self.shares.contains(&real) {
+                Ok(format!("{MOUNT_POINT}{}", if real == "/" { "" } else { &real }))
+            } else {
+                Err(sources::Error::NotShared(real).into())
+            };
+        }
+        Ok(place.to_owned())
+    }
+
+    fn open_root(&self) -> io::Result<OwnedFd> {
+        let root = rustix::fs::open(&self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        if self.is_mount && !is_mount_point(&self.root) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(root)
+    }
+}
+
+/// Returns the path on the host of a file that was found below the root.
+fn path_of(root: &OwnedFd, found: &OwnedFd) -> Option<PathBuf> {
+    let real = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok();
+    let (root, found) = (real(root)?, real(found)?);
+    Some(Path::new("/").join(found.strip_prefix(root).ok()?))
+}
+
+/// Returns the clean target of the first name of `rest` in a directory, if that is a link. What it leads to is not there.
+fn dangling_link(directory: &OwnedFd, real: &Path, rest: &Path) -> Option<String> {
+    let name = rest.components().next()?;
+    let target = rustix::fs::readlinkat(directory, name.as_os_str(), Vec::new()).ok()?;
+    let mut path = PathBuf::from("/");
+    for component in real.join(Path::new(target.to_str().ok()?)).components() {
+        match component {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => drop(path.pop()),
+            _ => {}
+        }
+    }
+    path.to_str().and_then(shares::clean)
+}
+
+/// Opens a path below a directory that is the root for all of its links.
+fn open_below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let opened = rustix::fs::openat2(
+            root.as_fd(),
+            path.as_os_str().as_bytes(),
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        );
+        match opened {
+            Err(Errno::AGAIN) if attempt < ATTEMPTS => {}
+            opened => return opened,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A place with the shares /home/me and /srv/data of a host.
+    fn host() -> (tempfile::TempDir, SharedDirectories) {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["home/me/src", "srv/data/x"] {
+            fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        let shares = Shares::new(["/home/me", "/srv/data"].map(str::to_owned));
+        let directories = SharedDirectories::below(directory.path(), shares);
+        (directory, directories)
+    }
+
+    fn place(directories: &SharedDirectories, path: &str) -> Result<Option<String>, Refusal> {
+        directories.place(path, Isolation::On)
+    }
+
+    #[test]
+    fn a_path_without_links_stays_as_it_is_whether_it_exists_or_not() {
+        let (directory, directories) = host();
+        fs::write(directory.path().join("home/me/file"), "").unwrap();
+        for path in ["/home/me", "/home/me/src", "/home/me/file", "/home/me/new/er", "/home/me/file/below"] {
+            assert_eq!(place(&directories, path), Ok(Some(format!("/host_mnt{path}"))), "{path}");
+        }
+    }
+
+    #[test]
+    fn links_lead_where_they_lead_on_the_host() {
+        let (directory, directories) = host();
+        let me = directory.path().join("home/me");
+        symlink("src", me.join("relative")).unwrap();
+        symlink("/srv/data", me.join("absolute")).unwrap();
+        symlink("../../srv/data/x", me.join("across")).unwrap();
+        symlink("../../../../../../srv/data", me.join("beyond")).unwrap();
+        for (path, expected) in [
+            ("/home/me/relative", "/home/me/src"),
+            ("/home/me/relative/new", "/home/me/src/new"),
+            ("/home/me/absolute", "/srv/data"),
+            ("/home/me/absolute/x", "/srv/data/x"),
+            ("/home/me/absolute/new", "/srv/data/new"),
+            ("/home/me/across", "/srv/data/x"),
+            ("/home/me/beyond", "/srv/data"),
+        ] {
+            assert_eq!(place(&directories, path), Ok(Some(format!("/host_mnt{expected}"))), "{path}");
+        }
+    }
+
+    #[test]
+    fn links_out_of_the_shares_lead_nowhere() {
+        let (directory, directories) = host();
+        let me = directory.path().join("home/me");
+        symlink("..", me.join("above")).unwrap();
+        symlink("/", me.join("root")).unwrap();
+        symlink("/etc", me.join("etc")).unwrap();
+        symlink("loop", me.join("loop")).unwrap();
+        let not_shared = |path: &str| Err(sources::Error::NotShared(path.to_owned()).into());
+        assert_eq!(place(&directories, "/home/me/above"), not_shared("/home"));
+        assert_eq!(place(&directories, "/home/me/root"), not_shared("/"));
+        assert_eq!(place(&directories, "/home/me/etc"), not_shared("/etc"));
+        assert_eq!(place(&directories, "/home/me/etc/passwd"), not_shared("/etc"));
+        // The engine gets these as they are, and finds that they lead nowhere.
+        symlink("nothing", me.join("dangling")).unwrap();
+        for path in ["/home/me/loop", "/home/me/dangling", "/home/me/dangling/x"] {
+            assert_eq!(place(&directories, path), Ok(Some(format!("/host_mnt{path}"))), "{path}");
+        }
+    }
+
+    #[test]
+    fn without_the_file_system_nothing_is_mounted() {
+        let shares = Shares::new(["/home/me".to_owned()]);
+        let directory = tempfile::tempdir().unwrap();
+        let absent = SharedDirectories { shares, root: directory.path().to_owned(), is_mount: true };
+        assert_eq!(place(&absent, "/home/me"), Err(Refusal::SharesMissing("/home/me".to_owned())));
+        let there = SharedDirectories { root: "/proc".into(), ..absent };
+        assert_eq!(place(&there, "/home/me"), Ok(Some("/host_mnt/home/me".to_owned())));
+    }
+
+    #[test]
+    fn other_paths_stay_as_they_are_but_for_the_mount_point() {
+        let (_directory, directories) = host();
+        for path in ["/etc", "/home/you", "name", "/run/docker.sock", "/home/me/../you"] {
+            assert_eq!(place(&directories, path), Ok(None), "{path}");
+        }
+        assert!(place(&directories, "/host_mnt").is_err());
+        assert_eq!(place(&directories, "/host_mnt/etc"), Err(sources::Error::NotShared("/etc".to_owned()).into()));
+        assert_eq!(directories.place("/host_mnt/etc", Isolation::Off), Ok(None));
+        assert_eq!(directories.judge("/host_mnt/home/me/x"), Ok(()));
+        assert_eq!(directories.judge("/var/lib/docker"), Ok(()));
+        assert!(directories.judge("/host_mnt/home").is_err());
+    }
+}
