@@ -49,6 +49,12 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
         // Containers that need no network work without it, so this does not fail the start.
         log::info(&chain(&error));
     }
+    if !configuration.shares.is_empty()
+        && let Err(error) = mounts::shares()
+    {
+        // As above. The gate refuses to mount what is in them.
+        log::info(&chain(&error));
+    }
     // Before the services start: Go reads the bundle once for each process.
     certificates::trust(&certificates)?;
     if configuration.isolation {

@@ -8,6 +8,8 @@ use std::{
     path::Path,
 };
 
+use bulkhead_policy::shares::MOUNT_POINT;
+use bulkhead_protocol::SHARES_TAG;
 use nix::mount::{MsFlags, mount};
 
 use crate::error::Error;
@@ -96,6 +98,17 @@ pub(crate) fn rest() -> Result<(), Error> {
     // Containers can ask for shared or slave propagation, for which the VM's mounts have to be shared; the kernel
     // starts with a private root.
     propagation("/", MsFlags::MS_SHARED | MsFlags::MS_REC)
+}
+
+/// Mounts the file system of the host's directories. The root file system has its mount point.
+pub(crate) fn shares() -> Result<(), Error> {
+    // Programs of the host may be executed; a device node there is a file of the host's user.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some(SHARES_TAG), MOUNT_POINT, Some("virtiofs"), flags, None::<&str>).map_err(|errno| Error::Mount {
+        what: "the host's directories".to_owned(),
+        target: MOUNT_POINT.into(),
+        source: errno.into(),
+    })
 }
 
 /// Creates a directory with this mode, and its parents with the default mode.

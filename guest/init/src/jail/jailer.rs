@@ -8,6 +8,7 @@ use std::{
 };
 
 use bulkhead_guest_common::error::chain;
+use bulkhead_policy::shares::MOUNT_POINT;
 
 use super::{
     Answer, Request, confine,
@@ -19,7 +20,7 @@ use super::{
 /// Runs the jailer. Standard input is the socket to init.
 pub(crate) fn main() -> ExitCode {
     let socket = io::stdin();
-    let made = root::enter().and_then(|()| confine::confine());
+    let made = root::enter(MOUNT_POINT).and_then(|()| confine::confine());
     let answer = made.map_or_else(|error| Answer::Failed(chain(&error)), |()| Answer::Ready);
     let ready = matches!(answer, Answer::Ready);
     if reply(socket.as_fd(), &answer).is_err() || !ready {

@@ -100,8 +100,9 @@ fn show(path: &str) -> Result<(), JailError> {
     if Path::new(path).exists() { attach(copy(path, false, 0)?, path) } else { Ok(()) }
 }
 
-/// Makes the root and moves this process into it, in a mount namespace of its own.
-pub(super) fn enter() -> Result<(), JailError> {
+/// Makes the root and moves this process into it, in a mount namespace of its own. The host's directories are at `shares`
+/// in the VM, if there are any.
+pub(super) fn enter(shares: &str) -> Result<(), JailError> {
     sys::unshare_mounts().map_err(JailError::system("make a mount namespace"))?;
     // Before the VM's mounts are left alone below: these copies stay peers of the originals.
     let engine = ENGINE.map(|path| (path, copy(path, false, NO_DEVICES)));
@@ -126,6 +127,7 @@ pub(super) fn enter() -> Result<(), JailError> {
         attach(tree?, path)?;
     }
     mount_volumes()?;
+    mount_shares(shares)?;
     fill_run()?;
     change_root()
 }
@@ -141,6 +143,18 @@ fn mount_volumes() -> Result<(), JailError> {
     sys::set_attributes(&tree, libc::MOUNT_ATTR_NOSYMFOLLOW | NO_DEVICES, libc::MS_PRIVATE)
         .map_err(failed("restrict", VOLUMES))?;
     attach(tree, VOLUMES)
+}
+
+/// Mounts the shares, if there are any, so that the engine follows no link in them.
+fn mount_shares(path: &str) -> Result<(), JailError> {
+    if !mounts::is_mount_point(Path::new(path)) {
+        return Ok(());
+    }
+    let tree = copy(path, false, 0)?;
+    // Shared, because the engine refuses to bind with `rslave` or `rshared` what is not; no peer of the VM's mount.
+    let attributes = libc::MOUNT_ATTR_NOSYMFOLLOW | NO_DEVICES | libc::MOUNT_ATTR_NOSUID;
+    sys::set_attributes(&tree, attributes, libc::MS_SHARED).map_err(failed("restrict", path))?;
+    attach(tree, path)
 }
 
 fn directory(path: &str, mode: u32) -> Result<(), JailError> {

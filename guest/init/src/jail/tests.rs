@@ -30,11 +30,14 @@ fn tmpfs(path: &str) {
     mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
 }
 
+/// The place of the host's directories. `/host_mnt` is on the VM's image, and this one everywhere.
+const SHARES: &str = "/mnt";
+
 /// Gives this process a mount namespace with the directories and sockets of the VM.
 fn imitate_vm() {
     sys::unshare_mounts().unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
-    for path in ["/run", "/var"] {
+    for path in ["/run", "/var", SHARES] {
         tmpfs(path);
     }
     for path in root::ENGINE {
@@ -61,6 +64,7 @@ fn imitate_vm() {
     fs::create_dir_all("/var/lib/docker/volumes/v/_data").unwrap();
     std::os::unix::fs::symlink("/etc", "/var/lib/docker/volumes/v/_data/link").unwrap();
     std::os::unix::fs::symlink("/etc", "/var/lib/docker/link").unwrap();
+    std::os::unix::fs::symlink("/etc", format!("{SHARES}/link")).unwrap();
 }
 
 /// Runs in a process of its own, which the jail changes for good.
@@ -73,7 +77,7 @@ fn inside() {
     for name in ["root", "fd/0"] {
         fs::read_link(format!("/proc/{outside}/{name}")).unwrap();
     }
-    root::enter().unwrap();
+    root::enter(SHARES).unwrap();
     confine::confine().unwrap();
 
     // Only what is listed, and no more.
@@ -131,7 +135,13 @@ fn inside() {
         }
     }
 
-    // Links are followed beside the volumes and not among them.
+    // Links are followed beside the volumes and shares and not among them.
+    assert_eq!(errno(fs::metadata(format!("{SHARES}/link/passwd"))), Some(libc::ELOOP));
+    fs::create_dir(format!("{SHARES}/new")).unwrap();
+    // The engine may bind a share in any way.
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let share = mounts.lines().find(|line| line.split(' ').nth(4) == Some(SHARES)).unwrap();
+    assert!(share.contains(" shared:") && !share.contains(" master:"), "{share}");
     assert_eq!(errno(fs::metadata("/var/lib/docker/volumes/v/_data/link/passwd")), Some(libc::ELOOP));
     assert!(Path::new("/var/lib/docker/link/passwd").exists());
     assert_eq!(fs::read_link("/var/lib/docker/volumes/v/_data/link").unwrap(), Path::new("/etc"));
