@@ -20,7 +20,7 @@ use crate::{
     sockets,
     table::{
         Expect::{Fails, Holds, Says},
-        Proof::{Code, In, Later, Lines, Other, Untried},
+        Proof::{Code, In, Lines, Other, Untried},
         Row, Table,
     },
     wanted,
@@ -61,10 +61,12 @@ const CONTAINERS: &[Row] = &[
     Row(
         "containers 11",
         "directories of the host can be mounted, with right owners",
-        Later(
-            "no host shares",
-            "mkdir -p share && touch share/file && docker run --rm -v \"$PWD/share:/mnt\" alpine ls /mnt",
-            Says("file\n"),
+        Lines(
+            "mkdir -p share && echo host >share/file
+             docker run --rm -v \"$PWD/share:/mnt\" alpine sh -c 'cat /mnt/file; stat -c %u:%g /mnt/file; echo container >/mnt/made' |
+                 sed \"s/^$(id -u):$(id -g)\\$/owner/\"
+             cat share/made; stat -c %u:%g share/made | sed \"s/^$(id -u):$(id -g)\\$/owner/\"",
+            Says("host\nowner\ncontainer\nowner\n"),
         ),
     ),
     Row("containers 12", "the engine's socket cannot be mounted", In(SOCKET)),
@@ -141,6 +143,14 @@ const ATTEMPTS: &[Row] = &[
                  docker run --rm $mount alpine true 2>&1 | grep -o \"can't mount .* because it's configured as a restricted host mount\"
              done | wc -l",
             Says("3\n"),
+        ),
+    ),
+    Row(
+        "attempts",
+        "a link in a shared directory that leads to the VM",
+        Lines(
+            "ln -sfn /etc out && docker run --rm -v \"$PWD/out:/m\" alpine true",
+            Fails(125, "mounts denied: the path /etc is not shared from the host; share it with: bulkhead share add /etc"),
         ),
     ),
     Row(

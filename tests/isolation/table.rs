@@ -32,8 +32,6 @@ pub enum Proof {
     Lines(&'static str, Expect),
     /// More than a line.
     Code(fn(&Engine) -> Result<(), String>),
-    /// As `Lines`, of something that is not there yet, for the reason given.
-    Later(&'static str, &'static str, Expect),
     /// Another test, by suite and name.
     In(&'static str),
     /// Nothing tries it, for the reason given.
@@ -50,7 +48,7 @@ pub struct Row(pub &'static str, pub &'static str, pub Proof);
 pub enum State {
     Passed,
     Failed(String),
-    /// Not built yet, as the suite knows; with the output of the attempt.
+    /// Not built or not tried yet, for the reason given.
     NotBuilt(String),
     Elsewhere(&'static str),
     Other(&'static str),
@@ -87,10 +85,6 @@ impl Row {
         match self.2 {
             Proof::Lines(lines, expect) => guarded(|| check(engine, lines, expect)).into(),
             Proof::Code(test) => guarded(|| test(engine)).into(),
-            Proof::Later(why, lines, expect) => match guarded(|| check(engine, lines, expect)) {
-                Ok(()) => State::Passed,
-                Err(said) => State::NotBuilt(format!("{why}; said: {said}")),
-            },
             Proof::In(test) => State::Elsewhere(test),
             Proof::Untried(why) => State::NotBuilt(why.to_owned()),
             Proof::Other(why) => State::Other(why),
