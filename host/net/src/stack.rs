@@ -136,7 +136,7 @@ impl Stack {
         if bytes.len() < frame.len() {
             bytes.resize(frame.len(), 0);
         }
-        // What was looked at is not read again: the guest may have changed it.
+        // Bytes that were looked at are not read again: the guest may have changed them.
         bytes[..copied].copy_from_slice(head);
         frame.copy(copied, &mut bytes[copied..frame.len()]);
         self.receive_bytes(&bytes[..frame.len()]);
