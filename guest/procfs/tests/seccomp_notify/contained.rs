@@ -67,12 +67,12 @@ pub fn errno(result: io::Result<()>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
 
-/// Asserts that a procfs shows the container's own uptime: both fields are the same, and a few seconds.
+/// Asserts that a procfs shows the container's own uptime: both fields are the same, and not longer than a run of these tests takes.
 #[track_caller]
 pub fn assert_own(place: &str) {
     let uptime = fs::read_to_string(format!("{place}/uptime")).unwrap();
     let fields: Vec<f64> = uptime.split_whitespace().map(|field| field.parse().unwrap()).collect();
-    assert!(fields.len() == 2 && (fields[0] - fields[1]).abs() < 0.001 && fields[0] < 60.0, "{uptime}");
+    assert!(fields.len() == 2 && (fields[0] - fields[1]).abs() < 0.001 && fields[0] < 600.0, "{uptime}");
     assert!(fs::read_to_string(format!("{place}/meminfo")).unwrap().starts_with("MemTotal:"));
 }
 
