@@ -270,15 +270,15 @@ END
          docker run --rm -v four:/v alpine sh -c 'echo root >/v/root; mkdir /v/all; chmod 777 /v/all'
          docker run --rm --user=1000:100 -v four:/v alpine sh -c 'echo own >/v/all/own; chmod 640 /v/all/own; chown 5 /v/all/own'
          docker run --rm --user=2000:2000 --security-opt=seccomp=unconfined -v four:/v debian sh -c 'cat /v/all/own; unshare -Ur cat /v/all/own'
-         docker exec beside sh -c 'cd /v; stat -c \"%n %u:%g %a\" root all/own; chown 5:6 root; chmod 604 root; cat root all/own; flock root echo locked'
-         docker run --rm -v three:/v alpine sh -c 'cd /v; stat -c \"%n %u:%g %a\" root all/own; echo more >>all/own; cat all/own; flock root true 2>/dev/null || echo no lock'
+         docker exec beside sh -c 'cd /v; stat -c \"%n %u:%g %a %s\" root all/own; chown 5:6 root; chmod 604 root; flock root echo locked'
+         docker run --rm -v three:/v alpine sh -c 'cd /v; echo more >>all/own; stat -c \"%n %u:%g %a %s\" root all/own; flock root true 2>/dev/null || echo no lock'
          docker run --rm --user=1000:100 -v smb:/v alpine sh -c 'cd /v; echo own >own; stat -c \"%n %u:%g %a\" own; chmod 600 own; mv own mine; cat mine'
          docker run --rm --user=2000:2000 -v smb:/v alpine cat /v/mine; docker run --rm -v smb:/v alpine sh -c 'echo root >>/v/mine'
          docker exec servers sh -c 'cd /srv/share; stat -c \"%n %u\" mine; cat mine'
          docker rm -f beside; docker volume rm four three smb; docker rm -f servers",
         "ready\nfour\nthree\nsmb\nchown: /v/all/own: Operation not permitted\ncat: /v/all/own: Permission denied\n\
-         cat: /v/all/own: Permission denied\nroot 0:0 644\nall/own 1000:100 640\nroot\nown\nlocked\n\
-         root 5:6 604\nall/own 1000:100 640\nown\nmore\nno lock\nown 1000:100 640\nown\n\
+         cat: /v/all/own: Permission denied\nroot 0:0 644 5\nall/own 1000:100 640 4\nlocked\n\
+         root 5:6 604 5\nall/own 1000:100 640 9\nno lock\nown 1000:100 640\nown\n\
          cat: can't open '/v/mine': Permission denied\nmine 1000\nown\nroot\nbeside\nfour\nthree\nsmb\nservers\n",
     ),
     Case(
