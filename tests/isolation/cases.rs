@@ -266,12 +266,12 @@ END
          volume() { docker volume create -o type=$2 -o device=$3 -o o=addr=$address,$4 $1; }
          volume four nfs :/memory nfsvers=4.2; volume three nfs :/memory nfsvers=3,port=2049,mountport=20048,soft
          volume smb cifs //$address/share username=user,password=secret,uid=1000,gid=100,file_mode=0640
-         docker run -d --init --name=beside -v four:/v alpine sleep 3600 >started
+         docker run -d --init --name=beside -v four:/v debian sleep 3600 >started
          docker run --rm -v four:/v alpine sh -c 'echo root >/v/root; mkdir /v/all; chmod 777 /v/all'
          docker run --rm --user=1000:100 -v four:/v alpine sh -c 'echo own >/v/all/own; chmod 640 /v/all/own; chown 5 /v/all/own'
          docker run --rm --user=2000:2000 --security-opt=seccomp=unconfined -v four:/v debian sh -c 'cat /v/all/own; unshare -Ur cat /v/all/own'
          docker exec beside sh -c 'cd /v; stat -c \"%n %u:%g %a %s\" root all/own; chown 5:6 root; chmod 604 root; flock root echo locked'
-         docker run --rm -v three:/v alpine sh -c 'cd /v; echo more >>all/own; stat -c \"%n %u:%g %a %s\" root all/own; flock root true 2>/dev/null || echo no lock'
+         docker run --rm -v three:/v debian sh -c 'cd /v; echo more >>all/own; stat -c \"%n %u:%g %a %s\" root all/own; flock root true 2>/dev/null || echo no lock'
          docker run --rm --user=1000:100 -v smb:/v alpine sh -c 'cd /v; echo own >own; stat -c \"%n %u:%g %a\" own; chmod 600 own; mv own mine; cat mine'
          docker run --rm --user=2000:2000 -v smb:/v alpine cat /v/mine; docker run --rm -v smb:/v alpine sh -c 'echo root >>/v/mine'
          docker exec servers sh -c 'cd /srv/share; stat -c \"%n %u\" mine; cat mine'
