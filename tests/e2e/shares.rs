@@ -271,12 +271,11 @@ fn without_isolation_all_of_it_is_the_same() {
 }
 
 /// Process ids of the backend's children that serve files.
-fn servers(backend: &str) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{backend}/task/{backend}/children")).unwrap();
-    let children = children.split_whitespace().map(|pid| pid.parse::<u32>().unwrap());
-    children
-        .filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0share-server\0")))
-        .collect()
+fn servers(shares: &Shares) -> Vec<u32> {
+    let mut processes = shares.engine.home.processes();
+    processes
+        .retain(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0share-server\0")));
+    processes
 }
 
 #[test]
@@ -288,10 +287,9 @@ fn isolated_a_server_that_dies_is_replaced_and_nobody_waits_for_it() {
     let line = "while :; do echo y >/d/new; sleep 0.1; done";
     shares.engine.docker(&["run", "-d", "--init", "--name", "writer", "-v", &mount, "alpine", "sh", "-c", line]).ok();
     poll("the container writes", SEEN, || place.join("new").exists().then_some(()));
-    let backend = shares.engine.home.status()["backendPid"].to_string();
-    let [old] = servers(&backend)[..] else { panic!("{:?}", servers(&backend)) };
+    let [old] = servers(&shares)[..] else { panic!("{:?}", servers(&shares)) };
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(old.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
-    poll("another server", SEEN, || servers(&backend).first().is_some_and(|pid| *pid != old).then_some(()));
+    poll("another server", SEEN, || servers(&shares).first().is_some_and(|pid| *pid != old).then_some(()));
     // The older mount may be stale, but is answered.
     let ran = shares.engine.docker(&["exec", "writer", "ls", "/d"]);
     assert!(ran.status.success() || ran.stderr.contains("Stale file handle"), "{ran:?}");
