@@ -1,7 +1,8 @@
-//! Split virtqueues in guest memory (virtio 1.3, 2.7), shared by the processes that serve them.
+//! Split virtqueues and their buffers in guest memory (virtio 1.3, 2.7), shared by the processes that serve them.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod segments;
 mod split_queue;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -2,13 +2,11 @@
 //!
 //! Slices are addresses in this process with a length, not references: the guest may change the memory at any time.
 
+pub(super) use bulkhead_queue::segments::{Segment, copy_in, copy_out, total, window};
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{GuestMemory, Permissions};
 
 use crate::memory::GuestRam;
-
-/// A contiguous piece of guest memory.
-pub(super) type Segment<'m> = VolatileSlice<'m, ()>;
 
 /// Maximum length of a chain in descriptors: drivers must not build one longer than the queue (virtio 1.3, 2.7.5.3.1).
 pub(super) const MAX_DESCRIPTORS: usize = 256;
@@ -61,56 +59,4 @@ pub(super) fn gather<'m>(
         total = total.checked_add(len).ok_or(Malformed)?;
     }
     Ok(total)
-}
-
-/// Fills `out` with the part of `from` that starts after `skip` bytes and has at most `limit` bytes.
-pub(super) fn window<'m>(from: &[Segment<'m>], mut skip: usize, mut limit: usize, out: &mut Vec<Segment<'m>>) {
-    out.clear();
-    for segment in from {
-        if limit == 0 {
-            return;
-        }
-        // Wholly before the window.
-        if skip >= segment.len() {
-            skip -= segment.len();
-            continue;
-        }
-        let len = (segment.len() - skip).min(limit);
-        if let Ok(part) = segment.subslice(skip, len) {
-            out.push(part);
-        }
-        skip = 0;
-        limit -= len;
-    }
-}
-
-/// Returns the length of all segments together.
-pub(super) fn total(segments: &[Segment<'_>]) -> usize {
-    segments.iter().map(Segment::len).sum()
-}
-
-/// Copies out of guest memory, as much as both sides have, and returns the number of bytes.
-pub(super) fn copy_out(segments: &[Segment<'_>], bytes: &mut [u8]) -> usize {
-    let mut done = 0;
-    for segment in segments {
-        if done == bytes.len() {
-            break;
-        }
-        done += segment.copy_to(&mut bytes[done..]);
-    }
-    done
-}
-
-/// Copies into guest memory, as much as both sides have, and returns the number of bytes.
-pub(super) fn copy_in(segments: &[Segment<'_>], bytes: &[u8]) -> usize {
-    let mut done = 0;
-    for segment in segments {
-        if done == bytes.len() {
-            break;
-        }
-        let len = segment.len().min(bytes.len() - done);
-        segment.copy_from(&bytes[done..done + len]);
-        done += len;
-    }
-    done
 }
