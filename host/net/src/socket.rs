@@ -76,29 +76,32 @@ pub(super) fn set_peek_offset(stream: &TcpStream, offset: u32) -> io::Result<()>
     call(result as isize).map(drop)
 }
 
-/// Copies arrived data without removing it; returns its length.
-pub(super) fn peek(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
+/// Makes a call with a message of this memory, without an address or control data.
+fn with_message(parts: &[VolatileSlice<'_>], make: impl FnOnce(&mut libc::msghdr) -> isize) -> io::Result<usize> {
     let guards: Vec<_> = parts.iter().map(VolatileSlice::ptr_guard_mut).collect();
     let iovec = |guard: &PtrGuardMut| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
     let mut vector: Vec<_> = guards.iter().map(iovec).collect();
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (vector.as_mut_ptr(), vector.len());
+    call(make(&mut message))
+}
+
+/// Copies arrived data without removing it; returns its length.
+pub(super) fn peek(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
     // The kernel may write to guest memory while the guest does, which is why these are not slices.
-    // SAFETY: the vector describes memory that `parts` borrows and that anyone may write to at any time.
-    call(unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) })
+    with_message(parts, |message| {
+        // SAFETY: the message describes memory that `parts` borrows and that anyone may write to at any time.
+        unsafe { libc::recvmsg(stream.as_raw_fd(), message, libc::MSG_PEEK | libc::MSG_DONTWAIT) }
+    })
 }
 
 /// Sends data from memory that the guest may change meanwhile; returns the number of bytes that the socket has taken.
 pub(super) fn send(stream: &TcpStream, parts: &[VolatileSlice<'_>]) -> io::Result<usize> {
-    let guards: Vec<_> = parts.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let iovec = |guard: &PtrGuardMut| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() };
-    let mut vector: Vec<_> = guards.iter().map(iovec).collect();
-    // SAFETY: all-zero bytes are a valid msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    (message.msg_iov, message.msg_iovlen) = (vector.as_mut_ptr(), vector.len());
-    // SAFETY: the vector describes memory that `parts` borrows; the kernel only reads it.
-    call(unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
+    with_message(parts, |message| {
+        // SAFETY: the message describes memory that `parts` borrows; the kernel only reads it.
+        unsafe { libc::sendmsg(stream.as_raw_fd(), message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
+    })
 }
 
 /// Removes up to `len` arrived bytes without copying them; returns their number.
