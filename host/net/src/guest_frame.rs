@@ -1,7 +1,7 @@
 //! A frame of the guest where the guest has put it. Only what is looked at is copied, and only once: the guest can
 //! change its buffers at any time. Data that nobody looks at goes on from there.
 
-use bulkhead_queue::GuestRam;
+use bulkhead_queue::{GuestRam, segments};
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
@@ -51,28 +51,15 @@ impl<'m> GuestFrame<'m> {
 
     /// The parts of the bytes from `from` on, at most `len` bytes.
     pub(super) fn parts(&self, from: usize, len: usize) -> Vec<VolatileSlice<'m>> {
-        let (mut skip, mut most) = (self.start + from, len.min(self.len.saturating_sub(from)));
         let mut parts = Vec::with_capacity(self.parts.len());
-        for part in &self.parts {
-            let hidden = skip.min(part.len());
-            let shown = most.min(part.len() - hidden);
-            (skip, most) = (skip - hidden, most - shown);
-            if shown > 0
-                && let Ok(part) = part.subslice(hidden, shown)
-            {
-                parts.push(part);
-            }
-        }
+        let most = len.min(self.len.saturating_sub(from));
+        segments::window(self.parts.iter().copied(), self.start + from, most, &mut parts);
         parts
     }
 
     /// Copies the bytes from `from` on; returns their number.
     pub(super) fn copy(&self, from: usize, to: &mut [u8]) -> usize {
-        let mut at = 0;
-        for part in self.parts(from, to.len()) {
-            at += part.copy_to(&mut to[at..]);
-        }
-        at
+        segments::copy_out(&self.parts(from, to.len()), to)
     }
 }
 

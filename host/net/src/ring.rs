@@ -16,7 +16,7 @@ use super::{
     offload::Head,
     sink::FrameSink,
 };
-use bulkhead_queue::{GuestRam, SplitQueue};
+use bulkhead_queue::{GuestRam, SplitQueue, segments};
 
 /// Frames taken from the guest before the host's sockets have their turn.
 pub(super) const BURST: usize = 128;
@@ -234,19 +234,10 @@ impl Ring {
     }
 
     /// The collected buffers without their first `skip` bytes, cut to `most` bytes.
-    fn slices<'m>(&self, memory: &'m GuestRam, mut skip: usize, mut most: usize) -> Vec<VolatileSlice<'m>> {
+    fn slices<'m>(&self, memory: &'m GuestRam, skip: usize, most: usize) -> Vec<VolatileSlice<'m>> {
         let mut slices = Vec::with_capacity(self.buffers.len());
-        for (address, len) in &self.buffers {
-            let Ok(whole) = memory.get_slice(*address, *len as usize) else { continue };
-            let hidden = skip.min(whole.len());
-            let shown = most.min(whole.len() - hidden);
-            (skip, most) = (skip - hidden, most - shown);
-            if shown > 0
-                && let Ok(slice) = whole.subslice(hidden, shown)
-            {
-                slices.push(slice);
-            }
-        }
+        let whole = self.buffers.iter().filter_map(|(address, len)| memory.get_slice(*address, *len as usize).ok());
+        segments::window(whole, skip, most, &mut slices);
         slices
     }
 

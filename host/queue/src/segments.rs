@@ -8,7 +8,12 @@ use vm_memory::VolatileSlice;
 pub type Segment<'m> = VolatileSlice<'m, ()>;
 
 /// Fills `out` with the part of `from` that starts after `skip` bytes and has at most `limit` bytes.
-pub fn window<'m>(from: &[Segment<'m>], mut skip: usize, mut limit: usize, out: &mut Vec<Segment<'m>>) {
+pub fn window<'m>(
+    from: impl IntoIterator<Item = Segment<'m>>,
+    mut skip: usize,
+    mut limit: usize,
+    out: &mut Vec<Segment<'m>>,
+) {
     out.clear();
     for segment in from {
         if limit == 0 {

@@ -4,7 +4,7 @@
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
-use bulkhead_queue::GuestRam;
+use bulkhead_queue::{GuestRam, segments};
 
 /// Buffers of one direction that a chain may have: as many as one system call takes (`UIO_MAXIOV`). The driver needs
 /// some 260 for the largest request.
@@ -46,43 +46,25 @@ impl<'m> Segments<'m> {
 
     /// Number of bytes. A chain has at most 2^32 (virtio 1.3, 2.7.5.2), so this does not overflow.
     pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(VolatileSlice::len).sum()
+        segments::total(&self.0)
     }
 
     /// The buffers without their first `skip` bytes, cut to `most` bytes.
-    pub(crate) fn part(&self, mut skip: usize, mut most: usize) -> Vec<VolatileSlice<'m>> {
+    pub(crate) fn part(&self, skip: usize, most: usize) -> Vec<VolatileSlice<'m>> {
         let mut part = Vec::with_capacity(self.0.len());
-        for whole in &self.0 {
-            let hidden = skip.min(whole.len());
-            let shown = most.min(whole.len() - hidden);
-            (skip, most) = (skip - hidden, most - shown);
-            if shown > 0
-                && let Ok(slice) = whole.subslice(hidden, shown)
-            {
-                part.push(slice);
-            }
-        }
+        segments::window(self.0.iter().copied(), skip, most, &mut part);
         part
     }
 
     /// Copies the first bytes, at most `most`.
     pub(crate) fn copy(&self, most: usize) -> Vec<u8> {
         let mut bytes = vec![0; most.min(self.len())];
-        let mut at = 0;
-        for slice in &self.0 {
-            at += slice.copy_to(&mut bytes[at..]);
-        }
+        segments::copy_out(&self.0, &mut bytes);
         bytes
     }
 
     /// Writes bytes from the start on; false if there is too little room for all of them.
     pub(crate) fn fill(&self, bytes: &[u8]) -> bool {
-        let mut rest = bytes;
-        for slice in &self.0 {
-            let fits = rest.len().min(slice.len());
-            slice.copy_from(&rest[..fits]);
-            rest = &rest[fits..];
-        }
-        rest.is_empty()
+        segments::copy_in(&self.0, bytes) == bytes.len()
     }
 }

@@ -361,7 +361,7 @@ impl<S: HostStream> Connection<S> {
             self.stream.read(space)
         } else {
             let mut allowed = Vec::with_capacity(space.len());
-            segments::window(space, 0, room, &mut allowed);
+            segments::window(space.iter().copied(), 0, room, &mut allowed);
             self.stream.read(&allowed)
         };
         match result {
@@ -415,7 +415,7 @@ impl<S: HostStream> Connection<S> {
             let result = if done == 0 {
                 self.stream.write(payload)
             } else {
-                segments::window(payload, done, len - done, &mut rest);
+                segments::window(payload.iter().copied(), done, len - done, &mut rest);
                 self.stream.write(&rest)
             };
             done += self.written(result);
@@ -435,7 +435,7 @@ impl<S: HostStream> Connection<S> {
             return;
         }
         let mut rest = Vec::new();
-        segments::window(payload, skip, len, &mut rest);
+        segments::window(payload.iter().copied(), skip, len, &mut rest);
         let mut bytes = vec![0; len];
         segments::copy_out(&rest, &mut bytes);
         self.buffer.extend(bytes);

@@ -143,7 +143,7 @@ pub fn chains(bytes: &[u8]) {
             let mut header = [0; HEADER_LEN];
             if segments::copy_out(&chain, &mut header) == HEADER_LEN {
                 let len = Header::parse(&header).len as usize;
-                segments::window(&chain, HEADER_LEN, len, &mut payload);
+                segments::window(chain.iter().copied(), HEADER_LEN, len, &mut payload);
                 assert_eq!(segments::total(&payload), len.min(total - HEADER_LEN));
             }
         }

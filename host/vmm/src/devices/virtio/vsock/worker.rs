@@ -253,7 +253,7 @@ impl<'m> Worker<'m> {
         // The chain may be longer than the packet (5.10.6). A packet longer than its chain violates the protocol, which
         // ends its connection.
         let len = header.len as usize;
-        segments::window(&self.chain, HEADER_LEN, len, &mut self.payload);
+        segments::window(self.chain.iter().copied(), HEADER_LEN, len, &mut self.payload);
         let complete = len <= total - HEADER_LEN;
         self.muxer.transmit(&header, complete.then_some(&self.payload[..]), now);
     }
@@ -300,7 +300,7 @@ impl<'m> Worker<'m> {
             return Some(0);
         }
         // The payload goes behind the header, which is written last, when the length is known.
-        segments::window(&self.chain, HEADER_LEN, usize::MAX, &mut self.payload);
+        segments::window(self.chain.iter().copied(), HEADER_LEN, usize::MAX, &mut self.payload);
         let Some(header) = self.muxer.next_packet(&self.payload, now) else {
             // A buffer for a header only cannot take the data for which it was chosen. It is returned, or it would
             // block the queue forever.

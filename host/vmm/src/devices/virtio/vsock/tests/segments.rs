@@ -92,7 +92,7 @@ proptest! {
         let mut pieces = pieces;
         let all: Vec<_> = pieces.iter_mut().map(|piece| piece.as_mut_slice().into()).collect();
         let mut out = Vec::new();
-        window(&all, skip, limit, &mut out);
+        window(all, skip, limit, &mut out);
         let expected: Vec<u8> = flat.iter().copied().skip(skip).take(limit).collect();
         let mut bytes = vec![0; expected.len()];
         prop_assert_eq!(total(&out), expected.len());
