@@ -1,4 +1,4 @@
-//! System calls for which there is no safe wrapper.
+//! System calls without a safe wrapper.
 
 use std::{
     ffi::CStr,

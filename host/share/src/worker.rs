@@ -158,7 +158,7 @@ impl Thread {
             match self.commands.try_recv() {
                 Ok(Command::Start(ring)) => self.ring = Some(ring),
                 Ok(Command::Stop(give)) => {
-                    // Dropped without an answer if there is no queue.
+                    // Without a queue it is dropped unanswered.
                     if let Some(ring) = self.ring.take() {
                         let _ = give.send(ring);
                     }

@@ -136,8 +136,8 @@ fn set_times(target: &Target, changes: &Changes) -> Result<(), Errno> {
     let times = Timestamps { last_access: timespec(changes.accessed)?, last_modification: timespec(changes.modified)? };
     match resolve::open_for_changes(target) {
         Ok(file) => futimens(file, &times),
-        // Links, and pipes and sockets of the host, keep the host's times: there is no descriptor for them that
-        // Landlock has judged (see `sandbox`).
+        // Links, and pipes and sockets of the host, keep the host's times: no descriptor of them has been judged by
+        // Landlock (see `sandbox`).
         Err(Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error),
     }

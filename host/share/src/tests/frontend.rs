@@ -120,7 +120,7 @@ fn a_driver_with_one_request_queue_is_served_through_a_change_of_processes_and_a
     let mut config = [0; 40];
     device.read_config(0, &mut config);
     assert_eq!((&config[..9], &config[36..]), (&b"bulkhead\0"[..], &[4, 0, 0, 0][..]));
-    assert!(device.activate(driver.activation(1)).is_err(), "there is no queue for requests");
+    assert!(device.activate(driver.activation(1)).is_err(), "no queue for requests");
     device.reset();
 
     device.activate(driver.activation(USED_QUEUES)).unwrap();
