@@ -13,6 +13,7 @@ use std::{
 };
 
 use bulkhead_guest_common::{id_ranges, mountinfo};
+use bulkhead_policy::volumes;
 use nix::mount::{MntFlags, umount2};
 
 use crate::log;
@@ -35,7 +36,7 @@ pub(crate) fn send_ids_of_containers() {
 
 /// The mount points of file systems that are on a server, the latest first.
 fn on_servers(table: &[u8]) -> Vec<PathBuf> {
-    let is_on_server = |mount: &mountinfo::Mount<'_>| matches!(mount.fs_type, b"nfs" | b"nfs4" | b"cifs");
+    let is_on_server = |mount: &mountinfo::Mount<'_>| volumes::is_on_server(mount.fs_type);
     mountinfo::parse(table).rev().filter(is_on_server).map(|mount| mount.point()).collect()
 }
 

@@ -306,6 +306,11 @@ fn judge_cifs(options: &Options<'_>) -> Result<(), Error> {
     })
 }
 
+/// Returns true for the kind of file system, as the kernel names it, that a volume on a server of the network has.
+pub fn is_on_server(fs_type: &[u8]) -> bool {
+    matches!(fs_type, b"nfs" | b"nfs4" | b"cifs")
+}
+
 /// Judges a volume by its driver and options.
 pub fn judge<'a>(driver: &str, options: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Error> {
     drivers::volume(driver)?;

@@ -6,7 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest_common::mountinfo::Mount;
-use bulkhead_policy::shares::MOUNT_POINT;
+use bulkhead_policy::{shares::MOUNT_POINT, volumes};
 
 /// The files in a container's directory that the engine binds into the container and goes on reading and writing
 /// itself.
@@ -142,7 +142,7 @@ impl SourcePolicy {
             // Shared memory, secrets, and volumes in memory; it is empty when it is new.
             b"tmpfs" => !source.path.starts_with(&self.shares),
             // Volumes on a server of the network, which has nothing of the VM.
-            b"nfs" | b"nfs4" | b"cifs" => self.is_volume(source.path),
+            kind if volumes::is_on_server(kind) => self.is_volume(source.path),
             // The layers of another stage or image, mounted by the builder itself.
             b"overlay" => requester.is_build,
             _ => false,
