@@ -2,7 +2,7 @@
 
 use std::{io, net::Ipv4Addr};
 
-use vhost::vhost_user::Error as VhostError;
+use bulkhead_vhost_user::Error as VhostError;
 
 use bulkhead_ipc::{channel::PacketError, inherited, sandbox};
 

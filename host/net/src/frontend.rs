@@ -4,10 +4,10 @@
 use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
-use ::vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use bulkhead_vhost_user::{Backend, Connection};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::{
@@ -23,9 +23,7 @@ const MAX_EVENTS: usize = 256;
 /// The sockets, the device that the vmm sets up through one of them, and epoll.
 pub(super) struct Frontend {
     pub(super) epoll: Arc<Epoll>,
-    // The handler's type demands a mutex. One thread uses it, so it is never contended.
-    device: Arc<Mutex<Device>>,
-    handler: BackendReqHandler<Mutex<Device>>,
+    connection: Connection<Device>,
     control: OwnedFd,
     events: Vec<EpollEvent>,
 }
@@ -37,9 +35,8 @@ impl Frontend {
         events::watch(&epoll, &control, Token::Control).map_err(cannot("watch the control socket"))?;
         events::watch(&epoll, &stream, Token::Frontend).map_err(cannot("watch the vhost-user socket"))?;
         let device = Device::new(Arc::clone(&epoll)).map_err(cannot("allocate the queues"))?;
-        let device = Arc::new(Mutex::new(device));
-        let handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-        Ok(Self { epoll, device, handler, control, events: vec![EpollEvent::default(); MAX_EVENTS] })
+        let connection = Connection::new(stream, device);
+        Ok(Self { epoll, connection, control, events: vec![EpollEvent::default(); MAX_EVENTS] })
     }
 
     /// Waits at most `timeout` milliseconds, or forever if it is -1; returns the number of events.
@@ -68,16 +65,7 @@ impl Frontend {
 
     /// Handles the vmm's next request; false when the vmm is gone.
     pub(super) fn handle_request(&mut self) -> Result<bool, NetError> {
-        match self.handler.handle_request() {
-            // A request that this device refuses was answered with an error, and the next one may be fine.
-            Ok(())
-            | Err(VhostError::ReqHandlerError(_) | VhostError::InvalidParam | VhostError::InvalidOperation(_)) => {
-                Ok(true)
-            }
-            Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => Ok(false),
-            // Anything else leaves the stream at an unknown position within a message.
-            Err(error) => Err(NetError::Protocol(error)),
-        }
+        self.connection.handle_request().map_err(NetError::Protocol)
     }
 
     /// Resets the kick of a queue.
@@ -88,7 +76,7 @@ impl Frontend {
     }
 
     /// The device as the vmm has set it up.
-    pub(super) fn device(&self) -> MutexGuard<'_, Device> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn device(&self) -> MutexGuard<'_, Backend<Device>> {
+        self.connection.device()
     }
 }

@@ -95,12 +95,6 @@ impl Ring {
         })
     }
 
-    /// Sets the used index from which on the queue is continued. Signals for earlier elements are the vmm's to give
-    /// when it hands the queue over.
-    pub(super) fn set_used(&mut self, used: u16) {
-        self.queue.restart(used);
-    }
-
     /// True while frames may move.
     pub(crate) fn runs(&self) -> bool {
         self.enabled && self.queue.queue().ready() && self.kick.is_some()

@@ -16,6 +16,7 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
+use bulkhead_vhost_user::Backend;
 use bulkhead_vmm::{
     devices::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice, net},
     exit::ExitSignal,
@@ -25,15 +26,15 @@ use bulkhead_vmm::{
 use crate::{addresses, vhost::Device};
 
 /// A backend that answers until the frontend is gone.
-fn backend() -> (UnixStream, Arc<Mutex<Device>>, JoinHandle<()>) {
+fn backend() -> (UnixStream, Arc<Mutex<Backend<Device>>>, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (device, answering) = answer(theirs);
     (ours, device, answering)
 }
 
 /// Answers a frontend's requests until its stream is closed.
-fn answer(theirs: UnixStream) -> (Arc<Mutex<Device>>, JoinHandle<()>) {
-    let device = Arc::new(Mutex::new(Device::new(Arc::new(Epoll::new().unwrap())).unwrap()));
+fn answer(theirs: UnixStream) -> (Arc<Mutex<Backend<Device>>>, JoinHandle<()>) {
+    let device = Arc::new(Mutex::new(Backend::new(Device::new(Arc::new(Epoll::new().unwrap())).unwrap())));
     let mut handler = BackendReqHandler::from_stream(theirs, Arc::clone(&device));
     (device, thread::spawn(move || while handler.handle_request().is_ok() {}))
 }
@@ -96,7 +97,7 @@ fn a_backends_signal_becomes_its_queues_interrupt_and_a_successor_takes_over_unt
     let (mut net, handle) = net::connect(stream).unwrap();
     let lines = lines();
     net.activate(activation(&lines)).unwrap();
-    let signal = |device: &Mutex<Device>, queue: usize| {
+    let signal = |device: &Mutex<Backend<Device>>, queue: usize| {
         let device = device.lock().unwrap();
         assert!(device.rings[queue].runs());
         device.rings[queue].call.as_ref().unwrap().write(1).unwrap();
