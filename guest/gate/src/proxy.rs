@@ -32,6 +32,7 @@ use crate::{
     response::{self, Body},
     rules::{
         self, Isolation, Refusal, Target,
+        api::Route,
         source_places::{SourcePlaces, translate},
     },
     shares::SharedDirectories,
@@ -116,16 +117,17 @@ async fn handle(gate: &Arc<Gate>, caller: &Caller, request: Request<Incoming>) -
     }
     let is_about_swarm = parts.method == Method::POST && target.segments.first().is_some_and(|first| first == "swarm");
     let method = parts.method.clone();
-    let places = rules::api::find(method.as_str(), &target.segments).map(|found| found.route.shows_sources);
+    let route = rules::api::find(method.as_str(), &target.segments).map(|found| found.route);
     let response = match gate.isolation {
         Isolation::On => isolated(gate, caller, parts, body, target).await,
-        Isolation::Off => unchecked(gate, caller, parts, body, &target).await,
+        Isolation::Off => unchecked(gate, caller, parts, body, &target, route).await,
     };
     if is_about_swarm {
         gate.swarm_changed.notify_one();
     }
     // Also without shares: a container can be from a time when there were some.
-    answer::show_host_paths(&method, places.unwrap_or(Places::None), response?).await
+    let places = route.map_or(Places::None, |route| route.shows_sources);
+    answer::show_host_paths(&method, places, response?).await
 }
 
 /// Passes a request on as far as the table and the judges allow.
@@ -164,10 +166,11 @@ async fn unchecked(
     mut parts: request::Parts,
     body: Incoming,
     target: &Target,
+    route: Option<&'static Route>,
 ) -> Result<Response<Body>, ProxyError> {
     let adds = rules::api::is_container_create(&target.segments) && !gate.environment.is_empty();
-    let found = rules::api::find(parts.method.as_str(), &target.segments).map(|found| found.route.names_sources);
-    let places = found.filter(|_| !gate.shares.is_empty()).unwrap_or(SourcePlaces::None);
+    let route = route.filter(|_| !gate.shares.is_empty());
+    let places = route.map_or(SourcePlaces::None, |route| route.names_sources);
     let body = if adds || !matches!(places, SourcePlaces::None | SourcePlaces::Filter) {
         let environment = if adds { Arc::clone(&gate.environment) } else { Arc::default() };
         let bytes = with_changes(environment, places, gate.shares.clone(), admission::read_body(body).await?).await?;
@@ -182,7 +185,7 @@ async fn unchecked(
     parts.uri = match rules::api::find("POST", &target.segments) {
         // `checkpoint-dir` is a path of the VM. The row has no parameters that dockerd reads.
         Some(found) if found.route.starts_container() => target.path().parse().unwrap_or_default(),
-        _ if places == SourcePlaces::Filter => with_filter(gate, &parts.uri, target),
+        _ if places == SourcePlaces::Filter => with_filter(gate, &parts.uri, target, route),
         _ => path_and_query(&parts.uri),
     };
     forward(gate, caller, for_engine(Request::from_parts(parts, body))).await
@@ -193,9 +196,8 @@ fn path_and_query(uri: &Uri) -> Uri {
 }
 
 /// Returns the path and query of a list of containers, with a filter that finds sources by their paths on the host.
-fn with_filter(gate: &Gate, uri: &Uri, target: &Target) -> Uri {
-    let found = rules::api::find("GET", &target.segments);
-    let query = found.map(|found| rules::api::Query::read(found.route.parameters, uri.query().unwrap_or_default()));
+fn with_filter(gate: &Gate, uri: &Uri, target: &Target, route: Option<&'static Route>) -> Uri {
+    let query = route.map(|route| rules::api::Query::read(route.parameters, uri.query().unwrap_or_default()));
     if let Some(Ok(mut query)) = query
         && admission::find_sources(&mut query, gate.shares.shares())
         && let Ok(uri) = format!("{}?{}", target.path(), query.text()).parse()
