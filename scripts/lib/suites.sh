@@ -28,7 +28,7 @@ declare -rA TESTS=([kvm]=bare_metal [linux]=linux_guest [e2e]=e2e [escapes]=esca
 # The images of tests/images that a kind loads.
 declare -rA IMAGES=(
     [bundles]="alpine" [e2e]="alpine docker" [escapes]="alpine" [network]="alpine debian"
-    [isolation]="alpine debian docker dind systemd servers"
+    [isolation]="alpine builder debian docker dind node systemd servers"
 )
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
