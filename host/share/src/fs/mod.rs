@@ -14,6 +14,7 @@ mod owners;
 mod record;
 mod resolve;
 mod tree;
+mod watch;
 mod xattr;
 
 use std::{
@@ -27,6 +28,7 @@ use rustix::{fd::AsFd, io::Errno};
 use crate::{
     api,
     buffers::{Buffers, Segments},
+    events::Events,
     fuse::{
         reply::{self, Body},
         request::{self, Header, Operation},
@@ -74,6 +76,8 @@ pub(crate) struct Server {
     cache: Mutex<Cache>,
     devices: Devices,
     handles: Handles,
+    /// Changes by the host's programs.
+    pub(crate) events: Events,
     ids: Ids,
     /// Serialises changes of records and modes, which are read, changed and written.
     records: Mutex<()>,
@@ -95,6 +99,7 @@ impl Server {
             cache: Mutex::default(),
             devices: Devices::default(),
             handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS)),
+            events: Events::new(),
             ids: Ids::own(),
             records: Mutex::default(),
             started: (started.as_secs() as i64, started.subsec_nanos()),
@@ -132,7 +137,14 @@ impl Server {
             // A length that is a lie, or a header that changed meanwhile.
             None => Err(Errno::INVAL),
             Some(_) => match request::operation(&header, &bytes) {
-                Some(operation) => self.answer(&header, operation, buffers),
+                Some(operation) => {
+                    let own = self.begin_change(header.node, &operation);
+                    let answer = self.answer(&header, operation, buffers);
+                    if let Some(own) = own {
+                        own.end(answer.is_ok());
+                    }
+                    answer
+                }
                 None => Err(Errno::INVAL),
             },
         };
@@ -146,6 +158,7 @@ impl Server {
                 // A new connection knows nothing of an earlier one.
                 self.handles.clear();
                 self.nodes().clear();
+                self.events.clear();
                 Ok(Body::init(minor, readahead, flags).into())
             }
             Operation::Init { .. } => Err(Errno::PROTO),
@@ -156,6 +169,7 @@ impl Server {
             Operation::Lookup(name) => self.lookup(node, name),
             Operation::Forget(count) => {
                 self.nodes().forget(node, count);
+                self.cease_if_returned(node);
                 Ok(Reply::None)
             }
             Operation::BatchForget(pairs) => {
@@ -206,6 +220,7 @@ impl Server {
             Operation::Allocate { handle, offset, length, mode } => self.allocate(node, handle, offset, length, mode),
             Operation::Seek { handle, offset, whence } => self.seek(node, handle, offset, whence),
             Operation::CopyRange(range) => self.copy_range(node, &range),
+            Operation::Watch { mask, sequence } => self.watch(node, mask, sequence),
             // The kernel asks once for each. FLUSH among them: nothing is left to do when a program closes a file,
             // since writes are never held back. ACCESS is never asked where the kernel checks permissions itself.
             // SYNCFS would have the whole disk of the host written each time that a container calls sync(2); it may
@@ -215,11 +230,16 @@ impl Server {
     }
 
     fn forget(&self, pairs: &[u8]) {
+        let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default();
+        let pairs = pairs.as_chunks::<16>().0;
         let mut nodes = self.nodes();
-        for pair in pairs.as_chunks::<16>().0 {
+        for pair in pairs {
             let (node, count) = pair.split_at(8);
-            let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default();
             nodes.forget(word(node), word(count));
+        }
+        drop(nodes);
+        for pair in pairs.iter().take_while(|_| self.events.any()) {
+            self.cease_if_returned(word(&pair[..8]));
         }
     }
 }

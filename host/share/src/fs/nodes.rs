@@ -211,6 +211,11 @@ impl Nodes {
         }
     }
 
+    /// The number of a file that the guest knows.
+    pub(crate) fn number(&self, origin: Origin) -> Option<u64> {
+        self.numbers.get(&origin).copied()
+    }
+
     /// The names of a file: directories and the names in them.
     pub(crate) fn names(&self, number: u64) -> Vec<(u64, CString)> {
         self.slots.get(&number).map(|slot| slot.names.clone()).unwrap_or_default()

@@ -2,6 +2,7 @@
 
 mod device;
 mod escapes;
+mod events;
 mod files;
 mod frontend;
 mod kernel;
@@ -14,7 +15,10 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::mpsc::{self, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     thread,
 };
 
@@ -195,6 +199,8 @@ struct Guest {
     server: Sender<(Vec<u8>, usize, Sender<Vec<u8>>)>,
     directory: TempDir,
     caller: (u32, u32),
+    /// The server, for what does not come as a reply.
+    serving: Option<Arc<Server>>,
 }
 
 impl Guest {
@@ -206,7 +212,7 @@ impl Guest {
     /// A guest of these shares, which are made below the temporary directory.
     fn with(shares: &[(&str, bool)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut guest = Self { server: mpsc::channel().0, directory, caller: own() };
+        let mut guest = Self { server: mpsc::channel().0, directory, caller: own(), serving: None };
         for (path, _) in shares {
             std::fs::create_dir_all(guest.path(path)).unwrap();
         }
@@ -222,6 +228,8 @@ impl Guest {
     /// Lets a server answer from now on.
     fn serve_with(&mut self, server: Server) {
         let (ask, questions) = mpsc::channel::<(Vec<u8>, usize, Sender<Vec<u8>>)>();
+        let server = Arc::new(server);
+        self.serving = Some(Arc::clone(&server));
         thread::spawn(move || {
             sandbox::confine_share(&server.shared()).unwrap();
             sandbox::confine_share_thread().unwrap();
