@@ -8,6 +8,7 @@
 
 mod api;
 mod diagnose;
+mod events;
 mod input;
 mod isolation;
 mod lifecycle;
