@@ -10,7 +10,7 @@ use std::{
 };
 
 use support::{
-    engine::{Engine, Isolation, engine},
+    engine::{Engine, ISOLATION, engine_with, home},
     home::pid,
 };
 
@@ -368,7 +368,7 @@ const ALL: &[(Situation, &[Row])] = &[
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn rows_of_the_documentation() {
     let mut table = Table::default();
-    let engine = engine(Isolation::On);
+    let engine = engine_with_a_share();
     engine.need_image("debian:latest", "debian.tar");
     let mut situations = Situations::new(&engine);
     for (situation, rows) in ALL {
@@ -391,6 +391,14 @@ fn rows_of_the_documentation() {
     }
     drop(situations);
     table.finish("Rows");
+}
+
+/// An engine with isolation that shares the directory of the commands: the user's home is none of a test's.
+fn engine_with_a_share() -> Engine {
+    let work = home().path("work");
+    fs::create_dir_all(&work).unwrap();
+    let list = serde_json::json!([{"path": fs::canonicalize(work).unwrap()}]).to_string();
+    engine_with(&[(ISOLATION, "true"), ("filesharingDirectories", &list)])
 }
 
 fn another_user_cannot_reach_the_engine(engine: &Engine) -> Result<(), String> {
