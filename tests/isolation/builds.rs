@@ -20,7 +20,7 @@ fn is_a_range(said: &str) -> bool {
 }
 
 pub fn steps_are_isolated(engine: &Engine) -> Result<(), String> {
-    let context = directory(engine).join("steps");
+    let context = directory(engine.home).join("steps");
     fs::create_dir_all(&context).unwrap();
     fs::write(context.join("Dockerfile"), "FROM alpine\nRUN cat /proc/self/uid_map\n").unwrap();
     check(engine, "DOCKER_BUILDKIT=0 docker build --no-cache --rm steps", Expect::Holds(is_a_range))?;
@@ -35,7 +35,7 @@ pub fn has_buildx(engine: &Engine) -> bool {
 }
 
 pub fn entitlements_are_refused(engine: &Engine) -> Result<(), String> {
-    let context = directory(engine).join("entitled");
+    let context = directory(engine.home).join("entitled");
     fs::create_dir_all(&context).unwrap();
     fs::write(context.join("Dockerfile"), "FROM alpine\nRUN ip address\n").unwrap();
     let insecure = "# syntax=docker/dockerfile:1-labs\nFROM alpine\nRUN --security=insecure id\n";

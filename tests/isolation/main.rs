@@ -25,6 +25,7 @@ use std::{fs, path::Path, time::Duration};
 
 use support::{
     engine::{Engine, images},
+    home::Home,
     process::{Ran, run},
 };
 
@@ -48,14 +49,14 @@ fn shell(engine: &Engine, lines: &str) -> Ran {
         .env("R", situation::images().map(|images| images.registry.as_str()).unwrap_or_default())
         .env("S", sockets::MOUNT)
         .env("INSIDE", "docker exec inside")
-        .current_dir(directory(engine))
+        .current_dir(directory(engine.home))
         .args(["-c", &format!("exec 2>&1\n{lines}")]);
     run(command, CASE)
 }
 
 /// The working directory of the commands.
-fn directory(engine: &Engine) -> std::path::PathBuf {
-    let directory = engine.home.path("work");
+fn directory(home: &Home) -> std::path::PathBuf {
+    let directory = home.path("work");
     fs::create_dir_all(&directory).unwrap();
     directory
 }

@@ -15,7 +15,7 @@ use support::{
 };
 
 use crate::{
-    builds, nested, nodes, policy,
+    builds, directory, nested, nodes, policy,
     situation::{Situation, Situations},
     sockets,
     table::{
@@ -395,9 +395,7 @@ fn rows_of_the_documentation() {
 
 /// An engine with isolation that shares the directory of the commands: the user's home is none of a test's.
 fn engine_with_a_share() -> Engine {
-    let work = home().path("work");
-    fs::create_dir_all(&work).unwrap();
-    let list = serde_json::json!([{"path": fs::canonicalize(work).unwrap()}]).to_string();
+    let list = serde_json::json!([{"path": fs::canonicalize(directory(home())).unwrap()}]).to_string();
     engine_with(&[(ISOLATION, "true"), ("filesharingDirectories", &list)])
 }
 

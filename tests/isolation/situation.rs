@@ -236,7 +236,7 @@ impl<'a> Situations<'a> {
             let ran = engine.home.bulkhead(&["start", "--timeout", "220"], START);
             engine.note_start();
             // For the rows about its messages.
-            fs::write(directory(engine).join("start.log"), format!("{}{}", ran.stdout, ran.stderr)).unwrap();
+            fs::write(directory(engine.home).join("start.log"), format!("{}{}", ran.stdout, ran.stderr)).unwrap();
             ran.ok();
         } else {
             engine.restart();
