@@ -18,11 +18,11 @@ use crate::{
 /// Time for an inner system; the emulated machine is slow.
 const UP: Duration = Duration::from_secs(240);
 
-/// Containers at once in the VM; `guest/runtime/tests/bundles` makes more of them without one.
-const AT_ONCE: usize = 8;
+/// Containers at once in the VM; `guest/runtime/tests/bundles` makes 64 of them without one.
+const AT_ONCE: usize = 4;
 
-/// Starts and stops in the VM.
-const CYCLES: usize = 20;
+/// Starts and stops in the VM; there are 500 of them in `guest/runtime/tests/bundles`.
+const CYCLES: usize = 4;
 
 /// Starts an inner engine that has the image `alpine`; it goes with `remove_containers`.
 fn inner_engine(engine: &Engine) -> Result<(), String> {

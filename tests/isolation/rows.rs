@@ -338,7 +338,7 @@ const NODES: &[Row] = &[
 
 /// Behaviours that concern several rows.
 const MORE: &[Row] = &[
-    Row("more", "eight at once and twenty cycles: no range is lost", Code(nested::no_range_is_lost)),
+    Row("more", "several at once and one after the other: no range is lost", Code(nested::no_range_is_lost)),
     Row("more", "systemd is process 1", Code(nested::systemd_is_process_1)),
     Row("more", "compose in an inner engine", Code(nested::compose_works_inside)),
     Row(
