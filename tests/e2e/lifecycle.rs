@@ -147,17 +147,23 @@ fn a_stopped_engine_leaves_nothing_running_and_starts_with_its_images_and_volume
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
-fn a_throw_away_engine_runs_one_command_and_leaves_nothing_behind() {
+fn a_throw_away_engine_runs_one_command_where_it_was_called_and_leaves_nothing_behind() {
     let home = OwnHome(Home::new());
+    let here = home.path("here");
+    fs::create_dir_all(&here).unwrap();
+    fs::write(here.join("file"), "of the host\n").unwrap();
     let script = format!(
-        "docker load --quiet --input '{}/alpine.tar' && docker run --rm alpine sh -c 'echo inside; exit 7'",
+        "docker load --quiet --input '{}/alpine.tar' &&
+         docker run --rm -v \"$PWD\":/d alpine sh -c 'cat /d/file; echo x >/d/out; exit 7'",
         images().display()
     );
     let mut command = home.command(program());
+    command.current_dir(&here).env("PWD", &here);
     command.args(["run", "--quiet", "--timeout", "220", "--", "sh", "-c", &script]);
     let ran = run(command, START + COMMAND);
     assert_eq!(ran.status.code(), Some(7), "{}", ran.stderr);
-    assert_eq!(ran.stdout, "Loaded image: alpine:latest\ninside\n");
+    assert_eq!(ran.stdout, "Loaded image: alpine:latest\nof the host\n");
+    assert_eq!(fs::read_to_string(here.join("out")).unwrap(), "x\n");
     assert_eq!(home.processes(), Vec::<u32>::new());
     for directory in ["config", "data", "state", "run"] {
         let left: Vec<_> =
