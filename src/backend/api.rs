@@ -13,7 +13,7 @@
 //! Everything else is answered with an HTTP error and a [`Problem`]. An unknown option is refused, so that a misspelt
 //! one is not ignored.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use bulkhead_protocol::{Description, PortMapping, Stage, Transport};
 use serde::{Deserialize, Serialize};
@@ -198,6 +198,10 @@ impl From<PortMapping> for PublishedPort {
 pub struct Examination {
     /// Samples of the vCPUs in the order of time, each with all vCPUs in order.
     pub vcpus: Vec<Vec<Option<VcpuView>>>,
+    /// How fast KVM's counters grew, in a second, by their names in Linux: one number for those of the VM, one for each
+    /// vCPU for those of vCPUs. Empty where KVM has no counters for programs, before Linux 5.15.
+    #[serde(default)]
+    pub kvm: BTreeMap<String, Vec<u64>>,
     /// The guest's description of itself.
     pub guest: Option<Description>,
     /// The file of the guest's kernel, whose symbols name the places of the vCPUs.
@@ -206,13 +210,18 @@ pub struct Examination {
 }
 
 impl Examination {
+    /// The number of vCPUs, 0 if no sample was taken.
+    pub fn vcpu_count(&self) -> usize {
+        self.vcpus.iter().map(Vec::len).max().unwrap_or_default()
+    }
+
     /// Returns the vCPUs from which the same interrupt was withheld in every sample ([`VcpuView::withheld`]): it is
     /// pending with a higher priority than any in service while `RFLAGS.IF` is set, or it is in service while a program
     /// runs.
     ///
     /// A guest cannot do that to itself. The KVM below it, or the machine that emulates it, has lost an interrupt.
     pub fn starved(&self) -> Vec<usize> {
-        let count = self.vcpus.iter().map(Vec::len).max().unwrap_or_default();
+        let count = self.vcpu_count();
         let starves = |vcpu: &usize| {
             let withheld: Vec<_> = self.vcpus.iter().map(|sample| sample.get(*vcpu)?.as_ref()?.withheld()).collect();
             // In a single sample, or with another interrupt each time, it may just have been on its way.

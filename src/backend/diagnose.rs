@@ -1,11 +1,13 @@
 //! Examination of a running VM, for a user who wonders why it does not respond.
 //!
 //! `doctor` asks the backend for it. Each vCPU is sampled three times: a signal makes `KVM_RUN` return, and the vCPU's
-//! thread reads its registers and local APIC. The agent is asked for load, memory and busy threads. Every part that
+//! thread reads its registers and local APIC. KVM's counters are read with them; what counts is how fast they grow. The
+//! agent is asked for load, memory and busy threads. Every part that
 //! does not answer within seconds is reported as missing, which tells a guest that hangs from an engine that does; the
 //! command line pings the engine itself.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,11 +16,11 @@ use std::{
 use bulkhead_protocol::{Description, HostMessage};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{api::Examination, vmm::VmmChannel};
-use bulkhead_vmm::api::{Command, VcpuView};
+use bulkhead_vmm::api::{Command, Sample};
 
 /// Samples of the vCPUs; one that spins is at the same place again.
 const VCPU_SAMPLES: usize = 3;
@@ -72,7 +74,7 @@ pub(super) struct VmWaiters {
     /// For the guest's description of itself.
     pub(super) guest: Waiters<Description>,
     /// For the vmm process's samples.
-    pub(super) vcpus: Waiters<Vec<Option<VcpuView>>>,
+    pub(super) samples: Waiters<Sample>,
 }
 
 /// Examines a VM; every part that does not answer is missing. Takes some seconds at most.
@@ -86,17 +88,40 @@ pub(super) async fn examine(
     let description = waiters.guest.wait();
     let asked = agent_outbox.capacity() > RESERVED && agent_outbox.try_send(HostMessage::Describe).is_ok();
     let mut vcpus = Vec::new();
+    let mut counters: Vec<(Instant, BTreeMap<String, Vec<u64>>)> = Vec::new();
     for _ in 0..VCPU_SAMPLES {
-        let answer = waiters.vcpus.wait();
+        let answer = waiters.samples.wait();
         let sample = async {
             channel.send(&Command::Look, None).await.ok()?;
             answer.await.ok()
         };
-        vcpus.extend(timeout(SAMPLE_TIMEOUT, sample).await.ok().flatten());
+        if let Ok(Some(sample)) = timeout(SAMPLE_TIMEOUT, sample).await {
+            vcpus.push(sample.vcpus);
+            counters.push((Instant::now(), sample.counters));
+        }
         sleep(SAMPLE_INTERVAL).await;
     }
+    let kvm = match &counters[..] {
+        [(start, before), .., (end, after)] => rates(before, after, *end - *start),
+        _ => BTreeMap::new(),
+    };
     let guest = if asked { timeout(DESCRIPTION_TIMEOUT, description).await.ok().and_then(Result::ok) } else { None };
-    Examination { vcpus, guest, kernel: Some(kernel) }
+    Examination { vcpus, kvm, guest, kernel: Some(kernel) }
+}
+
+/// Returns how fast counters grew, in a second.
+fn rates(
+    before: &BTreeMap<String, Vec<u64>>,
+    after: &BTreeMap<String, Vec<u64>>,
+    passed: Duration,
+) -> BTreeMap<String, Vec<u64>> {
+    let second = |growth: u64| (growth as f64 / passed.as_secs_f64().max(0.001)).round() as u64;
+    let grew = |(name, values): (&String, &Vec<u64>)| {
+        let before = before.get(name)?;
+        let rates = values.iter().zip(before).map(|(after, before)| second(after.saturating_sub(*before)));
+        Some((name.clone(), rates.collect()))
+    };
+    after.iter().filter_map(grew).collect()
 }
 
 #[cfg(test)]
@@ -114,6 +139,18 @@ mod tests {
         assert_eq!((first.await, second.await), (Ok(1), Ok(1)));
         waiters.answer(&2);
         assert_eq!(third.await, Ok(2));
+    }
+
+    #[test]
+    fn counters_grow_in_a_second_as_fast_as_between_two_samples() {
+        let counters = |exits: &[u64], flushes| {
+            BTreeMap::from([("exits".to_owned(), exits.to_vec()), ("remote_tlb_flush".to_owned(), vec![flushes])])
+        };
+        let grew = rates(&counters(&[100, 5], 9), &counters(&[2100, 5], 10), Duration::from_millis(500));
+        assert_eq!(grew, counters(&[4000, 0], 2));
+        // What is new has no rate yet, and no counter grows backwards.
+        assert_eq!(rates(&BTreeMap::new(), &grew, Duration::ZERO), BTreeMap::new());
+        assert_eq!(rates(&grew, &counters(&[0, 0], 0), Duration::ZERO), counters(&[0, 0], 0));
     }
 
     #[tokio::test]

@@ -267,7 +267,7 @@ async fn watch(mut child: Child, devices: Vec<DeviceSupervisor>, watched: Watche
             Ok(Some(Event::NoRoom { disks })) => {
                 let _ = events.send(VmEvent::NoRoom(!disks.is_empty())).await;
             }
-            Ok(Some(Event::Vcpus { views })) => waiters.vcpus.answer(&views),
+            Ok(Some(Event::Sample(sample))) => waiters.samples.answer(&sample),
             // The process ended without a report; its exit status has to explain it.
             Ok(None) => break,
             // A vmm that sends garbage may have been taken over by its guest. It gets no second chance.

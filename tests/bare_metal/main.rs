@@ -133,9 +133,9 @@ fn a_look_shows_where_a_vcpu_is_and_whether_it_sleeps() {
         // It may not have come that far yet.
         for _ in 0..200 {
             vmm.send(&Command::Look, None);
-            let Some(Event::Vcpus { mut views }) = vmm.event(SOON) else { panic!("no vCPUs") };
-            assert_eq!(views.len(), 1);
-            seen = views.remove(0);
+            let Some(Event::Sample(mut sample)) = vmm.event(SOON) else { panic!("no sample") };
+            assert_eq!(sample.vcpus.len(), 1);
+            seen = sample.vcpus.remove(0);
             if seen.as_ref().is_some_and(|view| view.halted || code == SPIN) {
                 break;
             }

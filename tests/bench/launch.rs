@@ -212,7 +212,7 @@ impl Running {
             match receive(control)? {
                 Event::Started { since_exec_us } => built_us = since_exec_us,
                 Event::Statistics(statistics) => return Ok(Some(OwnAccount { built_us, statistics })),
-                Event::Vcpus { .. } | Event::NoRoom { .. } => {}
+                Event::Sample(_) | Event::NoRoom { .. } => {}
                 Event::Exited(reason) => return Err(format!("the machine ended: {reason:?}").into()),
             }
         }

@@ -82,7 +82,7 @@ pub enum Command {
     Shares,
     /// Requests [`Event::Statistics`].
     Statistics,
-    /// Requests [`Event::Vcpus`].
+    /// Requests [`Event::Sample`].
     Look,
     /// Ends the machine at once, like a power failure.
     Kill,
@@ -157,6 +157,16 @@ impl VcpuView {
     }
 }
 
+/// What the machine is doing at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The vCPUs in order; `None` for one that could not be interrupted in time.
+    pub vcpus: Vec<Option<VcpuView>>,
+    /// KVM's counters by their names in Linux: one number for those of the machine, one for each vCPU for those of
+    /// vCPUs. Empty where KVM has none for programs, before Linux 5.15.
+    pub counters: std::collections::BTreeMap<String, Vec<u64>>,
+}
+
 /// Messages of the vmm to the backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -169,10 +179,7 @@ pub enum Event {
     /// Answer to [`Command::Statistics`].
     Statistics(Statistics),
     /// Answer to [`Command::Look`].
-    Vcpus {
-        /// The vCPUs in order; `None` for one that could not be interrupted in time.
-        views: Vec<Option<VcpuView>>,
-    },
+    Sample(Sample),
     /// Writes of the guest wait, because the host has no room for them, or go on.
     NoRoom {
         /// Serial numbers of the disks whose writes wait; empty when all go on.

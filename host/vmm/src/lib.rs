@@ -79,6 +79,7 @@ pub mod error;
 pub mod exit;
 mod files;
 pub mod interrupts;
+mod kvm_counters;
 pub mod layout;
 mod machine;
 pub mod memory;
@@ -186,7 +187,7 @@ fn command_loop(control: &ControlSocket, machine: &Machine, started: Instant) ->
                 }
             }
             Some((Command::Statistics, _)) => control.send(&Event::Statistics(machine.statistics())),
-            Some((Command::Look, _)) => control.send(&Event::Vcpus { views: machine.vcpu_views() }),
+            Some((Command::Look, _)) => control.send(&Event::Sample(machine.sample())),
             // Returning ends the process, and with it vCPUs and devices at whatever they are doing.
             Some((Command::Kill, _)) | None => return Ok(None),
             // A second machine, or a connection without its descriptor.

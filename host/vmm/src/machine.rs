@@ -13,7 +13,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    api::{ExitReason, Statistics, VcpuView, VmConfig},
+    api::{ExitReason, Sample, Statistics, VmConfig},
     boot,
     bus::{Bus, BusDevice},
     cpuid,
@@ -21,6 +21,7 @@ use super::{
     exit::ExitSignal,
     files::{Files, open_failed},
     interrupts::GsiRouter,
+    kvm_counters::KvmCounters,
     layout,
     memory::{self, GuestRam},
     memory_usage::MemoryUsage,
@@ -55,6 +56,7 @@ const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// A running machine.
 pub(super) struct Machine {
     usage: MemoryUsage,
+    counters: KvmCounters,
     vcpus: Vec<Arc<Shared>>,
     console: Arc<Mutex<ConsoleLog>>,
     logs: Vec<Pending>,
@@ -137,6 +139,7 @@ impl Machine {
         let vcpus = board.create_vcpus(&kvm_fd, config.cpus, entry)?;
         vcpu_state::prepare().map_err(host("install a signal handler"))?;
         let usage = MemoryUsage::open(&board.memory);
+        let counters = KvmCounters::open(&board.vm, &vcpus);
         // Everything is open, and KVM knows the whole machine. The sandbox applies to threads that start later, so
         // those that handle the guest's data, vCPUs and devices, all run confined.
         sandbox::confine_vmm()?;
@@ -146,7 +149,7 @@ impl Machine {
         let vcpus = board.run(vcpus)?;
         // From here on this thread moves messages and descriptors. Threads of devices are started by those of vCPUs.
         sandbox::confine_vmm_thread()?;
-        Ok(Self { usage, vcpus, console, logs, vsock, net, shares, exit, room, _locks: files.locks })
+        Ok(Self { usage, counters, vcpus, console, logs, vsock, net, shares, exit, room, _locks: files.locks })
     }
 
     /// The signal that is raised when the machine ends.
@@ -188,10 +191,10 @@ impl Machine {
         Statistics { exits, overhead_kib, guest_resident_kib }
     }
 
-    /// The state of each vCPU, see [`vcpu_state::snapshot_all`].
-    pub(super) fn vcpu_views(&self) -> Vec<Option<VcpuView>> {
+    /// The state of each vCPU, see [`vcpu_state::snapshot_all`], and KVM's counters.
+    pub(super) fn sample(&self) -> Sample {
         let slots: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.snapshot).collect();
-        vcpu_state::snapshot_all(&slots)
+        Sample { vcpus: vcpu_state::snapshot_all(&slots), counters: self.counters.read() }
     }
 
     /// Waits a moment for the guest's last output to reach its files.

@@ -34,16 +34,17 @@ pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
     let running = async {
         let Some(client) = Client::connect(paths).await? else { return Ok(Vec::new()) };
         // A backend without a VM, as after a failed start, has nothing that could respond; `status` has the reason.
-        let Some(vmm) = client.status().await?.vmm_pid else { return Ok(Vec::new()) };
+        if client.status().await?.vmm_pid.is_none() {
+            return Ok(Vec::new());
+        }
         // At once: an engine that does not respond is compared with what the guest was doing at that time.
-        let (examination, ping, counters) = tokio::join!(client.examination(), ping(paths), kvm::statistics(vmm));
+        let (examination, ping) = tokio::join!(client.examination(), ping(paths));
         let examination = examination?;
         let engine = ping.map_err(|problem| unanswered(&problem, examination.guest.as_ref()));
         Ok::<_, ClientError>(vec![
             Check { name: "guest", result: guest(&examination, &command(paths, "stop --force")) },
             Check { name: "engine", result: engine },
-            // Most hosts show them to root only, which is not a fault.
-            Check { name: "kvm", result: Ok(counters.unwrap_or_else(|reason| reason)) },
+            Check { name: "kvm", result: Ok(kvm::describe(&examination.kvm, examination.vcpu_count())) },
         ])
     };
     running.await.unwrap_or_else(|error| vec![Check { name: "backend", result: Err(chain(&error)) }])
@@ -166,7 +167,7 @@ mod tests {
         std::fs::write(&path, symbols::tests::kernel(&[(address, 2, "__send_to_port")])).unwrap();
         let program = VcpuView { user: true, ..view(0x40_1000) };
         let samples = vec![vec![Some(view(address + 0x42)), Some(program)]];
-        let mut examination = Examination { vcpus: samples, kernel: Some(path.clone()), guest: None };
+        let mut examination = Examination { vcpus: samples, kernel: Some(path.clone()), ..Examination::default() };
         let told = guest(&examination, "stop").unwrap_err();
         assert!(told.contains("vCPU 0 is in the kernel at 0xffffffff81234042 (__send_to_port+0x42);"), "{told}");
         assert!(told.contains("vCPU 1 is in a program at 0x401000, page tables"), "{told}");
