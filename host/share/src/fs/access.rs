@@ -4,7 +4,7 @@
 //! remove names from a directory of mode 0555, and a process without privileges on the host may not. It owns them, so
 //! it gives itself access for the time of one system call.
 
-use std::sync::PoisonError;
+use std::{ffi::CStr, sync::PoisonError};
 
 use rustix::{
     fd::AsFd,
@@ -51,6 +51,16 @@ impl Server {
         directories: &[&Directory],
         change: impl Fn() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
+        self.move_names(directories, &[], change)
+    }
+
+    /// The same for a change that moves what has these names: a directory has to be writable to get another parent.
+    pub(crate) fn move_names<T>(
+        &self,
+        directories: &[&Directory],
+        moved: &[(&Directory, &CStr)],
+        change: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         match change() {
             Err(Errno::ACCESS) => {}
             result => return result,
@@ -58,8 +68,11 @@ impl Server {
         // Nobody else takes the changed mode for the file's own meanwhile.
         let _records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let open = |directory: &&Directory| resolve::open_name(&*directory.fd, c".", flags, Mode::empty());
-        let files = directories.iter().map(open).collect::<Result<Vec<_>, _>>().map_err(|_| Errno::ACCESS)?;
+        let open = |directory: &Directory, name: &CStr| resolve::open_name(&*directory.fd, name, flags, Mode::empty());
+        let files = directories.iter().map(|directory| open(directory, c"."));
+        let mut files = files.collect::<Result<Vec<_>, _>>().map_err(|_| Errno::ACCESS)?;
+        // Whatever is not a directory, or is gone, needs nothing.
+        files.extend(moved.iter().filter_map(|(directory, name)| open(directory, name).ok()));
         let _opened: Vec<_> = files.iter().filter_map(|file| Opened::new(file, 0o700)).collect();
         change()
     }

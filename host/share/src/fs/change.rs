@@ -97,7 +97,8 @@ impl Server {
         if old.share != new.share {
             return Err(Errno::XDEV);
         }
-        self.change_names(&[&old, &new], || renameat_with(&*old.fd, from.1, &*new.fd, to.1, flags))?;
+        let moved = [(&old, from.1), (&new, to.1)];
+        self.move_names(&[&old, &new], &moved, || renameat_with(&*old.fd, from.1, &*new.fd, to.1, flags))?;
         self.renamed(&new, from, to);
         if flags.contains(RenameFlags::EXCHANGE) {
             self.renamed(&old, to, from);

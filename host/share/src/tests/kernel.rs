@@ -19,8 +19,8 @@ use super::*;
 const BUFFER: usize = (1 << 20) + 4096;
 
 /// A mount in a namespace of this thread, which ends with it.
-struct Mount {
-    directory: TempDir,
+pub(super) struct Mount {
+    pub(super) directory: TempDir,
     device: File,
     /// Set when the server is to be replaced by a successor.
     replace: Arc<AtomicBool>,
@@ -80,17 +80,22 @@ impl Mount {
         });
     }
 
-    /// Runs a script in the share as the guest sees it.
-    fn run(&self, user: u32, script: &str) -> Output {
+    /// The share as the guest sees it.
+    pub(super) fn place(&self) -> PathBuf {
         let share = self.directory.path().join("share");
-        let place = self.directory.path().join("mount").join(share.strip_prefix("/").unwrap());
+        self.directory.path().join("mount").join(share.strip_prefix("/").unwrap())
+    }
+
+    /// Runs a script in the share as the guest sees it.
+    pub(super) fn run(&self, user: u32, script: &str) -> Output {
+        let place = self.place();
         let mut command = Command::new("bash");
         command.args(["-euc", &format!("cd {}; {script}", place.display())]).uid(user).gid(user);
         command.env("HOME", "/nonexistent").env("GIT_CONFIG_GLOBAL", "/dev/null").output().unwrap()
     }
 
     /// Runs a script that succeeds; returns what it printed.
-    fn output(&self, user: u32, script: &str) -> String {
+    pub(super) fn output(&self, user: u32, script: &str) -> String {
         let output = self.run(user, script);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{script}: {}\n{errors}", String::from_utf8_lossy(&output.stdout));
@@ -107,7 +112,7 @@ impl Drop for Mount {
 }
 
 /// Runs a test on a thread with a mount.
-fn mounted(test: impl FnOnce(&Mount) + Send + 'static) {
+pub(super) fn mounted(test: impl FnOnce(&Mount) + Send + 'static) {
     if let Err(panic) = thread::spawn(|| test(&Mount::new())).join() {
         std::panic::resume_unwind(panic);
     }

@@ -1,5 +1,6 @@
 //! The server under requests as the guest's kernel writes them, on real directories.
 
+mod coherence;
 mod device;
 mod escapes;
 mod files;
