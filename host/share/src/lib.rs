@@ -25,8 +25,10 @@
 //! # Coherence
 //!
 //! Programs of the host and of the guest may change the same files. The guest keeps names and attributes for one
-//! second and drops cached data when a file's time or size has changed, and each time that it opens a file. Its writes
-//! are never held back. Locks hold between the guest's programs only.
+//! second and drops cached data when a file's time or size has changed, and each time that it opens a file. A program
+//! that opens a file whose size is not the one that the guest was given looks its name up again first (`ESTALE`, which
+//! the kernel hides), so that it reads all of it. Its writes are never held back. Locks hold between the guest's programs
+//! only.
 //!
 //! # Limits
 //!

@@ -128,6 +128,7 @@ impl Server {
 
     fn reopen(&self, node: u64, flags: OFlags, kill_privileges: bool) -> Result<OwnedFd, Errno> {
         let target = self.writable_target(node, None)?;
+        self.nodes().size_changes(node);
         match self.open_target(&target, flags)? {
             resolve::Descriptor::New(fd) if attributes::kind(&target.stat) == libc::S_IFREG => {
                 if kill_privileges && flags.contains(OFlags::TRUNC) {

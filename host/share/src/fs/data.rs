@@ -16,7 +16,7 @@ use crate::{
     buffers::Segments,
     fuse::{
         reply::{self, Body, MAX_WRITE},
-        request::{self, CopyRange, Write},
+        request::{self, Caller, CopyRange, Write},
     },
     sys,
 };
@@ -43,12 +43,19 @@ pub(crate) fn writes(flags: OFlags) -> bool {
 }
 
 impl Server {
-    pub(crate) fn open_file(&self, number: u64, flags: u32, kill_privileges: bool) -> Answer {
+    pub(crate) fn open_file(&self, number: u64, flags: u32, kill_privileges: bool, caller: Caller) -> Answer {
         let flags = open_flags(flags);
         self.handles.check_room()?;
         let target = if changes(flags) { self.writable_target(number, None) } else { self.target(number, None) }?;
         if attributes::kind(&target.stat) != libc::S_IFREG || !self.is_plain(&target) {
             return Err(Errno::OPNOTSUPP);
+        }
+        // The guest keeps attributes for a while, and would read no further than to the end that the file had. It looks
+        // the name up and opens the file again (open(2) of Linux does so once).
+        if flags.contains(OFlags::TRUNC) {
+            self.nodes().size_changes(number);
+        } else if self.nodes().has_old_size(number, caller.thread, target.stat.stx_size) {
+            return Err(Errno::STALE);
         }
         let fd = match self.open_target(&target, flags)? {
             Descriptor::New(fd) => fd,
@@ -93,6 +100,7 @@ impl Server {
         // The end of the file is the host's to know: another program may have appended.
         let append = write.flags & libc::O_APPEND.cast_unsigned() != 0;
         let written = sys::write_at(&file.fd, &parts, write.offset, append)?;
+        self.nodes().size_changes(number);
         Ok(Body::size(written as u32).into())
     }
 
@@ -125,6 +133,7 @@ impl Server {
             return Err(Errno::OPNOTSUPP);
         }
         fallocate(&file.fd, mode, offset, length)?;
+        self.nodes().size_changes(number);
         Ok(done())
     }
 
@@ -151,6 +160,7 @@ impl Server {
         let (mut offset, mut to_offset) = (range.offset, range.to_offset);
         let length = range.length.min(MAX_COPY) as usize;
         let copied = copy_file_range(&from.fd, Some(&mut offset), &to.fd, Some(&mut to_offset), length)?;
+        self.nodes().size_changes(range.to_node);
         Ok(Body::size(copied as u32).into())
     }
 }

@@ -61,7 +61,10 @@ impl Server {
         let entry = directory.entry.and_then(|entry| self.tree.child(entry, name));
         let entry = entry.filter(|_| kind == libc::S_IFDIR);
         let node = Node { origin, kind, entry, record: remembered(attributes::stamp(stat), record) };
-        let number = self.nodes().add(directory.number, Some(name), node)?;
+        let mut nodes = self.nodes();
+        let number = nodes.add(directory.number, Some(name), node)?;
+        nodes.give_size(number, stat.stx_size);
+        drop(nodes);
         let inode = attributes::number(device, stat.stx_ino);
         Ok((number, attributes::attributes(inode, stat, record.as_ref(), self.ids)))
     }

@@ -177,13 +177,13 @@ impl Server {
                 self.create(node, name, flags, mode, caller, kill_privileges)
             }
             Operation::TemporaryFile { flags, mode } => self.temporary_file(node, flags, mode, caller),
+            Operation::Open { flags, kill_privileges } => self.open_file(node, flags, kill_privileges, caller),
             _ => self.answer_data(node, operation, buffers),
         }
     }
 
     fn answer_data(&self, node: u64, operation: Operation<'_>, buffers: &Buffers<'_>) -> Answer {
         match operation {
-            Operation::Open { flags, kill_privileges } => self.open_file(node, flags, kill_privileges),
             Operation::Read { handle, offset, size } => self.read(node, handle, offset, size, &buffers.writable),
             Operation::Write(write) => self.write(node, &write, &buffers.readable),
             Operation::Release { handle } | Operation::ReleaseDirectory { handle } => {

@@ -16,6 +16,8 @@ use crate::fuse;
 const MAX_NODES: usize = 2_000_000;
 /// Names that are remembered for one file, which has several if it has hard links.
 const MAX_NAMES: usize = 8;
+/// Threads of the guest that are remembered for one file because they look its name up again.
+const MAX_EXCUSED: usize = 8;
 /// Levels of directories below a share that are searched.
 const MAX_DEPTH: usize = 2048;
 /// Bits of a node's number that count up. The upper ones are random for each process, so that a number of an earlier
@@ -65,6 +67,16 @@ struct Slot {
     children: u64,
     /// Time of change and size when the file was opened last; `None` if it had just been changed.
     opened: Option<(Stamp, u64)>,
+    /// Size that the guest was given last; `None` if it may have changed it since.
+    given: Option<u64>,
+    /// Threads of the guest that were sent to look the name up again before they open the file.
+    excused: Vec<u32>,
+}
+
+impl Slot {
+    fn new(node: Node, lookups: u64) -> Self {
+        Self { node, names: Vec::new(), lookups, children: 0, opened: None, given: None, excused: Vec::new() }
+    }
 }
 
 /// Start of the way to a directory.
@@ -89,7 +101,7 @@ impl Nodes {
     pub(crate) fn new(epoch: u32, root: Node) -> Self {
         // Never zero, so that no number is the root's.
         let epoch = u64::from(epoch).max(1) << COUNTER_BITS;
-        let slot = Slot { node: root, names: Vec::new(), lookups: 1, children: 0, opened: None };
+        let slot = Slot::new(root, 1);
         Self {
             slots: HashMap::from([(fuse::ROOT, slot)]),
             numbers: HashMap::from([(root.origin, fuse::ROOT)]),
@@ -124,7 +136,7 @@ impl Nodes {
                 let number = self.next;
                 self.next += 1;
                 self.numbers.insert(node.origin, number);
-                self.slots.insert(number, Slot { node, names: Vec::new(), lookups: 0, children: 0, opened: None });
+                self.slots.insert(number, Slot::new(node, 0));
                 number
             }
         };
@@ -222,6 +234,35 @@ impl Nodes {
         let same = state.is_some() && slot.opened == state;
         slot.opened = state;
         same
+    }
+
+    /// Remembers the size that the guest is given.
+    pub(crate) fn give_size(&mut self, number: u64, size: u64) {
+        if let Some(slot) = self.slots.get_mut(&number) {
+            slot.given = Some(size);
+        }
+    }
+
+    /// Notes that the guest changes a file, whose size it knows better than this table now.
+    pub(crate) fn size_changes(&mut self, number: u64) {
+        if let Some(slot) = self.slots.get_mut(&number) {
+            slot.given = None;
+        }
+    }
+
+    /// True if a thread of the guest that opens a file has an older size of it. Never twice in a row for a thread.
+    pub(crate) fn has_old_size(&mut self, number: u64, thread: u32, size: u64) -> bool {
+        let Some(slot) = self.slots.get_mut(&number) else { return false };
+        if let Some(at) = slot.excused.iter().position(|excused| *excused == thread) {
+            slot.excused.swap_remove(at);
+            return false;
+        }
+        let old = slot.given.is_some_and(|given| given != size);
+        if old {
+            slot.excused.truncate(MAX_EXCUSED - 1);
+            slot.excused.insert(0, thread);
+        }
+        old
     }
 
     /// The record that a node had, and the time of change that it had then.

@@ -139,6 +139,7 @@ impl Server {
             TargetPlace::Directory(fd) => resolve::place_of(&**fd, c"."),
             TargetPlace::Open(file) => file.fd.try_clone().map_err(|_| Errno::MFILE),
         })?;
+        self.nodes().give_size(target.number, target.stat.stx_size);
         let number = attributes::number(device, target.stat.stx_ino);
         Ok(attributes::attributes(number, &target.stat, self.record(target).as_ref(), self.ids))
     }

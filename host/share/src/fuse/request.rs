@@ -26,12 +26,14 @@ pub(crate) struct Header {
     extensions: u16,
 }
 
-/// Ids of the calling process. With id-mapped mounts the kernel sends them only in requests that create something;
+/// The calling thread and its ids. With id-mapped mounts the kernel sends ids only in requests that create something;
 /// others have -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// The thread that made the request.
+    pub(crate) thread: u32,
 }
 
 /// Attributes to change: `struct fuse_setattr_in` without what is not asked for.
@@ -236,8 +238,7 @@ impl<'a> Fields<'a> {
 pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
     let mut fields = Fields(bytes);
     let (len, opcode, unique, node) = (fields.u32()?, fields.u32()?, fields.u64()?, fields.u64()?);
-    let caller = Caller { uid: fields.u32()?, gid: fields.u32()? };
-    let _pid = fields.u32()?;
+    let caller = Caller { uid: fields.u32()?, gid: fields.u32()?, thread: fields.u32()? };
     let extensions = fields.u16()?;
     fields.skip(2)?;
     Some(Header { len, opcode, unique, node, caller, extensions })

@@ -9,6 +9,7 @@ mod kernel;
 mod owners;
 mod process;
 mod properties;
+mod reported;
 mod shares;
 
 use std::{
