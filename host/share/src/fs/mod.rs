@@ -34,6 +34,8 @@ use crate::{
 };
 use attributes::Devices;
 use cache::Cache;
+#[cfg(test)]
+pub(crate) use data::open_flags;
 use handles::Handles;
 use nodes::{Node, Nodes, Origin};
 use owners::Ids;

@@ -11,6 +11,7 @@ mod process;
 mod properties;
 mod reported;
 mod shares;
+mod special;
 
 use std::{
     ffi::OsStr,
@@ -51,6 +52,7 @@ const RELEASE: u32 = 18;
 const SETXATTR: u32 = 21;
 const GETXATTR: u32 = 22;
 const LISTXATTR: u32 = 23;
+const REMOVEXATTR: u32 = 24;
 const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
 const INIT: u32 = 26;
