@@ -30,12 +30,19 @@ pub struct Row {
     decimals: usize,
     /// Set where more is better.
     pub more: bool,
+    /// Factor by which a peer's goal is higher in this row.
+    goal: f64,
 }
 
 impl Row {
     /// Makes a row from its names, the unit and decimals of its values, and the direction that is better.
     pub const fn new(key: &'static str, label: &'static str, unit: &'static str, decimals: usize, more: bool) -> Self {
-        Self { key, label, unit, decimals, more }
+        Self { key, label, unit, decimals, more, goal: 1.0 }
+    }
+
+    /// The same with a goal that is this many times a peer's.
+    pub const fn goal(self, goal: f64) -> Self {
+        Self { goal, ..self }
     }
 
     /// A value with its unit.
@@ -70,7 +77,7 @@ impl Sample {
 pub struct Peer {
     /// Its name.
     pub name: String,
-    /// The least ratio to it that is good enough.
+    /// The least ratio to it that is good enough; 0 for one that is there to be looked at.
     pub goal: f64,
 }
 
@@ -162,16 +169,21 @@ impl Report {
 
     /// Each peer's goal, with the rows that miss it.
     fn goals(&self) -> Vec<(String, bool)> {
-        self.peers
-            .iter()
+        let judged = self.peers.iter().filter(|peer| peer.goal > 0.0);
+        judged
             .map(|Peer { name, goal }| {
                 let missed: Vec<_> = (0..self.rows.len())
-                    .filter(|row| self.ratio(*row, name).is_some_and(|[_, median, _]| median < *goal))
+                    .filter(|row| {
+                        self.ratio(*row, name).is_some_and(|[_, median, _]| median < *goal * self.rows[*row].goal)
+                    })
                     .map(|row| self.rows[row].label)
                     .collect();
                 let behind =
                     if missed.is_empty() { String::new() } else { format!(" (not in: {})", missed.join("; ")) };
-                (format!("at least {goal} of {name} in every row{behind}"), missed.is_empty())
+                let higher = self.rows.iter().map(|row| row.goal).fold(1.0, f64::max);
+                let higher =
+                    if higher > 1.0 { format!(" (in those of names {})", goal * higher) } else { String::new() };
+                (format!("at least {goal} of {name} in every row{higher}{behind}"), missed.is_empty())
             })
             .collect()
     }

@@ -5,11 +5,13 @@ mod agent;
 mod block;
 mod comparison;
 mod console;
+mod guest;
 mod launch;
 mod network;
 mod process;
 mod report;
 mod round;
+mod share;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -39,6 +41,8 @@ enum Rows {
     Network,
     /// Its disk.
     Block,
+    /// Directories of the host.
+    Share,
 }
 
 /// Measure Bulkhead's VMM beside QEMU; scripts/bench prepares what this needs.
@@ -71,9 +75,12 @@ struct Arguments {
     /// The rows to measure; for all but those of the boot the root file system is the endpoint's.
     #[arg(long, value_enum, default_value_t = Rows::Boot)]
     rows: Rows,
-    /// Time for which each row of the network or the disk is measured, in milliseconds.
+    /// Time for which each row of the network, the disk or the data of files is measured, in milliseconds.
     #[arg(long, default_value_t = 2000)]
     milliseconds: u64,
+    /// Files of each row about shared directories that is about names.
+    #[arg(long, default_value_t = 10_000)]
+    files: usize,
     /// Say in the report that the machine is emulated.
     #[arg(long)]
     emulated: bool,
@@ -143,15 +150,15 @@ fn run(arguments: &Arguments) -> Result<String> {
     })
 }
 
-/// Measures the rows of the network or the disk.
+/// Measures the rows of the network, the disk or shared directories.
 fn compare(arguments: &Arguments, machine: Machine) -> Result<String> {
     let (duration, rounds) = (Duration::from_millis(arguments.milliseconds), arguments.rounds);
     let environment = Environment::read(arguments.emulated)?;
     let setup = comparison::Setup { machine, duration, rounds };
-    let report = if arguments.rows == Rows::Block {
-        block::run(&setup, environment)?
-    } else {
-        network::run(&setup, environment)?
+    let report = match arguments.rows {
+        Rows::Block => block::run(&setup, environment)?,
+        Rows::Share => share::run(&setup, arguments.files, environment)?,
+        _ => network::run(&setup, environment)?,
     };
     Ok(match arguments.format {
         Format::Table => report.table(),

@@ -1,7 +1,8 @@
 //! The guest's only process while the disk or the network is measured. With `bench.disk` on the kernel's command line
-//! it measures the disk ([`disk`]) for so many milliseconds each row. Otherwise it configures its interface from the
-//! kernel's command line (`bench.address`, `bench.prefix`, `bench.gateway`, `bench.mtu`), connects to the measuring
-//! program (`bench.control`) and makes the traffic that it asks for, a line each:
+//! it measures the disk ([`disk`]) for so many milliseconds each row, with `bench.files` a file system ([`files`]).
+//! Otherwise it configures its interface from the kernel's command line (`bench.address`, `bench.prefix`,
+//! `bench.gateway`, `bench.mtu`), connects to the measuring program (`bench.control`) and makes the traffic that it asks
+//! for, a line each:
 //!
 //! - `send PORT`: connects there and sends until the other end leaves
 //! - `receive PORT`: connects there, takes everything up to a byte [`END`] and answers with the number of bytes
@@ -13,6 +14,7 @@
 //! they want to send (`s`) or to receive (`r`).
 
 mod disk;
+mod files;
 mod interface;
 
 use std::{
@@ -70,6 +72,15 @@ fn run() -> Result<()> {
     let parameters = Parameters::read()?;
     if let Ok(milliseconds) = parameters.get("disk") {
         return disk::measure(Duration::from_millis(milliseconds));
+    }
+    if let Ok(files) = parameters.get("files") {
+        let duration = Duration::from_millis(parameters.get("milliseconds")?);
+        return files::measure(
+            &parameters.get::<String>("type")?,
+            &parameters.get::<String>("place")?,
+            files,
+            duration,
+        );
     }
     let address: Ipv4Addr = parameters.get("address")?;
     interface::configure(address, parameters.get("prefix")?, parameters.get("gateway")?, parameters.get("mtu")?)?;
