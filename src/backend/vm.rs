@@ -121,7 +121,8 @@ impl Vm {
         };
         let shares = match plan.shares.clone() {
             Some(shares) => {
-                Some(device_process::start(ShareServer::new(shares, log.clone())).await.map_err(BootError::Shares)?)
+                let server = ShareServer::new(shares, log.clone());
+                Some(device_process::start(server).await.map_err(BootError::Shares)?)
             }
             None => None,
         };

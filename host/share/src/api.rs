@@ -2,7 +2,7 @@
 //!
 //! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
 //! Each packet is one JSON object of at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The first is
-//! [`Command::Setup`]. The child sends nothing back; it ends when the vmm's stream or this socket closes.
+//! [`Command::State`], the second [`Command::Setup`]. The child sends nothing back; it ends when the vmm's stream or this socket closes.
 //!
 //! The child opens the shared directories itself, before it confines itself to them. A path that is not a directory at
 //! that time is left out, with one line on standard error.
@@ -12,6 +12,9 @@ use std::{os::fd::OwnedFd, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use bulkhead_ipc::channel::{self, PacketError};
+
+/// Length in bytes of the memory that outlives a process, see [`Command::State`].
+pub const STATE_LEN: u64 = crate::fs::STATE_LEN as u64;
 
 /// Longest packet in bytes.
 pub const MAX_PACKET: usize = 65_536;
@@ -30,6 +33,9 @@ pub struct Share {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Command {
+    /// Goes on with what the predecessors of this process left in the file beside this packet: zeros if there is none. It
+    /// has [`STATE_LEN`] bytes, cannot shrink, and belongs to this process alone from now on.
+    State,
     /// Serves the vhost-user frontend behind the unix stream beside this packet.
     Setup {
         /// The shared directories. One may lie inside of another, which it then hides at that place.
@@ -49,7 +55,8 @@ mod tests {
     #[test]
     fn commands_are_json_objects_with_a_type() {
         let text = r#"{"type":"setup","shares":[{"path":"/home/me","read_only":false}]}"#;
-        let setup = Command::Setup { shares: vec![Share { path: "/home/me".into(), read_only: false }] };
+        let shares = vec![Share { path: "/home/me".into(), read_only: false }];
+        let setup = Command::Setup { shares };
         assert_eq!(serde_json::to_string(&setup).unwrap(), text);
         assert_eq!(serde_json::from_str::<Command>(text).unwrap(), setup);
     }

@@ -16,7 +16,7 @@ pub(crate) enum ShareError {
     Descriptor,
     #[error("cannot receive from the backend's control socket")]
     Control(#[from] PacketError),
-    #[error("the backend's first packet is not a list of shares")]
+    #[error("the backend did not send a state and a list of shares")]
     NoSetup,
     #[error("cannot {action}")]
     Host {

@@ -16,7 +16,7 @@ use bulkhead_queue::{SplitQueue, fuzzing};
 use crate::{
     api::Share,
     buffers::{Buffers, Segments},
-    fs::Server,
+    fs::{Server, State},
     fuse::{ROOT, reply, request},
 };
 
@@ -80,7 +80,7 @@ impl World {
         std::os::unix::fs::symlink("/etc", directory.join("link")).unwrap();
         let share = |path: PathBuf, read_only| Share { path, read_only };
         let shares = [share(directory.clone(), false), share(directory.join("directory/inner"), true)];
-        let (server, failed) = Server::new(&shares, 4096, 1);
+        let (server, failed) = Server::new(&shares, 4096, 1, &State::own().unwrap());
         assert!(failed.is_empty());
         let mut world = Self { server, directory, nodes: vec![ROOT], handles: vec![0] };
         world.enter();
@@ -130,7 +130,7 @@ impl World {
             readable: Segments::of(vec![VolatileSlice::from(&mut bytes[..])]),
             writable: Segments::of(vec![VolatileSlice::from(first), VolatileSlice::from(second)]),
         };
-        let written = self.server.serve(&buffers);
+        let written = self.server.serve(0, &buffers);
         assert!(written <= room);
         reply.truncate(written);
         if let Some(len) = reply.get(..4).filter(|_| reply.len() >= reply::HEADER && reply.len() < room) {
@@ -148,7 +148,7 @@ impl World {
         for _ in 0..2 * fuzzing::SIZE {
             let Some(chain) = queue.pop(&memory) else { break };
             let head = chain.head_index();
-            let written = Buffers::new(chain, &memory).map_or(0, |buffers| self.server.serve(&buffers));
+            let written = Buffers::new(chain, &memory).map_or(0, |buffers| self.server.serve(0, &buffers));
             queue.complete(&memory, head, written as u32);
         }
     }

@@ -13,6 +13,7 @@
 //! | Virtio device | `vhost` (setup by the vmm), `worker` (a thread for each queue), `buffers` (one request)      |
 //! | Protocol      | `fuse/request` (parses), `fuse/reply` (builds)                                               |
 //! | Shares        | `fs/tree` (their paths), `fs/nodes` (what the guest knows), `fs/resolve`, `fs/cache`         |
+//! | Crashes       | `fs/state` (what outlives a process), `fs/recovery` (nodes), `fs/replay` (requests)          |
 //! | Requests      | `fs/lookup`, `fs/list`, `fs/create`, `fs/change`, `fs/data`, `fs/xattr`; `fs/handles`        |
 //! | Attributes    | `fs/attributes` (inode numbers, times), `fs/owners` and `fs/record` (owners of the guest)    |
 //!
@@ -32,9 +33,13 @@
 //!
 //! # Limits
 //!
-//! Two million nodes, and as many open files as the hard limit of descriptors allows. A process that the backend starts
-//! again goes on with the same connection, whose nodes it does not know: the guest gets `ESTALE` and looks names up
-//! again, from the root, which every process knows. Mounts of directories below it stay stale.
+//! Two million nodes, and as many open files as the hard limit of descriptors allows.
+//!
+//! # Crashes
+//!
+//! A process that the backend starts again goes on with the same connection. It finds the nodes and open files of its
+//! predecessor in memory that the backend keeps, looks them up again when they are used, and is given the requests that
+//! were not answered once more. A file that had no name any more is lost: `ESTALE`.
 
 pub mod api;
 mod buffers;
@@ -67,7 +72,7 @@ use bulkhead_ipc::{inherited, report::chain, sandbox};
 
 use api::Command;
 use error::{ShareError, cannot};
-use fs::Server;
+use fs::{Server, State};
 use vhost::Device;
 use worker::Worker;
 
@@ -93,6 +98,10 @@ pub fn run() -> ExitCode {
 
 fn serve() -> Result<(), ShareError> {
     let control = inherited::socket(SockType::SeqPacket).ok_or(ShareError::Descriptor)?;
+    let state = match api::receive(&control)? {
+        Some((Command::State, Some(memory))) => State::map(memory.into()).map_err(cannot("map the state"))?,
+        _ => return Err(ShareError::NoSetup),
+    };
     let (shares, stream) = match api::receive(&control)? {
         Some((Command::Setup { shares }, Some(stream))) => (shares, UnixStream::from(stream)),
         _ => return Err(ShareError::NoSetup),
@@ -104,7 +113,7 @@ fn serve() -> Result<(), ShareError> {
     // The guest's kernel applies its processes' masks.
     umask(Mode::empty());
     let epoch = epoch().map_err(cannot("get random numbers"))?;
-    let (server, failed) = Server::new(&shares, descriptors as usize, epoch);
+    let (server, failed) = Server::new(&shares, descriptors as usize, epoch, &state);
     for share in failed {
         let _ = writeln!(io::stderr(), "warning: share: {}", chain(&share));
     }
@@ -112,8 +121,8 @@ fn serve() -> Result<(), ShareError> {
     // nothing else.
     sandbox::confine_share(&server.shared())?;
     let server = Arc::new(server);
-    let names = std::iter::once("share-priority".to_owned()).chain((0..REQUEST_QUEUES).map(|n| format!("share-{n}")));
-    let workers = names.map(|name| Worker::spawn(name, Arc::clone(&server), || Ok(sandbox::confine_share_thread()?)));
+    let worker = |queue| Worker::spawn(queue, Arc::clone(&server), || Ok(sandbox::confine_share_thread()?));
+    let workers = (0..=REQUEST_QUEUES).map(worker);
     let workers = workers.collect::<io::Result<_>>().map_err(cannot("start threads"))?;
     sandbox::confine_share_thread()?;
     let device = Device::new(workers).map_err(cannot("allocate the queues"))?;

@@ -50,9 +50,9 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread, which first confines itself.
+    /// Starts the thread of a queue, which first confines itself.
     pub(crate) fn spawn(
-        name: String,
+        queue: usize,
         server: Arc<Server>,
         confine: impl FnOnce() -> Result<(), ShareError> + Send + 'static,
     ) -> Result<Self, io::Error> {
@@ -60,8 +60,9 @@ impl Worker {
         let pending = Arc::new(AtomicBool::new(false));
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let (confined, result) = mpsc::channel();
-        let inner = Thread { commands: receiver, pending: Arc::clone(&pending), wake: wake.try_clone()?, ring: None };
-        thread::Builder::new().name(name).spawn(move || {
+        let pending_too = Arc::clone(&pending);
+        let inner = Thread { queue, commands: receiver, pending: pending_too, wake: wake.try_clone()?, ring: None };
+        thread::Builder::new().name(format!("share-{queue}")).spawn(move || {
             let ready = confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
             let confined_well = ready.is_ok();
             if confined.send(ready).is_ok() && confined_well {
@@ -109,6 +110,7 @@ impl Drop for Worker {
 }
 
 struct Thread {
+    queue: usize,
     commands: Receiver<Command>,
     pending: Arc<AtomicBool>,
     wake: EventFd,
@@ -119,7 +121,7 @@ impl Thread {
     fn run(mut self, server: &Server) {
         while self.wait() && self.obey() {
             if let Some(ring) = self.ring.as_mut().filter(|ring| ring.enabled) {
-                ring.serve(server, &self.pending);
+                ring.serve(self.queue, server, &self.pending);
             }
         }
     }
@@ -182,7 +184,7 @@ impl Thread {
 
 impl Ring {
     /// Serves requests until there are none, or a command is waiting.
-    fn serve(&mut self, server: &Server, pending: &AtomicBool) {
+    fn serve(&mut self, queue: usize, server: &Server, pending: &AtomicBool) {
         while !pending.load(Ordering::Acquire) {
             let Some(chain) = self.queue.pop(&self.memory) else {
                 // The driver may have added a request between the look above and this request for a kick.
@@ -193,7 +195,7 @@ impl Ring {
             };
             let head = chain.head_index();
             // A chain that is none, with a buffer outside of memory, is returned empty.
-            let written = Buffers::new(chain, &self.memory).map_or(0, |buffers| server.serve(&buffers));
+            let written = Buffers::new(chain, &self.memory).map_or(0, |buffers| server.serve(queue, &buffers));
             self.queue.complete(&self.memory, head, written as u32);
             if self.queue.should_interrupt(&self.memory)
                 && let Some(call) = &self.call

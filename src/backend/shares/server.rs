@@ -1,10 +1,18 @@
 //! The process that serves the file system device: `bulkhead share-server`.
 //!
-//! A new process after a crash continues with the guest's queues: a request that was under way is served again.
+//! A new process after a crash continues with the guest's queues and with what its predecessor knew, which is in memory
+//! that this process holds and never reads: a request that was under way is served again.
 
 use std::{
     convert::Infallible,
+    fs::File,
+    io,
     os::{fd::AsFd, unix::net::UnixStream},
+};
+
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
 };
 
 use tokio::process::Child;
@@ -24,6 +32,8 @@ use bulkhead_vmm::api::Command;
 pub(in crate::backend) struct ShareServer {
     plan: SharesPlan,
     log: LogFile,
+    /// Memory that each process leaves to its successor.
+    state: Option<File>,
     /// The control socket of the running process, which ends with it.
     control: Option<Channel<api::Command, Infallible>>,
 }
@@ -31,7 +41,16 @@ pub(in crate::backend) struct ShareServer {
 impl ShareServer {
     /// A server of the planned directories.
     pub(in crate::backend) fn new(plan: SharesPlan, log: LogFile) -> Self {
-        Self { plan, log, control: None }
+        Self { plan, log, state: None, control: None }
+    }
+
+    /// The memory for the processes, zeros at first.
+    fn state(&mut self) -> io::Result<&File> {
+        let state = match self.state.take() {
+            Some(state) => state,
+            None => new_state()?,
+        };
+        Ok(self.state.insert(state))
     }
 }
 
@@ -48,8 +67,18 @@ impl Server for ShareServer {
         let program = child::current_program().map_err(failed)?;
         let (control, theirs) = Channel::pair(Self::NAME, api::MAX_PACKET)?;
         let child = child::spawn(Self::NAME, &program, ["share-server"], theirs.as_fd(), &self.log)?;
+        let state = self.state().map_err(failed)?;
+        control.send(&api::Command::State, Some(state.as_fd())).await?;
         control.send(&self.plan.setup(), Some(backend.as_fd())).await?;
         self.control = Some(control);
         Ok((child, frontend))
     }
+}
+
+/// Memory without a name that keeps its length, so that no process of the two can harm the next one by it.
+fn new_state() -> io::Result<File> {
+    let state = File::from(memfd_create(c"share-state", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    state.set_len(api::STATE_LEN)?;
+    fcntl(&state, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
+    Ok(state)
 }

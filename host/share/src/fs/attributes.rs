@@ -1,7 +1,7 @@
 //! Attributes as the guest sees them: the host's, with ids in the guest's range, unique inode numbers, and the record
 //! that a file may have.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -12,6 +12,7 @@ use rustix::{
 use super::{
     nodes::Key,
     owners::{Ids, Record},
+    state::State,
 };
 use crate::fuse::reply::Attributes;
 
@@ -80,11 +81,20 @@ struct Device {
     refused: bool,
 }
 
-/// The devices of the host that files were found on, by the order in which they were found.
-#[derive(Default)]
-pub(crate) struct Devices(RwLock<Vec<Device>>);
+/// The devices of the host that files were found on, by the order in which they were found: this process, or an earlier
+/// one, so that inode numbers stay.
+pub(crate) struct Devices {
+    known: RwLock<Vec<Device>>,
+    state: Arc<State>,
+}
 
 impl Devices {
+    /// The devices that earlier processes found.
+    pub(crate) fn new(state: &Arc<State>) -> Self {
+        let known = state.devices().into_iter().map(|(id, refused)| Device { id, refused }).collect();
+        Self { known: RwLock::new(known), state: Arc::clone(state) }
+    }
+
     /// The number of a file's device. `open` opens the file as a place, which is needed once for each device.
     ///
     /// # Errors
@@ -96,12 +106,13 @@ impl Devices {
         }
         let kind = rustix::fs::fstatfs(open()?.as_fd())?.f_type;
         let refused = KERNEL_FILE_SYSTEMS.contains(&kind);
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         // As many file systems as there are numbers are not mounted at a time.
         if known.len() as u64 >= LONG {
             return Err(Errno::OVERFLOW);
         }
         if !known.iter().any(|device| device.id == id) {
+            self.state.add_device(known.len(), id, refused);
             known.push(Device { id, refused });
         }
         drop(known);
@@ -109,7 +120,7 @@ impl Devices {
     }
 
     fn find(&self, id: u64) -> Option<Result<u64, Errno>> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let at = known.iter().position(|device| device.id == id)?;
         Some(if known[at].refused { Err(Errno::ACCESS) } else { Ok(at as u64) })
     }
@@ -180,7 +191,7 @@ mod tests {
 
     #[test]
     fn files_of_the_kernel_are_refused_wherever_they_are_mounted() {
-        let devices = Devices::default();
+        let devices = Devices::new(&State::own().unwrap());
         for (path, expected) in [("/proc", Err(Errno::ACCESS)), ("/sys", Err(Errno::ACCESS)), ("/tmp", Ok(2))] {
             let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
             let open = || rustix::fs::open(path, flags, rustix::fs::Mode::empty());

@@ -107,7 +107,7 @@ impl Server {
     }
 
     /// Gives the node that is now in `directory` its new name.
-    fn renamed(&self, directory: &Directory, from: (u64, &CStr), to: (u64, &CStr)) {
+    pub(super) fn renamed(&self, directory: &Directory, from: (u64, &CStr), to: (u64, &CStr)) {
         if let Ok(stat) = resolve::stat_name(&*directory.fd, to.1) {
             let origin = Origin::Host(attributes::key(directory.share, &stat));
             self.nodes().rename(origin, from, to);

@@ -142,7 +142,7 @@ impl Server {
 
     fn created(&self, directory: &Directory, node: u64, attributes: &Attributes, fd: OwnedFd, flags: OFlags) -> Answer {
         let file = File { fd, share: directory.share, writes: writes(flags) };
-        match self.handles.add_file(node, file) {
+        match self.handles.add_file(node, file, flags) {
             Ok(handle) => Ok(Body::entry(node, attributes).open(handle, 0).into()),
             Err(error) => {
                 self.nodes().forget(node, 1);

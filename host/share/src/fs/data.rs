@@ -1,5 +1,7 @@
 //! Open files: their data goes straight between the host's file and guest memory.
 
+use std::sync::Arc;
+
 use rustix::{
     fs::{FallocateFlags, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek},
     io::Errno,
@@ -7,7 +9,7 @@ use rustix::{
 
 use super::{
     Answer, Reply, Server, attributes, done,
-    handles::File,
+    handles::{File, Handle},
     owners::without_privileges,
     record::{self, Wanted},
     resolve::{Descriptor, Target},
@@ -43,6 +45,25 @@ pub(crate) fn writes(flags: OFlags) -> bool {
 }
 
 impl Server {
+    /// The open file of a handle of a node. One that an earlier process opened is opened again, if it still has a name.
+    pub(crate) fn file(&self, handle: u64, number: u64) -> Result<Arc<File>, Errno> {
+        let flags = match self.handles.get(handle, number)? {
+            Handle::File(file) => return Ok(file),
+            Handle::LostFile(flags) => open_flags(flags.bits()),
+            Handle::Listing(_) | Handle::LostListing => return Err(Errno::BADF),
+        };
+        let target = if changes(flags) { self.writable_target(number, None) } else { self.target(number, None) }?;
+        if attributes::kind(&target.stat) != libc::S_IFREG {
+            return Err(Errno::STALE);
+        }
+        let Descriptor::New(fd) = self.open_target(&target, flags)? else { return Err(Errno::STALE) };
+        let file = File { fd, share: target.share, writes: writes(flags) };
+        match self.handles.found(handle, Handle::File(file.into()))? {
+            Handle::File(file) => Ok(file),
+            _ => Err(Errno::BADF),
+        }
+    }
+
     pub(crate) fn open_file(&self, number: u64, flags: u32, kill_privileges: bool, caller: Caller) -> Answer {
         let flags = open_flags(flags);
         self.handles.check_room()?;
@@ -66,7 +87,7 @@ impl Server {
             self.kill_privileges(&fd)?;
         }
         let file = File { fd, share: target.share, writes: writes(flags) };
-        let handle = self.handles.add_file(number, file)?;
+        let handle = self.handles.add_file(number, file, flags)?;
         // Cached data stays if nothing has changed the file since it was opened before.
         let stamp = attributes::stamp(&target.stat);
         let state = record::settled(stamp).then_some((stamp, target.stat.stx_size));
@@ -81,14 +102,14 @@ impl Server {
     }
 
     pub(crate) fn read(&self, number: u64, handle: u64, offset: u64, size: u32, to: &Segments<'_>) -> Answer {
-        let file = self.handles.file(handle, number)?;
+        let file = self.file(handle, number)?;
         let size = size.min(MAX_WRITE) as usize;
         let parts = to.part(reply::HEADER, size);
         Ok(Reply::Data(sys::read_at(&file.fd, &parts, offset)?))
     }
 
     pub(crate) fn write(&self, number: u64, write: &Write, from: &Segments<'_>) -> Answer {
-        let file = self.handles.file(write.handle, number)?;
+        let file = self.file(write.handle, number)?;
         // Was checked when the file was opened, and is what keeps a read-only share as it is.
         if !file.writes || self.tree.shares[file.share].read_only {
             return Err(Errno::BADF);
@@ -113,13 +134,13 @@ impl Server {
     }
 
     pub(crate) fn sync(&self, number: u64, handle: u64, data_only: bool) -> Answer {
-        let file = self.handles.file(handle, number)?;
+        let file = self.file(handle, number)?;
         if data_only { fdatasync(&file.fd) } else { fsync(&file.fd) }?;
         Ok(done())
     }
 
     pub(crate) fn allocate(&self, number: u64, handle: u64, offset: u64, length: u64, mode: u32) -> Answer {
-        let file = self.handles.file(handle, number)?;
+        let file = self.file(handle, number)?;
         if !file.writes {
             return Err(Errno::BADF);
         }
@@ -138,7 +159,7 @@ impl Server {
     }
 
     pub(crate) fn seek(&self, number: u64, handle: u64, offset: u64, whence: u32) -> Answer {
-        let file = self.handles.file(handle, number)?;
+        let file = self.file(handle, number)?;
         // The others are the guest's own, which knows the size.
         let from = match whence.cast_signed() {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -149,8 +170,8 @@ impl Server {
     }
 
     pub(crate) fn copy_range(&self, number: u64, range: &CopyRange) -> Answer {
-        let from = self.handles.file(range.handle, number)?;
-        let to = self.handles.file(range.to_handle, range.to_node)?;
+        let from = self.file(range.handle, number)?;
+        let to = self.file(range.to_handle, range.to_node)?;
         if !to.writes {
             return Err(Errno::BADF);
         }

@@ -1,14 +1,15 @@
 //! Files and directories that the guest has open.
+//!
+//! A successor of this process knows them as lost: it opens them again when they are used.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::{fd::OwnedFd, io::Errno};
+use rustix::{fd::OwnedFd, fs::OFlags, io::Errno};
+
+use super::state::{HANDLES, Slots, State};
 
 /// Bits of a handle's number that count up; the upper ones are random for each process.
 const COUNTER_BITS: u32 = 40;
@@ -28,31 +29,57 @@ pub(crate) struct Listing {
     pub(crate) position: Mutex<Option<u64>>,
 }
 
+/// Something open.
 #[derive(Clone)]
-enum Handle {
+pub(crate) enum Handle {
     File(Arc<File>),
     Listing(Arc<Listing>),
+    /// A file that an earlier process had open with these flags.
+    LostFile(OFlags),
+    /// A directory that an earlier process had open.
+    LostListing,
 }
 
-#[derive(Default)]
+struct Open {
+    node: u64,
+    handle: Handle,
+    /// Its slot in the memory for successors.
+    kept: Option<u32>,
+}
+
 struct Table {
-    handles: HashMap<u64, (u64, Handle)>,
+    handles: HashMap<u64, Open>,
     /// Open files by node.
     nodes: HashMap<u64, Vec<u64>>,
+    kept: Slots,
 }
+
+/// Mark of a directory in a kept handle, above the flags of open(2).
+const LISTING: u64 = 1 << 32;
 
 /// The table of handles, by their numbers.
 pub(crate) struct Handles {
     table: Mutex<Table>,
-    next: AtomicU64,
+    state: Arc<State>,
+    /// Least number of a new handle.
+    first: u64,
     max: usize,
 }
 
 impl Handles {
-    /// Creates a table for at most `max` handles. `epoch` is a random number.
-    pub(crate) fn new(epoch: u32, max: usize) -> Self {
-        let next = AtomicU64::new(u64::from(epoch).max(1) << COUNTER_BITS);
-        Self { table: Mutex::default(), next, max }
+    /// Creates a table for at most `max` handles, with those that an earlier process left. `epoch` is a random number.
+    pub(crate) fn new(epoch: u32, max: usize, state: &Arc<State>) -> Self {
+        let (kept, in_use) = Slots::find(state, HANDLES);
+        let mut table = Table { handles: HashMap::new(), nodes: HashMap::new(), kept };
+        for slot in in_use {
+            let [number, node, flags] = [0, 1, 2].map(|at| table.kept.get(slot, at));
+            let lost = match flags & LISTING {
+                0 => Handle::LostFile(OFlags::from_bits_retain(flags as u32)),
+                _ => Handle::LostListing,
+            };
+            table.handles.insert(number, Open { node, handle: lost, kept: Some(slot) });
+        }
+        Self { table: table.into(), state: Arc::clone(state), first: u64::from(epoch).max(1) << COUNTER_BITS, max }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -64,47 +91,57 @@ impl Handles {
         if self.table().handles.len() >= self.max { Err(Errno::NFILE) } else { Ok(()) }
     }
 
-    fn add(&self, node: u64, handle: Handle) -> Result<u64, Errno> {
+    fn add(&self, node: u64, handle: Handle, flags: u64) -> Result<u64, Errno> {
         self.check_room()?;
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.state.next_handle(self.first);
         let mut table = self.table();
         if matches!(handle, Handle::File(_)) {
             table.nodes.entry(node).or_default().push(number);
         }
-        table.handles.insert(number, (node, handle));
+        let kept = table.kept.add(&[number, node, flags]);
+        table.handles.insert(number, Open { node, handle, kept });
         Ok(number)
     }
 
-    pub(crate) fn add_file(&self, node: u64, file: File) -> Result<u64, Errno> {
-        self.add(node, Handle::File(file.into()))
+    /// Adds a file that was opened with these flags.
+    pub(crate) fn add_file(&self, node: u64, file: File, flags: OFlags) -> Result<u64, Errno> {
+        // Its contents are cut once, and not again by a successor.
+        self.add(node, Handle::File(file.into()), (flags - OFlags::TRUNC).bits().into())
     }
 
     pub(crate) fn add_listing(&self, node: u64, fd: OwnedFd) -> Result<u64, Errno> {
-        self.add(node, Handle::Listing(Listing { fd, position: Mutex::new(Some(0)) }.into()))
+        self.add(node, Handle::Listing(Listing { fd, position: Mutex::new(Some(0)) }.into()), LISTING)
     }
 
-    /// The open file of a handle of this node.
-    pub(crate) fn file(&self, handle: u64, node: u64) -> Result<Arc<File>, Errno> {
+    /// The open file or directory of a handle of this node.
+    pub(crate) fn get(&self, handle: u64, node: u64) -> Result<Handle, Errno> {
         match self.table().handles.get(&handle) {
-            Some((of, Handle::File(file))) if *of == node => Ok(Arc::clone(file)),
+            Some(open) if open.node == node => Ok(open.handle.clone()),
             _ => Err(Errno::BADF),
         }
     }
 
-    /// The open directory of a handle of this node.
-    pub(crate) fn listing(&self, handle: u64, node: u64) -> Result<Arc<Listing>, Errno> {
-        match self.table().handles.get(&handle) {
-            Some((of, Handle::Listing(listing))) if *of == node => Ok(Arc::clone(listing)),
-            _ => Err(Errno::BADF),
+    /// Gives a handle that was lost what it is again; returns what it has, of which another thread may be the cause.
+    pub(crate) fn found(&self, handle: u64, again: Handle) -> Result<Handle, Errno> {
+        let mut table = self.table();
+        let Table { handles, nodes, .. } = &mut *table;
+        // Closed meanwhile.
+        let open = handles.get_mut(&handle).ok_or(Errno::BADF)?;
+        if matches!(open.handle, Handle::LostFile(_) | Handle::LostListing) {
+            if matches!(again, Handle::File(_)) {
+                nodes.entry(open.node).or_default().push(handle);
+            }
+            open.handle = again;
         }
+        Ok(open.handle.clone())
     }
 
     /// An open file of this node.
     pub(crate) fn any(&self, node: u64) -> Option<Arc<File>> {
         let table = self.table();
-        match &table.handles.get(table.nodes.get(&node)?.last()?)?.1 {
+        match &table.handles.get(table.nodes.get(&node)?.last()?)?.handle {
             Handle::File(file) => Some(Arc::clone(file)),
-            Handle::Listing(_) => None,
+            _ => None,
         }
     }
 
@@ -112,7 +149,10 @@ impl Handles {
     pub(crate) fn remove(&self, handle: u64) {
         let mut table = self.table();
         let removed = table.handles.remove(&handle);
-        if let Some((node, Handle::File(_))) = &removed
+        if let Some(kept) = removed.as_ref().and_then(|open| open.kept) {
+            table.kept.remove(kept);
+        }
+        if let Some(Open { node, handle: Handle::File(_), .. }) = &removed
             && let Some(open) = table.nodes.get_mut(node)
         {
             open.retain(|number| *number != handle);
@@ -127,7 +167,11 @@ impl Handles {
 
     /// Closes all handles.
     pub(crate) fn clear(&self) {
-        let table = std::mem::take(&mut *self.table());
+        let mut table = self.table();
+        table.kept.clear();
+        table.nodes.clear();
+        let handles = std::mem::take(&mut table.handles);
         drop(table);
+        drop(handles);
     }
 }

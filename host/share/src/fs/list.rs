@@ -1,8 +1,13 @@
 //! Directories' contents.
 
-use std::{ffi::CStr, mem::MaybeUninit, sync::PoisonError};
+use std::{
+    ffi::CStr,
+    mem::MaybeUninit,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use rustix::{
+    fd::OwnedFd,
     fs::{Mode, OFlags, RawDir, SeekFrom, fdatasync, fsync, seek},
     io::Errno,
 };
@@ -11,7 +16,7 @@ use super::{
     Answer, Place, Server,
     attributes::{self, number_of_way},
     done,
-    handles::Listing,
+    handles::{Handle, Listing},
     nodes::Origin,
     resolve::{self, Directory},
 };
@@ -52,16 +57,32 @@ impl Server {
             Place::Way(_) => Ok(Body::default().open(0, 0).into()),
             Place::Host(directory) => {
                 self.handles.check_room()?;
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-                let fd = resolve::open_name(&*directory.fd, c".", flags, Mode::empty())?;
+                let fd = open_directory(&directory)?;
                 Ok(Body::default().open(self.handles.add_listing(number, fd)?, 0).into())
             }
         }
     }
 
+    /// The open directory of a handle of a node. One that an earlier process opened is opened again.
+    fn listing(&self, handle: u64, number: u64) -> Result<Arc<Listing>, Errno> {
+        match self.handles.get(handle, number)? {
+            Handle::Listing(listing) => return Ok(listing),
+            Handle::LostListing => {}
+            Handle::File(_) | Handle::LostFile(_) => return Err(Errno::BADF),
+        }
+        let Place::Host(directory) = self.place(number)? else { return Err(Errno::STALE) };
+        let fd = open_directory(&directory)?;
+        // Positions are the file system's, and hold in each descriptor.
+        let listing = Listing { fd, position: Mutex::new(None) };
+        match self.handles.found(handle, Handle::Listing(listing.into()))? {
+            Handle::Listing(listing) => Ok(listing),
+            _ => Err(Errno::BADF),
+        }
+    }
+
     pub(crate) fn sync_directory(&self, number: u64, handle: u64, data_only: bool) -> Answer {
         if matches!(self.node(number)?.origin, Origin::Host(_)) {
-            let listing = self.handles.listing(handle, number)?;
+            let listing = self.listing(handle, number)?;
             if data_only { fdatasync(&listing.fd) } else { fsync(&listing.fd) }?;
         }
         Ok(done())
@@ -73,7 +94,7 @@ impl Server {
         match self.place(number)? {
             Place::Way(entry) => self.list_way(number, entry, offset, &mut entries),
             Place::Host(directory) => {
-                let listing = self.handles.listing(handle, number)?;
+                let listing = self.listing(handle, number)?;
                 self.list_host(&directory, &listing, offset, &mut entries)?;
             }
         }
@@ -164,6 +185,10 @@ impl Server {
         let stat = resolve::stat_name(&*directory.fd, name).ok()?;
         self.add(directory, name, &stat).ok()
     }
+}
+
+fn open_directory(directory: &Directory) -> Result<OwnedFd, Errno> {
+    resolve::open_name(&*directory.fd, c".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }
 
 /// The type of an entry (`DT_*`).

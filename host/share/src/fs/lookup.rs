@@ -14,12 +14,23 @@ use super::{
     owners::Record,
     record::settled,
     resolve::{self, Directory, TargetPlace},
+    tree::Tree,
 };
 use crate::fuse::reply::{Attributes, Body, Statistics};
 
 /// A record to remember, if its time of change is long enough ago.
 fn remembered(stamp: Stamp, record: Option<Record>) -> Option<(Stamp, Option<Record>)> {
     settled(stamp).then_some((stamp, record))
+}
+
+/// The node of an entry of the tree.
+pub(super) fn node_of_entry(tree: &Tree, entry: usize) -> Result<Node, Errno> {
+    let Some(share) = tree.share(entry) else {
+        return Ok(Node { origin: Origin::Way(entry), kind: libc::S_IFDIR, entry: None, record: None });
+    };
+    let stat = resolve::stat(&*tree.shares[share].directory)?;
+    let origin = Origin::Host(attributes::key(share, &stat));
+    Ok(Node { origin, kind: libc::S_IFDIR, entry: Some(entry), record: None })
 }
 
 impl Server {
@@ -71,17 +82,15 @@ impl Server {
 
     /// The node of an entry of the tree that is a share's root, or outside of all shares.
     pub(crate) fn node_of_entry(&self, entry: usize) -> Result<Node, Errno> {
-        let Some(share) = self.tree.share(entry) else {
-            return Ok(Node { origin: Origin::Way(entry), kind: libc::S_IFDIR, entry: None, record: None });
-        };
-        let stat = resolve::stat(&*self.tree.shares[share].directory)?;
-        let origin = Origin::Host(attributes::key(share, &stat));
-        Ok(Node { origin, kind: libc::S_IFDIR, entry: Some(entry), record: None })
+        node_of_entry(&self.tree, entry)
     }
 
     fn find_entry(&self, parent: u64, entry: usize) -> Result<(u64, Attributes), Errno> {
         let node = self.node_of_entry(entry)?;
-        let number = self.nodes().add(parent, None, node)?;
+        let mut nodes = self.nodes();
+        let number = nodes.add(parent, None, node)?;
+        nodes.keep_path(number, self.tree.path(entry));
+        drop(nodes);
         Ok((number, self.attributes_of(number, None)?))
     }
 

@@ -12,12 +12,15 @@ mod lookup;
 mod nodes;
 mod owners;
 mod record;
+mod recovery;
+mod replay;
 mod resolve;
+mod state;
 mod tree;
 mod xattr;
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -37,9 +40,10 @@ use cache::Cache;
 #[cfg(test)]
 pub(crate) use data::open_flags;
 use handles::Handles;
-use nodes::{Node, Nodes, Origin};
+use nodes::Nodes;
 use owners::Ids;
 use resolve::Place;
+pub(crate) use state::{LEN as STATE_LEN, State};
 use tree::Tree;
 pub(crate) use tree::Unusable;
 
@@ -81,30 +85,33 @@ pub(crate) struct Server {
     records: Mutex<()>,
     /// Time in seconds and nanoseconds for directories that are not the host's.
     started: (i64, u32),
+    state: Arc<State>,
 }
 
 impl Server {
     /// Opens the shares; those that cannot be served are returned with the reason.
     ///
-    /// `descriptors` is the limit of this process, `epoch` a random number that differs from earlier processes'.
-    pub(crate) fn new(shares: &[api::Share], descriptors: usize, epoch: u32) -> (Self, Vec<Unusable>) {
+    /// `descriptors` is the limit of this process, `epoch` a random number that differs from earlier processes'. `state`
+    /// is what earlier processes of this device left.
+    pub(crate) fn new(
+        shares: &[api::Share],
+        descriptors: usize,
+        epoch: u32,
+        state: &Arc<State>,
+    ) -> (Self, Vec<Unusable>) {
         let (tree, failed) = Tree::open(shares);
-        let root = Node { origin: Origin::Way(tree::ROOT), kind: libc::S_IFDIR, entry: None, record: None };
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut server = Self {
+        let server = Self {
+            nodes: recovery::nodes(&tree, epoch, state).into(),
             tree,
-            nodes: Nodes::new(epoch, root).into(),
             cache: Mutex::default(),
-            devices: Devices::default(),
-            handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS)),
+            devices: Devices::new(state),
+            handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS), state),
             ids: Ids::own(),
             records: Mutex::default(),
             started: (started.as_secs() as i64, started.subsec_nanos()),
+            state: Arc::clone(state),
         };
-        // The root is a share if the user shares `/`. One that cannot be looked at is left as an empty directory.
-        if let Ok(root) = server.node_of_entry(tree::ROOT) {
-            server.nodes = Nodes::new(epoch, root).into();
-        }
         (server, failed)
     }
 
@@ -122,8 +129,8 @@ impl Server {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a request; returns the number of bytes written to the guest's buffers.
-    pub(crate) fn serve(&self, buffers: &Buffers<'_>) -> usize {
+    /// Serves a request of a queue; returns the number of bytes written to the guest's buffers.
+    pub(crate) fn serve(&self, queue: usize, buffers: &Buffers<'_>) -> usize {
         // Copied before it is looked at: the guest can change its buffers at any time.
         let mut bytes = buffers.readable.copy(request::HEADER + request::WRITE);
         let Some(header) = request::header(&bytes) else { return 0 };
@@ -134,7 +141,7 @@ impl Server {
             // A length that is a lie, or a header that changed meanwhile.
             None => Err(Errno::INVAL),
             Some(_) => match request::operation(&header, &bytes) {
-                Some(operation) => self.answer(&header, operation, buffers),
+                Some(operation) => self.answer_once(queue, &header, operation, buffers),
                 None => Err(Errno::INVAL),
             },
         };
@@ -148,6 +155,7 @@ impl Server {
                 // A new connection knows nothing of an earlier one.
                 self.handles.clear();
                 self.nodes().clear();
+                self.state.forget_requests();
                 Ok(Body::init(minor, readahead, flags).into())
             }
             Operation::Init { .. } => Err(Errno::PROTO),

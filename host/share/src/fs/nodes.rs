@@ -1,6 +1,7 @@
 //! The table of nodes: each file or directory that the guest knows, by the number that the guest has for it.
 //!
-//! A node has no descriptor. It knows by which names it was found, and `resolve` finds it again by them.
+//! A node has no descriptor. It knows by which names it was found, and `resolve` finds it again by them. What a
+//! successor of this process needs for that is kept in [`super::state`], from which [`super::recovery`] fills the table.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,11 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::{attributes::Stamp, owners::Record};
+use super::{
+    attributes::Stamp,
+    owners::Record,
+    state::{NameKind, Names, Slots},
+};
 use crate::fuse;
 
 /// Largest number of nodes. The guest keeps one for each file in its caches and returns it when it needs the memory.
@@ -57,25 +62,59 @@ pub(crate) struct Node {
     pub(crate) record: Option<(Stamp, Option<Record>)>,
 }
 
-struct Slot {
-    node: Node,
+/// A name of a node in a directory.
+pub(super) struct Name {
+    pub(super) directory: u64,
+    pub(super) text: CString,
+    /// Its slot in the memory for successors.
+    pub(super) kept: Option<u32>,
+}
+
+pub(super) struct Slot {
+    pub(super) node: Node,
     /// Directories and names in them, the newest first. None for the root of a share.
-    names: Vec<(u64, CString)>,
+    pub(super) names: Vec<Name>,
+    /// Paths of the tree of shares at which this directory is.
+    pub(super) paths: Vec<(Vec<u8>, Option<u32>)>,
     /// Number of times that the guest was given this node and has not returned it.
-    lookups: u64,
+    pub(super) lookups: u64,
     /// Number of names of other nodes that are in this directory.
-    children: u64,
+    pub(super) children: u64,
     /// Time of change and size when the file was opened last; `None` if it had just been changed.
     opened: Option<(Stamp, u64)>,
     /// Size that the guest was given last; `None` if it may have changed it since.
     given: Option<u64>,
     /// Threads of the guest that were sent to look the name up again before they open the file.
     excused: Vec<u32>,
+    /// Its slot in the memory for successors.
+    pub(super) kept: Option<u32>,
 }
 
 impl Slot {
-    fn new(node: Node, lookups: u64) -> Self {
-        Self { node, names: Vec::new(), lookups, children: 0, opened: None, given: None, excused: Vec::new() }
+    pub(super) fn new(node: Node, lookups: u64, kept: Option<u32>) -> Self {
+        Self {
+            node,
+            names: Vec::new(),
+            paths: Vec::new(),
+            lookups,
+            children: 0,
+            opened: None,
+            given: None,
+            excused: Vec::new(),
+            kept,
+        }
+    }
+}
+
+/// Mark of a directory outside of all shares, above the type in a kept node.
+pub(super) const WAY: u64 = 1 << 32;
+
+/// The words of a node that are kept.
+fn words(number: u64, node: &Node) -> [u64; 7] {
+    let kind = u64::from(node.kind);
+    match node.origin {
+        Origin::Way(_) => [number, 0, 0, 0, 0, 0, kind | WAY],
+        Origin::Host(key) => [number, 0, key.device, key.inode, key.born.0.cast_unsigned(), key.born.1.into(), kind],
     }
 }
 
@@ -89,23 +128,25 @@ pub(crate) enum Start<T> {
 
 /// The table.
 pub(crate) struct Nodes {
-    slots: HashMap<u64, Slot>,
-    numbers: HashMap<Origin, u64>,
-    /// Number of the next node.
-    next: u64,
-    max: usize,
+    pub(super) slots: HashMap<u64, Slot>,
+    pub(super) numbers: HashMap<Origin, u64>,
+    pub(super) kept: Slots,
+    pub(super) kept_names: Names,
+    /// Least number of a new node.
+    first: u64,
+    pub(super) max: usize,
 }
 
 impl Nodes {
     /// Creates a table with the root only. `epoch` is a random number.
-    pub(crate) fn new(epoch: u32, root: Node) -> Self {
-        // Never zero, so that no number is the root's.
-        let epoch = u64::from(epoch).max(1) << COUNTER_BITS;
-        let slot = Slot::new(root, 1);
+    pub(super) fn new(epoch: u32, root: Node, kept: Slots, kept_names: Names) -> Self {
         Self {
-            slots: HashMap::from([(fuse::ROOT, slot)]),
+            slots: HashMap::from([(fuse::ROOT, Slot::new(root, 1, None))]),
             numbers: HashMap::from([(root.origin, fuse::ROOT)]),
-            next: epoch,
+            kept,
+            kept_names,
+            // Never zero, so that no number is the root's.
+            first: u64::from(epoch).max(1) << COUNTER_BITS,
             max: MAX_NODES,
         }
     }
@@ -117,6 +158,8 @@ impl Nodes {
             *number == fuse::ROOT
         });
         self.numbers.retain(|_, number| *number == fuse::ROOT);
+        self.kept.clear();
+        self.kept_names.clear();
     }
 
     /// The node of a number; one that is not known belongs to an earlier process or was returned.
@@ -133,15 +176,18 @@ impl Nodes {
             Some(number) => *number,
             None if self.slots.len() >= self.max => return Err(Errno::NOMEM),
             None => {
-                let number = self.next;
-                self.next += 1;
+                let number = self.kept.state().next_node(self.first);
+                let kept = self.kept.add(&words(number, &node));
                 self.numbers.insert(node.origin, number);
-                self.slots.insert(number, Slot::new(node, 0));
+                self.slots.insert(number, Slot::new(node, 0, kept));
                 number
             }
         };
         if let Some(slot) = self.slots.get_mut(&number) {
             slot.lookups = slot.lookups.saturating_add(1);
+            if let Some(kept) = slot.kept {
+                self.kept.set(kept, 1, slot.lookups);
+            }
             slot.node.entry = node.entry;
             slot.node.record = node.record.or(slot.node.record);
         }
@@ -151,21 +197,31 @@ impl Nodes {
         Ok(number)
     }
 
+    /// Keeps the path of an entry of the tree of shares for a successor, which finds the entry by it.
+    pub(crate) fn keep_path(&mut self, number: u64, path: &[u8]) {
+        let Some(slot) = self.slots.get_mut(&number).filter(|_| number != fuse::ROOT) else { return };
+        if !slot.paths.iter().any(|(known, _)| known == path) {
+            slot.paths.push((path.to_vec(), self.kept_names.add(NameKind::Path, number, 0, path)));
+        }
+    }
+
     fn add_name(&mut self, number: u64, parent: u64, name: &CStr) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
-        if let Some(at) = slot.names.iter().position(|(known, of)| *known == parent && of.as_c_str() == name) {
+        let known = |known: &Name| known.directory == parent && known.text.as_c_str() == name;
+        if let Some(at) = slot.names.iter().position(known) {
             slot.names.swap(0, at);
             return;
         }
         // A directory has one name only.
         let most = if slot.node.kind == libc::S_IFDIR { 0 } else { MAX_NAMES - 1 };
         let dropped = slot.names.split_off(slot.names.len().min(most));
-        slot.names.insert(0, (parent, name.to_owned()));
+        let kept = self.kept_names.add(NameKind::Child, number, parent, name.to_bytes());
+        slot.names.insert(0, Name { directory: parent, text: name.to_owned(), kept });
         if let Some(parent) = self.slots.get_mut(&parent) {
             parent.children += 1;
         }
-        for (parent, _) in dropped {
-            self.release_child(parent);
+        for name in dropped {
+            self.release(&name);
         }
     }
 
@@ -182,24 +238,30 @@ impl Nodes {
     /// Removes a name that does not lead to the node any more.
     pub(crate) fn remove_name(&mut self, number: u64, (parent, name): (u64, &CStr)) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
-        let Some(at) = slot.names.iter().position(|(known, of)| *known == parent && of.as_c_str() == name) else {
-            return;
-        };
-        slot.names.remove(at);
-        self.release_child(parent);
+        let known = |known: &Name| known.directory == parent && known.text.as_c_str() == name;
+        let Some(at) = slot.names.iter().position(known) else { return };
+        let removed = slot.names.remove(at);
+        self.release(&removed);
     }
 
-    fn release_child(&mut self, parent: u64) {
-        if let Some(slot) = self.slots.get_mut(&parent) {
+    /// Notes that a node has a name no longer.
+    fn release(&mut self, name: &Name) {
+        if let Some(kept) = name.kept {
+            self.kept_names.remove(kept);
+        }
+        if let Some(slot) = self.slots.get_mut(&name.directory) {
             slot.children = slot.children.saturating_sub(1);
         }
-        self.remove_unused(parent);
+        self.remove_unused(name.directory);
     }
 
     /// Takes a node back that the guest had `count` times.
     pub(crate) fn forget(&mut self, number: u64, count: u64) {
         if let Some(slot) = self.slots.get_mut(&number) {
             slot.lookups = slot.lookups.saturating_sub(count);
+            if let Some(kept) = slot.kept {
+                self.kept.set(kept, 1, slot.lookups);
+            }
             self.remove_unused(number);
         }
     }
@@ -213,11 +275,21 @@ impl Nodes {
                 continue;
             }
             let Some(slot) = self.slots.remove(&number) else { continue };
-            self.numbers.remove(&slot.node.origin);
-            for (parent, _) in slot.names {
-                if let Some(slot) = self.slots.get_mut(&parent) {
+            // Two paths that have become one share since are two nodes of it.
+            if self.numbers.get(&slot.node.origin) == Some(&number) {
+                self.numbers.remove(&slot.node.origin);
+            }
+            if let Some(kept) = slot.kept {
+                self.kept.remove(kept);
+            }
+            for kept in slot.paths.iter().filter_map(|(_, kept)| *kept).chain(slot.names.iter().filter_map(|n| n.kept))
+            {
+                self.kept_names.remove(kept);
+            }
+            for name in slot.names {
+                if let Some(slot) = self.slots.get_mut(&name.directory) {
                     slot.children = slot.children.saturating_sub(1);
-                    candidates.push(parent);
+                    candidates.push(name.directory);
                 }
             }
         }
@@ -225,7 +297,8 @@ impl Nodes {
 
     /// The names of a file: directories and the names in them.
     pub(crate) fn names(&self, number: u64) -> Vec<(u64, CString)> {
-        self.slots.get(&number).map(|slot| slot.names.clone()).unwrap_or_default()
+        let names = self.slots.get(&number).map(|slot| slot.names.iter()).unwrap_or_default();
+        names.map(|name| (name.directory, name.text.clone())).collect()
     }
 
     /// Remembers the state of a file that is opened; true if it was the same when the file was opened last.
@@ -291,9 +364,9 @@ impl Nodes {
             }
             let slot = self.slots.get(&at).ok_or(Errno::STALE)?;
             match (slot.names.first(), slot.node.origin) {
-                (Some((parent, name)), Origin::Host(_)) => {
-                    names.push(name.clone());
-                    at = *parent;
+                (Some(name), Origin::Host(_)) => {
+                    names.push(name.text.clone());
+                    at = name.directory;
                 }
                 // The root of a share, or a directory that was removed: the caller compares what it finds.
                 (None, Origin::Host(key)) => break Start::Share(key.share),

@@ -224,7 +224,7 @@ impl Server {
     pub(crate) fn target(&self, number: u64, handle: Option<u64>) -> Result<Target, Errno> {
         let node = self.nodes().get(number)?;
         let Origin::Host(key) = node.origin else { return Err(Errno::ROFS) };
-        if let Some(file) = handle.and_then(|handle| self.handles.file(handle, number).ok()) {
+        if let Some(file) = handle.and_then(|handle| self.file(handle, number).ok()) {
             return open_target(number, key, file);
         }
         if node.kind == libc::S_IFDIR {
@@ -242,18 +242,27 @@ impl Server {
 
     fn by_name(&self, number: u64, key: Key) -> Result<Target, Errno> {
         let names = self.nodes().names(number);
+        // An error of the host, such as too many open files, does not mean that the file is gone.
+        let mut failed = Errno::STALE;
         for (parent, name) in names {
-            let Ok(Place::Host(directory)) = self.place(parent) else { continue };
+            let directory = match self.place(parent) {
+                Ok(Place::Host(directory)) => directory,
+                Err(error) if error != Errno::NOTDIR => {
+                    failed = error;
+                    continue;
+                }
+                _ => continue,
+            };
             match stat_name(&*directory.fd, &name) {
                 Ok(stat) if attributes::key(key.share, &stat) == key => {
                     let place = TargetPlace::Name(directory.fd, name);
                     return Ok(Target { number, share: key.share, stat, place });
                 }
                 Ok(_) | Err(Errno::NOENT) => self.nodes().remove_name(number, (parent, &name)),
-                Err(_) => {}
+                Err(error) => failed = error,
             }
         }
-        Err(Errno::STALE)
+        Err(failed)
     }
 
     /// The file of a node that is to be changed.

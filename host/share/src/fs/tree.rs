@@ -26,6 +26,8 @@ pub(crate) struct Share {
 
 #[derive(Default)]
 struct Entry {
+    /// Its path without a slash at the start.
+    path: Vec<u8>,
     children: Vec<(CString, usize)>,
     share: Option<usize>,
 }
@@ -62,7 +64,7 @@ impl Tree {
     /// each of its files. Not where a path has another share below it, which the other path may lack.
     fn merge(&mut self) {
         for at in 0..self.entries.len() {
-            let Entry { children, share: Some(own) } = &self.entries[at] else { continue };
+            let Entry { children, share: Some(own), .. } = &self.entries[at] else { continue };
             let (own, share) = (*own, &self.shares[*own]);
             let same = |other: &&Entry| {
                 other.children.is_empty()
@@ -87,7 +89,10 @@ impl Tree {
         let mut at = ROOT;
         for name in names {
             at = self.child(at, &name).unwrap_or_else(|| {
-                self.entries.push(Entry::default());
+                let above = &self.entries[at].path;
+                let slash: &[u8] = if above.is_empty() { b"" } else { b"/" };
+                let path = [above, slash, name.as_bytes()].concat();
+                self.entries.push(Entry { path, ..Entry::default() });
                 let new = self.entries.len() - 1;
                 self.entries[at].children.push((name, new));
                 new
@@ -110,6 +115,16 @@ impl Tree {
     /// Names and indices of the entries below one.
     pub(crate) fn children(&self, entry: usize) -> &[(CString, usize)] {
         &self.entries[entry].children
+    }
+
+    /// The path of an entry, without a slash at its start.
+    pub(crate) fn path(&self, entry: usize) -> &[u8] {
+        &self.entries[entry].path
+    }
+
+    /// The entry with a path.
+    pub(crate) fn find(&self, path: &[u8]) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.path == path)
     }
 
     /// The share whose root an entry is.

@@ -41,7 +41,7 @@ pub(super) struct Driver {
 /// Starts a device of these files, which answers a frontend until it is gone.
 pub(super) fn device(server: Arc<Server>) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let workers = (0..=REQUEST_QUEUES).map(|n| Worker::spawn(format!("worker-{n}"), Arc::clone(&server), || Ok(())));
+    let workers = (0..=REQUEST_QUEUES).map(|n| Worker::spawn(n, Arc::clone(&server), || Ok(())));
     let device = Device::new(workers.collect::<Result<_, _>>().unwrap()).unwrap();
     let (control, backend) = UnixStream::pair().unwrap();
     thread::spawn(move || {
@@ -101,7 +101,7 @@ impl Driver {
     }
 
     /// Makes a request available in a queue, and kicks.
-    fn send(&self, queue: usize, request: &[u8], room: u32) {
+    pub(super) fn send(&self, queue: usize, request: &[u8], room: u32) {
         let at = STRIDE * queue as u64;
         self.memory.write_slice(request, GuestAddress(at + REQUEST)).unwrap();
         let descriptor = |index: u64, address: u64, len: u32, flags: u32, next: u16| {
@@ -117,6 +117,28 @@ impl Driver {
         self.memory.write_obj(0_u16, place).unwrap();
         self.memory.write_obj(index.wrapping_add(1), GuestAddress(at + AVAILABLE + 2)).unwrap();
         self.kicks[queue].write(1).unwrap();
+    }
+
+    /// Goes on with another process, as the vmm does.
+    pub(super) fn reconnect(&mut self, stream: UnixStream) {
+        self.frontend = Frontend::from_stream(stream, self.kicks.len() as u64);
+        self.set_up();
+        for event in &self.kicks {
+            event.write(1).unwrap();
+        }
+    }
+
+    /// Waits until all requests of a queue are answered, whether an interrupt came or not; returns the last reply.
+    pub(super) fn completed(&self, queue: usize) -> Vec<u8> {
+        let at = STRIDE * queue as u64;
+        let index = |place| self.memory.read_obj::<u16>(GuestAddress(at + place + 2)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while index(USED) != index(AVAILABLE) {
+            assert!(Instant::now() < deadline, "no answer");
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.calls[queue].write(1).unwrap();
+        self.receive(queue)
     }
 
     /// Waits for the interrupt of a queue; returns the reply.

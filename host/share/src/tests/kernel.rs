@@ -62,21 +62,10 @@ impl Mount {
         let (share, device) = (self.directory.path().join("share"), self.device.try_clone().unwrap());
         let replace = Arc::clone(&self.replace);
         thread::spawn(move || {
-            unprivileged(move || {
-                let shares = [Share { path: share, read_only: false }];
-                let [server, successor] = [1, 2].map(|epoch| Server::new(&shares, 4096, epoch).0);
-                sandbox::confine_share(&server.shared()).unwrap();
-                sandbox::confine_share_thread().unwrap();
-                let mut bytes = vec![0; BUFFER];
-                while let Ok(len) = (&device).read(&mut bytes) {
-                    let server = if replace.load(Ordering::Relaxed) { &successor } else { &server };
-                    let reply = exchange(server, &bytes[..len], BUFFER);
-                    if !reply.is_empty() {
-                        // The program may be gone.
-                        let _ = (&device).write(&reply);
-                    }
-                }
-            });
+            let state = State::own().unwrap();
+            // The request that a server leaves to its successor.
+            let mut left = None;
+            while serve(&share, &device, &state, &replace, &mut left) {}
         });
     }
 
@@ -109,6 +98,46 @@ impl Drop for Mount {
         // SAFETY: a string that ends with a zero.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
     }
+}
+
+/// Serves requests until a successor is wanted; false when there will be no more.
+fn serve(
+    share: &Path,
+    device: &File,
+    state: &Arc<State>,
+    replace: &Arc<AtomicBool>,
+    left: &mut Option<Vec<u8>>,
+) -> bool {
+    let (share, device, state) = (share.to_owned(), device.try_clone().unwrap(), Arc::clone(state));
+    let (replace, mut next) = (Arc::clone(replace), left.take());
+    let (give, take) = mpsc::channel();
+    unprivileged(move || {
+        let server = Server::new(&[Share { path: share, read_only: false }], 4096, 1, &state).0;
+        sandbox::confine_share(&server.shared()).unwrap();
+        sandbox::confine_share_thread().unwrap();
+        let mut bytes = vec![0; BUFFER];
+        loop {
+            let request = match next.take() {
+                Some(request) => request,
+                None => match (&device).read(&mut bytes) {
+                    Ok(len) if replace.swap(false, Ordering::Relaxed) => {
+                        // It is carried out, and nobody hears of it.
+                        exchange(&server, &bytes[..len], BUFFER);
+                        return give.send(bytes[..len].to_vec()).unwrap();
+                    }
+                    Ok(len) => bytes[..len].to_vec(),
+                    Err(_) => return,
+                },
+            };
+            let reply = exchange(&server, &request, BUFFER);
+            if !reply.is_empty() {
+                // The program may be gone.
+                let _ = (&device).write(&reply);
+            }
+        }
+    });
+    *left = take.try_recv().ok();
+    left.is_some()
 }
 
 /// Runs a test on a thread with a mount.
@@ -217,13 +246,28 @@ fn data_is_the_same_by_mapping_by_append_and_on_the_host() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn programs_find_their_files_again_when_a_successor_serves_them() {
+fn programs_go_on_with_their_files_when_a_successor_serves_them() {
     mounted(|mount| {
         mount.output(0, "mkdir -p d/e; echo one > d/e/f; ls -lR . > /dev/null");
-        mount.replace.store(true, Ordering::Relaxed);
-        assert_eq!(
-            mount.output(0, "cat d/e/f; echo two > d/e/g; mv d/e d/h; ls d/h; stat -c %u d/h/g"),
-            "one\nf\ng\n0"
-        );
+        let script = "cd d/e; exec 3<>f 4>>log; head -c 200000 /dev/zero > map
+             mkdir ../../ready; while [ -e ../../ready ]; do sleep 0.01; done
+             for i in $(seq 300); do echo $i >&4; mkdir n$i; mv n$i m$i; rmdir m$i; done
+             cat <&3; echo two >&3; cat f; wc -l < log; sort -un log | wc -l; ls; pwd";
+        thread::scope(|scope| {
+            let program = scope.spawn(|| mount.output(0, script));
+            let ready = mount.directory.path().join("share/ready");
+            while !ready.exists() && !program.is_finished() {
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            std::fs::remove_dir(ready).unwrap();
+            while !program.is_finished() {
+                mount.replace.store(true, Ordering::Relaxed);
+                thread::sleep(std::time::Duration::from_millis(7));
+            }
+            let output = program.join().unwrap();
+            let (place, lines) = (output.lines().last().unwrap(), output.lines().collect::<Vec<_>>());
+            assert_eq!(lines[..lines.len() - 1], ["one", "one", "two", "300", "300", "f", "log", "map"]);
+            assert!(place.ends_with("/d/e"), "{output}");
+        });
     });
 }

@@ -9,6 +9,7 @@ mod kernel;
 mod owners;
 mod process;
 mod properties;
+mod recovery;
 mod reported;
 mod shares;
 mod special;
@@ -17,7 +18,11 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::mpsc::{self, Sender},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Sender},
+    },
     thread,
 };
 
@@ -29,7 +34,7 @@ use vm_memory::VolatileSlice;
 use crate::{
     api::Share,
     buffers::{Buffers, Segments},
-    fs::Server,
+    fs::{Server, State},
     fuse,
 };
 
@@ -163,12 +168,15 @@ fn body() -> Request {
     Request::default()
 }
 
+static UNIQUE: AtomicU64 = AtomicU64::new(1);
+
 /// Builds a request with its header.
 fn request(opcode: u32, node: u64, (uid, gid): (u32, u32), body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend((40 + body.len() as u32).to_ne_bytes());
     bytes.extend(opcode.to_ne_bytes());
-    bytes.extend(7_u64.to_ne_bytes());
+    // Each request has an id of its own.
+    bytes.extend(UNIQUE.fetch_add(1, Ordering::Relaxed).to_ne_bytes());
     bytes.extend(node.to_ne_bytes());
     for word in [uid, gid, 1, 0] {
         bytes.extend(word.to_ne_bytes());
@@ -187,7 +195,7 @@ fn exchange(server: &Server, request: &[u8], room: usize) -> Vec<u8> {
         readable: Segments::of(vec![VolatileSlice::from(first), VolatileSlice::from(second)]),
         writable: Segments::of(vec![VolatileSlice::from(third), VolatileSlice::from(fourth)]),
     };
-    let written = server.serve(&buffers);
+    let written = server.serve(0, &buffers);
     reply.truncate(written);
     reply
 }
@@ -199,6 +207,10 @@ struct Guest {
     server: Sender<(Vec<u8>, usize, Sender<Vec<u8>>)>,
     directory: TempDir,
     caller: (u32, u32),
+    /// Memory that each server leaves to its successor.
+    state: Arc<State>,
+    /// The request that was sent last, and the room for its reply.
+    last: Mutex<(Vec<u8>, usize)>,
 }
 
 impl Guest {
@@ -210,7 +222,8 @@ impl Guest {
     /// A guest of these shares, which are made below the temporary directory.
     fn with(shares: &[(&str, bool)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut guest = Self { server: mpsc::channel().0, directory, caller: own() };
+        let state = State::own().unwrap();
+        let mut guest = Self { server: mpsc::channel().0, directory, caller: own(), state, last: Mutex::default() };
         for (path, _) in shares {
             std::fs::create_dir_all(guest.path(path)).unwrap();
         }
@@ -220,7 +233,17 @@ impl Guest {
 
     /// Replaces the server by a successor that knows nothing of it.
     fn restart(&mut self, shares: &[(&str, bool)], epoch: u32) {
-        self.serve_with(self.serve(shares, epoch));
+        self.state = State::own().unwrap();
+        let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
+        let (server, failed) = Server::new(&shares, 4096, epoch, &self.state);
+        assert!(failed.is_empty(), "{failed:?}");
+        self.serve_with(server);
+    }
+
+    /// Replaces the server by a successor that has what it left.
+    fn replace(&mut self, shares: &[(&str, bool)]) {
+        let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
+        self.serve_with(Server::new(&shares, 4096, 77, &self.state).0);
     }
 
     /// Lets a server answer from now on.
@@ -239,7 +262,7 @@ impl Guest {
     /// Another server of the same directories.
     fn serve(&self, shares: &[(&str, bool)], epoch: u32) -> Server {
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        let (server, failed) = Server::new(&shares, 4096, epoch);
+        let (server, failed) = Server::new(&shares, 4096, epoch, &State::own().unwrap());
         assert!(failed.is_empty(), "{failed:?}");
         server
     }
@@ -258,14 +281,22 @@ impl Guest {
     }
 
     fn call_with(&self, opcode: u32, node: u64, body: Request, room: usize) -> Result<Vec<u8>, i32> {
+        *self.last.lock().unwrap() = (request(opcode, node, self.caller, &body.0), room);
+        self.again()
+    }
+
+    /// Sends the last request once more, as the vmm does if it was not answered.
+    fn again(&self) -> Result<Vec<u8>, i32> {
         let (answer, reply) = mpsc::channel();
-        self.server.send((request(opcode, node, self.caller, &body.0), room, answer)).unwrap();
+        let (request, room) = self.last.lock().unwrap().clone();
+        let unique = u64_at(&request, 8);
+        self.server.send((request, room, answer)).unwrap();
         let reply = reply.recv().unwrap();
         if reply.is_empty() {
             return Ok(reply);
         }
         assert_eq!(u32_at(&reply, 0) as usize, reply.len());
-        assert_eq!(u64_at(&reply, 8), 7);
+        assert_eq!(u64_at(&reply, 8), unique);
         match u32_at(&reply, 4).cast_signed() {
             0 => Ok(reply[16..].to_vec()),
             error => {

@@ -40,11 +40,27 @@ fn start() -> (Child, OwnedFd) {
     (command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap(), ours)
 }
 
-fn send(control: &OwnedFd, command: &api::Command, stream: &UnixStream) {
+fn send(control: &OwnedFd, command: &api::Command, beside: &impl AsRawFd) {
     let packet = serde_json::to_vec(command).unwrap();
-    let fds = [stream.as_raw_fd()];
+    let fds = [beside.as_raw_fd()];
     let message = [ControlMessage::ScmRights(&fds)];
     sendmsg::<()>(control.as_raw_fd(), &[IoSlice::new(&packet)], &message, MsgFlags::empty(), None).unwrap();
+}
+
+/// Memory for the processes of one device, as the backend keeps it.
+fn state() -> OwnedFd {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(api::STATE_LEN).unwrap();
+    file.into()
+}
+
+/// Starts a process that goes on with what is in this memory; returns it with its control socket and the vmm's stream.
+fn serve(state: &OwnedFd, shares: &[Share]) -> (Child, OwnedFd, UnixStream) {
+    let (child, control) = start();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    send(&control, &api::Command::State, state);
+    send(&control, &api::Command::Setup { shares: shares.to_vec() }, &theirs);
+    (child, control, ours)
 }
 
 fn end(mut child: Child) -> String {
@@ -59,11 +75,7 @@ fn the_process_confines_every_thread_serves_and_ends_with_the_vmm_or_the_backend
     let guest = Guest::new();
     fs::write(guest.path("file"), b"x").unwrap();
     for vmm_ends in [true, false] {
-        let (child, control) = start();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let shares = vec![guest.share("", false), guest.share("missing", false)];
-        send(&control, &api::Command::Setup { shares }, &theirs);
-        drop(theirs);
+        let (child, control, ours) = serve(&state(), &[guest.share("", false), guest.share("missing", false)]);
         let keep = ours.try_clone().unwrap();
         let driver = Driver::new(ours);
         let mut node = fuse::ROOT;
@@ -97,5 +109,64 @@ fn a_process_without_its_socket_or_its_setup_says_so() {
     let mut errors = String::new();
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert!(!child.wait().unwrap().success());
-    assert!(errors.contains("error: share: the backend's first packet is not a list of shares"), "{errors}");
+    assert!(errors.contains("error: share: the backend did not send a state and a list of shares"), "{errors}");
+}
+
+/// The node of a path, and a reply's error or contents.
+fn node(driver: &Driver, guest: &Guest, path: &str) -> u64 {
+    let path = guest.path(path);
+    let names = path.components().skip(1);
+    names.fold(fuse::ROOT, |node, name| entry(&driver.call(1, LOOKUP, node, body().name(name))[16..]).0)
+}
+
+#[test]
+fn processes_that_are_killed_at_any_time_lose_nothing_and_do_nothing_twice() {
+    let guest = Guest::new();
+    for name in ["log", "r0"] {
+        fs::write(guest.path(name), b"").unwrap();
+    }
+    let (memory, shares) = (state(), [guest.share("", false)]);
+    let (mut child, mut control, ours) = serve(&memory, &shares);
+    let mut driver = Driver::new(ours);
+    let (root, log) = (node(&driver, &guest, ""), node(&driver, &guest, "log"));
+    let append = libc::O_WRONLY | libc::O_APPEND;
+    let open = driver.call(1, OPEN, log, body().u32(append.cast_unsigned()).u32(0));
+    let handle = u64_at(&open, 16);
+    for round in 0..60 {
+        let line = format!("{round:1000}\n");
+        let head = body().u64(handle).u64(0).u32(line.len() as u32).u32(0).u64(0);
+        let write = head.u32(append.cast_unsigned()).u32(0).bytes(line.as_bytes());
+        let requests = [
+            (1, request(WRITE, log, own(), &write.0)),
+            (2, request(MKDIR, root, own(), &body().u32(0o755).u32(0).name(format!("d{round}")).0)),
+            (3, request(RENAME2, root, own(), &rename(root, round).0)),
+        ];
+        for (queue, request) in &requests {
+            driver.send(*queue, request, 0x4000);
+        }
+        // Before, while and after it serves them.
+        thread::sleep(std::time::Duration::from_micros(round * 20));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(control);
+        let ours;
+        (child, control, ours) = serve(&memory, &shares);
+        driver.reconnect(ours);
+        for (queue, _) in &requests {
+            let reply = driver.completed(*queue);
+            assert_eq!(u32_at(&reply, 4).cast_signed(), 0, "round {round}, queue {queue}");
+        }
+    }
+    let expected: Vec<_> = (0..60).map(|round| format!("{round:1000}\n")).collect();
+    assert!(
+        fs::read_to_string(guest.path("log")).unwrap() == expected.concat(),
+        "a line is missing, or is there twice"
+    );
+    assert!((0..60).all(|round| guest.path(&format!("d{round}")).is_dir()) && guest.path("r60").exists());
+    drop(control);
+    end(child);
+}
+
+fn rename(root: u64, round: u64) -> Request {
+    body().u64(root).u32(0).u32(0).name(format!("r{round}")).name(format!("r{}", round + 1))
 }
