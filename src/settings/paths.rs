@@ -114,6 +114,11 @@ impl Base {
         self.cache.join("image/current")
     }
 
+    /// The directories with the files of all profiles, and of guest images.
+    pub fn directories(&self) -> [&Path; 5] {
+        [&self.config, &self.data, &self.state, &self.cache, &self.runtime].map(PathBuf::as_path)
+    }
+
     /// The profiles that have files, sorted.
     pub fn profiles(&self) -> Vec<ProfileName> {
         let mut names: Vec<String> = [&self.config, &self.data, &self.state]

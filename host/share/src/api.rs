@@ -40,6 +40,8 @@ pub enum Command {
     Setup {
         /// The shared directories. One may lie inside of another, which it then hides at that place.
         shares: Vec<Share>,
+        /// Absolute paths of directories and files that the guest cannot find, whatever share they are in, nor make.
+        hidden: Vec<PathBuf>,
     },
 }
 
@@ -54,9 +56,9 @@ mod tests {
 
     #[test]
     fn commands_are_json_objects_with_a_type() {
-        let text = r#"{"type":"setup","shares":[{"path":"/home/me","read_only":false}]}"#;
+        let text = r#"{"type":"setup","shares":[{"path":"/home/me","read_only":false}],"hidden":["/home/me/own"]}"#;
         let shares = vec![Share { path: "/home/me".into(), read_only: false }];
-        let setup = Command::Setup { shares };
+        let setup = Command::Setup { shares, hidden: vec!["/home/me/own".into()] };
         assert_eq!(serde_json::to_string(&setup).unwrap(), text);
         assert_eq!(serde_json::from_str::<Command>(text).unwrap(), setup);
     }

@@ -80,7 +80,7 @@ impl World {
         std::os::unix::fs::symlink("/etc", directory.join("link")).unwrap();
         let share = |path: PathBuf, read_only| Share { path, read_only };
         let shares = [share(directory.clone(), false), share(directory.join("directory/inner"), true)];
-        let (server, failed) = Server::new(&shares, 4096, 1, &State::own().unwrap());
+        let (server, failed) = Server::new(&shares, &[], 4096, 1, &State::own().unwrap());
         assert!(failed.is_empty());
         let mut world = Self { server, directory, nodes: vec![ROOT], handles: vec![0] };
         world.enter();

@@ -21,7 +21,8 @@
 //!
 //! Nothing that the guest names is resolved by the host as a path. See `fs/resolve` for the way from a node to its
 //! file, which never follows a link. Beyond it, the process is confined to the shares by Landlock, and by a filter
-//! without the system calls that Landlock does not cover.
+//! without the system calls that Landlock does not cover. Bulkhead's own files are not there, in whatever share they are:
+//! `fs/hidden`.
 //!
 //! # Coherence
 //!
@@ -102,8 +103,8 @@ fn serve() -> Result<(), ShareError> {
         Some((Command::State, Some(memory))) => State::map(memory.into()).map_err(cannot("map the state"))?,
         _ => return Err(ShareError::NoSetup),
     };
-    let (shares, stream) = match api::receive(&control)? {
-        Some((Command::Setup { shares }, Some(stream))) => (shares, UnixStream::from(stream)),
+    let (shares, hidden, stream) = match api::receive(&control)? {
+        Some((Command::Setup { shares, hidden }, Some(stream))) => (shares, hidden, UnixStream::from(stream)),
         _ => return Err(ShareError::NoSetup),
     };
     // Each open file of the guest is a descriptor.
@@ -113,7 +114,7 @@ fn serve() -> Result<(), ShareError> {
     // The guest's kernel applies its processes' masks.
     umask(Mode::empty());
     let epoch = epoch().map_err(cannot("get random numbers"))?;
-    let (server, failed) = Server::new(&shares, descriptors as usize, epoch, &state);
+    let (server, failed) = Server::new(&shares, &hidden, descriptors as usize, epoch, &state);
     for share in failed {
         let _ = writeln!(io::stderr(), "warning: share: {}", chain(&share));
     }

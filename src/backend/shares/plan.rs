@@ -89,10 +89,10 @@ impl SharesPlan {
         self.shares.clone()
     }
 
-    /// The list for the process that serves them.
-    pub(super) fn setup(&self) -> api::Command {
+    /// The list for the process that serves them, without these places.
+    pub(super) fn setup(&self, hidden: &[PathBuf]) -> api::Command {
         let share = |share: &Share| api::Share { path: PathBuf::from(&share.path), read_only: share.read_only };
-        api::Command::Setup { shares: self.shares.iter().map(share).collect() }
+        api::Command::Setup { shares: self.shares.iter().map(share).collect(), hidden: hidden.to_vec() }
     }
 }
 

@@ -5,9 +5,13 @@
 
 use std::{
     convert::Infallible,
-    fs::File,
+    fs::{DirBuilder, File},
     io,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{fs::DirBuilderExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -18,11 +22,14 @@ use nix::{
 use tokio::process::Child;
 
 use super::plan::SharesPlan;
-use crate::backend::{
-    channel::Channel,
-    child::{self, ChildError},
-    device_process::Server,
-    log_file::LogFile,
+use crate::{
+    backend::{
+        channel::Channel,
+        child::{self, ChildError},
+        device_process::Server,
+        log_file::LogFile,
+    },
+    settings::Paths,
 };
 use bulkhead_share::api;
 use bulkhead_vmm::api::Command;
@@ -31,6 +38,8 @@ use bulkhead_vmm::api::Command;
 #[derive(Debug)]
 pub(in crate::backend) struct ShareServer {
     plan: SharesPlan,
+    /// Bulkhead's own files.
+    hidden: Vec<PathBuf>,
     log: LogFile,
     /// Memory that each process leaves to its successor.
     state: Option<File>,
@@ -39,9 +48,16 @@ pub(in crate::backend) struct ShareServer {
 }
 
 impl ShareServer {
-    /// A server of the planned directories.
-    pub(in crate::backend) fn new(plan: SharesPlan, log: LogFile) -> Self {
-        Self { plan, log, state: None, control: None }
+    /// A server of the planned directories, in which the files of `paths` and of other profiles are not.
+    pub(in crate::backend) fn new(plan: SharesPlan, paths: &Paths, log: LogFile) -> Self {
+        let directories = paths.base().directories();
+        for directory in directories {
+            // One that exists is known by what it is, wherever it is moved. Without it, its name alone is taken.
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        }
+        // The disk may be a link to another place.
+        let hidden = directories.into_iter().map(Path::to_owned).chain([paths.data_disk()]).collect();
+        Self { plan, hidden, log, state: None, control: None }
     }
 
     /// The memory for the processes, zeros at first.
@@ -69,7 +85,7 @@ impl Server for ShareServer {
         let child = child::spawn(Self::NAME, &program, ["share-server"], theirs.as_fd(), &self.log)?;
         let state = self.state().map_err(failed)?;
         control.send(&api::Command::State, Some(state.as_fd())).await?;
-        control.send(&self.plan.setup(), Some(backend.as_fd())).await?;
+        control.send(&self.plan.setup(&self.hidden), Some(backend.as_fd())).await?;
         self.control = Some(control);
         Ok((child, frontend))
     }

@@ -148,6 +148,9 @@ impl Server {
                 return Ok(());
             }
             next = entry.next_entry_cookie();
+            if self.hidden.is_place(directory, name) {
+                continue;
+            }
             self.push(directory, device, &entry, next, entries);
             if listed.is_buffer_empty() && entries.body.0.len() + 512 > entries.room {
                 break;

@@ -51,6 +51,9 @@ impl Server {
                 if let Some(child) = self.share_at(&directory, name) {
                     return self.find_entry(parent, child);
                 }
+                if self.hidden.is_place(&directory, name) {
+                    return Err(Errno::NOENT);
+                }
                 let stat = resolve::stat_name(&*directory.fd, name)?;
                 self.add(&directory, name, &stat)
             }
@@ -65,8 +68,12 @@ impl Server {
 
     /// Adds the file with this name and state to the table.
     pub(crate) fn add(&self, directory: &Directory, name: &CStr, stat: &Statx) -> Result<(u64, Attributes), Errno> {
+        let key = attributes::key(directory.share, stat);
+        if self.hidden.contains(key) {
+            return Err(Errno::NOENT);
+        }
         let device = self.devices.number(stat, || resolve::place_of(&*directory.fd, name))?;
-        let origin = Origin::Host(attributes::key(directory.share, stat));
+        let origin = Origin::Host(key);
         let record = self.record_of_name(&*directory.fd, name, stat, origin);
         let kind = attributes::kind(stat);
         let entry = directory.entry.and_then(|entry| self.tree.child(entry, name));
@@ -143,9 +150,13 @@ impl Server {
         Ok(Body::statistics(&statistics).into())
     }
 
-    /// Fails for a name that a share or the way to one has: it is taken by something like a mount.
+    /// Fails for a name that a share or the way to one has, as if by a mount, and for one that hides something.
     pub(crate) fn check_not_taken(&self, directory: &Directory, name: &CStr, error: Errno) -> Result<(), Errno> {
         resolve::check(name)?;
+        if self.hidden.takes(directory, name) {
+            // `EEXIST` would contradict the lookup, which found nothing.
+            return Err(if error == Errno::EXIST { Errno::ACCESS } else { error });
+        }
         match directory.entry.and_then(|entry| self.tree.child(entry, name)) {
             Some(_) => Err(error),
             None => Ok(()),

@@ -7,6 +7,7 @@ mod change;
 mod create;
 mod data;
 mod handles;
+mod hidden;
 mod list;
 mod lookup;
 mod nodes;
@@ -20,6 +21,7 @@ mod tree;
 mod xattr;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -40,6 +42,7 @@ use cache::Cache;
 #[cfg(test)]
 pub(crate) use data::open_flags;
 use handles::Handles;
+use hidden::Hidden;
 use nodes::Nodes;
 use owners::Ids;
 use resolve::Place;
@@ -76,6 +79,7 @@ fn done() -> Reply {
 /// The file system.
 pub(crate) struct Server {
     tree: Tree,
+    hidden: Hidden,
     nodes: Mutex<Nodes>,
     cache: Mutex<Cache>,
     devices: Devices,
@@ -91,19 +95,23 @@ pub(crate) struct Server {
 impl Server {
     /// Opens the shares; those that cannot be served are returned with the reason.
     ///
-    /// `descriptors` is the limit of this process, `epoch` a random number that differs from earlier processes'. `state`
-    /// is what earlier processes of this device left.
+    /// `hidden` are paths of the host at which the guest finds nothing. `descriptors` is the limit of this process,
+    /// `epoch` a random number that differs from earlier processes'. `state` is what earlier processes of this device
+    /// left.
     pub(crate) fn new(
         shares: &[api::Share],
+        hidden: &[PathBuf],
         descriptors: usize,
         epoch: u32,
         state: &Arc<State>,
     ) -> (Self, Vec<Unusable>) {
-        let (tree, failed) = Tree::open(shares);
+        let hidden = Hidden::find(hidden.iter().map(PathBuf::as_path));
+        let (tree, failed) = Tree::open(shares, &hidden);
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let server = Self {
-            nodes: recovery::nodes(&tree, epoch, state).into(),
+            nodes: recovery::nodes(&tree, &hidden, epoch, state).into(),
             tree,
+            hidden,
             cache: Mutex::default(),
             devices: Devices::new(state),
             handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS), state),

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    hidden::Hidden,
     lookup::node_of_entry,
     nodes::{self, Key, Node, Nodes, Origin},
     state::{self, NODES, NameKind, Names, Slots, State},
@@ -28,7 +29,7 @@ struct Kept {
 }
 
 /// The nodes that were kept and are still reachable; the root alone for a new device.
-pub(super) fn nodes(tree: &Tree, epoch: u32, state: &Arc<State>) -> Nodes {
+pub(super) fn nodes(tree: &Tree, hidden: &Hidden, epoch: u32, state: &Arc<State>) -> Nodes {
     // A root that cannot be looked at is left as an empty directory. It is a share if the user shares `/`.
     let way = Node { origin: Origin::Way(tree::ROOT), kind: libc::S_IFDIR, entry: None, record: None };
     let root = node_of_entry(tree, tree::ROOT).unwrap_or(way);
@@ -41,7 +42,7 @@ pub(super) fn nodes(tree: &Tree, epoch: u32, state: &Arc<State>) -> Nodes {
             slots.remove(slot);
         }
     }
-    let mut recovery = Recovery { tree, kept, nodes: Nodes::new(epoch, root, slots, names) };
+    let mut recovery = Recovery { tree, hidden, kept, nodes: Nodes::new(epoch, root, slots, names) };
     recovery.entries(&found);
     recovery.children(&found);
     recovery.names(found);
@@ -60,6 +61,7 @@ fn read(slots: &Slots, slot: u32) -> Kept {
 
 struct Recovery<'t> {
     tree: &'t Tree,
+    hidden: &'t Hidden,
     /// Nodes that have no place yet.
     kept: HashMap<u64, Kept>,
     nodes: Nodes,
@@ -109,6 +111,9 @@ impl Recovery<'_> {
             for name in below.remove(&directory).unwrap_or_default() {
                 let Some(kept) = self.kept.get(&name.node).filter(|kept| !kept.is_way) else { continue };
                 let Ok(text) = CString::new(&*name.bytes) else { continue };
+                if self.hidden.contains(kept.key) {
+                    continue;
+                }
                 let entry = entry.and_then(|entry| self.tree.child(entry, &text));
                 // Another share has been put in this place.
                 if entry.is_some_and(|entry| self.tree.share(entry).is_some()) {

@@ -10,6 +10,7 @@ use std::{
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
 
+use super::hidden::Hidden;
 use crate::api;
 
 /// Index of the root, the host's `/`.
@@ -49,10 +50,10 @@ pub(crate) struct Unusable {
 
 impl Tree {
     /// Opens the directories. Shares that cannot be opened are left out and returned.
-    pub(crate) fn open(shares: &[api::Share]) -> (Self, Vec<Unusable>) {
+    pub(crate) fn open(shares: &[api::Share], hidden: &Hidden) -> (Self, Vec<Unusable>) {
         let mut tree = Self { entries: vec![Entry::default()], shares: Vec::new() };
         let failed = shares.iter().filter_map(|share| {
-            let source = tree.add(share).err()?;
+            let source = tree.add(share, hidden).err()?;
             Some(Unusable { path: share.path.display().to_string(), source })
         });
         let failed = failed.collect();
@@ -80,12 +81,15 @@ impl Tree {
         }
     }
 
-    fn add(&mut self, share: &api::Share) -> io::Result<()> {
+    fn add(&mut self, share: &api::Share, hidden: &Hidden) -> io::Result<()> {
         let names = names(&share.path).ok_or(io::ErrorKind::InvalidInput)?;
         // Links in the user's own path are followed, here only.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = openat(rustix::fs::CWD, &share.path, flags, Mode::empty())?;
         let stat = statx(&directory, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+        if hidden.is_inside(&directory) {
+            return Err(io::Error::other("it has files of Bulkhead itself, which no container may use"));
+        }
         let mut at = ROOT;
         for name in names {
             at = self.child(at, &name).unwrap_or_else(|| {
@@ -158,7 +162,7 @@ mod tests {
     #[test]
     fn only_the_way_to_a_share_exists() {
         let directory = tempfile::tempdir().unwrap();
-        let (tree, failed) = Tree::open(&[share(directory.path())]);
+        let (tree, failed) = Tree::open(&[share(directory.path())], &Hidden::default());
         assert!(failed.is_empty());
         let names = names(directory.path()).unwrap();
         let mut at = ROOT;
@@ -173,7 +177,7 @@ mod tests {
     #[test]
     fn a_share_may_be_the_root_and_contain_others() {
         let directory = tempfile::tempdir().unwrap();
-        let (tree, _) = Tree::open(&[share(directory.path()), share(Path::new("/"))]);
+        let (tree, _) = Tree::open(&[share(directory.path()), share(Path::new("/"))], &Hidden::default());
         assert_eq!((tree.share(ROOT), tree.shares.len()), (Some(1), 2));
     }
 
@@ -187,11 +191,12 @@ mod tests {
             names(path).unwrap().iter().fold(ROOT, |entry, name| tree.child(entry, name).unwrap())
         };
         let shares = |tree: &Tree| [&real, &link].map(|path| tree.share(find(tree, path)).unwrap());
-        let (tree, _) = Tree::open(&[share(&link), share(&real)]);
+        let (tree, _) = Tree::open(&[share(&link), share(&real)], &Hidden::default());
         assert_eq!(shares(&tree), [0, 0]);
-        let (tree, _) = Tree::open(&[share(&link), share(&real), share(&real.join("inner"))]);
+        let (tree, _) = Tree::open(&[share(&link), share(&real), share(&real.join("inner"))], &Hidden::default());
         assert_eq!(shares(&tree), [1, 0]);
-        let (tree, _) = Tree::open(&[share(&link), api::Share { path: real.clone(), read_only: true }]);
+        let (tree, _) =
+            Tree::open(&[share(&link), api::Share { path: real.clone(), read_only: true }], &Hidden::default());
         assert_eq!(shares(&tree), [1, 0]);
     }
 
@@ -200,7 +205,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), b"").unwrap();
         let paths = [directory.path().join("none"), directory.path().join("file"), "relative".into(), "/a/../b".into()];
-        let (tree, failed) = Tree::open(&paths.map(|path| share(&path)));
+        let (tree, failed) = Tree::open(&paths.map(|path| share(&path)), &Hidden::default());
         assert_eq!((tree.shares.len(), failed.len()), (0, 4));
         assert!(tree.children(ROOT).is_empty());
     }

@@ -112,7 +112,7 @@ fn serve(
     let (replace, mut next) = (Arc::clone(replace), left.take());
     let (give, take) = mpsc::channel();
     unprivileged(move || {
-        let server = Server::new(&[Share { path: share, read_only: false }], 4096, 1, &state).0;
+        let server = Server::new(&[Share { path: share, read_only: false }], &[], 4096, 1, &state).0;
         sandbox::confine_share(&server.shared()).unwrap();
         sandbox::confine_share_thread().unwrap();
         let mut bytes = vec![0; BUFFER];

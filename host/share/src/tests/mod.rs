@@ -5,6 +5,7 @@ mod device;
 mod escapes;
 mod files;
 mod frontend;
+mod hidden;
 mod kernel;
 mod owners;
 mod process;
@@ -207,6 +208,8 @@ struct Guest {
     server: Sender<(Vec<u8>, usize, Sender<Vec<u8>>)>,
     directory: TempDir,
     caller: (u32, u32),
+    /// Paths that the guest may not find.
+    hidden: Vec<PathBuf>,
     /// Memory that each server leaves to its successor.
     state: Arc<State>,
     /// The request that was sent last, and the room for its reply.
@@ -223,7 +226,14 @@ impl Guest {
     fn with(shares: &[(&str, bool)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let state = State::own().unwrap();
-        let mut guest = Self { server: mpsc::channel().0, directory, caller: own(), state, last: Mutex::default() };
+        let mut guest = Self {
+            server: mpsc::channel().0,
+            directory,
+            caller: own(),
+            hidden: Vec::new(),
+            state,
+            last: Mutex::default(),
+        };
         for (path, _) in shares {
             std::fs::create_dir_all(guest.path(path)).unwrap();
         }
@@ -235,7 +245,7 @@ impl Guest {
     fn restart(&mut self, shares: &[(&str, bool)], epoch: u32) {
         self.state = State::own().unwrap();
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        let (server, failed) = Server::new(&shares, 4096, epoch, &self.state);
+        let (server, failed) = Server::new(&shares, &self.hidden, 4096, epoch, &self.state);
         assert!(failed.is_empty(), "{failed:?}");
         self.serve_with(server);
     }
@@ -243,7 +253,7 @@ impl Guest {
     /// Replaces the server by a successor that has what it left.
     fn replace(&mut self, shares: &[(&str, bool)]) {
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        self.serve_with(Server::new(&shares, 4096, 77, &self.state).0);
+        self.serve_with(Server::new(&shares, &self.hidden, 4096, 77, &self.state).0);
     }
 
     /// Lets a server answer from now on.
@@ -262,7 +272,7 @@ impl Guest {
     /// Another server of the same directories.
     fn serve(&self, shares: &[(&str, bool)], epoch: u32) -> Server {
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        let (server, failed) = Server::new(&shares, 4096, epoch, &State::own().unwrap());
+        let (server, failed) = Server::new(&shares, &self.hidden, 4096, epoch, &State::own().unwrap());
         assert!(failed.is_empty(), "{failed:?}");
         server
     }

@@ -59,7 +59,7 @@ fn serve(state: &OwnedFd, shares: &[Share]) -> (Child, OwnedFd, UnixStream) {
     let (child, control) = start();
     let (ours, theirs) = UnixStream::pair().unwrap();
     send(&control, &api::Command::State, state);
-    send(&control, &api::Command::Setup { shares: shares.to_vec() }, &theirs);
+    send(&control, &api::Command::Setup { shares: shares.to_vec(), hidden: Vec::new() }, &theirs);
     (child, control, ours)
 }
 
