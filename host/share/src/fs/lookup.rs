@@ -72,6 +72,9 @@ impl Server {
         if self.hidden.contains(key) {
             return Err(Errno::NOENT);
         }
+        if let Some(entry) = self.tree.read_only_root(directory.share, key) {
+            return self.find_entry(directory.number, entry);
+        }
         let device = self.devices.number(stat, || resolve::place_of(&*directory.fd, name))?;
         let origin = Origin::Host(key);
         let record = self.record_of_name(&*directory.fd, name, stat, origin);

@@ -111,7 +111,7 @@ impl Recovery<'_> {
             for name in below.remove(&directory).unwrap_or_default() {
                 let Some(kept) = self.kept.get(&name.node).filter(|kept| !kept.is_way) else { continue };
                 let Ok(text) = CString::new(&*name.bytes) else { continue };
-                if self.hidden.contains(kept.key) {
+                if self.hidden.contains(kept.key) || self.tree.read_only_root(share, kept.key).is_some() {
                     continue;
                 }
                 let entry = entry.and_then(|entry| self.tree.child(entry, &text));

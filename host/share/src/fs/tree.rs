@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
 
-use super::hidden::Hidden;
+use super::{hidden::Hidden, nodes::Key};
 use crate::api;
 
 /// Index of the root, the host's `/`.
@@ -119,6 +119,21 @@ impl Tree {
     /// Names and indices of the entries below one.
     pub(crate) fn children(&self, entry: usize) -> &[(CString, usize)] {
         &self.entries[entry].children
+    }
+
+    /// The entry of a read-only share with this directory as its root, for one that is found in a share that is not.
+    ///
+    /// The host can move it, or what is above it, to another path in a share around it.
+    pub(crate) fn read_only_root(&self, found_in: usize, key: Key) -> Option<usize> {
+        let guarded = |share: usize| {
+            let share = &self.shares[share];
+            share.read_only && share.identity == (key.device, key.inode)
+        };
+        // In most trees no share is read-only.
+        if self.shares[found_in].read_only || !self.shares.iter().any(|share| share.read_only) {
+            return None;
+        }
+        self.entries.iter().position(|entry| entry.share.is_some_and(guarded))
     }
 
     /// The path of an entry, without a slash at its start.

@@ -7,6 +7,7 @@ mod files;
 mod frontend;
 mod hidden;
 mod kernel;
+mod nested;
 mod owners;
 mod process;
 mod properties;
