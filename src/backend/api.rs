@@ -198,7 +198,7 @@ impl From<PortMapping> for PublishedPort {
 pub struct Examination {
     /// Samples of the vCPUs in the order of time, each with all vCPUs in order.
     pub vcpus: Vec<Vec<Option<VcpuView>>>,
-    /// How fast KVM's counters grew, in a second, by their names in Linux: one number for those of the VM, one for each
+    /// Growth of KVM's counters in a second, by their names in Linux: one number for those of the VM, one for each
     /// vCPU for those of vCPUs. Empty where KVM has no counters for programs, before Linux 5.15.
     #[serde(default)]
     pub kvm: BTreeMap<String, Vec<u64>>,

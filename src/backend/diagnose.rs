@@ -148,7 +148,7 @@ mod tests {
         };
         let grew = rates(&counters(&[100, 5], 9), &counters(&[2100, 5], 10), Duration::from_millis(500));
         assert_eq!(grew, counters(&[4000, 0], 2));
-        // What is new has no rate yet, and no counter grows backwards.
+        // A counter that is new has no rate yet, and none grows backwards.
         assert_eq!(rates(&BTreeMap::new(), &grew, Duration::ZERO), BTreeMap::new());
         assert_eq!(rates(&grew, &counters(&[0, 0], 0), Duration::ZERO), counters(&[0, 0], 0));
     }

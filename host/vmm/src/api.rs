@@ -157,7 +157,7 @@ impl VcpuView {
     }
 }
 
-/// What the machine is doing at one moment.
+/// The state of the machine at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// The vCPUs in order; `None` for one that could not be interrupted in time.
