@@ -1,5 +1,5 @@
-//! The rows of shared directories: the same guest on `bulkhead share-server`, on Debian's virtiofsd under QEMU, and on a
-//! disk of its own, over one directory of the host.
+//! The rows of shared directories: the same guest on `bulkhead share-server`, on Debian's virtiofsd under QEMU, and on
+//! a disk of its own, over one directory of the host.
 
 use std::{
     fs,

@@ -2,7 +2,8 @@
 //!
 //! The child inherits one end of a `SOCK_SEQPACKET` socket pair as file descriptor [`bulkhead_ipc::inherited::FD`].
 //! Each packet is one JSON object of at most [`MAX_PACKET`] bytes, with at most one descriptor beside it. The first is
-//! [`Command::State`], the second [`Command::Setup`]. The child sends nothing back; it ends when the vmm's stream or this socket closes.
+//! [`Command::State`], the second [`Command::Setup`]. The child sends nothing back; it ends when the vmm's stream or
+//! this socket closes.
 //!
 //! The child opens the shared directories itself, before it confines itself to them. A path that is not a directory at
 //! that time is left out, with one line on standard error.
@@ -33,8 +34,8 @@ pub struct Share {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Command {
-    /// Goes on with what the predecessors of this process left in the file beside this packet: zeros if there is none. It
-    /// has [`STATE_LEN`] bytes, cannot shrink, and belongs to this process alone from now on.
+    /// Goes on with what the predecessors of this process left in the file beside this packet: zeros if there is none.
+    /// It has [`STATE_LEN`] bytes, cannot shrink, and belongs to this process alone from now on.
     State,
     /// Serves the vhost-user frontend behind the unix stream beside this packet.
     Setup {

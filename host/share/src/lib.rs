@@ -21,15 +21,15 @@
 //!
 //! Nothing that the guest names is resolved by the host as a path. See `fs/resolve` for the way from a node to its
 //! file, which never follows a link. Beyond it, the process is confined to the shares by Landlock, and by a filter
-//! without the system calls that Landlock does not cover. Bulkhead's own files are not there, in whatever share they are:
-//! `fs/hidden`.
+//! without the system calls that Landlock does not cover. Bulkhead's own files are not there, in whatever share they
+//! are: `fs/hidden`.
 //!
 //! # Coherence
 //!
-//! Programs of the host and of the guest may change the same files. The guest keeps names and attributes for one
-//! second and drops cached data when a file's time or size has changed, and each time that it opens a file. A program
-//! that opens a file whose size is not the one that the guest was given looks its name up again first (`ESTALE`, which
-//! the kernel hides), so that it reads all of it. Its writes are never held back. Locks hold between the guest's programs
+//! Programs of the host and of the guest may change the same files. The guest keeps names and attributes for one second
+//! and drops cached data when a file's time or size has changed, and each time that it opens a file. A program that
+//! opens a file whose size is not the one that the guest was given looks its name up again first (`ESTALE`, which the
+//! kernel hides), so that it reads all of it. Its writes are never held back. Locks hold between the guest's programs
 //! only.
 //!
 //! # Limits

@@ -1,8 +1,8 @@
 //! KVM's own counters of the machine and its vCPUs. Read twice, they tell what a machine does that does not respond: a
 //! vCPU that exits without end, or an interrupt that is never injected.
 //!
-//! They are files of KVM in a binary format (KVM API, `KVM_GET_STATS_FD`; Linux 5.15 and later). The same numbers are in
-//! debugfs, for root only.
+//! They are files of KVM in a binary format (KVM API, `KVM_GET_STATS_FD`; Linux 5.15 and later). The same numbers are
+//! in debugfs, for root only.
 
 use std::{
     collections::BTreeMap,

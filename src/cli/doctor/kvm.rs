@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 /// Most counters that are shown.
 const MAX_SHOWN: usize = 8;
 
-/// Describes the counters that grow fastest. `rates` are those of an examination: for each name one number for the VM, or
-/// one for each vCPU.
+/// Describes the counters that grow fastest. `rates` are those of an examination: for each name one number for the VM,
+/// or one for each vCPU.
 pub(super) fn describe(rates: &BTreeMap<String, Vec<u64>>, vcpus: usize) -> String {
     if rates.is_empty() {
         return "this kernel shows programs no counters of KVM; Linux 5.15 and later do".into();

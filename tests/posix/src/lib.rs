@@ -1,5 +1,5 @@
-//! The calls of POSIX and Linux on files, and their errors, as a table (`rows`) that runs in any directory: a disk of this
-//! machine as reference, or a directory of the host in a container.
+//! The calls of POSIX and Linux on files, and their errors, as a table (`rows`) that runs in any directory: a disk of
+//! this machine as reference, or a directory of the host in a container.
 //!
 //! Root runs it, in a directory that is root's. Rows about permissions switch to users of their own.
 

@@ -1,7 +1,8 @@
 //! The table of nodes: each file or directory that the guest knows, by the number that the guest has for it.
 //!
 //! A node has no descriptor. It knows by which names it was found, and `resolve` finds it again by them. What a
-//! successor of this process needs for that is kept in [`super::state`], from which [`super::recovery`] fills the table.
+//! successor of this process needs for that is kept in [`super::state`], from which [`super::recovery`] fills the
+//! table.
 
 use std::{
     collections::HashMap,

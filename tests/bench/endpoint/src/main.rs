@@ -1,8 +1,8 @@
 //! The guest's only process while the disk or the network is measured. With `bench.disk` on the kernel's command line
 //! it measures the disk ([`disk`]) for so many milliseconds each row, with `bench.files` a file system ([`files`]).
 //! Otherwise it configures its interface from the kernel's command line (`bench.address`, `bench.prefix`,
-//! `bench.gateway`, `bench.mtu`), connects to the measuring program (`bench.control`) and makes the traffic that it asks
-//! for, a line each:
+//! `bench.gateway`, `bench.mtu`), connects to the measuring program (`bench.control`) and makes the traffic that it
+//! asks for, a line each:
 //!
 //! - `send PORT`: connects there and sends until the other end leaves
 //! - `receive PORT`: connects there, takes everything up to a byte [`END`] and answers with the number of bytes
