@@ -172,7 +172,10 @@ fn bulkhead(setup: &Setup, place: &Place, console: &Path, files: usize) -> Resul
     let (share, vmm) = (control::pair()?, control::pair()?);
     let (front, back) = UnixStream::pair()?;
     let shares = vec![Share { path: place.shared.clone(), read_only: false }];
-    control::send(&share.0, &serde_json::to_vec(&ShareCommand::Setup { shares })?, Some(&OwnedFd::from(back)))?;
+    let state = OwnedFd::from(bulkhead_share::api::new_state()?);
+    control::send(&share.0, &serde_json::to_vec(&ShareCommand::State)?, Some(&state))?;
+    let setup_command = ShareCommand::Setup { shares, hidden: Vec::new() };
+    control::send(&share.0, &serde_json::to_vec(&setup_command)?, Some(&OwnedFd::from(back)))?;
     let mut server = Process::new(&setup.machine.bulkhead);
     server.arg("share-server");
     let server = launch::spawn(server, Some(&share.1))?;

@@ -8,14 +8,24 @@
 //! The child opens the shared directories itself, before it confines itself to them. A path that is not a directory at
 //! that time is left out, with one line on standard error.
 
-use std::{os::fd::OwnedFd, path::PathBuf};
+use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use bulkhead_ipc::channel::{self, PacketError};
 
 /// Length in bytes of the memory that outlives a process, see [`Command::State`].
 pub const STATE_LEN: u64 = crate::fs::STATE_LEN as u64;
+
+/// Creates the memory for [`Command::State`]: without a name, and of a length that no process can change, so that none
+/// harms the next one by it.
+pub fn new_state() -> io::Result<File> {
+    let state = File::from(memfd_create(c"share-state", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    state.set_len(STATE_LEN)?;
+    fcntl_add_seals(&state, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(state)
+}
 
 /// Longest packet in bytes.
 pub const MAX_PACKET: usize = 65_536;

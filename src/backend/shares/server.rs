@@ -14,11 +14,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
-};
-
 use tokio::process::Child;
 
 use super::plan::SharesPlan;
@@ -64,7 +59,7 @@ impl ShareServer {
     fn state(&mut self) -> io::Result<&File> {
         let state = match self.state.take() {
             Some(state) => state,
-            None => new_state()?,
+            None => api::new_state()?,
         };
         Ok(self.state.insert(state))
     }
@@ -89,12 +84,4 @@ impl Server for ShareServer {
         self.control = Some(control);
         Ok((child, frontend))
     }
-}
-
-/// Memory without a name that keeps its length, so that no process of the two can harm the next one by it.
-fn new_state() -> io::Result<File> {
-    let state = File::from(memfd_create(c"share-state", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-    state.set_len(api::STATE_LEN)?;
-    fcntl(&state, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
-    Ok(state)
 }
