@@ -121,7 +121,7 @@ impl Vm {
         };
         let shares = match plan.shares.clone() {
             Some(shares) => {
-                let server = ShareServer::new(shares, paths, log.clone());
+                let server = ShareServer::new(shares, paths, &plan.image, log.clone());
                 Some(device_process::start(server).await.map_err(BootError::Shares)?)
             }
             None => None,

@@ -24,6 +24,7 @@ use crate::{
         device_process::Server,
         log_file::LogFile,
     },
+    image::Image,
     settings::Paths,
 };
 use bulkhead_share::api;
@@ -43,15 +44,16 @@ pub(in crate::backend) struct ShareServer {
 }
 
 impl ShareServer {
-    /// A server of the planned directories, in which the files of `paths` and of other profiles are not.
-    pub(in crate::backend) fn new(plan: SharesPlan, paths: &Paths, log: LogFile) -> Self {
+    /// A server of the planned directories, in which the files of `paths`, of other profiles and of `image` are not.
+    pub(in crate::backend) fn new(plan: SharesPlan, paths: &Paths, image: &Image, log: LogFile) -> Self {
         let directories = paths.base().directories();
         for directory in directories {
             // One that exists is known by what it is, wherever it is moved. Without it, its name alone is taken.
             let _ = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         }
-        // The disk may be a link to another place.
-        let hidden = directories.into_iter().map(Path::to_owned).chain([paths.data_disk()]).collect();
+        // The disk may be a link to another place, and the image is where the user chose.
+        let files = [paths.data_disk(), image.kernel.clone(), image.rootfs.clone()];
+        let hidden = directories.into_iter().map(Path::to_owned).chain(files).collect();
         Self { plan, hidden, log, state: None, control: None }
     }
 

@@ -26,9 +26,10 @@ use super::{
 
 /// Symbolic links that are followed on the way to a hidden place, as in path_resolution(7).
 const MAX_LINKS: usize = 40;
-/// Files of the hidden directories that are known by themselves, and levels of directories in which they are.
-const MAX_FILES: usize = 10_000;
-const MAX_DEPTH: usize = 5;
+/// Files of the hidden directories that are known by themselves, and levels of directories in which they are: those of
+/// a profile. The start of the VM waits for all of them to be looked at, and a cache can have any number.
+const MAX_FILES: usize = 1000;
+const MAX_DEPTH: usize = 1;
 /// Directories above the root of a share that are looked at.
 const MAX_CLIMB: usize = 256;
 
@@ -196,6 +197,20 @@ mod tests {
         assert!(!hidden.contains(key(&at("dotfiles/config"))) && !hidden.contains(key(&at("config"))));
         let open = |path: &str| openat(CWD, at(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         assert!(hidden.is_inside(&open("config/own")) && !hidden.is_inside(&open("config")));
+    }
+
+    #[test]
+    fn files_of_profiles_are_known_and_a_deep_directory_takes_no_time() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |path: &str| place.path().join(path);
+        std::fs::create_dir_all(at("own/profile/deep")).unwrap();
+        std::fs::write(at("own/profile/settings"), b"").unwrap();
+        for number in 0..100 {
+            std::fs::write(at(&format!("own/profile/deep/{number}")), b"").unwrap();
+        }
+        let hidden = Hidden::find([at("own").as_path()]);
+        assert!(hidden.contains(key(&at("own/profile/settings"))));
+        assert_eq!(hidden.files.len(), 2, "the directory and the file");
     }
 
     #[test]
