@@ -30,6 +30,9 @@ fn start(settings: &[(&str, &str)], environment: &[(&str, &OsStr)], options: &[&
     command.envs(environment.iter().copied()).args(["start", "--timeout", "220"]).args(options);
     let ran = run(command, START);
     assert!(ran.status.success(), "{}", ran.stderr);
+    for (name, file) in [("alpine:latest", "alpine.tar"), ("debian:latest", "debian.tar")] {
+        engine.need_image(name, file);
+    }
     let started = Started(engine);
     (started, ran.stderr)
 }
