@@ -5,6 +5,7 @@ use std::{
     process::{Child, Command as Process},
 };
 
+use bulkhead_share::api;
 use bulkhead_vmm::api::{Command, ExitReason};
 use support::{
     control,
@@ -21,8 +22,12 @@ fn server(directory: &std::path::Path) -> (Child, OwnedFd, OwnedFd) {
     let (ours, theirs) = control::pair().unwrap();
     let (frontend, backend) = UnixStream::pair().unwrap();
     let child = control::spawn(Process::new(program()).arg("share-server"), Some(&theirs)).unwrap();
-    let setup = serde_json::json!({"type": "setup", "shares": [{"path": directory, "read_only": false}]});
-    control::send(&ours, setup.to_string().as_bytes(), Some(&backend.into())).unwrap();
+    let send = |command: &api::Command, beside: OwnedFd| {
+        control::send(&ours, &serde_json::to_vec(command).unwrap(), Some(&beside)).unwrap();
+    };
+    send(&api::Command::State, api::new_state().unwrap().into());
+    let shares = vec![api::Share { path: directory.into(), read_only: false }];
+    send(&api::Command::Setup { shares, hidden: Vec::new() }, backend.into());
     (child, frontend.into(), ours)
 }
 
