@@ -2,9 +2,8 @@
 //!
 //! `doctor` asks the backend for it. Each vCPU is sampled three times: a signal makes `KVM_RUN` return, and the vCPU's
 //! thread reads its registers and local APIC. KVM's counters are read with them; what counts is how fast they grow. The
-//! agent is asked for load, memory and busy threads. Every part that
-//! does not answer within seconds is reported as missing, which tells a guest that hangs from an engine that does; the
-//! command line pings the engine itself.
+//! agent is asked for load, memory and busy threads. Every part that does not answer within seconds is reported as
+//! missing, which tells a guest that hangs from an engine that does; the command line pings the engine itself.
 
 use std::{
     collections::BTreeMap,

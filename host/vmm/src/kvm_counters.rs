@@ -122,7 +122,7 @@ impl CounterFile {
     }
 }
 
-/// The first bytes as numbers of 32 bits in this machine's order, which is KVM's; zeros where there are no bytes.
+/// The first bytes as numbers of 32 bits in this machine's order, which is KVM's; zeros beyond their end.
 fn words<const WORDS: usize>(bytes: &[u8]) -> [u32; WORDS] {
     let mut chunks = bytes.as_chunks().0.iter();
     std::array::from_fn(|_| chunks.next().map_or(0, |chunk| u32::from_ne_bytes(*chunk)))

@@ -71,6 +71,12 @@ pub(super) struct Name {
     pub(super) kept: Option<u32>,
 }
 
+impl Name {
+    fn is(&self, directory: u64, text: &CStr) -> bool {
+        self.directory == directory && self.text.as_c_str() == text
+    }
+}
+
 pub(super) struct Slot {
     pub(super) node: Node,
     /// Directories and names in them, the newest first. None for the root of a share.
@@ -208,8 +214,7 @@ impl Nodes {
 
     fn add_name(&mut self, number: u64, parent: u64, name: &CStr) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
-        let known = |known: &Name| known.directory == parent && known.text.as_c_str() == name;
-        if let Some(at) = slot.names.iter().position(known) {
+        if let Some(at) = slot.names.iter().position(|known| known.is(parent, name)) {
             slot.names.swap(0, at);
             return;
         }
@@ -239,8 +244,7 @@ impl Nodes {
     /// Removes a name that does not lead to the node any more.
     pub(crate) fn remove_name(&mut self, number: u64, (parent, name): (u64, &CStr)) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
-        let known = |known: &Name| known.directory == parent && known.text.as_c_str() == name;
-        let Some(at) = slot.names.iter().position(known) else { return };
+        let Some(at) = slot.names.iter().position(|known| known.is(parent, name)) else { return };
         let removed = slot.names.remove(at);
         self.release(&removed);
     }

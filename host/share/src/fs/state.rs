@@ -1,7 +1,7 @@
 //! The memory that outlives a process: what its successor has to know of the guest's nodes, names and open files.
 //!
 //! The backend holds this memory and hands it to each process. A process may be killed between any two instructions, so
-//! there is no lock and no log in it, only slots: one counts when its first word, which is written last, is not zero.
+//! it holds neither locks nor a log, only slots: one counts once its first word, which is written last, is nonzero.
 //! The successor is of the same program, starts when its predecessor is gone, and looks all that it finds up again: the
 //! memory gives it no right that it does not have. Still every word is checked, since the guest caused it.
 //!
@@ -190,7 +190,7 @@ impl Slots {
         }
     }
 
-    /// Fills a slot with words, of which the first is not zero; `None` if there is no room.
+    /// Fills a slot with words, the first of them nonzero; `None` if the table is full.
     pub(crate) fn add(&mut self, words: &[u64]) -> Option<u32> {
         let slot = self.free.pop().or_else(|| {
             let used = self.used().load(Ordering::Relaxed);
@@ -289,7 +289,7 @@ impl Names {
         let mut next = word(4);
         while bytes.len() < len {
             let part = u32::try_from(next).ok()?;
-            // A part belongs to one name, so there is no circle either.
+            // A part belongs to one name, which also rules out a circle.
             if self.0.get(part, 0) != PART || !taken.insert(part) {
                 return None;
             }
@@ -300,7 +300,7 @@ impl Names {
         Some(Name { slot, kind, node: word(1), directory: word(2), order: word(3), bytes })
     }
 
-    /// Keeps a name; `None` if there is no room.
+    /// Keeps a name; `None` if the table is full.
     pub(crate) fn add(&mut self, kind: NameKind, node: u64, directory: u64, bytes: &[u8]) -> Option<u32> {
         if bytes.len() > MAX_NAME {
             return None;
