@@ -36,8 +36,9 @@ pub struct Configuration {
     pub socket_exceptions: SocketExceptions,
     /// The VM's own networks, which networks of containers must not overlap; empty for a VM without a network.
     pub vm_networks: Vec<VmSubnet>,
-    /// The directories of the host that containers may mount, by their paths there.
-    pub shares: Vec<String>,
+    /// File with the directories of the host that containers may mount: a JSON list of their paths there. It is replaced
+    /// when the list changes, and read for each request that names a directory. Nothing is shared while it is missing.
+    pub shares_file: PathBuf,
 }
 
 /// An IP network of the VM's only device.
@@ -60,16 +61,22 @@ mod tests {
         json!({"isolation": true, "dockerd_socket": "/d", "unix_socket": "/g", "vsock_port": 1023, "block_load": false,
             "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null},
             "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}],
-            "shares": ["/home/me"]})
+            "shares_file": "/s"})
     }
 
     #[test]
     fn nothing_that_protects_has_a_default() {
         let configuration: Configuration = serde_json::from_value(complete()).unwrap();
         assert_eq!(serde_json::to_value(&configuration).unwrap(), complete());
-        for key in
-            ["isolation", "dockerd_socket", "unix_socket", "block_load", "socket_exceptions", "vm_networks", "shares"]
-        {
+        for key in [
+            "isolation",
+            "dockerd_socket",
+            "unix_socket",
+            "block_load",
+            "socket_exceptions",
+            "vm_networks",
+            "shares_file",
+        ] {
             let mut text = complete();
             text.as_object_mut().unwrap().remove(key);
             assert!(serde_json::from_value::<Configuration>(text).is_err(), "{key}");

@@ -131,8 +131,8 @@ pub struct Share {
 /// The configuration of the guest: everything that it needs to start the engine.
 ///
 /// The backend derives it from settings and policy, and sends it once for each start, as the answer to [`Hello`]
-/// ([`HostMessage::Configure`]). Nothing of it can change while the guest runs: a changed setting takes a restart of
-/// the VM. The encoded message must fit into one line ([`crate::MAX_LINE`]), of which `daemon_options`,
+/// ([`HostMessage::Configure`]). Nothing of it but `shares` ([`HostMessage::Shares`]) can change while the guest runs: a
+/// changed setting takes a restart of the VM. The encoded message must fit into one line ([`crate::MAX_LINE`]), of which `daemon_options`,
 /// `container_environment`, `socket_exceptions` and `shares` can be the largest parts; [`crate::encode`] fails
 /// otherwise.
 ///
@@ -208,6 +208,12 @@ pub enum HostMessage {
     Time {
         /// Nanoseconds since the Unix epoch at the moment of sending, for a guest that cannot read the host's clock.
         unix_ns: u64,
+    },
+    /// Replaces the list of directories that containers may mount; [`GuestMessage::SharesTaken`] is the answer. Comes
+    /// only to a guest that was configured with some, and when the device has the new ones.
+    Shares {
+        /// At most [`crate::MAX_SHARES`]; perhaps none.
+        shares: Vec<Share>,
     },
     /// Requests [`GuestMessage::Described`].
     Describe,
@@ -294,6 +300,11 @@ pub enum GuestMessage {
     },
     /// The answer to [`HostMessage::Describe`], about half a second later.
     Described(Description),
+    /// The answer to [`HostMessage::Shares`], in their order: the next request to the engine is judged by the list.
+    SharesTaken {
+        /// The reason for which the guest keeps the old list; `None` if it has the new one.
+        error: Option<String>,
+    },
     /// The guest is going down.
     Goodbye,
 }

@@ -16,13 +16,13 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use bulkhead_protocol::{
     AGENT_PORT, Configuration, Description, GuestMessage, Hello, HostMessage, LineError, MAX_LINE, PROTOCOL_VERSION,
-    encode,
+    Share, encode,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::UnixStream,
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::timeout,
 };
 use tracing::{debug, info, warn};
@@ -115,8 +115,10 @@ pub(super) struct AgentServer {
     pub(super) vmm: Arc<VmmChannel>,
     /// The host's certificates as messages, which precede the configuration.
     pub(super) certificates: Vec<HostMessage>,
-    /// The configuration, but for the time of sending.
+    /// The configuration, but for the time of sending and the shared directories.
     pub(super) configuration: Configuration,
+    /// The shared directories.
+    pub(super) shares: watch::Receiver<Vec<Share>>,
     /// The ports that the guest may publish.
     pub(super) ports: Arc<Ports>,
     /// Receives the agent's reports.
@@ -181,7 +183,9 @@ impl AgentServer {
             write(&mut writer, certificates).await?;
         }
         let mut clock = HostClock::watch();
-        write(&mut writer, &HostMessage::Configure(self.configuration())).await?;
+        let mut shares = self.shares.clone();
+        let configuration = self.configuration(shares.borrow_and_update().clone());
+        write(&mut writer, &HostMessage::Configure(configuration)).await?;
         loop {
             tokio::select! {
                 message = reader.next() => match message? {
@@ -201,6 +205,10 @@ impl AgentServer {
                     None => return Ok(()),
                 },
                 unix_ns = clock.changed() => write(&mut writer, &HostMessage::Time { unix_ns }).await?,
+                Ok(()) = shares.changed() => {
+                    let shares = shares.borrow_and_update().clone();
+                    write(&mut writer, &HostMessage::Shares { shares }).await?;
+                }
                 message = outbox.recv() => match message {
                     Some(message) => write(&mut writer, &message).await?,
                     // The VM was dropped.
@@ -211,8 +219,8 @@ impl AgentServer {
     }
 
     /// Returns the configuration with the current time, to which the guest sets its clock.
-    fn configuration(&self) -> Configuration {
-        Configuration { time_unix_ns: host_clock::unix_ns(), ..self.configuration.clone() }
+    fn configuration(&self, shares: Vec<Share>) -> Configuration {
+        Configuration { time_unix_ns: host_clock::unix_ns(), shares, ..self.configuration.clone() }
     }
 }
 
@@ -236,6 +244,7 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
             info!("the guest is going down");
             None
         }
+        GuestMessage::SharesTaken { error } => Some(VmEvent::SharesTaken(error.map(|error| shorten(&error)))),
         GuestMessage::Described(description) => Some(VmEvent::Described(bounded(description))),
         // Answered in `converse`.
         GuestMessage::Publish { .. } | GuestMessage::Unpublish { .. } => None,
@@ -293,6 +302,7 @@ mod tests {
             vmm: Arc::new(channel),
             certificates: vec![HostMessage::Certificates { pem: "one\n".into() }],
             configuration: serde_json::from_value(configuration).unwrap(),
+            shares: watch::channel(Vec::new()).1,
             ports: Arc::new(Ports::open(false)),
             events,
         };

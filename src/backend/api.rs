@@ -6,6 +6,7 @@
 //! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
 //! | `GET /v1/ports`    |                  | [`Ports`]                                                       |
 //! | `GET /v1/examination` |               | [`Examination`], after some seconds                             |
+//! | `POST /v1/shares`  |                  | [`SharesOutcome`]: those of the settings are shared now         |
 //! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
 //! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
 //! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
@@ -229,6 +230,18 @@ impl Examination {
         };
         (0..count).filter(starves).collect()
     }
+}
+
+/// The outcome of a request to share the directories of the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SharesOutcome {
+    /// The running engine shares them.
+    Changed,
+    /// The next start will: the running VM has no shared directories, or its engine does not answer yet.
+    NextStart,
+    /// The next start will: no VM is running.
+    NotRunning,
 }
 
 /// Options of a start; what is left out follows the settings.

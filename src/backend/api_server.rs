@@ -135,11 +135,12 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
         "/v1/events" if get => events(api.status),
         "/v1/ports" if get => ports(&api).await,
         "/v1/examination" if get => examination(&api).await,
+        "/v1/shares" if post => share(&api).await,
         "/v1/start" if post => change::<Box<StartOptions>>(request, &api, Request::Start).await,
         "/v1/stop" if post => change::<StopOptions>(request, &api, Request::Stop).await,
         "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
         "/v1/status" | "/v1/events" | "/v1/ports" | "/v1/examination" => wrong_method("GET"),
-        "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
+        "/v1/shares" | "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
         _ => problem(StatusCode::NOT_FOUND, "no such resource"),
     }
 }
@@ -192,6 +193,18 @@ async fn examination(api: &Api) -> Reply {
         Ok(examination) => json(StatusCode::OK, &examination),
         // The supervisor dropped the reply because it has no VM.
         Err(_) => problem(StatusCode::CONFLICT, "no VM is running"),
+    }
+}
+
+async fn share(api: &Api) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    if api.requests.send(Request::Share(reply)).await.is_err() {
+        return ending();
+    }
+    match answer.await {
+        Ok(Ok(outcome)) => json(StatusCode::OK, &outcome),
+        Ok(Err(reason)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &reason),
+        Err(_) => ending(),
     }
 }
 

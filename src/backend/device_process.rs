@@ -3,7 +3,7 @@
 //! The vmm keeps the guest's memory and the state of the queues, so a new process continues where the used rings stand:
 //! the guest sees no reset of its device.
 
-use std::{convert::Infallible, os::fd::AsFd, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{os::fd::AsFd, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::Command;
@@ -40,10 +40,14 @@ pub(super) trait Server: Send + Sync + 'static {
     /// the vmm is its frontend, the process its backend.
     fn start(&mut self) -> impl Future<Output = Result<(Child, UnixStream), Self::Error>> + Send;
 
-    /// Does what the running process needs besides.
-    fn attend(&self) -> impl Future<Output = Infallible> + Send {
+    /// Does what the running process needs besides; returns when a new process has to take its place. Nothing is lost
+    /// when the future is dropped.
+    fn attend(&mut self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
+
+    /// Takes note that the vmm's device is connected to a new process.
+    fn replaced(&mut self) {}
 
     /// Takes note that there will be no process any more, for this reason.
     fn give_up(&self, _reason: &str) {}
@@ -112,7 +116,14 @@ async fn supervise<S: Server>(process: &mut DeviceProcess<S>, channel: &VmmChann
         let started = Instant::now();
         let status = tokio::select! {
             status = process.child.wait() => status,
-            never = process.server.attend() => match never {},
+            () = process.server.attend() => {
+                // The next one continues where this one is cut off, as after a crash, but nobody is to blame.
+                let _ = process.child.kill().await;
+                match connect(process, channel).await {
+                    Ok(()) => continue,
+                    Err(error) => return format!("{}: {}", S::LOST, chain(&error)),
+                }
+            }
         };
         let end = match status {
             // The process ends in success when the vmm closes the stream, usually because the VM ends. Then
@@ -129,19 +140,24 @@ async fn supervise<S: Server>(process: &mut DeviceProcess<S>, channel: &VmmChann
             return format!("{}: {end}, {bad_starts} times in a row", S::LOST);
         }
         tokio::time::sleep(RESTART_INTERVAL).await;
-        match start_logged(&mut process.server).await {
-            Ok((child, stream)) => {
-                process.child = child;
-                // The vmm connects its device to the new stream, with a kick and an interrupt for each queue: the old
-                // process may have died between serving a request and reporting it.
-                if let Err(error) = channel.send(&S::COMMAND, Some(stream.as_fd())).await {
-                    // The vmm is gone. The process ends with `stream`, and `DeviceSupervisor::end` follows.
-                    warn!("{}", chain(&error));
-                }
-            }
-            Err(error) => return format!("{}: {}", S::LOST, chain(&error)),
+        if let Err(error) = connect(process, channel).await {
+            return format!("{}: {}", S::LOST, chain(&error));
         }
     }
+}
+
+/// Starts a new process in the place of one that is gone, and connects the vmm's device to it.
+async fn connect<S: Server>(process: &mut DeviceProcess<S>, channel: &VmmChannel) -> Result<(), S::Error> {
+    let (child, stream) = start_logged(&mut process.server).await?;
+    process.child = child;
+    // The vmm connects its device to the new stream, with a kick and an interrupt for each queue: the old process may
+    // have died between serving a request and reporting it.
+    match channel.send(&S::COMMAND, Some(stream.as_fd())).await {
+        Ok(()) => process.server.replaced(),
+        // The vmm is gone. The process ends with `stream`, and `DeviceSupervisor::end` follows.
+        Err(error) => warn!("{}", chain(&error)),
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -192,6 +208,51 @@ mod tests {
             let (command, stream) = packets::receive::<Command>(&vmm, &mut vec![0; MAX_PACKET]).unwrap().unwrap();
             assert!(command == Command::Shares && stream.is_some());
         }
+    }
+
+    /// A process that is replaced at once, as often as there are messages.
+    struct Replaced(mpsc::Receiver<()>, mpsc::Sender<u32>, u32);
+
+    impl Server for Replaced {
+        const NAME: &str = "test";
+        const LOST: &str = "the test is down";
+        const COMMAND: Command = Command::Shares;
+
+        type Error = io::Error;
+
+        async fn start(&mut self) -> io::Result<(Child, UnixStream)> {
+            self.2 += 1;
+            let child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn()?;
+            Ok((child, UnixStream::pair()?.0))
+        }
+
+        async fn attend(&mut self) {
+            if self.0.recv().await.is_none() {
+                std::future::pending().await
+            }
+        }
+
+        fn replaced(&mut self) {
+            let _ = self.1.try_send(self.2);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_is_replaced_on_demand_more_often_than_one_may_crash() {
+        let (demand, demands) = mpsc::channel(1);
+        let (replaced, mut replacements) = mpsc::channel(1);
+        let (process, _stream) = start(Replaced(demands, replaced, 0)).await.unwrap();
+        let (channel, vmm) = vmm::channel().unwrap();
+        let (sender, mut events) = mpsc::channel(4);
+        let supervisor = DeviceSupervisor::new(process, Arc::new(channel), sender);
+        for number in 0..2 * MAX_BAD_STARTS {
+            demand.send(()).await.unwrap();
+            assert_eq!(replacements.recv().await, Some(number + 2));
+            let (command, stream) = packets::receive::<Command>(&vmm, &mut vec![0; MAX_PACKET]).unwrap().unwrap();
+            assert!(command == Command::Shares && stream.is_some());
+        }
+        supervisor.end().await;
+        assert_eq!(events.recv().await, None);
     }
 
     #[tokio::test]

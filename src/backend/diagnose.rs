@@ -49,7 +49,7 @@ impl<T> Default for Waiters<T> {
 
 impl<T: Clone> Waiters<T> {
     /// Adds a waiter and returns its end.
-    fn wait(&self) -> oneshot::Receiver<T> {
+    pub(super) fn wait(&self) -> oneshot::Receiver<T> {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A VM that never answers must not collect those that gave up.
@@ -72,6 +72,8 @@ impl<T: Clone> Waiters<T> {
 pub(super) struct VmWaiters {
     /// For the guest's description of itself.
     pub(super) guest: Waiters<Description>,
+    /// For the error of the guest, if any, at a change of the shared directories.
+    pub(super) shares: Waiters<Option<String>>,
     /// For the vmm process's samples.
     pub(super) samples: Waiters<Sample>,
 }

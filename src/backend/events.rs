@@ -27,6 +27,8 @@ pub(super) enum VmEvent {
     EngineDown(String),
     /// The guest's answer to [`bulkhead_protocol::HostMessage::Describe`].
     Described(Description),
+    /// The guest's answer to [`bulkhead_protocol::HostMessage::Shares`].
+    SharesTaken(Option<String>),
     /// The process that serves a device is gone for good, for this reason; a new VM gets a new one.
     DeviceDown(String),
     /// The host has no room for what the guest writes to its data disk, or has some again (false).

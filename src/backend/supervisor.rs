@@ -23,7 +23,9 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
-    api::{Answer, Examination, Ports, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts},
+    api::{
+        Answer, Examination, Ports, SharesOutcome, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts,
+    },
     events::VmEvent,
     log_file::LogFile,
     logs,
@@ -58,6 +60,8 @@ pub(super) enum Request {
     Ports(oneshot::Sender<Ports>),
     /// Examine the running VM.
     Examine(oneshot::Sender<Examination>),
+    /// Share the directories of the settings; an error is the reason that they are not.
+    Share(oneshot::Sender<Result<SharesOutcome, String>>),
 }
 
 /// Owner of the VM of one profile.
@@ -262,6 +266,10 @@ impl Supervisor {
                 let _ = reply.send(Ports { ports: ports.into_iter().map(Into::into).collect() });
                 return None;
             }
+            Request::Share(reply) => {
+                self.share(reply);
+                return None;
+            }
             Request::Examine(reply) => {
                 // In a task of its own: an examination takes seconds, and a guest that hangs must not keep a `stop`
                 // waiting. Without a VM the reply is dropped, which the API reports.
@@ -274,6 +282,24 @@ impl Supervisor {
                 return None;
             }
         })
+    }
+
+    fn share(&self, reply: oneshot::Sender<Result<SharesOutcome, String>>) {
+        let Some(vm) = &self.vm else {
+            let _ = reply.send(Ok(SharesOutcome::NotRunning));
+            return;
+        };
+        // A guest that starts has its configuration, or will not be asked before it has.
+        let change = vm.share(&self.paths, &self.options, &self.policy);
+        let Some(change) = change.filter(|_| self.machine.name() == StateName::Running) else {
+            let _ = reply.send(Ok(SharesOutcome::NextStart));
+            return;
+        };
+        // In a task of its own, since it waits for the guest.
+        tokio::spawn(async move {
+            let changed = change.await.map(|()| SharesOutcome::Changed);
+            let _ = reply.send(changed.map_err(|error| chain(&error)));
+        });
     }
 
     /// Sets the time for a shutdown. Containers get two thirds of it; the rest is for the daemons, the file system and
@@ -311,6 +337,12 @@ impl Supervisor {
             VmEvent::Described(description) => {
                 if let Some(vm) = &self.vm {
                     vm.described(&description);
+                }
+                return None;
+            }
+            VmEvent::SharesTaken(error) => {
+                if let Some(vm) = &self.vm {
+                    vm.shares_taken(&error);
                 }
                 return None;
             }

@@ -11,13 +11,14 @@
 //! [`VmEvent::Ended`] is the last event of a VM, and none of its processes is left by then. A backend that is killed
 //! takes them with it ([`super::child`]); ext4's journal keeps what the guest had synced.
 
-use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc};
+use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
-use bulkhead_protocol::{Description, HostMessage, PortMapping, ShutdownMode};
+use bulkhead_protocol::{Description, HostMessage, PortMapping, Share, ShutdownMode};
 use tokio::{
     process::Child,
-    sync::{Notify, mpsc},
+    sync::{Mutex, Notify, mpsc, oneshot, watch},
     task::AbortHandle,
+    time::timeout,
 };
 use tracing::{info, warn};
 
@@ -35,13 +36,16 @@ use super::{
     network::{self, NetServer},
     plan::{Plan, PlanError},
     ports::Ports,
-    shares::ShareServer,
+    shares::{Change, ShareServer, SharesPlan},
     vmm::{self, VmmChannel},
 };
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::{Command, Event};
 
-use crate::settings::{Paths, Policy};
+use crate::settings::{Paths, Policy, Settings, SettingsError};
+
+/// Time for the guest to take a new list of shared directories.
+const SHARES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reason that a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,53 @@ pub enum BootError {
     },
 }
 
+/// Reason that the shared directories of a running VM could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// The settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The process that serves them, or the VM.
+    #[error("the process that serves them is gone")]
+    Gone,
+    /// The guest.
+    #[error("the guest did not take the list: {0}")]
+    Guest(String),
+}
+
+/// The directories that a running VM shares, where they can change.
+#[derive(Clone, Debug)]
+struct Sharing {
+    server: mpsc::Sender<Change>,
+    guest: watch::Sender<Vec<Share>>,
+    waiters: Arc<VmWaiters>,
+    /// Held during a change.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Sharing {
+    /// Makes the server, and then the guest, share what the settings say now.
+    async fn change(self, paths: Paths, options: StartOptions, policy: Policy) -> Result<(), ShareError> {
+        // The settings are read in turn, so that the last to change them sets the list that remains.
+        let _turn = self.turn.lock().await;
+        let settings = Settings::load(&paths.settings())?.under(policy);
+        let plan = SharesPlan::new(&settings, &options).0.unwrap_or_default();
+        let shares = plan.guest();
+        let (done, connected) = oneshot::channel();
+        self.server.send(Change { plan, done }).await.map_err(|_| ShareError::Gone)?;
+        connected.await.map_err(|_| ShareError::Gone)?;
+        // Now the guest's requests find the new directories.
+        let taken = self.waiters.shares.wait();
+        self.guest.send_replace(shares);
+        match timeout(SHARES_TIMEOUT, taken).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(error))) => Err(ShareError::Guest(error)),
+            Ok(Err(_)) => Err(ShareError::Gone),
+            Err(_) => Err(ShareError::Guest(format!("no answer within {} s", SHARES_TIMEOUT.as_secs()))),
+        }
+    }
+}
+
 /// A VM that was started.
 #[derive(Debug)]
 pub struct Vm {
@@ -86,6 +137,7 @@ pub struct Vm {
     agent: AbortHandle,
     ports: Arc<Ports>,
     waiters: Arc<VmWaiters>,
+    sharing: Option<Sharing>,
 }
 
 impl Vm {
@@ -121,8 +173,9 @@ impl Vm {
         };
         let shares = match plan.shares.clone() {
             Some(shares) => {
-                let server = ShareServer::new(shares, paths, &plan.image, log.clone());
-                Some(device_process::start(server).await.map_err(BootError::Shares)?)
+                let (server, changes) = ShareServer::new(shares, paths, &plan.image, log.clone());
+                let (process, stream) = device_process::start(server).await.map_err(BootError::Shares)?;
+                Some(((process, changes), stream))
             }
             None => None,
         };
@@ -141,21 +194,30 @@ impl Vm {
             plan.warn(chain(&error));
             Vec::new()
         });
+        let guest_shares = watch::Sender::new(plan.configuration.shares.clone());
         let agent = AgentServer {
             vmm: Arc::clone(&channel),
             certificates,
             configuration: plan.configuration.clone(),
+            shares: guest_shares.subscribe(),
             ports: Arc::clone(&ports),
             events: sender.clone(),
         };
         let kill = Arc::new(Notify::new());
         let ((network, network_stream), (shares, shares_stream)) = (network.unzip(), shares.unzip());
+        let (shares, share_changes) = shares.unzip();
         let devices = network
             .map(|process| DeviceSupervisor::new(process, Arc::clone(&channel), sender.clone()))
             .into_iter()
             .chain(shares.map(|process| DeviceSupervisor::new(process, Arc::clone(&channel), sender.clone())))
             .collect();
         let waiters = Arc::<VmWaiters>::default();
+        let sharing = share_changes.map(|server| Sharing {
+            server,
+            guest: guest_shares,
+            waiters: Arc::clone(&waiters),
+            turn: Arc::default(),
+        });
         let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), waiters: Arc::clone(&waiters) };
         tokio::spawn(watch(child, devices, watched, sender));
         // Last, when everything that the VM could report to is in place.
@@ -179,7 +241,7 @@ impl Vm {
             }
         });
         let agent = agent.abort_handle();
-        Ok(Self { plan, pid, channel, kill, agent_outbox, events, agent, ports, waiters })
+        Ok(Self { plan, pid, channel, kill, agent_outbox, events, agent, ports, waiters, sharing })
     }
 
     /// The channel to the vmm process.
@@ -196,6 +258,23 @@ impl Vm {
     pub fn examine(&self) -> impl Future<Output = Examination> + Send + use<> {
         let kernel = self.plan.image.kernel.clone();
         diagnose::examine(Arc::clone(&self.channel), self.agent_outbox.clone(), Arc::clone(&self.waiters), kernel)
+    }
+
+    /// Changes the shared directories to those of the settings; `None` for a VM that was started without any, which has
+    /// no device for them.
+    pub fn share(
+        &self,
+        paths: &Paths,
+        options: &StartOptions,
+        policy: &Policy,
+    ) -> Option<impl Future<Output = Result<(), ShareError>> + Send + use<>> {
+        let sharing = self.sharing.clone()?;
+        Some(sharing.change(paths.clone(), options.clone(), policy.clone()))
+    }
+
+    /// Passes the guest's answer to a change of the shared directories on.
+    pub fn shares_taken(&self, error: &Option<String>) {
+        self.waiters.shares.answer(error);
     }
 
     /// Passes the guest's description on to every examination that waits for it.

@@ -18,7 +18,10 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
     backend::{
-        api::{Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, StartOptions, Status, StopOptions},
+        api::{
+            Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, SharesOutcome, StartOptions, Status,
+            StopOptions,
+        },
         lock,
     },
     settings::Paths,
@@ -89,6 +92,11 @@ impl<'a> Client<'a> {
 
     pub(super) async fn restart(&self, options: &StopOptions) -> Result<Answer, ClientError> {
         self.ask(Method::POST, "/v1/restart", Some(options)).await
+    }
+
+    /// Makes a running engine share the directories of the settings.
+    pub(super) async fn share(&self) -> Result<SharesOutcome, ClientError> {
+        self.ask::<(), _>(Method::POST, "/v1/shares", None).await
     }
 
     /// The status now and after each change.

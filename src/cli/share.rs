@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{CliError, Format, client::Client, command, print, runtime, table};
 use crate::{
-    backend::shares::Judged,
+    backend::{api::SharesOutcome, shares::Judged},
     settings::{Base, MAX_SHARED_DIRECTORIES, Paths, Places, Policy, ProfileName, Settings, SharedDirectory},
 };
 use bulkhead_ipc::report::chain;
@@ -20,8 +20,8 @@ use bulkhead_ipc::report::chain;
 /// Show and change the directories of this machine that containers can mount.
 ///
 /// `docker run --volume` and the like can mount a shared directory, everything below it, and nothing else. The home
-/// directory is shared unless another list is set. This is the setting filesharingDirectories; a change takes effect at
-/// the next `bulkhead start` or `bulkhead restart`.
+/// directory is shared unless another list is set. This is the setting filesharingDirectories. A running engine takes a
+/// change at once; containers that have mounted what is no longer shared get errors from it.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
     /// Share directories with containers.
@@ -75,15 +75,23 @@ pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -
             paths
         }
     };
-    runtime()?.block_on(note_restart(&paths));
+    runtime()?.block_on(apply(&paths));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Notes that a running engine keeps the list that it was started with.
-async fn note_restart(paths: &Paths) {
+/// Makes a running engine share what the settings say now, or says when it will.
+async fn apply(paths: &Paths) {
     let Ok(Some(client)) = Client::connect(paths).await else { return };
-    if client.status().await.is_ok_and(|status| status.vm.is_some()) {
-        eprintln!("note: the running engine takes the change at its next restart: {}", command(paths, "restart"));
+    let restart = command(paths, "restart");
+    match client.share().await {
+        Ok(SharesOutcome::Changed | SharesOutcome::NotRunning) => {}
+        Ok(SharesOutcome::NextStart) => {
+            eprintln!("note: the running engine takes the change at its next restart: {restart}")
+        }
+        // The list is saved all the same.
+        Err(error) => {
+            eprintln!("warning: the running engine did not take the change: {}; restart it: {restart}", chain(&error))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use serde_json::json;
 use support::{
     engine::{Engine, ISOLATION, Isolation, START, engine_with, home},
-    process::{Ran, poll, run},
+    process::{COMMAND, Ran, poll, run},
     program,
 };
 
@@ -303,6 +303,41 @@ fn isolated_a_server_that_dies_is_replaced_and_nobody_waits_for_it() {
     assert_eq!(fs::read_to_string(place.join("made")).unwrap(), "made\n");
     assert!(shares.engine.home.status()["warning"].is_null());
     shares.engine.docker(&["rm", "--force", "writer"]).ok();
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn isolated_the_list_changes_while_containers_run() {
+    let shares = shares(Isolation::On);
+    let place = shares.fresh("meanwhile");
+    fs::write(place.join("file"), "kept").unwrap();
+    let late = home().path("late");
+    fs::create_dir_all(&late).unwrap();
+    fs::set_permissions(&late, Permissions::from_mode(0o755)).unwrap();
+    let late = fs::canonicalize(late).unwrap();
+    fs::write(late.join("file"), "late").unwrap();
+    let sleeper = |name: &str, source: &Path| {
+        let mount = format!("{}:/d", source.display());
+        shares
+            .engine
+            .docker(&["run", "-d", "--init", "--name", name, "-v", &mount, "-w", "/d", "alpine", "sleep", "1h"])
+    };
+    let says = |name: &str| shares.engine.docker(&["exec", name, "cat", "file"]);
+    sleeper("before", &place).ok();
+    assert!(sleeper("refused", &late).fails(125).contains("bulkhead share add"));
+    let share = |verb: &str| home().bulkhead(&["share", verb, late.to_str().unwrap()], COMMAND);
+    let added = share("add");
+    assert_eq!((added.stderr.as_str(), added.status.success()), ("", true), "it is shared at once");
+    sleeper("after", &late).ok();
+    assert_eq!((says("before").ok().as_str(), says("after").ok().as_str()), ("kept", "late"));
+    assert_eq!(shares.run(&late, &[], "echo made >/d/made").ok(), "");
+    assert_eq!(fs::read_to_string(late.join("made")).unwrap(), "made\n");
+    let removed = share("remove");
+    assert_eq!((removed.stderr.as_str(), removed.status.success()), ("", true));
+    poll("the directory is not there any more", SEEN, || (!says("after").status.success()).then_some(()));
+    assert_eq!(says("before").ok(), "kept");
+    assert!(sleeper("again", &late).fails(125).contains("bulkhead share add"));
+    shares.engine.remove_containers();
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::{
         environment, headers,
         source_places::{FILTERS, SourcePlaces, extend_filters, translate},
     },
+    shares::SharedDirectories,
 };
 
 /// Maximum length of a body that is read, in bytes; a create request is a few KiB.
@@ -60,7 +61,7 @@ pub(crate) async fn admit(gate: &Gate, parts: &request::Parts, mut target: Targe
         query.judge(route.parameters, judge)?;
     }
     if route.names_sources == SourcePlaces::Filter {
-        find_sources(&mut query, gate.shares.shares());
+        find_sources(&mut query, gate.shares().shares());
     }
     if route.joins_network {
         in_use::network(gate, &found.name.join("/")).await?;
@@ -138,7 +139,8 @@ impl Admitted {
         }
         let (judge, vm) = (self.route.judge, gate.vm_network.clone());
         let environment = Arc::clone(&gate.environment);
-        let (places, shares) = (self.route.names_sources, gate.shares.clone());
+        let places = self.route.names_sources;
+        let shares = if places == SourcePlaces::None { SharedDirectories::default() } else { gate.shares() };
         // A source is looked up in the file system.
         let long = bytes.len() > LONG_BODY || places != SourcePlaces::None && !shares.is_empty();
         let work = move || {

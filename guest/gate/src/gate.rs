@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     rules::Isolation,
-    shares::SharedDirectories,
+    shares::{ShareList, SharedDirectories},
     sockets::{Directories, Sockets},
 };
 
@@ -24,7 +24,7 @@ pub struct Gate {
     pub(crate) block_load: bool,
     /// The VM's own networks, from which containers' networks take no address.
     pub(crate) vm_network: VmNetwork,
-    pub(crate) shares: SharedDirectories,
+    shares: ShareList,
     /// Raised when a request may have made, joined or left a swarm.
     pub(crate) swarm_changed: Notify,
 }
@@ -50,7 +50,7 @@ impl Gate {
             sockets,
             block_load: false,
             vm_network: VmNetwork::default(),
-            shares: SharedDirectories::default(),
+            shares: ShareList::default(),
             swarm_changed: Notify::new(),
         }
     }
@@ -75,8 +75,13 @@ impl Gate {
 
     /// Sets the directories of the host that containers may mount.
     #[must_use]
-    pub fn with_shares(self, shares: SharedDirectories) -> Self {
-        Self { shares, ..self }
+    pub fn with_shares(self, shares: impl Into<ShareList>) -> Self {
+        Self { shares: shares.into(), ..self }
+    }
+
+    /// The directories of the host that containers may mount now.
+    pub(crate) fn shares(&self) -> SharedDirectories {
+        self.shares.current()
     }
 
     /// Sets the `NAME=VALUE` pairs of each new container that does not set the same names itself.

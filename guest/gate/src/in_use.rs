@@ -47,8 +47,9 @@ pub(crate) async fn judge(gate: &Gate, container: &str, opens_files: OpensFiles)
         volumes.extend(answer.map_err(ProxyError::InspectionAborted)??);
     }
     judges::in_use::mounts(&description, &volumes)?;
+    let shares = gate.shares();
     for source in shared_sources(&description, &volumes) {
-        gate.shares.judge(source)?;
+        shares.judge(source)?;
     }
     if opens_files == OpensFiles::AtStart {
         judges::in_use::settings(&description)?;

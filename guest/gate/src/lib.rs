@@ -87,6 +87,6 @@ pub use ingress_ports::publish_ingress_ports;
 pub use listener::{ListenError, UnixAcceptor, VsockAcceptor};
 pub use proxy::serve_connection;
 pub use rules::Isolation;
-pub use shares::SharedDirectories;
+pub use shares::{ShareList, SharedDirectories};
 pub use socket_server::{adopt_socket, answer_runtime, create_placeholder};
 pub use sockets::{Directories, Sockets};

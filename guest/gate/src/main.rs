@@ -3,13 +3,10 @@
 use std::{net::IpAddr, os::fd::OwnedFd, path::Path, process::ExitCode, sync::Arc};
 
 use bulkhead_gate::{
-    Caller, Directories, Gate, Isolation, ListenError, SharedDirectories, Sockets, UnixAcceptor, VsockAcceptor,
+    Caller, Directories, Gate, Isolation, ListenError, ShareList, Sockets, UnixAcceptor, VsockAcceptor,
 };
 use bulkhead_guest_common::error::chain;
-use bulkhead_policy::{
-    networks::{Subnet, VmNetwork},
-    shares::Shares,
-};
+use bulkhead_policy::networks::{Subnet, VmNetwork};
 use bulkhead_protocol::{
     ENGINE_SOCKET, GRANTS_SOCKET, PORTS_SOCKET,
     gate::{Configuration, VmSubnet},
@@ -103,7 +100,7 @@ async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) ->
         .with_sockets(Sockets::new(configuration.socket_exceptions, Directories::default()))
         .with_load_blocked(configuration.block_load)
         .with_vm_network(vm_network(&configuration.vm_networks))
-        .with_shares(SharedDirectories::new(Shares::new(configuration.shares)));
+        .with_shares(ShareList::File(configuration.shares_file));
     let gate = Arc::new(gate);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // All listeners exist before readiness is reported, so that init's first ping and early clients find them.

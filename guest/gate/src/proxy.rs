@@ -169,11 +169,13 @@ async fn unchecked(
     route: Option<&'static Route>,
 ) -> Result<Response<Body>, ProxyError> {
     let adds = rules::api::is_container_create(&target.segments) && !gate.environment.is_empty();
-    let route = route.filter(|_| !gate.shares.is_empty());
+    let route = route.filter(|route| route.names_sources != SourcePlaces::None);
+    let shares = if route.is_some() { gate.shares() } else { SharedDirectories::default() };
+    let route = route.filter(|_| !shares.is_empty());
     let places = route.map_or(SourcePlaces::None, |route| route.names_sources);
     let body = if adds || !matches!(places, SourcePlaces::None | SourcePlaces::Filter) {
         let environment = if adds { Arc::clone(&gate.environment) } else { Arc::default() };
-        let bytes = with_changes(environment, places, gate.shares.clone(), admission::read_body(body).await?).await?;
+        let bytes = with_changes(environment, places, shares, admission::read_body(body).await?).await?;
         // The body has another length now, and it is sent whole and not in chunks.
         parts.headers.remove(header::TRANSFER_ENCODING);
         parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
@@ -199,7 +201,7 @@ fn path_and_query(uri: &Uri) -> Uri {
 fn with_filter(gate: &Gate, uri: &Uri, target: &Target, route: Option<&'static Route>) -> Uri {
     let query = route.map(|route| rules::api::Query::read(route.parameters, uri.query().unwrap_or_default()));
     if let Some(Ok(mut query)) = query
-        && admission::find_sources(&mut query, gate.shares.shares())
+        && admission::find_sources(&mut query, gate.shares().shares())
         && let Ok(uri) = format!("{}?{}", target.path(), query.text()).parse()
     {
         return uri;

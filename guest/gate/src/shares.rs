@@ -29,7 +29,46 @@ use crate::rules::{Isolation, Refusal};
 /// Attempts at a lookup while directories on its way are renamed (openat2(2), EAGAIN).
 const ATTEMPTS: u32 = 16;
 
-/// The shared directories, and the place where they are mounted.
+/// The list of shared directories.
+#[derive(Clone, Debug)]
+pub enum ShareList {
+    /// It is in this file, which is replaced when it changes: a JSON list of paths on the host.
+    File(PathBuf),
+    /// It stays the same.
+    Fixed(SharedDirectories),
+}
+
+impl Default for ShareList {
+    fn default() -> Self {
+        Self::Fixed(SharedDirectories::default())
+    }
+}
+
+impl From<SharedDirectories> for ShareList {
+    fn from(directories: SharedDirectories) -> Self {
+        Self::Fixed(directories)
+    }
+}
+
+impl ShareList {
+    /// Returns the directories that are shared now; none if the file cannot be read.
+    pub(crate) fn current(&self) -> SharedDirectories {
+        match self {
+            Self::Fixed(directories) => directories.clone(),
+            // In memory and short, so that a thread of its own would take longer.
+            Self::File(path) => SharedDirectories::new(Shares::new(read_list(path).unwrap_or_else(|error| {
+                eprintln!("cannot read the shared directories from {}: {error}", path.display());
+                Vec::new()
+            }))),
+        }
+    }
+}
+
+fn read_list(path: &Path) -> io::Result<Vec<String>> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// The shared directories at one moment, and the place where they are mounted.
 #[derive(Clone, Debug)]
 pub struct SharedDirectories {
     shares: Shares,
@@ -189,6 +228,23 @@ mod tests {
 
     fn place(directories: &SharedDirectories, path: &str) -> Result<Option<String>, Refusal> {
         directories.place(path, Isolation::On)
+    }
+
+    #[test]
+    fn a_list_in_a_file_is_the_present_one_and_empty_while_it_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shares");
+        let list = ShareList::File(path.clone());
+        let shared = || ["/home/me", "/srv"].map(|path| list.current().shares().contains(path));
+        assert_eq!(shared(), [false, false]);
+        fs::write(&path, r#"["/home/me"]"#).unwrap();
+        assert_eq!(shared(), [true, false]);
+        fs::write(&path, r#"["/srv","relative"]"#).unwrap();
+        assert_eq!(shared(), [false, true]);
+        for broken in ["", r#"["/srv""#, r#"{"shares":["/srv"]}"#] {
+            fs::write(&path, broken).unwrap();
+            assert_eq!(shared(), [false, false], "{broken}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
-use bulkhead_protocol::{CRUN_STATE, Configuration, KEPT_SOCKETS, Network, SOCKETS_DIRECTORY, gate};
+use bulkhead_protocol::{CRUN_STATE, Configuration, KEPT_SOCKETS, Network, SOCKETS_DIRECTORY, Share, gate};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::{SigSet, SigmaskHow, sigprocmask},
@@ -40,6 +40,7 @@ pub(crate) const CONFIGURATION_DIRECTORY: &str = "/run/bulkhead/configuration";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const DAEMON_CONFIG: &str = "/run/bulkhead/configuration/daemon.json";
 const CONTAINERD_CONFIG: &str = "/run/bulkhead/configuration/containerd.toml";
+const SHARES: &str = "/run/bulkhead/configuration/shares.json";
 
 /// A service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +124,19 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
     for (path, text) in [(DAEMON_CONFIG, daemon.as_str()), (CONTAINERD_CONFIG, config::CONTAINERD_TOML)] {
         fs::write(path, text).map_err(Error::file("write", path))?;
     }
+    write_shares(&configuration.shares)?;
     // The mode that containerd itself gives its state directory: containers' users pass through and cannot list it.
     mounts::make_directory("/run/containerd", 0o711)
+}
+
+/// Writes the list of shared directories for the gate, which reads it whenever a request names one.
+pub(crate) fn write_shares(shares: &[Share]) -> Result<(), Error> {
+    let paths: Vec<&str> = shares.iter().map(|share| share.path.as_str()).collect();
+    // By a new name first, so that the gate never reads a part.
+    let new = format!("{SHARES}.new");
+    fs::write(&new, serde_json::json!(paths).to_string())
+        .and_then(|()| fs::rename(&new, SHARES))
+        .map_err(Error::file("write", SHARES))
 }
 
 /// Removes the sockets and process id files of an earlier process that was killed.
@@ -268,7 +280,7 @@ fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
         container_environment: configuration.container_environment.clone(),
         socket_exceptions: (*configuration.socket_exceptions).clone(),
         vm_networks: vm_networks(configuration.network.as_ref()),
-        shares: configuration.shares.iter().map(|share| share.path.clone()).collect(),
+        shares_file: SHARES.into(),
     }
 }
 
@@ -311,12 +323,11 @@ mod tests {
         for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
                 "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
-                "socket_exceptions": {"images": ["docker:cli"]}, "shares": [{"path": "/home/me"}]});
+                "socket_exceptions": {"images": ["docker:cli"]}});
             let gate = gate_configuration(&serde_json::from_value(text).unwrap());
             assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
             assert_eq!(gate.container_environment, ["A=1"]);
             assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
-            assert_eq!(gate.shares, ["/home/me"]);
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
             assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
         }

@@ -113,9 +113,9 @@ impl Server for NetServer {
         Ok((child, frontend))
     }
 
-    async fn attend(&self) -> Infallible {
+    async fn attend(&mut self) {
         match &self.control {
-            Some(control) => hand_over(control, &self.ports).await,
+            Some(control) => match hand_over(control, &self.ports).await {},
             // passt publishes no ports, and the plan lets the guest publish none.
             None => std::future::pending().await,
         }

@@ -10,4 +10,4 @@ mod server;
 pub use directory::{Refusal, SharedPath};
 pub use plan::Judged;
 pub(super) use plan::SharesPlan;
-pub(super) use server::ShareServer;
+pub(super) use server::{Change, ShareServer};

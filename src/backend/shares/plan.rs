@@ -19,7 +19,7 @@ use bulkhead_ipc::report::chain;
 const MAX_LENGTH: usize = 16 * 1024;
 
 /// The shared directories of a VM that has some.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SharesPlan {
     shares: Vec<Share>,
 }
@@ -84,6 +84,22 @@ impl SharesPlan {
         ((!shares.is_empty()).then_some(Self { shares }), problems)
     }
 
+    /// Also shares what was shared on its own before and is now a part of another directory with the same access. The
+    /// guest knows it as a directory of its own.
+    pub(super) fn keeping(mut self, before: &Self) -> Self {
+        for old in &before.shares {
+            let path = Path::new(&old.path);
+            let around = |path: &Path| self.shares.iter().find(|share| Path::new(&share.path) == path);
+            // The nearest one counts, and the same one is there already.
+            let found = path.ancestors().find_map(around).filter(|share| share.path != old.path);
+            if found.is_some_and(|share| share.read_only == old.read_only) {
+                self.shares.push(old.clone());
+            }
+        }
+        self.shares = bounded(self.shares).0;
+        self
+    }
+
     /// The list for the guest.
     pub(in crate::backend) fn guest(&self) -> Vec<Share> {
         self.shares.clone()
@@ -143,6 +159,26 @@ mod tests {
 
     fn path(named: &str, real: &str) -> SharedPath {
         SharedPath { named: named.into(), real: real.into() }
+    }
+
+    #[test]
+    fn a_directory_that_another_one_now_contains_stays_one_of_its_own() {
+        let plan = |shares: &[(&str, bool)]| SharesPlan {
+            shares: shares
+                .iter()
+                .map(|(path, read_only)| Share { path: (*path).into(), read_only: *read_only })
+                .collect(),
+        };
+        let kept = |new: &[(&str, bool)], old: &[(&str, bool)]| plan(new).keeping(&plan(old)).shares;
+        let all = plan(&[("/home", false), ("/home/me", false)]).shares;
+        assert_eq!(kept(&[("/home", false)], &[("/home/me", false)]), all);
+        assert_eq!(kept(&[("/home", false), ("/home/me", false)], &[("/home/me", false)]), all);
+        // With another access it is part of the new one, and one that is shared no more is gone.
+        for old in [("/home/me", true), ("/homes", false), ("/", false)] {
+            assert_eq!(kept(&[("/home", false)], &[old]), plan(&[("/home", false)]).shares, "{old:?}");
+        }
+        let nearest = [("/home", false), ("/home/me", true)];
+        assert_eq!(kept(&nearest, &[("/home/me/src", false)]), plan(&nearest).shares);
     }
 
     fn shown(directories: &[(SharedPath, bool)]) -> Vec<(String, bool)> {

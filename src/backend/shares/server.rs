@@ -1,7 +1,9 @@
 //! The process that serves the file system device: `bulkhead share-server`.
 //!
 //! A new process after a crash continues with the guest's queues and with what its predecessor knew, which is in memory
-//! that this process holds and never reads: a request that was under way is served again.
+//! that this process holds and never reads: a request that was under way is served again. For the same reason the list
+//! of directories can change while the VM runs: a process is confined to those that it was started with, and another
+//! one takes its place.
 
 use std::{
     convert::Infallible,
@@ -14,7 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::process::Child;
+use tokio::{
+    process::Child,
+    sync::{mpsc, oneshot},
+};
 
 use super::plan::SharesPlan;
 use crate::{
@@ -30,6 +35,15 @@ use crate::{
 use bulkhead_share::api;
 use bulkhead_vmm::api::Command;
 
+/// A change of the directories of a running VM.
+#[derive(Debug)]
+pub(in crate::backend) struct Change {
+    /// All directories from now on.
+    pub(in crate::backend) plan: SharesPlan,
+    /// Hears when the guest's device has them.
+    pub(in crate::backend) done: oneshot::Sender<()>,
+}
+
 /// The server of the file system device.
 #[derive(Debug)]
 pub(in crate::backend) struct ShareServer {
@@ -37,6 +51,9 @@ pub(in crate::backend) struct ShareServer {
     /// Bulkhead's own files.
     hidden: Vec<PathBuf>,
     log: LogFile,
+    changes: mpsc::Receiver<Change>,
+    /// Those that wait for the next process, which has the last change.
+    waiting: Vec<oneshot::Sender<()>>,
     /// Memory that each process leaves to its successor.
     state: Option<File>,
     /// The control socket of the running process, which ends with it.
@@ -44,8 +61,14 @@ pub(in crate::backend) struct ShareServer {
 }
 
 impl ShareServer {
-    /// A server of the planned directories, in which the files of `paths`, of other profiles and of `image` are not.
-    pub(in crate::backend) fn new(plan: SharesPlan, paths: &Paths, image: &Image, log: LogFile) -> Self {
+    /// A server of the planned directories, in which the files of `paths`, of other profiles and of `image` are not; and
+    /// the sender of changes.
+    pub(in crate::backend) fn new(
+        plan: SharesPlan,
+        paths: &Paths,
+        image: &Image,
+        log: LogFile,
+    ) -> (Self, mpsc::Sender<Change>) {
         let directories = paths.base().directories();
         for directory in directories {
             // One that exists is known by what it is, wherever it is moved. Without it, its name alone is taken.
@@ -54,7 +77,8 @@ impl ShareServer {
         // The disk may be a link to another place, and the image is where the user chose.
         let files = [paths.data_disk(), image.kernel.clone(), image.rootfs.clone()];
         let hidden = directories.into_iter().map(Path::to_owned).chain(files).collect();
-        Self { plan, hidden, log, state: None, control: None }
+        let (sender, changes) = mpsc::channel(1);
+        (Self { plan, hidden, log, changes, waiting: Vec::new(), state: None, control: None }, sender)
     }
 
     /// The memory for the processes, zeros at first.
@@ -85,5 +109,22 @@ impl Server for ShareServer {
         control.send(&self.plan.setup(&self.hidden), Some(backend.as_fd())).await?;
         self.control = Some(control);
         Ok((child, frontend))
+    }
+
+    async fn attend(&mut self) {
+        match self.changes.recv().await {
+            Some(Change { plan, done }) => {
+                self.plan = plan.keeping(&self.plan);
+                self.waiting.push(done);
+            }
+            // The VM ends.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn replaced(&mut self) {
+        for done in self.waiting.drain(..) {
+            let _ = done.send(());
+        }
     }
 }

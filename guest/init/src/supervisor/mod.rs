@@ -150,6 +150,10 @@ impl Supervisor {
             // The agent's thread passes it to the clock.
             Event::Host(HostMessage::Time { .. }) => {}
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
+            Event::Host(HostMessage::Shares { shares }) => {
+                let error = services::write_shares(&shares).err().map(|error| chain(&error));
+                self.agent.send(&GuestMessage::SharesTaken { error });
+            }
             Event::Host(HostMessage::Describe) => self.describe(),
             Event::Described(description) => {
                 self.describing = false;

@@ -48,6 +48,32 @@ fn nodes_and_open_files_go_on_and_never_lead_to_another_file() {
 }
 
 #[test]
+fn the_list_of_shares_may_change_under_a_running_guest() {
+    let mut guest = Guest::with(&[("home/me", false), ("old", false)]);
+    for name in ["home/me/file", "old/file"] {
+        fs::write(guest.path(name), name).unwrap();
+    }
+    fs::create_dir_all(guest.path("new")).unwrap();
+    fs::write(guest.path("new/other"), "other").unwrap();
+    let [own, file, old] = ["home/me", "home/me/file", "old/file"].map(|path| guest.node(path));
+    let handle = guest.open(file, libc::O_RDWR).unwrap();
+    let lost = guest.open(old, libc::O_RDWR).unwrap();
+    guest.replace(&[("home", false), ("home/me", false), ("new", true)]);
+    assert_eq!((guest.node("home/me"), guest.node("home/me/file")), (own, file));
+    assert_eq!(guest.write(file, handle, 0, b"HOME"), Ok(4));
+    assert_eq!(fs::read(guest.path("home/me/file")).unwrap(), b"HOME/me/file");
+    let other = guest.node("new/other");
+    assert!(guest.open(other, libc::O_RDONLY).is_ok());
+    assert_eq!(guest.open(other, libc::O_RDWR), Err(libc::EROFS));
+    assert_eq!(guest.attributes(old), Err(libc::ESTALE));
+    assert_eq!(guest.write(old, lost, 0, b"x"), Err(libc::ESTALE));
+    assert_eq!(fs::read(guest.path("old/file")).unwrap(), b"old/file");
+    // It is the same file again when it is shared again.
+    guest.replace(&[("home/me", false), ("old", false)]);
+    assert_eq!(guest.attributes(guest.node("old/file")).map(|file| file.size).unwrap(), 8);
+}
+
+#[test]
 fn a_list_goes_on_where_it_was() {
     let mut guest = Guest::new();
     for at in 0..300 {
