@@ -227,6 +227,15 @@ prepare_guests() {
     fi
 }
 
+# test_disk KIND: prints the path of a data disk with the images of KIND, or nothing where they are loaded as quickly: on
+# hardware, and if there is only the smallest.
+test_disk() {
+    local images
+    read -ra images <<<"${IMAGES[$1]:-}"
+    [[ $TARGET == emulated && $EUID == 0 && ${#images[@]} -gt 1 ]] || return 0
+    "$BULKHEAD_REPO/tests/disk/build" "${images[@]}" || say "the suite $1 loads its images itself"
+}
+
 # suite_vm KIND: runs an integration test on the target.
 suite_vm() {
     local kind=$1 binary options=() output base run failed attempt status
@@ -241,6 +250,8 @@ suite_vm() {
         rm -rf "$BULKHEAD_TEST_REPORT"
     fi
     read -ra options <<<"${options[*]} $(cut_options "$kind")"
+    BULKHEAD_TEST_DISK=$(test_disk "$kind")
+    export BULKHEAD_TEST_DISK
     # shellcheck disable=SC2030 # for this suite only
     if [[ $kind == kvm && -w /dev/kvm ]]; then TARGET=here; fi
     output=$(mktemp)

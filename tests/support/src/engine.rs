@@ -6,8 +6,11 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    fs,
     io::Write,
     path::PathBuf,
+    process::Command,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -68,8 +71,21 @@ pub fn home() -> &'static Home {
         }));
         // SAFETY: the function takes nothing, returns nothing and does not unwind.
         unsafe { libc::atexit(clean_up) };
-        Home::new()
+        let home = Home::new();
+        if let Some(disk) = std::env::var_os("BULKHEAD_TEST_DISK").filter(|disk| !disk.is_empty()) {
+            unpack_disk(&home, &disk);
+        }
+        home
     })
+}
+
+/// Gives the profile a data disk that has the suite's images on it, see tests/disk/build.
+fn unpack_disk(home: &Home, disk: &OsStr) {
+    let directory = home.path("data/bulkhead/default");
+    fs::create_dir_all(&directory).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--sparse", "--no-same-owner", "-xf"]).arg(disk).arg("-C").arg(directory);
+    run(tar, COMMAND * 2).ok();
 }
 
 /// Runs after the last test, also when tests failed.
