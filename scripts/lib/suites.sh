@@ -27,7 +27,7 @@ declare -rA TESTS=([kvm]=bare_metal [linux]=linux_guest [e2e]=e2e [escapes]=esca
 
 # The images of tests/images that a kind loads.
 declare -rA IMAGES=(
-    [bundles]="alpine" [e2e]="alpine docker" [escapes]="alpine" [network]="alpine debian"
+    [bundles]="alpine" [e2e]="alpine debian docker" [escapes]="alpine" [network]="alpine debian"
     [isolation]="alpine debian docker dind systemd servers"
 )
 

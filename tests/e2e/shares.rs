@@ -1,5 +1,7 @@
 //! Directories of the host in containers.
 
+mod events;
+
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},

@@ -16,6 +16,7 @@
 //! | Crashes       | `fs/state` (what outlives a process), `fs/recovery` (nodes), `fs/replay` (requests)          |
 //! | Requests      | `fs/lookup`, `fs/list`, `fs/create`, `fs/change`, `fs/data`, `fs/xattr`; `fs/handles`        |
 //! | Attributes    | `fs/attributes` (inode numbers, times), `fs/owners` and `fs/record` (owners of the guest)    |
+//! | Events        | `fs/watch` (of which nodes, and what requests cause), `events` (inotify, notification queue) |
 //!
 //! # Staying inside
 //!
@@ -27,10 +28,10 @@
 //! # Coherence
 //!
 //! Programs of the host and of the guest may change the same files. The guest keeps names and attributes for one second
-//! and drops cached data when a file's time or size has changed, and each time that it opens a file. A program that
-//! opens a file whose size is not the one that the guest was given looks its name up again first (`ESTALE`, which the
-//! kernel hides), so that it reads all of it. Its writes are never held back. Locks hold between the guest's programs
-//! only.
+//! and drops cached data when a file's time or size has changed, and each time that it opens a file. A kernel that asks
+//! for it gets an event of each change at once (`events`). A program that opens a file whose size is not the one that the
+//! guest was given looks its name up again first (`ESTALE`, which the kernel hides), so that it reads all of it. Its
+//! writes are never held back. Locks hold between the guest's programs only.
 //!
 //! # Limits
 //!
@@ -46,6 +47,7 @@ pub mod api;
 mod buffers;
 mod error;
 mod event_loop;
+mod events;
 mod fs;
 mod fuse;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -80,8 +82,12 @@ use worker::Worker;
 /// Tag of the device, by which the guest mounts it.
 pub const TAG: &str = "bulkhead";
 
-/// Number of request queues. The device has one queue more, the first, for requests that must not wait.
+/// Number of request queues.
 pub const REQUEST_QUEUES: usize = 4;
+
+/// Number of all queues: the first is for requests that must not wait, the second for notifications if the driver uses
+/// them (virtio 1.3, 5.11.2).
+pub const QUEUES: usize = 2 + REQUEST_QUEUES;
 
 /// Descriptors that the process may have open, at most.
 const MAX_DESCRIPTORS: u64 = 1 << 20;
@@ -123,7 +129,7 @@ fn serve() -> Result<(), ShareError> {
     sandbox::confine_share(&server.shared())?;
     let server = Arc::new(server);
     let worker = |queue| Worker::spawn(queue, Arc::clone(&server), || Ok(sandbox::confine_share_thread()?));
-    let workers = (0..=REQUEST_QUEUES).map(worker);
+    let workers = (0..QUEUES).map(worker);
     let workers = workers.collect::<io::Result<_>>().map_err(cannot("start threads"))?;
     sandbox::confine_share_thread()?;
     let device = Device::new(workers).map_err(cannot("allocate the queues"))?;

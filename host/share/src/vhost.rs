@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use bulkhead_queue::{GuestRam, SplitQueue};
 
 use crate::{
-    REQUEST_QUEUES, TAG,
+    REQUEST_QUEUES, TAG, events,
     worker::{Ring, Worker},
 };
 
@@ -25,9 +25,14 @@ struct Slot {
     enabled: bool,
 }
 
+/// Index of the notification queue, which is one for requests with drivers that do not use it.
+const NOTIFICATIONS: usize = 1;
+
 /// The device as the vmm has set it up.
 pub(crate) struct Device {
     slots: Vec<Slot>,
+    /// The driver has a notification queue.
+    notifies: bool,
 }
 
 impl Device {
@@ -37,7 +42,7 @@ impl Device {
             let queue = Queue::new(<Self as bulkhead_vhost_user::Device>::MAX_QUEUE_SIZE).map_err(io::Error::other)?;
             Ok(Slot { worker, idle: Some(SplitQueue::new(queue)), call: None, enabled: false })
         };
-        Ok(Self { slots: workers.into_iter().map(slot).collect::<io::Result<_>>()? })
+        Ok(Self { notifies: false, slots: workers.into_iter().map(slot).collect::<io::Result<_>>()? })
     }
 }
 
@@ -49,7 +54,7 @@ impl Slot {
 }
 
 impl bulkhead_vhost_user::Device for Device {
-    const FEATURES: u64 = 0;
+    const FEATURES: u64 = events::FEATURE;
     /// The number of queues.
     const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ;
     const MAX_QUEUE_SIZE: u16 = 1024;
@@ -62,7 +67,8 @@ impl bulkhead_vhost_user::Device for Device {
         self.slots[index].idle.as_mut()
     }
 
-    fn set_features(&mut self, _features: u64, event_idx: bool, enabled: bool) {
+    fn set_features(&mut self, features: u64, event_idx: bool, enabled: bool) {
+        self.notifies = features & events::FEATURE != 0;
         for slot in &mut self.slots {
             if let Some(queue) = &mut slot.idle {
                 queue.queue_mut().set_event_idx(event_idx);
@@ -81,10 +87,11 @@ impl bulkhead_vhost_user::Device for Device {
     }
 
     fn start(&mut self, index: usize, kick: EventFd, memory: &Arc<GuestRam>) -> io::Result<()> {
+        let notifies = self.notifies && index == NOTIFICATIONS;
         let slot = &mut self.slots[index];
         if let Some(queue) = slot.idle.take() {
             let (memory, call) = (Arc::clone(memory), slot.call.take());
-            slot.worker.start(Ring { queue, memory, kick, call, enabled: slot.enabled });
+            slot.worker.start(Ring { queue, memory, kick, call, enabled: slot.enabled, notifies });
         }
         Ok(())
     }
@@ -113,11 +120,12 @@ impl bulkhead_vhost_user::Device for Device {
         }
     }
 
-    /// Tag, number of request queues (virtio 1.3, 5.11.4).
+    /// Tag, number of request queues, size of a notification's buffer (virtio 1.3, 5.11.4).
     fn config(&self) -> Vec<u8> {
         let mut config = TAG.as_bytes().to_vec();
         config.resize(TAG_LEN, 0);
         config.extend((REQUEST_QUEUES as u32).to_le_bytes());
+        config.extend((events::BUFFER as u32).to_le_bytes());
         config
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct Ring {
     pub(crate) kick: EventFd,
     pub(crate) call: Option<EventFd>,
     pub(crate) enabled: bool,
+    /// The queue has buffers for notifications instead of requests.
+    pub(crate) notifies: bool,
 }
 
 enum Command {
@@ -119,21 +121,25 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, server: &Server) {
-        while self.wait() && self.obey() {
+        while self.wait(server) && self.obey() {
             if let Some(ring) = self.ring.as_mut().filter(|ring| ring.enabled) {
                 ring.serve(self.queue, server, &self.pending);
             }
         }
     }
 
-    /// Waits for a command or a kick; false when that is not possible.
-    fn wait(&self) -> bool {
+    /// Waits for a command, a kick, or events; false when that is not possible.
+    fn wait(&self, server: &Server) -> bool {
         use std::os::fd::{AsRawFd, BorrowedFd};
         // SAFETY: both events are open as long as this function borrows them.
         let borrow = |event: &EventFd| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
         let wake = borrow(&self.wake);
         let kick = self.ring.as_ref().map(|ring| borrow(&ring.kick));
-        let mut events = [wake.as_fd(), kick.unwrap_or(wake)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let notifies = self.ring.as_ref().is_some_and(|ring| ring.notifies && ring.enabled);
+        let sources = server.events.sources().filter(|_| notifies);
+        let (host, ready) = sources.map_or((wake, wake), |(host, ready)| (host.as_fd(), borrow(ready)));
+        let fds = [wake, kick.unwrap_or(wake), host, ready];
+        let mut events = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         loop {
             match poll(&mut events, PollTimeout::NONE) {
                 Ok(_) => break,
@@ -183,8 +189,11 @@ impl Thread {
 }
 
 impl Ring {
-    /// Serves requests until there are none, or a command is waiting.
+    /// Serves requests until there are none, or a command is waiting; or gives the events that there are.
     fn serve(&mut self, queue: usize, server: &Server, pending: &AtomicBool) {
+        if self.notifies {
+            return server.events.deliver(&mut self.queue, &self.memory, self.call.as_ref(), pending);
+        }
         while !pending.load(Ordering::Acquire) {
             let Some(chain) = self.queue.pop(&self.memory) else {
                 // The driver may have added a request between the look above and this request for a kick.

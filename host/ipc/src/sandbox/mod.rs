@@ -82,7 +82,7 @@ pub struct Shared<'a> {
 /// calls that take the descriptor of an open file, which is one that Landlock let it open. It has no form of them with
 /// `AT_EMPTY_PATH` and none for paths below `/proc/self/fd`: these accept a file that is open as a place only
 /// (`O_PATH`), as any file of the user can be. So it cannot change the mode of a socket or the times of a link.
-/// Attributes can be looked at by any path.
+/// Attributes can be looked at by any path, and so can be, with inotify, whether a file changes that the user may read.
 ///
 /// Linux before 5.19 cannot rename between directories under Landlock; there the system call filter is the only one.
 pub fn confine_share(shares: &[Shared<'_>]) -> Result<(), SandboxError> {

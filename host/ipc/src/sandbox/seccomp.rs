@@ -83,6 +83,8 @@ const SHARE_CALLS: &[libc::c_long] = &[
     libc::SYS_renameat2, libc::SYS_symlinkat, libc::SYS_unlinkat,
     // states; 464 is getxattrat
     464, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getxattr, libc::SYS_lgetxattr, libc::SYS_statx,
+    // events of files, of which a process sees those that it may read
+    libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch,
     // files that are open; fcntl and utimensat have conditions
     libc::SYS_close, libc::SYS_copy_file_range, libc::SYS_fallocate, libc::SYS_fchmod, libc::SYS_fdatasync,
     libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_fremovexattr, libc::SYS_fsetxattr, libc::SYS_fsync,

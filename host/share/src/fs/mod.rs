@@ -18,6 +18,7 @@ mod replay;
 mod resolve;
 mod state;
 mod tree;
+mod watch;
 mod xattr;
 
 use std::{
@@ -32,6 +33,7 @@ use rustix::{fd::AsFd, io::Errno};
 use crate::{
     api,
     buffers::{Buffers, Segments},
+    events::Events,
     fuse::{
         reply::{self, Body},
         request::{self, Header, Operation},
@@ -84,6 +86,8 @@ pub(crate) struct Server {
     cache: Mutex<Cache>,
     devices: Devices,
     handles: Handles,
+    /// Changes by the host's programs.
+    pub(crate) events: Events,
     ids: Ids,
     /// Serialises changes of records and modes, which are read, changed and written.
     records: Mutex<()>,
@@ -115,11 +119,13 @@ impl Server {
             cache: Mutex::default(),
             devices: Devices::new(state),
             handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS), state),
+            events: Events::new(),
             ids: Ids::own(),
             records: Mutex::default(),
             started: (started.as_secs() as i64, started.subsec_nanos()),
             state: Arc::clone(state),
         };
+        server.resume_watches();
         (server, failed)
     }
 
@@ -149,7 +155,14 @@ impl Server {
             // A length that is a lie, or a header that changed meanwhile.
             None => Err(Errno::INVAL),
             Some(_) => match request::operation(&header, &bytes) {
-                Some(operation) => self.answer_once(queue, &header, operation, buffers),
+                Some(operation) => {
+                    let own = self.begin_change(header.node, &operation);
+                    let answer = self.answer_once(queue, &header, operation, buffers);
+                    if let Some(own) = own {
+                        own.end(answer.is_ok());
+                    }
+                    answer
+                }
                 None => Err(Errno::INVAL),
             },
         };
@@ -164,6 +177,7 @@ impl Server {
                 self.handles.clear();
                 self.nodes().clear();
                 self.state.forget_requests();
+                self.events.clear();
                 Ok(Body::init(minor, readahead, flags).into())
             }
             Operation::Init { .. } => Err(Errno::PROTO),
@@ -174,6 +188,7 @@ impl Server {
             Operation::Lookup(name) => self.lookup(node, name),
             Operation::Forget(count) => {
                 self.nodes().forget(node, count);
+                self.cease_if_returned(node);
                 Ok(Reply::None)
             }
             Operation::BatchForget(pairs) => {
@@ -224,6 +239,7 @@ impl Server {
             Operation::Allocate { handle, offset, length, mode } => self.allocate(node, handle, offset, length, mode),
             Operation::Seek { handle, offset, whence } => self.seek(node, handle, offset, whence),
             Operation::CopyRange(range) => self.copy_range(node, &range),
+            Operation::Watch { mask, sequence } => self.watch(node, mask, sequence),
             // The kernel asks once for each. FLUSH among them: nothing is left to do when a program closes a file,
             // since writes are never held back. ACCESS is never asked where the kernel checks permissions itself.
             // SYNCFS would have the whole disk of the host written each time that a container calls sync(2); it may
@@ -233,11 +249,16 @@ impl Server {
     }
 
     fn forget(&self, pairs: &[u8]) {
+        let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default();
+        let pairs = pairs.as_chunks::<16>().0;
         let mut nodes = self.nodes();
-        for pair in pairs.as_chunks::<16>().0 {
+        for pair in pairs {
             let (node, count) = pair.split_at(8);
-            let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default();
             nodes.forget(word(node), word(count));
+        }
+        drop(nodes);
+        for pair in pairs.iter().take_while(|_| self.events.any()) {
+            self.cease_if_returned(word(&pair[..8]));
         }
     }
 }

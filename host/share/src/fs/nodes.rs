@@ -116,12 +116,18 @@ impl Slot {
 /// Mark of a directory outside of all shares, above the type in a kept node.
 pub(super) const WAY: u64 = 1 << 32;
 
+/// The word of a kept node that says for which events it is watched: below, the events, and above, the request's number.
+const WATCH: usize = 7;
+
 /// The words of a node that are kept.
-fn words(number: u64, node: &Node) -> [u64; 7] {
+fn words(number: u64, node: &Node) -> [u64; 8] {
     let kind = u64::from(node.kind);
     match node.origin {
-        Origin::Way(_) => [number, 0, 0, 0, 0, 0, kind | WAY],
-        Origin::Host(key) => [number, 0, key.device, key.inode, key.born.0.cast_unsigned(), key.born.1.into(), kind],
+        Origin::Way(_) => [number, 0, 0, 0, 0, 0, kind | WAY, 0],
+        Origin::Host(key) => {
+            let born = (key.born.0.cast_unsigned(), key.born.1.into());
+            [number, 0, key.device, key.inode, born.0, born.1, kind, 0]
+        }
     }
 }
 
@@ -298,6 +304,28 @@ impl Nodes {
                 }
             }
         }
+    }
+
+    /// Keeps for a successor that a node is watched for these events, or for none, by the guest's request of this number.
+    pub(crate) fn keep_watch(&self, number: u64, mask: u32, sequence: u64) {
+        let Some(kept) = self.slots.get(&number).and_then(|slot| slot.kept) else { return };
+        if self.kept.get(kept, WATCH) >> 32 < sequence {
+            self.kept.set(kept, WATCH, sequence << 32 | u64::from(mask));
+        }
+    }
+
+    /// The watches that an earlier process kept: nodes, events, and numbers of requests.
+    pub(crate) fn kept_watches(&self) -> Vec<(u64, u32, u64)> {
+        let watch = |(number, slot): (&u64, &Slot)| {
+            let word = self.kept.get(slot.kept?, WATCH);
+            (word as u32 != 0).then_some((*number, word as u32, word >> 32))
+        };
+        self.slots.iter().filter_map(watch).collect()
+    }
+
+    /// The number of a file that the guest knows.
+    pub(crate) fn number(&self, origin: Origin) -> Option<u64> {
+        self.numbers.get(&origin).copied()
     }
 
     /// The names of a file: directories and the names in them.

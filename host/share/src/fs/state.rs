@@ -55,7 +55,7 @@ impl Table {
     }
 }
 
-/// Nodes: number, times that the guest has it, device, inode number, seconds and nanoseconds of birth, type.
+/// Nodes: number, times that the guest has it, device, inode number, seconds and nanoseconds of birth, type, watch.
 pub(crate) const NODES: Table = Table { at: HEADER, words: 8, count: 2_000_000, used: USED };
 /// Names: length and kind, node, directory, order, next part, and bytes; further parts: a mark, next part, and bytes.
 pub(crate) const NAMES: Table = Table { at: NODES.end(), words: 8, count: 4_000_000, used: USED + 1 };

@@ -168,6 +168,12 @@ pub(crate) enum Operation<'a> {
         whence: u32,
     },
     CopyRange(CopyRange),
+    /// Reports from now on when the host's programs cause these events of a node (inotify(7)); none ends that.
+    Watch {
+        mask: u32,
+        /// Of two requests for a node the one with the higher number counts.
+        sequence: u64,
+    },
     /// Ends the connection.
     Destroy,
     /// Has no reply and no effect.
@@ -354,6 +360,11 @@ fn data<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
             length: body.u64()?,
             flags: body.u64()?,
         }),
+        super::WATCH => {
+            let mask = body.u32()?;
+            body.skip(4)?;
+            Operation::Watch { mask, sequence: body.u64()? }
+        }
         _ => Operation::Unknown,
     })
 }

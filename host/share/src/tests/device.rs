@@ -2,7 +2,6 @@
 
 use std::{
     os::unix::net::UnixStream,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +17,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::{REQUEST_QUEUES, event_loop, vhost::Device, worker::Worker};
+use crate::{QUEUES, REQUEST_QUEUES, event_loop, vhost::Device, worker::Worker};
 use bulkhead_queue::GuestRam;
 
 /// Size of the driver's queues, in descriptors.
@@ -36,12 +35,14 @@ pub(super) struct Driver {
     memory: GuestRam,
     kicks: Vec<EventFd>,
     calls: Vec<EventFd>,
+    /// Features of this kind of device that it negotiates.
+    features: u64,
 }
 
 /// Starts a device of these files, which answers a frontend until it is gone.
 pub(super) fn device(server: Arc<Server>) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let workers = (0..=REQUEST_QUEUES).map(|n| Worker::spawn(n, Arc::clone(&server), || Ok(())));
+    let workers = (0..QUEUES).map(|n| Worker::spawn(n, Arc::clone(&server), || Ok(())));
     let device = Device::new(workers.collect::<Result<_, _>>().unwrap()).unwrap();
     let (control, backend) = UnixStream::pair().unwrap();
     thread::spawn(move || {
@@ -54,7 +55,11 @@ pub(super) fn device(server: Arc<Server>) -> UnixStream {
 
 impl Driver {
     pub(super) fn new(stream: UnixStream) -> Self {
-        let queues = REQUEST_QUEUES + 1;
+        Self::with(stream, 0)
+    }
+
+    pub(super) fn with(stream: UnixStream, features: u64) -> Self {
+        let queues = QUEUES;
         let file = tempfile::tempfile().unwrap();
         file.set_len(STRIDE * queues as u64).unwrap();
         let len = (STRIDE * queues as u64) as usize;
@@ -62,7 +67,8 @@ impl Driver {
             GuestRam::from_ranges_with_files([(GuestAddress(0), len, Some(FileOffset::new(file, 0)))]).unwrap();
         let event = |_| EventFd::new(EFD_NONBLOCK).unwrap();
         let (kicks, calls) = ((0..queues).map(event).collect(), (0..queues).map(event).collect());
-        let mut driver = Self { frontend: Frontend::from_stream(stream, queues as u64), memory, kicks, calls };
+        let mut driver =
+            Self { frontend: Frontend::from_stream(stream, queues as u64), memory, kicks, calls, features };
         driver.set_up();
         driver
     }
@@ -74,7 +80,8 @@ impl Driver {
         let protocol = frontend.get_protocol_features().unwrap();
         assert!(protocol.contains(VhostUserProtocolFeatures::CONFIG));
         frontend.set_protocol_features(protocol).unwrap();
-        frontend.set_features(1 << 32 | features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()).unwrap();
+        let protocol = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        frontend.set_features(1 << 32 | protocol | self.features).unwrap();
         let regions: Vec<_> =
             self.memory.iter().map(|region| VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()).collect();
         frontend.set_mem_table(&regions).unwrap();
@@ -112,6 +119,12 @@ impl Driver {
         };
         descriptor(0, at + REQUEST, request.len() as u32, VRING_DESC_F_NEXT, 1);
         descriptor(1, at + REPLY, room, VRING_DESC_F_WRITE, 0);
+        self.publish(queue);
+    }
+
+    /// Makes the chain from the first descriptor on available, and kicks.
+    fn publish(&self, queue: usize) {
+        let at = STRIDE * queue as u64;
         let index: u16 = self.memory.read_obj(GuestAddress(at + AVAILABLE + 2)).unwrap();
         let place = GuestAddress(at + AVAILABLE + 4 + 2 * u64::from(index % SIZE));
         self.memory.write_obj(0_u16, place).unwrap();
@@ -141,8 +154,17 @@ impl Driver {
         self.receive(queue)
     }
 
+    /// Gives the device a buffer of this size for what it has to tell.
+    pub(super) fn offer(&self, queue: usize, room: u32) {
+        let at = STRIDE * queue as u64;
+        self.memory.write_obj(at + REPLY, GuestAddress(at)).unwrap();
+        self.memory.write_obj(room, GuestAddress(at + 8)).unwrap();
+        self.memory.write_obj([VRING_DESC_F_WRITE as u16, 0], GuestAddress(at + 12)).unwrap();
+        self.publish(queue);
+    }
+
     /// Waits for the interrupt of a queue; returns the reply.
-    fn receive(&self, queue: usize) -> Vec<u8> {
+    pub(super) fn receive(&self, queue: usize) -> Vec<u8> {
         let at = STRIDE * queue as u64;
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.calls[queue].read().is_err() {
@@ -172,7 +194,7 @@ fn every_queue_serves_files_and_another_process_goes_on_with_them() {
     let mut driver = Driver::new(device(Arc::new(guest.serve(&shares, 5))));
     let (_, config) = driver.frontend.get_config(0, 40, VhostUserConfigFlags::WRITABLE, &[0; 40]).unwrap();
     assert_eq!((&config[..9], config[36..40].to_vec()), (&b"bulkhead\0"[..], vec![REQUEST_QUEUES as u8, 0, 0, 0]));
-    assert_eq!(driver.frontend.get_queue_num().unwrap(), 5);
+    assert_eq!(driver.frontend.get_queue_num().unwrap(), QUEUES as u64);
 
     let read = |driver: &Driver, queue: usize| {
         let mut node = fuse::ROOT;
@@ -184,7 +206,7 @@ fn every_queue_serves_files_and_another_process_goes_on_with_them() {
         (node, driver.call(queue, READ, node, whole)[16..].to_vec())
     };
     let mut node = 0;
-    for queue in 0..=REQUEST_QUEUES {
+    for queue in 0..QUEUES {
         let (found, data) = read(&driver, queue);
         assert_eq!(data, b"tents");
         node = found;
@@ -196,10 +218,10 @@ fn every_queue_serves_files_and_another_process_goes_on_with_them() {
     assert_eq!(driver.memory.read_obj::<u16>(GuestAddress(STRIDE + USED + 2)).unwrap(), base as u16);
 
     // A successor takes the queues over in the middle of the connection: no FUSE_INIT, and nodes of the old one.
-    for queue in 0..5 {
+    for queue in 0..QUEUES {
         driver.frontend.get_vring_base(queue).unwrap();
     }
-    driver.frontend = Frontend::from_stream(device(Arc::new(guest.serve(&shares, 6))), 5);
+    driver.frontend = Frontend::from_stream(device(Arc::new(guest.serve(&shares, 6))), QUEUES as u64);
     driver.set_up();
     driver.kicks[1].write(1).unwrap();
     assert_eq!(attributes(&driver.receive(1)[32..]).mode, libc::S_IFDIR | 0o555);

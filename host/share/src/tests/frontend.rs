@@ -2,7 +2,6 @@
 
 use std::{
     os::unix::net::UnixStream,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,7 +20,7 @@ use bulkhead_queue::GuestRam;
 
 const SIZE: u16 = 16;
 /// Queues of the device, and those of them that this driver uses: one for requests, besides the first.
-const QUEUES: usize = 5;
+const QUEUES: usize = 6;
 const USED_QUEUES: usize = 2;
 /// Address of a queue's parts and buffers, and their offsets.
 const BASE: u64 = 0x10_0000;

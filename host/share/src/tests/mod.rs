@@ -3,6 +3,7 @@
 mod coherence;
 mod device;
 mod escapes;
+mod events;
 mod files;
 mod frontend;
 mod hidden;
@@ -215,6 +216,8 @@ struct Guest {
     state: Arc<State>,
     /// The request that was sent last, and the room for its reply.
     last: Mutex<(Vec<u8>, usize)>,
+    /// The server, for what does not come as a reply.
+    serving: Option<Arc<Server>>,
 }
 
 impl Guest {
@@ -234,6 +237,7 @@ impl Guest {
             hidden: Vec::new(),
             state,
             last: Mutex::default(),
+            serving: None,
         };
         for (path, _) in shares {
             std::fs::create_dir_all(guest.path(path)).unwrap();
@@ -260,6 +264,8 @@ impl Guest {
     /// Lets a server answer from now on.
     fn serve_with(&mut self, server: Server) {
         let (ask, questions) = mpsc::channel::<(Vec<u8>, usize, Sender<Vec<u8>>)>();
+        let server = Arc::new(server);
+        self.serving = Some(Arc::clone(&server));
         thread::spawn(move || {
             sandbox::confine_share(&server.shared()).unwrap();
             sandbox::confine_share_thread().unwrap();

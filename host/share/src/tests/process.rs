@@ -13,7 +13,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
 use super::{device::Driver, *};
-use crate::{REQUEST_QUEUES, api};
+use crate::{QUEUES, api};
 use bulkhead_ipc::inherited;
 
 #[test]
@@ -90,7 +90,7 @@ fn the_process_confines_every_thread_serves_and_ends_with_the_vmm_or_the_backend
             confined += usize::from(is("Seccomp: 2") && is("NoNewPrivs: 1"));
         }
         // The workers, and the thread that runs the process's main function.
-        assert_eq!(confined, REQUEST_QUEUES + 2);
+        assert_eq!(confined, QUEUES + 1);
         if vmm_ends {
             keep.shutdown(std::net::Shutdown::Both).unwrap();
         } else {
