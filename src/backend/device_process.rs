@@ -228,7 +228,7 @@ mod tests {
 
         async fn attend(&mut self) {
             if self.0.recv().await.is_none() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
 

@@ -342,7 +342,7 @@ impl Supervisor {
             }
             VmEvent::SharesTaken(error) => {
                 if let Some(vm) = &self.vm {
-                    vm.shares_taken(&error);
+                    vm.shares_taken(error);
                 }
                 return None;
             }

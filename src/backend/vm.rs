@@ -101,6 +101,10 @@ struct Sharing {
 }
 
 impl Sharing {
+    fn new(server: mpsc::Sender<Change>, guest: watch::Sender<Vec<Share>>, waiters: &Arc<VmWaiters>) -> Self {
+        Self { server, guest, waiters: Arc::clone(waiters), turn: Arc::default() }
+    }
+
     /// Makes the server, and then the guest, share what the settings say now.
     async fn change(self, paths: Paths, options: StartOptions, policy: Policy) -> Result<(), ShareError> {
         // The settings are read in turn, so that the last to change them sets the list that remains.
@@ -150,10 +154,9 @@ impl Vm {
     ) -> Result<Self, BootError> {
         let mut plan = Plan::new(paths, options, policy)?;
         plan.disk.apply()?;
-        let io_error = |path: PathBuf| move |source| BootError::Io { path, source };
-        logs::rotate(&paths.console_log()).map_err(io_error(paths.console_log()))?;
-        if plan.serial {
-            logs::rotate(&paths.serial_log()).map_err(io_error(paths.serial_log()))?;
+        let serial = plan.serial.then(|| paths.serial_log());
+        for path in [paths.console_log()].into_iter().chain(serial) {
+            logs::rotate(&path).map_err(|source| BootError::Io { path, source })?;
         }
         remove_sockets(paths);
         let (channel, theirs) = vmm::channel()?;
@@ -212,12 +215,7 @@ impl Vm {
             .chain(shares.map(|process| DeviceSupervisor::new(process, Arc::clone(&channel), sender.clone())))
             .collect();
         let waiters = Arc::<VmWaiters>::default();
-        let sharing = share_changes.map(|server| Sharing {
-            server,
-            guest: guest_shares,
-            waiters: Arc::clone(&waiters),
-            turn: Arc::default(),
-        });
+        let sharing = share_changes.map(|server| Sharing::new(server, guest_shares, &waiters));
         let watched = Watched { channel: Arc::clone(&channel), kill: Arc::clone(&kill), waiters: Arc::clone(&waiters) };
         tokio::spawn(watch(child, devices, watched, sender));
         // Last, when everything that the VM could report to is in place.
@@ -273,8 +271,8 @@ impl Vm {
     }
 
     /// Passes the guest's answer to a change of the shared directories on.
-    pub fn shares_taken(&self, error: &Option<String>) {
-        self.waiters.shares.answer(error);
+    pub fn shares_taken(&self, error: Option<String>) {
+        self.waiters.shares.answer(&error);
     }
 
     /// Passes the guest's description on to every examination that waits for it.

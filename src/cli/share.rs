@@ -86,11 +86,11 @@ async fn apply(paths: &Paths) {
     match client.share().await {
         Ok(SharesOutcome::Changed | SharesOutcome::NotRunning) => {}
         Ok(SharesOutcome::NextStart) => {
-            eprintln!("note: the running engine takes the change at its next restart: {restart}")
+            eprintln!("note: the running engine takes the change at its next restart: {restart}");
         }
         // The list is saved all the same.
         Err(error) => {
-            eprintln!("warning: the running engine did not take the change: {}; restart it: {restart}", chain(&error))
+            eprintln!("warning: the running engine did not take the change: {}; restart it: {restart}", chain(&error));
         }
     }
 }
