@@ -31,7 +31,11 @@ fn inner_engine(engine: &Engine) -> Result<(), String> {
         return Ok(());
     }
     engine.docker(&["rm", "--force", "--volumes", "inner"]);
-    engine.docker(&["run", "--detach", "--privileged", "--name=inner", "docker:dind"]).ok();
+    // A containerd that dockerd starts by itself has 15 s, which the emulated machine can exceed as long as the programs
+    // are on the disk only.
+    let line = "containerd >/dev/null 2>&1 & until [ -S /run/containerd/containerd.sock ]; do sleep 0.1; done; \
+                exec dockerd --containerd=/run/containerd/containerd.sock";
+    engine.docker(&["run", "--detach", "--privileged", "--name=inner", "docker:dind", "sh", "-c", line]).ok();
     let mut waited = Vec::new();
     let up = poll("the inner engine answers or ends", UP, || {
         let ran = shell(engine, "docker exec inner docker version --format '{{.Server.Version}}'");
