@@ -25,7 +25,6 @@ use crate::{
         environment, headers,
         source_places::{FILTERS, SourcePlaces, extend_filters, translate},
     },
-    shares::SharedDirectories,
 };
 
 /// Maximum length of a body that is read, in bytes; a create request is a few KiB.
@@ -140,9 +139,9 @@ impl Admitted {
         let (judge, vm) = (self.route.judge, gate.vm_network.clone());
         let environment = Arc::clone(&gate.environment);
         let places = self.route.names_sources;
-        let shares = if places == SourcePlaces::None { SharedDirectories::default() } else { gate.shares() };
+        let shares = gate.shares_for(places);
         // A source is looked up in the file system.
-        let long = bytes.len() > LONG_BODY || places != SourcePlaces::None && !shares.is_empty();
+        let long = bytes.len() > LONG_BODY || !shares.is_empty();
         let work = move || {
             let mut value = api::read(shape, &bytes)?;
             // First: the judges know the VM's paths.

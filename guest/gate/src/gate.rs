@@ -7,7 +7,7 @@ use bulkhead_protocol::SocketExceptions;
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    rules::Isolation,
+    rules::{Isolation, source_places::SourcePlaces},
     shares::{ShareList, SharedDirectories},
     sockets::{Directories, Sockets},
 };
@@ -82,6 +82,11 @@ impl Gate {
     /// The directories of the host that containers may mount now.
     pub(crate) fn shares(&self) -> SharedDirectories {
         self.shares.current()
+    }
+
+    /// The same for a request with sources at these places; none if there are no such places.
+    pub(crate) fn shares_for(&self, places: SourcePlaces) -> SharedDirectories {
+        if places == SourcePlaces::None { SharedDirectories::default() } else { self.shares() }
     }
 
     /// Sets the `NAME=VALUE` pairs of each new container that does not set the same names itself.

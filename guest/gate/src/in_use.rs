@@ -47,9 +47,10 @@ pub(crate) async fn judge(gate: &Gate, container: &str, opens_files: OpensFiles)
         volumes.extend(answer.map_err(ProxyError::InspectionAborted)??);
     }
     judges::in_use::mounts(&description, &volumes)?;
-    let shares = gate.shares();
-    for source in shared_sources(&description, &volumes) {
-        shares.judge(source)?;
+    let sources: Vec<_> = shared_sources(&description, &volumes).collect();
+    if !sources.is_empty() {
+        let shares = gate.shares();
+        sources.into_iter().try_for_each(|source| shares.judge(source))?;
     }
     if opens_files == OpensFiles::AtStart {
         judges::in_use::settings(&description)?;

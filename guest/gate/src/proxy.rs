@@ -169,13 +169,12 @@ async fn unchecked(
     route: Option<&'static Route>,
 ) -> Result<Response<Body>, ProxyError> {
     let adds = rules::api::is_container_create(&target.segments) && !gate.environment.is_empty();
-    let route = route.filter(|route| route.names_sources != SourcePlaces::None);
-    let shares = if route.is_some() { gate.shares() } else { SharedDirectories::default() };
+    let shares = gate.shares_for(route.map_or(SourcePlaces::None, |route| route.names_sources));
     let route = route.filter(|_| !shares.is_empty());
     let places = route.map_or(SourcePlaces::None, |route| route.names_sources);
     let body = if adds || !matches!(places, SourcePlaces::None | SourcePlaces::Filter) {
         let environment = if adds { Arc::clone(&gate.environment) } else { Arc::default() };
-        let bytes = with_changes(environment, places, shares, admission::read_body(body).await?).await?;
+        let bytes = with_changes(environment, places, shares.clone(), admission::read_body(body).await?).await?;
         // The body has another length now, and it is sent whole and not in chunks.
         parts.headers.remove(header::TRANSFER_ENCODING);
         parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
@@ -187,7 +186,7 @@ async fn unchecked(
     parts.uri = match rules::api::find("POST", &target.segments) {
         // `checkpoint-dir` is a path of the VM. The row has no parameters that dockerd reads.
         Some(found) if found.route.starts_container() => target.path().parse().unwrap_or_default(),
-        _ if places == SourcePlaces::Filter => with_filter(gate, &parts.uri, target, route),
+        _ if places == SourcePlaces::Filter => with_filter(&shares, &parts.uri, target, route),
         _ => path_and_query(&parts.uri),
     };
     forward(gate, caller, for_engine(Request::from_parts(parts, body))).await
@@ -198,10 +197,10 @@ fn path_and_query(uri: &Uri) -> Uri {
 }
 
 /// Returns the path and query of a list of containers, with a filter that finds sources by their paths on the host.
-fn with_filter(gate: &Gate, uri: &Uri, target: &Target, route: Option<&'static Route>) -> Uri {
+fn with_filter(shares: &SharedDirectories, uri: &Uri, target: &Target, route: Option<&'static Route>) -> Uri {
     let query = route.map(|route| rules::api::Query::read(route.parameters, uri.query().unwrap_or_default()));
     if let Some(Ok(mut query)) = query
-        && admission::find_sources(&mut query, gate.shares().shares())
+        && admission::find_sources(&mut query, shares.shares())
         && let Ok(uri) = format!("{}?{}", target.path(), query.text()).parse()
     {
         return uri;
