@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use bulkhead_guest_common::bounded;
+use bulkhead_guest_common::{bounded, registry};
 use serde::Serialize;
 
 /// Maximum length of a file that is read, in bytes.
@@ -16,11 +16,8 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T
 
 /// Replaces a JSON file; a crash leaves the old or the new one.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
-    let new = path.with_extension("new");
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    fs::write(&new, serde_json::to_vec(value)?)?;
-    // rename(2) is atomic: a gate that is killed here never leaves half a grant.
-    fs::rename(&new, path)
+    registry::replace(path, &serde_json::to_vec(value)?)
 }

@@ -7,9 +7,11 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
+    path::Path,
     process::{Command, Stdio},
 };
 
+use bulkhead_guest_common::registry;
 use bulkhead_procfs::seccomp_notify::KEPT_LISTENERS;
 use bulkhead_protocol::{CRUN_STATE, Configuration, KEPT_SOCKETS, Network, SOCKETS_DIRECTORY, Share, gate};
 use nix::{
@@ -132,11 +134,8 @@ pub(crate) fn write_configuration(configuration: &Configuration) -> Result<(), E
 /// Writes the list of shared directories for the gate, which reads it whenever a request names one.
 pub(crate) fn write_shares(shares: &[Share]) -> Result<(), Error> {
     let paths: Vec<&str> = shares.iter().map(|share| share.path.as_str()).collect();
-    // By a new name first, so that the gate never reads a part.
-    let new = format!("{SHARES}.new");
-    fs::write(&new, serde_json::json!(paths).to_string())
-        .and_then(|()| fs::rename(&new, SHARES))
-        .map_err(Error::file("write", SHARES))
+    let text = serde_json::json!(paths).to_string();
+    registry::replace(Path::new(SHARES), text.as_bytes()).map_err(Error::file("write", SHARES))
 }
 
 /// Removes the sockets and process id files of an earlier process that was killed.
