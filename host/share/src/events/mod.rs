@@ -223,7 +223,7 @@ impl Events {
                     state.sort(event.wd(), event.events(), event.cookie(), name);
                 }
                 Err(Errno::INTR) => {}
-                // There are no more.
+                // The host's queue is empty.
                 Err(_) => break,
             }
         }
@@ -246,9 +246,13 @@ impl Events {
     /// Takes the next event for the guest.
     pub(crate) fn next(&self) -> Option<Event> {
         let mut state = self.state();
-        self.drain(&mut state);
+        let is_ready = |state: &State| state.pending.front().is_some_and(|first| first.held.is_none());
+        // Not for each event: one read gives many. Before a `None` the host's queue is empty, and nobody is woken for it.
+        if !is_ready(&state) {
+            self.drain(&mut state);
+        }
         // Those behind one that may be the guest's own wait for it, so that their order stays.
-        if state.pending.front()?.held.is_some() {
+        if !is_ready(&state) {
             return None;
         }
         state.pending.pop_front().map(|pending| pending.event)
