@@ -165,23 +165,18 @@ async fn change<T: DeserializeOwned + Default>(
     };
     // The supervisor answers when it has accepted the request, not when the engine is up or down: that is in the
     // events.
+    ask(api, |reply| make(options, reply)).await.map_or_else(ending, |answer| json(StatusCode::OK, &answer))
+}
+
+/// Passes a request to the supervisor and returns its answer; `None` if it ends before it answers.
+async fn ask<T>(api: &Api, make: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
     let (reply, answer) = oneshot::channel();
-    if api.requests.send(make(options, reply)).await.is_ok()
-        && let Ok(answer) = answer.await
-    {
-        return json(StatusCode::OK, &answer);
-    }
-    ending()
+    api.requests.send(make(reply)).await.ok()?;
+    answer.await.ok()
 }
 
 async fn ports(api: &Api) -> Reply {
-    let (reply, answer) = oneshot::channel();
-    if api.requests.send(Request::Ports(reply)).await.is_ok()
-        && let Ok(ports) = answer.await
-    {
-        return json(StatusCode::OK, &ports);
-    }
-    ending()
+    ask(api, Request::Ports).await.map_or_else(ending, |ports| json(StatusCode::OK, &ports))
 }
 
 async fn examination(api: &Api) -> Reply {
@@ -197,14 +192,10 @@ async fn examination(api: &Api) -> Reply {
 }
 
 async fn share(api: &Api) -> Reply {
-    let (reply, answer) = oneshot::channel();
-    if api.requests.send(Request::Share(reply)).await.is_err() {
-        return ending();
-    }
-    match answer.await {
-        Ok(Ok(outcome)) => json(StatusCode::OK, &outcome),
-        Ok(Err(reason)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &reason),
-        Err(_) => ending(),
+    match ask(api, Request::Share).await {
+        Some(Ok(outcome)) => json(StatusCode::OK, &outcome),
+        Some(Err(reason)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &reason),
+        None => ending(),
     }
 }
 
