@@ -174,7 +174,12 @@ mod tests {
     use bulkhead_vmm::api::MAX_PACKET;
 
     /// Runs a shell line as the process, and counts its starts.
-    struct Line(&'static str, Arc<AtomicU32>);
+    struct Line {
+        script: &'static str,
+        starts: Arc<AtomicU32>,
+        /// Demands for a new process, and the number of starts after each.
+        replacements: Option<(mpsc::Receiver<()>, mpsc::Sender<u32>)>,
+    }
 
     impl Server for Line {
         const NAME: &str = "test";
@@ -184,18 +189,45 @@ mod tests {
         type Error = io::Error;
 
         async fn start(&mut self) -> io::Result<(Child, UnixStream)> {
-            self.1.fetch_add(1, Ordering::SeqCst);
-            let child = tokio::process::Command::new("sh").args(["-c", self.0]).kill_on_drop(true).spawn()?;
+            self.starts.fetch_add(1, Ordering::SeqCst);
+            let child = tokio::process::Command::new("sh").args(["-c", self.script]).kill_on_drop(true).spawn()?;
             Ok((child, UnixStream::pair()?.0))
+        }
+
+        async fn attend(&mut self) {
+            let demand = match &mut self.replacements {
+                Some((demands, _)) => demands.recv().await,
+                None => None,
+            };
+            if demand.is_none() {
+                std::future::pending::<()>().await;
+            }
+        }
+
+        fn replaced(&mut self) {
+            if let Some((_, replaced)) = &self.replacements {
+                let _ = replaced.try_send(self.starts.load(Ordering::SeqCst));
+            }
         }
     }
 
     async fn supervised(line: &'static str) -> (DeviceSupervisor, mpsc::Receiver<VmEvent>, OwnedFd, Arc<AtomicU32>) {
         let starts = Arc::new(AtomicU32::new(0));
-        let (process, _stream) = start(Line(line, Arc::clone(&starts))).await.unwrap();
+        let server = Line { script: line, starts: Arc::clone(&starts), replacements: None };
+        let (supervisor, events, vmm) = supervise(server).await;
+        (supervisor, events, vmm, starts)
+    }
+
+    async fn supervise(server: Line) -> (DeviceSupervisor, mpsc::Receiver<VmEvent>, OwnedFd) {
+        let (process, _stream) = start(server).await.unwrap();
         let (channel, theirs) = vmm::channel().unwrap();
         let (sender, events) = mpsc::channel(4);
-        (DeviceSupervisor::new(process, Arc::new(channel), sender), events, theirs, starts)
+        (DeviceSupervisor::new(process, Arc::new(channel), sender), events, theirs)
+    }
+
+    fn assert_connected(vmm: &OwnedFd) {
+        let (command, stream) = packets::receive::<Command>(vmm, &mut vec![0; MAX_PACKET]).unwrap().unwrap();
+        assert!(command == Command::Shares && stream.is_some());
     }
 
     #[tokio::test]
@@ -205,35 +237,7 @@ mod tests {
         assert_eq!(events.recv().await, Some(VmEvent::DeviceDown(text.to_owned())));
         assert_eq!(starts.load(Ordering::SeqCst), 1 + MAX_BAD_STARTS);
         for _ in 0..MAX_BAD_STARTS {
-            let (command, stream) = packets::receive::<Command>(&vmm, &mut vec![0; MAX_PACKET]).unwrap().unwrap();
-            assert!(command == Command::Shares && stream.is_some());
-        }
-    }
-
-    /// A process that is replaced at once, as often as there are messages.
-    struct Replaced(mpsc::Receiver<()>, mpsc::Sender<u32>, u32);
-
-    impl Server for Replaced {
-        const NAME: &str = "test";
-        const LOST: &str = "the test is down";
-        const COMMAND: Command = Command::Shares;
-
-        type Error = io::Error;
-
-        async fn start(&mut self) -> io::Result<(Child, UnixStream)> {
-            self.2 += 1;
-            let child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn()?;
-            Ok((child, UnixStream::pair()?.0))
-        }
-
-        async fn attend(&mut self) {
-            if self.0.recv().await.is_none() {
-                std::future::pending::<()>().await;
-            }
-        }
-
-        fn replaced(&mut self) {
-            let _ = self.1.try_send(self.2);
+            assert_connected(&vmm);
         }
     }
 
@@ -241,15 +245,13 @@ mod tests {
     async fn a_process_is_replaced_on_demand_more_often_than_one_may_crash() {
         let (demand, demands) = mpsc::channel(1);
         let (replaced, mut replacements) = mpsc::channel(1);
-        let (process, _stream) = start(Replaced(demands, replaced, 0)).await.unwrap();
-        let (channel, vmm) = vmm::channel().unwrap();
-        let (sender, mut events) = mpsc::channel(4);
-        let supervisor = DeviceSupervisor::new(process, Arc::new(channel), sender);
+        let demanded = Some((demands, replaced));
+        let server = Line { script: "exec sleep 1000", starts: Arc::default(), replacements: demanded };
+        let (supervisor, mut events, vmm) = supervise(server).await;
         for number in 0..2 * MAX_BAD_STARTS {
             demand.send(()).await.unwrap();
             assert_eq!(replacements.recv().await, Some(number + 2));
-            let (command, stream) = packets::receive::<Command>(&vmm, &mut vec![0; MAX_PACKET]).unwrap().unwrap();
-            assert!(command == Command::Shares && stream.is_some());
+            assert_connected(&vmm);
         }
         supervisor.end().await;
         assert_eq!(events.recv().await, None);
