@@ -28,14 +28,17 @@ struct Shares {
     fixed: PathBuf,
 }
 
+/// A directory of the home, for everybody to read.
+fn directory(name: &str) -> PathBuf {
+    let path = home().path(name);
+    fs::create_dir_all(&path).unwrap();
+    // The temporary directory itself is closed to others, not what is in it.
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    fs::canonicalize(path).unwrap()
+}
+
 fn shares(isolation: Isolation) -> Shares {
-    let [place, fixed] = ["shared", "fixed"].map(|name| {
-        let path = home().path(name);
-        fs::create_dir_all(&path).unwrap();
-        // The temporary directory itself is closed to others, not what is in it.
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
-        fs::canonicalize(path).unwrap()
-    });
+    let [place, fixed] = ["shared", "fixed"].map(directory);
     let list = json!([{"path": place}, {"path": fixed, "readOnly": true}]).to_string();
     let isolated = if isolation == Isolation::Off { "false" } else { "true" };
     let engine = engine_with(&[(ISOLATION, isolated), ("filesharingDirectories", &list)]);
@@ -313,10 +316,7 @@ fn isolated_the_list_changes_while_containers_run() {
     let shares = shares(Isolation::On);
     let place = shares.fresh("meanwhile");
     fs::write(place.join("file"), "kept").unwrap();
-    let late = home().path("late");
-    fs::create_dir_all(&late).unwrap();
-    fs::set_permissions(&late, Permissions::from_mode(0o755)).unwrap();
-    let late = fs::canonicalize(late).unwrap();
+    let late = directory("late");
     fs::write(late.join("file"), "late").unwrap();
     let sleeper = |name: &str, source: &Path| {
         let mount = format!("{}:/d", source.display());

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
@@ -13,7 +13,7 @@ use std::{
 
 use support::engine::{Engine, Isolation};
 
-use super::shares;
+use super::{Shares, shares};
 
 /// Time for an event to come. The emulated machine is some 30 times slower than hardware.
 const SOON: Duration = Duration::from_secs(20);
@@ -78,13 +78,19 @@ impl Watcher {
     }
 }
 
+/// The shares with an empty directory of this name, and the image `debian`.
+fn shares_with(name: &str) -> (Shares, PathBuf) {
+    let shares = shares(Isolation::On);
+    shares.engine.need_image("debian:latest", "debian.tar");
+    let directory = shares.fresh(name);
+    (shares, directory)
+}
+
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once() {
-    let shares = shares(Isolation::On);
+    let (shares, directory) = shares_with("events");
     let engine = &shares.engine;
-    engine.need_image("debian:latest", "debian.tar");
-    let directory = shares.fresh("events");
     let watcher = Watcher::start(engine, "events", &directory, &["perl", "-e", WATCH]);
     assert_eq!(watcher.next(1).0, ["watching"]);
     let mut slowest = Duration::ZERO;
@@ -123,10 +129,8 @@ fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_a_container_follows_a_log_that_the_host_writes_and_replaces() {
-    let shares = shares(Isolation::On);
+    let (shares, directory) = shares_with("log");
     let engine = &shares.engine;
-    engine.need_image("debian:latest", "debian.tar");
-    let directory = shares.fresh("log");
     let log = directory.join("log");
     fs::write(&log, "first\n").unwrap();
     let watcher = Watcher::start(engine, "follower", &directory, &["tail", "-F", "/d/log"]);
