@@ -132,9 +132,9 @@ pub struct Share {
 ///
 /// The backend derives it from settings and policy, and sends it once for each start, as the answer to [`Hello`]
 /// ([`HostMessage::Configure`]). Nothing of it but `shares` ([`HostMessage::Shares`]) can change while the guest runs: a
-/// changed setting takes a restart of the VM. The encoded message must fit into one line ([`crate::MAX_LINE`]), of which `daemon_options`,
-/// `container_environment`, `socket_exceptions` and `shares` can be the largest parts; [`crate::encode`] fails
-/// otherwise.
+/// changed setting takes a restart of the VM. The encoded message must fit into one line ([`crate::MAX_LINE`]), of
+/// which `daemon_options`, `container_environment`, `socket_exceptions` and `shares` can be the largest parts;
+/// [`crate::encode`] fails otherwise.
 ///
 /// A new field needs `#[serde(default)]` if an older peer may leave it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

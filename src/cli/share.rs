@@ -21,7 +21,7 @@ use bulkhead_ipc::report::chain;
 ///
 /// `docker run --volume` and the like can mount a shared directory, everything below it, and nothing else. The home
 /// directory is shared unless another list is set. This is the setting filesharingDirectories. A running engine takes a
-/// change at once; containers that have mounted what is no longer shared get errors from it.
+/// change at once. Containers get errors for a mounted directory that is no longer shared.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
     /// Share directories with containers.

@@ -5,7 +5,7 @@
 //! neither an earlier nor a later event is taken for it, however slow the change or the reader is. A change that fails
 //! raised none, and what was taken for its events is sent after all.
 //!
-//! What another program does to the same file in the same moment may look the same. A name can be created, removed or
+//! A change by another program to the same file in the same moment may look the same. A name can be created, removed or
 //! moved only once by this process, so the second such event is the other's. Of modifications, which inotify itself
 //! puts together if there are several, none is sent: the guest's kernel raises that of its program after this process
 //! has answered, which is after both.

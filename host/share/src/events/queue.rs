@@ -43,7 +43,7 @@ impl Events {
         self.host.as_ref().map(|host| (&host.inotify, &host.ready))
     }
 
-    /// Writes events into the driver's buffers until there are no more of either, or `interrupted` is set.
+    /// Writes events into the driver's buffers as long as there are both and `interrupted` is not set.
     pub(crate) fn deliver(
         &self,
         queue: &mut SplitQueue,

@@ -409,7 +409,7 @@ fn a_driver_gets_each_event_in_a_buffer_of_its_notification_queue() {
     assert_eq!((u32_at(&notification, 0) as usize, u64_at(&notification, 8)), (notification.len(), 0));
     assert_eq!((u32_at(&notification, 4), u64_at(&notification, 16)), (fuse::NOTIFY_HOST_EVENT, node));
     assert_eq!((&words[..], &notification[40..]), (&[IN_CREATE, 0, 4, 0][..], &b"name"[..]));
-    // Two that come while there is no buffer wait for one.
+    // Events that come while there is no buffer wait for one.
     fs::write(guest.path("second"), b"").unwrap();
     fs::remove_file(guest.path("name")).unwrap();
     driver.offer(1, events::BUFFER as u32);
