@@ -11,8 +11,8 @@
 //!
 //! 1. The agent sends [`GuestMessage::Hello`] with its [`PROTOCOL_VERSION`]; the backend refuses any other version than
 //!    its own.
-//! 2. The backend answers with [`HostMessage::Certificates`], none or several, and [`HostMessage::Configure`]. The
-//!    agent also accepts [`HostMessage::Shutdown`] in their place.
+//! 2. The backend answers with [`HostMessage::Certificates`], none or several, perhaps [`HostMessage::TimeZone`], and
+//!    [`HostMessage::Configure`]. The agent also accepts [`HostMessage::Shutdown`] in their place.
 //! 3. Both send whatever happens: stages ([`GuestMessage::Reached`]), failures, published ports, diagnostics, the
 //!    host's time.
 //! 4. [`HostMessage::Shutdown`], [`GuestMessage::Goodbye`], end of the connection.
@@ -40,7 +40,7 @@ mod sockets;
 pub use line::{LineError, LineReader, encode};
 pub use message::{
     Configuration, Description, Failure, GuestMessage, GuestThread, Hello, HostMessage, Network, Network6, PortMapping,
-    Share, ShutdownMode, Stage, Transport,
+    Share, ShutdownMode, Stage, TimeZone, Transport,
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 pub use sockets::{
@@ -59,13 +59,16 @@ pub const AGENT_SOURCE_PORT: u32 = 1022;
 pub const DOCKER_PORT: u32 = 1023;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Longest line in bytes, line feed included.
 pub const MAX_LINE: usize = 64 * 1024;
 
 /// Maximum of all certificates together, in bytes of PEM.
 pub const MAX_CERTIFICATES: usize = 2 << 20;
+
+/// Maximum of a time zone's rules in bytes; those of the tz database have less than 4000.
+pub const MAX_TIME_ZONE: usize = 8 << 10;
 
 /// Maximum number of shares.
 pub const MAX_SHARES: usize = 64;

@@ -182,6 +182,15 @@ pub enum ShutdownMode {
     Reboot,
 }
 
+/// A time zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeZone {
+    /// Its name in the tz database, such as `Europe/Berlin`, if it is known.
+    pub name: Option<String>,
+    /// Its rules: a file in the format TZif (RFC 9636) of at most [`crate::MAX_TIME_ZONE`] bytes.
+    pub rules: Vec<u8>,
+}
+
 /// A message of the backend to the agent.
 // An unknown `type` makes the line a `LineError::Syntax`, which the agent logs and skips; unknown fields are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,6 +202,8 @@ pub enum HostMessage {
         /// Whole certificates in PEM, one after the other.
         pem: String,
     },
+    /// The host's time zone. Comes before [`HostMessage::Configure`], or not at all.
+    TimeZone(TimeZone),
     /// The answer to [`GuestMessage::Hello`].
     Configure(Configuration),
     /// The answer to [`GuestMessage::Publish`] with the same id.

@@ -113,8 +113,8 @@ impl<R: AsyncRead + Unpin> AsyncLineReader<R> {
 pub(super) struct AgentServer {
     /// The channel to the vmm, which takes the other ends of streams.
     pub(super) vmm: Arc<VmmChannel>,
-    /// The host's certificates as messages, which precede the configuration.
-    pub(super) certificates: Vec<HostMessage>,
+    /// Messages that precede the configuration: the host's certificates and time zone.
+    pub(super) preface: Vec<HostMessage>,
     /// The configuration, but for the time of sending and the shared directories.
     pub(super) configuration: Configuration,
     /// The shared directories.
@@ -178,9 +178,9 @@ impl AgentServer {
             return Err(AgentError::Version(protocol));
         }
         let _ = self.events.send(VmEvent::AgentConnected { kernel: shorten(&kernel), uptime_us }).await;
-        // The certificates come first because the configuration starts the services that need them.
-        for certificates in &self.certificates {
-            write(&mut writer, certificates).await?;
+        // First, because the configuration starts the services that need the certificates.
+        for message in &self.preface {
+            write(&mut writer, message).await?;
         }
         let mut clock = HostClock::watch();
         let mut shares = self.shares.clone();
@@ -300,7 +300,7 @@ mod tests {
         let (channel, theirs) = vmm::channel().unwrap();
         let server = AgentServer {
             vmm: Arc::new(channel),
-            certificates: vec![HostMessage::Certificates { pem: "one\n".into() }],
+            preface: vec![HostMessage::Certificates { pem: "one\n".into() }],
             configuration: serde_json::from_value(configuration).unwrap(),
             shares: watch::channel(Vec::new()).1,
             ports: Arc::new(Ports::open(false)),
@@ -319,7 +319,7 @@ mod tests {
         let (events, mut received) = mpsc::channel(8);
         let (orders, mut outbox) = mpsc::channel(1);
         let (server, _vmm) = server(events);
-        let certificates = server.certificates[0].clone();
+        let certificates = server.preface[0].clone();
         let backend = tokio::spawn(async move { server.converse(ours, &mut outbox).await });
         let mut agent = BufReader::new(theirs);
         agent.write_all(&encode(&hello(PROTOCOL_VERSION)).unwrap()).await.unwrap();

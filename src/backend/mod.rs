@@ -43,6 +43,7 @@ mod proxy;
 pub mod shares;
 mod state;
 mod supervisor;
+mod time_zone;
 mod vm;
 mod vmm;
 

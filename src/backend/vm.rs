@@ -37,6 +37,7 @@ use super::{
     plan::{Plan, PlanError},
     ports::Ports,
     shares::{Change, ShareServer, SharesPlan},
+    time_zone,
     vmm::{self, VmmChannel},
 };
 use bulkhead_ipc::report::chain;
@@ -193,14 +194,15 @@ impl Vm {
         let (agent_outbox, outbox) = mpsc::channel(4);
         // Read at each boot, because the host's list may have changed. The engine works without it, so a failure is a
         // warning.
-        let certificates = certificates::load(&plan.certificates).unwrap_or_else(|error| {
+        let mut preface = certificates::load(&plan.certificates).unwrap_or_else(|error| {
             plan.warn(chain(&error));
             Vec::new()
         });
+        preface.extend(time_zone::load());
         let guest_shares = watch::Sender::new(plan.configuration.shares.clone());
         let agent = AgentServer {
             vmm: Arc::clone(&channel),
-            certificates,
+            preface,
             configuration: plan.configuration.clone(),
             shares: guest_shares.subscribe(),
             ports: Arc::clone(&ports),

@@ -6,6 +6,7 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -244,6 +245,21 @@ configs: {config: {file: ./config.txt}}
     compose(&["down", "--timeout", "1"]).ok();
 }
 
+fn the_time_zone_is_the_hosts(shares: &Shares) {
+    let line = "sha256sum </etc/localtime; cat /etc/timezone; for file in /etc/localtime /etc/timezone; do \
+                mount -o remount,rw,bind $file; echo x >>$file || echo kept; done 2>/dev/null";
+    let mounts = ["--privileged", "-v", "/etc/localtime:/etc/localtime:ro", "-v", "/etc/timezone:/etc/timezone"];
+    let arguments = [&["run", "--rm"][..], &mounts, &["alpine", "sh", "-c", line]].concat();
+    let seen = shares.engine.docker(&arguments).ok();
+    let mut sum = Command::new("sha256sum");
+    sum.arg("/etc/localtime");
+    let host = run(sum, COMMAND).ok();
+    let sum = host.split(' ').next().unwrap();
+    let zone = fs::canonicalize("/etc/localtime").unwrap();
+    let zone = zone.to_str().unwrap().split_once("/zoneinfo/").unwrap().1;
+    assert_eq!(seen, format!("{sum}  -\n{zone}\nkept\nkept\n"));
+}
+
 /// The cases that hold with isolation and without. Without it a path that is not shared is one of the VM.
 const CASES: &[fn(&Shares)] = &[
     files_go_both_ways,
@@ -254,6 +270,7 @@ const CASES: &[fn(&Shares)] = &[
     a_single_file_can_be_mounted,
     docker_cp_reaches_a_mounted_directory,
     compose_finds_what_is_beside_its_file,
+    the_time_zone_is_the_hosts,
 ];
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use bulkhead_protocol::{
     AGENT_PORT, AGENT_SOURCE_PORT, Configuration, Failure, GuestMessage, Hello, HostMessage, LineError, LineReader,
-    MAX_CERTIFICATES, PROTOCOL_VERSION, Stage, encode,
+    MAX_CERTIFICATES, PROTOCOL_VERSION, Stage, TimeZone, encode,
 };
 use nix::{
     sys::{
@@ -115,31 +115,40 @@ impl Agent {
 /// The backend's answer to Hello.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The configuration, and the certificates to trust (PEM), which may be empty.
-    Configure(Box<Configuration>, String),
+    /// The configuration, and what came before it.
+    Configure(Box<Configuration>, FromHost),
     /// Another message came instead, such as a shutdown.
     Other(HostMessage),
+}
+
+/// Contents of files that the host has.
+#[derive(Debug, Default)]
+pub(crate) struct FromHost {
+    /// The certificates to trust (PEM); may be empty.
+    pub(crate) certificates: String,
+    pub(crate) time_zone: Option<TimeZone>,
 }
 
 impl Inbox {
     /// Waits for the answer to Hello and sets the clock from it.
     pub(crate) fn configuration(&mut self) -> Result<Answer, Error> {
-        let mut certificates = String::new();
+        let mut from_host = FromHost::default();
         loop {
             match self.reader.read().map_err(Error::NoConfiguration)? {
                 None => return Err(Error::BackendClosed),
                 Some(HostMessage::Certificates { pem }) => {
                     // A host's bundle is longer than a line of the protocol may be, so it comes in pieces.
-                    if certificates.len() + pem.len() > MAX_CERTIFICATES {
+                    if from_host.certificates.len() + pem.len() > MAX_CERTIFICATES {
                         return Err(Error::Certificates);
                     }
-                    certificates.push_str(&pem);
+                    from_host.certificates.push_str(&pem);
                 }
+                Some(HostMessage::TimeZone(zone)) => from_host.time_zone = Some(zone),
                 Some(HostMessage::Configure(configuration)) => {
                     // At once: files are written from here on. The time is that of sending, so the clock is late by the
                     // message's way here.
                     set_clock(configuration.time_unix_ns);
-                    return Ok(Answer::Configure(Box::new(configuration), certificates));
+                    return Ok(Answer::Configure(Box::new(configuration), from_host));
                 }
                 Some(other) => return Ok(Answer::Other(other)),
             }

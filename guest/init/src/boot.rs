@@ -15,7 +15,7 @@ use crate::{
     ports::Ports,
     shutdown,
     supervisor::Supervisor,
-    tuning,
+    time_zone, tuning,
 };
 
 /// Starts the guest, runs the supervisor until a shutdown, stops the services, and returns the kind of shutdown.
@@ -33,8 +33,8 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     cgroup::set_up()?;
     tuning::apply()?;
     network::loopback_up()?;
-    let (configuration, certificates) = match inbox.configuration()? {
-        Answer::Configure(configuration, certificates) => (configuration, certificates),
+    let (configuration, from_host) = match inbox.configuration()? {
+        Answer::Configure(configuration, from_host) => (configuration, from_host),
         // A shutdown in place of the configuration: nothing runs yet that would have to be stopped.
         Answer::Other(HostMessage::Shutdown { mode, grace_ms: _ }) => {
             agent.send(&GuestMessage::Goodbye);
@@ -56,7 +56,13 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
         log::info(&chain(&error));
     }
     // Before the services start: Go reads the bundle once for each process.
-    certificates::trust(&certificates)?;
+    certificates::trust(&from_host.certificates)?;
+    if let Some(zone) = &from_host.time_zone
+        && let Err(error) = time_zone::set(zone)
+    {
+        // Containers that ask for the files get an error.
+        log::info(&chain(&error));
+    }
     if configuration.isolation {
         // The last file in it is written. A dockerd that is led to another one cannot change it.
         mounts::make_read_only("/etc")?;

@@ -85,6 +85,7 @@ mod shutdown;
 mod superblock;
 mod supervisor;
 mod swarm;
+mod time_zone;
 mod tuning;
 
 use std::process::ExitCode;

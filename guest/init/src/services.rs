@@ -162,11 +162,13 @@ pub(crate) struct HeldFds {
 }
 
 /// Returns the environment that all services have.
-fn environment() -> [(&'static str, &'static str); 6] {
+fn environment() -> [(&'static str, &'static str); 7] {
     [
         ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", "/root"),
         ("LANG", "C.UTF-8"),
+        // The VM has the host's time zone for containers; logs have one for all.
+        ("TZ", "UTC"),
         ("NOTIFY_SOCKET", notify::SOCKET),
         // Go's programs read both, and the image's directory must not add to the host's list.
         ("SSL_CERT_FILE", certificates::BUNDLE),

@@ -3,7 +3,7 @@
 //! The shares' file system shows each directory under the path that it has on the host. So a path of the host becomes one
 //! of the VM by a prefix, and the other way round.
 
-use super::sources::{ENGINE_SOCKETS, KERNEL_MODULES, is_clean};
+use super::sources::{ENGINE_SOCKETS, KERNEL_MODULES, TIME_ZONE_FILES, is_clean};
 
 /// The mount point of the shares' file system.
 pub const MOUNT_POINT: &str = "/host_mnt";
@@ -72,7 +72,8 @@ impl Shares {
     /// keep it, whatever is shared.
     pub fn in_vm(&self, path: &str) -> Option<String> {
         let path = clean(path)?;
-        if ENGINE_SOCKETS.contains(&path.as_str()) || path == KERNEL_MODULES {
+        let is_own = |names: &[&str]| names.contains(&path.as_str());
+        if is_own(&ENGINE_SOCKETS) || is_own(&TIME_ZONE_FILES) || path == KERNEL_MODULES {
             return None;
         }
         let alias = on_host(&path).filter(|path| self.contains(path));

@@ -12,6 +12,9 @@ pub const ENGINE_SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock
 /// all that it needs built in.
 pub const KERNEL_MODULES: &str = "/lib/modules";
 
+/// The files of the time zone. In the VM they are those of the host: read-only, and of a file system of their own.
+pub const TIME_ZONE_FILES: [&str; 2] = ["/etc/localtime", "/etc/timezone"];
+
 /// Longest path that mount(2) takes, in bytes.
 const MAX_PATH: usize = 4095;
 
@@ -47,6 +50,8 @@ pub enum BindSource {
     EngineSocket,
     /// [`KERNEL_MODULES`]: a directory of the guest image, which is read-only as a whole.
     KernelModules,
+    /// One of [`TIME_ZONE_FILES`].
+    TimeZone,
 }
 
 /// A source that may be mounted.
@@ -116,6 +121,9 @@ pub fn bind(path: &str) -> Result<BindSource, Error> {
     if path == KERNEL_MODULES {
         return Ok(BindSource::KernelModules);
     }
+    if TIME_ZONE_FILES.contains(&path) {
+        return Ok(BindSource::TimeZone);
+    }
     // Users write `$PWD/` for a directory; a single slash at the end cannot lead elsewhere.
     let directory = path.strip_suffix('/').unwrap_or(path);
     if is_clean(directory) && is_in(directory, MOUNT_POINT) { Ok(BindSource::Share) } else { Err(refusal(path)) }
@@ -154,6 +162,9 @@ mod tests {
             assert_eq!(source(path), Ok(Source::Bind(BindSource::EngineSocket)));
         }
         assert_eq!(source("/lib/modules"), Ok(Source::Bind(BindSource::KernelModules)));
+        for path in ["/etc/localtime", "/etc/timezone"] {
+            assert_eq!(source(path), Ok(Source::Bind(BindSource::TimeZone)));
+        }
         for name in ["a", "data", "my_app.db-1", "0"] {
             assert_eq!(source(name), Ok(Source::Volume), "{name}");
         }
@@ -191,6 +202,12 @@ mod tests {
             "/lib/modules/x",
             "/lib/modules2",
             "/usr/lib/modules",
+            "/etc/localtime/",
+            "/etc/localtime2",
+            "/etc//timezone",
+            "/etc/./timezone",
+            "/etc/timezone/..",
+            "/usr/share/zoneinfo",
         ] {
             assert_eq!(source(path), Err(Error::Restricted(path.to_owned())), "{path:?}");
         }

@@ -260,9 +260,9 @@ fn judge_bind(options: &Options<'_>) -> Result<(), Error> {
     options.judge_words(&["bind", "rbind"], |_, _| false)?;
     match sources::bind(options.device)? {
         BindSource::Share => Ok(()),
-        // Any container can use a volume, so it cannot lead to the socket that single images may have. One of the guest
-        // image's directory would be of no use: the engine cannot remove it again.
-        BindSource::EngineSocket | BindSource::KernelModules => {
+        // Any container can use a volume, so it cannot lead to the socket that single images may have. Of what is the
+        // guest's own a volume would be of no use: the engine cannot remove it again.
+        BindSource::EngineSocket | BindSource::KernelModules | BindSource::TimeZone => {
             Err(sources::Error::Restricted(options.device.to_owned()).into())
         }
     }

@@ -144,7 +144,7 @@ impl Supervisor {
             Event::Host(HostMessage::Shutdown { mode, grace_ms }) => {
                 return Some(ShutdownRequest::new(mode, Duration::from_millis(grace_ms)));
             }
-            Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. }) => {
+            Event::Host(HostMessage::Configure(_) | HostMessage::Certificates { .. } | HostMessage::TimeZone(_)) => {
                 log::info("ignored a second configuration");
             }
             // The agent's thread passes it to the clock.

@@ -6,7 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest_common::mountinfo::Mount;
-use bulkhead_policy::{shares::MOUNT_POINT, volumes};
+use bulkhead_policy::{shares::MOUNT_POINT, sources::TIME_ZONE_FILES, volumes};
 
 /// The files in a container's directory that the engine binds into the container and goes on reading and writing
 /// itself.
@@ -19,9 +19,9 @@ pub(crate) struct SourcePolicy {
     pub(crate) data_root: PathBuf,
     /// The mount point of the host's directories.
     pub(crate) shares: PathBuf,
-    /// Files of the guest image that containers may have: all paths of the engine's init program, which
-    /// `docker run --init` binds into a container, and the directory of the kernel's modules, by the path that its
-    /// links lead to.
+    /// Files of the guest that containers may have: all paths of the engine's init program, which `docker run --init`
+    /// binds into a container, the directory of the kernel's modules, by the path that its links lead to, and the files
+    /// of the time zone. The file system of each is read-only as a whole.
     pub(crate) of_image: Vec<PathBuf>,
 }
 
@@ -37,8 +37,10 @@ impl Default for SourcePolicy {
                 "/usr/sbin/docker-init",
                 "/usr/lib/modules",
             ]
+            .into_iter()
+            .chain(TIME_ZONE_FILES)
             .map(PathBuf::from)
-            .to_vec(),
+            .collect(),
         }
     }
 }

@@ -43,7 +43,7 @@ fn mount(mount: &Value, image: &str) -> Result<bool, Refusal> {
     let source = text(mount, "Source")?;
     match text(mount, "Type")? {
         "bind" => match sources::bind(source) {
-            Ok(BindSource::Share | BindSource::KernelModules) => Ok(false),
+            Ok(BindSource::Share | BindSource::KernelModules | BindSource::TimeZone) => Ok(false),
             Ok(BindSource::EngineSocket) => Ok(true),
             Err(error) => Err(named(error, image)),
         },
