@@ -160,9 +160,14 @@ impl Server {
             // `EEXIST` would contradict the lookup, which found nothing.
             return Err(if error == Errno::EXIST { Errno::ACCESS } else { error });
         }
-        match directory.entry.and_then(|entry| self.tree.child(entry, name)) {
-            Some(_) => Err(error),
-            None => Ok(()),
+        if directory.entry.is_some_and(|entry| self.tree.child(entry, name).is_some()) {
+            return Err(error);
+        }
+        // Another name of a hidden file, which the guest does not find. A new name finds it in its place anyway.
+        let is_hidden = |stat: Statx| self.hidden.contains(attributes::key(directory.share, &stat));
+        match error {
+            Errno::BUSY if resolve::stat_name(&*directory.fd, name).is_ok_and(is_hidden) => Err(error),
+            _ => Ok(()),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, openat2, statx},
+    fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, ftruncate, openat2, statx},
     io::Errno,
 };
 
@@ -295,9 +295,19 @@ pub(crate) fn open(target: &Target, flags: OFlags) -> Result<Descriptor, Errno> 
     if !matches!(attributes::kind(&target.stat), libc::S_IFREG | libc::S_IFDIR) {
         return Err(Errno::OPNOTSUPP);
     }
-    let fd = open_name(&**directory, name, flags, Mode::empty())?;
+    // Emptied after the comparison: the open would empty whatever file has the name at that moment.
+    let fd = open_name(&**directory, name, flags - OFlags::TRUNC, Mode::empty())?;
     let key = |stat: &Statx| attributes::key(target.share, stat);
-    if key(&stat(&fd)?) == key(&target.stat) { Ok(Descriptor::New(fd)) } else { Err(Errno::STALE) }
+    if key(&stat(&fd)?) != key(&target.stat) {
+        return Err(Errno::STALE);
+    }
+    if flags.contains(OFlags::TRUNC) {
+        match flags & OFlags::RWMODE {
+            OFlags::RDONLY => ftruncate(open(target, OFlags::WRONLY)?, 0)?,
+            _ => ftruncate(&fd, 0)?,
+        }
+    }
+    Ok(Descriptor::New(fd))
 }
 
 /// Opens the file of a node to change what is kept beside its data, for reading if that is allowed.

@@ -60,6 +60,10 @@ fn nothing_takes_their_place() {
         assert_eq!(guest.rename((home, "mine"), (parent, name), 0), Err(libc::EBUSY), "{name}");
     }
     assert_eq!(guest.rename((config, "bulkhead"), (home, "mine"), libc::RENAME_EXCHANGE), Err(libc::EBUSY));
+    // Nor are their other names moved, replaced or removed by a guest that knows them.
+    assert_eq!(guest.rename((home, "copy"), (home, "new"), 0), Err(libc::EBUSY));
+    assert_eq!(guest.rename((home, "mine"), (home, "copy"), libc::RENAME_EXCHANGE), Err(libc::EBUSY));
+    assert_eq!(guest.remove(UNLINK, home, "copy"), Err(libc::EBUSY));
     // All else can be done.
     guest.rename((config, "other"), (home, "other"), 0).unwrap();
     guest.mkdir(config, "new", 0o755).unwrap();

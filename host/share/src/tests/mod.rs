@@ -12,6 +12,7 @@ mod nested;
 mod owners;
 mod process;
 mod properties;
+mod races;
 mod recovery;
 mod reported;
 mod shares;
