@@ -13,13 +13,15 @@ mod api;
 mod options;
 mod races;
 mod real;
+mod shares;
 mod table;
 
 use std::{fs, path::PathBuf};
 
 use real::Real;
+use shares::engine;
 use support::{
-    engine::{Engine, Isolation, engine},
+    engine::{Engine, Isolation},
     process::{self, COMMAND, run},
 };
 use table::{Column, Outcome, Shared, Table};
@@ -65,6 +67,20 @@ fn no_attempt_gets_out_of_an_isolated_container() {
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn shares_lead_to_nothing_else_of_the_host() {
+    let mut table = Table::default();
+    let engine = engine(Isolation::On);
+    make_image(&engine);
+    shares::without_a_wall(&mut table);
+    shares::in_containers(&engine, &mut table, [Column::On, Column::OnPrivileged]);
+    shares::as_sources(&engine, &mut table, Column::On);
+    engine.remove_containers();
+    table.print();
+    shares::judge(&table, &[Column::On, Column::OnPrivileged]);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn the_attempts_are_real_as_they_succeed_without_isolation() {
     let mut table = Shared::lock();
     let engine = engine(Isolation::Off);
@@ -80,6 +96,19 @@ fn the_attempts_are_real_as_they_succeed_without_isolation() {
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn requests_to_the_engine_reach_nothing_of_the_vm() {
     requests(Isolation::On, Column::On, |_| false);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn the_walls_of_shares_stand_without_isolation() {
+    let mut table = Table::default();
+    let engine = engine(Isolation::Off);
+    make_image(&engine);
+    shares::without_a_wall(&mut table);
+    shares::in_containers(&engine, &mut table, [Column::Off, Column::OffPrivileged]);
+    engine.remove_containers();
+    table.print();
+    shares::judge(&table, &[Column::Off, Column::OffPrivileged]);
 }
 
 #[test]

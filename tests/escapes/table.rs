@@ -44,10 +44,22 @@ pub enum Column {
     OnPrivileged,
     Off,
     OffPrivileged,
+    /// No container: the program on the machine itself.
+    NoWall,
 }
 
 impl Column {
-    const ALL: [Self; 4] = [Self::On, Self::OnPrivileged, Self::Off, Self::OffPrivileged];
+    const ALL: [Self; 5] = [Self::On, Self::OnPrivileged, Self::Off, Self::OffPrivileged, Self::NoWall];
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::On => "ECI on",
+            Self::OnPrivileged => "on, priv.",
+            Self::Off => "ECI off",
+            Self::OffPrivileged => "off, priv.",
+            Self::NoWall => "no wall",
+        }
+    }
 
     pub fn privileged(self) -> bool {
         matches!(self, Self::OnPrivileged | Self::OffPrivileged)
@@ -120,17 +132,23 @@ impl Table {
     }
 
     pub fn print(&self) {
-        println!("{:<36} {:<9} {:<9} {:<9} {:<9} detail", "attempt", "ECI on", "on, priv.", "ECI off", "off, priv.");
+        let tried = |column: &Column| self.rows.iter().any(|(_, cells)| cells.contains_key(column));
+        let columns: Vec<_> = Column::ALL.into_iter().filter(tried).collect();
+        print!("{:<42}", "attempt");
+        for column in &columns {
+            print!(" {:<10}", column.title());
+        }
+        println!(" detail");
         for (name, cells) in &self.rows {
-            print!("{name:<36}");
-            for column in Column::ALL {
+            print!("{name:<42}");
+            for column in columns.iter().copied() {
                 let known = column.isolated() && real::is_known_open(name);
                 let word = match cells.get(&column) {
                     None => "-",
                     Some(Outcome::Open(_)) if known => "OPEN*",
                     Some(outcome) => outcome.word(),
                 };
-                print!(" {word:<9}");
+                print!(" {word:<10}");
             }
             let worst = cells.iter().find(|(column, it)| column.isolated() && matches!(it, Outcome::Open(_)));
             let shown = worst.or_else(|| cells.last_key_value()).map_or("", |(_, outcome)| outcome.detail());
@@ -208,8 +226,14 @@ impl Table {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
+    /// The names of the attempts that were made in a column.
+    pub fn names(&self, column: Column) -> Vec<&str> {
+        let tried = self.rows.iter().filter(|(_, cells)| cells.contains_key(&column));
+        tried.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Panics unless each of the requests had its effect where it has to, and nowhere else.
-    pub fn judge_requests(&self, column: Column, requests: impl Iterator<Item = (&'static str, bool)>) {
+    pub fn judge_requests<'a>(&self, column: Column, requests: impl Iterator<Item = (&'a str, bool)>) {
         let wrong = requests.filter_map(|(name, succeeds)| {
             let cells = self.rows.iter().find(|(row, _)| row == name).map(|(_, cells)| cells);
             let Some(outcome) = cells.and_then(|cells| cells.get(&column)) else {

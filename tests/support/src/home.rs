@@ -94,6 +94,11 @@ impl Home {
         self.directories.path(name)
     }
 
+    /// Path of `name` in a directory beside the root, for what must not lie in the home.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.directories.root().with_extension("beside").join(name)
+    }
+
     /// Path of a socket or lock of the default profile.
     pub fn runtime(&self, name: &str) -> PathBuf {
         self.directories.runtime(name)
@@ -205,7 +210,9 @@ impl Home {
 
     /// Removes the directories.
     pub fn remove(&self) {
-        let _ = fs::remove_dir_all(self.directories.root());
+        for directory in [self.directories.root(), &self.beside("")] {
+            let _ = fs::remove_dir_all(directory);
+        }
     }
 }
 

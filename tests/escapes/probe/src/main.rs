@@ -10,6 +10,7 @@ mod namespaces;
 mod network;
 mod plugin;
 mod ring;
+mod shares;
 mod sys;
 mod tables;
 mod vsock;
@@ -100,6 +101,10 @@ fn main() -> ExitCode {
                 }
             }
         }
+        ["shares", ref words @ ..] => {
+            let Some(places) = shares::Places::new(words) else { return usage() };
+            shares::all(&places);
+        }
         ["overwrite", seconds] => {
             let seconds = seconds.parse().unwrap_or(10);
             report("runtime overwrite", || namespaces::overwrite_runtime(seconds));
@@ -122,7 +127,8 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: probe all | only NAME… | mounts FLAG PATH… | overwrite SECONDS | victim | flip DIRECTORY SECONDS | \
+        "usage: probe all | only NAME… | mounts FLAG PATH… | shares SHARE FIXED BIND OUTSIDE OTHER OWN… | \
+         overwrite SECONDS | victim | flip DIRECTORY SECONDS | \
          plugin SOCKET | hog TABLE | take TABLE"
     );
     ExitCode::from(2)
