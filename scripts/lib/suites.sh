@@ -176,11 +176,11 @@ suite_unit() {
 
 # --- bundles ------------------------------------------------------------------------------------------------------
 
-# build_probe: static, as it runs in images that have no libraries.
-build_probe() {
+# build_static PACKAGE: builds a program for images that have no libraries, and prints its path.
+build_static() {
     local triple=x86_64-unknown-linux-gnu
-    RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --target "$triple" --package escape-probe
-    export BULKHEAD_TEST_PROBE=$target_dir/$triple/release/escape-probe
+    RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --target "$triple" --package "$1"
+    echo "$target_dir/$triple/release/$1"
 }
 
 suite_bundles() {
@@ -193,8 +193,9 @@ suite_bundles() {
     cargo build --quiet --package bulkhead-procfs --package bulkhead-init
     BULKHEAD_TEST_PROCFS=$target_dir/debug/bulkhead-procfs
     BULKHEAD_TEST_INIT=$target_dir/debug/bulkhead-init
-    build_probe
+    BULKHEAD_TEST_PROBE=$(build_static escape-probe)
     export BULKHEAD_TEST_USERLAND BULKHEAD_TEST_DOCKERD BULKHEAD_TEST_IMAGES BULKHEAD_TEST_PROCFS BULKHEAD_TEST_INIT
+    export BULKHEAD_TEST_PROBE
     binary=$(test_binary bundles)
     read -ra options < <(cut_options bundles && echo)
     (cd guest/runtime && "$binary" --ignored --test-threads=1 --show-output "${options[@]}" "${NAMES[@]}") 2>&1 | timed
@@ -219,7 +220,14 @@ prepare_guests() {
         BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" "${images[@]}")
         export BULKHEAD_TEST_IMAGES
     fi
-    [[ " $* " != *" escapes "* ]] || build_probe
+    if [[ " $* " == *" escapes "* ]]; then
+        BULKHEAD_TEST_PROBE=$(build_static escape-probe)
+        export BULKHEAD_TEST_PROBE
+    fi
+    if [[ " $* " == *" e2e "* ]]; then
+        BULKHEAD_TEST_POSIX=$(build_static posix-table)
+        export BULKHEAD_TEST_POSIX
+    fi
     choose_target "$target_dir/debug/bulkhead"
     if [[ $TARGET == here ]]; then
         # shellcheck disable=SC2046,SC2086 # lists of names

@@ -260,6 +260,18 @@ fn the_time_zone_is_the_hosts(shares: &Shares) {
     assert_eq!(seen, format!("{sum}  -\n{zone}\nkept\nkept\n"));
 }
 
+fn every_call_and_every_error_is_as_on_a_disk(shares: &Shares) {
+    let program = std::env::var_os("BULKHEAD_TEST_POSIX").expect("BULKHEAD_TEST_POSIX names the built posix-table");
+    let place = shares.fresh("calls");
+    fs::copy(program, place.join("posix-table")).unwrap();
+    fs::set_permissions(place.join("posix-table"), Permissions::from_mode(0o755)).unwrap();
+    let ran = shares.run(&place, &[], "umask 0; mkdir /d/rows && /d/posix-table /d/rows");
+    assert!(ran.status.success(), "{}{}", ran.stdout, ran.stderr);
+    println!("{}", ran.stdout);
+    let rows = ran.stdout.split(' ').next().and_then(|rows| rows.parse::<usize>().ok());
+    assert!(rows.is_some_and(|rows| rows > 120), "{}", ran.stdout);
+}
+
 /// The cases that hold with isolation and without. Without it a path that is not shared is one of the VM.
 const CASES: &[fn(&Shares)] = &[
     files_go_both_ways,
@@ -271,6 +283,7 @@ const CASES: &[fn(&Shares)] = &[
     docker_cp_reaches_a_mounted_directory,
     compose_finds_what_is_beside_its_file,
     the_time_zone_is_the_hosts,
+    every_call_and_every_error_is_as_on_a_disk,
 ];
 
 #[test]
