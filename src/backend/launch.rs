@@ -2,12 +2,16 @@
 //!
 //! The backend writes one line of JSON to its standard output ([`Readiness`]) when its sockets listen or when it cannot
 //! run. So the command reports the backend's own error and not a timeout.
+//!
+//! Where a service manager listens on `docker.sock`, it is the one that starts the backend: a second listener on the
+//! same path would take its clients.
 
 use std::{fs::File, io, path::PathBuf, process::Stdio, time::Duration};
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
     process::{ChildStdin, Command},
     time::timeout,
 };
@@ -40,6 +44,12 @@ pub enum LaunchError {
     /// It exited without a report, or sent none in time.
     #[error("the backend did not become ready; see {0}")]
     Silent(PathBuf),
+    /// The service manager that listens for the backend did not start one.
+    #[error(
+        "a service manager listens on {0}, but its backend did not become ready; see `journalctl --user -u \
+         'bulkhead*'`, or end that with `systemctl --user stop bulkhead.socket`"
+    )]
+    Service(PathBuf),
 }
 
 /// Lifetime of a backend.
@@ -59,9 +69,30 @@ pub fn lock_start(paths: &Paths) -> Result<Flock<File>, LaunchError> {
     Ok(Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, errno)| directory_error(errno.into()))?)
 }
 
+/// Lets the service manager that listens on the profile's `docker.sock` start its backend, and returns once that
+/// listens; false if nobody listens there. The caller has made sure that no backend holds the profile.
+async fn activate(paths: &Paths) -> Result<bool, LaunchError> {
+    let Ok(mut client) = UnixStream::connect(paths.docker_socket()).await else { return Ok(false) };
+    // The backend closes a connection without a request and starts nothing for it. It accepts the first one when its
+    // control socket listens.
+    let accepted = async {
+        client.shutdown().await?;
+        client.read_to_end(&mut Vec::new()).await
+    };
+    let accepted = timeout(READY_TIMEOUT, accepted).await;
+    // A service that fails closes it, too.
+    if accepted.is_err() || UnixStream::connect(paths.control_socket()).await.is_err() {
+        return Err(LaunchError::Service(paths.docker_socket()));
+    }
+    Ok(true)
+}
+
 /// Starts a backend and returns once it listens, with the pipe to a throw-away backend: that exits when the pipe
 /// closes.
 pub async fn launch(paths: &Paths, mode: Mode) -> Result<Option<ChildStdin>, LaunchError> {
+    if activate(paths).await? {
+        return Ok(None);
+    }
     let log = logs::append(&paths.backend_log()).map_err(LaunchError::Spawn)?;
     let mut command = Command::new(current_program().map_err(LaunchError::Spawn)?);
     command

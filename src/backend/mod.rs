@@ -13,7 +13,9 @@
 //! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the plans of network and shares.
 //!   `bulkhead start` makes the same plan before it starts a backend, so most errors appear at once.
 //! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
-//! - [`launch`] starts a backend from the command line; [`logs`] are its files, of which `log_file` is written here.
+//! - [`data_format`] keeps this program from the files of a newer one.
+//! - [`launch`] starts a backend from the command line; `service_manager` takes the socket of one that starts it.
+//!   [`logs`] are the backend's files, of which `log_file` is written here.
 //!
 //! The administrator's policy is read once, when the backend starts, and holds for every VM until it exits: `restart`
 //! can neither get around an older policy nor apply a newer one. Settings are read at each boot.
@@ -24,6 +26,7 @@ mod api_server;
 pub mod certificates;
 mod channel;
 mod child;
+pub mod data_format;
 mod device_process;
 mod diagnose;
 pub mod disk;
@@ -40,6 +43,7 @@ mod network;
 pub mod plan;
 mod ports;
 mod proxy;
+mod service_manager;
 pub mod shares;
 mod state;
 mod supervisor;
@@ -49,8 +53,9 @@ mod vmm;
 
 use std::{
     fs, io,
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    os::{fd::AsFd, unix::fs::PermissionsExt, unix::net},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::sys::{
@@ -61,16 +66,18 @@ use tokio::{
     io::AsyncReadExt,
     net::{UnixListener, unix::pipe},
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot},
 };
 use tracing::{error, info, warn};
 
 use self::{
     api::{Readiness, StopOptions},
     api_server::Api,
+    data_format::DataFormatError,
     docker::context::DockerContext,
     lock::{LockError, ProfileLock},
     log_file::LogFile,
+    service_manager::ListenError,
     supervisor::{Request, Supervisor},
 };
 use bulkhead_ipc::report::chain;
@@ -89,6 +96,12 @@ pub enum BackendError {
     /// The profile has another backend.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The profile's files are of a newer version.
+    #[error(transparent)]
+    DataFormat(#[from] DataFormatError),
+    /// The socket of a service manager.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A socket or a log.
     #[error("cannot use {path}")]
     Io {
@@ -115,7 +128,9 @@ pub struct Options {
 /// Runs the backend of a profile until it is asked to stop. Blocks; must be called on the main thread, since a VM dies
 /// with the thread that started it (`child::spawn`).
 pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
-    let (lock, log) = match set_up(paths, options) {
+    // Before anything else: the numbers of a service manager's descriptors are its only marks.
+    let inherited = service_manager::listener(&paths.docker_socket()).map_err(BackendError::from);
+    let (inherited, lock, log) = match inherited.and_then(|inherited| set_up(paths, options, inherited)) {
         Ok(ready) => ready,
         Err(error) => {
             announce(&Readiness::Error { message: chain(&error) });
@@ -124,7 +139,7 @@ pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     };
     // A runtime with worker threads could start the vmm on one that ends before the backend does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BackendError::Setup);
-    let result = runtime.and_then(|runtime| runtime.block_on(serve(paths, options, log)));
+    let result = runtime.and_then(|runtime| runtime.block_on(serve(paths, options, inherited, log)));
     if let Err(error) = &result {
         announce(&Readiness::Error { message: chain(error) });
     }
@@ -137,11 +152,18 @@ pub fn run(paths: &Paths, options: Options) -> Result<(), BackendError> {
     result
 }
 
-fn set_up(paths: &Paths, options: Options) -> Result<(ProfileLock, LogFile), BackendError> {
+type Inherited = Option<net::UnixListener>;
+
+fn set_up(
+    paths: &Paths,
+    options: Options,
+    inherited: Inherited,
+) -> Result<(Inherited, ProfileLock, LogFile), BackendError> {
     // Sockets and logs of this process are its user's alone, from the moment they exist.
     umask(Mode::from_bits_truncate(0o077));
     paths.create()?;
     let lock = ProfileLock::acquire(paths)?;
+    data_format::claim(&paths.data_format())?;
     let log = LogFile::open(&paths.backend_log(), options.launched)
         .map_err(|source| BackendError::Io { path: paths.backend_log(), source })?;
     log::to_file(log.clone(), !options.launched);
@@ -151,7 +173,7 @@ fn set_up(paths: &Paths, options: Options) -> Result<(ProfileLock, LogFile), Bac
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     info!(version = env!("CARGO_PKG_VERSION"), profile = %paths.name(), "the backend starts");
-    Ok((lock, log))
+    Ok((inherited, lock, log))
 }
 
 /// Writes the line for which process supervisors and the command line wait.
@@ -162,10 +184,14 @@ fn announce(readiness: &Readiness) {
     let _ = writeln!(output).and_then(|()| output.flush());
 }
 
-async fn serve(paths: &Paths, options: Options, log: LogFile) -> Result<(), BackendError> {
+async fn serve(paths: &Paths, options: Options, inherited: Inherited, log: LogFile) -> Result<(), BackendError> {
     // A backend that was killed leaves the sockets of its VM behind.
     vm::remove_sockets(paths);
-    let docker = listen(&paths.docker_socket())?;
+    let on_demand = inherited.is_some();
+    let docker = match inherited {
+        Some(listener) => adopt(listener, &paths.docker_socket())?,
+        None => listen(&paths.docker_socket())?,
+    };
     let control = listen(&paths.control_socket())?;
     // A full channel makes the API's connections wait, which are bounded themselves.
     let (requests, inbox) = mpsc::channel(16);
@@ -178,20 +204,37 @@ async fn serve(paths: &Paths, options: Options, log: LogFile) -> Result<(), Back
     let name = context.as_ref().map(|context| context.as_ref().map(|context| context.name().to_owned()));
     let supervisor = Supervisor::new(paths.clone(), policy(), log, name.map_err(Clone::clone));
     let (end, ended) = oneshot::channel();
+    let engine = docker::socket::Engine {
+        channel: supervisor.docker_channel(),
+        status: supervisor.status(),
+        start: on_demand.then(|| Arc::new(Mutex::new(requests.clone()))),
+    };
     let api = Api { requests, status: supervisor.status() };
-    let clients = tokio::spawn(docker::socket::serve(docker, supervisor.docker_channel(), supervisor.status()));
+    let clients = tokio::spawn(docker::socket::serve(docker, engine));
     let control = tokio::spawn(api_server::serve(control, api, ended));
     // Both sockets listen: whatever connects from now on waits in a backlog instead of failing.
     announce(&Readiness::Ready { docker_host: paths.docker_host() });
+    // A backend that the command line started may have the environment of a service that is not its own.
+    if !options.launched {
+        service_manager::ready();
+        tokio::spawn(service_manager::follow(supervisor.status()));
+    }
     supervisor.run(inbox).await;
     // No VM is left, and the status has no publisher any more, which ends the event streams. `bulkhead stop` waits for
     // that and for the profile's lock, so everything below is done when it returns.
     clients.abort();
-    for socket in [paths.docker_socket(), paths.control_socket()] {
-        let _ = fs::remove_file(socket);
+    if !options.launched {
+        service_manager::stopping();
+    }
+    let _ = fs::remove_file(paths.control_socket());
+    // The service manager goes on listening on its own.
+    if !on_demand {
+        let _ = fs::remove_file(paths.docker_socket());
     }
     vm::remove_sockets(paths);
+    // The context leads to the service manager's socket, too, which starts the next backend.
     if let Ok(Some(context)) = context
+        && !on_demand
         && let Err(error) = context.remove()
     {
         warn!("{}", chain(&error));
@@ -230,6 +273,14 @@ fn listen(path: &Path) -> Result<UnixListener, BackendError> {
     let listener = UnixListener::bind(path).map_err(io_error)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io_error)?;
     Ok(listener)
+}
+
+/// Makes a service manager's listening socket that of the profile.
+fn adopt(listener: net::UnixListener, path: &Path) -> Result<UnixListener, BackendError> {
+    let io_error = |source| BackendError::Io { path: path.to_owned(), source };
+    // Its unit may leave the socket open to other users (`SocketMode=` is 0666 by default).
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io_error)?;
+    UnixListener::from_std(listener).map_err(io_error)
 }
 
 /// Makes the docker context; returns a warning if it cannot be made, since DOCKER_HOST reaches the engine without it.

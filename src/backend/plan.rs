@@ -18,6 +18,7 @@ use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 use super::{
     api::StartOptions,
     certificates,
+    data_format::{self, DataFormatError},
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
     image_names,
@@ -57,6 +58,9 @@ pub enum PlanError {
     /// The guest image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The profile's files are of a newer version.
+    #[error(transparent)]
+    DataFormat(#[from] DataFormatError),
     /// The data disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -113,6 +117,8 @@ impl Plan {
         // KVM first: on a host without it, nothing else matters to the user.
         host::check_kvm()?;
         host::check_virtualization()?;
+        // Before the settings, in which a newer program may have written values that this one does not know.
+        data_format::check(&paths.data_format())?;
         let settings = Settings::load(&paths.settings())?.under(policy.clone());
         // An option of the command line must not get around a value that the policy locks.
         settings.permit_options(options.cpus, options.memory_mib, options.disk_gib, options.network.as_ref())?;

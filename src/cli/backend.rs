@@ -14,6 +14,9 @@ use crate::{
 /// standard output: `{"ready": …}`, or `{"error": …}` if it fails. SIGTERM and SIGINT shut the engine down; a second
 /// one kills the VM. The log goes to standard error and to `backend.log` in the state directory; `BULKHEAD_LOG` sets
 /// its level.
+///
+/// A listening `docker.sock` that the supervisor passes (sd_listen_fds(3)) is used; its first client starts the engine.
+/// The state is reported by sd_notify(3).
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Standard error is the log file.

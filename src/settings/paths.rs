@@ -3,7 +3,7 @@
 //! | kind    | directory                                                     | files                                   |
 //! |---------|---------------------------------------------------------------|-----------------------------------------|
 //! | config  | `$XDG_CONFIG_HOME/bulkhead/<profile>/`                        | `settings.json`                         |
-//! | data    | `$XDG_DATA_HOME/bulkhead/<profile>/`                          | `data.img`                              |
+//! | data    | `$XDG_DATA_HOME/bulkhead/<profile>/`                          | `data.img`, `format`                    |
 //! | state   | `$XDG_STATE_HOME/bulkhead/<profile>/`                         | `backend.log`, `console.log`            |
 //! | runtime | `$XDG_RUNTIME_DIR/bulkhead/<profile>/`, `/tmp/bulkhead-<uid>` | `docker.sock`, `control.sock`, `lock` … |
 
@@ -205,6 +205,11 @@ impl Paths {
     /// The raw, sparse data disk.
     pub fn data_disk(&self) -> PathBuf {
         self.data.join("data.img")
+    }
+
+    /// The version of the profile's files.
+    pub fn data_format(&self) -> PathBuf {
+        self.data.join("format")
     }
 
     /// Marks a profile of `bulkhead run`, whose files may be deleted once no process uses it.

@@ -3,15 +3,24 @@
 //!
 //! The backend copies no byte and closes its copy of the descriptor at once: one copy less for each byte, and no
 //! process on the way that could be slow or leak. While no engine answers, a client gets an HTTP 503 with a message
-//! that the docker command shows.
+//! that the docker command shows. Where a service manager started the backend for its socket, the first client starts
+//! the engine, and clients wait for it.
 
-use std::{os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use bulkhead_protocol::DOCKER_PORT;
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, watch},
+    sync::{Mutex, Semaphore, mpsc, oneshot, watch},
     time::timeout,
 };
 use tracing::warn;
@@ -19,10 +28,20 @@ use tracing::warn;
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::Command;
 
-use crate::backend::{api::Status, vmm::VmmChannel};
+use crate::{
+    backend::{
+        api::{StartOptions, StateName, Status},
+        supervisor::Request,
+        vmm::VmmChannel,
+    },
+    settings::ProxyEnvironment,
+};
 
-/// Clients at once that are being refused.
-const MAX_REFUSALS: usize = 32;
+/// Clients at once that are being refused or wait for the engine.
+const MAX_WAITING: usize = 32;
+
+/// Time for which a client waits for the engine, as `bulkhead start` does by default.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Time for a client to send its request and to read the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,15 +49,22 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of a request that are read before the refusal.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Accepts clients forever; `channel` leads to the vmm while the engine answers.
+/// The engine as docker clients meet it.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// The vmm while the engine answers.
+    pub channel: watch::Receiver<Option<Arc<VmmChannel>>>,
+    /// The state of the profile.
+    pub status: watch::Receiver<Status>,
+    /// Starts the engine when a client comes, for one client at a time; `None` leaves that to `bulkhead start`.
+    pub start: Option<Arc<Mutex<mpsc::Sender<Request>>>>,
+}
+
+/// Accepts clients forever.
 ///
 /// While the vmm receives no packets, no further client is accepted: they wait in the socket's backlog.
-pub async fn serve(
-    listener: UnixListener,
-    channel: watch::Receiver<Option<Arc<VmmChannel>>>,
-    status: watch::Receiver<Status>,
-) {
-    let permits = Arc::new(Semaphore::new(MAX_REFUSALS));
+pub async fn serve(listener: UnixListener, engine: Engine) {
+    let permits = Arc::new(Semaphore::new(MAX_WAITING));
     loop {
         let client = match listener.accept().await {
             Ok((client, _)) => client,
@@ -49,26 +75,84 @@ pub async fn serve(
                 continue;
             }
         };
-        let vmm = channel.borrow().clone();
-        if let Some(vmm) = vmm {
-            match vmm.send(&Command::VsockConnect { port: DOCKER_PORT }, Some(client.as_fd())).await {
-                Ok(()) => continue,
-                // The vmm is just ending. The client is still ours and gets the refusal below.
-                Err(error) => warn!("{}", chain(&error)),
-            }
+        if engine.connect(&client).await {
+            continue;
         }
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let message = refusal(&status.borrow());
+        let mut engine = engine.clone();
         tokio::spawn(async move {
-            let _ = timeout(REFUSAL_TIMEOUT, refuse(client, &message)).await;
+            if !(engine.started(&client).await && engine.connect(&client).await) {
+                let message = refusal(&engine.status.borrow());
+                let _ = timeout(REFUSAL_TIMEOUT, refuse(client, &message)).await;
+            }
             drop(permit);
         });
     }
 }
 
+impl Engine {
+    /// Passes the client to the vmm; returns false if no engine answers.
+    async fn connect(&self, client: &UnixStream) -> bool {
+        let vmm = self.channel.borrow().clone();
+        let Some(vmm) = vmm else { return false };
+        match vmm.send(&Command::VsockConnect { port: DOCKER_PORT }, Some(client.as_fd())).await {
+            Ok(()) => true,
+            // The vmm is just ending; the client is still ours.
+            Err(error) => {
+                warn!("{}", chain(&error));
+                false
+            }
+        }
+    }
+
+    /// Starts the engine for a client that sends a request, and waits until it answers or has failed; returns false if
+    /// nothing was started.
+    async fn started(&mut self, client: &UnixStream) -> bool {
+        let Some(requests) = &self.start else { return false };
+        let sends = timeout(REFUSAL_TIMEOUT, sends(client)).await;
+        if !matches!(sends, Ok(Ok(true))) {
+            return false;
+        }
+        let requests = requests.lock().await;
+        let mut boot = self.status.borrow().boot;
+        // Not after a failure: a program that asks every second would boot a broken VM for ever.
+        if self.status.borrow().state == StateName::Stopped {
+            let proxy = ProxyEnvironment::read(|name| std::env::var(name).ok());
+            let (reply, answer) = oneshot::channel();
+            let options = Box::new(StartOptions { proxy, ..StartOptions::default() });
+            if requests.send(Request::Start(options, reply)).await.is_err() {
+                return false;
+            }
+            let Ok(answer) = answer.await else { return false };
+            boot = answer.boot;
+        }
+        drop(requests);
+        let settled = |status: &Status| {
+            status.ending || status.boot >= boot && matches!(status.state, StateName::Running | StateName::Failed)
+        };
+        timeout(START_TIMEOUT, self.status.wait_for(settled)).await.is_ok_and(|status| status.is_ok())
+    }
+}
+
+/// Waits until a client has sent something; returns false for one that closes without it, as a probe of the socket
+/// does.
+async fn sends(client: &UnixStream) -> std::io::Result<bool> {
+    loop {
+        client.readable().await?;
+        let peek = || recv(client.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK).map_err(std::io::Error::from);
+        match client.try_io(Interest::READABLE, peek) {
+            Ok(length) => return Ok(length > 0),
+            // The wake-up was spurious.
+            Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 fn refusal(status: &Status) -> String {
     let profile = if status.profile.is_default() { String::new() } else { format!("--profile {} ", status.profile) };
-    format!("Bulkhead's engine is not running (state: {}); run `bulkhead {profile}start`", status.state)
+    let reason = status.reason.as_deref().map(|reason| format!(", {reason}")).unwrap_or_default();
+    format!("Bulkhead's engine is not running (state: {}{reason}); run `bulkhead {profile}start`", status.state)
 }
 
 /// Answers as the Docker API does, so that the docker command shows the message.
