@@ -5,7 +5,7 @@
 target_dir=${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}
 
 # In this order they run one after the other.
-readonly KINDS=(style unit bundles kvm linux e2e escapes network isolation)
+readonly KINDS=(style unit package bundles kvm linux e2e escapes network isolation)
 
 # The kinds that boot guests, longest first: two machines that share such a list end at about the same time.
 readonly VM_KINDS=(isolation network e2e escapes linux kvm)
@@ -13,6 +13,7 @@ readonly VM_KINDS=(isolation network e2e escapes linux kvm)
 declare -rA DESCRIPTIONS=(
     [style]="rustfmt, clippy, shellcheck, the words of comments and the rules for dependencies"
     [unit]="unit and property tests, and the host program as far as it goes without a VM"
+    [package]="the Debian package in a clean Debian: its parts, an upgrade, a removal"
     [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
     [kvm]="guests of a few instructions on any /dev/kvm"
     [linux]="the guest kernel, without a root file system"
@@ -174,6 +175,13 @@ suite_unit() {
     fi
 }
 
+# --- package ------------------------------------------------------------------------------------------------------
+
+suite_package() {
+    cargo build --quiet --package bulkhead
+    scripts/package --check --program "$target_dir/debug/bulkhead"
+}
+
 # --- bundles ------------------------------------------------------------------------------------------------------
 
 # build_static PACKAGE: builds a program for images that have no libraries, and prints its path.
@@ -319,6 +327,9 @@ tests_of() {
             mapfile -t targets < <(integration_tests | grep -vx bare_metal)
             cargo test --quiet --workspace --lib --bins --examples "${targets[@]/#/--test=}" -- --list "${NAMES[@]}" |
                 sed -n 's/: test$//p'
+            ;;
+        package)
+            if is_named package; then echo package; fi
             ;;
         bundles)
             binary=$(test_binary bundles)

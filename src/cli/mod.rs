@@ -23,7 +23,7 @@ mod version;
 
 use std::{io, process::ExitCode};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use self::client::ClientError;
 use crate::{
@@ -127,6 +127,11 @@ impl CliError {
     }
 }
 
+/// The definition of the command line, of which the manual pages and the shells' completions are made.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the verb on the command line; returns its exit status.
 pub fn main() -> ExitCode {
     // Exits with status 2 for an invalid command line, and with 0 for `--help` and `--version`.
@@ -221,8 +226,6 @@ fn table(rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
