@@ -17,6 +17,7 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use bulkhead_protocol::{Description, PortMapping, Stage, Transport};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use bulkhead_vmm::api::VcpuView;
@@ -33,7 +34,7 @@ pub const MAX_STATUS: usize = 256 * 1024;
 pub const MAX_ANSWER: usize = 1 << 20;
 
 /// State of the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StateName {
     /// There is no VM.

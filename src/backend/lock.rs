@@ -57,7 +57,7 @@ pub struct ProfileLock {
     path: PathBuf,
     data: Option<Flock<File>>,
     /// Released last, because others wait for it and then expect everything to be free.
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl ProfileLock {
@@ -108,15 +108,18 @@ impl ProfileLock {
         let directory = paths.data_disk().parent().map(Path::to_owned).unwrap_or_default();
         let data = lock_data(&directory)?;
         lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(io_error)?;
-        Ok(Self { path, data: Some(data), _lock: lock })
+        Ok(Self { path, data: Some(data), lock })
     }
 }
 
 impl Drop for ProfileLock {
     fn drop(&mut self) {
         drop(self.data.take());
-        // While the lock is still held: afterwards the file may be another backend's.
-        let _ = fs::remove_file(&self.path);
+        // While the lock is still held: afterwards the file may be another backend's. So it may be already, if the
+        // profile's files were removed.
+        if is_at(&self.lock, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

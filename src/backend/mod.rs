@@ -30,7 +30,7 @@ pub mod data_format;
 mod device_process;
 mod diagnose;
 pub mod disk;
-mod docker;
+pub mod docker;
 mod events;
 pub mod host;
 mod host_clock;

@@ -5,9 +5,11 @@
 
 mod backend;
 mod client;
+mod delete;
 mod doctor;
 mod env;
 mod follow;
+mod list;
 mod logs;
 mod policy;
 mod ports;
@@ -24,10 +26,11 @@ mod version;
 use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use self::client::ClientError;
 use crate::{
-    backend::{BackendError, launch::LaunchError, plan::PlanError},
+    backend::{BackendError, launch::LaunchError, lock::LockError, plan::PlanError},
     settings::{Base, PathError, Paths, Policy, ProfileName, SettingsError},
 };
 use bulkhead_ipc::report::chain;
@@ -69,6 +72,8 @@ enum Verb {
     Stop(stop::Arguments),
     Restart(restart::Arguments),
     Status(status::Arguments),
+    List(list::Arguments),
+    Delete(delete::Arguments),
     Ports(ports::Arguments),
     Logs(logs::Arguments),
     Run(run::Arguments),
@@ -110,6 +115,8 @@ enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A complete message.
     #[error("{0}")]
     Failed(String),
@@ -159,6 +166,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Stop(arguments) => wait(stop::run(&base.known_profile(name)?, arguments)),
         Verb::Restart(arguments) => wait(restart::run(&base.known_profile(name)?, arguments)),
         Verb::Status(arguments) => wait(status::run(&base.known_profile(name)?, arguments)),
+        Verb::List(arguments) => wait(list::run(&base, arguments)),
+        Verb::Delete(arguments) => wait(delete::run(&base.known_profile(name)?, arguments)),
         Verb::Ports(arguments) => wait(ports::run(&base.known_profile(name)?, arguments)),
         Verb::Logs(arguments) => logs::run(&base.known_profile(name)?, arguments),
         Verb::Run(arguments) => run::run(&base, arguments),
@@ -197,6 +206,11 @@ fn print(text: &str) -> Result<(), CliError> {
     writeln!(output, "{text}").and_then(|()| output.flush()).map_err(CliError::io("cannot write the output"))
 }
 
+/// Writes a value as JSON, in the form of all verbs with `--format json`.
+fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
+    print(&serde_json::to_string_pretty(value).map_err(|error| CliError::io("cannot write the output")(error.into()))?)
+}
+
 /// The command line for `verb` on this profile, for messages.
 fn command(paths: &Paths, verb: &str) -> String {
     let name = paths.name();
@@ -206,6 +220,16 @@ fn command(paths: &Paths, verb: &str) -> String {
 /// Milliseconds as seconds with two decimals.
 fn seconds(ms: u64) -> String {
     format!("{}.{:02} s", ms / 1000, ms % 1000 / 10)
+}
+
+/// A number of bytes in the unit in which it has one to three digits before the point.
+fn in_bytes(bytes: u64) -> String {
+    // Rounded down: 1023.99 must not become 1024.0.
+    let unit = ["KiB", "MiB", "GiB", "TiB"].iter().zip([10, 20, 30, 40]).rfind(|(_, shift)| bytes >> shift > 0);
+    match unit {
+        Some((unit, shift)) => format!("{}.{} {unit}", bytes >> shift, ((bytes >> (shift - 10)) % 1024) * 10 / 1024),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Formats rows in columns, each as wide as its widest cell.
@@ -245,6 +269,13 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let row = |cells: &[&str]| cells.iter().map(ToString::to_string).collect();
         assert_eq!(table(&[row(&["a", "b"]), row(&["long", "c"])]), "a     b\nlong  c");
+    }
+
+    #[test]
+    fn sizes_are_in_a_unit_of_their_own_and_never_rounded_up() {
+        let sizes = [0, 1023, 1024, 1536, (1 << 30) - 1, 3 << 29, u64::MAX];
+        let expected = ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 KiB", "1023.9 MiB", "1.5 GiB", "16777215.9 TiB"];
+        assert_eq!(sizes.map(in_bytes), expected);
     }
 
     #[test]

@@ -241,6 +241,6 @@ pub(super) async fn until_gone(paths: &Paths, limit: Duration) -> Result<(), Cli
 }
 
 /// Runs blocking work in a thread. The runtime has one thread of its own, which must not stop.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CliError> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CliError> {
     spawn_blocking(work).await.map_err(|error| CliError::Failed(error.to_string()))
 }

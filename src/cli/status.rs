@@ -41,7 +41,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
-async fn read(paths: &Paths) -> Result<Status, CliError> {
+pub(super) async fn read(paths: &Paths) -> Result<Status, CliError> {
     if let Some(client) = Client::connect(paths).await? {
         return Ok(client.status().await?);
     }

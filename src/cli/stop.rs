@@ -33,18 +33,24 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliError> {
-    let limit = arguments.timeout.map_or(DEFAULT_TIMEOUT, Duration::from_secs) + EXIT_TIMEOUT;
+    let options = StopOptions { force: arguments.force, timeout_seconds: arguments.timeout };
+    print(if stop(paths, &options).await? { "stopped" } else { "the engine is not running" })
+}
+
+/// Stops the engine and waits until its backend has exited; returns whether there was one.
+pub(super) async fn stop(paths: &Paths, options: &StopOptions) -> Result<bool, CliError> {
+    let limit = options.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs) + EXIT_TIMEOUT;
     let Some(client) = Client::connect(paths).await? else {
         // A backend that no longer listens is on its way out already.
-        if lock::holder(paths).is_some() {
+        let ending = lock::holder(paths).is_some();
+        if ending {
             until_gone(paths, limit).await?;
-            return print("stopped");
         }
-        return print("the engine is not running");
+        return Ok(ending);
     };
     // Before the request, so that the end of the stream cannot be missed: the backend closes it when it exits.
     let mut events = client.events().await?;
-    client.stop(&StopOptions { force: arguments.force, timeout_seconds: arguments.timeout }).await?;
+    client.stop(options).await?;
     let ended = tokio::time::timeout(limit, async { while let Ok(Some(_)) = events.next().await {} }).await;
     if ended.is_err() {
         return Err(CliError::Failed(format!(
@@ -55,5 +61,5 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     }
     // The lock is released last. Only then does a `start` that follows find the profile free.
     until_gone(paths, RELEASE_TIMEOUT).await?;
-    print("stopped")
+    Ok(true)
 }

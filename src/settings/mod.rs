@@ -47,7 +47,7 @@ pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
     error::SettingsError,
     network::{InvalidNetwork, NetworkKind},
-    paths::{Base, PathError, Paths},
+    paths::{Base, Contents, PathError, Paths},
     policy::{Policy, PolicyFacts, PolicySource, PortBinding},
     profile::{InvalidName, ProfileName},
     proxy::{InvalidProxy, Proxy, ProxyEnvironment, ProxyUrl},

@@ -14,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::profile::ProfileName;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::profile::{IMAGE, ProfileName};
 
 /// Longest path of a Unix socket in bytes: `sun_path` holds 108, including the terminator (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -63,6 +66,20 @@ pub enum PathError {
     },
 }
 
+/// The contents of a profile's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Contents {
+    /// `settings.json`.
+    Settings,
+    /// The logs of backend and console.
+    Logs,
+    /// The data disk.
+    Data,
+    /// Sockets and lock of the backend.
+    Sockets,
+}
+
 /// The base directories of one user.
 #[derive(Clone, Debug)]
 pub struct Base {
@@ -106,7 +123,7 @@ impl Base {
 
     /// Directory of a guest image that the user or a package installed.
     pub fn data_image(&self) -> PathBuf {
-        self.data.join("image")
+        self.data.join(IMAGE)
     }
 
     /// Directory of the guest image that `scripts/image` built.
@@ -126,11 +143,9 @@ impl Base {
             .filter_map(|directory| fs::read_dir(directory).ok())
             .flatten()
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            // The data directory also holds the images.
-            .filter(|name| name != "image")
             .collect();
-        // A profile usually has all three directories, and files of other programs or by hand may lie between them;
-        // the grammar of names distinguishes them.
+        // A profile usually has all three directories. Between them are those of the images, and files of other programs
+        // or by hand: none of them parses as a name.
         names.sort_unstable();
         names.dedup();
         names.iter().filter_map(|name| name.parse().ok()).collect()
@@ -282,6 +297,19 @@ impl Paths {
     pub fn create_config(&self) -> Result<PathBuf, PathError> {
         make(&self.config)?;
         Ok(self.config.clone())
+    }
+
+    /// The profile's own directories, with what is in each, in the order in which [`ProfileLock`] lets them be removed:
+    /// that of the data and that of the sockets hold the locks.
+    ///
+    /// [`ProfileLock`]: crate::backend::lock::ProfileLock
+    pub fn directories(&self) -> [(Contents, &Path); 4] {
+        [
+            (Contents::Settings, &self.config),
+            (Contents::Logs, &self.state),
+            (Contents::Data, &self.data),
+            (Contents::Sockets, &self.runtime),
+        ]
     }
 
     /// Removes the runtime directory if it is empty.

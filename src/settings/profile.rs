@@ -2,18 +2,30 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Longest profile name in bytes. Socket paths, which contain it, are short (unix(7)).
 const MAX_NAME: usize = 40;
 
+/// The one name that would make a profile's directory that of the guest images.
+pub(super) const IMAGE: &str = "image";
+
 /// A text that is not a profile name.
 #[derive(Debug, thiserror::Error)]
-#[error("a profile name has 1 to {MAX_NAME} characters from a-z, 0-9, `-` and `_`, and starts with a letter or digit")]
-pub struct InvalidName;
+pub enum InvalidName {
+    /// Other characters, or too many.
+    #[error(
+        "a profile name has 1 to {MAX_NAME} characters from a-z, 0-9, `-` and `_`, and starts with a letter or digit"
+    )]
+    Grammar,
+    /// A name that has another use.
+    #[error("`{IMAGE}` cannot be a profile name, because the directory of that name has the guest images; use another")]
+    Reserved,
+}
 
 /// The name of a profile: one engine with its own VM, disk, settings and sockets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct ProfileName(String);
 
@@ -55,7 +67,11 @@ impl FromStr for ProfileName {
         let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let first = name.bytes().next().is_some_and(word);
         let rest = name.bytes().all(|byte| word(byte) || byte == b'-' || byte == b'_');
-        if first && rest && name.len() <= MAX_NAME { Ok(Self(name.to_owned())) } else { Err(InvalidName) }
+        match first && rest && name.len() <= MAX_NAME {
+            true if name == IMAGE => Err(InvalidName::Reserved),
+            true => Ok(Self(name.to_owned())),
+            false => Err(InvalidName::Grammar),
+        }
     }
 }
 
@@ -94,6 +110,12 @@ mod tests {
     }
 
     #[test]
+    fn the_directory_of_the_guest_images_is_no_profile() {
+        assert!(matches!("image".parse::<ProfileName>(), Err(InvalidName::Reserved)));
+        assert!("images".parse::<ProfileName>().is_ok());
+    }
+
+    #[test]
     fn the_context_carries_the_profile_unless_it_is_the_default() {
         assert_eq!(ProfileName::default().context(), "bulkhead");
         assert_eq!("ci_1".parse::<ProfileName>().unwrap().context(), "bulkhead-ci_1");
@@ -103,6 +125,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_grammar_is_accepted_and_kept(name in "[a-z0-9][a-z0-9_-]{0,39}") {
+            prop_assume!(name != IMAGE);
             prop_assert_eq!(String::from(name.parse::<ProfileName>().unwrap()), name);
         }
 

@@ -6,6 +6,7 @@ mod backend;
 mod context;
 mod home;
 mod policy;
+mod profiles;
 mod service_manager;
 mod settings;
 mod share;

@@ -98,6 +98,11 @@ impl DockerContext {
         fs::rename(&new, directory.join("meta.json")).map_err(io_error(&directory))
     }
 
+    /// Returns whether the context exists and is ours.
+    pub fn exists(&self) -> Result<bool, ContextError> {
+        Ok(self.owner()? == Some(true))
+    }
+
     /// Removes the context if it is ours and not the current one.
     pub fn remove(&self) -> Result<(), ContextError> {
         // The docker command fails altogether when its current context is missing. Left behind, it leads to the engine

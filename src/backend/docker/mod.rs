@@ -1,4 +1,4 @@
 //! The host's side of the Docker engine: `docker.sock` and the docker context.
 
-pub(super) mod context;
+pub mod context;
 pub(super) mod socket;
