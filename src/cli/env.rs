@@ -1,8 +1,8 @@
 //! `bulkhead env`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use super::{CliError, print};
+use super::{CliError, environment, print};
 use crate::settings::Paths;
 
 /// Print shell commands that point docker to the engine.
@@ -10,13 +10,21 @@ use crate::settings::Paths;
 /// They set DOCKER_HOST and unset DOCKER_CONTEXT. The engine need not be running.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-Example:
-  eval \"$(bulkhead env)\" && docker ps")]
-pub(super) struct Arguments {}
+Examples:
+  eval \"$(bulkhead env)\" && docker ps
+  bulkhead env --publish-env \"$GITHUB_ENV\"")]
+pub(super) struct Arguments {
+    /// Append `DOCKER_HOST=…` and `BULKHEAD_PROFILE=…` to a file instead, such as $GITHUB_ENV or a dotenv file.
+    #[arg(long, value_name = "FILE")]
+    publish_env: Option<PathBuf>,
+}
 
-pub(super) fn run(paths: &Paths, _arguments: Arguments) -> Result<ExitCode, CliError> {
-    // Some clients prefer a context in the environment to DOCKER_HOST.
-    print(&format!("export DOCKER_HOST={}\nunset DOCKER_CONTEXT", quote(&paths.docker_host())))?;
+pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
+    match arguments.publish_env {
+        Some(file) => environment::publish(paths, &file)?,
+        // Some clients prefer a context in the environment to DOCKER_HOST.
+        None => print(&format!("export DOCKER_HOST={}\nunset DOCKER_CONTEXT", quote(&paths.docker_host())))?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

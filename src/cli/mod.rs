@@ -1,13 +1,14 @@
 //! The command line: one file for each verb.
 //!
-//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, `unisolated.rs` finds containers from
-//! before isolation. A verb's help is the doc comment of its `Arguments`.
+//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, `environment.rs` reads and writes
+//! files of variables, `unisolated.rs` finds containers from before isolation. A verb's help is the doc comment of its `Arguments`.
 
 mod backend;
 mod client;
 mod delete;
 mod doctor;
 mod env;
+mod environment;
 mod follow;
 mod list;
 mod logs;
@@ -28,7 +29,7 @@ use std::{io, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use self::client::ClientError;
+use self::{client::ClientError, environment::EnvironmentError};
 use crate::{
     backend::{BackendError, launch::LaunchError, lock::LockError, plan::PlanError},
     settings::{Base, PathError, Paths, Policy, ProfileName, SettingsError},
@@ -117,6 +118,8 @@ enum CliError {
     Backend(#[from] BackendError),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
     /// A complete message.
     #[error("{0}")]
     Failed(String),

@@ -5,9 +5,10 @@
 //! If both are killed, the next `run` finds the files by the process ID in the name and removes them.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs, io,
     os::unix::process::ExitStatusExt,
+    path::PathBuf,
     process::{ExitCode, ExitStatus},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use nix::{
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
     },
-    unistd::Pid,
+    unistd::{AccessFlags, Pid, access},
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -28,6 +29,7 @@ use tokio::{
 use super::{
     CliError,
     client::Client,
+    environment,
     follow::{self, Output},
     share,
     start::{self, Machine},
@@ -55,7 +57,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Containers can mount what is below the home directory and below the current one.
 ///
 /// Exit status: that of the command; 128 plus the signal number if a signal ended it; 127 if it was not found; 126 if
-/// it could not be run; 125 if the engine could not be started.
+/// it could not be run; 125 if the engine could not be started, or an option could not be carried out. A command that
+/// cannot be run is found before the engine is started.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -71,6 +74,14 @@ pub(super) struct Arguments {
     /// Share no directory of this machine with the engine, not even the current one.
     #[arg(long)]
     no_share: bool,
+    /// Read environment variables of the command from a file, in the form of `docker run --env-file`; can be repeated.
+    /// DOCKER_HOST is always that of the engine.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Append `DOCKER_HOST=…` and `BULKHEAD_PROFILE=…` to a file once the engine is ready, for other programs that use
+    /// it while the command runs.
+    #[arg(long, value_name = "FILE")]
+    publish_env: Option<PathBuf>,
     #[command(flatten)]
     machine: Machine,
     /// Command and its arguments.
@@ -79,6 +90,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliError> {
+    let variables = environment::read(&arguments.env_file)?;
+    // Found now, a mistyped command costs no start of an engine.
+    if let Some(refusal) = refusal(&arguments.command[0], search_path(&variables).as_deref()) {
+        return Ok(report(&arguments.command[0], refusal));
+    }
     sweep(base);
     // Before any thread exists, so that every thread inherits the mask: a signal that one of them takes by default
     // would end this process, and the command would miss it.
@@ -94,7 +110,7 @@ pub(super) fn run(base: &Base, arguments: Arguments) -> Result<ExitCode, CliErro
             .map_err(CliError::io("cannot receive signals"))?;
         // Out here, so that it closes in every case, also when the start is interrupted half-way.
         let mut lifeline = None;
-        let result = with_engine(&paths, &arguments, &signals, &mut lifeline).await;
+        let result = with_engine(&paths, &arguments, variables, &signals, &mut lifeline).await;
         // The backend ends with this pipe and removes what it made.
         drop(lifeline);
         let _ = start::until_gone(&paths, CLEAN_UP_TIMEOUT).await;
@@ -142,6 +158,7 @@ fn sweep(base: &Base) {
 async fn with_engine(
     paths: &Paths,
     arguments: &Arguments,
+    variables: Vec<(String, String)>,
     signals: &AsyncFd<SignalFd>,
     lifeline: &mut Option<ChildStdin>,
 ) -> Result<ExitCode, CliError> {
@@ -152,10 +169,14 @@ async fn with_engine(
             return Ok(code(128 + signal as i32));
         }
     }
+    if let Some(file) = &arguments.publish_env {
+        environment::publish(paths, file)?;
+    }
     let mut command = Command::new(&arguments.command[0]);
     command
         .args(&arguments.command[1..])
-        .env("DOCKER_HOST", paths.docker_host())
+        .envs(variables)
+        .envs(environment::variables(paths))
         // Each of these would lead docker elsewhere or make it expect TLS.
         .env_remove("DOCKER_CONTEXT")
         .env_remove("DOCKER_TLS_VERIFY")
@@ -167,11 +188,65 @@ async fn with_engine(
     }
     match command.spawn() {
         Ok(child) => attend(child, signals).await,
-        Err(error) => {
-            eprintln!("error: cannot run {}: {error}", arguments.command[0].display());
-            Ok(code(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }))
+        Err(error) => Ok(report(&arguments.command[0], Refusal::from(error))),
+    }
+}
+
+/// Reason that the command cannot be run.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    NotFound,
+    Other(String),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
+            _ => Self::Other(error.to_string()),
         }
     }
+}
+
+/// Prints the reason and returns the exit status that shells have for it.
+fn report(program: &OsStr, refusal: Refusal) -> ExitCode {
+    let (reason, status) = match refusal {
+        Refusal::NotFound => ("there is no such program; check its name and PATH".to_owned(), 127),
+        Refusal::Other(reason) => (reason, 126),
+    };
+    eprintln!("error: cannot run {}: {reason}", program.display());
+    code(status)
+}
+
+/// The directories in which the command is looked for: it has the variables of the files.
+fn search_path(variables: &[(String, String)]) -> Option<OsString> {
+    let named = variables.iter().rfind(|(name, _)| name == "PATH").map(|(_, value)| value.into());
+    named.or_else(|| std::env::var_os("PATH"))
+}
+
+/// Returns the reason that a program cannot be run, if it is known before the attempt. Looks for it as execvp(3) does.
+fn refusal(program: &OsStr, path: Option<&OsStr>) -> Option<Refusal> {
+    let places: Vec<PathBuf> = if program.as_encoded_bytes().contains(&b'/') {
+        vec![program.into()]
+    } else {
+        std::env::split_paths(path?).map(|directory| directory.join(program)).collect()
+    };
+    let mut refusal = Refusal::NotFound;
+    for place in places {
+        let error = match fs::metadata(&place) {
+            Ok(metadata) if metadata.is_dir() => io::Error::from(io::ErrorKind::IsADirectory),
+            Ok(_) => match access(&place, AccessFlags::X_OK) {
+                Ok(()) => return None,
+                Err(errno) => errno.into(),
+            },
+            Err(error) => error,
+        };
+        // One that is there and cannot be run is remembered while the others are tried.
+        if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+            refusal = error.into();
+        }
+    }
+    Some(refusal)
 }
 
 async fn start_engine(paths: &Paths, arguments: &Arguments, lifeline: &mut Option<ChildStdin>) -> Result<(), CliError> {

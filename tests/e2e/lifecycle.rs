@@ -152,14 +152,17 @@ fn a_throw_away_engine_runs_one_command_where_it_was_called_and_leaves_nothing_b
     let here = home.path("here");
     fs::create_dir_all(&here).unwrap();
     fs::write(here.join("file"), "of the host\n").unwrap();
+    fs::write(here.join("variables"), "ANSWER=4 2\nDOCKER_HOST=tcp://192.0.2.1:1\n").unwrap();
     let script = format!(
-        "docker load --quiet --input '{}/alpine.tar' &&
+        "test \"$ANSWER\" = '4 2' && grep -Fqx \"DOCKER_HOST=$DOCKER_HOST\" published &&
+         docker load --quiet --input '{}/alpine.tar' &&
          docker run --rm -v \"$PWD\":/d alpine sh -c 'cat /d/file; echo x >/d/out; exit 7'",
         images().display()
     );
     let mut command = home.command(program());
     command.current_dir(&here).env("PWD", &here);
-    command.args(["run", "--quiet", "--timeout", "220", "--", "sh", "-c", &script]);
+    command.args(["run", "--quiet", "--timeout", "220", "--env-file", "variables", "--publish-env", "published"]);
+    command.args(["--", "sh", "-c", &script]);
     let ran = run(command, START + COMMAND);
     assert_eq!(ran.status.code(), Some(7), "{}", ran.stderr);
     assert_eq!(ran.stdout, "Loaded image: alpine:latest\nof the host\n");

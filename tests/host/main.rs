@@ -7,6 +7,7 @@ mod context;
 mod home;
 mod policy;
 mod profiles;
+mod run;
 mod service_manager;
 mod settings;
 mod share;
