@@ -21,6 +21,7 @@ mod share;
 mod start;
 mod status;
 mod stop;
+mod support;
 mod unisolated;
 mod version;
 
@@ -86,6 +87,7 @@ enum Verb {
     #[command(subcommand)]
     Policy(policy::Verb),
     Doctor(doctor::Arguments),
+    Support(support::Arguments),
     Version(version::Arguments),
     #[command(hide = true)]
     Backend(backend::Arguments),
@@ -179,6 +181,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Share(verb) => share::run(&base, name, Policy::system(), verb),
         Verb::Policy(verb) => policy::run(&base.known_profile(name)?, verb),
         Verb::Doctor(arguments) => doctor::run(&base.profile(name)?, arguments),
+        Verb::Support(arguments) => support::run(&base.known_profile(name)?, arguments),
         Verb::Version(arguments) => version::run(&base, arguments),
         Verb::Backend(arguments) => backend::run(&base.profile(name)?, arguments),
     }

@@ -12,3 +12,4 @@ mod service_manager;
 mod settings;
 mod share;
 mod start;
+mod support_bundle;

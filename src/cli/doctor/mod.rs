@@ -7,9 +7,10 @@ mod symbols;
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::{CliError, Format, print};
+use super::{CliError, Format, print, print_json};
 use crate::{
     backend::{disk::DiskPlan, host, shares::Judged},
     image::Image,
@@ -31,9 +32,20 @@ pub(super) struct Arguments {
     format: Format,
 }
 
-struct Check {
+pub(super) struct Check {
     name: &'static str,
     result: Result<String, String>,
+}
+
+/// A check in the output of `bulkhead doctor --format json`, which is a list of them.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Outcome {
+    /// Name of the check.
+    check: &'static str,
+    /// It passed.
+    pass: bool,
+    /// The finding; for a check that failed, with the remedy.
+    message: String,
 }
 
 /// A check with its result, or the error with its causes.
@@ -42,22 +54,10 @@ fn check<E: std::error::Error>(name: &'static str, result: Result<String, E>) ->
 }
 
 pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliError> {
-    // All checks are made before the first is printed, the slow ones included: the JSON is one list.
-    let mut checks = checks(paths);
-    checks.extend(features::checks());
-    checks.extend(super::runtime()?.block_on(running::checks(paths)));
+    let checks = examine(paths)?;
     let failed = checks.iter().filter(|check| check.result.is_err()).count();
     match arguments.format {
-        Format::Json => {
-            let checks: Vec<_> = checks
-                .iter()
-                .map(|check| {
-                    let message = check.result.as_ref().unwrap_or_else(|problem| problem);
-                    json!({ "check": check.name, "pass": check.result.is_ok(), "message": message })
-                })
-                .collect();
-            print(&format!("{:#}", json!(checks)))?;
-        }
+        Format::Json => print_json(&outcomes(checks))?,
         Format::Pretty => {
             for (number, check) in checks.iter().enumerate() {
                 let (word, message) = match &check.result {
@@ -69,6 +69,22 @@ pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliEr
         }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes all checks, the slow ones included, before the first is printed: the JSON is one list.
+pub(super) fn examine(paths: &Paths) -> Result<Vec<Check>, CliError> {
+    let mut checks = checks(paths);
+    checks.extend(features::checks());
+    checks.extend(super::runtime()?.block_on(running::checks(paths)));
+    Ok(checks)
+}
+
+pub(super) fn outcomes(checks: Vec<Check>) -> Vec<Outcome> {
+    let outcome = |Check { name, result }| {
+        let pass = result.is_ok();
+        Outcome { check: name, pass, message: result.unwrap_or_else(|problem| problem) }
+    };
+    checks.into_iter().map(outcome).collect()
 }
 
 /// The checks that need no running engine. They are the ones of `backend/plan.rs`, except that none stops at the first
