@@ -62,9 +62,10 @@ impl std::fmt::Display for StateName {
 }
 
 /// A stage of the start, with its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StageTime {
     /// The stage.
+    #[schemars(with = "String")]
     pub stage: Stage,
     /// Milliseconds from the start of the boot, on the host's clock.
     pub ms: u64,
@@ -73,7 +74,7 @@ pub struct StageTime {
 /// Status of a profile.
 // Most keys have defaults: after an upgrade the command line may talk to a backend of an older version, which goes on
 // running and does not know the newest of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The profile.
@@ -91,6 +92,7 @@ pub struct Status {
     pub stages: Vec<StageTime>,
     /// The next stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub waiting_for: Option<Stage>,
     /// The reason that the start failed, or that the engine is being started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -144,7 +146,7 @@ impl Status {
 }
 
 /// Facts about a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VmFacts {
     /// vCPUs.
@@ -165,17 +167,18 @@ pub struct VmFacts {
 }
 
 /// The published ports of a profile, by host port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ports {
     /// The ports that listen now.
     pub ports: Vec<PublishedPort>,
 }
 
 /// A port of the host on which a container is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishedPort {
-    /// TCP or UDP.
+    /// `tcp` or `udp`.
+    #[schemars(with = "String")]
     pub protocol: Transport,
     /// The host's address.
     pub host_ip: IpAddr,

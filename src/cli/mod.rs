@@ -16,6 +16,7 @@ mod policy;
 mod ports;
 mod restart;
 mod run;
+mod schema;
 mod settings;
 mod share;
 mod start;
@@ -89,6 +90,7 @@ enum Verb {
     Doctor(doctor::Arguments),
     Support(support::Arguments),
     Version(version::Arguments),
+    Schema(schema::Arguments),
     #[command(hide = true)]
     Backend(backend::Arguments),
 }
@@ -183,6 +185,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Doctor(arguments) => doctor::run(&base.profile(name)?, arguments),
         Verb::Support(arguments) => support::run(&base.known_profile(name)?, arguments),
         Verb::Version(arguments) => version::run(&base, arguments),
+        Verb::Schema(arguments) => schema::run(arguments),
         Verb::Backend(arguments) => backend::run(&base.profile(name)?, arguments),
     }
 }

@@ -2,15 +2,15 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::json;
 
-use super::{CliError, Format, client::Client, print, settings::show, start, table};
+use super::{CliError, Format, client::Client, print, print_json, settings::show, start, table};
 use crate::{
     backend::{image_names, plan::check_program},
     image::Image,
     settings::{
-        Paths, Policy, Settings,
+        Paths, Policy, PolicyFacts, Settings,
         policy::{Line, schema, validate},
     },
 };
@@ -50,7 +50,12 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
             let policy = Policy::system();
             let footing = footing(paths, &policy)?;
             match format {
-                Format::Json => print(&as_json(&policy, &footing))?,
+                Format::Json => print_json(&Shown {
+                    policy: policy.facts().cloned(),
+                    keys: policy.lines(),
+                    unknown: policy.unknown().to_vec(),
+                    footing,
+                })?,
                 Format::Pretty => {
                     print(&pretty(&policy))?;
                     for Support { subject, problem } in &footing {
@@ -75,10 +80,25 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Output of `bulkhead policy show --format json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Shown {
+    /// The file; `null` without a policy.
+    policy: Option<PolicyFacts>,
+    /// A line for each key of the file.
+    keys: Vec<Line>,
+    /// Paths of keys that are ignored.
+    unknown: Vec<String>,
+    /// The things that enforcement depends on.
+    footing: Vec<Support>,
+}
+
 /// A thing that a policy depends on, and the reason why it cannot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Support {
+    /// The thing.
     subject: &'static str,
+    /// The reason why the policy cannot depend on it; `null` if it can.
     problem: Option<String>,
 }
 
@@ -143,11 +163,6 @@ fn pretty(policy: &Policy) -> String {
         text.push_str(key);
     }
     text
-}
-
-fn as_json(policy: &Policy, footing: &[Support]) -> String {
-    let (facts, keys, unknown) = (policy.facts(), policy.lines(), policy.unknown());
-    format!("{:#}", json!({"policy": facts, "keys": keys, "unknown": unknown, "footing": footing}))
 }
 
 #[cfg(test)]

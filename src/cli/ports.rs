@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{
     CliError, Format,
     client::{Client, containers},
-    print, table,
+    print, print_json, table,
 };
 use crate::{
     backend::api::{Ports, PublishedPort},
@@ -30,7 +30,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
         None => Ports::default(),
     };
     match arguments.format {
-        Format::Json => print(&format!("{:#}", serde_json::json!(ports))),
+        Format::Json => print_json(&ports),
         Format::Pretty if ports.ports.is_empty() => print("no published ports"),
         Format::Pretty => {
             // The backend knows the ports; only the engine knows the names. An engine that does not answer costs no

@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::{CliError, Format, print, runtime, table, unisolated};
+use super::{CliError, Format, print, print_json, runtime, table, unisolated};
 use crate::settings::{Base, DEFINITIONS, Definition, Kind, Policy, ProfileName, Settings};
 
 /// Show and change settings.
@@ -27,6 +29,9 @@ pub(super) enum Verb {
     Get {
         /// Name of the setting.
         key: String,
+        /// Output format.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
     },
     /// Set a setting.
     #[command(after_help = "\
@@ -51,11 +56,18 @@ pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -
     let load = || Ok::<_, CliError>(Settings::load(&base.known_profile(name)?.settings())?.under(policy.clone()));
     match verb {
         Verb::List { format } => {
-            print(&list(&load()?, format))?;
+            let settings = load()?;
+            match format {
+                Format::Json => print_json(&Values::of(&settings))?,
+                Format::Pretty => print(&pretty(&settings))?,
+            }
         }
-        Verb::Get { key } => {
-            let definition = Definition::find(&key)?;
-            print(&show(&load()?.get(definition)))?;
+        Verb::Get { key, format } => {
+            let value = load()?.get(Definition::find(&key)?);
+            match format {
+                Format::Json => print_json(&SettingValue { key, value })?,
+                Format::Pretty => print(&show(&value))?,
+            }
         }
         Verb::Set { key, value } => {
             let definition = Definition::find(&key)?;
@@ -102,37 +114,47 @@ pub(super) fn show(value: &Value) -> String {
     }
 }
 
-fn list(settings: &Settings, format: Format) -> String {
-    match format {
-        Format::Json => {
-            // An object like the file, with the values in effect, so that programs need to know neither defaults nor
-            // policy.
-            let value = |definition: &Definition| definition.concealed(&settings.get(definition));
-            let values = DEFINITIONS.iter().map(|definition| (definition.key.to_owned(), value(definition)));
-            format!("{:#}", json!(values.collect::<Map<_, _>>()))
-        }
-        Format::Pretty => {
-            let header = ["SETTING", "VALUE", "SET", "MEANING"].map(ToOwned::to_owned).to_vec();
-            let rows = DEFINITIONS.iter().map(|definition| {
-                let range = match definition.kind {
-                    Kind::Choice { values } => format!(" [{}]", values.join(", ")),
-                    Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
-                    // The meaning says it in words.
-                    Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } | Kind::Json { .. } => String::new(),
-                };
-                vec![
-                    definition.key.to_owned(),
-                    show(&definition.concealed(&settings.get(definition))),
-                    origin(settings, definition).into(),
-                    format!("{}{range}", definition.description),
-                ]
-            });
-            let text = table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
-            let Some(facts) = settings.policy().facts() else { return text };
-            let warning = facts.warning().map(|warning| format!("\n{warning}")).unwrap_or_default();
-            format!("{text}\n\nlocked, policy: set by {}{warning}", facts.file.display())
-        }
+/// Output of `bulkhead settings list --format json`: an object like the settings file, with the value in effect of each
+/// setting, so that programs need to know neither defaults nor policy. `null` follows the host. Passwords are replaced.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Values(Map<String, Value>);
+
+impl Values {
+    fn of(settings: &Settings) -> Self {
+        let value = |definition: &Definition| definition.concealed(&settings.get(definition));
+        Self(DEFINITIONS.iter().map(|definition| (definition.key.to_owned(), value(definition))).collect())
     }
+}
+
+/// Output of `bulkhead settings get --format json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct SettingValue {
+    /// Name of the setting.
+    key: String,
+    /// The value in effect; `null` follows the host.
+    value: Value,
+}
+
+fn pretty(settings: &Settings) -> String {
+    let header = ["SETTING", "VALUE", "SET", "MEANING"].map(ToOwned::to_owned).to_vec();
+    let rows = DEFINITIONS.iter().map(|definition| {
+        let range = match definition.kind {
+            Kind::Choice { values } => format!(" [{}]", values.join(", ")),
+            Kind::Integer { min, max, .. } => format!(" [{min} to {max}]"),
+            // The meaning says it in words.
+            Kind::Bool { .. } | Kind::Text { .. } | Kind::List { .. } | Kind::Json { .. } => String::new(),
+        };
+        vec![
+            definition.key.to_owned(),
+            show(&definition.concealed(&settings.get(definition))),
+            origin(settings, definition).into(),
+            format!("{}{range}", definition.description),
+        ]
+    });
+    let text = table(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
+    let Some(facts) = settings.policy().facts() else { return text };
+    let warning = facts.warning().map(|warning| format!("\n{warning}")).unwrap_or_default();
+    format!("{text}\n\nlocked, policy: set by {}{warning}", facts.file.display())
 }
 
 #[cfg(test)]
@@ -154,7 +176,7 @@ mod tests {
             r#"{"enhancedContainerIsolation": {"locked": true, "value": true},
                 "linuxVM": {"vpnkitCIDR": {"locked": false, "value": "10.1.0.0/24"}}}"#,
         );
-        let text = list(&settings, Format::Pretty);
+        let text = pretty(&settings);
         let words = |key: &str| {
             let line = text.lines().find(|line| line.starts_with(key)).unwrap();
             line.split_whitespace().take(3).map(ToOwned::to_owned).collect::<Vec<_>>()
@@ -168,7 +190,7 @@ mod tests {
     #[test]
     fn the_list_says_that_a_policy_cannot_be_used() {
         let (_folder, settings) = under("{");
-        let text = list(&settings, Format::Pretty);
+        let text = pretty(&settings);
         assert!(text.contains("cannot be used") && text.contains("line 1 column 1"), "{text}");
     }
 }

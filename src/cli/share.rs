@@ -8,9 +8,10 @@ use std::{
     process::ExitCode,
 };
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::{CliError, Format, client::Client, command, print, runtime, table};
+use super::{CliError, Format, client::Client, command, print, print_json, runtime, table};
 use crate::{
     backend::{api::SharesOutcome, shares::Judged},
     settings::{Base, MAX_SHARED_DIRECTORIES, Paths, Places, Policy, ProfileName, Settings, SharedDirectory},
@@ -58,7 +59,11 @@ pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -
     let paths = match verb {
         Verb::List { format } => {
             let settings = Settings::load(&base.known_profile(name)?.settings())?.under(policy);
-            print(&list(&Judged::all(&settings), format))?;
+            let entries = Judged::all(&settings).iter().map(Entry::from).collect::<Vec<_>>();
+            match format {
+                Format::Json => print_json(&entries)?,
+                Format::Pretty => print(&pretty(&entries))?,
+            }
             return Ok(ExitCode::SUCCESS);
         }
         Verb::Add { paths: directories, read_only } => {
@@ -185,32 +190,41 @@ fn remove(mut list: Vec<SharedDirectory>, gone: &[PathBuf]) -> Result<Vec<Shared
     Ok(list)
 }
 
-fn list(directories: &[Judged], format: Format) -> String {
-    let problem = |one: &Judged| one.path.as_ref().err().map(|refusal| chain(refusal));
-    let path = |one: &Judged| match &one.path {
-        Ok(path) => path.named.display().to_string(),
-        Err(_) => one.directory.path.clone(),
-    };
-    match format {
-        Format::Json => {
-            let entry = |one: &Judged| match problem(one) {
-                None => json!({"path": path(one), "readOnly": one.directory.read_only}),
-                Some(problem) => json!({"path": path(one), "readOnly": one.directory.read_only, "problem": problem}),
-            };
-            format!("{:#}", directories.iter().map(entry).collect::<serde_json::Value>())
-        }
-        Format::Pretty if directories.is_empty() => "no shared directories".to_owned(),
-        Format::Pretty => {
-            let header = ["DIRECTORY", "MODE", "STATE"].map(ToOwned::to_owned).to_vec();
-            let rows = directories.iter().map(|one| {
-                let mode = if one.directory.read_only { "read-only" } else { "read-write" };
-                let state =
-                    problem(one).map_or_else(|| "shared".to_owned(), |problem| format!("not shared: {problem}"));
-                vec![path(one), mode.to_owned(), state]
-            });
-            table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
-        }
+/// A directory in the output of `bulkhead share list --format json`, which is a list of them.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry {
+    /// Its path.
+    path: String,
+    /// Containers cannot change anything in it.
+    read_only: bool,
+    /// The reason why it is not shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl From<&Judged> for Entry {
+    fn from(judged: &Judged) -> Self {
+        let (path, problem) = match &judged.path {
+            Ok(path) => (path.named.display().to_string(), None),
+            Err(refusal) => (judged.directory.path.clone(), Some(chain(refusal))),
+        };
+        Self { path, read_only: judged.directory.read_only, problem }
     }
+}
+
+fn pretty(entries: &[Entry]) -> String {
+    if entries.is_empty() {
+        return "no shared directories".to_owned();
+    }
+    let header = ["DIRECTORY", "MODE", "STATE"].map(ToOwned::to_owned).to_vec();
+    let rows = entries.iter().map(|entry| {
+        let mode = if entry.read_only { "read-only" } else { "read-write" };
+        let problem = entry.problem.as_ref();
+        let state = problem.map_or_else(|| "shared".to_owned(), |problem| format!("not shared: {problem}"));
+        vec![entry.path.clone(), mode.to_owned(), state]
+    });
+    table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `bulkhead status`.
 
-use super::{CliError, Format, client::Client, command, print, seconds, start, table, unisolated};
+use super::{CliError, Format, client::Client, command, print, print_json, seconds, start, table, unisolated};
 use crate::{
     backend::{
         api::{StateName, Status},
@@ -37,7 +37,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
             };
             print(&pretty(paths, &status, older))
         }
-        Format::Json => print(&format!("{:#}", serde_json::json!(status))),
+        Format::Json => print_json(&status),
     }
 }
 
