@@ -11,7 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     CliError,
     client::{Events, ping},
-    command, seconds,
+    command,
+    log_group::LogGroups,
+    seconds,
 };
 use crate::{
     backend::{
@@ -34,9 +36,13 @@ pub(super) enum Output {
     Nowhere,
 }
 
+/// Name of the group of stages in the log of a CI system.
+const GROUP: &str = "bulkhead_start";
+
 /// Shows each stage once, and a spinner on a terminal.
 struct Reporter {
     output: Output,
+    groups: Option<LogGroups>,
     spinner: ProgressBar,
     boot: u64,
     shown: usize,
@@ -54,7 +60,12 @@ impl Reporter {
             spinner.set_style(style);
         }
         spinner.enable_steady_tick(Duration::from_millis(100));
-        Self { output, spinner, boot: 0, shown: 0, note: None }
+        let groups = LogGroups::from_environment();
+        let reporter = Self { output, groups, spinner, boot: 0, shown: 0, note: None };
+        if let Some(groups) = groups {
+            reporter.line(&groups.begin(GROUP, "Start of Bulkhead's engine"));
+        }
+        reporter
     }
 
     fn line(&self, text: &str) {
@@ -94,6 +105,10 @@ impl Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         self.spinner.finish_and_clear();
+        // Before an error is printed, which must not be folded away.
+        if let Some(groups) = self.groups {
+            self.line(&groups.end(GROUP));
+        }
     }
 }
 
@@ -120,6 +135,7 @@ pub(super) async fn until_ready(
         };
         // The backend never closes the stream while it lives.
         let Some(status) = next? else {
+            drop(reporter);
             return Err(CliError::Failed(format!(
                 "the backend exited while the engine was starting; see its log {}",
                 paths.backend_log().display()

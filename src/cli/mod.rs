@@ -1,7 +1,8 @@
 //! The command line: one file for each verb.
 //!
-//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, `environment.rs` reads and writes
-//! files of variables, `unisolated.rs` finds containers from before isolation. A verb's help is the doc comment of its `Arguments`.
+//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, in a group of lines of CI systems by
+//! `log_group.rs`, `environment.rs` reads and writes files of variables, `unisolated.rs` finds containers from before
+//! isolation. A verb's help is the doc comment of its `Arguments`.
 
 mod backend;
 mod client;
@@ -11,6 +12,7 @@ mod env;
 mod environment;
 mod follow;
 mod list;
+mod log_group;
 mod logs;
 mod policy;
 mod ports;

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
 mod api;
+mod ci;
 mod diagnose;
 mod input;
 mod isolation;

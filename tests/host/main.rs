@@ -4,6 +4,7 @@
 
 mod backend;
 mod context;
+mod headless;
 mod home;
 mod policy;
 mod profiles;
