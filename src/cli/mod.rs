@@ -27,6 +27,7 @@ mod stop;
 mod support;
 mod unisolated;
 mod version;
+mod vsock;
 
 use std::{io, process::ExitCode};
 
@@ -90,6 +91,8 @@ enum Verb {
     #[command(subcommand)]
     Policy(policy::Verb),
     Doctor(doctor::Arguments),
+    #[command(subcommand)]
+    Vsock(vsock::Verb),
     Support(support::Arguments),
     Version(version::Arguments),
     Schema(schema::Arguments),
@@ -185,6 +188,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Share(verb) => share::run(&base, name, Policy::system(), verb),
         Verb::Policy(verb) => policy::run(&base.known_profile(name)?, verb),
         Verb::Doctor(arguments) => doctor::run(&base.profile(name)?, arguments),
+        Verb::Vsock(verb) => wait(vsock::run(&base.known_profile(name)?, verb)),
         Verb::Support(arguments) => support::run(&base.known_profile(name)?, arguments),
         Verb::Version(arguments) => version::run(&base, arguments),
         Verb::Schema(arguments) => schema::run(arguments),

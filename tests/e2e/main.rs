@@ -15,3 +15,4 @@ mod lifecycle;
 mod shares;
 mod shutdown;
 mod sockets;
+mod vsock;

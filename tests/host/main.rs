@@ -14,3 +14,4 @@ mod settings;
 mod share;
 mod start;
 mod support_bundle;
+mod vsock;
