@@ -34,7 +34,7 @@ const MAX_LOG: u64 = 1 << 20;
 
 /// Settings whose values are in a bundle: numbers, choices and paths. Of the others it has only that they are set: they
 /// may hold passwords and the names of images and hosts.
-const SHOWN: [&str; 12] = [
+const SHOWN: [&str; 13] = [
     "enhancedContainerIsolation",
     "blockDockerLoad",
     "cpus",
@@ -45,6 +45,7 @@ const SHOWN: [&str; 12] = [
     "portBindingBehavior",
     "hostLoopback",
     "filesharingDirectories",
+    "filesharingHostLocks",
     "proxyHttpMode",
     "containersProxy",
 ];

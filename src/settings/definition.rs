@@ -153,6 +153,8 @@ definitions! {
             expected: shares::EXPECTED,
         },
         "directories of this machine that containers may mount; `bulkhead share` changes it";
+    HOST_LOCKS: "filesharingHostLocks", Kind::Bool { default: false },
+        "let locks on files in shared directories hold against programs of this machine, too";
     // The URLs count with mode manual only, so that switching back and forth does not lose them.
     PROXY_MODE: "proxyHttpMode", Kind::Choice { values: &["system", "manual"] },
         "the engine's HTTP proxy: from the environment in which the VM is started, or from the three settings below";

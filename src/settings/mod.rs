@@ -40,8 +40,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value};
 
 use self::definition::{
-    BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOOPBACK, ISOLATION, MEMORY_MIB, NETWORK,
-    PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SUBNET,
+    BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOCKS, HOST_LOOPBACK, ISOLATION, MEMORY_MIB,
+    NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
@@ -204,6 +204,11 @@ impl Settings {
     /// The host addresses on which published ports listen.
     pub fn port_binding(&self) -> PortBinding {
         serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
+    }
+
+    /// Returns whether locks in shared directories hold against the host's programs.
+    pub fn host_locks(&self) -> bool {
+        self.flag(&HOST_LOCKS)
     }
 
     /// Directories of the host that containers may mount.
@@ -397,7 +402,8 @@ mod tests {
         let settings = parse(
             r#"{"cpus": 3, "memoryMiB": 2048, "diskGiB": 5, "network": "tap=vm0", "vpnkitCIDR": "10.9.0.0/20",
                 "hostLoopback": false, "proxyHttpMode": "manual", "overrideProxyHttp": "http://p:1",
-                "overrideProxyHttps": "http://q:2", "overrideProxyExclude": [".corp"], "containersProxy": true}"#,
+                "overrideProxyHttps": "http://q:2", "overrideProxyExclude": [".corp"], "containersProxy": true,
+                "filesharingHostLocks": true}"#,
         )
         .unwrap();
         assert_eq!((settings.cpus(), settings.memory_mib(), settings.disk_gib()), (Some(3), Some(2048), Some(5)));
@@ -407,6 +413,7 @@ mod tests {
         assert_eq!(proxy.http.unwrap().to_string(), "http://p:1");
         assert_eq!(proxy.https.unwrap().to_string(), "http://q:2");
         assert_eq!((proxy.exclude, settings.containers_proxy()), (vec![".corp".to_owned()], true));
+        assert!(settings.host_locks());
     }
 
     #[test]
@@ -414,6 +421,7 @@ mod tests {
         let settings = Settings::default();
         assert_eq!((settings.network(), settings.subnet()), (NetworkKind::User, Subnet::default()));
         assert!(settings.host_loopback() && settings.proxy().is_none() && !settings.containers_proxy());
+        assert!(!settings.host_locks());
         assert_eq!((settings.cpus(), settings.memory_mib(), settings.disk_gib()), (None, None, None));
     }
 

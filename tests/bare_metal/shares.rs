@@ -27,7 +27,7 @@ fn server(directory: &std::path::Path) -> (Child, OwnedFd, OwnedFd) {
     };
     send(&api::Command::State, api::new_state().unwrap().into());
     let shares = vec![api::Share { path: directory.into(), read_only: false }];
-    send(&api::Command::Setup { shares, hidden: Vec::new() }, backend.into());
+    send(&api::Command::Setup { shares, hidden: Vec::new(), locks: false }, backend.into());
     (child, frontend.into(), ours)
 }
 

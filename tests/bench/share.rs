@@ -174,7 +174,7 @@ fn bulkhead(setup: &Setup, place: &Place, console: &Path, files: usize) -> Resul
     let shares = vec![Share { path: place.shared.clone(), read_only: false }];
     let state = OwnedFd::from(bulkhead_share::api::new_state()?);
     control::send(&share.0, &serde_json::to_vec(&ShareCommand::State)?, Some(&state))?;
-    let setup_command = ShareCommand::Setup { shares, hidden: Vec::new() };
+    let setup_command = ShareCommand::Setup { shares, hidden: Vec::new(), locks: false };
     control::send(&share.0, &serde_json::to_vec(&setup_command)?, Some(&OwnedFd::from(back)))?;
     let mut server = Process::new(&setup.machine.bulkhead);
     server.arg("share-server");

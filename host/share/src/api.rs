@@ -53,6 +53,8 @@ pub enum Command {
         shares: Vec<Share>,
         /// Absolute paths of directories and files that the guest cannot find, whatever share they are in, nor make.
         hidden: Vec<PathBuf>,
+        /// The host keeps the guest's locks.
+        locks: bool,
     },
 }
 
@@ -67,9 +69,9 @@ mod tests {
 
     #[test]
     fn commands_are_json_objects_with_a_type() {
-        let text = r#"{"type":"setup","shares":[{"path":"/home/me","read_only":false}],"hidden":["/home/me/own"]}"#;
+        let text = r#"{"type":"setup","shares":[{"path":"/home/me","read_only":false}],"hidden":["/home/me/own"],"locks":true}"#;
         let shares = vec![Share { path: "/home/me".into(), read_only: false }];
-        let setup = Command::Setup { shares, hidden: vec!["/home/me/own".into()] };
+        let setup = Command::Setup { shares, hidden: vec!["/home/me/own".into()], locks: true };
         assert_eq!(serde_json::to_string(&setup).unwrap(), text);
         assert_eq!(serde_json::from_str::<Command>(text).unwrap(), setup);
     }

@@ -16,7 +16,7 @@ use bulkhead_queue::{SplitQueue, fuzzing};
 use crate::{
     api::Share,
     buffers::{Buffers, Segments},
-    fs::{Server, State},
+    fs::{Served, Server, State},
     fuse::{ROOT, WATCH, reply, request},
 };
 
@@ -80,7 +80,7 @@ impl World {
         std::os::unix::fs::symlink("/etc", directory.join("link")).unwrap();
         let share = |path: PathBuf, read_only| Share { path, read_only };
         let shares = [share(directory.clone(), false), share(directory.join("directory/inner"), true)];
-        let (server, failed) = Server::new(&shares, &[], 4096, 1, &State::own().unwrap());
+        let (server, failed) = Server::new(&shares, &[], 4096, 1, &State::own().unwrap(), true);
         assert!(failed.is_empty());
         let mut world = Self { server, directory, nodes: vec![ROOT], handles: vec![0] };
         world.enter();
@@ -132,13 +132,21 @@ impl World {
             readable: Segments::of(vec![VolatileSlice::from(&mut bytes[..])]),
             writable: Segments::of(vec![VolatileSlice::from(first), VolatileSlice::from(second)]),
         };
-        let written = self.server.serve(0, &buffers);
+        let written = self.serve(&buffers);
         assert!(written <= room);
         reply.truncate(written);
         if let Some(len) = reply.get(..4).filter(|_| reply.len() >= reply::HEADER && reply.len() < room) {
             assert_eq!(u32::from_ne_bytes(len.try_into().unwrap()) as usize, reply.len());
         }
         reply
+    }
+
+    /// Serves a request. None waits, since there are no threads for it.
+    fn serve(&self, buffers: &Buffers<'_>) -> usize {
+        match self.server.serve(0, buffers) {
+            Served::Done(written) => written,
+            Served::Waits(_) => panic!("a request waits"),
+        }
     }
 
     /// Serves a queue in any guest memory that begins with `bytes`, laid out as [`fuzzing`] says.
@@ -150,7 +158,7 @@ impl World {
         for _ in 0..2 * fuzzing::SIZE {
             let Some(chain) = queue.pop(&memory) else { break };
             let head = chain.head_index();
-            let written = Buffers::new(chain, &memory).map_or(0, |buffers| self.server.serve(0, &buffers));
+            let written = Buffers::new(chain, &memory).map_or(0, |buffers| self.serve(&buffers));
             queue.complete(&memory, head, written as u32);
         }
     }

@@ -15,6 +15,7 @@
 //! | Shares        | `fs/tree` (their paths), `fs/nodes` (what the guest knows), `fs/resolve`, `fs/cache`         |
 //! | Crashes       | `fs/state` (what outlives a process), `fs/recovery` (nodes), `fs/replay` (requests)          |
 //! | Requests      | `fs/lookup`, `fs/list`, `fs/create`, `fs/change`, `fs/data`, `fs/xattr`; `fs/handles`        |
+//! | Locks         | `fs/locks` (owners, threads that wait), `parked` (requests that wait)                        |
 //! | Attributes    | `fs/attributes` (inode numbers, times), `fs/owners` and `fs/record` (owners of the guest)    |
 //! | Events        | `fs/watch` (of which nodes, and what requests cause), `events` (inotify, notification queue) |
 //!
@@ -31,17 +32,20 @@
 //! and drops cached data when a file's time or size has changed, and each time that it opens a file. A kernel that asks
 //! for it gets an event of each change at once (`events`). A program that opens a file whose size is not the one that the
 //! guest was given looks its name up again first (`ESTALE`, which the kernel hides), so that it reads all of it. Its
-//! writes are never held back. Locks hold between the guest's programs only.
+//! writes are never held back. Locks hold between the guest's programs, and against the host's if the user wants that
+//! (`fs/locks`).
 //!
 //! # Limits
 //!
-//! Two million nodes, and as many open files as the hard limit of descriptors allows.
+//! Two million nodes, and as many open files as the hard limit of descriptors allows. Owners of locks, ranges and waiting
+//! requests have limits in `fs/locks`.
 //!
 //! # Crashes
 //!
 //! A process that the backend starts again goes on with the same connection. It finds the nodes and open files of its
 //! predecessor in memory that the backend keeps, looks them up again when they are used, and is given the requests that
-//! were not answered once more. A file that had no name any more is lost: `ESTALE`.
+//! were not answered once more. A file that had no name any more is lost: `ESTALE`. Locks on the host end with a process:
+//! what was open while there were some is lost, too (`EIO`).
 
 pub mod api;
 mod buffers;
@@ -52,6 +56,7 @@ mod fs;
 mod fuse;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod parked;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -109,8 +114,10 @@ fn serve() -> Result<(), ShareError> {
         Some((Command::State, Some(memory))) => State::map(memory.into()).map_err(cannot("map the state"))?,
         _ => return Err(ShareError::NoSetup),
     };
-    let (shares, hidden, stream) = match api::receive(&control)? {
-        Some((Command::Setup { shares, hidden }, Some(stream))) => (shares, hidden, UnixStream::from(stream)),
+    let (shares, hidden, locks, stream) = match api::receive(&control)? {
+        Some((Command::Setup { shares, hidden, locks }, Some(stream))) => {
+            (shares, hidden, locks, UnixStream::from(stream))
+        }
         _ => return Err(ShareError::NoSetup),
     };
     // Each open file of the guest is a descriptor.
@@ -120,18 +127,20 @@ fn serve() -> Result<(), ShareError> {
     // The guest's kernel applies its processes' masks.
     umask(Mode::empty());
     let epoch = epoch().map_err(cannot("get random numbers"))?;
-    let (server, failed) = Server::new(&shares, &hidden, descriptors as usize, epoch, &state);
+    let (server, failed) = Server::new(&shares, &hidden, descriptors as usize, epoch, &state, locks);
     for share in failed {
         let _ = writeln!(io::stderr(), "warning: share: {}", chain(&share));
     }
     // Before the first request: everything that comes from the guest is handled by a process that has the shares and
     // nothing else.
-    sandbox::confine_share(&server.shared())?;
+    sandbox::confine_share(&server.shared(), locks)?;
     let server = Arc::new(server);
-    let worker = |queue| Worker::spawn(queue, Arc::clone(&server), || Ok(sandbox::confine_share_thread()?));
+    let confine_thread = move || Ok(sandbox::confine_share_thread(locks)?);
+    let worker = |queue| Worker::spawn(queue, Arc::clone(&server), confine_thread);
     let workers = (0..QUEUES).map(worker);
     let workers = workers.collect::<io::Result<_>>().map_err(cannot("start threads"))?;
-    sandbox::confine_share_thread()?;
+    server.start_lock_threads(|| Ok(sandbox::confine_share_thread(true)?)).map_err(cannot("start threads"))?;
+    confine_thread()?;
     let device = Device::new(workers).map_err(cannot("allocate the queues"))?;
     event_loop::run(&control, stream, device)
 }

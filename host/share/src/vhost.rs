@@ -10,6 +10,7 @@ use bulkhead_queue::{GuestRam, SplitQueue};
 
 use crate::{
     REQUEST_QUEUES, TAG, events,
+    parked::Parked,
     worker::{Ring, Worker},
 };
 
@@ -47,9 +48,9 @@ impl Device {
 }
 
 impl Slot {
-    /// Takes the queue from its thread.
-    fn stop(&mut self) -> Option<Ring> {
-        if self.idle.is_some() { None } else { self.worker.stop() }
+    /// Takes the queue from its thread, with the requests that wait or without.
+    fn stop(&mut self, forget: bool) -> Option<Ring> {
+        if self.idle.is_some() { None } else { self.worker.stop(forget) }
     }
 }
 
@@ -80,7 +81,7 @@ impl bulkhead_vhost_user::Device for Device {
     fn set_memory(&mut self, memory: &Arc<GuestRam>) {
         // Threads hold the old mapping until they are given the new one.
         for slot in &mut self.slots {
-            if let Some(ring) = slot.stop() {
+            if let Some(ring) = slot.stop(false) {
                 slot.worker.start(Ring { memory: Arc::clone(memory), ..ring });
             }
         }
@@ -91,14 +92,22 @@ impl bulkhead_vhost_user::Device for Device {
         let slot = &mut self.slots[index];
         if let Some(queue) = slot.idle.take() {
             let (memory, call) = (Arc::clone(memory), slot.call.take());
-            slot.worker.start(Ring { queue, memory, kick, call, enabled: slot.enabled, notifies });
+            slot.worker.start(Ring {
+                queue,
+                memory,
+                kick,
+                call,
+                enabled: slot.enabled,
+                notifies,
+                parked: Parked::default(),
+            });
         }
         Ok(())
     }
 
     fn stop(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        if let Some(ring) = slot.stop() {
+        if let Some(ring) = slot.stop(true) {
             (slot.idle, slot.call) = (Some(ring.queue), ring.call);
         }
     }

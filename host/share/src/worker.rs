@@ -1,5 +1,5 @@
 //! Threads that serve the queues, one each. A queue's requests are completed in the order in which they came, so that a
-//! successor of this process can go on where it ended.
+//! successor of this process can go on where it ended; but for those that wait for locks, see `parked`.
 
 use std::{
     io,
@@ -10,6 +10,7 @@ use std::{
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread,
+    time::Duration,
 };
 
 use nix::{
@@ -20,7 +21,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use bulkhead_queue::{GuestRam, SplitQueue};
 
-use crate::{buffers::Buffers, error::ShareError, fs::Server};
+use crate::{
+    buffers::Buffers,
+    error::ShareError,
+    fs::{Served, Server},
+    parked::Parked,
+};
 
 /// A queue that is served.
 pub(crate) struct Ring {
@@ -31,12 +37,13 @@ pub(crate) struct Ring {
     pub(crate) enabled: bool,
     /// The queue has buffers for notifications instead of requests.
     pub(crate) notifies: bool,
+    pub(crate) parked: Parked,
 }
 
 enum Command {
     Start(Box<Ring>),
-    /// Gives the queue back, after the request that is being served.
-    Stop(Sender<Box<Ring>>),
+    /// Gives the queue back, after the request that is being served; with true, none of its requests waits any more.
+    Stop(Sender<Box<Ring>>, bool),
     Call(Option<EventFd>),
     Enable(bool),
     /// Ends the thread.
@@ -63,6 +70,14 @@ impl Worker {
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let (confined, result) = mpsc::channel();
         let pending_too = Arc::clone(&pending);
+        let (busy, woken) = (Arc::clone(&pending), wake.try_clone()?);
+        server.locks.pool.wake_with(
+            queue,
+            Box::new(move || {
+                busy.store(true, Ordering::Release);
+                let _ = woken.write(1);
+            }),
+        );
         let inner = Thread { queue, commands: receiver, pending: pending_too, wake: wake.try_clone()?, ring: None };
         thread::Builder::new().name(format!("share-{queue}")).spawn(move || {
             let ready = confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
@@ -87,10 +102,11 @@ impl Worker {
         self.send(Command::Start(ring.into()));
     }
 
-    /// Takes the queue back; the thread touches guest memory no more when this returns.
-    pub(crate) fn stop(&self) -> Option<Ring> {
+    /// Takes the queue back; the thread touches guest memory no more when this returns. With `forget` the requests that
+    /// wait are never answered.
+    pub(crate) fn stop(&self, forget: bool) -> Option<Ring> {
         let (give, take) = mpsc::channel();
-        self.send(Command::Stop(give));
+        self.send(Command::Stop(give, forget));
         take.recv().ok().map(|ring| *ring)
     }
 
@@ -121,7 +137,7 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, server: &Server) {
-        while self.wait(server) && self.obey() {
+        while self.wait(server) && self.obey(server) {
             if let Some(ring) = self.ring.as_mut().filter(|ring| ring.enabled) {
                 ring.serve(self.queue, server, &self.pending);
             }
@@ -141,7 +157,10 @@ impl Thread {
         let fds = [wake, kick.unwrap_or(wake), host, ready];
         let mut events = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         loop {
-            match poll(&mut events, PollTimeout::NONE) {
+            let timeout = self.ring.as_ref().filter(|ring| ring.enabled).and_then(|ring| ring.parked.timeout());
+            // Rounded up, so that it has passed then.
+            let timeout = timeout.map(|timeout| PollTimeout::try_from(timeout + Duration::from_millis(1)));
+            match poll(&mut events, timeout.and_then(Result::ok).unwrap_or(PollTimeout::NONE)) {
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
                 Err(error) => {
@@ -160,14 +179,17 @@ impl Thread {
     }
 
     /// Carries out all commands; false when there will be no more.
-    fn obey(&mut self) -> bool {
+    fn obey(&mut self, server: &Server) -> bool {
         self.pending.store(false, Ordering::Release);
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Start(ring)) => self.ring = Some(ring),
-                Ok(Command::Stop(give)) => {
+                Ok(Command::Stop(give, forget)) => {
                     // Without a queue it is dropped unanswered.
-                    if let Some(ring) = self.ring.take() {
+                    if let Some(mut ring) = self.ring.take() {
+                        if forget {
+                            ring.parked.forget(self.queue, server);
+                        }
                         let _ = give.send(ring);
                     }
                 }
@@ -194,6 +216,9 @@ impl Ring {
         if self.notifies {
             return server.events.deliver(&mut self.queue, &self.memory, self.call.as_ref(), pending);
         }
+        self.parked.resume(queue, &mut self.queue, &self.memory, server);
+        self.parked.finish(&mut self.queue, &self.memory, server);
+        self.interrupt();
         while !pending.load(Ordering::Acquire) {
             let Some(chain) = self.queue.pop(&self.memory) else {
                 // The driver may have added a request between the look above and this request for a kick.
@@ -204,13 +229,26 @@ impl Ring {
             };
             let head = chain.head_index();
             // A chain that is none, with a buffer outside of memory, is returned empty.
-            let written = Buffers::new(chain, &self.memory).map_or(0, |buffers| server.serve(queue, &buffers));
+            let buffers = Buffers::new(chain.clone(), &self.memory);
+            let written = match buffers.map(|buffers| server.serve(queue, &buffers)) {
+                None => 0,
+                Some(Served::Done(written)) => written,
+                Some(Served::Waits(wait)) => {
+                    self.parked.add(queue, chain, server, wait);
+                    continue;
+                }
+            };
             self.queue.complete(&self.memory, head, written as u32);
-            if self.queue.should_interrupt(&self.memory)
-                && let Some(call) = &self.call
-            {
-                let _ = call.write(1);
-            }
+            self.interrupt();
+        }
+    }
+
+    /// Interrupts the driver if it wants that for the requests that were completed.
+    fn interrupt(&mut self) {
+        if self.queue.should_interrupt(&self.memory)
+            && let Some(call) = &self.call
+        {
+            let _ = call.write(1);
         }
     }
 }

@@ -22,6 +22,8 @@ const MAX_LENGTH: usize = 16 * 1024;
 #[derive(Clone, Debug, Default)]
 pub struct SharesPlan {
     shares: Vec<Share>,
+    /// Locks hold against the host's programs.
+    host_locks: bool,
 }
 
 /// A directory of the setting, and the judgement on it.
@@ -81,7 +83,8 @@ impl SharesPlan {
                 "{rest} shared directories are left out, because there are too many or their paths are too long"
             ));
         }
-        ((!shares.is_empty()).then_some(Self { shares }), problems)
+        let plan = Self { shares, host_locks: settings.host_locks() };
+        ((!plan.shares.is_empty()).then_some(plan), problems)
     }
 
     /// Also shares what was shared on its own before and is now a part of another directory with the same access. The
@@ -97,6 +100,8 @@ impl SharesPlan {
             }
         }
         self.shares = bounded(self.shares).0;
+        // The guest has been told once, when it mounted the file system.
+        self.host_locks = before.host_locks;
         self
     }
 
@@ -108,7 +113,8 @@ impl SharesPlan {
     /// The list for the process that serves them, without these places.
     pub(super) fn setup(&self, hidden: &[PathBuf]) -> api::Command {
         let share = |share: &Share| api::Share { path: PathBuf::from(&share.path), read_only: share.read_only };
-        api::Command::Setup { shares: self.shares.iter().map(share).collect(), hidden: hidden.to_vec() }
+        let shares = self.shares.iter().map(share).collect();
+        api::Command::Setup { shares, hidden: hidden.to_vec(), locks: self.host_locks }
     }
 }
 
@@ -168,6 +174,7 @@ mod tests {
                 .iter()
                 .map(|(path, read_only)| Share { path: (*path).into(), read_only: *read_only })
                 .collect(),
+            host_locks: false,
         };
         let kept = |new: &[(&str, bool)], old: &[(&str, bool)]| plan(new).keeping(&plan(old)).shares;
         let all = plan(&[("/home", false), ("/home/me", false)]).shares;

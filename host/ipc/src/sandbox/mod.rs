@@ -85,16 +85,18 @@ pub struct Shared<'a> {
 /// Attributes can be looked at by any path, and so can be, with inotify, whether a file changes that the user may read.
 ///
 /// Linux before 5.19 cannot rename between directories under Landlock; there the system call filter is the only one.
-pub fn confine_share(shares: &[Shared<'_>]) -> Result<(), SandboxError> {
+///
+/// With `locks` it may lock the files that it has opened.
+pub fn confine_share(shares: &[Shared<'_>], locks: bool) -> Result<(), SandboxError> {
     process::harden()?;
     landlock::restrict_share(shares)?;
-    seccomp::apply_share()
+    seccomp::apply_share(locks)
 }
 
 /// Confines a thread of the share process further. From now on it starts no thread. Every thread of the process does
 /// this, the one that starts the others as the last.
-pub fn confine_share_thread() -> Result<(), SandboxError> {
-    seccomp::apply_share_thread()
+pub fn confine_share_thread(locks: bool) -> Result<(), SandboxError> {
+    seccomp::apply_share_thread(locks)
 }
 
 /// Confines the network process of a tap device. From now on it opens neither files nor sockets.

@@ -25,13 +25,14 @@ impl Rules {
         self
     }
 
-    /// Adds a call that one of these alternatives must allow.
+    /// Adds a call that one of these alternatives, or of those added before, must allow.
     pub(super) fn allow_if(
         mut self,
         call: libc::c_long,
         alternatives: impl IntoIterator<Item = Alternative>,
     ) -> Result<Self, SandboxError> {
-        self.0.insert(call, alternatives.into_iter().collect::<Result<_, _>>()?);
+        let alternatives = alternatives.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.0.entry(call).or_default().extend(alternatives);
         Ok(self)
     }
 

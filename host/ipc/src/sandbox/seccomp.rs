@@ -113,6 +113,9 @@ const VCPU_REQUESTS: [u64; 8] = [
 const FCNTL_COMMANDS: [libc::c_int; 5] =
     [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
 
+/// Commands of fcntl(2) for locks, without those of processes: the one process stands for many of the guest's.
+const LOCK_COMMANDS: [libc::c_int; 3] = [libc::F_OFD_GETLK, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
+
 /// Flags with which the C libraries start a thread (pthread_create), and no process: glibc's. musl adds
 /// `CLONE_DETACHED`, which has no effect.
 const THREAD_FLAGS: libc::c_int = libc::CLONE_VM
@@ -155,9 +158,9 @@ pub(super) fn apply_vmm_thread() -> Result<(), SandboxError> {
     vmm()?.refuse_others()
 }
 
-pub(super) fn apply_share() -> Result<(), SandboxError> {
+pub(super) fn apply_share(locks: bool) -> Result<(), SandboxError> {
     Rules::default().allow(&[libc::SYS_clone3]).refuse_listed(libc::ENOSYS)?;
-    share()?
+    share(locks)?
         .allow(THREAD_START_CALLS)
         // Each thread has an event by which it is woken.
         .allow(&[libc::SYS_eventfd2])
@@ -170,13 +173,21 @@ pub(super) fn apply_share() -> Result<(), SandboxError> {
         .refuse_others()
 }
 
-pub(super) fn apply_share_thread() -> Result<(), SandboxError> {
-    share()?.refuse_others()
+pub(super) fn apply_share_thread(locks: bool) -> Result<(), SandboxError> {
+    share(locks)?.refuse_others()
 }
 
-fn share() -> Result<Rules, SandboxError> {
+fn share(locks: bool) -> Result<Rules, SandboxError> {
     // Without a path: the times of an open file.
-    Rules::default().allow(SHARE_CALLS).allow_if(libc::SYS_utimensat, [rule_of_long(1, u64::MAX, 0)])?.guarded()
+    let rules = Rules::default().allow(SHARE_CALLS).allow_if(libc::SYS_utimensat, [rule_of_long(1, u64::MAX, 0)])?;
+    let rules = if locks {
+        let commands = LOCK_COMMANDS.map(|command| rule(&[(1, EQUAL, command as u64)]));
+        // dup3 puts a file in the place of another one, by which a thread that waits for a lock is interrupted.
+        rules.allow(&[libc::SYS_dup3, libc::SYS_flock]).allow_if(libc::SYS_fcntl, commands)?
+    } else {
+        rules
+    };
+    rules.guarded()
 }
 
 pub(super) fn apply_net() -> Result<(), SandboxError> {

@@ -42,8 +42,8 @@ fn as_device() -> Result<(), SandboxError> {
 
 /// Confines like a thread of the share process that has no shares.
 fn as_share() -> Result<(), SandboxError> {
-    confine_share(&[])?;
-    confine_share_thread()
+    confine_share(&[], false)?;
+    confine_share_thread(false)
 }
 
 /// All ways to be confined.
@@ -373,8 +373,8 @@ fn a_confined_share_process_opens_what_is_in_its_shares_and_nothing_else() {
             directory: unsafe { std::os::fd::BorrowedFd::borrow_raw(directory.as_raw_fd()) },
             read_only,
         };
-        confine_share(&[shared(&rw, false), shared(&ro, true)]).unwrap();
-        confine_share_thread().unwrap();
+        confine_share(&[shared(&rw, false), shared(&ro, true)], false).unwrap();
+        confine_share_thread(false).unwrap();
         let create = libc::O_CREAT | libc::O_WRONLY;
         let allowed = [
             openat2(&rw, c"file", libc::O_RDWR | libc::O_TRUNC),
@@ -453,6 +453,39 @@ fn a_confined_share_process_has_no_sockets_programs_or_further_threads() {
         (started, refused)
     });
     assert_eq!(outcome, (false, [libc::EPERM; 4]));
-    let threads = confined(|| confine_share(&[]), || thread::Builder::new().spawn(|| 7).unwrap().join().unwrap());
+    let threads =
+        confined(|| confine_share(&[], false), || thread::Builder::new().spawn(|| 7).unwrap().join().unwrap());
     assert_eq!(threads, 7);
+}
+
+#[test]
+fn a_confined_share_process_locks_files_only_if_it_is_to() {
+    let path = std::env::temp_dir().join(format!("bulkhead-sandbox-locks-{}", std::process::id()));
+    std::fs::write(&path, b"x").unwrap();
+    let locking = || {
+        confine_share(&[], true)?;
+        confine_share_thread(true)
+    };
+    let expected = [(as_share as fn() -> _, [libc::EPERM; 4]), (locking, [0, 0, 0, libc::EPERM])];
+    for (confine, expected) in expected {
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let outcome = confined(confine, move || {
+            let fd = file.as_raw_fd();
+            // SAFETY: integers only, which may be zero.
+            let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+            lock.l_type = libc::F_WRLCK as libc::c_short;
+            // SAFETY: the descriptor is open, and the structure lives until each call has returned.
+            unsafe {
+                [
+                    errno(libc::flock(fd, libc::LOCK_EX)),
+                    errno(libc::fcntl(fd, libc::F_OFD_SETLKW, &raw const lock)),
+                    errno(libc::fcntl(fd, libc::F_OFD_GETLK, &raw mut lock)),
+                    // Those of processes end with any descriptor of the file.
+                    errno(libc::fcntl(fd, libc::F_SETLK, &raw const lock)),
+                ]
+            }
+        });
+        assert_eq!(outcome, expected);
+    }
+    std::fs::remove_file(&path).unwrap();
 }

@@ -158,6 +158,7 @@ pub(crate) fn attributes(number: u64, stat: &Statx, record: Option<&Record>, ids
         gid: shown.gid,
         device: shown.device,
         block_size: stat.stx_blksize,
+        brief: false,
     }
 }
 

@@ -225,7 +225,7 @@ impl Server {
         let device = self.devices.number(&stat, || resolve::place_of(&*directory.fd, c"."))?;
         let record = super::record::of_file(&fd);
         let inode = attributes::number(device, stat.stx_ino);
-        let attributes = attributes::attributes(inode, &stat, record.as_ref(), self.ids);
+        let attributes = attributes::attributes(inode, &stat, record.as_ref(), self.ids).with_locks(self.locks.on());
         let number = self.nodes().add(parent, None, node)?;
         self.created(&directory, number, &attributes, fd, passed)
     }

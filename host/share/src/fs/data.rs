@@ -50,6 +50,8 @@ impl Server {
         let flags = match self.handles.get(handle, number)? {
             Handle::File(file) => return Ok(file),
             Handle::LostFile(flags) => open_flags(flags.bits()),
+            // A program that goes on would believe that it has its locks.
+            Handle::LostLocks => return Err(Errno::IO),
             Handle::Listing(_) | Handle::LostListing => return Err(Errno::BADF),
         };
         let target = if changes(flags) { self.writable_target(number, None) } else { self.target(number, None) }?;

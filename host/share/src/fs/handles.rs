@@ -38,6 +38,8 @@ pub(crate) enum Handle {
     LostFile(OFlags),
     /// A directory that an earlier process had open.
     LostListing,
+    /// A file through which there were locks, which ended with an earlier process.
+    LostLocks,
 }
 
 struct Open {
@@ -57,6 +59,9 @@ struct Table {
 /// Mark of a directory in a kept handle, above the flags of open(2).
 const LISTING: u64 = 1 << 32;
 
+/// Word of a kept handle that is not zero while there are locks.
+const LOCKED: usize = 3;
+
 /// The table of handles, by their numbers.
 pub(crate) struct Handles {
     table: Mutex<Table>,
@@ -74,6 +79,7 @@ impl Handles {
         for slot in in_use {
             let [number, node, flags] = [0, 1, 2].map(|at| table.kept.get(slot, at));
             let lost = match flags & LISTING {
+                _ if table.kept.get(slot, LOCKED) != 0 => Handle::LostLocks,
                 0 => Handle::LostFile(OFlags::from_bits_retain(flags as u32)),
                 _ => Handle::LostListing,
             };
@@ -98,7 +104,7 @@ impl Handles {
         if matches!(handle, Handle::File(_)) {
             table.nodes.entry(node).or_default().push(number);
         }
-        let kept = table.kept.add(&[number, node, flags]);
+        let kept = table.kept.add(&[number, node, flags, 0]);
         table.handles.insert(number, Open { node, handle, kept });
         Ok(number)
     }
@@ -145,8 +151,16 @@ impl Handles {
         }
     }
 
-    /// Closes a handle.
-    pub(crate) fn remove(&self, handle: u64) {
+    /// Keeps for successors that there are locks through a handle, or none any more.
+    pub(crate) fn mark_locked(&self, handle: u64, locked: bool) {
+        let table = self.table();
+        if let Some(kept) = table.handles.get(&handle).and_then(|open| open.kept) {
+            table.kept.set(kept, LOCKED, locked.into());
+        }
+    }
+
+    /// Closes a handle; returns its node.
+    pub(crate) fn remove(&self, handle: u64) -> Option<u64> {
         let mut table = self.table();
         let removed = table.handles.remove(&handle);
         if let Some(kept) = removed.as_ref().and_then(|open| open.kept) {
@@ -162,7 +176,7 @@ impl Handles {
         }
         // Closing may take a while on some file systems, so the lock is given up first.
         drop(table);
-        drop(removed);
+        removed.map(|open| open.node)
     }
 
     /// Closes all handles.

@@ -68,7 +68,7 @@ impl Server {
         match self.handles.get(handle, number)? {
             Handle::Listing(listing) => return Ok(listing),
             Handle::LostListing => {}
-            Handle::File(_) | Handle::LostFile(_) => return Err(Errno::BADF),
+            Handle::File(_) | Handle::LostFile(_) | Handle::LostLocks => return Err(Errno::BADF),
         }
         let Place::Host(directory) = self.place(number)? else { return Err(Errno::STALE) };
         let fd = open_directory(&directory)?;

@@ -87,7 +87,8 @@ impl Server {
         nodes.give_size(number, stat.stx_size);
         drop(nodes);
         let inode = attributes::number(device, stat.stx_ino);
-        Ok((number, attributes::attributes(inode, stat, record.as_ref(), self.ids)))
+        let attributes = attributes::attributes(inode, stat, record.as_ref(), self.ids);
+        Ok((number, attributes.with_locks(self.locks.on())))
     }
 
     /// The node of an entry of the tree that is a share's root, or outside of all shares.

@@ -9,6 +9,7 @@ mod data;
 mod handles;
 mod hidden;
 mod list;
+pub(crate) mod locks;
 mod lookup;
 mod nodes;
 mod owners;
@@ -45,10 +46,12 @@ use cache::Cache;
 pub(crate) use data::open_flags;
 use handles::Handles;
 use hidden::Hidden;
+use locks::Locks;
+pub(crate) use locks::Wait;
 use nodes::Nodes;
 use owners::Ids;
 use resolve::Place;
-pub(crate) use state::{LEN as STATE_LEN, State};
+pub(crate) use state::{LEN as STATE_LEN, Slots, State, WAITS};
 use tree::Tree;
 pub(crate) use tree::Unusable;
 
@@ -63,6 +66,16 @@ pub(crate) enum Reply {
     Data(usize),
     /// The request has no reply.
     None,
+    /// The reply comes when a lock can be had.
+    Waits(Arc<Wait>),
+}
+
+/// A request of which this server has taken note.
+pub(crate) enum Served {
+    /// It is answered, with this number of bytes in the guest's buffers.
+    Done(usize),
+    /// It will be answered, by [`Server::finish_wait`].
+    Waits(Arc<Wait>),
 }
 
 type Answer = Result<Reply, Errno>;
@@ -88,6 +101,9 @@ pub(crate) struct Server {
     handles: Handles,
     /// Changes by the host's programs.
     pub(crate) events: Events,
+    pub(crate) locks: Locks,
+    /// Requests that wait, for a successor.
+    pub(crate) waits: Mutex<Slots>,
     ids: Ids,
     /// Serialises changes of records and modes, which are read, changed and written.
     records: Mutex<()>,
@@ -101,25 +117,30 @@ impl Server {
     ///
     /// `hidden` are paths of the host at which the guest finds nothing. `descriptors` is the limit of this process,
     /// `epoch` a random number that differs from earlier processes'. `state` is what earlier processes of this device
-    /// left.
+    /// left. With `locks` the host keeps the guest's locks.
     pub(crate) fn new(
         shares: &[api::Share],
         hidden: &[PathBuf],
         descriptors: usize,
         epoch: u32,
         state: &Arc<State>,
+        locks: bool,
     ) -> (Self, Vec<Unusable>) {
         let hidden = Hidden::find(hidden.iter().map(PathBuf::as_path));
         let (tree, failed) = Tree::open(shares, &hidden);
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A waiting thread has a descriptor, too.
+        let reserved = RESERVED_DESCRIPTORS + if locks { locks::MAX_OWNERS + locks::MAX_WAITING } else { 0 };
         let server = Self {
             nodes: recovery::nodes(&tree, &hidden, epoch, state).into(),
             tree,
             hidden,
             cache: Mutex::default(),
             devices: Devices::new(state),
-            handles: Handles::new(epoch, descriptors.saturating_sub(RESERVED_DESCRIPTORS), state),
+            handles: Handles::new(epoch, descriptors.saturating_sub(reserved), state),
             events: Events::new(),
+            locks: Locks::new(locks),
+            waits: Slots::find(state, state::WAITS).0.into(),
             ids: Ids::own(),
             records: Mutex::default(),
             started: (started.as_secs() as i64, started.subsec_nanos()),
@@ -143,11 +164,11 @@ impl Server {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a request of a queue; returns the number of bytes written to the guest's buffers.
-    pub(crate) fn serve(&self, queue: usize, buffers: &Buffers<'_>) -> usize {
+    /// Serves a request of a queue.
+    pub(crate) fn serve(&self, queue: usize, buffers: &Buffers<'_>) -> Served {
         // Copied before it is looked at: the guest can change its buffers at any time.
         let mut bytes = buffers.readable.copy(request::HEADER + request::WRITE);
-        let Some(header) = request::header(&bytes) else { return 0 };
+        let Some(header) = request::header(&bytes) else { return Served::Done(0) };
         if !matches!(header.opcode, request::OP_WRITE) {
             bytes = buffers.readable.copy((header.len as usize).min(request::MAX_COPY));
         }
@@ -166,22 +187,46 @@ impl Server {
                 None => Err(Errno::INVAL),
             },
         };
-        finish(header.unique, answer, &buffers.writable)
+        match answer {
+            Ok(Reply::Waits(wait)) => Served::Waits(wait),
+            answer => Served::Done(finish(header.unique, answer, &buffers.writable)),
+        }
     }
 
-    fn answer(&self, header: &Header, operation: Operation<'_>, buffers: &Buffers<'_>) -> Answer {
+    /// The reply to a request that has waited, which is a header alone.
+    pub(crate) fn finish_wait(&self, wait: &Arc<Wait>) -> Vec<u8> {
+        let error = self.lock_answer(wait).err().map_or(0, Errno::raw_os_error);
+        reply::header(wait.unique, error, 0)
+    }
+
+    /// Lets a request wait again that has waited in an earlier process; fails with the reply if it need not wait.
+    pub(crate) fn wait_again(
+        &self,
+        request: (usize, u64),
+        node: u64,
+        lock: &request::Lock,
+    ) -> Result<Arc<Wait>, Vec<u8>> {
+        match self.set_lock(request, node, lock, true) {
+            Ok(Reply::Waits(wait)) => Ok(wait),
+            answer => Err(reply::header(request.1, answer.err().map_or(0, Errno::raw_os_error), 0)),
+        }
+    }
+
+    fn answer(&self, queue: usize, header: &Header, operation: Operation<'_>, buffers: &Buffers<'_>) -> Answer {
         let (node, caller) = (header.node, header.caller);
         match operation {
             Operation::Init { major: 7, minor, readahead, flags } => {
                 // A new connection knows nothing of an earlier one.
+                self.locks.clear();
                 self.handles.clear();
                 self.nodes().clear();
                 self.state.forget_requests();
                 self.events.clear();
-                Ok(Body::init(minor, readahead, flags).into())
+                Ok(Body::init(minor, readahead, flags, self.locks.on()).into())
             }
             Operation::Init { .. } => Err(Errno::PROTO),
             Operation::Destroy => {
+                self.locks.clear();
                 self.handles.clear();
                 Ok(done())
             }
@@ -195,7 +240,13 @@ impl Server {
                 self.forget(pairs);
                 Ok(Reply::None)
             }
-            Operation::Interrupt => Ok(Reply::None),
+            Operation::Interrupt(unique) => {
+                self.locks.pool.interrupt(unique);
+                Ok(Reply::None)
+            }
+            Operation::GetLock(lock) => self.get_lock(node, &lock),
+            Operation::SetLock { lock, wait } => self.set_lock((queue, header.unique), node, &lock, wait),
+            Operation::Flush { owner, .. } => self.flush(node, owner),
             Operation::GetAttributes { handle } => self.get_attributes(node, handle),
             Operation::SetAttributes(changes) => self.set_attributes(node, &changes),
             Operation::ReadLink => self.read_link(node),
@@ -220,7 +271,9 @@ impl Server {
             Operation::Read { handle, offset, size } => self.read(node, handle, offset, size, &buffers.writable),
             Operation::Write(write) => self.write(node, &write, &buffers.readable),
             Operation::Release { handle } | Operation::ReleaseDirectory { handle } => {
-                self.handles.remove(handle);
+                if let Some(node) = self.handles.remove(handle) {
+                    self.release_locks(node, handle);
+                }
                 Ok(done())
             }
             Operation::Sync { handle, data_only } => self.sync(node, handle, data_only),
@@ -240,8 +293,8 @@ impl Server {
             Operation::Seek { handle, offset, whence } => self.seek(node, handle, offset, whence),
             Operation::CopyRange(range) => self.copy_range(node, &range),
             Operation::Watch { mask, sequence } => self.watch(node, mask, sequence),
-            // The kernel asks once for each. FLUSH among them: nothing is left to do when a program closes a file,
-            // since writes are never held back. ACCESS is never asked where the kernel checks permissions itself.
+            // The kernel asks once for each, and for FLUSH unless the host keeps locks: nothing else is left to do when
+            // a program closes a file, since writes are never held back. ACCESS is never asked where the kernel checks permissions itself.
             // SYNCFS would have the whole disk of the host written each time that a container calls sync(2); it may
             // ask that of single files. STATX adds nothing but the time of birth.
             _ => Err(Errno::NOSYS),
@@ -266,7 +319,7 @@ impl Server {
 /// Writes the header and the body of a reply; returns the number of bytes.
 fn finish(unique: u64, answer: Answer, writable: &Segments<'_>) -> usize {
     let (error, len, body) = match answer {
-        Ok(Reply::None) => return 0,
+        Ok(Reply::None | Reply::Waits(_)) => return 0,
         Ok(Reply::Data(len)) => (0, len, Body::default()),
         Ok(Reply::Body(body)) => (0, body.0.len(), body),
         Err(error) => (error.raw_os_error(), 0, Body::default()),

@@ -141,7 +141,8 @@ impl Server {
         })?;
         self.nodes().give_size(target.number, target.stat.stx_size);
         let number = attributes::number(device, target.stat.stx_ino);
-        Ok(attributes::attributes(number, &target.stat, self.record(target).as_ref(), self.ids))
+        let attributes = attributes::attributes(number, &target.stat, self.record(target).as_ref(), self.ids);
+        Ok(attributes.with_locks(self.locks.on()))
     }
 
     /// Gives an open file owner and mode for the guest.

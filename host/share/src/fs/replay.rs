@@ -61,14 +61,14 @@ impl Server {
             if let Some(answer) = self.before_again(header, operation, buffers, &earlier) {
                 return answer;
             }
-            return after_again(operation, self.answer(header, operation, buffers));
+            return after_again(operation, self.answer(queue, header, operation, buffers));
         }
         if let Some(note) = self.note(header.node, operation) {
             for (at, word) in note.into_iter().enumerate() {
                 self.state.request(queue, NOTE + at).store(word, Ordering::Release);
             }
         }
-        self.answer(header, operation, buffers)
+        self.answer(queue, header, operation, buffers)
     }
 
     /// Keeps the id of a request; returns what is known of it if it was kept already.

@@ -19,7 +19,7 @@ use std::{
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 /// Length in bytes. Pages that are not used take no memory.
-pub(crate) const LEN: usize = HANDLES.end();
+pub(crate) const LEN: usize = WAITS.end();
 
 /// Words of the header: version, next numbers of nodes and handles, order of names, slots that were ever used.
 const VERSION: usize = 0;
@@ -37,7 +37,7 @@ const MAX_DEVICES: usize = 256;
 const HEADER: usize = 4096;
 
 /// The format; another one counts as empty.
-const FORMAT: u64 = 0x6275_6c6b_7368_0001;
+const FORMAT: u64 = 0x6275_6c6b_7368_0002;
 
 /// An array of slots.
 #[derive(Clone, Copy)]
@@ -50,6 +50,11 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Number of slots.
+    pub(crate) const fn count(&self) -> usize {
+        self.count
+    }
+
     const fn end(&self) -> usize {
         self.at + 8 * self.words * self.count
     }
@@ -59,8 +64,11 @@ impl Table {
 pub(crate) const NODES: Table = Table { at: HEADER, words: 8, count: 2_000_000, used: USED };
 /// Names: length and kind, node, directory, order, next part, and bytes; further parts: a mark, next part, and bytes.
 pub(crate) const NAMES: Table = Table { at: NODES.end(), words: 8, count: 4_000_000, used: USED + 1 };
-/// Open files and directories: number, node, flags.
+/// Open files and directories: number, node, flags, and whether there are locks.
 pub(crate) const HANDLES: Table = Table { at: NAMES.end(), words: 4, count: 1 << 20, used: USED + 2 };
+/// Requests that wait for a lock: queue and one, head of the chain, `used.idx` behind it once it is being completed,
+/// place of the reply; id, node, handle, owner, first and last byte, kind and flags, process.
+pub(crate) const WAITS: Table = Table { at: HANDLES.end(), words: 12, count: 256, used: USED + 3 };
 
 /// The memory.
 pub(crate) struct State(MmapRegion);
@@ -88,6 +96,12 @@ impl State {
     pub(crate) fn in_use(self: &Arc<Self>) -> (usize, usize, usize) {
         let [nodes, names, handles] = [NODES, NAMES, HANDLES].map(|table| Slots::find(self, table).1.len());
         (nodes, names, handles)
+    }
+
+    /// Number of requests that wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(self: &Arc<Self>) -> usize {
+        Slots::find(self, WAITS).1.len()
     }
 
     fn clear(&self) {

@@ -19,9 +19,9 @@ pub(crate) const KEEP_CACHE: u32 = 1 << 1;
 
 /// Flags of FUSE_INIT that this server accepts.
 ///
-/// Without `WRITEBACK_CACHE`, with which the guest alone would decide about sizes and times. Without `POSIX_LOCKS` and
-/// `FLOCK_LOCKS`: locks hold between all containers, and the guest's kernel keeps them. Without `SUBMOUNTS`: the guest
-/// would mount them by itself, and those mounts cannot be id-mapped. Without `POSIX_ACL`, whose ids nothing translates.
+/// Without `WRITEBACK_CACHE`, with which the guest alone would decide about sizes and times. Without `SUBMOUNTS`: the
+/// guest would mount them by itself, and those mounts cannot be id-mapped. Without `POSIX_ACL`, whose ids nothing
+/// translates.
 const FLAGS: u64 = ASYNC_READ
     | ATOMIC_O_TRUNC
     | BIG_WRITES
@@ -35,9 +35,14 @@ const FLAGS: u64 = ASYNC_READ
     | INIT_EXT
     | ALLOW_IDMAP;
 
+/// Flags that are accepted if the host keeps the locks. Without them the guest's kernel keeps them, for all containers.
+const LOCK_FLAGS: u64 = POSIX_LOCKS | FLOCK_LOCKS;
+
 const ASYNC_READ: u64 = 1;
+const POSIX_LOCKS: u64 = 1 << 1;
 const ATOMIC_O_TRUNC: u64 = 1 << 3;
 const BIG_WRITES: u64 = 1 << 5;
+const FLOCK_LOCKS: u64 = 1 << 10;
 const AUTO_INVAL_DATA: u64 = 1 << 12;
 const DO_READDIRPLUS: u64 = 1 << 13;
 const READDIRPLUS_AUTO: u64 = 1 << 14;
@@ -64,6 +69,19 @@ pub(crate) struct Attributes {
     pub(crate) gid: u32,
     pub(crate) device: u32,
     pub(crate) block_size: u32,
+    /// The guest asks again each time, and so drops data that it has cached when the file has changed.
+    pub(crate) brief: bool,
+}
+
+impl Attributes {
+    /// The same for a file whose data a lock protects, which is of no use to who reads what was there before.
+    pub(crate) fn with_locks(self, on: bool) -> Self {
+        Self { brief: on && self.mode & libc::S_IFMT == libc::S_IFREG, ..self }
+    }
+
+    fn valid(&self) -> u64 {
+        if self.brief { 0 } else { VALID }
+    }
 }
 
 /// Figures of a file system: `struct fuse_kstatfs`.
@@ -108,9 +126,9 @@ impl Body {
         body.u32(of.mode).u32(of.links).u32(of.uid).u32(of.gid).u32(of.device).u32(of.block_size).u32(0)
     }
 
-    /// `struct fuse_init_out`.
-    pub(crate) fn init(minor: u32, readahead: u32, flags: u64) -> Self {
-        let flags = flags & FLAGS;
+    /// `struct fuse_init_out`; with `locks` the host keeps the locks.
+    pub(crate) fn init(minor: u32, readahead: u32, flags: u64, locks: bool) -> Self {
+        let flags = flags & if locks { FLAGS | LOCK_FLAGS } else { FLAGS };
         // The older of the two minor versions counts.
         let body = Self::default().u32(7).u32(minor.min(41)).u32(readahead).u32(flags as u32);
         // At most 64 background requests, congested at 48; times in nanoseconds.
@@ -126,12 +144,12 @@ impl Body {
 
     fn raw_entry(self, node: u64, attributes: &Attributes) -> Self {
         // Node ids are never used again, so their generation is always 0.
-        self.u64(node).u64(0).u64(VALID).u64(VALID).u32(0).u32(0).attributes(attributes)
+        self.u64(node).u64(0).u64(VALID).u64(attributes.valid()).u32(0).u32(0).attributes(attributes)
     }
 
     /// `struct fuse_attr_out`.
     pub(crate) fn attribute(attributes: &Attributes) -> Self {
-        Self::default().u64(VALID).u32(0).u32(0).attributes(attributes)
+        Self::default().u64(attributes.valid()).u32(0).u32(0).attributes(attributes)
     }
 
     /// `struct fuse_open_out`; continues an entry for CREATE.
@@ -147,6 +165,11 @@ impl Body {
     /// `struct fuse_lseek_out`.
     pub(crate) fn position(offset: u64) -> Self {
         Self::default().u64(offset)
+    }
+
+    /// `struct fuse_lk_out`: first and last byte, kind and process of a lock.
+    pub(crate) fn lock((start, end): (u64, u64), kind: u32, pid: u32) -> Self {
+        Self::default().u64(start).u64(end).u32(kind).u32(pid)
     }
 
     /// `struct fuse_statfs_out`.
@@ -189,17 +212,18 @@ mod tests {
     fn bodies_have_the_lengths_of_the_kernels_structures() {
         let any = Attributes::default();
         let lengths = [
-            Body::init(41, 0, u64::MAX),
+            Body::init(41, 0, u64::MAX, false),
             Body::entry(2, &any),
             Body::attribute(&any),
             Body::default().open(1, 0),
             Body::size(1),
             Body::position(1),
+            Body::lock((0, 1), 2, 3),
             Body::statistics(&Statistics::default()),
             Body(header(1, 2, 0)),
         ]
         .map(|body| body.0.len());
-        assert_eq!(lengths, [64, 128, 104, 16, 8, 8, 80, 16]);
+        assert_eq!(lengths, [64, 128, 104, 16, 8, 8, 24, 80, 16]);
     }
 
     #[test]
@@ -217,7 +241,7 @@ mod tests {
 
     #[test]
     fn id_mapped_mounts_are_allowed_and_the_guest_keeps_locks_and_submounts_to_itself() {
-        let Body(bytes) = Body::init(41, 0, u64::MAX);
+        let Body(bytes) = Body::init(41, 0, u64::MAX, false);
         let (low, high) = (&bytes[12..16], &bytes[32..36]);
         let flags = u64::from(u32::from_ne_bytes(low.try_into().unwrap()))
             | u64::from(u32::from_ne_bytes(high.try_into().unwrap())) << 32;

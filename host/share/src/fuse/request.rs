@@ -124,6 +124,17 @@ pub(crate) enum Operation<'a> {
     Release {
         handle: u64,
     },
+    /// A program closes one of its descriptors: its locks on the file end.
+    Flush {
+        handle: u64,
+        owner: u64,
+    },
+    GetLock(Lock),
+    SetLock {
+        lock: Lock,
+        /// Waits until the lock can be had.
+        wait: bool,
+    },
     Sync {
         handle: u64,
         data_only: bool,
@@ -176,8 +187,8 @@ pub(crate) enum Operation<'a> {
     },
     /// Ends the connection.
     Destroy,
-    /// Has no reply and no effect.
-    Interrupt,
+    /// A signal has come for the program that made this request. Has no reply.
+    Interrupt(u64),
     /// Not supported.
     Unknown,
 }
@@ -203,6 +214,22 @@ pub(crate) struct CopyRange {
     pub(crate) to_offset: u64,
     pub(crate) length: u64,
     pub(crate) flags: u64,
+}
+
+/// A lock: `struct fuse_lk_in`. Nothing of it is checked yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lock {
+    pub(crate) handle: u64,
+    /// Stands for the owner: a table of descriptors, or an open file.
+    pub(crate) owner: u64,
+    /// The first and the last byte.
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
+    pub(crate) kind: u32,
+    pub(crate) pid: u32,
+    /// `FUSE_LK_FLOCK` for a lock of flock(2).
+    pub(crate) flags: u32,
 }
 
 /// Fields that have not been read yet.
@@ -336,6 +363,11 @@ fn data<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
         }
         23 => Operation::ListXattr { size: body.u32()? },
         24 => Operation::RemoveXattr(body.name()?),
+        25 => {
+            let handle = body.u64()?;
+            body.skip(8)?;
+            Operation::Flush { handle, owner: body.u64()? }
+        }
         26 => init(body)?,
         27 => Operation::OpenDirectory,
         28 | 44 => {
@@ -344,7 +376,9 @@ fn data<'a>(opcode: u32, body: &mut Fields<'a>) -> Option<Operation<'a>> {
         }
         29 => Operation::ReleaseDirectory { handle: body.u64()? },
         30 => Operation::SyncDirectory { handle: body.u64()?, data_only: body.u32()? & FSYNC_DATA != 0 },
-        36 => Operation::Interrupt,
+        31 => Operation::GetLock(lock(body)?),
+        32 | 33 => Operation::SetLock { lock: lock(body)?, wait: opcode == 33 },
+        36 => Operation::Interrupt(body.u64()?),
         38 => Operation::Destroy,
         43 => {
             let (handle, offset, length) = (body.u64()?, body.u64()?, body.u64()?);
@@ -379,6 +413,11 @@ const WRITE_KILL: u32 = 1 << 2;
 const FSYNC_DATA: u32 = 1;
 /// `FUSE_INIT_EXT`: the upper half of the flags is there.
 const INIT_EXT: u32 = 1 << 30;
+
+fn lock(body: &mut Fields<'_>) -> Option<Lock> {
+    let (handle, owner, start, end) = (body.u64()?, body.u64()?, body.u64()?, body.u64()?);
+    Some(Lock { handle, owner, start, end, kind: body.u32()?, pid: body.u32()?, flags: body.u32()? })
+}
 
 fn init<'a>(body: &mut Fields<'a>) -> Option<Operation<'a>> {
     let (major, minor, readahead, flags) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);

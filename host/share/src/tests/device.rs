@@ -28,6 +28,8 @@ const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const REQUEST: u64 = 0x3000;
 const REPLY: u64 = 0x8000;
+/// Bytes that each of several requests of a queue has for itself, and for its reply.
+const PLACE: u64 = 0x200;
 
 /// The driver, with memory that it shares with the device.
 pub(super) struct Driver {
@@ -109,25 +111,61 @@ impl Driver {
 
     /// Makes a request available in a queue, and kicks.
     pub(super) fn send(&self, queue: usize, request: &[u8], room: u32) {
+        self.send_at(queue, 0, request, room);
+    }
+
+    /// Makes a request available in one of eight places that a queue has for them, and kicks.
+    pub(super) fn send_at(&self, queue: usize, place: u64, request: &[u8], room: u32) {
         let at = STRIDE * queue as u64;
-        self.memory.write_slice(request, GuestAddress(at + REQUEST)).unwrap();
+        let (from, to) = (at + REQUEST + PLACE * place, at + REPLY + PLACE * place);
+        self.memory.write_slice(request, GuestAddress(from)).unwrap();
         let descriptor = |index: u64, address: u64, len: u32, flags: u32, next: u16| {
             let table = GuestAddress(at + 16 * index);
             self.memory.write_obj(address, table).unwrap();
             self.memory.write_obj(len, GuestAddress(table.0 + 8)).unwrap();
             self.memory.write_obj([flags as u16, next], GuestAddress(table.0 + 12)).unwrap();
         };
-        descriptor(0, at + REQUEST, request.len() as u32, VRING_DESC_F_NEXT, 1);
-        descriptor(1, at + REPLY, room, VRING_DESC_F_WRITE, 0);
-        self.publish(queue);
+        let head = 2 * place;
+        // Without room for a reply there is one descriptor.
+        let next = if room > 0 { VRING_DESC_F_NEXT } else { 0 };
+        descriptor(head, from, request.len() as u32, next, head as u16 + 1);
+        descriptor(head + 1, to, room, VRING_DESC_F_WRITE, 0);
+        self.publish(queue, head as u16);
     }
 
-    /// Makes the chain from the first descriptor on available, and kicks.
-    fn publish(&self, queue: usize) {
+    /// True if there is a reply that was not read, to a request of this place.
+    pub(super) fn is_ready(&self, queue: usize, place: u64) -> bool {
+        // The id, which is behind length and error.
+        self.memory.read_obj::<u64>(GuestAddress(STRIDE * queue as u64 + REPLY + PLACE * place + 8)).unwrap() != 0
+    }
+
+    /// Waits for the reply to the request of a place; returns its header.
+    pub(super) fn reply_at(&self, queue: usize, place: u64) -> Vec<u8> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.is_ready(queue, place) {
+            assert!(Instant::now() < deadline, "no answer");
+            thread::sleep(Duration::from_micros(100));
+        }
+        let to = GuestAddress(STRIDE * queue as u64 + REPLY + PLACE * place);
+        let mut reply = vec![0; 16];
+        self.memory.read_slice(&mut reply, to).unwrap();
+        self.memory.write_slice(&[0; 16], to).unwrap();
+        reply
+    }
+
+    /// Takes all queues back.
+    pub(super) fn stop(&self) {
+        for queue in 0..self.kicks.len() {
+            self.frontend.get_vring_base(queue).unwrap();
+        }
+    }
+
+    /// Makes the chain from this descriptor on available, and kicks.
+    fn publish(&self, queue: usize, head: u16) {
         let at = STRIDE * queue as u64;
         let index: u16 = self.memory.read_obj(GuestAddress(at + AVAILABLE + 2)).unwrap();
         let place = GuestAddress(at + AVAILABLE + 4 + 2 * u64::from(index % SIZE));
-        self.memory.write_obj(0_u16, place).unwrap();
+        self.memory.write_obj(head, place).unwrap();
         self.memory.write_obj(index.wrapping_add(1), GuestAddress(at + AVAILABLE + 2)).unwrap();
         self.kicks[queue].write(1).unwrap();
     }
@@ -160,7 +198,7 @@ impl Driver {
         self.memory.write_obj(at + REPLY, GuestAddress(at)).unwrap();
         self.memory.write_obj(room, GuestAddress(at + 8)).unwrap();
         self.memory.write_obj([VRING_DESC_F_WRITE as u16, 0], GuestAddress(at + 12)).unwrap();
-        self.publish(queue);
+        self.publish(queue, 0);
     }
 
     /// Waits for the interrupt of a queue; returns the reply.

@@ -101,6 +101,6 @@ fn a_node_from_a_time_before_they_were_hidden_is_stale() {
 fn they_cannot_be_shared_themselves() {
     let guest = home();
     let shares = ["home/.config/bulkhead", "home/.local/share/bulkhead/", "home"].map(|path| guest.share(path, true));
-    let (_, failed) = Server::new(&shares, &guest.hidden, 4096, 3, &State::own().unwrap());
+    let (_, failed) = Server::new(&shares, &guest.hidden, 4096, 3, &State::own().unwrap(), false);
     assert_eq!(failed.len(), 2, "{failed:?}");
 }

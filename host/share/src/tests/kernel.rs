@@ -24,10 +24,12 @@ pub(super) struct Mount {
     device: File,
     /// Set when the server is to be replaced by a successor.
     replace: Arc<AtomicBool>,
+    /// The host keeps the locks.
+    locks: bool,
 }
 
 impl Mount {
-    fn new() -> Self {
+    fn new(locks: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for name in ["share", "mount"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
@@ -36,7 +38,7 @@ impl Mount {
         std::os::unix::fs::chown(&share, Some(NOBODY), Some(NOBODY)).unwrap();
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let mount = Self { directory, device, replace: Arc::default() };
+        let mount = Self { directory, device, replace: Arc::default(), locks };
         mount.attach();
         mount.serve();
         mount
@@ -60,12 +62,12 @@ impl Mount {
 
     fn serve(&self) {
         let (share, device) = (self.directory.path().join("share"), self.device.try_clone().unwrap());
-        let replace = Arc::clone(&self.replace);
+        let (replace, locks) = (Arc::clone(&self.replace), self.locks);
         thread::spawn(move || {
             let state = State::own().unwrap();
             // The request that a server leaves to its successor.
             let mut left = None;
-            while serve(&share, &device, &state, &replace, &mut left) {}
+            while serve(&share, &device, &state, &replace, &mut left, locks) {}
         });
     }
 
@@ -107,14 +109,20 @@ fn serve(
     state: &Arc<State>,
     replace: &Arc<AtomicBool>,
     left: &mut Option<Vec<u8>>,
+    locks: bool,
 ) -> bool {
     let (share, device, state) = (share.to_owned(), device.try_clone().unwrap(), Arc::clone(state));
     let (replace, mut next) = (Arc::clone(replace), left.take());
     let (give, take) = mpsc::channel();
     unprivileged(move || {
-        let server = Server::new(&[Share { path: share, read_only: false }], &[], 4096, 1, &state).0;
-        sandbox::confine_share(&server.shared()).unwrap();
-        sandbox::confine_share_thread().unwrap();
+        let server = Server::new(&[Share { path: share, read_only: false }], &[], 4096, 1, &state, locks).0;
+        sandbox::confine_share(&server.shared(), locks).unwrap();
+        server.start_lock_threads(|| Ok(sandbox::confine_share_thread(true)?)).unwrap();
+        let server = Arc::new(server);
+        // With locks it starts a thread for each request, so that those that wait hold up none.
+        if !locks {
+            sandbox::confine_share_thread(false).unwrap();
+        }
         let mut bytes = vec![0; BUFFER];
         loop {
             let request = match next.take() {
@@ -129,6 +137,16 @@ fn serve(
                     Err(_) => return,
                 },
             };
+            if locks {
+                let (server, device) = (Arc::clone(&server), device.try_clone().unwrap());
+                thread::spawn(move || {
+                    let reply = exchange(&server, &request, BUFFER);
+                    if !reply.is_empty() {
+                        let _ = (&device).write(&reply);
+                    }
+                });
+                continue;
+            }
             let reply = exchange(&server, &request, BUFFER);
             if !reply.is_empty() {
                 // The program may be gone.
@@ -142,7 +160,16 @@ fn serve(
 
 /// Runs a test on a thread with a mount.
 pub(super) fn mounted(test: impl FnOnce(&Mount) + Send + 'static) {
-    if let Err(panic) = thread::spawn(|| test(&Mount::new())).join() {
+    mounted_as(false, test);
+}
+
+/// The same with locks that the host keeps.
+pub(super) fn mounted_with_locks(test: impl FnOnce(&Mount) + Send + 'static) {
+    mounted_as(true, test);
+}
+
+fn mounted_as(locks: bool, test: impl FnOnce(&Mount) + Send + 'static) {
+    if let Err(panic) = thread::spawn(move || test(&Mount::new(locks))).join() {
         std::panic::resume_unwind(panic);
     }
 }

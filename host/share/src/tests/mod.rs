@@ -8,6 +8,7 @@ mod files;
 mod frontend;
 mod hidden;
 mod kernel;
+mod locks;
 mod nested;
 mod owners;
 mod process;
@@ -17,6 +18,7 @@ mod recovery;
 mod reported;
 mod shares;
 mod special;
+mod waiting;
 
 use std::{
     ffi::OsStr,
@@ -38,7 +40,7 @@ use vm_memory::VolatileSlice;
 use crate::{
     api::Share,
     buffers::{Buffers, Segments},
-    fs::{Server, State},
+    fs::{Served, Server, State},
     fuse,
 };
 
@@ -199,7 +201,18 @@ fn exchange(server: &Server, request: &[u8], room: usize) -> Vec<u8> {
         readable: Segments::of(vec![VolatileSlice::from(first), VolatileSlice::from(second)]),
         writable: Segments::of(vec![VolatileSlice::from(third), VolatileSlice::from(fourth)]),
     };
-    let written = server.serve(0, &buffers);
+    let written = match server.serve(0, &buffers) {
+        Served::Done(written) => written,
+        Served::Waits(wait) => {
+            while wait.outcome().is_none() {
+                // The server's filter has no call to sleep.
+                nix::poll::poll(&mut [], 1_u8).unwrap();
+            }
+            let answer = server.finish_wait(&wait);
+            buffers.writable.fill(&answer);
+            answer.len()
+        }
+    };
     reply.truncate(written);
     reply
 }
@@ -217,6 +230,8 @@ struct Guest {
     state: Arc<State>,
     /// The request that was sent last, and the room for its reply.
     last: Mutex<(Vec<u8>, usize)>,
+    /// The host keeps the locks.
+    locks: bool,
     /// The server, for what does not come as a reply.
     serving: Option<Arc<Server>>,
 }
@@ -229,6 +244,10 @@ impl Guest {
 
     /// A guest of these shares, which are made below the temporary directory.
     fn with(shares: &[(&str, bool)]) -> Self {
+        Self::with_locks(shares, false)
+    }
+
+    fn with_locks(shares: &[(&str, bool)], locks: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let state = State::own().unwrap();
         let mut guest = Self {
@@ -238,6 +257,7 @@ impl Guest {
             hidden: Vec::new(),
             state,
             last: Mutex::default(),
+            locks,
             serving: None,
         };
         for (path, _) in shares {
@@ -251,7 +271,7 @@ impl Guest {
     fn restart(&mut self, shares: &[(&str, bool)], epoch: u32) {
         self.state = State::own().unwrap();
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        let (server, failed) = Server::new(&shares, &self.hidden, 4096, epoch, &self.state);
+        let (server, failed) = Server::new(&shares, &self.hidden, 4096, epoch, &self.state, self.locks);
         assert!(failed.is_empty(), "{failed:?}");
         self.serve_with(server);
     }
@@ -259,7 +279,7 @@ impl Guest {
     /// Replaces the server by a successor that has what it left.
     fn replace(&mut self, shares: &[(&str, bool)]) {
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        self.serve_with(Server::new(&shares, &self.hidden, 4096, 77, &self.state).0);
+        self.serve_with(Server::new(&shares, &self.hidden, 4096, 77, &self.state, self.locks).0);
     }
 
     /// Lets a server answer from now on.
@@ -267,9 +287,11 @@ impl Guest {
         let (ask, questions) = mpsc::channel::<(Vec<u8>, usize, Sender<Vec<u8>>)>();
         let server = Arc::new(server);
         self.serving = Some(Arc::clone(&server));
+        let locks = self.locks;
         thread::spawn(move || {
-            sandbox::confine_share(&server.shared()).unwrap();
-            sandbox::confine_share_thread().unwrap();
+            sandbox::confine_share(&server.shared(), locks).unwrap();
+            server.start_lock_threads(|| Ok(sandbox::confine_share_thread(true)?)).unwrap();
+            sandbox::confine_share_thread(locks).unwrap();
             while let Ok((request, room, reply)) = questions.recv() {
                 reply.send(exchange(&server, &request, room)).unwrap();
             }
@@ -280,7 +302,7 @@ impl Guest {
     /// Another server of the same directories.
     fn serve(&self, shares: &[(&str, bool)], epoch: u32) -> Server {
         let shares: Vec<_> = shares.iter().map(|(path, read_only)| self.share(path, *read_only)).collect();
-        let (server, failed) = Server::new(&shares, &self.hidden, 4096, epoch, &State::own().unwrap());
+        let (server, failed) = Server::new(&shares, &self.hidden, 4096, epoch, &State::own().unwrap(), self.locks);
         assert!(failed.is_empty(), "{failed:?}");
         server
     }

@@ -13,7 +13,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
 use super::{device::Driver, *};
-use crate::{QUEUES, api};
+use crate::{QUEUES, api, fs::locks::MAX_WAITING};
 use bulkhead_ipc::inherited;
 
 #[test]
@@ -48,22 +48,22 @@ fn send(control: &OwnedFd, command: &api::Command, beside: &impl AsRawFd) {
 }
 
 /// Memory for the processes of one device, as the backend keeps it.
-fn state() -> OwnedFd {
+pub(super) fn state() -> OwnedFd {
     let file = tempfile::tempfile().unwrap();
     file.set_len(api::STATE_LEN).unwrap();
     file.into()
 }
 
 /// Starts a process that goes on with what is in this memory; returns it with its control socket and the vmm's stream.
-fn serve(state: &OwnedFd, shares: &[Share]) -> (Child, OwnedFd, UnixStream) {
+pub(super) fn serve(state: &OwnedFd, shares: &[Share], locks: bool) -> (Child, OwnedFd, UnixStream) {
     let (child, control) = start();
     let (ours, theirs) = UnixStream::pair().unwrap();
     send(&control, &api::Command::State, state);
-    send(&control, &api::Command::Setup { shares: shares.to_vec(), hidden: Vec::new() }, &theirs);
+    send(&control, &api::Command::Setup { shares: shares.to_vec(), hidden: Vec::new(), locks }, &theirs);
     (child, control, ours)
 }
 
-fn end(mut child: Child) -> String {
+pub(super) fn end(mut child: Child) -> String {
     let mut errors = String::new();
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert!(child.wait().unwrap().success(), "{errors}");
@@ -74,8 +74,8 @@ fn end(mut child: Child) -> String {
 fn the_process_confines_every_thread_serves_and_ends_with_the_vmm_or_the_backend() {
     let guest = Guest::new();
     fs::write(guest.path("file"), b"x").unwrap();
-    for vmm_ends in [true, false] {
-        let (child, control, ours) = serve(&state(), &[guest.share("", false), guest.share("missing", false)]);
+    for (vmm_ends, locks) in [(true, false), (false, true)] {
+        let (child, control, ours) = serve(&state(), &[guest.share("", false), guest.share("missing", false)], locks);
         let keep = ours.try_clone().unwrap();
         let driver = Driver::new(ours);
         let mut node = fuse::ROOT;
@@ -89,8 +89,8 @@ fn the_process_confines_every_thread_serves_and_ends_with_the_vmm_or_the_backend
             let is = |field: &str| status.lines().any(|line| line.split_whitespace().eq(field.split(' ')));
             confined += usize::from(is("Seccomp: 2") && is("NoNewPrivs: 1"));
         }
-        // The workers, and the thread that runs the process's main function.
-        assert_eq!(confined, QUEUES + 1);
+        // The workers, the thread that runs the process's main function, and those that wait for locks.
+        assert_eq!(confined, QUEUES + 1 + if locks { MAX_WAITING } else { 0 });
         if vmm_ends {
             keep.shutdown(std::net::Shutdown::Both).unwrap();
         } else {
@@ -126,7 +126,7 @@ fn processes_that_are_killed_at_any_time_lose_nothing_and_do_nothing_twice() {
         fs::write(guest.path(name), b"").unwrap();
     }
     let (memory, shares) = (state(), [guest.share("", false)]);
-    let (mut child, mut control, ours) = serve(&memory, &shares);
+    let (mut child, mut control, ours) = serve(&memory, &shares, false);
     let mut driver = Driver::new(ours);
     let (root, log) = (node(&driver, &guest, ""), node(&driver, &guest, "log"));
     let append = libc::O_WRONLY | libc::O_APPEND;
@@ -150,7 +150,7 @@ fn processes_that_are_killed_at_any_time_lose_nothing_and_do_nothing_twice() {
         child.wait().unwrap();
         drop(control);
         let ours;
-        (child, control, ours) = serve(&memory, &shares);
+        (child, control, ours) = serve(&memory, &shares, false);
         driver.reconnect(ours);
         for (queue, _) in &requests {
             let reply = driver.completed(*queue);

@@ -126,7 +126,7 @@ fn open_files_beyond_the_servers_limit_are_an_error_and_nothing_else_fails() {
     let handles = soft.min(wanted) as usize - 4096;
     unprivileged(move || {
         let mut guest = Guest::new();
-        let (server, _) = Server::new(&[guest.share("", false)], &[], handles + 2048, 1, &State::own().unwrap());
+        let (server, _) = Server::new(&[guest.share("", false)], &[], handles + 2048, 1, &State::own().unwrap(), false);
         guest.serve_with(server);
         let root = guest.node("");
         fs::write(guest.path("file"), b"x").unwrap();

@@ -87,7 +87,7 @@ fn the_whole_host_is_shared_without_the_files_of_its_kernel() {
     unprivileged(|| {
         let mut guest = Guest::with(&[("", false)]);
         let share = Share { path: "/".into(), read_only: false };
-        let (server, failed) = Server::new(&[share], &[], 4096, 9, &State::own().unwrap());
+        let (server, failed) = Server::new(&[share], &[], 4096, 9, &State::own().unwrap(), false);
         assert!(failed.is_empty());
         guest.serve_with(server);
         let names = guest.names(fuse::ROOT);

@@ -269,7 +269,7 @@ fn the_files_of_the_hosts_kernel_are_out_of_reach_by_every_path() {
     unprivileged(|| {
         let mut guest = Guest::new();
         let (server, failed) =
-            Server::new(&[Share { path: "/".into(), read_only: false }], &[], 4096, 9, &State::own().unwrap());
+            Server::new(&[Share { path: "/".into(), read_only: false }], &[], 4096, 9, &State::own().unwrap(), false);
         assert!(failed.is_empty());
         guest.serve_with(server);
         // By links that the kernel resolves itself, and by their names.

@@ -155,7 +155,8 @@ impl Link {
     /// Hands guest memory and the queues to the backend.
     ///
     /// Each queue continues at its used index. Backends complete the chains of a queue in order, so after a crash of
-    /// the predecessor exactly the chains that were not completed are served again.
+    /// the predecessor exactly the chains that were not completed are served again. One that completes some of them
+    /// later keeps account of those, and goes on behind them.
     pub(super) fn start(&mut self, rings: &Rings) -> Result<(), LinkError> {
         let failed = |what| failed(self.kind, what);
         // The bit for protocol features is acknowledged here and is not one of virtio's; the driver never sees it.
