@@ -1,6 +1,7 @@
 //! Directories of the host in containers.
 
 mod events;
+mod locks;
 
 use std::{
     fs::{self, Permissions},
@@ -39,10 +40,15 @@ fn directory(name: &str) -> PathBuf {
 }
 
 fn shares(isolation: Isolation) -> Shares {
+    shares_with(isolation, &[])
+}
+
+/// The same with further settings.
+fn shares_with(isolation: Isolation, settings: &[(&str, &str)]) -> Shares {
     let [place, fixed] = ["shared", "fixed"].map(directory);
     let list = json!([{"path": place}, {"path": fixed, "readOnly": true}]).to_string();
     let isolated = if isolation == Isolation::Off { "false" } else { "true" };
-    let engine = engine_with(&[(ISOLATION, isolated), ("filesharingDirectories", &list)]);
+    let engine = engine_with(&[&[(ISOLATION, isolated), ("filesharingDirectories", &list)], settings].concat());
     Shares { engine, place, fixed }
 }
 
