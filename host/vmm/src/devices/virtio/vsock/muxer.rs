@@ -178,9 +178,11 @@ impl Muxer {
     }
 
     /// Connects an open host stream to a port of the guest. With `announce` the host first reads `OK <port>`.
-    pub(super) fn connect(&mut self, guest_port: u32, stream: SocketStream, announce: bool, now: Instant) {
+    pub(super) fn connect(&mut self, guest_port: u32, mut stream: SocketStream, announce: bool, now: Instant) {
         if self.is_full() {
             tracing::warn!("rejecting a vsock stream: too many connections");
+            // Its sender may have a copy, which keeps one that is only closed open.
+            stream.finish();
         // The client may have given up while the stream waited for the guest's driver.
         } else if !stream.is_abandoned() {
             let key = Key { host_port: self.allocate_port(guest_port), guest_port };

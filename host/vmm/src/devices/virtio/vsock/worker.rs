@@ -21,7 +21,7 @@ use super::{
     muxer::{Endpoint, Muxer},
     packet::{HEADER_LEN, Header},
     segments::{self, Access, Segment},
-    stream::SocketStream,
+    stream::{HostStream, SocketStream},
 };
 use crate::{
     devices::virtio::{ActiveQueue, RunningQueue},
@@ -72,6 +72,8 @@ impl Shared {
             // Each holds a descriptor, and a guest whose driver never comes up would let them pile up.
             Some(_) => {
                 tracing::warn!(port = request.guest_port, "rejecting a vsock stream: too many wait for the guest");
+                // Its sender may have a copy, which keeps one that is only closed open.
+                SocketStream::new(request.stream).finish();
                 return;
             }
             None => return,
