@@ -39,6 +39,8 @@ pub struct Configuration {
     /// File with the directories of the host that containers may mount: a JSON list of their paths there. It is replaced
     /// when the list changes, and read for each request that names a directory. Nothing is shared while it is missing.
     pub shares_file: PathBuf,
+    /// The host's ssh-agent has a socket in the VM.
+    pub ssh_agent: bool,
 }
 
 /// An IP network of the VM's only device.
@@ -61,7 +63,7 @@ mod tests {
         json!({"isolation": true, "dockerd_socket": "/d", "unix_socket": "/g", "vsock_port": 1023, "block_load": false,
             "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null},
             "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}],
-            "shares_file": "/s"})
+            "shares_file": "/s", "ssh_agent": true})
     }
 
     #[test]
@@ -76,6 +78,7 @@ mod tests {
             "socket_exceptions",
             "vm_networks",
             "shares_file",
+            "ssh_agent",
         ] {
             let mut text = complete();
             text.as_object_mut().unwrap().remove(key);

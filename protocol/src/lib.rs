@@ -17,6 +17,13 @@
 //!    host's time.
 //! 4. [`HostMessage::Shutdown`], [`GuestMessage::Goodbye`], end of the connection.
 //!
+//! # The host's sockets
+//!
+//! For each connection of a container to a socket of the host the agent sends [`GuestMessage::ConnectSocket`]. The
+//! backend connects to the socket and has the vsock device connect that stream to the guest's port of the socket
+//! ([`FIRST_HOST_SOCKET_PORT`]), or answers [`HostMessage::SocketRefused`]. Connections to one socket are alike, so the
+//! agent gives the streams to the containers in the order in which those connected.
+//!
 //! The guest is not trusted. Every line has a maximum length, so that a peer cannot make the reader hold more
 //! ([`LineReader`], and its asynchronous counterpart in the backend); the backend also shortens and cleans each text
 //! that it shows. The guest trusts the backend.
@@ -59,7 +66,7 @@ pub const AGENT_SOURCE_PORT: u32 = 1022;
 pub const DOCKER_PORT: u32 = 1023;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// Longest line in bytes, line feed included.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -72,6 +79,16 @@ pub const MAX_TIME_ZONE: usize = 8 << 10;
 
 /// Maximum number of shares.
 pub const MAX_SHARES: usize = 64;
+
+/// Maximum number of sockets of the host that containers may mount.
+pub const MAX_HOST_SOCKETS: usize = 64;
+
+/// Maximum number of connections to sockets of the host at once, of all containers together.
+pub const MAX_HOST_CONNECTIONS: usize = 128;
+
+/// vsock port of the *guest* on which it takes the connections to the first of the host's sockets; those of the others
+/// follow. Reserved (below 1024), so that an isolated container cannot take them in the agent's place.
+pub const FIRST_HOST_SOCKET_PORT: u32 = 512;
 
 /// Tag of the virtio-fs device that has the shares (virtio 1.3, 5.11.4). A share is in its file system under the path
 /// that it has on the host.

@@ -170,6 +170,10 @@ pub struct Configuration {
     /// device that has them.
     #[serde(default)]
     pub shares: Vec<Share>,
+    /// The sockets of the host that containers may mount, at most [`crate::MAX_HOST_SOCKETS`]: the path of each below
+    /// the guest's directory for them.
+    #[serde(default)]
+    pub host_sockets: Vec<String>,
 }
 
 /// The kind of shutdown.
@@ -225,6 +229,13 @@ pub enum HostMessage {
     Shares {
         /// At most [`crate::MAX_SHARES`]; perhaps none.
         shares: Vec<Share>,
+    },
+    /// The answer to [`GuestMessage::ConnectSocket`] if the host's socket cannot be reached.
+    SocketRefused {
+        /// The number in the request.
+        socket: u32,
+        /// The cause and the remedy in one line, for the guest's log.
+        reason: String,
     },
     /// Requests [`GuestMessage::Described`].
     Describe,
@@ -308,6 +319,12 @@ pub enum GuestMessage {
     Unpublish {
         /// The id of the mapping.
         id: u64,
+    },
+    /// Requests a connection to a socket of the host: a vsock connection to the guest is the answer, or
+    /// [`HostMessage::SocketRefused`].
+    ConnectSocket {
+        /// The socket's place in [`Configuration::host_sockets`], from 0.
+        socket: u32,
     },
     /// The answer to [`HostMessage::Describe`], about half a second later.
     Described(Description),

@@ -31,6 +31,7 @@ use super::{
     child::ChildError,
     events::VmEvent,
     host_clock::{self, HostClock},
+    host_sockets::HostSockets,
     logs,
     ports::Ports,
     vmm::{self, VmmChannel},
@@ -121,6 +122,8 @@ pub(super) struct AgentServer {
     pub(super) shares: watch::Receiver<Vec<Share>>,
     /// The ports that the guest may publish.
     pub(super) ports: Arc<Ports>,
+    /// The host's sockets that containers may reach.
+    pub(super) host_sockets: HostSockets,
     /// Receives the agent's reports.
     pub(super) events: mpsc::Sender<VmEvent>,
 }
@@ -136,6 +139,7 @@ impl AgentServer {
             let ended = self.converse(stream, &mut outbox).await;
             // init asked for the published ports. It is gone or starting over, and then asks for them again.
             self.ports.clear();
+            self.host_sockets.clear();
             // Sent before the next connection is possible, so that events of two connections never interleave.
             let _ = self.events.send(VmEvent::AgentLost).await;
             match ended {
@@ -197,6 +201,14 @@ impl AgentServer {
                         write(&mut writer, &HostMessage::Published { id, error }).await?;
                     }
                     Some(GuestMessage::Unpublish { id }) => self.ports.unpublish(id),
+                    Some(GuestMessage::ConnectSocket { socket }) => {
+                        let shares = shares.borrow().clone();
+                        if let Err(error) = self.host_sockets.connect(socket, &self.vmm, &shares).await {
+                            let reason = chain(&error);
+                            debug!(socket, reason, "no connection to a socket of the host");
+                            write(&mut writer, &HostMessage::SocketRefused { socket, reason }).await?;
+                        }
+                    }
                     Some(message) => {
                         if let Some(event) = event(message) {
                             let _ = self.events.send(event).await;
@@ -247,7 +259,7 @@ fn event(message: GuestMessage) -> Option<VmEvent> {
         GuestMessage::SharesTaken { error } => Some(VmEvent::SharesTaken(error.map(|error| shorten(&error)))),
         GuestMessage::Described(description) => Some(VmEvent::Described(bounded(description))),
         // Answered in `converse`.
-        GuestMessage::Publish { .. } | GuestMessage::Unpublish { .. } => None,
+        GuestMessage::Publish { .. } | GuestMessage::Unpublish { .. } | GuestMessage::ConnectSocket { .. } => None,
         GuestMessage::Hello(_) => {
             warn!("the agent introduced itself twice");
             None
@@ -291,6 +303,7 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, BufReader, duplex};
 
     use super::*;
+    use crate::settings::Base;
 
     /// A server, and the vmm's end of its channel.
     fn server(events: mpsc::Sender<VmEvent>) -> (AgentServer, OwnedFd) {
@@ -298,12 +311,14 @@ mod tests {
             "hostname": "bulkhead", "time_unix_ns": 0, "isolation": true, "data_disk_serial": "data"
         });
         let (channel, theirs) = vmm::channel().unwrap();
+        let base = Base::from_variables(|_| Some("/nothing".into()), 0).unwrap();
         let server = AgentServer {
             vmm: Arc::new(channel),
             preface: vec![HostMessage::Certificates { pem: "one\n".into() }],
             configuration: serde_json::from_value(configuration).unwrap(),
             shares: watch::channel(Vec::new()).1,
             ports: Arc::new(Ports::open(false)),
+            host_sockets: HostSockets::new(Vec::new(), &base),
             events,
         };
         (server, theirs)

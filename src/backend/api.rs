@@ -272,9 +272,11 @@ pub struct StartOptions {
     pub proxy: ProxyEnvironment,
     /// Path of the certificates that the command's environment trusts (`SSL_CERT_FILE`), absolute.
     pub certificates: Option<PathBuf>,
+    /// Path of the ssh-agent's socket in the command's environment (`SSH_AUTH_SOCK`), absolute.
+    pub ssh_agent: Option<PathBuf>,
     /// Directory to share besides those of the settings, absolute: the one where the command was called.
     pub working_directory: Option<PathBuf>,
-    /// Share no directory.
+    /// Share no directory, and no socket.
     pub no_shares: bool,
 }
 

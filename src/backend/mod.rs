@@ -7,7 +7,7 @@
 //!
 //! - `supervisor` owns the VM and carries out the actions that `state` decides on; `events` are its inputs.
 //! - `vm` is one VM from its boot to its end: `vmm` its process, `agent` the connection to init in the guest,
-//!   `ports` and `network` its network, [`shares`] the host's directories, `device_process` what keeps the processes of
+//!   `ports` and `network` its network, [`shares`] and [`host_sockets`] the host's directories and sockets, `device_process` what keeps the processes of
 //!   both running, `diagnose` the examination of one that hangs, `host_clock` the jumps of the host's clock, which the
 //!   guest's follows.
 //! - [`plan`] checks beforehand everything that needs no VM, with [`host`], [`disk`], `proxy` and the plans of network and shares.
@@ -34,6 +34,7 @@ pub mod docker;
 mod events;
 pub mod host;
 mod host_clock;
+pub mod host_sockets;
 pub mod image_names;
 pub mod launch;
 pub mod lock;

@@ -21,6 +21,7 @@ use super::{
     data_format::{self, DataFormatError},
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
+    host_sockets::HostSocket,
     image_names,
     network::{NetworkError, NetworkPlan},
     proxy,
@@ -101,6 +102,8 @@ pub struct Plan {
     pub network: Option<NetworkPlan>,
     /// The directories of the host that containers may mount, if there are some.
     pub shares: Option<SharesPlan>,
+    /// The sockets of the host that containers may mount.
+    pub host_sockets: Vec<HostSocket>,
     /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
     /// The certificate authorities that the engine trusts.
@@ -125,6 +128,9 @@ impl Plan {
         let kind = options.network.clone().unwrap_or_else(|| settings.network());
         let network = NetworkPlan::new(&kind, &settings)?;
         let (shares, mut warnings) = SharesPlan::new(&settings, options);
+        let guest_shares = shares.as_ref().map(SharesPlan::guest).unwrap_or_default();
+        let (host_sockets, problems) = HostSocket::plan(&settings, options, paths.base(), &guest_shares);
+        warnings.extend(problems);
         let mut configuration = Configuration {
             hostname: paths.name().hostname(),
             // Set when it is sent, or the guest's clock would lag by the time of its boot.
@@ -136,7 +142,8 @@ impl Plan {
             container_environment: Vec::new(),
             socket_exceptions: Box::new(settings.socket_exceptions()),
             block_load: settings.block_load(),
-            shares: shares.as_ref().map(SharesPlan::guest).unwrap_or_default(),
+            shares: guest_shares,
+            host_sockets: host_sockets.iter().map(|socket| socket.name.clone()).collect(),
         };
         // After the daemon options, into which it writes.
         warnings.extend(proxy::configure(&settings, options, network.as_ref(), &mut configuration));
@@ -168,6 +175,7 @@ impl Plan {
             serial: options.serial,
             network,
             shares,
+            host_sockets,
             ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
             certificates,
             configuration,

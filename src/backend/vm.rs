@@ -31,6 +31,7 @@ use super::{
     diagnose::{self, VmWaiters},
     disk::DiskError,
     events::VmEvent,
+    host_sockets::HostSockets,
     log_file::LogFile,
     logs,
     network::{self, NetServer},
@@ -155,8 +156,7 @@ impl Vm {
     ) -> Result<Self, BootError> {
         let mut plan = Plan::new(paths, options, policy)?;
         plan.disk.apply()?;
-        let serial = plan.serial.then(|| paths.serial_log());
-        for path in [paths.console_log()].into_iter().chain(serial) {
+        for path in [paths.console_log()].into_iter().chain(plan.serial.then(|| paths.serial_log())) {
             logs::rotate(&path).map_err(|source| BootError::Io { path, source })?;
         }
         remove_sockets(paths);
@@ -206,6 +206,7 @@ impl Vm {
             configuration: plan.configuration.clone(),
             shares: guest_shares.subscribe(),
             ports: Arc::clone(&ports),
+            host_sockets: HostSockets::new(plan.host_sockets.clone(), paths.base()),
             events: sender.clone(),
         };
         let kill = Arc::new(Notify::new());

@@ -71,7 +71,7 @@ pub(super) struct Arguments {
     /// Do not print the stages of the start.
     #[arg(short, long)]
     quiet: bool,
-    /// Share no directory of this machine with the engine, not even the current one.
+    /// Share no directory of this machine with the engine, not even the current one, and no ssh-agent.
     #[arg(long)]
     no_share: bool,
     /// Read environment variables of the command from a file, in the form of `docker run --env-file`; can be repeated.

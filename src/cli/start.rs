@@ -98,6 +98,8 @@ impl Machine {
             network: self.net.clone(),
             proxy: ProxyEnvironment::read(|name| std::env::var(name).ok()),
             certificates: path(&None, "SSL_CERT_FILE")?,
+            // One that is not text cannot be sent.
+            ssh_agent: path(&None, "SSH_AUTH_SOCK")?.filter(|path| path.to_str().is_some()),
             working_directory: None,
             no_shares: false,
         })

@@ -11,6 +11,7 @@ use super::{
     network::NetworkKind,
     proxy::{self, ProxyUrl},
     shares, socket_mount,
+    ssh_agent::SshAgent,
     subnet::Subnet,
 };
 
@@ -155,6 +156,15 @@ definitions! {
         "directories of this machine that containers may mount; `bulkhead share` changes it";
     HOST_LOCKS: "filesharingHostLocks", Kind::Bool { default: false },
         "let locks on files in shared directories hold against programs of this machine, too";
+    SSH_AGENT: "sshAgent",
+        Kind::Text {
+            default: "auto",
+            fits: |text| text.parse::<SshAgent>().is_ok(),
+            expected: SshAgent::EXPECTED,
+            conceal: None,
+        },
+        "ssh-agent that containers may mount: auto (SSH_AUTH_SOCK of the command that starts the VM), off, or the path \
+         of its socket";
     // The URLs count with mode manual only, so that switching back and forth does not lose them.
     PROXY_MODE: "proxyHttpMode", Kind::Choice { values: &["system", "manual"] },
         "the engine's HTTP proxy: from the environment in which the VM is started, or from the three settings below";

@@ -24,6 +24,7 @@ mod proxy;
 mod shares;
 mod size;
 mod socket_mount;
+mod ssh_agent;
 mod subnet;
 
 use std::{
@@ -41,7 +42,7 @@ use serde_json::{Map, Value};
 
 use self::definition::{
     BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOCKS, HOST_LOOPBACK, ISOLATION, MEMORY_MIB,
-    NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SUBNET,
+    NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SSH_AGENT, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind},
@@ -53,6 +54,7 @@ pub use self::{
     proxy::{InvalidProxy, Proxy, ProxyEnvironment, ProxyUrl},
     shares::{AllowedDirectories, MAX_SHARED_DIRECTORIES, Places, SharedDirectory},
     size::{InvalidSize, Size},
+    ssh_agent::{InvalidSshAgent, SshAgent},
     subnet::{InvalidSubnet, Subnet},
 };
 
@@ -214,6 +216,11 @@ impl Settings {
     /// Directories of the host that containers may mount.
     pub fn shared_directories(&self) -> Vec<SharedDirectory> {
         shares::parse(&self.get(&SHARES)).unwrap_or_default()
+    }
+
+    /// The ssh-agent that containers may mount.
+    pub fn ssh_agent(&self) -> SshAgent {
+        self.text(&SSH_AGENT).unwrap_or_default()
     }
 
     /// The engine's proxy; `None` for that of the environment.

@@ -217,5 +217,6 @@ fn configuration() -> Configuration {
         socket_exceptions: Box::default(),
         block_load: false,
         shares: Vec::new(),
+        host_sockets: Vec::new(),
     }
 }

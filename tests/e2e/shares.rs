@@ -1,5 +1,6 @@
 //! Directories of the host in containers.
 
+mod agent;
 mod events;
 mod locks;
 
@@ -48,7 +49,9 @@ fn shares_with(isolation: Isolation, settings: &[(&str, &str)]) -> Shares {
     let [place, fixed] = ["shared", "fixed"].map(directory);
     let list = json!([{"path": place}, {"path": fixed, "readOnly": true}]).to_string();
     let isolated = if isolation == Isolation::Off { "false" } else { "true" };
-    let engine = engine_with(&[&[(ISOLATION, isolated), ("filesharingDirectories", &list)], settings].concat());
+    let agent = agent::path().into_os_string().into_string().unwrap();
+    let usual = [(ISOLATION, isolated), ("filesharingDirectories", &list), ("sshAgent", &agent)];
+    let engine = engine_with(&[&usual[..], settings].concat());
     Shares { engine, place, fixed }
 }
 
@@ -300,6 +303,13 @@ fn isolated_files_of_the_host_are_files_in_containers() {
         case(&shares);
     }
     paths_that_are_not_shared_are_refused_with_the_command_that_shares_them(&shares);
+    agent::nothing_else_is_beside_the_agents_socket(&shares);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn isolated_the_hosts_ssh_agent_answers_in_containers() {
+    agent::the_hosts_ssh_agent_answers_in_containers(&shares(Isolation::On));
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub struct Gate {
     /// The VM's own networks, from which containers' networks take no address.
     pub(crate) vm_network: VmNetwork,
     shares: ShareList,
+    /// The host's ssh-agent has a socket in the VM.
+    ssh_agent: bool,
     /// Raised when a request may have made, joined or left a swarm.
     pub(crate) swarm_changed: Notify,
 }
@@ -51,6 +53,7 @@ impl Gate {
             block_load: false,
             vm_network: VmNetwork::default(),
             shares: ShareList::default(),
+            ssh_agent: false,
             swarm_changed: Notify::new(),
         }
     }
@@ -79,9 +82,15 @@ impl Gate {
         Self { shares: shares.into(), ..self }
     }
 
-    /// The directories of the host that containers may mount now.
+    /// Lets containers mount the socket of the host's ssh-agent, or not.
+    #[must_use]
+    pub fn with_ssh_agent(self, ssh_agent: bool) -> Self {
+        Self { ssh_agent, ..self }
+    }
+
+    /// The directories of the host, and its ssh-agent, that containers may mount now.
     pub(crate) fn shares(&self) -> SharedDirectories {
-        self.shares.current()
+        self.shares.current().with_ssh_agent(self.ssh_agent)
     }
 
     /// The same for a request with sources at these places; none if there are no such places.

@@ -72,6 +72,8 @@ fn read_list(path: &Path) -> io::Result<Vec<String>> {
 #[derive(Clone, Debug)]
 pub struct SharedDirectories {
     shares: Shares,
+    /// The host's ssh-agent has a socket in the VM.
+    ssh_agent: bool,
     root: PathBuf,
     /// The root counts only while a file system is mounted there.
     is_mount: bool,
@@ -86,12 +88,17 @@ impl Default for SharedDirectories {
 impl SharedDirectories {
     /// The shares at their place in the VM.
     pub fn new(shares: Shares) -> Self {
-        Self { shares, root: MOUNT_POINT.into(), is_mount: true }
+        Self { shares, ssh_agent: false, root: MOUNT_POINT.into(), is_mount: true }
     }
 
     /// The shares in a directory that stands for their place in the VM, for tests.
     pub fn below(root: &Path, shares: Shares) -> Self {
-        Self { shares, root: root.to_owned(), is_mount: false }
+        Self { shares, ssh_agent: false, root: root.to_owned(), is_mount: false }
+    }
+
+    /// The same with the socket of the host's ssh-agent, or without.
+    pub(crate) fn with_ssh_agent(self, ssh_agent: bool) -> Self {
+        Self { ssh_agent, ..self }
     }
 
     /// Returns the shares without their place.
@@ -106,6 +113,7 @@ impl SharedDirectories {
 
     /// Judges a source that the engine has for a container, which can be from a time when more was shared.
     pub(crate) fn judge(&self, path: &str) -> Result<(), Refusal> {
+        self.judge_agent(path)?;
         let is_elsewhere = shares::on_host(path).is_none();
         if is_elsewhere || self.shares.reach(path) { Ok(()) } else { Err(sources::refusal(path).into()) }
     }
@@ -114,6 +122,7 @@ impl SharedDirectories {
     ///
     /// Looks into the shares' file system, so that it can take a while.
     pub(crate) fn place(&self, path: &str, isolation: Isolation) -> Result<Option<String>, Refusal> {
+        self.judge_agent(path)?;
         match self.shares.in_vm(path) {
             Some(place) => self.resolve(&place).map(Some),
             // Below the mount point, where nobody has something to look for. Other paths are for the judges.
@@ -124,6 +133,11 @@ impl SharedDirectories {
             }
             None => Ok(None),
         }
+    }
+
+    /// Refuses the agent's socket if there is none: `docker run -v` would have the engine make a directory in its place.
+    fn judge_agent(&self, path: &str) -> Result<(), Refusal> {
+        if path == sources::SSH_AGENT && !self.ssh_agent { Err(Refusal::NoSshAgent) } else { Ok(()) }
     }
 
     /// Resolves the links of a path in the VM as far as it exists. The engine creates the rest, or reports that it is
@@ -301,10 +315,23 @@ mod tests {
     fn without_the_file_system_nothing_is_mounted() {
         let shares = Shares::new(["/home/me".to_owned()]);
         let directory = tempfile::tempdir().unwrap();
-        let absent = SharedDirectories { shares, root: directory.path().to_owned(), is_mount: true };
+        let absent = SharedDirectories { root: directory.path().to_owned(), ..SharedDirectories::new(shares) };
         assert_eq!(place(&absent, "/home/me"), Err(Refusal::SharesMissing("/home/me".to_owned())));
         let there = SharedDirectories { root: "/proc".into(), ..absent };
         assert_eq!(place(&there, "/home/me"), Ok(Some("/host_mnt/home/me".to_owned())));
+    }
+
+    #[test]
+    fn the_agents_socket_is_there_only_if_the_host_offers_it() {
+        let path = "/run/host-services/ssh-auth.sock";
+        // A share above it changes nothing.
+        let without = SharedDirectories::new(Shares::new(["/run".to_owned()]));
+        for isolation in [Isolation::On, Isolation::Off] {
+            assert_eq!(without.place(path, isolation), Err(Refusal::NoSshAgent));
+            assert_eq!(without.clone().with_ssh_agent(true).place(path, isolation), Ok(None));
+        }
+        assert_eq!(without.judge(path), Err(Refusal::NoSshAgent));
+        assert_eq!(without.with_ssh_agent(true).judge(path), Ok(()));
     }
 
     #[test]

@@ -186,6 +186,18 @@ async fn sources_in_the_shares_become_paths_of_the_vm_with_isolation_and_without
 }
 
 #[tokio::test]
+async fn an_agents_socket_that_the_host_does_not_offer_is_refused_with_the_remedy() {
+    for isolation in [Isolation::On, Isolation::Off] {
+        let fixture = Fixture::new(isolation);
+        let body = creation(json!(["/run/host-services/ssh-auth.sock:/agent"]), json!([]));
+        let answer = fixture.send("POST", "/v1.45/containers/create", &body).await;
+        let message = answer.message();
+        assert!(message.contains("the VM has no ssh-agent") && message.contains("SSH_AUTH_SOCK"), "{message}");
+        assert!(fixture.bodies.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_path_that_is_not_shared_is_refused_with_the_remedy_and_one_of_the_vm_as_ever() {
     let fixture = Fixture::new(Isolation::On);
     symlink("..", fixture.directory.path().join("root/home/me/up")).unwrap();

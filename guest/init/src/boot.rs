@@ -11,6 +11,7 @@ use crate::{
     error::{Error, chain},
     event,
     fd_store::FdStore,
+    host_sockets::HostSockets,
     log, mounts, network, network_volumes, notify,
     ports::Ports,
     shutdown,
@@ -79,7 +80,8 @@ pub(crate) fn run() -> Result<ShutdownMode, Error> {
     let store = FdStore::default();
     notify::watch(events.clone(), store.clone())?;
     let ports = Ports::listen(events.clone())?;
-    let mut supervisor = Supervisor::new(agent, *configuration, ports, store, events, received);
+    let host_sockets = HostSockets::listen(&configuration.host_sockets, events.clone())?;
+    let mut supervisor = Supervisor::new(agent, *configuration, (ports, host_sockets), store, events, received);
     let request = supervisor.run()?;
     let (agent, received, running) = supervisor.into_parts();
     shutdown::stop_services(agent, &received, &running, request.grace);

@@ -148,6 +148,7 @@ mod tests {
             socket_exceptions: Box::default(),
             block_load: false,
             shares: Vec::new(),
+            host_sockets: Vec::new(),
         }
     }
 

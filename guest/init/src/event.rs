@@ -34,6 +34,8 @@ pub(crate) enum Event {
     },
     /// The mapping with this id has ended.
     Unpublish(u64),
+    /// A container has connected to the host's socket of this number.
+    ConnectSocket(u32),
     /// The diagnostics that the backend asked for.
     Described(Description),
 }

@@ -67,6 +67,7 @@ mod event;
 mod fatal;
 mod fd_store;
 mod handover;
+mod host_sockets;
 mod jail;
 mod log;
 mod mounts;

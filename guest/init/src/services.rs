@@ -23,6 +23,7 @@ use crate::{
     certificates, cgroup, config,
     error::Error,
     fd_store::{FdStore, Owner},
+    host_sockets,
     jail::{Jail, Request},
     log, mounts, notify,
     output::{self, Tail},
@@ -282,6 +283,7 @@ fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
         socket_exceptions: (*configuration.socket_exceptions).clone(),
         vm_networks: vm_networks(configuration.network.as_ref()),
         shares_file: SHARES.into(),
+        ssh_agent: host_sockets::has_ssh_agent(configuration),
     }
 }
 
@@ -331,6 +333,7 @@ mod tests {
             assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
             assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
+            assert!(!gate.ssh_agent, "nor has one without an agent of the host its socket");
         }
     }
 

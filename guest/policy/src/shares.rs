@@ -3,7 +3,7 @@
 //! The shares' file system shows each directory under the path that it has on the host. So a path of the host becomes one
 //! of the VM by a prefix, and the other way round.
 
-use super::sources::{ENGINE_SOCKETS, KERNEL_MODULES, TIME_ZONE_FILES, is_clean};
+use super::sources::{ENGINE_SOCKETS, HOST_SERVICES, KERNEL_MODULES, TIME_ZONE_FILES, is_clean};
 
 /// The mount point of the shares' file system.
 pub const MOUNT_POINT: &str = "/host_mnt";
@@ -73,7 +73,8 @@ impl Shares {
     pub fn in_vm(&self, path: &str) -> Option<String> {
         let path = clean(path)?;
         let is_own = |names: &[&str]| names.contains(&path.as_str());
-        if is_own(&ENGINE_SOCKETS) || is_own(&TIME_ZONE_FILES) || path == KERNEL_MODULES {
+        if is_own(&ENGINE_SOCKETS) || is_own(&TIME_ZONE_FILES) || path == KERNEL_MODULES || is_in(&path, HOST_SERVICES)
+        {
             return None;
         }
         let alias = on_host(&path).filter(|path| self.contains(path));

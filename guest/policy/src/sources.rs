@@ -15,6 +15,12 @@ pub const KERNEL_MODULES: &str = "/lib/modules";
 /// The files of the time zone. In the VM they are those of the host: read-only, and of a file system of their own.
 pub const TIME_ZONE_FILES: [&str; 2] = ["/etc/localtime", "/etc/timezone"];
 
+/// The directory of the host's sockets: a file system of their own, read-only as a whole.
+pub const HOST_SERVICES: &str = "/run/host-services";
+
+/// The socket of the host's ssh-agent, by Docker Desktop's name.
+pub const SSH_AGENT: &str = "/run/host-services/ssh-auth.sock";
+
 /// Longest path that mount(2) takes, in bytes.
 const MAX_PATH: usize = 4095;
 
@@ -52,6 +58,8 @@ pub enum BindSource {
     KernelModules,
     /// One of [`TIME_ZONE_FILES`].
     TimeZone,
+    /// [`SSH_AGENT`], if the host offers it.
+    SshAgent,
 }
 
 /// A source that may be mounted.
@@ -124,6 +132,9 @@ pub fn bind(path: &str) -> Result<BindSource, Error> {
     if TIME_ZONE_FILES.contains(&path) {
         return Ok(BindSource::TimeZone);
     }
+    if path == SSH_AGENT {
+        return Ok(BindSource::SshAgent);
+    }
     // Users write `$PWD/` for a directory; a single slash at the end cannot lead elsewhere.
     let directory = path.strip_suffix('/').unwrap_or(path);
     if is_clean(directory) && is_in(directory, MOUNT_POINT) { Ok(BindSource::Share) } else { Err(refusal(path)) }
@@ -165,6 +176,7 @@ mod tests {
         for path in ["/etc/localtime", "/etc/timezone"] {
             assert_eq!(source(path), Ok(Source::Bind(BindSource::TimeZone)));
         }
+        assert_eq!(source("/run/host-services/ssh-auth.sock"), Ok(Source::Bind(BindSource::SshAgent)));
         for name in ["a", "data", "my_app.db-1", "0"] {
             assert_eq!(source(name), Ok(Source::Volume), "{name}");
         }
@@ -208,6 +220,13 @@ mod tests {
             "/etc/./timezone",
             "/etc/timezone/..",
             "/usr/share/zoneinfo",
+            "/run/host-services",
+            "/run/host-services/",
+            "/run/host-services/ssh-auth.sock/",
+            "/run/host-services/ssh-auth.sock/..",
+            "/run/host-services//ssh-auth.sock",
+            "/run/host-services/other.sock",
+            "/var/run/host-services/ssh-auth.sock",
         ] {
             assert_eq!(source(path), Err(Error::Restricted(path.to_owned())), "{path:?}");
         }

@@ -60,8 +60,14 @@ impl Directories {
             .env("XDG_STATE_HOME", self.path("state"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env("DOCKER_CONFIG", self.path("docker"));
-        for variable in ["DOCKER_HOST", "DOCKER_CONTEXT", "BULKHEAD_KERNEL", "BULKHEAD_ROOTFS", "BULKHEAD_TRY_ANY_KVM"]
-        {
+        for variable in [
+            "DOCKER_HOST",
+            "DOCKER_CONTEXT",
+            "SSH_AUTH_SOCK",
+            "BULKHEAD_KERNEL",
+            "BULKHEAD_ROOTFS",
+            "BULKHEAD_TRY_ANY_KVM",
+        ] {
             command.env_remove(variable);
         }
         command

@@ -35,6 +35,12 @@ pub enum Refusal {
          `bulkhead restart` tries it again"
     )]
     SharesMissing(String),
+    /// The host offers no ssh-agent.
+    #[error(
+        "cannot mount /run/host-services/ssh-auth.sock: the VM has no ssh-agent; set SSH_AUTH_SOCK for `bulkhead start`, or \
+         the setting sshAgent, and start the engine again"
+    )]
+    NoSshAgent,
     /// A volume shows something of the VM.
     #[error(transparent)]
     Volume(#[from] volumes::Error),

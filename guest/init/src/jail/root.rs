@@ -14,6 +14,7 @@ use std::{
 };
 
 use bulkhead_guest_common::mount as mounts;
+use bulkhead_policy::sources::HOST_SERVICES;
 use bulkhead_protocol::{ENGINE_SOCKET, PORTS_SOCKET, RUNTIME_SOCKET, RUNTIME_TREES};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -178,6 +179,8 @@ fn fill_run() -> Result<(), JailError> {
     }
     directory(services::CONFIGURATION_DIRECTORY, 0o700)?;
     attach(copy(services::CONFIGURATION_DIRECTORY, false, READ_ONLY)?, services::CONFIGURATION_DIRECTORY)?;
+    directory(HOST_SERVICES, 0o755)?;
+    attach(copy(HOST_SERVICES, false, READ_ONLY | NO_DEVICES)?, HOST_SERVICES)?;
     for (from, to) in SOCKETS {
         file(to)?;
         attach(copy(from, false, 0)?, to)?;

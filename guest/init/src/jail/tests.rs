@@ -4,11 +4,15 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::{fs::FileTypeExt, net::UnixDatagram},
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::{UnixDatagram, UnixListener, UnixStream},
+    },
     path::Path,
     process::Command,
 };
 
+use bulkhead_policy::sources::{HOST_SERVICES, SSH_AGENT};
 use nix::{
     mount::{MsFlags, mount},
     sys::signal::kill,
@@ -59,6 +63,12 @@ fn imitate_vm() {
         // The sockets' files are enough: nothing is sent.
         drop(UnixDatagram::bind(path).unwrap());
     }
+    fs::create_dir(HOST_SERVICES).unwrap();
+    tmpfs(HOST_SERVICES);
+    let listener = UnixListener::bind(SSH_AGENT).unwrap();
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, HOST_SERVICES, None::<&str>, flags, None::<&str>).unwrap();
+    std::thread::spawn(move || listener.accept());
     fs::write("/run/bulkhead/secret", "").unwrap();
     fs::write(format!("{}/daemon.json", services::CONFIGURATION_DIRECTORY), "{}").unwrap();
     fs::create_dir_all("/var/lib/docker/volumes/v/_data").unwrap();
@@ -81,8 +91,10 @@ fn inside() {
     confine::confine().unwrap();
 
     // Only what is listed, and no more.
-    let run = ["bulkhead", "containerd", "crun", "docker", "docker.sock", "sysbox-runc", "xtables.lock"];
+    let run =
+        ["bulkhead", "containerd", "crun", "docker", "docker.sock", "host-services", "sysbox-runc", "xtables.lock"];
     assert_eq!(names("/run"), run.map(str::to_owned).into());
+    assert_eq!(names(HOST_SERVICES), [SSH_AGENT.rsplit('/').next().unwrap().to_owned()].into());
     let bulkhead = ["configuration", "engine", "notify", "ports.sock", "runtime.sock", "sockets"];
     assert_eq!(names("/run/bulkhead"), bulkhead.map(str::to_owned).into());
     assert!(["/tmp", "/run/sysbox-runc", "/run/crun"].iter().all(|path| names(path).is_empty()));
@@ -97,10 +109,14 @@ fn inside() {
         "/run/sysbox-runc/x",
         "/run/crun/x",
         "/run/bulkhead/configuration/x",
+        "/run/host-services/x",
         "/dev/x",
     ] {
         assert_eq!(errno(File::create(path)), Some(libc::EROFS), "{path}");
     }
+    // A socket on a file system that is read-only can be connected to, and is what it was.
+    UnixStream::connect(SSH_AGENT).unwrap();
+    assert_eq!(errno(fs::set_permissions(SSH_AGENT, fs::Permissions::from_mode(0o0))), Some(libc::EROFS));
     let write = |path: &str| OpenOptions::new().write(true).open(path);
     for path in ["/proc/sys/kernel/core_pattern", "/sys/fs/cgroup/cgroup.subtree_control"] {
         // The control file is not there where cgroups have their first version.

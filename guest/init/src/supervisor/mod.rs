@@ -30,6 +30,7 @@ use crate::{
     event::Event,
     fd_store::{FdStore, Owner},
     handover,
+    host_sockets::HostSockets,
     jail::Jail,
     log, oci_runtime,
     output::OUTPUT_GRACE,
@@ -48,6 +49,7 @@ pub(crate) struct Supervisor {
     agent: Agent,
     configuration: Configuration,
     ports: Ports,
+    host_sockets: HostSockets,
     fds: HeldFds,
     events: Sender<Event>,
     inbox: Receiver<Event>,
@@ -67,7 +69,7 @@ impl Supervisor {
     pub(crate) fn new(
         agent: Agent,
         configuration: Configuration,
-        ports: Ports,
+        (ports, host_sockets): (Ports, HostSockets),
         store: FdStore,
         events: Sender<Event>,
         inbox: Receiver<Event>,
@@ -78,6 +80,7 @@ impl Supervisor {
             agent,
             configuration,
             ports,
+            host_sockets,
             fds: HeldFds { store, endpoints: None, jail: None },
             events,
             inbox,
@@ -150,6 +153,8 @@ impl Supervisor {
             // The agent's thread passes it to the clock.
             Event::Host(HostMessage::Time { .. }) => {}
             Event::Host(HostMessage::Published { id, error }) => self.ports.answer(id, error),
+            Event::Host(HostMessage::SocketRefused { socket, reason }) => self.host_sockets.refused(socket, reason),
+            Event::ConnectSocket(socket) => self.agent.send(&GuestMessage::ConnectSocket { socket }),
             Event::Host(HostMessage::Shares { shares }) => {
                 let error = services::write_shares(&shares).err().map(|error| chain(&error));
                 self.agent.send(&GuestMessage::SharesTaken { error });

@@ -6,7 +6,11 @@
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest_common::mountinfo::Mount;
-use bulkhead_policy::{shares::MOUNT_POINT, sources::TIME_ZONE_FILES, volumes};
+use bulkhead_policy::{
+    shares::MOUNT_POINT,
+    sources::{SSH_AGENT, TIME_ZONE_FILES},
+    volumes,
+};
 
 /// The files in a container's directory that the engine binds into the container and goes on reading and writing
 /// itself.
@@ -20,8 +24,8 @@ pub(crate) struct SourcePolicy {
     /// The mount point of the host's directories.
     pub(crate) shares: PathBuf,
     /// Files of the guest that containers may have: all paths of the engine's init program, which `docker run --init`
-    /// binds into a container, the directory of the kernel's modules, by the path that its links lead to, and the files
-    /// of the time zone. The file system of each is read-only as a whole.
+    /// binds into a container, the directory of the kernel's modules, by the path that its links lead to, the files of
+    /// the time zone, and the socket of the host's ssh-agent. The file system of each is read-only as a whole.
     pub(crate) of_image: Vec<PathBuf>,
 }
 
@@ -39,6 +43,7 @@ impl Default for SourcePolicy {
             ]
             .into_iter()
             .chain(TIME_ZONE_FILES)
+            .chain([SSH_AGENT])
             .map(PathBuf::from)
             .collect(),
         }
@@ -254,6 +259,7 @@ mod tests {
             "/var/lib/docker/containers/me/mounts/shm",
             "/usr/bin/docker-init",
             "/usr/lib/modules",
+            "/run/host-services/ssh-auth.sock",
             "/var/lib/docker/volumes/tmp/_data",
             "/var/lib/docker/volumes/nfs/_data",
             "/var/lib/docker/volumes/nfs4/_data/x",
@@ -312,6 +318,9 @@ mod tests {
             "/usr/bin/docker-initx",
             "/usr/lib",
             "/usr/lib/modules/x",
+            "/run/host-services",
+            "/run/host-services/other.sock",
+            "/run/host-services/ssh-auth.sock2",
             "/var/lib/docker/buildkit/x",
         ] {
             assert!(!allows(path, false), "{path}");

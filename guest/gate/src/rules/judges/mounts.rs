@@ -43,8 +43,10 @@ fn mount(mount: &Value, image: &str) -> Result<bool, Refusal> {
     let source = text(mount, "Source")?;
     match text(mount, "Type")? {
         "bind" => match sources::bind(source) {
-            Ok(BindSource::Share | BindSource::KernelModules | BindSource::TimeZone) => Ok(false),
             Ok(BindSource::EngineSocket) => Ok(true),
+            Ok(BindSource::Share | BindSource::KernelModules | BindSource::TimeZone | BindSource::SshAgent) => {
+                Ok(false)
+            }
             Err(error) => Err(named(error, image)),
         },
         // Without a name the engine makes up one for a volume.
@@ -84,7 +86,7 @@ pub(super) fn judge(config: &Value, image: &str) -> Result<bool, Refusal> {
 mod tests {
     use bulkhead_policy::{
         shares::MOUNT_POINT,
-        sources::{ENGINE_SOCKETS, KERNEL_MODULES},
+        sources::{ENGINE_SOCKETS, KERNEL_MODULES, SSH_AGENT},
     };
 
     use super::*;
@@ -99,5 +101,7 @@ mod tests {
         assert_eq!(judge(&serde_json::json!({"Binds": [format!("{MOUNT_POINT}/x:/s")]}), "a"), Ok(false));
         let modules = serde_json::json!({"Type": "bind", "Source": KERNEL_MODULES, "Target": KERNEL_MODULES});
         assert_eq!(judge(&serde_json::json!({"Mounts": [modules]}), "a"), Ok(false));
+        let agent = serde_json::json!({"Type": "bind", "Source": SSH_AGENT, "Target": "/agent"});
+        assert_eq!(judge(&serde_json::json!({"Mounts": [agent]}), "a"), Ok(false));
     }
 }
