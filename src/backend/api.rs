@@ -1,24 +1,15 @@
-//! Messages of the control API: JSON with camelCase keys.
+//! Messages of the control API: JSON with camelCase keys. [`super::api_routes`] has the routes, and
+//! `docs/control-api.md` what a client may rely on.
 //!
-//! | request            | body             | answer                                                          |
-//! |--------------------|------------------|-----------------------------------------------------------------|
-//! | `GET /v1/status`   |                  | [`Status`]                                                      |
-//! | `GET /v1/events`   |                  | a line with a [`Status`] now and after each change, until the end |
-//! | `GET /v1/ports`    |                  | [`Ports`]                                                       |
-//! | `GET /v1/examination` |               | [`Examination`], after some seconds                             |
-//! | `POST /v1/shares`  |                  | [`SharesOutcome`]: those of the settings are shared now         |
-//! | `POST /v1/start`   | [`StartOptions`] | [`Answer`]                                                      |
-//! | `POST /v1/stop`    | [`StopOptions`]  | [`Answer`]                                                      |
-//! | `POST /v1/restart` | [`StopOptions`]  | [`Answer`]                                                      |
-//!
-//! Everything else is answered with an HTTP error and a [`Problem`]. An unknown option is refused, so that a misspelt
-//! one is not ignored.
+//! A request that cannot be carried out is answered with an HTTP error and a [`Problem`]. An unknown option is refused, so
+//! that a misspelt one is not ignored.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use bulkhead_protocol::{Description, PortMapping, Stage, Transport};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use bulkhead_vmm::api::VcpuView;
 
@@ -65,7 +56,7 @@ impl std::fmt::Display for StateName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StageTime {
     /// The stage.
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "stage")]
     pub stage: Stage,
     /// Milliseconds from the start of the boot, on the host's clock.
     pub ms: u64,
@@ -78,6 +69,7 @@ pub struct StageTime {
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The profile.
+    #[schemars(with = "String")]
     pub profile: ProfileName,
     /// The state.
     pub state: StateName,
@@ -92,7 +84,7 @@ pub struct Status {
     pub stages: Vec<StageTime>,
     /// The next stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(schema_with = "stage")]
     pub waiting_for: Option<Stage>,
     /// The reason that the start failed, or that the engine is being started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,8 +169,8 @@ pub struct Ports {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishedPort {
-    /// `tcp` or `udp`.
-    #[schemars(with = "String")]
+    /// TCP or UDP.
+    #[schemars(schema_with = "transport")]
     pub protocol: Transport,
     /// The host's address.
     pub host_ip: IpAddr,
@@ -199,15 +191,17 @@ impl From<PortMapping> for PublishedPort {
 }
 
 /// State of a running VM; each part that did not answer is missing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Examination {
     /// Samples of the vCPUs in the order of time, each with all vCPUs in order.
+    #[schemars(with = "Vec<Vec<Value>>")]
     pub vcpus: Vec<Vec<Option<VcpuView>>>,
     /// Growth of KVM's counters in a second, by their names in Linux: one number for those of the VM, one for each
     /// vCPU for those of vCPUs. Empty where KVM has no counters for programs, before Linux 5.15.
     #[serde(default)]
     pub kvm: BTreeMap<String, Vec<u64>>,
     /// The guest's description of itself.
+    #[schemars(with = "Value")]
     pub guest: Option<Description>,
     /// The file of the guest's kernel, whose symbols name the places of the vCPUs.
     #[serde(default)]
@@ -237,7 +231,7 @@ impl Examination {
 }
 
 /// The outcome of a request to share the directories of the settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SharesOutcome {
     /// The running engine shares them.
@@ -249,7 +243,7 @@ pub enum SharesOutcome {
 }
 
 /// Options of a start; what is left out follows the settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StartOptions {
     /// vCPUs.
@@ -267,6 +261,7 @@ pub struct StartOptions {
     /// Give the VM a serial port that logs the kernel's messages.
     pub serial: bool,
     /// The VM's network.
+    #[schemars(with = "Option<String>")]
     pub network: Option<NetworkKind>,
     /// The proxy in the environment of the command.
     pub proxy: ProxyEnvironment,
@@ -281,7 +276,7 @@ pub struct StartOptions {
 }
 
 /// Options of a stop.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StopOptions {
     /// End the VM at once, without asking the guest.
@@ -291,7 +286,7 @@ pub struct StopOptions {
 }
 
 /// The outcome of a request that changes the state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// The request is being carried out.
@@ -303,7 +298,7 @@ pub enum Outcome {
 }
 
 /// Answer to a request that changes the state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Answer {
     /// The outcome.
     pub outcome: Outcome,
@@ -311,8 +306,154 @@ pub struct Answer {
     pub boot: u64,
 }
 
+/// Numbers for plots. A part that cannot be read is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// The data disk, once it exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskUsage>,
+    /// The running VM's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryUsage>,
+}
+
+/// Use of the data disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskUsage {
+    /// Size of the disk as the guest sees it.
+    pub size_bytes: u64,
+    /// Space that it takes on the host.
+    pub allocated_bytes: u64,
+    /// Space that is left for it on the host.
+    pub free_bytes: u64,
+}
+
+/// Use of the VM's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryUsage {
+    /// Memory of the guest.
+    pub size_bytes: u64,
+    /// The part of it that takes memory of the host.
+    pub resident_bytes: u64,
+}
+
+/// A log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogSource {
+    /// The guest's console.
+    #[default]
+    Console,
+    /// The backend and the VM's processes.
+    Backend,
+}
+
+/// The last lines of a log, without control characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogLines {
+    /// The log.
+    pub source: LogSource,
+    /// The lines, in their order.
+    pub lines: Vec<String>,
+}
+
+/// All settings with their values in effect at the next start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SettingsView {
+    /// The settings, in the order in which they are shown.
+    pub settings: Vec<SettingView>,
+    /// The administrator's policy as it is now. The backend keeps the one in its [`Status`] until it exits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyFacts>,
+}
+
+/// A setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingView {
+    /// Its name.
+    pub key: String,
+    /// Its meaning, in a line.
+    pub description: String,
+    /// The values that it accepts.
+    pub accepts: Accepts,
+    /// The value in effect, with secrets concealed as `***`; null for one that follows the host.
+    pub value: Value,
+    /// The value that it has if nobody sets it.
+    pub default: Value,
+    /// The origin of the value.
+    pub origin: Origin,
+    /// The policy file that locks it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_by: Option<PathBuf>,
+}
+
+/// The origin of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The user.
+    User,
+    /// The policy, as a default that the user may change.
+    Policy,
+    /// The policy, for good.
+    Locked,
+}
+
+/// The values that a setting accepts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Accepts {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Integer {
+        /// The smallest.
+        min: u64,
+        /// The largest.
+        max: u64,
+    },
+    /// One of some words.
+    Choice {
+        /// The words.
+        values: Vec<String>,
+    },
+    /// Text of a form that the error describes.
+    Text,
+    /// A list of texts.
+    List,
+    /// Any JSON of a form that the error describes.
+    Json,
+}
+
+/// A new value of a setting.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SettingChange {
+    /// The value.
+    pub value: Value,
+}
+
+/// The outcome of the check of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyCheck {
+    /// The text can be used as `admin-settings.json`.
+    pub valid: bool,
+    /// The first thing that is wrong, with its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Keys that are ignored.
+    pub unknown: Vec<String>,
+}
+
 /// Reason that a request was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// Text for the user.
     pub message: String,
@@ -333,6 +474,16 @@ pub enum Readiness {
         /// Cause and remedy.
         message: String,
     },
+}
+
+/// The schema of [`Stage`], whose crate is the guest's as well and knows nothing of schemas.
+fn stage(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": [Stage::Kernel, Stage::Agent, Stage::Disk, Stage::Engine] })
+}
+
+/// The schema of [`Transport`].
+fn transport(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": [Transport::Tcp, Transport::Udp] })
 }
 
 #[cfg(test)]

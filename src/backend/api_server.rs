@@ -1,5 +1,5 @@
 //! The server of the control API on `control.sock`: HTTP/1.1 with JSON, for this user's processes only. [`super::api`]
-//! has the messages.
+//! has the messages, [`super::api_routes`] the routes.
 //!
 //! The socket has mode 0600 in a 0700 directory, and the peer's user id is checked as well. What is left is a client of
 //! this user that misbehaves: connections, heads, bodies and the time for each are bounded.
@@ -14,7 +14,7 @@ use std::{
 
 use http_body_util::{BodyExt, Limited};
 use hyper::{
-    Method, Request as HttpRequest, Response, StatusCode,
+    Request as HttpRequest, Response, StatusCode,
     body::{Body, Bytes, Frame, Incoming},
     header::{ALLOW, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
@@ -25,15 +25,22 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot, watch},
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::timeout,
 };
 use tracing::{debug, warn};
 
 use super::{
     api::{Answer, MAX_BODY, Problem, StartOptions, Status, StopOptions},
+    api_document::document,
+    api_local::{self, LocalRequest},
+    api_routes::{Found, Route, find},
     supervisor::Request,
 };
+use crate::settings::Paths;
+
+/// Media type of the answers but the events.
+const JSON: &str = "application/json";
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -53,6 +60,8 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 /// The handlers' connection to the supervisor.
 #[derive(Clone, Debug)]
 pub(super) struct Api {
+    /// The profile's files.
+    pub paths: Paths,
     /// Requests to the supervisor.
     pub requests: mpsc::Sender<Request>,
     /// The supervisor's status.
@@ -128,20 +137,55 @@ async fn serve_connection(stream: UnixStream, api: Api) {
 type Reply = Response<ReplyBody>;
 
 async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
-    let get = request.method() == Method::GET;
-    let post = request.method() == Method::POST;
-    match request.uri().path() {
-        "/v1/status" if get => json(StatusCode::OK, &*api.status.borrow()),
-        "/v1/events" if get => events(api.status),
-        "/v1/ports" if get => ports(&api).await,
-        "/v1/examination" if get => examination(&api).await,
-        "/v1/shares" if post => share(&api).await,
-        "/v1/start" if post => change::<Box<StartOptions>>(request, &api, Request::Start).await,
-        "/v1/stop" if post => change::<StopOptions>(request, &api, Request::Stop).await,
-        "/v1/restart" if post => change::<StopOptions>(request, &api, Request::Restart).await,
-        "/v1/status" | "/v1/events" | "/v1/ports" | "/v1/examination" => wrong_method("GET"),
-        "/v1/shares" | "/v1/start" | "/v1/stop" | "/v1/restart" => wrong_method("POST"),
-        _ => problem(StatusCode::NOT_FOUND, "no such resource"),
+    let (route, key) = match find(request.method(), request.uri().path()) {
+        Found::Route(route, key) => (route, key.to_owned()),
+        Found::OtherMethod(allowed) => return wrong_method(&allowed),
+        Found::Nothing => return problem(StatusCode::NOT_FOUND, "no such resource"),
+    };
+    match route {
+        Route::Document => reply(StatusCode::OK, JSON, ReplyBody::Once(Some(document().into()))),
+        Route::Status => json(StatusCode::OK, &*api.status.borrow()),
+        Route::Events => events(api.status),
+        Route::Ports => ports(&api).await,
+        Route::Examination => examination(&api).await,
+        Route::Share => share(&api).await,
+        Route::Start => change::<Box<StartOptions>>(request, &api, Request::Start).await,
+        Route::Stop => change::<StopOptions>(request, &api, Request::Stop).await,
+        Route::Restart => change::<StopOptions>(request, &api, Request::Restart).await,
+        Route::Usage
+        | Route::Logs
+        | Route::Settings
+        | Route::Setting
+        | Route::SetSetting
+        | Route::UnsetSetting
+        | Route::ValidatePolicy => local(request, &api, route, key).await,
+    }
+}
+
+/// Answers what needs no VM, in a thread: this process has one thread of its own, which must not wait for files.
+async fn local(request: HttpRequest<Incoming>, api: &Api, route: Route, key: String) -> Reply {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let body = match read_body(request).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
+    };
+    let (paths, status) = (api.paths.clone(), api.status.borrow().clone());
+    let request = LocalRequest { key, query, body };
+    match spawn_blocking(move || api_local::answer(&paths, &status, route, &request)).await {
+        Ok(Some((code, body))) => reply(code, JSON, ReplyBody::Once(Some(body))),
+        Ok(None) | Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be carried out"),
+    }
+}
+
+/// Reads a body of bounded length in a bounded time; returns the refusal of any other.
+async fn read_body(request: HttpRequest<Incoming>) -> Result<Bytes, Reply> {
+    match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {MAX_BODY} bytes")))
+        }
+        Ok(Err(_)) => Err(problem(StatusCode::BAD_REQUEST, "cannot read the body")),
+        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
     }
 }
 
@@ -151,13 +195,9 @@ async fn change<T: DeserializeOwned + Default>(
     api: &Api,
     make: fn(T, oneshot::Sender<Answer>) -> Request,
 ) -> Reply {
-    let body = match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {MAX_BODY} bytes"));
-        }
-        Ok(Err(_)) => return problem(StatusCode::BAD_REQUEST, "cannot read the body"),
-        Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
+    let body = match read_body(request).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
     };
     let options = match parse(&body) {
         Ok(options) => options,
@@ -240,16 +280,18 @@ fn line<T: Serialize>(value: &T) -> Bytes {
 }
 
 fn json<T: Serialize>(code: StatusCode, value: &T) -> Reply {
-    reply(code, "application/json", ReplyBody::Once(Some(line(value))))
+    reply(code, JSON, ReplyBody::Once(Some(line(value))))
 }
 
 fn problem(code: StatusCode, message: &str) -> Reply {
     json(code, &Problem { message: message.to_owned() })
 }
 
-fn wrong_method(allowed: &'static str) -> Reply {
+fn wrong_method(allowed: &str) -> Reply {
     let mut reply = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
-    reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    if let Ok(allowed) = allowed.parse() {
+        reply.headers_mut().insert(ALLOW, allowed);
+    }
     reply
 }
 

@@ -14,6 +14,8 @@
 //!   `bulkhead start` makes the same plan before it starts a backend, so most errors appear at once.
 //! - `child` and `channel` start a child process and exchange packets with it; they know nothing of the backend.
 //! - [`data_format`] keeps this program from the files of a newer one.
+//! - [`api`] has the messages of the control API, [`api_routes`] its routes, [`api_document`] describes both, and
+//!   [`api_local`] answers what needs no VM.
 //! - [`launch`] starts a backend from the command line; `service_manager` takes the socket of one that starts it.
 //!   [`logs`] are the backend's files, of which `log_file` is written here.
 //!
@@ -22,6 +24,9 @@
 
 mod agent;
 pub mod api;
+pub mod api_document;
+pub mod api_local;
+pub mod api_routes;
 mod api_server;
 pub mod certificates;
 mod channel;
@@ -210,7 +215,7 @@ async fn serve(paths: &Paths, options: Options, inherited: Inherited, log: LogFi
         status: supervisor.status(),
         start: on_demand.then(|| Arc::new(Mutex::new(requests.clone()))),
     };
-    let api = Api { requests, status: supervisor.status() };
+    let api = Api { paths: paths.clone(), requests, status: supervisor.status() };
     let clients = tokio::spawn(docker::socket::serve(docker, engine));
     let control = tokio::spawn(api_server::serve(control, api, ended));
     // Both sockets listen: whatever connects from now on waits in a backlog instead of failing.

@@ -4,6 +4,7 @@
 //! `log_group.rs`, `environment.rs` reads and writes files of variables, `unisolated.rs` finds containers from before
 //! isolation. A verb's help is the doc comment of its `Arguments`.
 
+mod api;
 mod backend;
 mod client;
 mod delete;
@@ -94,6 +95,7 @@ enum Verb {
     #[command(subcommand)]
     Vsock(vsock::Verb),
     Support(support::Arguments),
+    Api(api::Arguments),
     Version(version::Arguments),
     Schema(schema::Arguments),
     #[command(hide = true)]
@@ -190,6 +192,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Doctor(arguments) => doctor::run(&base.profile(name)?, arguments),
         Verb::Vsock(verb) => wait(vsock::run(&base.known_profile(name)?, verb)),
         Verb::Support(arguments) => support::run(&base.known_profile(name)?, arguments),
+        Verb::Api(arguments) => api::run(arguments),
         Verb::Version(arguments) => version::run(&base, arguments),
         Verb::Schema(arguments) => schema::run(arguments),
         Verb::Backend(arguments) => backend::run(&base.profile(name)?, arguments),

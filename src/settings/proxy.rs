@@ -9,6 +9,7 @@ use std::{
     str::FromStr,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Names and networks that the guest reaches without a proxy: itself and its names for the host.
@@ -147,7 +148,7 @@ pub(super) fn is_exclusion(text: &str) -> bool {
 }
 
 /// The proxy in the environment of a command: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProxyEnvironment {
     /// For HTTP.

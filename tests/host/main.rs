@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
 
+mod api;
 mod backend;
 mod context;
 mod headless;
