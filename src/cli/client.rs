@@ -144,7 +144,8 @@ fn request(method: Method, path: &'static str, body: Bytes) -> Request<Full<Byte
     request_to(hyper::Uri::from_static(path), method, body)
 }
 
-fn request_to(uri: hyper::Uri, method: Method, body: Bytes) -> Request<Full<Bytes>> {
+/// A request without headers but the host's.
+pub(super) fn request_to(uri: hyper::Uri, method: Method, body: Bytes) -> Request<Full<Bytes>> {
     // Not by `Request::builder`, which returns an error that cannot occur here.
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method;
@@ -153,7 +154,8 @@ fn request_to(uri: hyper::Uri, method: Method, body: Bytes) -> Request<Full<Byte
     request
 }
 
-async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+/// Sends one request over a connection of its own.
+pub(super) async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // The connection task ends with the response's body. Its errors also reach the request.

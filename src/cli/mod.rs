@@ -7,6 +7,7 @@
 mod api;
 mod backend;
 mod client;
+mod dashboard;
 mod delete;
 mod doctor;
 mod env;
@@ -83,6 +84,7 @@ enum Verb {
     Delete(delete::Arguments),
     Ports(ports::Arguments),
     Logs(logs::Arguments),
+    Dashboard(dashboard::Arguments),
     Run(run::Arguments),
     Env(env::Arguments),
     #[command(subcommand)]
@@ -184,6 +186,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Delete(arguments) => wait(delete::run(&base.known_profile(name)?, arguments)),
         Verb::Ports(arguments) => wait(ports::run(&base.known_profile(name)?, arguments)),
         Verb::Logs(arguments) => logs::run(&base.known_profile(name)?, arguments),
+        Verb::Dashboard(arguments) => wait(dashboard::run(&base.known_profile(name)?, arguments)),
         Verb::Run(arguments) => run::run(&base, arguments),
         Verb::Env(arguments) => env::run(&base.profile(name)?, arguments),
         Verb::Settings(verb) => settings::run(&base, name, Policy::system(), verb),

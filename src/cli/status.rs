@@ -41,6 +41,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
+/// The backend's status, or that of a profile without a backend.
 pub(super) async fn read(paths: &Paths) -> Result<Status, CliError> {
     if let Some(client) = Client::connect(paths).await? {
         return Ok(client.status().await?);

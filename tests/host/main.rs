@@ -5,6 +5,7 @@
 mod api;
 mod backend;
 mod context;
+mod dashboard;
 mod headless;
 mod home;
 mod policy;
