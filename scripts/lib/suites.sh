@@ -5,7 +5,7 @@
 target_dir=${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}
 
 # In this order they run one after the other.
-readonly KINDS=(style unit package bundles kvm linux e2e escapes network isolation)
+readonly KINDS=(style unit package dashboard bundles kvm linux e2e escapes network isolation)
 
 # The kinds that boot guests, longest first: two machines that share such a list end at about the same time.
 readonly VM_KINDS=(isolation network e2e escapes linux kvm)
@@ -14,6 +14,7 @@ declare -rA DESCRIPTIONS=(
     [style]="rustfmt, clippy, shellcheck, the words of comments and the rules for dependencies"
     [unit]="unit and property tests, and the host program as far as it goes without a VM"
     [package]="the Debian package in a clean Debian: its parts, an upgrade, a removal"
+    [dashboard]="the desktop's page in Chromium, without a VM"
     [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
     [kvm]="guests of a few instructions on any /dev/kvm"
     [linux]="the guest kernel, without a root file system"
@@ -182,6 +183,36 @@ suite_package() {
     scripts/package --check --program "$target_dir/debug/bulkhead"
 }
 
+# --- dashboard ----------------------------------------------------------------------------------------------------
+
+readonly DASHBOARD_TESTS=$BULKHEAD_REPO/tests/dashboard/dashboard.test.mjs
+
+# has_node: whether npm and a Node.js that Playwright runs on are installed. Debian 12 has an older one.
+has_node() { command -v npm >/dev/null && (($(node -p 'parseInt(process.versions.node)' 2>/dev/null || echo 0) >= 20)); }
+
+suite_dashboard() {
+    local patterns=() name
+    if [[ -n $CUT && ! -x /usr/bin/chromium ]]; then
+        say "the browser's tests are left out: Chromium is not installed (tests/all-only.list)"
+        return 0
+    fi
+    if ! has_node; then
+        say "the browser's tests are left out: they need npm and Node.js 20 or later"
+        return 0
+    fi
+    need_packages chromium
+    # This builds the host program, too.
+    test_binary host >/dev/null
+    for name in "${NAMES[@]}"; do patterns+=(--test-name-pattern "$name"); done
+    (
+        cd "$BULKHEAD_REPO/tests/dashboard" || exit
+        # The package has a browser of its own to offer, which is not used.
+        PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --ignore-scripts --no-audit --no-fund --silent
+        BULKHEAD_TEST_PROGRAM=$target_dir/debug/bulkhead timeout 900 \
+            node --test --test-reporter spec "${patterns[@]}" "$DASHBOARD_TESTS"
+    )
+}
+
 # --- bundles ------------------------------------------------------------------------------------------------------
 
 # build_static PACKAGE: builds a program for images that have no libraries, and prints its path.
@@ -330,6 +361,11 @@ tests_of() {
             ;;
         package)
             if is_named package; then echo package; fi
+            ;;
+        dashboard)
+            sed -n 's/^test("\([^"]*\)".*/\1/p' "$DASHBOARD_TESTS" | while IFS= read -r name; do
+                if is_named "$name"; then echo "$name"; fi
+            done
             ;;
         bundles)
             binary=$(test_binary bundles)
