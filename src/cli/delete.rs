@@ -142,8 +142,11 @@ fn confirm(paths: &Paths) -> Result<(), CliError> {
 
 /// Removes the directories of a profile that no process uses, and returns what was removed and kept.
 fn remove(paths: &Paths) -> Result<(Vec<Removed>, Vec<Kept>), CliError> {
-    // Before the directories that the locks need are created.
-    let existing = paths.directories().map(|(_, path)| fs::symlink_metadata(path).is_ok());
+    // Before the directories that the locks need are created. An empty one says nothing: a backend that has just exited
+    // removes that of its sockets when others may take the lock already.
+    let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink());
+    let has_files = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    let existing = paths.directories().map(|(_, path)| is_link(path) || has_files(path));
     paths.create()?;
     // A `start` waits until this is done, instead of meeting half a profile or failing on the lock below.
     let _turn = launch::lock_start(paths)?;
