@@ -180,7 +180,7 @@ fn run_a_node_of_kind(engine: &Engine) -> Result<(), String> {
         "docker exec try-control-plane cat /proc/1/comm /proc/1/uid_map",
         Says("systemd\n         0     100000      65536\n"),
     )?;
-    // What Kubernetes would ask of the node: a container of its containerd.
+    // A container of the node's own containerd, as Kubernetes would ask for one.
     let run = "docker exec -i try-control-plane ctr images import - <\"$IMAGES/alpine.tar\" >log 2>&1 || cat log
                docker exec try-control-plane ctr run --rm docker.io/library/alpine:latest pod cat /proc/self/uid_map";
     let ran = check(engine, run, Says(FIRST));
