@@ -90,7 +90,7 @@ fn a_killed_vm_is_reported_and_the_next_start_finds_what_was_synced() {
     assert!(!engine.home.runtime("vsock.sock").exists(), "the VM's socket is left");
     let (code, body) = engine.get("/_ping");
     assert_eq!(code, 503, "{body}");
-    assert!(body.contains("engine is not running (state: failed)"), "{body}");
+    assert!(body.contains("engine is not running (state: failed, the vmm process was killed by signal 9"), "{body}");
     engine.write_settings(&[(ISOLATION, "true")]);
     engine.start();
     let started = engine.home.status();
