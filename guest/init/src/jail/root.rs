@@ -14,7 +14,7 @@ use std::{
 };
 
 use bulkhead_guest_common::mount as mounts;
-use bulkhead_policy::sources::HOST_SERVICES;
+use bulkhead_policy::sources::{HOST_SERVICES, TIME_ZONE_FILES};
 use bulkhead_protocol::{ENGINE_SOCKET, PORTS_SOCKET, RUNTIME_SOCKET, RUNTIME_TREES};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -115,6 +115,10 @@ pub(super) fn enter(shares: &str) -> Result<(), JailError> {
     attach(copy("/", false, READ_ONLY)?, "/")?;
     for (path, recursive, attributes) in COPIES {
         attach(copy(path, recursive, attributes)?, path)?;
+    }
+    // The copy of /etc has the files below the host's time zone.
+    for path in TIME_ZONE_FILES.iter().filter(|path| mounts::is_mount_point(Path::new(path))) {
+        show(path)?;
     }
     show(&format!("{}/{CONTROLLERS}", cgroup::CONTAINERS))?;
     for name in DEVICES {

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use bulkhead_policy::sources::{HOST_SERVICES, SSH_AGENT};
+use bulkhead_policy::sources::{HOST_SERVICES, SSH_AGENT, TIME_ZONE_FILES};
 use nix::{
     mount::{MsFlags, mount},
     sys::signal::kill,
@@ -41,9 +41,16 @@ const SHARES: &str = "/mnt";
 fn imitate_vm() {
     sys::unshare_mounts().unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
-    for path in ["/run", "/var", SHARES] {
+    for path in ["/etc", "/run", "/var", SHARES] {
         tmpfs(path);
     }
+    fs::write("/etc/passwd", "").unwrap();
+    // The first of them is a mount, as where the host has a time zone; the other is a file of the image.
+    let [zone, name] = TIME_ZONE_FILES;
+    fs::write(name, "of the image").unwrap();
+    fs::write(zone, "").unwrap();
+    fs::write("/run/zone", "of the host").unwrap();
+    mount(Some("/run/zone"), zone, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     for path in root::ENGINE {
         fs::create_dir_all(path).unwrap();
         tmpfs(path);
@@ -114,6 +121,8 @@ fn inside() {
     ] {
         assert_eq!(errno(File::create(path)), Some(libc::EROFS), "{path}");
     }
+    let [zone, name] = TIME_ZONE_FILES.map(|path| fs::read_to_string(path).unwrap());
+    assert_eq!((zone.as_str(), name.as_str()), ("of the host", "of the image"));
     // A socket on a file system that is read-only can be connected to, and is what it was.
     UnixStream::connect(SSH_AGENT).unwrap();
     assert_eq!(errno(fs::set_permissions(SSH_AGENT, fs::Permissions::from_mode(0o0))), Some(libc::EROFS));
