@@ -34,7 +34,7 @@ declare -rA IMAGES=(
 )
 
 # Those that only tests of tests/all-only.list load.
-declare -rA MORE_IMAGES=([isolation]="builder node")
+declare -rA MORE_IMAGES=([isolation]="node")
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
 declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker")

@@ -34,6 +34,8 @@ pub enum Proof {
     Code(fn(&Engine) -> Result<(), String>),
     /// Another test, by suite and name.
     In(&'static str),
+    /// Nothing tries it, for the reason given.
+    Untried(&'static str),
     /// Does not apply, for the reason given.
     Other(&'static str),
 }
@@ -84,6 +86,7 @@ impl Row {
             Proof::Lines(lines, expect) => guarded(|| check(engine, lines, expect)).into(),
             Proof::Code(test) => guarded(|| test(engine)).into(),
             Proof::In(test) => State::Elsewhere(test),
+            Proof::Untried(why) => State::NotBuilt(why.to_owned()),
             Proof::Other(why) => State::Other(why),
         }
     }
