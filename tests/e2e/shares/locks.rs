@@ -15,9 +15,11 @@ const PROGRAM: &str = r#"
 my ($kind, $wait) = @ARGV;
 $| = 1;
 open my $file, "+<", "/d/lock" or die $!;
-# F_SETLKW, F_SETLK; F_WRLCK from the first byte on.
-my $locked = $kind eq "flock" ? flock($file, $wait ? 2 : 6) : fcntl($file, $wait ? 7 : 6, pack("ssx4qqlx4", 1, 0, 0, 0, 0));
-print $locked ? "locked" : "refused";
+# F_WRLCK from the first byte on; F_SETLKW, F_SETLK.
+my $range = pack "ssx4qqlx4", 1, 0, 0, 0, 0;
+my $locked = $kind eq "flock" ? flock($file, $wait ? 2 : 6) : fcntl($file, $wait ? 7 : 6, $range);
+# The engine's log has whole lines.
+print $locked ? "locked\n" : "refused\n";
 open my $said, ">", "/d/said" or die $!;
 close $said;
 while (-e "/d/keep") { select undef, undef, undef, 0.1 }
@@ -60,7 +62,7 @@ fn isolated_locks_hold_against_programs_of_the_host_if_the_setting_says_so() {
     File::create(&path).unwrap();
     for kind in ["flock", "fcntl"] {
         let held = lock(kind, &path).unwrap();
-        assert_eq!(start(&shares, "tries", &place, kind, false).ok(), "refused", "{kind}");
+        assert_eq!(start(&shares, "tries", &place, kind, false).ok(), "refused\n", "{kind}");
         std::fs::remove_file(place.join("said")).unwrap();
         // A container waits for the host, and then has the lock until it ends.
         File::create(place.join("keep")).unwrap();
@@ -71,7 +73,7 @@ fn isolated_locks_hold_against_programs_of_the_host_if_the_setting_says_so() {
         assert!(!place.join("said").exists(), "{kind}");
         drop(held);
         poll("the container has the lock", SEEN, || place.join("said").exists().then_some(()));
-        assert_eq!(shares.engine.docker(&["logs", &name]).ok(), "locked", "{kind}");
+        assert_eq!(shares.engine.docker(&["logs", &name]).ok(), "locked\n", "{kind}");
         assert!(lock(kind, &path).is_none(), "{kind}");
         shares.engine.docker(&["rm", "--force", &name]).ok();
         poll("the lock has ended with the container", SEEN, || lock(kind, &path).map(drop));
