@@ -31,6 +31,9 @@ declare -rA IMAGES=(
     [isolation]="alpine debian docker dind systemd servers"
 )
 
+# Those that only tests of tests/all-only.list load.
+declare -rA MORE_IMAGES=([isolation]="builder node")
+
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
 declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker")
 
@@ -73,6 +76,12 @@ cut_options() {
     [[ -n $CUT ]] || return 0
     mapfile -t skipped < <(sed -n "s/^$1 \([^ ]*\).*/--skip=\1/p" "$BULKHEAD_REPO/tests/all-only.list")
     ((${#skipped[@]} == 0)) || echo "--exact ${skipped[*]}"
+}
+
+# images_of KIND: prints the images that a run of KIND loads.
+images_of() {
+    echo "${IMAGES[$1]:-}"
+    if [[ -z $CUT ]]; then echo "${MORE_IMAGES[$1]:-}"; fi
 }
 
 # test_binary NAME: builds an integration test and prints its path. The package is not named: with --workspace cargo
@@ -211,9 +220,7 @@ prepare_guests() {
         BULKHEAD_KERNEL=$("$BULKHEAD_REPO/firmware/build" guest)
         export BULKHEAD_KERNEL
     fi
-    for kind in "$@"; do
-        read -ra images <<<"${images[*]} ${IMAGES[$kind]:-}"
-    done
+    mapfile -t images < <(for kind in "$@"; do images_of "$kind"; done | xargs -rn 1)
     if ((${#images[@]})); then
         "$BULKHEAD_REPO/scripts/image"
         BULKHEAD_TEST_IMAGES=$("$BULKHEAD_REPO/tests/images/build" "${images[@]}")

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use support::engine::Engine;
+use support::engine::{Engine, Isolation, engine};
 
 use crate::{
-    directory, shell,
+    FIRST, directory, shell,
     table::{Expect, check},
 };
 
@@ -56,4 +56,39 @@ pub fn entitlements_are_refused(engine: &Engine) -> Result<(), String> {
         "docker buildx build --no-cache --allow=security.insecure -f entitled/Insecure entitled",
         Expect::Fails(1, refused),
     )
+}
+
+/// A builder that runs in a container of its own, which buildx makes with `--privileged`. Its image is on the engine.
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_builder_in_a_container_is_isolated() {
+    let engine = engine(Isolation::On);
+    engine.remove_containers();
+    build_in_a_container(&engine).unwrap();
+}
+
+fn build_in_a_container(engine: &Engine) -> Result<(), String> {
+    if !has_buildx(engine) {
+        return Err("this machine has no docker-buildx".into());
+    }
+    engine.need_image("moby/buildkit:buildx-stable-1", "builder.tar");
+    check(
+        engine,
+        "docker buildx create --driver=docker-container --name=apart --bootstrap >log && docker buildx inspect apart >>log || cat log
+         docker exec buildx_buildkit_apart0 cat /proc/self/uid_map",
+        Expect::Says(FIRST),
+    )?;
+    // The builder does not see the engine's images, so the build gets alpine's files from the client. Its steps have the
+    // ids of the container around them.
+    let built = check(
+        engine,
+        "mkdir -p apart; docker create --name=files alpine; docker export files >apart/files.tar; docker rm files
+         printf 'FROM scratch\\nADD files.tar /\\nRUN cat /proc/self/uid_map >/map\\n' >apart/Dockerfile
+         docker buildx build --builder=apart --load --tag=apart apart >log 2>&1 || cat log
+         docker run --rm apart cat /map",
+        Expect::Holds(|said| said.ends_with(FIRST)),
+    );
+    let removed =
+        check(engine, "docker buildx rm apart 2>&1; docker ps --all --quiet", Expect::Says("apart removed\n"));
+    built.and(removed)
 }

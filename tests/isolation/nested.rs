@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use support::{
-    engine::Engine,
+    engine::{Engine, Isolation, engine},
     process::{poll, run},
 };
 
@@ -157,4 +157,37 @@ pub fn no_range_is_lost(engine: &Engine) -> Result<(), String> {
     let line = format!("for i in $(seq {CYCLES}); do docker run --rm alpine cat /proc/self/uid_map; done");
     let said = shell(engine, &line).stdout;
     if said == FIRST.repeat(CYCLES) { Ok(()) } else { Err(said) }
+}
+
+/// kind's own commands, with a node of Debian's packages: all that kind does before Kubernetes' own programs are needed.
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_node_of_kind_is_isolated() {
+    let engine = engine(Isolation::On);
+    engine.remove_containers();
+    run_a_node_of_kind(&engine).unwrap();
+}
+
+fn run_a_node_of_kind(engine: &Engine) -> Result<(), String> {
+    if !shell(engine, "kind version").status.success() {
+        return Err("this machine has no kind".into());
+    }
+    engine.need_image("node:latest", "node.tar");
+    let line = "kind create cluster --name=try --image=node:latest --retain --wait=0 >log 2>&1; cat log";
+    check(engine, line, Holds(|said| said.contains("Starting control-plane") && said.contains("kubeadm")))?;
+    check(
+        engine,
+        "docker exec try-control-plane cat /proc/1/comm /proc/1/uid_map",
+        Says("systemd\n         0     100000      65536\n"),
+    )?;
+    // What Kubernetes would ask of the node: a container of its containerd.
+    let run = "docker exec -i try-control-plane ctr images import - <\"$IMAGES/alpine.tar\" >log 2>&1 || cat log
+               docker exec try-control-plane ctr run --rm docker.io/library/alpine:latest pod cat /proc/self/uid_map";
+    let ran = check(engine, run, Says(FIRST));
+    let removed = check(
+        engine,
+        "kind delete cluster --name=try >log 2>&1 || cat log; docker ps --all --quiet; docker network rm kind",
+        Says("kind\n"),
+    );
+    ran.and(removed)
 }
