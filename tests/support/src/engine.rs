@@ -75,6 +75,9 @@ pub fn home() -> &'static Home {
         if let Some(disk) = std::env::var_os("BULKHEAD_TEST_DISK").filter(|disk| !disk.is_empty()) {
             unpack_disk(&home, &disk);
         }
+        if let Some(cpus) = std::env::var("BULKHEAD_TEST_CPUS").ok().filter(|cpus| !cpus.is_empty()) {
+            home.bulkhead(&["settings", "set", "cpus", &cpus], COMMAND).ok();
+        }
         home
     })
 }
