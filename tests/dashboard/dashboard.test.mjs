@@ -124,6 +124,8 @@ test("each setting has a control that saves it", async () => {
     memoryMiB: 1024,
     diskGiB: 10,
     filesharingDirectories: [],
+    filesharingHostLocks: true,
+    sshAgent: "/run/user/1000/agent",
     network: "none",
     vpnkitCIDR: "10.1.0.0/24",
     portBindingBehavior: "local-only-port-binding",

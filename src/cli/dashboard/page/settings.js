@@ -11,7 +11,11 @@ const GROUPS = [
     blockDockerLoad: "Block docker load",
   }],
   ["Resources", { cpus: "CPUs", memoryMiB: "Memory in MiB", diskGiB: "Disk limit in GiB" }],
-  ["Files", { filesharingDirectories: "Directories that containers may mount" }],
+  ["Files", {
+    filesharingDirectories: "Directories that containers may mount",
+    filesharingHostLocks: "Let locks hold against programs of this machine",
+    sshAgent: "ssh-agent for containers",
+  }],
   ["Network", {
     network: "Network of the VM",
     vpnkitCIDR: "Addresses of the VM",
