@@ -5,5 +5,6 @@ pub mod cli;
 mod hex;
 pub mod image;
 pub mod log;
+mod replace;
 pub mod root_owned;
 pub mod settings;

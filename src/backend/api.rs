@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use bulkhead_vmm::api::VcpuView;
 
-use crate::settings::{NetworkKind, Paths, PolicyFacts, ProfileName, ProxyEnvironment};
+use crate::settings::{NetworkKind, Origin, Paths, PolicyFacts, ProfileName, ProxyEnvironment};
 
 /// Longest request body in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -389,20 +389,6 @@ pub struct SettingView {
     /// The policy file that locks it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locked_by: Option<PathBuf>,
-}
-
-/// The origin of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// Nobody set it.
-    Default,
-    /// The user.
-    User,
-    /// The policy, as a default that the user may change.
-    Policy,
-    /// The policy, for good.
-    Locked,
 }
 
 /// The values that a setting accepts.

@@ -5,7 +5,6 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -15,11 +14,11 @@ use serde_json::Value;
 
 use super::{
     api::{
-        Accepts, DiskUsage, LogLines, LogSource, MemoryUsage, Origin, PolicyCheck, Problem, SettingChange, SettingView,
-        SettingsView, Status, Usage,
+        Accepts, LogLines, LogSource, MemoryUsage, PolicyCheck, Problem, SettingChange, SettingView, SettingsView,
+        Status, Usage,
     },
     api_routes::{LINES, MAX_LINES, Route},
-    logs,
+    disk, logs,
 };
 use crate::settings::{Definition, Kind, Paths, Policy, Settings, SettingsError, policy};
 use bulkhead_ipc::report::chain;
@@ -127,14 +126,6 @@ fn change(paths: &Paths, key: &str, value: Option<Value>) -> Result<SettingView,
 }
 
 fn view(settings: &Settings, definition: &Definition) -> SettingView {
-    let rule = settings.policy().rule(definition);
-    // In the order of `Settings::get`.
-    let origin = match rule {
-        Some(rule) if rule.locked => Origin::Locked,
-        _ if settings.is_set(definition) => Origin::User,
-        Some(_) => Origin::Policy,
-        None => Origin::Default,
-    };
     let accepts = match definition.kind {
         Kind::Bool { .. } => Accepts::Bool,
         Kind::Integer { min, max, .. } => Accepts::Integer { min, max },
@@ -149,7 +140,7 @@ fn view(settings: &Settings, definition: &Definition) -> SettingView {
         accepts,
         value: definition.concealed(&settings.get(definition)),
         default: definition.default_value(),
-        origin,
+        origin: settings.origin(definition),
         locked_by: settings.policy().lock(definition).map(Path::to_owned),
     }
 }
@@ -190,24 +181,13 @@ fn usage(paths: &Paths, status: &Status) -> Usage {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         Some(MemoryUsage { size_bytes: vm.memory_mib << 20, resident_bytes: shared_memory(&text)? << 10 })
     });
-    Usage { disk: disk_usage(&paths.data_disk()), memory }
+    Usage { disk: disk::usage(&paths.data_disk()), memory }
 }
 
 /// The resident shared memory of a process in KiB, from `/proc/PID/status` (proc_pid_status(5)). The guest's memory is a
 /// memfd, and the vmm process has no other shared memory of any size.
 fn shared_memory(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("RssShmem:"))?.trim().strip_suffix(" kB")?.parse().ok()
-}
-
-fn disk_usage(path: &Path) -> Option<DiskUsage> {
-    let metadata = fs::metadata(path).ok()?;
-    let system = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(DiskUsage {
-        size_bytes: metadata.len(),
-        // In units of 512 bytes, whatever the file system's blocks are (stat(3type)).
-        allocated_bytes: metadata.blocks() * 512,
-        free_bytes: system.blocks_available() * system.fragment_size(),
-    })
 }
 
 #[cfg(test)]
@@ -228,16 +208,6 @@ mod tests {
     fn the_guests_memory_is_the_shared_part_of_the_process() {
         assert_eq!(shared_memory("VmRSS:\t 9 kB\nRssAnon:\t 1 kB\nRssShmem:\t  2048 kB\n"), Some(2048));
         assert_eq!(shared_memory("VmRSS:\t 9 kB\n"), None);
-    }
-
-    #[test]
-    fn a_disk_counts_what_it_takes_and_not_its_holes() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 30).unwrap();
-        let usage = disk_usage(file.path()).unwrap();
-        assert_eq!(usage.size_bytes, 1 << 30);
-        assert!(usage.allocated_bytes < 1 << 20 && usage.free_bytes > 0, "{usage:?}");
-        assert_eq!(disk_usage(Path::new("/nowhere/at/all")), None);
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! change that an older program must not meet; a guest that formats or mounts the disk in another way is such a change.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
+
+use crate::replace::replace;
 
 /// The version that this program writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -50,27 +51,19 @@ pub enum DataFormatError {
 /// Checks that this program can use the profile whose version is in `path`; changes nothing. Without the file it can:
 /// the profile is new, or older than the mark.
 pub fn check(path: &Path) -> Result<(), DataFormatError> {
-    match read(path)? {
-        Some(found) if found > VERSION => Err(DataFormatError::Newer { path: path.to_owned(), found }),
-        _ => Ok(()),
-    }
+    read(path).map(drop)
 }
 
 /// Checks the profile and marks one that has no version. The caller holds the profile's lock.
 pub(super) fn claim(path: &Path) -> Result<(), DataFormatError> {
-    check(path)?;
     if read(path)?.is_some() {
         return Ok(());
     }
-    let io_error = |source| DataFormatError::Io { path: path.to_owned(), source };
-    // Written whole beside it and renamed: a program that is killed meanwhile leaves no file that the next one refuses.
-    let new = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(&new).map_err(io_error)?;
-    writeln!(file, "{VERSION}").and_then(|()| fs::rename(&new, path)).map_err(io_error)
+    // Whole or not at all: a program that is killed meanwhile leaves no file that the next one refuses.
+    replace(path, &format!("{VERSION}\n")).map_err(|source| DataFormatError::Io { path: path.to_owned(), source })
 }
 
+/// Reads the version; `None` without the file.
 fn read(path: &Path) -> Result<Option<u32>, DataFormatError> {
     let io_error = |source| DataFormatError::Io { path: path.to_owned(), source };
     let file = match File::open(path) {
@@ -80,11 +73,16 @@ fn read(path: &Path) -> Result<Option<u32>, DataFormatError> {
     let mut bytes = Vec::new();
     file.take(MAX_LENGTH).read_to_end(&mut bytes).map_err(io_error)?;
     let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
-    number.map(Some).ok_or_else(|| DataFormatError::Damaged(path.to_owned()))
+    match number.ok_or_else(|| DataFormatError::Damaged(path.to_owned()))? {
+        found if found > VERSION => Err(DataFormatError::Newer { path: path.to_owned(), found }),
+        found => Ok(Some(found)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

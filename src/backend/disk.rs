@@ -7,12 +7,14 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use nix::sys::statvfs::statvfs;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
+use super::api::DiskUsage;
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -170,10 +172,19 @@ fn free_bytes(path: &Path) -> Result<u64, DiskError> {
     Ok(numbers.blocks_available().saturating_mul(numbers.fragment_size()))
 }
 
+/// Returns the use of a data disk; `None` if there is none.
+pub fn usage(path: &Path) -> Option<DiskUsage> {
+    let metadata = fs::metadata(path).ok()?;
+    Some(DiskUsage {
+        size_bytes: metadata.len(),
+        // In units of 512 bytes, whatever the file system's blocks are (stat(3type)).
+        allocated_bytes: metadata.blocks().saturating_mul(512),
+        free_bytes: free_bytes(path).ok()?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
@@ -222,5 +233,15 @@ mod tests {
         let path = directory.path().join("data.img");
         std::os::unix::fs::symlink("/dev/null", &path).unwrap();
         assert!(matches!(DiskPlan::new(path, None), Err(DiskError::NotAFile(_))));
+    }
+
+    #[test]
+    fn a_disk_counts_what_it_takes_and_not_its_holes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 30).unwrap();
+        let found = usage(file.path()).unwrap();
+        assert_eq!(found.size_bytes, 1 << 30);
+        assert!(found.allocated_bytes < 1 << 20 && found.free_bytes > 0, "{found:?}");
+        assert_eq!(usage(Path::new("/nowhere/at/all")), None);
     }
 }

@@ -9,10 +9,11 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{CliError, Format, in_bytes, list::data_disk, print, print_json, start::blocking, stop};
+use super::{CliError, Format, in_bytes, print, print_json, start::blocking, stop};
 use crate::{
     backend::{
         api::StopOptions,
+        disk,
         docker::context::{ContextError, DockerContext},
         launch,
         lock::ProfileLock,
@@ -126,7 +127,9 @@ fn confirm(paths: &Paths) -> Result<(), CliError> {
                 .to_owned(),
         ));
     }
-    let used = data_disk(paths).map(|(_, used)| format!(" ({} in use)", in_bytes(used))).unwrap_or_default();
+    let used = disk::usage(&paths.data_disk())
+        .map(|disk| format!(" ({} in use)", in_bytes(disk.allocated_bytes)))
+        .unwrap_or_default();
     eprint!(
         "Delete profile `{}` with its data disk{used}, all images, containers and volumes, settings and logs? [y/N] ",
         paths.name()

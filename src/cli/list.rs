@@ -1,14 +1,15 @@
 //! `bulkhead list`.
 
-use std::{fs, os::unix::fs::MetadataExt};
-
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::{CliError, Format, in_bytes, print, print_json, status, table};
 use crate::{
-    backend::api::{StateName, Status},
+    backend::{
+        api::{StateName, Status},
+        disk,
+    },
     settings::{Base, Paths, Policy, ProfileName, Settings},
 };
 use bulkhead_ipc::report::chain;
@@ -98,27 +99,21 @@ fn profile(paths: &Paths, policy: &Policy, status: Result<Status, CliError>) -> 
     let problem = problem.into_iter().flatten().collect::<Vec<_>>().join("; ");
     let (status, settings) = (status.ok(), settings.ok());
     let vm = status.as_ref().and_then(|status| status.vm.as_ref());
-    let disk = data_disk(paths);
+    let disk = disk::usage(&paths.data_disk());
     Profile {
         name: paths.name().clone(),
         state: status.as_ref().map(|status| status.state),
         temporary: paths.throw_away_marker().exists(),
         cpus: vm.map(|vm| u64::from(vm.cpus)).or_else(|| settings.as_ref()?.cpus().map(u64::from)),
         memory_mib: vm.map(|vm| vm.memory_mib).or_else(|| settings.as_ref()?.memory_mib()),
-        disk_bytes: disk.map(|(size, _)| size),
-        disk_used_bytes: disk.map_or(0, |(_, used)| used),
+        disk_bytes: disk.map(|disk| disk.size_bytes),
+        disk_used_bytes: disk.map_or(0, |disk| disk.allocated_bytes),
         enhanced_container_isolation: vm
             .map(|vm| vm.enhanced_container_isolation)
             .or_else(|| settings.as_ref().map(Settings::isolation)),
         docker_host: paths.docker_host(),
         problem: Some(problem).filter(|problem| !problem.is_empty()),
     }
-}
-
-/// Returns size and allocated space of a profile's data disk, in bytes; `None` if there is none.
-pub(super) fn data_disk(paths: &Paths) -> Option<(u64, u64)> {
-    // A sparse file: `st_blocks` counts 512 bytes each, whatever the file system's block size is (stat(2)).
-    fs::metadata(paths.data_disk()).ok().map(|disk| (disk.len(), disk.blocks().saturating_mul(512)))
 }
 
 fn pretty(profiles: &[Profile]) -> String {

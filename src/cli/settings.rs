@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{CliError, Format, print, print_json, runtime, table, unisolated};
-use crate::settings::{Base, DEFINITIONS, Definition, Kind, Policy, ProfileName, Settings};
+use crate::settings::{Base, DEFINITIONS, Definition, Kind, Origin, Policy, ProfileName, Settings};
 
 /// Show and change settings.
 ///
@@ -92,12 +92,11 @@ pub(super) fn run(base: &Base, name: &ProfileName, policy: Policy, verb: Verb) -
 
 /// The column SET: the origin of the value in effect.
 fn origin(settings: &Settings, definition: &Definition) -> &'static str {
-    // In the order of `Settings::get`.
-    match settings.policy().rule(definition) {
-        Some(rule) if rule.locked => "locked",
-        _ if settings.is_set(definition) => "yes",
-        Some(_) => "policy",
-        None => "no",
+    match settings.origin(definition) {
+        Origin::Locked => "locked",
+        Origin::User => "yes",
+        Origin::Policy => "policy",
+        Origin::Default => "no",
     }
 }
 

@@ -3,6 +3,8 @@
 //! A new setting is one line of [`DEFINITIONS`] and a getter of `Settings`. The command line, the check of the file and
 //! `bulkhead settings list` follow the table.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
@@ -64,6 +66,20 @@ pub enum Kind {
         /// The accepted form, as the end of "must be …".
         expected: &'static str,
     },
+}
+
+/// The origin of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The user.
+    User,
+    /// The policy, as a default that the user may change.
+    Policy,
+    /// The policy, for good.
+    Locked,
 }
 
 /// One setting.

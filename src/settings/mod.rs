@@ -29,8 +29,7 @@ mod subnet;
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::Path,
     str::FromStr,
     sync::Arc,
@@ -45,7 +44,7 @@ use self::definition::{
     NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SSH_AGENT, SUBNET,
 };
 pub use self::{
-    definition::{DEFINITIONS, Definition, Kind},
+    definition::{DEFINITIONS, Definition, Kind, Origin},
     error::SettingsError,
     network::{InvalidNetwork, NetworkKind},
     paths::{Base, Contents, PathError, Paths},
@@ -57,6 +56,8 @@ pub use self::{
     ssh_agent::{InvalidSshAgent, SshAgent},
     subnet::{InvalidSubnet, Subnet},
 };
+
+use crate::replace::replace;
 
 /// Largest settings file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -107,14 +108,23 @@ impl Settings {
 
     /// The value in effect: the policy's if it is locked, else the user's, else the policy's, else the default.
     pub fn get(&self, definition: &Definition) -> Value {
-        let rule = self.policy.rule(definition);
-        // A locked rule comes first: the file may be edited by hand, past the check in `update`.
-        let locked = rule.filter(|rule| rule.locked).map(|rule| &rule.value);
-        locked
-            .or_else(|| self.values.get(definition.key))
-            .or_else(|| rule.map(|rule| &rule.value))
-            .cloned()
-            .unwrap_or_else(|| definition.default_value())
+        let value = match self.origin(definition) {
+            Origin::Locked | Origin::Policy => self.policy.rule(definition).map(|rule| &rule.value),
+            Origin::User => self.values.get(definition.key),
+            Origin::Default => None,
+        };
+        value.cloned().unwrap_or_else(|| definition.default_value())
+    }
+
+    /// The origin of the value in effect.
+    pub fn origin(&self, definition: &Definition) -> Origin {
+        match self.policy.rule(definition) {
+            // First: the file may be edited by hand, past the check in `update`.
+            Some(rule) if rule.locked => Origin::Locked,
+            _ if self.is_set(definition) => Origin::User,
+            Some(_) => Origin::Policy,
+            None => Origin::Default,
+        }
     }
 
     /// The administrator's policy.
@@ -323,22 +333,15 @@ impl Settings {
                 settings.values.remove(definition.key);
             }
         }
-        replace(&directory, &path, &Value::Object(settings.values)).map_err(io_error)?;
+        write(&path, settings.values).map_err(io_error)?;
         drop(lock);
         Ok(())
     }
 }
 
-/// Replaces a file by rename, so that a reader or a crash finds either the old or the new contents.
-fn replace(directory: &Path, path: &Path, value: &Value) -> io::Result<()> {
-    // One fixed name is enough, as writers hold the lock; a leftover of a crashed one is truncated.
-    let new = directory.join(".settings.json.new");
-    // Proxies have passwords, so only the user may read it.
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    writeln!(file, "{value:#}")?;
-    // Before the rename: otherwise a power cut could leave the new name with no contents.
-    file.sync_all()?;
-    fs::rename(&new, path)
+/// Writes a settings file. Only the user may read it: proxies have passwords.
+fn write(path: &Path, values: Map<String, Value>) -> io::Result<()> {
+    replace(path, &format!("{:#}\n", Value::Object(values)))
 }
 
 /// Entry points of the fuzz targets into this module.
@@ -439,7 +442,7 @@ mod tests {
         fs::write(&path, r#"{"fromTheFuture": [1], "cpus": 2}"#).unwrap();
         let mut settings = Settings::load(&path).unwrap();
         settings.values.remove("cpus");
-        replace(folder.path(), &path, &Value::Object(settings.values)).unwrap();
+        write(&path, settings.values).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\n  \"fromTheFuture\": [\n    1\n  ]\n}\n");
     }
 
