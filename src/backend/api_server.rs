@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Limited};
 use hyper::{
     Request as HttpRequest, Response, StatusCode,
     body::{Body, Bytes, Frame, Incoming},
@@ -31,7 +30,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    api::{Answer, MAX_BODY, Problem, StartOptions, Status, StopOptions},
+    api::{Answer, Problem, StartOptions, Status, StopOptions},
+    api_body,
     api_document::document,
     api_local::{self, LocalRequest},
     api_routes::{Found, Route, find},
@@ -47,9 +47,6 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// Time for the whole head of a request to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Time for the whole body of a request to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest head of a request in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -165,9 +162,9 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
 /// Answers what needs no VM, in a thread: this process has one thread of its own, which must not wait for files.
 async fn local(request: HttpRequest<Incoming>, api: &Api, route: Route, key: String) -> Reply {
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let body = match read_body(request).await {
+    let body = match api_body::read(request.into_body()).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err((code, reason)) => return problem(code, &reason),
     };
     let (paths, status) = (api.paths.clone(), api.status.borrow().clone());
     let request = LocalRequest { key, query, body };
@@ -177,27 +174,15 @@ async fn local(request: HttpRequest<Incoming>, api: &Api, route: Route, key: Str
     }
 }
 
-/// Reads a body of bounded length in a bounded time; returns the refusal of any other.
-async fn read_body(request: HttpRequest<Incoming>) -> Result<Bytes, Reply> {
-    match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {MAX_BODY} bytes")))
-        }
-        Ok(Err(_)) => Err(problem(StatusCode::BAD_REQUEST, "cannot read the body")),
-        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
-    }
-}
-
 /// Reads the body, passes the request to the supervisor and returns its answer.
 async fn change<T: DeserializeOwned + Default>(
     request: HttpRequest<Incoming>,
     api: &Api,
     make: fn(T, oneshot::Sender<Answer>) -> Request,
 ) -> Reply {
-    let body = match read_body(request).await {
+    let body = match api_body::read(request.into_body()).await {
         Ok(body) => body,
-        Err(refusal) => return refusal,
+        Err((code, reason)) => return problem(code, &reason),
     };
     let options = match parse(&body) {
         Ok(options) => options,

@@ -24,6 +24,7 @@
 
 mod agent;
 pub mod api;
+pub mod api_body;
 pub mod api_document;
 pub mod api_local;
 pub mod api_routes;

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{
@@ -25,15 +25,15 @@ use super::{
     upstream,
 };
 use crate::{
-    backend::api::{MAX_BODY, Problem},
+    backend::{api::Problem, api_body},
     settings::Paths,
 };
 
 /// Connections at once. A browser opens six.
 const MAX_CONNECTIONS: usize = 32;
 
-/// Time for the whole head of a request, and for the body, to arrive.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the whole head of a request to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest head of a request in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -114,7 +114,7 @@ async fn serve_connection(stream: TcpStream, client: SocketAddr, site: Arc<Site>
     });
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(READ_TIMEOUT)
+        .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -146,13 +146,9 @@ async fn route(request: Request<Incoming>, site: &Site) -> Reply {
         return refuse(refusal);
     }
     let (head, body) = request.into_parts();
-    let body = match timeout(READ_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {MAX_BODY} bytes"));
-        }
-        Ok(Err(_)) => return problem(StatusCode::BAD_REQUEST, "cannot read the body"),
-        Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
+    let body = match api_body::read(body).await {
+        Ok(body) => body,
+        Err((code, reason)) => return problem(code, &reason),
     };
     upstream::answer(&site.paths, &head.method, &head.uri, body).await
 }
