@@ -111,6 +111,21 @@ pub(crate) fn shares() -> Result<(), Error> {
     })
 }
 
+/// Mounts a tmpfs on a directory, lets `fill` put something into it, and makes it read-only as a whole: of a mount that
+/// is, root of a container could have another one that is not.
+pub(crate) fn sealed<T>(
+    what: &str,
+    path: &str,
+    options: &str,
+    fill: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    mount(Some(what), path, Some("tmpfs"), RESTRICTED, Some(options)).map_err(Error::file("mount", path))?;
+    let filled = fill()?;
+    let flags = RESTRICTED | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>).map_err(Error::file("make read-only", path))?;
+    Ok(filled)
+}
+
 /// Creates a directory with this mode, and its parents with the default mode.
 pub(crate) fn make_directory(path: impl AsRef<Path>, mode: u32) -> Result<(), Error> {
     let path = path.as_ref();

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use bulkhead_policy::sources::TIME_ZONE_FILES;
 use bulkhead_protocol::{MAX_TIME_ZONE, TimeZone};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 
 use crate::{error::Error, mounts};
 
@@ -14,31 +14,25 @@ const PLACE: &str = "/run/bulkhead/time-zone";
 /// Mode of the file system's root, and its size: a page for the name, and those of the rules.
 const OPTIONS: &str = "mode=755,size=64k";
 
-const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-
 /// Returns true for a name as the tz database has them.
 fn is_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_+-".contains(&byte);
     (1..=255).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
-/// Makes the files that the zone has.
-///
-/// They are on a file system that is read-only as a whole: of a mount that is, root of a container could have another
-/// one that is not.
+/// Makes the files that the zone has, on a file system that is read-only.
 pub(crate) fn set(zone: &TimeZone) -> Result<(), Error> {
     let rules = Some(zone.rules.as_slice()).filter(|rules| rules.len() <= MAX_TIME_ZONE);
     let name = zone.name.as_ref().filter(|name| is_name(name)).map(|name| format!("{name}\n").into_bytes());
     let contents = [rules, name.as_deref()];
     mounts::make_directory(PLACE, 0o700)?;
-    mount(Some("time-zone"), PLACE, Some("tmpfs"), FLAGS, Some(OPTIONS)).map_err(Error::file("mount", PLACE))?;
     let files = TIME_ZONE_FILES.into_iter().zip(contents).filter_map(|(path, contents)| Some((path, contents?)));
     let placed: Vec<_> = files.map(|(path, contents)| (path, place_of(path), contents)).collect();
-    for (_, place, contents) in &placed {
-        fs::write(place, contents).map_err(Error::file("write", place))?;
-    }
-    mount(None::<&str>, PLACE, None::<&str>, FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
-        .map_err(Error::file("make read-only", PLACE))?;
+    mounts::sealed("time-zone", PLACE, OPTIONS, || {
+        placed
+            .iter()
+            .try_for_each(|(_, place, contents)| fs::write(place, contents).map_err(Error::file("write", place)))
+    })?;
     for (path, place, _) in &placed {
         make_empty(path).map_err(Error::file("create", path))?;
         mounts::bind(Path::new(place), Path::new(path))?;

@@ -29,7 +29,6 @@ use std::{
 use bulkhead_policy::sources::{HOST_SERVICES, SSH_AGENT};
 use bulkhead_protocol::{Configuration, FIRST_HOST_SOCKET_PORT, MAX_HOST_CONNECTIONS, MAX_HOST_SOCKETS};
 use nix::{
-    mount::{MsFlags, mount},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen, socket},
 };
@@ -42,8 +41,6 @@ use crate::{
 
 /// Mode of the file system's root, and its size: it has nothing but names.
 const OPTIONS: &str = "mode=755,size=64k";
-
-const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 /// Mode of the sockets: whether a container has one is decided by its mounts, and in it every user may connect.
 const MODE: u32 = 0o666;
@@ -101,16 +98,11 @@ impl HostSockets {
     /// Makes the directory with these sockets, and the thread that turns connections into events.
     pub(crate) fn listen(names: &[String], events: Sender<Event>) -> Result<Self, Error> {
         mounts::make_directory(HOST_SERVICES, 0o755)?;
-        mount(Some("host-services"), HOST_SERVICES, Some("tmpfs"), FLAGS, Some(OPTIONS))
-            .map_err(Error::file("mount", HOST_SERVICES))?;
-        let names = names.iter().take(MAX_HOST_SOCKETS).enumerate();
-        let listeners: Vec<_> = names.map(|(at, name)| Listeners::open(at, name)).collect::<Result<_, _>>()?;
-        // Also without any socket: the engine, which makes missing sources of mounts, then cannot. And as a whole,
-        // because of a mount that is, root of a container could have another one that is not, and close the socket to
-        // others.
-        let flags = FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(None::<&str>, HOST_SERVICES, None::<&str>, flags, None::<&str>)
-            .map_err(Error::file("make read-only", HOST_SERVICES))?;
+        // Read-only also without any socket: the engine, which makes missing sources of mounts, then cannot.
+        let listeners: Vec<_> = mounts::sealed("host-services", HOST_SERVICES, OPTIONS, || {
+            let names = names.iter().take(MAX_HOST_SOCKETS).enumerate();
+            names.map(|(at, name)| Listeners::open(at, name)).collect()
+        })?;
         if listeners.is_empty() { Ok(Self::default()) } else { Self::serve(listeners, events) }
     }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bulkhead_guest_common::mount as mounts;
-use bulkhead_policy::sources::{HOST_SERVICES, TIME_ZONE_FILES};
+use bulkhead_policy::sources::HOST_SERVICES;
 use bulkhead_protocol::{ENGINE_SOCKET, PORTS_SOCKET, RUNTIME_SOCKET, RUNTIME_TREES};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -40,7 +40,8 @@ const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 const COPIES: [(&str, bool, u64); 10] = [
     // With what is mounted over the names of runtimes.
     ("/usr", true, READ_ONLY),
-    ("/etc", false, READ_ONLY),
+    // With the host's time zone, which is mounted over files.
+    ("/etc", true, READ_ONLY),
     ("/var", false, READ_ONLY),
     ("/proc", false, 0),
     ("/proc/sys", false, READ_ONLY),
@@ -115,10 +116,6 @@ pub(super) fn enter(shares: &str) -> Result<(), JailError> {
     attach(copy("/", false, READ_ONLY)?, "/")?;
     for (path, recursive, attributes) in COPIES {
         attach(copy(path, recursive, attributes)?, path)?;
-    }
-    // The copy of /etc has the files below the host's time zone.
-    for path in TIME_ZONE_FILES.iter().filter(|path| mounts::is_mount_point(Path::new(path))) {
-        show(path)?;
     }
     show(&format!("{}/{CONTROLLERS}", cgroup::CONTAINERS))?;
     for name in DEVICES {
