@@ -21,6 +21,7 @@ use serde_json::json;
 use support::{
     engine::{self, Engine, ISOLATION, Isolation, shell},
     process::{COMMAND, run},
+    tree::files,
 };
 
 use crate::{
@@ -194,20 +195,10 @@ impl Ground {
 }
 
 /// Files with their modes, owners, numbers of links and bytes. Times change when a file is read.
-type Contents = BTreeMap<PathBuf, (u32, u32, u64, Vec<u8>)>;
+type Contents = BTreeMap<PathBuf, ((u32, u32, u64), Vec<u8>)>;
 
 fn contents(directory: &Path) -> Contents {
-    let mut found = BTreeMap::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(path) = left.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        if stat.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        let bytes = if stat.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-        found.insert(path, (stat.mode(), stat.uid(), stat.nlink(), bytes));
-    }
-    found
+    files(directory, |stat| (stat.mode(), stat.uid(), stat.nlink()))
 }
 
 /// The engine with the shares of [`Ground::of_engine`]; the other tests run in it as well.

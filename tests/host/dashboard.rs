@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use support::program;
 
 use crate::{
-    home::{Home, is_root},
+    home::{Home, exit_of, is_root},
     policy::under,
 };
 
@@ -115,14 +115,7 @@ impl Dashboard {
 
     #[track_caller]
     fn wait(&mut self) -> std::process::ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the dashboard does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        exit_of(&mut self.child, "the dashboard")
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -101,15 +101,21 @@ impl Backend {
         self.child.wait().unwrap();
     }
 
-    pub fn wait(&mut self) -> std::process::ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the backend does not end");
-            std::thread::sleep(Duration::from_millis(20));
+    pub fn wait(&mut self) -> ExitStatus {
+        exit_of(&mut self.child, "the backend")
+    }
+}
+
+/// Waits until a process ends by itself.
+#[track_caller]
+pub fn exit_of(child: &mut Child, what: &str) -> ExitStatus {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
         }
+        assert!(Instant::now() < deadline, "{what} does not end");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -23,6 +23,7 @@ pub mod procfs;
 pub mod registry;
 #[cfg(feature = "file-systems")]
 pub mod small_file_system;
+pub mod tree;
 #[cfg(feature = "host")]
 pub mod vmm;
 

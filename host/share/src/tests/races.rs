@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use support::tree::files;
 
 use super::*;
 
@@ -16,18 +17,8 @@ use super::*;
 const TRIES: usize = 100_000;
 
 /// The files below a directory: what they are, their modes, times and contents.
-fn contents(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, Vec<u8>)> {
-    let mut found = BTreeMap::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(path) = left.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        if stat.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        let bytes = if stat.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-        found.insert(path, (stat.mode(), stat.mtime_nsec(), bytes));
-    }
-    found
+fn contents(directory: &Path) -> BTreeMap<PathBuf, ((u32, i64), Vec<u8>)> {
+    files(directory, |stat| (stat.mode(), stat.mtime_nsec()))
 }
 
 /// Exchanges each pair of names, over and over, until the body has made its requests.
