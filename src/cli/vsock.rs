@@ -143,8 +143,7 @@ async fn connect(paths: &Paths, port: u32) -> Result<UnixStream, CliError> {
     let mut stream = match UnixStream::connect(paths.vsock_socket()).await {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            let start = command(paths, "start");
-            return Err(CliError::Failed(format!("the engine is not running; `{start}` starts it")));
+            return Err(not_running(paths));
         }
         Err(error) => return Err(CliError::io("cannot connect to the VM's vsock device")(error)),
     };
@@ -159,6 +158,10 @@ async fn connect(paths: &Paths, port: u32) -> Result<UnixStream, CliError> {
             command(paths, "doctor")
         ))),
     }
+}
+
+fn not_running(paths: &Paths) -> CliError {
+    CliError::Failed(format!("the engine is not running; `{}` starts it", command(paths, "start")))
 }
 
 /// Asks the device for a port and reads its answer; returns whether the connection exists.
@@ -219,8 +222,7 @@ async fn relay(
 async fn forward(paths: &Paths, Forwarding { local, port }: &Forwarding) -> Result<(), CliError> {
     // Found now and not with the first connection; the program in the VM may begin to listen later.
     if !paths.vsock_socket().exists() {
-        let start = command(paths, "start");
-        return Err(CliError::Failed(format!("the engine is not running; `{start}` starts it")));
+        return Err(not_running(paths));
     }
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal).into_iter();
     let (Some(Ok(mut interrupt)), Some(Ok(mut terminate))) = (signals.next(), signals.next()) else {
