@@ -207,7 +207,7 @@ pub enum Found<'a> {
     Route(Route, &'a str),
     /// The path has other methods, which are these.
     OtherMethod(String),
-    /// There is no such path.
+    /// No path like it.
     Nothing,
 }
 

@@ -3,8 +3,8 @@
 //! The backend writes one line of JSON to its standard output ([`Readiness`]) when its sockets listen or when it cannot
 //! run. So the command reports the backend's own error and not a timeout.
 //!
-//! Where a service manager listens on `docker.sock`, it is the one that starts the backend: a second listener on the
-//! same path would take its clients.
+//! A service manager that listens on `docker.sock` starts the backend itself: a second listener on the same path would
+//! take its clients.
 
 use std::{fs::File, io, path::PathBuf, process::Stdio, time::Duration};
 

@@ -76,7 +76,7 @@ fn the_first_client_of_a_service_managers_socket_starts_the_engine_and_gets_the_
     assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
     assert_eq!(home.status()["state"], "stopped");
 
-    // There is no image, and on some machines no KVM either.
+    // Without an image, and on some machines without KVM.
     let answer = ping(&socket);
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("(state: failed, "), "{answer}");
     assert_eq!(home.status()["boot"], 1);

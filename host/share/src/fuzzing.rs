@@ -141,7 +141,7 @@ impl World {
         reply
     }
 
-    /// Serves a request. None waits, since there are no threads for it.
+    /// Serves a request, which never waits: that takes threads.
     fn serve(&self, buffers: &Buffers<'_>) -> usize {
         match self.server.serve(0, buffers) {
             Served::Done(written) => written,

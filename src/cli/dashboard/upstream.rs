@@ -177,7 +177,7 @@ async fn without_backend(paths: &Paths, route: Route, request: LocalRequest) -> 
     }
 }
 
-/// The status while there is no backend: a line after each change, and the end once there is one, which has the next.
+/// The status without a backend: a line after each change, until a backend has the next.
 fn until_there(paths: Paths) -> Body {
     let (sender, receiver) = mpsc::channel::<Bytes>(1);
     tokio::spawn(async move {

@@ -178,7 +178,7 @@ fn unlock(file: &OwnedFd) {
 impl Server {
     /// Starts the threads that wait for locks, which first confine themselves.
     pub(crate) fn start_lock_threads(&self, confine: fn() -> Result<(), ShareError>) -> io::Result<()> {
-        // A place cannot be locked. Without a share there are no files.
+        // A share's root is a mere reference, which cannot be locked. Without a share, files are missing as well.
         match self.tree.shares.first() {
             Some(share) if self.locks.on => self.locks.pool.start(share.directory.try_clone()?, confine),
             _ => Ok(()),
