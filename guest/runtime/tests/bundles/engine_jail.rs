@@ -87,6 +87,7 @@ pub fn imitate_vm(options: &Value) {
         "/run/sysbox-runc",
         "/run/bulkhead/engine",
         "/run/bulkhead/configuration",
+        bulkhead_policy::sources::HOST_SERVICES,
         VICTIM,
         VISIBLE_VICTIM,
     ] {
