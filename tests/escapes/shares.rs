@@ -284,7 +284,8 @@ const SOURCES: &[(&str, &str)] = &[
     ),
     (
         "a volume of a path outside",
-        "for from in $OUT $ROOT/planted/absolute $ROOT/../$BESIDE/outside $ROOT/config/bulkhead; do
+        "trap 'docker volume rm --force outside' EXIT
+         for from in $OUT $ROOT/planted/absolute $ROOT/../$BESIDE/outside $ROOT/config/bulkhead; do
              docker volume create -o type=none -o o=bind -o device=$from outside >/dev/null || continue
              reads -v outside:/m && exit
              docker volume rm outside >/dev/null
@@ -292,7 +293,8 @@ const SOURCES: &[(&str, &str)] = &[
     ),
     (
         "a subpath of a volume",
-        "docker volume create -o type=none -o o=bind -o device=$ROOT/planted planted >/dev/null
+        "trap 'docker volume rm --force planted' EXIT
+         docker volume create -o type=none -o o=bind -o device=$ROOT/planted planted >/dev/null
          for below in absolute relative process turn/../../../$BESIDE/outside own; do
              reads --mount type=volume,src=planted,dst=/m,volume-subpath=$below && exit
          done; exit 1",
@@ -334,12 +336,14 @@ const SOURCES: &[(&str, &str)] = &[
     ),
     (
         "a service with a path outside",
-        "docker swarm init --advertise-addr 127.0.0.1 >/dev/null
+        "trap 'docker service rm src; docker swarm leave --force' EXIT
+         docker swarm init --advertise-addr 127.0.0.1 >/dev/null
          docker service create --detach --name src --mount type=bind,src=$OUT,dst=/m alpine true",
     ),
     (
         "secrets and configs of compose",
-        "echo \"{services: {src: {image: alpine, command: cat /c /run/secrets/s, configs: [{source: c, target: /c}], \
+        "trap 'docker compose --project-name escape down' EXIT
+         echo \"{services: {src: {image: alpine, command: cat /c /run/secrets/s, configs: [{source: c, target: /c}], \
              secrets: [s]}}, configs: {c: {file: $OUT/secret}}, secrets: {s: {file: $ROOT/planted/file}}}\" >compose.yaml
          docker compose --project-name escape run --rm src | grep \"$MARKS\"",
     ),
@@ -388,8 +392,7 @@ pub fn as_sources(engine: &Engine, table: &mut Table, column: Column) {
         scratch.display()
     );
     let line = |text: &str| shell(engine.home, &format!("{head}{text}"), COMMAND * 2);
-    let clean_up = "{ docker rm -f src; docker volume rm -f outside planted; docker service rm src; docker swarm leave --force; \
-                    docker compose --project-name escape down; } >/dev/null 2>&1 || true";
+    let clean_up = "curl -sS --unix-socket \"$SOCKET\" -X DELETE 'http://localhost/containers/src?force=1' >/dev/null";
     // The lines find a secret that is shared.
     let control = line("reads -v $ROOT/planted/inside:/m");
     assert!(control.status.success() && control.stdout.contains(SECRET), "{control:?}");

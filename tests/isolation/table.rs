@@ -5,6 +5,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    time::Instant,
 };
 
 use support::engine::Engine;
@@ -93,19 +94,30 @@ impl Row {
 }
 
 /// The rows with their outcomes.
-#[derive(Default)]
-pub struct Table(Vec<(String, String, State)>);
+pub struct Table {
+    rows: Vec<(String, String, State)>,
+    /// The time of the last row.
+    last: Instant,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { rows: Vec::new(), last: Instant::now() }
+    }
+}
 
 impl Table {
     pub fn add(&mut self, row: &str, what: &str, state: State) {
-        println!("== {row}: {what}: {state:?}");
-        self.0.push((row.to_owned(), what.to_owned(), state));
+        // Beside the names, for whoever looks for the time that a suite takes.
+        println!("== {row}: {what}: {state:?} ({:.1} s)", self.last.elapsed().as_secs_f64());
+        self.last = Instant::now();
+        self.rows.push((row.to_owned(), what.to_owned(), state));
     }
 
     /// Prints all rows, writes the part `title` of the report, and panics if a row failed.
     pub fn finish(self, title: &str) {
         let mut counts = [0; 5];
-        for (row, what, state) in &self.0 {
+        for (row, what, state) in &self.rows {
             let (index, word, detail) = state.words();
             counts[index] += 1;
             println!("{row:<14} {what:<62} {word:<16} {}", short(detail));
@@ -122,14 +134,14 @@ impl Table {
             fs::create_dir_all(&directory).and_then(|()| fs::write(file, self.markdown(title))).unwrap();
         }
         let wrong = |state: &State| matches!(state, State::Failed(_));
-        let failed: Vec<_> = self.0.iter().filter(|(.., state)| wrong(state)).collect();
+        let failed: Vec<_> = self.rows.iter().filter(|(.., state)| wrong(state)).collect();
         assert!(failed.is_empty(), "{failed:#?}");
     }
 
     /// The rows as a section of the report, in Markdown.
     fn markdown(&self, title: &str) -> String {
         let mut text = format!("\n## {title}\n\n| Row | Behaviour | Outcome |\n|---|---|---|\n");
-        for (row, what, state) in &self.0 {
+        for (row, what, state) in &self.rows {
             let (_, word, detail) = state.words();
             let separator = if detail.is_empty() { "" } else { ": " };
             // A bar within a cell would begin another one.
