@@ -8,7 +8,10 @@ target_dir=${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}
 readonly KINDS=(style unit package dashboard bundles kvm linux e2e escapes network isolation)
 
 # The kinds that boot guests, longest first: two machines that share such a list end at about the same time.
-readonly VM_KINDS=(isolation network e2e escapes linux kvm)
+readonly VM_KINDS=(isolation e2e network escapes linux kvm)
+
+# A kind that takes as long as half of the others is run in parts for that, of the tests whose names begin so.
+declare -rA PARTS=([isolation]="rows:: as_with_runc:: cost::")
 
 declare -rA DESCRIPTIONS=(
     [style]="rustfmt, clippy, shellcheck, the words of comments and the rules for dependencies"
@@ -69,13 +72,18 @@ timed() {
     done
 }
 
-# cut_options KIND: prints the options of libtest that leave out the tests of tests/all-only.list, if CUT is set.
+# left_out KIND: prints the tests of tests/all-only.list, one a line, if CUT is set.
+left_out() { [[ -z $CUT ]] || sed -n "s/^$1 \([^ ]*\).*/\1/p" "$BULKHEAD_REPO/tests/all-only.list"; }
+
+# cut_options KIND: prints the options of libtest that leave out these tests.
 cut_options() {
     local skipped
-    [[ -n $CUT ]] || return 0
-    mapfile -t skipped < <(sed -n "s/^$1 \([^ ]*\).*/--skip=\1/p" "$BULKHEAD_REPO/tests/all-only.list")
-    ((${#skipped[@]} == 0)) || echo "--exact ${skipped[*]}"
+    mapfile -t skipped < <(left_out "$1")
+    ((${#skipped[@]} == 0)) || echo "--exact ${skipped[*]/#/--skip=}"
 }
+
+# part_options BINARY KIND PART: prints the options of libtest that run one of PARTS.
+part_options() { echo "--exact $("$1" --list --ignored | sed -n "s/^\($3.*\): test$/\1/p" | grep -vxFf <(left_out "$2"))"; }
 
 # test_binary NAME: builds an integration test and prints its path. The package is not named: with --workspace cargo
 # chooses the same features as for the kind unit, and what one kind has built is not built again for another.
@@ -283,20 +291,21 @@ test_disk() {
     "$BULKHEAD_REPO/tests/disk/build" "${images[@]}" || say "the suite $1 loads its images itself"
 }
 
-# suite_vm KIND: runs an integration test on the target.
+# suite_vm KIND [PART]: runs an integration test on the target, or one of its PARTS.
 suite_vm() {
-    local kind=$1 binary options=() output base run failed attempt status
+    local kind=$1 part=${2:-} binary options=() output base run failed attempt status
     binary=$(test_binary "${TESTS[$kind]}")
     # A plain `cargo test` works everywhere, so the tests that need more than any KVM are marked as ignored.
     [[ $kind == kvm ]] || options+=(--ignored)
     # The tables of these are what one wants to see.
     case $kind in escapes | isolation) options+=(--show-output) ;; esac
-    if [[ $kind == isolation ]]; then
-        # In the target directory, which the emulated machine may write.
-        export BULKHEAD_TEST_REPORT=$target_dir/isolation-report
-        rm -rf "$BULKHEAD_TEST_REPORT"
+    # In the target directory, which the emulated machine may write.
+    if [[ $kind == isolation ]]; then export BULKHEAD_TEST_REPORT=$target_dir/isolation-report; fi
+    if [[ -n $part ]]; then
+        mapfile -t -O "${#options[@]}" options < <(part_options "$binary" "$kind" "$part" | tr ' ' '\n')
+    else
+        read -ra options <<<"${options[*]} $(cut_options "$kind")"
     fi
-    read -ra options <<<"${options[*]} $(cut_options "$kind")"
     BULKHEAD_TEST_DISK=$(test_disk "$kind")
     export BULKHEAD_TEST_DISK
     # shellcheck disable=SC2030 # for this suite only
