@@ -108,7 +108,7 @@ impl Default for Table {
 
 impl Table {
     pub fn add(&mut self, row: &str, what: &str, state: State) {
-        // Beside the names, for whoever looks for the time that a suite takes.
+        // The time shows where that of the suite goes.
         println!("== {row}: {what}: {state:?} ({:.1} s)", self.last.elapsed().as_secs_f64());
         self.last = Instant::now();
         self.rows.push((row.to_owned(), what.to_owned(), state));
