@@ -4,7 +4,14 @@
 # The run directory of an instance holds
 #   control/      shared with the machine: host_key, authorized_keys, shares, cache
 #   key           the private key that opens it
-#   pid console.log qemu.log ssh forwards
+#   cpu pid port console.log emulator.log ssh forwards
+
+# A kind of CPU is a file machine-CPU.sh with
+#   DEFAULT_CPUS DEFAULT_MEMORY START_TIMEOUT
+#   build_emulator                           builds the emulator unless it is cached and prints its directory
+#   emulator_command DISK KERNEL EMULATOR    sets `emulator`, the command that runs the machine from DISK and KERNEL with
+#                                            the directories of control/shares; it has a file below $RUN as an argument
+#   bring_files CMD...                       makes the running machine see the files that CMD needs as they are now
 
 # state_directory WORD...: prints a directory for the things that the words identify, which only this user can have
 # made.
@@ -22,7 +29,7 @@ state_directory() {
 instance_pid() {
     local pid
     pid=$(cat "$RUN/pid" 2>/dev/null) || return 1
-    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF "file:$RUN/console.log" || return 1
+    tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$RUN/" || return 1
     echo "$pid"
 }
 
