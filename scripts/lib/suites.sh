@@ -5,10 +5,10 @@
 target_dir=${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}
 
 # In this order they run one after the other.
-readonly KINDS=(style unit package dashboard bundles kvm linux e2e escapes network isolation)
+readonly KINDS=(style unit package dashboard bundles kvm linux intel e2e escapes network isolation)
 
 # The kinds that boot guests, longest first: two machines that share such a list end at about the same time.
-readonly VM_KINDS=(isolation e2e network escapes linux kvm)
+readonly VM_KINDS=(isolation e2e network escapes intel linux kvm)
 
 # A kind that takes as long as half of the others is run in parts for that, of the tests whose names begin so.
 declare -rA PARTS=([isolation]="rows:: as_with_runc:: cost::")
@@ -21,6 +21,7 @@ declare -rA DESCRIPTIONS=(
     [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
     [kvm]="guests of a few instructions on any /dev/kvm"
     [linux]="the guest kernel, without a root file system"
+    [intel]="the guest kernel and the README's checks in the emulated Intel machine"
     [e2e]="docker and the whole product"
     [escapes]="attempts to get out of a container, with isolation on and off"
     [network]="the VM's network, published ports, proxies, compose"
@@ -28,20 +29,25 @@ declare -rA DESCRIPTIONS=(
 )
 
 # The integration test of the package `bulkhead` behind a kind.
-declare -rA TESTS=([kvm]=bare_metal [linux]=linux_guest [e2e]=e2e [escapes]=escapes [network]=network [isolation]=isolation)
+declare -rA TESTS=(
+    [kvm]=bare_metal [linux]=linux_guest [intel]=linux_guest [e2e]=e2e [escapes]=escapes [network]=network
+    [isolation]=isolation
+)
 
 # The images of tests/images that a kind loads.
 declare -rA IMAGES=(
-    [bundles]="alpine" [e2e]="alpine debian docker" [escapes]="alpine" [network]="alpine debian"
+    [bundles]="alpine" [intel]="alpine" [e2e]="alpine debian docker" [escapes]="alpine" [network]="alpine debian"
     [isolation]="alpine debian docker dind systemd servers"
 )
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
 declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker")
 
-# Set by scripts/test: substrings of test names, and whether the tests of tests/all-only.list are left out.
+# Set by scripts/test: substrings of test names, whether the tests of tests/all-only.list are left out, and whether the
+# emulated machines run on.
 NAMES=()
 CUT=
+KEEP=
 
 # is_named TEXT: whether TEXT contains one of NAMES, or NAMES is empty.
 is_named() {
@@ -84,6 +90,13 @@ cut_options() {
 
 # part_options BINARY KIND PART: prints the options of libtest that run one of PARTS.
 part_options() { echo "--exact $("$1" --list --ignored | sed -n "s/^\($3.*\): test$/\1/p" | grep -vxFf <(left_out "$2"))"; }
+
+# images_of KIND: prints the images that a run of KIND loads.
+images_of() {
+    # The kernel alone needs no images.
+    [[ $1 != intel || $(intel_checks) == *engine* ]] || return 0
+    echo "${IMAGES[$1]:-}"
+}
 
 # test_binary NAME: builds an integration test and prints its path. The package is not named: with --workspace cargo
 # chooses the same features as for the kind unit, and what one kind has built is not built again for another.
@@ -260,7 +273,7 @@ prepare_guests() {
         export BULKHEAD_KERNEL
     fi
     for kind in "$@"; do
-        read -ra images <<<"${images[*]} ${IMAGES[$kind]:-}"
+        read -ra images <<<"${images[*]} $(images_of "$kind")"
     done
     if ((${#images[@]})); then
         "$BULKHEAD_REPO/scripts/image"
@@ -275,7 +288,8 @@ prepare_guests() {
         BULKHEAD_TEST_POSIX=$(build_static posix-table)
         export BULKHEAD_TEST_POSIX
     fi
-    choose_target "$target_dir/debug/bulkhead"
+    if [[ " $* " == *" intel "* ]]; then "$BULKHEAD_REPO/scripts/kvm-host" --cpu intel --build >/dev/null; fi
+    if [[ $* == intel ]]; then TARGET=emulated; else choose_target "$target_dir/debug/bulkhead"; fi
     if [[ $TARGET == here ]]; then
         # shellcheck disable=SC2046,SC2086 # lists of names
         need_packages $(for kind in "$@"; do echo ${PACKAGES[$kind]:-}; done)
@@ -294,6 +308,7 @@ test_disk() {
 # suite_vm KIND [PART]: runs an integration test on the target, or one of its PARTS.
 suite_vm() {
     local kind=$1 part=${2:-} binary options=() output base run failed attempt status
+    if [[ $kind == intel ]]; then suite_intel; return; fi
     binary=$(test_binary "${TESTS[$kind]}")
     # A plain `cargo test` works everywhere, so the tests that need more than any KVM are marked as ignored.
     [[ $kind == kvm ]] || options+=(--ignored)
@@ -340,6 +355,55 @@ suite_vm() {
     return "$status"
 }
 
+# The checks in the emulated Intel machine, which is too slow for the other suites.
+readonly INTEL_CHECKS=(kernel engine)
+
+# intel_checks: prints those that NAMES and CUT leave, one a line.
+intel_checks() {
+    local check
+    for check in "${INTEL_CHECKS[@]}"; do
+        is_named "$check" || continue
+        [[ -n $CUT ]] && grep -q "^intel $check " "$BULKHEAD_REPO/tests/all-only.list" || echo "$check"
+    done
+}
+
+# suite_intel: runs them in a machine of its own, which it stops unless `--keep` was given.
+suite_intel() {
+    local check started
+    # shellcheck disable=SC2030 # for this suite only
+    TARGET=emulated TARGET_CPU=intel
+    export BULKHEAD_KVM_HOST_NAME=${BULKHEAD_KVM_HOST_NAME:-test}-intel
+    # The machine would get copies of all images.
+    alpine=${BULKHEAD_TEST_IMAGES:-}/alpine.tar
+    unset BULKHEAD_TEST_IMAGES
+    scratch=$(mktemp -d)
+    # A suite runs in a shell of its own.
+    trap 'rm -rf "$scratch"; [[ -n $KEEP ]] || machine --stop' EXIT
+    for check in $(intel_checks); do
+        started=${EPOCHREALTIME/[.,]/}
+        "intel_$check"
+        say "$check: ok ($(seconds_since "$started"))"
+    done
+}
+
+# intel_kernel: boots the guest kernel, in each of its forms.
+intel_kernel() { on_target "$(test_binary "${TESTS[intel]}")" --test-threads=1 --ignored | timed; }
+
+# intel_engine: starts the engine on two vCPUs, checks it as the README does, publishes a port and stops it.
+intel_engine() {
+    local bulkhead=$target_dir/debug/bulkhead port=8080
+    source "$BULKHEAD_REPO/scripts/lib/checks.sh"
+    need_docker
+    on_target "$bulkhead" start --cpus 2 --timeout 900
+    connect_docker "$bulkhead" "$scratch/docker.sock"
+    docker load --quiet --input "$alpine" >/dev/null
+    check_isolation
+    check "docker run --rm alpine nproc" 2
+    docker run --detach --publish "127.0.0.1:$port:80" alpine httpd -f -p 80 -h /etc >/dev/null
+    on_target curl --silent --fail --retry 30 --retry-connrefused --max-time 60 "http://127.0.0.1:$port/hostname" >/dev/null
+    on_target "$bulkhead" stop
+}
+
 # isolation_report: puts the tables that the isolation suite wrote together as one page.
 isolation_report() {
     local report=$target_dir/isolation-report.md
@@ -376,6 +440,7 @@ tests_of() {
                 if is_named "$name"; then echo "$name"; fi
             done
             ;;
+        intel) intel_checks ;;
         bundles)
             binary=$(test_binary bundles)
             "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'

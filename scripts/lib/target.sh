@@ -1,5 +1,8 @@
-# The machine that the engine runs on: this one, or the emulated AMD-V machine. Sourced after common.sh.
+# The machine that the engine runs on: this one, or an emulated machine. Sourced after common.sh.
 # shellcheck shell=bash
+
+# The CPU of the emulated machine, as for scripts/kvm-host.
+TARGET_CPU=amd
 
 # choose_target PROGRAM: sets TARGET to `here` or `emulated`, as `PROGRAM doctor` finds it, and prints the choice.
 choose_target() {
@@ -20,11 +23,12 @@ choose_target() {
     fi
 }
 
+# machine VERB…: runs scripts/kvm-host for the emulated machine of the target.
+machine() {
+    "$BULKHEAD_REPO/scripts/kvm-host" --name "${BULKHEAD_KVM_HOST_NAME:-default}" --cpu "$TARGET_CPU" "$@"
+}
+
 # on_target CMD…: runs CMD on the target.
 on_target() {
-    if [[ $TARGET == here ]]; then
-        "$@"
-    else
-        "$BULKHEAD_REPO/scripts/kvm-host" --name "${BULKHEAD_KVM_HOST_NAME:-default}" -- "$@"
-    fi
+    if [[ $TARGET == here ]]; then "$@"; else machine -- "$@"; fi
 }
