@@ -5,10 +5,7 @@
 //! many chains as there are, and lets these wait again. A process may be killed between the completion of a request and
 //! the end of its slot, so the slot has the place in the used ring first.
 
-use std::{
-    sync::{Arc, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, QueueT};
@@ -88,21 +85,11 @@ impl Parked {
 
     /// Completes the requests that wait no longer.
     pub(crate) fn finish(&mut self, ring: &mut SplitQueue, memory: &GuestRam, server: &Server) {
-        let now = Instant::now();
-        for waiting in self.list.iter().filter(|waiting| waiting.wait.deadline <= now) {
-            server.locks.pool.cancel(&waiting.wait, Errno::NOLCK);
-        }
         for Waiting { head, reply, slot, wait } in self.list.extract_if(.., |waiting| waiting.wait.outcome().is_some())
         {
             let bytes = server.finish_wait(&wait);
             complete(ring, memory, server, (head, reply, slot), &bytes);
         }
-    }
-
-    /// Time until the next of them gives up.
-    pub(crate) fn timeout(&self) -> Option<Duration> {
-        let first = self.list.iter().map(|waiting| waiting.wait.deadline).min()?;
-        Some(first.saturating_duration_since(Instant::now()))
     }
 
     /// Drops them without an answer: the driver has reset the queue.

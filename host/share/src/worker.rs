@@ -10,7 +10,6 @@ use std::{
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread,
-    time::Duration,
 };
 
 use nix::{
@@ -157,10 +156,7 @@ impl Thread {
         let fds = [wake, kick.unwrap_or(wake), host, ready];
         let mut events = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         loop {
-            let timeout = self.ring.as_ref().filter(|ring| ring.enabled).and_then(|ring| ring.parked.timeout());
-            // Rounded up, so that it has passed then.
-            let timeout = timeout.map(|timeout| PollTimeout::try_from(timeout + Duration::from_millis(1)));
-            match poll(&mut events, timeout.and_then(Result::ok).unwrap_or(PollTimeout::NONE)) {
+            match poll(&mut events, PollTimeout::NONE) {
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
                 Err(error) => {

@@ -75,6 +75,12 @@ fn isolated_locks_hold_against_programs_of_the_host_if_the_setting_says_so() {
         poll("the container has the lock", SEEN, || place.join("said").exists().then_some(()));
         assert_eq!(shares.engine.docker(&["logs", &name]).ok(), "locked\n", "{kind}");
         assert!(lock(kind, &path).is_none(), "{kind}");
+        // A program that waits can be killed, and has no lock afterwards.
+        let other = format!("ends-{kind}");
+        start(&shares, &other, &place, kind, true).ok();
+        let waits = || shares.engine.docker(&["top", &other]).stdout.contains("perl");
+        poll("the other container waits", SEEN, || waits().then_some(()));
+        shares.engine.docker(&["rm", "--force", &other]).ok();
         shares.engine.docker(&["rm", "--force", &name]).ok();
         poll("the lock has ended with the container", SEEN, || lock(kind, &path).map(drop));
         for file in ["said", "keep"] {

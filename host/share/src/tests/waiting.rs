@@ -25,16 +25,10 @@ struct Waiting {
 
 impl Waiting {
     fn new() -> Self {
-        Self::patient(Duration::from_secs(600))
-    }
-
-    /// The same, with requests that wait for this time at most.
-    fn patient(patience: Duration) -> Self {
         let guest = Guest::locking();
         std::fs::write(guest.path("file"), b"contents").unwrap();
         let (server, _) = Server::new(&[guest.share("", false)], &[], 4096, 8, &guest.state, true);
         server.start_lock_threads(|| Ok(())).unwrap();
-        server.locks.pool.set_patience(patience);
         Self::of(guest, Driver::new(device(Arc::new(server))))
     }
 
@@ -121,21 +115,6 @@ fn an_interrupted_request_waits_no_longer_and_has_no_lock() {
         waiting.driver.completed(0);
         waiting.driver.send_at(2, 1, &request, 64);
         assert_eq!(waiting.error(1), libc::EINTR);
-        sys::try_lock(&host, &free).unwrap();
-        sys::try_lock(waiting.host(), &held).unwrap();
-    }
-}
-
-#[test]
-fn a_request_gives_up_in_the_end() {
-    for (held, free, flags) in HOST_LOCKS {
-        let waiting = Waiting::patient(Duration::from_millis(200));
-        let host = waiting.host();
-        sys::try_lock(&host, &held).unwrap();
-        waiting.send(1, 1, WRITE_LOCK, flags);
-        waiting.pass();
-        assert!(!waiting.driver.is_ready(2, 1));
-        assert_eq!(waiting.error(1), libc::ENOLCK);
         sys::try_lock(&host, &free).unwrap();
         sys::try_lock(waiting.host(), &held).unwrap();
     }

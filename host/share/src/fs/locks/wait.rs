@@ -14,7 +14,6 @@ use std::{
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -28,10 +27,6 @@ use crate::{
 
 /// Requests that can wait at a time; each has a thread.
 pub(crate) const MAX_WAITING: usize = 64;
-
-/// Time after which a request gives up, with `ENOLCK`. The driver of Linux does not pass on that a waiting program was
-/// killed, and the program does not end before it has an answer.
-pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Bytes of a thread's stack.
 const STACK: usize = 64 << 10;
@@ -69,8 +64,6 @@ pub(crate) struct Wait {
     queue: usize,
     pub(super) held: Held,
     wanted: HostLock,
-    /// Time at which it gives up.
-    pub(crate) deadline: Instant,
     phase: Mutex<Phase>,
 }
 
@@ -117,8 +110,6 @@ pub(crate) struct Pool {
     /// A file that cannot be locked, for threads that wait for none.
     nothing: Mutex<Option<Arc<OwnedFd>>>,
     wakes: Mutex<HashMap<usize, Wake>>,
-    /// Time that a request may wait.
-    patience: Mutex<Duration>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,7 +124,6 @@ impl Pool {
             slots: Mutex::default(),
             nothing: Mutex::default(),
             wakes: Mutex::default(),
-            patience: MAX_WAIT.into(),
         })
     }
 
@@ -167,12 +157,6 @@ impl Pool {
         locked(&self.wakes).insert(queue, wake);
     }
 
-    /// Lets requests wait for another time.
-    #[cfg(test)]
-    pub(crate) fn set_patience(&self, patience: Duration) {
-        *locked(&self.patience) = patience;
-    }
-
     /// Begins to wait.
     ///
     /// # Errors
@@ -192,9 +176,8 @@ impl Pool {
             waits.interrupted.retain(|other| *other != unique);
             return Err(Errno::INTR);
         }
-        let deadline = Instant::now() + *locked(&self.patience);
         let phase = Phase::Queued.into();
-        let wait = Arc::new(Wait { unique, node, lock, queue, held, wanted, deadline, phase });
+        let wait = Arc::new(Wait { unique, node, lock, queue, held, wanted, phase });
         waits.all.push(Arc::clone(&wait));
         waits.queued.push(Arc::clone(&wait));
         self.more.notify_one();
