@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::SocketExceptions;
+use crate::{HostSocket, SocketExceptions};
 
 /// Environment variable that holds a [`Configuration`] as JSON.
 ///
@@ -39,8 +39,8 @@ pub struct Configuration {
     /// File with the directories of the host that containers may mount: a JSON list of their paths there. It is replaced
     /// when the list changes, and read for each request that names a directory. Nothing is shared while it is missing.
     pub shares_file: PathBuf,
-    /// The host's ssh-agent has a socket in the VM.
-    pub ssh_agent: bool,
+    /// The sockets of the host that containers may mount.
+    pub host_sockets: Vec<HostSocket>,
 }
 
 /// An IP network of the VM's only device.
@@ -63,7 +63,7 @@ mod tests {
         json!({"isolation": true, "dockerd_socket": "/d", "unix_socket": "/g", "vsock_port": 1023, "block_load": false,
             "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null},
             "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}],
-            "shares_file": "/s", "ssh_agent": true})
+            "shares_file": "/s", "host_sockets": [{"name": "s", "path": "/s"}]})
     }
 
     #[test]
@@ -78,7 +78,7 @@ mod tests {
             "socket_exceptions",
             "vm_networks",
             "shares_file",
-            "ssh_agent",
+            "host_sockets",
         ] {
             let mut text = complete();
             text.as_object_mut().unwrap().remove(key);

@@ -46,8 +46,8 @@ mod sockets;
 
 pub use line::{LineError, LineReader, encode};
 pub use message::{
-    Configuration, Description, Failure, GuestMessage, GuestThread, Hello, HostMessage, Network, Network6, PortMapping,
-    Share, ShutdownMode, Stage, TimeZone, Transport,
+    Configuration, Description, Failure, GuestMessage, GuestThread, Hello, HostMessage, HostSocket, Network, Network6,
+    PortMapping, Share, ShutdownMode, Stage, TimeZone, Transport,
 };
 pub use ports::{MAX_PORT_PACKET, PORTS_SOCKET, PortAnswer};
 pub use sockets::{
@@ -66,7 +66,7 @@ pub const AGENT_SOURCE_PORT: u32 = 1022;
 pub const DOCKER_PORT: u32 = 1023;
 
 /// Version of this protocol; both sides must agree exactly.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// Longest line in bytes, line feed included.
 pub const MAX_LINE: usize = 64 * 1024;

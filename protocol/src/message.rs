@@ -128,6 +128,16 @@ pub struct Share {
     pub read_only: bool,
 }
 
+/// A socket of the host that containers may mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSocket {
+    /// Its path below the guest's directory for such sockets.
+    pub name: String,
+    /// Its absolute path on the host, without `.`, `..` and doubled slashes: the other name by which containers mount it.
+    pub path: String,
+}
+
 /// The configuration of the guest: everything that it needs to start the engine.
 ///
 /// The backend derives it from settings and policy, and sends it once for each start, as the answer to [`Hello`]
@@ -170,10 +180,9 @@ pub struct Configuration {
     /// device that has them.
     #[serde(default)]
     pub shares: Vec<Share>,
-    /// The sockets of the host that containers may mount, at most [`crate::MAX_HOST_SOCKETS`]: the path of each below
-    /// the guest's directory for them.
+    /// The sockets of the host that containers may mount, at most [`crate::MAX_HOST_SOCKETS`].
     #[serde(default)]
-    pub host_sockets: Vec<String>,
+    pub host_sockets: Vec<HostSocket>,
 }
 
 /// The kind of shutdown.

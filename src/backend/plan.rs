@@ -143,7 +143,7 @@ impl Plan {
             socket_exceptions: Box::new(settings.socket_exceptions()),
             block_load: settings.block_load(),
             shares: guest_shares,
-            host_sockets: host_sockets.iter().map(|socket| socket.name.clone()).collect(),
+            host_sockets: host_sockets.iter().map(HostSocket::guest).collect(),
         };
         // After the daemon options, into which it writes.
         warnings.extend(proxy::configure(&settings, options, network.as_ref(), &mut configuration));

@@ -34,7 +34,7 @@ const MAX_LOG: u64 = 1 << 20;
 
 /// Settings whose values are in a bundle: numbers, choices and paths. Of the others it has only that they are set: they
 /// may hold passwords and the names of images and hosts.
-const SHOWN: [&str; 14] = [
+const SHOWN: [&str; 15] = [
     "enhancedContainerIsolation",
     "blockDockerLoad",
     "cpus",
@@ -46,6 +46,7 @@ const SHOWN: [&str; 14] = [
     "hostLoopback",
     "filesharingDirectories",
     "filesharingHostLocks",
+    "filesharingSockets",
     "sshAgent",
     "proxyHttpMode",
     "containersProxy",

@@ -181,6 +181,13 @@ definitions! {
         },
         "ssh-agent that containers may mount: auto (SSH_AUTH_SOCK of the command that starts the VM), off, or the path \
          of its socket";
+    SHARED_SOCKETS: "filesharingSockets",
+        Kind::Json {
+            default: || Value::Array(Vec::new()),
+            fits: |value| shares::parse_sockets(value).is_some(),
+            expected: shares::EXPECTED_SOCKETS,
+        },
+        "Unix sockets of this machine that containers may mount by their paths, as a JSON list";
     // The URLs count with mode manual only, so that switching back and forth does not lose them.
     PROXY_MODE: "proxyHttpMode", Kind::Choice { values: &["system", "manual"] },
         "the engine's HTTP proxy: from the environment in which the VM is started, or from the three settings below";

@@ -41,7 +41,8 @@ use serde_json::{Map, Value};
 
 use self::definition::{
     BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOCKS, HOST_LOOPBACK, ISOLATION, MEMORY_MIB,
-    NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARES, SOCKET_MOUNT, SSH_AGENT, SUBNET,
+    NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARED_SOCKETS, SHARES, SOCKET_MOUNT,
+    SSH_AGENT, SUBNET,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind, Origin},
@@ -226,6 +227,11 @@ impl Settings {
     /// Directories of the host that containers may mount.
     pub fn shared_directories(&self) -> Vec<SharedDirectory> {
         shares::parse(&self.get(&SHARES)).unwrap_or_default()
+    }
+
+    /// Sockets of the host that containers may mount, see [`Places::resolve`].
+    pub fn shared_sockets(&self) -> Vec<String> {
+        shares::parse_sockets(&self.get(&SHARED_SOCKETS)).unwrap_or_default()
     }
 
     /// The ssh-agent that containers may mount.

@@ -8,7 +8,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use bulkhead_protocol::MAX_SHARES;
+use bulkhead_protocol::{MAX_HOST_SOCKETS, MAX_SHARES};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -16,12 +16,19 @@ use serde_json::{Value, json};
 /// symbolic links. One more may come from the command line.
 pub const MAX_SHARED_DIRECTORIES: usize = MAX_SHARES / 2 - 1;
 
-/// Maximum length of the setting, in bytes of JSON. All of the guest's configuration has to fit into one message.
+/// Maximum number of sockets in the setting. One more may be the ssh-agent's.
+const MAX_SHARED_SOCKETS: usize = MAX_HOST_SOCKETS - 1;
+
+/// Maximum length of a setting, in bytes of JSON. All of the guest's configuration has to fit into one message.
 const MAX_LENGTH: usize = 8 * 1024;
 
 /// The accepted values of the setting, as the end of "must be …".
 pub(super) const EXPECTED: &str = "a JSON list such as [{\"path\": \"/srv/data\", \"readOnly\": true}] with absolute \
                                    paths, or paths that start with $HOME, $TMP or $TEMP; `bulkhead share` changes it";
+
+/// The accepted values of the setting `filesharingSockets`, as the end of "must be …".
+pub(super) const EXPECTED_SOCKETS: &str = "a JSON list such as [\"/run/user/1000/app.sock\"] with absolute paths, or paths \
+                                           that start with $HOME, $TMP or $TEMP; at most 63, each of them once";
 
 /// A directory in the setting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +70,14 @@ pub(super) fn parse(value: &Value) -> Option<Vec<SharedDirectory>> {
     }
     let directories = Vec::<SharedDirectory>::deserialize(value).ok()?;
     directories.iter().all(|directory| is_path(&directory.path)).then_some(directories)
+}
+
+/// Parses a value of the setting `filesharingSockets`; `None` for one that is not valid.
+pub(super) fn parse_sockets(value: &Value) -> Option<Vec<String>> {
+    let paths = Vec::<String>::deserialize(value).ok()?;
+    let fits = paths.len() <= MAX_SHARED_SOCKETS && value.to_string().len() <= MAX_LENGTH;
+    let is_new = |(at, path): (usize, &String)| is_path(path) && !paths[..at].contains(path);
+    (fits && paths.iter().enumerate().all(is_new)).then_some(paths)
 }
 
 /// Accepts an absolute path without `..`, or one that starts with the name of a place.
@@ -143,6 +158,28 @@ mod tests {
         }
         assert_eq!(Places::with_home(Some("relative".into())).resolve("$HOME"), None);
         assert_eq!(Places::default().resolve("$HOME/x"), None);
+    }
+
+    #[test]
+    fn sockets_are_a_list_of_paths_each_of_them_once() {
+        let list = ["/run/user/1000/app.sock", "$HOME/.app/socket"];
+        assert_eq!(parse_sockets(&json!(list)), Some(list.map(str::to_owned).to_vec()));
+        assert_eq!(parse_sockets(&json!([])), Some(Vec::new()));
+        let many: Vec<_> = (0..64).map(|number| format!("/tmp/{number}")).collect();
+        assert!(parse_sockets(&json!(many[..63])).is_some());
+        let long = "/x".repeat(5000);
+        for value in [
+            json!("/tmp/a"),
+            json!({"path": "/tmp/a"}),
+            json!(["app.sock"]),
+            json!(["/tmp/../a"]),
+            json!(["/tmp/a", "/tmp/a"]),
+            json!([1]),
+            json!([long]),
+            json!(many),
+        ] {
+            assert_eq!(parse_sockets(&value), None, "{value}");
+        }
     }
 
     #[test]

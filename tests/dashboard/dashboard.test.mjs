@@ -125,6 +125,7 @@ test("each setting has a control that saves it", async () => {
     diskGiB: 10,
     filesharingDirectories: [],
     filesharingHostLocks: true,
+    filesharingSockets: ["/run/user/1000/app.sock"],
     sshAgent: "/run/user/1000/agent",
     network: "none",
     vpnkitCIDR: "10.1.0.0/24",

@@ -50,7 +50,13 @@ fn shares_with(isolation: Isolation, settings: &[(&str, &str)]) -> Shares {
     let list = json!([{"path": place}, {"path": fixed, "readOnly": true}]).to_string();
     let isolated = if isolation == Isolation::Off { "false" } else { "true" };
     let agent = agent::path().into_os_string().into_string().unwrap();
-    let usual = [(ISOLATION, isolated), ("filesharingDirectories", &list), ("sshAgent", &agent)];
+    let sockets = json!([agent::other(&place)]).to_string();
+    let usual = [
+        (ISOLATION, isolated),
+        ("filesharingDirectories", &list),
+        ("sshAgent", &agent),
+        ("filesharingSockets", &sockets),
+    ];
     let engine = engine_with(&[&usual[..], settings].concat());
     Shares { engine, place, fixed }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use bulkhead_policy::networks::VmNetwork;
-use bulkhead_protocol::SocketExceptions;
+use bulkhead_protocol::{HostSocket, SocketExceptions};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -25,8 +25,7 @@ pub struct Gate {
     /// The VM's own networks, from which containers' networks take no address.
     pub(crate) vm_network: VmNetwork,
     shares: ShareList,
-    /// The host's ssh-agent has a socket in the VM.
-    ssh_agent: bool,
+    host_sockets: Arc<[HostSocket]>,
     /// Raised when a request may have made, joined or left a swarm.
     pub(crate) swarm_changed: Notify,
 }
@@ -53,7 +52,7 @@ impl Gate {
             block_load: false,
             vm_network: VmNetwork::default(),
             shares: ShareList::default(),
-            ssh_agent: false,
+            host_sockets: Arc::new([]),
             swarm_changed: Notify::new(),
         }
     }
@@ -82,15 +81,15 @@ impl Gate {
         Self { shares: shares.into(), ..self }
     }
 
-    /// Lets containers mount the socket of the host's ssh-agent, or not.
+    /// Sets the sockets of the host that containers may mount.
     #[must_use]
-    pub fn with_ssh_agent(self, ssh_agent: bool) -> Self {
-        Self { ssh_agent, ..self }
+    pub fn with_host_sockets(self, sockets: Vec<HostSocket>) -> Self {
+        Self { host_sockets: sockets.into(), ..self }
     }
 
-    /// The directories of the host, and its ssh-agent, that containers may mount now.
+    /// The directories and sockets of the host that containers may mount now.
     pub(crate) fn shares(&self) -> SharedDirectories {
-        self.shares.current().with_ssh_agent(self.ssh_agent)
+        self.shares.current().with_sockets(Arc::clone(&self.host_sockets))
     }
 
     /// The same for a request with sources at these places; none if there are no such places.

@@ -12,13 +12,15 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use bulkhead_guest_common::mount::is_mount_point;
 use bulkhead_policy::{
     shares::{self, MOUNT_POINT, Shares},
-    sources,
+    sources::{self, HOST_SERVICES, SSH_AGENT, is_host_socket},
 };
+use bulkhead_protocol::HostSocket;
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -72,8 +74,7 @@ fn read_list(path: &Path) -> io::Result<Vec<String>> {
 #[derive(Clone, Debug)]
 pub struct SharedDirectories {
     shares: Shares,
-    /// The host's ssh-agent has a socket in the VM.
-    ssh_agent: bool,
+    sockets: Arc<[HostSocket]>,
     root: PathBuf,
     /// The root counts only while a file system is mounted there.
     is_mount: bool,
@@ -88,17 +89,17 @@ impl Default for SharedDirectories {
 impl SharedDirectories {
     /// The shares at their place in the VM.
     pub fn new(shares: Shares) -> Self {
-        Self { shares, ssh_agent: false, root: MOUNT_POINT.into(), is_mount: true }
+        Self { shares, sockets: Arc::new([]), root: MOUNT_POINT.into(), is_mount: true }
     }
 
     /// The shares in a directory that stands for their place in the VM, for tests.
     pub fn below(root: &Path, shares: Shares) -> Self {
-        Self { shares, ssh_agent: false, root: root.to_owned(), is_mount: false }
+        Self { shares, sockets: Arc::new([]), root: root.to_owned(), is_mount: false }
     }
 
-    /// The same with the socket of the host's ssh-agent, or without.
-    pub(crate) fn with_ssh_agent(self, ssh_agent: bool) -> Self {
-        Self { ssh_agent, ..self }
+    /// The same with these sockets of the host.
+    pub(crate) fn with_sockets(self, sockets: Arc<[HostSocket]>) -> Self {
+        Self { sockets, ..self }
     }
 
     /// Returns the shares without their place.
@@ -113,7 +114,7 @@ impl SharedDirectories {
 
     /// Judges a source that the engine has for a container, which can be from a time when more was shared.
     pub(crate) fn judge(&self, path: &str) -> Result<(), Refusal> {
-        self.judge_agent(path)?;
+        self.judge_socket(path)?;
         let is_elsewhere = shares::on_host(path).is_none();
         if is_elsewhere || self.shares.reach(path) { Ok(()) } else { Err(sources::refusal(path).into()) }
     }
@@ -122,7 +123,10 @@ impl SharedDirectories {
     ///
     /// Looks into the shares' file system, so that it can take a while.
     pub(crate) fn place(&self, path: &str, isolation: Isolation) -> Result<Option<String>, Refusal> {
-        self.judge_agent(path)?;
+        if let Some(socket) = self.socket(path) {
+            return Ok(Some(socket));
+        }
+        self.judge_socket(path)?;
         match self.shares.in_vm(path) {
             Some(place) => self.resolve(&place).map(Some),
             // Below the mount point, where nobody has something to look for. Other paths are for the judges.
@@ -135,9 +139,23 @@ impl SharedDirectories {
         }
     }
 
-    /// Refuses the agent's socket if there is none: `docker run -v` would have the engine make a directory in its place.
-    fn judge_agent(&self, path: &str) -> Result<(), Refusal> {
-        if path == sources::SSH_AGENT && !self.ssh_agent { Err(Refusal::NoSshAgent) } else { Ok(()) }
+    /// Returns the place in the VM of a socket that a client names by its path on the host. It comes before a share with
+    /// the same path, in which the socket leads to nothing.
+    fn socket(&self, path: &str) -> Option<String> {
+        let path = shares::clean(path)?;
+        let path = shares::on_host(&path).unwrap_or(&path);
+        let socket = self.sockets.iter().find(|socket| socket.path == path)?;
+        Some(format!("{HOST_SERVICES}/{}", socket.name))
+    }
+
+    /// Refuses a socket that the host does not offer: `docker run -v` would have the engine make a directory in its place.
+    fn judge_socket(&self, path: &str) -> Result<(), Refusal> {
+        let name = Path::new(path).file_name().unwrap_or_default();
+        match is_host_socket(path) && self.sockets.iter().all(|socket| *socket.name != *name) {
+            true if path == SSH_AGENT => Err(Refusal::NoSshAgent),
+            true => Err(Refusal::NoHostSocket),
+            false => Ok(()),
+        }
     }
 
     /// Resolves the links of a path in the VM as far as it exists. The engine creates the rest, or reports that it is
@@ -321,17 +339,47 @@ mod tests {
         assert_eq!(place(&there, "/home/me"), Ok(Some("/host_mnt/home/me".to_owned())));
     }
 
+    fn sockets(list: &[(&str, &str)]) -> Arc<[HostSocket]> {
+        list.iter().map(|(name, path)| HostSocket { name: (*name).to_owned(), path: (*path).to_owned() }).collect()
+    }
+
     #[test]
-    fn the_agents_socket_is_there_only_if_the_host_offers_it() {
-        let path = "/run/host-services/ssh-auth.sock";
-        // A share above it changes nothing.
-        let without = SharedDirectories::new(Shares::new(["/run".to_owned()]));
-        for isolation in [Isolation::On, Isolation::Off] {
-            assert_eq!(without.place(path, isolation), Err(Refusal::NoSshAgent));
-            assert_eq!(without.clone().with_ssh_agent(true).place(path, isolation), Ok(None));
+    fn a_socket_is_there_only_if_the_host_offers_it() {
+        let others = sockets(&[("00000000000000aa.sock", "/tmp/other")]);
+        for path in ["/run/host-services/ssh-auth.sock", "/run/host-services/0123456789abcdef.sock"] {
+            let refusal = || if path == SSH_AGENT { Refusal::NoSshAgent } else { Refusal::NoHostSocket };
+            // A share above it changes nothing.
+            let without = SharedDirectories::new(Shares::new(["/run".to_owned()])).with_sockets(Arc::clone(&others));
+            let name = path.rsplit('/').next().unwrap();
+            let with = without.clone().with_sockets(sockets(&[(name, "/tmp/socket")]));
+            for isolation in [Isolation::On, Isolation::Off] {
+                assert_eq!(without.place(path, isolation), Err(refusal()));
+                assert_eq!(with.place(path, isolation), Ok(None));
+            }
+            assert_eq!(without.judge(path), Err(refusal()));
+            assert_eq!(with.judge(path), Ok(()));
         }
-        assert_eq!(without.judge(path), Err(Refusal::NoSshAgent));
-        assert_eq!(without.with_ssh_agent(true).judge(path), Ok(()));
+    }
+
+    #[test]
+    fn a_socket_is_named_by_its_path_on_the_host_also_in_a_share() {
+        let (_directory, directories) = host();
+        let sockets = sockets(&[("ssh-auth.sock", "/tmp/agent.1"), ("0123456789abcdef.sock", "/home/me/app.sock")]);
+        let directories = directories.with_sockets(sockets);
+        for (path, expected) in [
+            ("/tmp/agent.1", "ssh-auth.sock"),
+            ("/tmp//./agent.1", "ssh-auth.sock"),
+            ("/home/me/app.sock", "0123456789abcdef.sock"),
+            ("/host_mnt/home/me/app.sock", "0123456789abcdef.sock"),
+        ] {
+            let expected = Ok(Some(format!("/run/host-services/{expected}")));
+            assert_eq!(directories.place(path, Isolation::On), expected, "{path}");
+            assert_eq!(directories.place(path, Isolation::Off), expected, "{path}");
+        }
+        for path in ["/tmp/agent.2", "/tmp/agent.1x", "/tmp"] {
+            assert_eq!(place(&directories, path), Ok(None), "{path}");
+        }
+        assert_eq!(place(&directories, "/home/me"), Ok(Some("/host_mnt/home/me".to_owned())));
     }
 
     #[test]

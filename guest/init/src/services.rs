@@ -23,7 +23,6 @@ use crate::{
     certificates, cgroup, config,
     error::Error,
     fd_store::{FdStore, Owner},
-    host_sockets,
     jail::{Jail, Request},
     log, mounts, notify,
     output::{self, Tail},
@@ -283,7 +282,7 @@ fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
         socket_exceptions: (*configuration.socket_exceptions).clone(),
         vm_networks: vm_networks(configuration.network.as_ref()),
         shares_file: SHARES.into(),
-        ssh_agent: host_sockets::has_ssh_agent(configuration),
+        host_sockets: configuration.host_sockets.clone(),
     }
 }
 
@@ -319,6 +318,8 @@ pub(crate) fn restrict_dockerd_socket() {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_protocol::HostSocket;
+
     use super::*;
 
     #[test]
@@ -326,14 +327,14 @@ mod tests {
         for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
                 "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
-                "socket_exceptions": {"images": ["docker:cli"]}});
+                "socket_exceptions": {"images": ["docker:cli"]}, "host_sockets": [{"name": "s.sock", "path": "/s"}]});
             let gate = gate_configuration(&serde_json::from_value(text).unwrap());
             assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
             assert_eq!(gate.container_environment, ["A=1"]);
             assert_eq!(gate.socket_exceptions.images, ["docker:cli"]);
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
             assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
-            assert!(!gate.ssh_agent, "nor has one without an agent of the host its socket");
+            assert_eq!(gate.host_sockets, [HostSocket { name: "s.sock".to_owned(), path: "/s".to_owned() }]);
         }
     }
 

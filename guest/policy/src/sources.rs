@@ -21,6 +21,9 @@ pub const HOST_SERVICES: &str = "/run/host-services";
 /// The socket of the host's ssh-agent, by Docker Desktop's name.
 pub const SSH_AGENT: &str = "/run/host-services/ssh-auth.sock";
 
+/// Length of the digits in the name of another socket of the host.
+const SOCKET_DIGITS: usize = 16;
+
 /// Longest path that mount(2) takes, in bytes.
 const MAX_PATH: usize = 4095;
 
@@ -58,8 +61,8 @@ pub enum BindSource {
     KernelModules,
     /// One of [`TIME_ZONE_FILES`].
     TimeZone,
-    /// [`SSH_AGENT`], if the host offers it.
-    SshAgent,
+    /// A socket of the host ([`is_host_socket`]), if the host offers it.
+    HostSocket,
 }
 
 /// A source that may be mounted.
@@ -121,6 +124,15 @@ pub fn is_clean(path: &str) -> bool {
         && path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|name| !matches!(name, "" | "." | "..")))
 }
 
+/// Returns true for the path of a socket of the host: [`SSH_AGENT`], or another one, whose name is made of hexadecimal
+/// digits. That it is there is another question.
+pub fn is_host_socket(path: &str) -> bool {
+    let name = path.strip_prefix(HOST_SERVICES).and_then(|rest| rest.strip_prefix('/'));
+    let digits = name.and_then(|name| name.strip_suffix(".sock")).unwrap_or_default();
+    path == SSH_AGENT
+        || digits.len() == SOCKET_DIGITS && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Judges the source of a bind mount by the VM's paths: those of the host have been replaced ([`shares`]).
 pub fn bind(path: &str) -> Result<BindSource, Error> {
     if ENGINE_SOCKETS.contains(&path) {
@@ -132,8 +144,8 @@ pub fn bind(path: &str) -> Result<BindSource, Error> {
     if TIME_ZONE_FILES.contains(&path) {
         return Ok(BindSource::TimeZone);
     }
-    if path == SSH_AGENT {
-        return Ok(BindSource::SshAgent);
+    if is_host_socket(path) {
+        return Ok(BindSource::HostSocket);
     }
     // Users write `$PWD/` for a directory; a single slash at the end cannot lead elsewhere.
     let directory = path.strip_suffix('/').unwrap_or(path);
@@ -176,7 +188,9 @@ mod tests {
         for path in ["/etc/localtime", "/etc/timezone"] {
             assert_eq!(source(path), Ok(Source::Bind(BindSource::TimeZone)));
         }
-        assert_eq!(source("/run/host-services/ssh-auth.sock"), Ok(Source::Bind(BindSource::SshAgent)));
+        for path in ["/run/host-services/ssh-auth.sock", "/run/host-services/0123456789abcdef.sock"] {
+            assert_eq!(source(path), Ok(Source::Bind(BindSource::HostSocket)));
+        }
         for name in ["a", "data", "my_app.db-1", "0"] {
             assert_eq!(source(name), Ok(Source::Volume), "{name}");
         }
@@ -226,6 +240,10 @@ mod tests {
             "/run/host-services/ssh-auth.sock/..",
             "/run/host-services//ssh-auth.sock",
             "/run/host-services/other.sock",
+            "/run/host-services/0123456789abcde.sock",
+            "/run/host-services/0123456789ABCDEF.sock",
+            "/run/host-services/./0123456789abcdef.sock",
+            "/run/host-services/0123456789abcdef.sock/",
             "/var/run/host-services/ssh-auth.sock",
         ] {
             assert_eq!(source(path), Err(Error::Restricted(path.to_owned())), "{path:?}");

@@ -262,7 +262,7 @@ fn judge_bind(options: &Options<'_>) -> Result<(), Error> {
         BindSource::Share => Ok(()),
         // Any container can use a volume, so it cannot lead to the socket that single images may have. Of what is the
         // guest's own a volume would be of no use: the engine cannot remove it again.
-        BindSource::EngineSocket | BindSource::KernelModules | BindSource::TimeZone | BindSource::SshAgent => {
+        BindSource::EngineSocket | BindSource::KernelModules | BindSource::TimeZone | BindSource::HostSocket => {
             Err(sources::Error::Restricted(options.device.to_owned()).into())
         }
     }

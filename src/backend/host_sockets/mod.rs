@@ -11,14 +11,17 @@
 mod target;
 
 use std::{
+    collections::BTreeSet,
+    fs::File,
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bulkhead_protocol::{FIRST_HOST_SOCKET_PORT, MAX_HOST_CONNECTIONS, Share};
+use bulkhead_protocol::{self as protocol, FIRST_HOST_SOCKET_PORT, MAX_HOST_CONNECTIONS, Share};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sha2::{Digest, Sha256};
 use tokio::{
     io::Interest,
     net::UnixStream,
@@ -27,13 +30,19 @@ use tokio::{
 };
 
 use super::{api::StartOptions, child::ChildError, vmm::VmmChannel};
-use crate::settings::{Base, Settings, SshAgent};
+use crate::{
+    hex::hex,
+    settings::{AllowedDirectories, Base, Places, Settings, SshAgent},
+};
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::Command;
 pub use target::Refusal;
 
 /// Name of the ssh-agent's socket in the guest's directory of such sockets, by Docker Desktop's convention.
 const SSH_AGENT: &str = "ssh-auth.sock";
+
+/// Digits of the names of other sockets.
+const DIGITS: usize = 16;
 
 /// A socket of the host that containers may mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +51,8 @@ pub struct HostSocket {
     pub name: String,
     /// Its path on the host.
     pub path: PathBuf,
+    /// The directories in which it must be, if the policy has some.
+    pub allowed: Option<AllowedDirectories>,
 }
 
 impl HostSocket {
@@ -59,12 +70,42 @@ impl HostSocket {
             SshAgent::OfEnvironment => options.ssh_agent.clone(),
             SshAgent::At(path) => Some(path),
         };
-        let Some(path) = agent.filter(|_| !options.no_shares) else { return Default::default() };
-        match target::find(&path, &own(base), shares) {
-            Ok(_) | Err(Refusal::Missing(_)) => (vec![Self { name: SSH_AGENT.to_owned(), path }], Vec::new()),
-            Err(refusal) => (Vec::new(), vec![format!("the VM has no ssh-agent: {}", chain(&refusal))]),
+        if options.no_shares {
+            return Default::default();
         }
+        let (mut sockets, mut problems) = (Vec::new(), Vec::new());
+        let mut add = |socket: Self, problem: &str| match socket.find(&own(base), shares) {
+            Ok(_) | Err(Refusal::Missing(_)) => sockets.push(socket),
+            Err(refusal) => problems.push(format!("{problem}: {}", chain(&refusal))),
+        };
+        if let Some(path) = agent {
+            add(Self { name: SSH_AGENT.to_owned(), path, allowed: None }, "the VM has no ssh-agent");
+        }
+        let places = Places::from_environment();
+        let paths: BTreeSet<_> = settings.shared_sockets().iter().filter_map(|path| places.resolve(path)).collect();
+        for path in paths {
+            let allowed = settings.policy().allowed_directories();
+            add(Self { name: name_of(&path), path, allowed }, "containers cannot have a socket");
+        }
+        (sockets, problems)
     }
+
+    /// The guest's part.
+    pub(super) fn guest(&self) -> protocol::HostSocket {
+        protocol::HostSocket { name: self.name.clone(), path: self.path.to_string_lossy().into_owned() }
+    }
+
+    /// Finds and judges it as it is now.
+    fn find(&self, own: &[PathBuf], shares: &[Share]) -> Result<File, Refusal> {
+        target::find(&self.path, own, shares, self.allowed.as_ref())
+    }
+}
+
+/// The name of a socket in the guest, which never means another one: a container keeps its mounts when the settings
+/// change.
+fn name_of(path: &Path) -> String {
+    let digest = hex(&Sha256::digest(path.as_os_str().as_bytes()));
+    format!("{}.sock", &digest[..DIGITS])
 }
 
 /// The directories with Bulkhead's own sockets.
@@ -122,7 +163,7 @@ impl HostSockets {
         let at = usize::try_from(number).ok();
         let socket = at.and_then(|at| self.sockets.get(at)).ok_or(ConnectError::Unknown(number))?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| ConnectError::Full)?;
-        let found = target::find(&socket.path, &self.own, shares)?;
+        let found = socket.find(&self.own, shares)?;
         // Never waits: a unix socket has a connection at once, or none.
         let stream = UnixStream::connect(target::path_of(&found))
             .await

@@ -13,6 +13,8 @@ use std::{
 
 use bulkhead_protocol::Share;
 
+use crate::{backend::shares::permits, settings::AllowedDirectories};
+
 /// Parts of the names of engines' sockets. A container that has one is root of a machine, or of all containers.
 const ENGINES: [&str; 6] = ["docker", "containerd", "podman", "crio", "cri-o", "buildkit"];
 
@@ -49,16 +51,33 @@ pub enum Refusal {
     /// Containers can make it lead anywhere.
     #[error(
         "{} leads through a symbolic link in a shared directory, which containers could change; name the socket itself \
-         in the setting sshAgent",
+         in the setting",
         .0.display()
     )]
     Link(PathBuf),
+    /// The policy does not allow it.
+    #[error(
+        "{} is not in a directory that the policy {} lets containers have (filesharingAllowedDirectories)",
+        path.display(),
+        policy.display()
+    )]
+    NotAllowed {
+        /// Its path.
+        path: PathBuf,
+        /// The policy.
+        policy: PathBuf,
+    },
 }
 
 /// Finds and judges the socket at a path, and returns it open as a mere reference ([`path_of`]).
 ///
-/// `own` are Bulkhead's directories, and `shares` what containers may change at this moment.
-pub(super) fn find(named: &Path, own: &[PathBuf], shares: &[Share]) -> Result<File, Refusal> {
+/// `own` are Bulkhead's directories, `shares` what containers may change at this moment, and `allowed` where it must be.
+pub(super) fn find(
+    named: &Path,
+    own: &[PathBuf],
+    shares: &[Share],
+    allowed: Option<&AllowedDirectories>,
+) -> Result<File, Refusal> {
     let examine = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => Refusal::Missing(named.to_owned()),
         _ => Refusal::Examine { path: named.to_owned(), source },
@@ -73,6 +92,9 @@ pub(super) fn find(named: &Path, own: &[PathBuf], shares: &[Share]) -> Result<Fi
     }
     if !socket.metadata().map_err(examine)?.file_type().is_socket() {
         return Err(Refusal::NotSocket(named.to_owned()));
+    }
+    if let Some(allowed) = allowed.filter(|allowed| !permits(&allowed.paths, &real)) {
+        return Err(Refusal::NotAllowed { path: named.to_owned(), policy: allowed.file.clone() });
     }
     let is_own = |directory: &PathBuf| fs::canonicalize(directory).is_ok_and(|directory| real.starts_with(directory));
     if own.iter().any(is_own) {
@@ -138,16 +160,16 @@ mod tests {
         let _listener = bind(real.join("agent.1"));
         symlink("agent.1", real.join("link")).unwrap();
         for name in ["agent.1", "link"] {
-            let socket = find(&real.join(name), &[], &[]).unwrap();
+            let socket = find(&real.join(name), &[], &[], None).unwrap();
             assert_eq!(fs::read_link(path_of(&socket)).unwrap(), real.join("agent.1"));
         }
-        let missing = find(&real.join("agent.2"), &[], &[]).unwrap_err().to_string();
+        let missing = find(&real.join("agent.2"), &[], &[], None).unwrap_err().to_string();
         assert!(missing.ends_with("does not exist; start the program that listens on it"), "{missing}");
         symlink("loop", real.join("loop")).unwrap();
-        assert!(matches!(find(&real.join("loop"), &[], &[]), Err(Refusal::Examine { .. })));
+        assert!(matches!(find(&real.join("loop"), &[], &[], None), Err(Refusal::Examine { .. })));
         fs::write(real.join("file"), "").unwrap();
         for name in ["file", "."] {
-            assert!(matches!(find(&real.join(name), &[], &[]), Err(Refusal::NotSocket(_))), "{name}");
+            assert!(matches!(find(&real.join(name), &[], &[], None), Err(Refusal::NotSocket(_))), "{name}");
         }
     }
 
@@ -161,13 +183,13 @@ mod tests {
             let link = real.join(format!("agent.{at}"));
             symlink(name, &link).unwrap();
             for path in [real.join(name), link] {
-                assert!(matches!(find(&path, &[], &[]), Err(Refusal::Engine(_))), "{}", path.display());
+                assert!(matches!(find(&path, &[], &[], None), Err(Refusal::Engine(_))), "{}", path.display());
             }
         }
         let _listener = bind(real.join("bulkhead/default/control.sock"));
         symlink("../bulkhead", real.join("run/alias")).unwrap();
         let own = [real.join("run/alias"), real.join("missing")];
-        assert!(matches!(find(&real.join("bulkhead/default/control.sock"), &own, &[]), Err(Refusal::Own(_))));
+        assert!(matches!(find(&real.join("bulkhead/default/control.sock"), &own, &[], None), Err(Refusal::Own(_))));
     }
 
     #[test]
@@ -185,7 +207,7 @@ mod tests {
         };
         for name in ["home", "data/home"] {
             let shares = share(name, false);
-            let judge = |rest: &str| find(&real.join(name).join(rest), &[], &shares);
+            let judge = |rest: &str| find(&real.join(name).join(rest), &[], &shares, None);
             assert!(judge(".ssh/agent").is_ok(), "{name}");
             for rest in ["link", "dir/agent", "./inner/../link"] {
                 assert!(matches!(judge(rest), Err(Refusal::Link(_))), "{name}/{rest}");
@@ -193,9 +215,26 @@ mod tests {
         }
         // Also on a way into the share by another link.
         symlink("data", real.join("alias")).unwrap();
-        assert!(find(&real.join("alias/home/.ssh/agent"), &[], &share("home", false)).is_ok());
-        assert!(matches!(find(&real.join("alias/home/link"), &[], &share("home", false)), Err(Refusal::Link(_))));
-        assert!(find(&real.join("home/link"), &[], &share("home", true)).is_ok());
-        assert!(find(&real.join("home/link"), &[], &share("home/inner", false)).is_ok());
+        assert!(find(&real.join("alias/home/.ssh/agent"), &[], &share("home", false), None).is_ok());
+        assert!(matches!(find(&real.join("alias/home/link"), &[], &share("home", false), None), Err(Refusal::Link(_))));
+        assert!(find(&real.join("home/link"), &[], &share("home", true), None).is_ok());
+        assert!(find(&real.join("home/link"), &[], &share("home/inner", false), None).is_ok());
+    }
+
+    #[test]
+    fn a_socket_outside_of_the_policys_directories_is_not_offered() {
+        let place = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(place.path()).unwrap();
+        let _listeners = [bind(real.join("in/app.sock")), bind(real.join("out/app.sock"))];
+        symlink("../out/app.sock", real.join("in/link")).unwrap();
+        symlink("../in/app.sock", real.join("out/link")).unwrap();
+        let allowed = AllowedDirectories { paths: vec![real.join("in")], file: "/etc/policy.json".into() };
+        for (name, fits) in [("in/app.sock", true), ("out/link", true), ("out/app.sock", false), ("in/link", false)] {
+            let found = find(&real.join(name), &[], &[], Some(&allowed));
+            assert_eq!(found.is_ok(), fits, "{name}");
+            assert!(fits || matches!(found, Err(Refusal::NotAllowed { .. })), "{name}");
+        }
+        let none = AllowedDirectories { paths: Vec::new(), ..allowed };
+        assert!(find(&real.join("in/app.sock"), &[], &[], Some(&none)).is_err());
     }
 }

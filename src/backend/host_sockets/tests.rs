@@ -32,7 +32,7 @@ fn base(directory: &TempDir) -> Base {
 
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    let socket = HostSocket { name: SSH_AGENT.to_owned(), path: directory.path().join("agent") };
+    let socket = HostSocket { name: SSH_AGENT.to_owned(), path: directory.path().join("agent"), allowed: None };
     let sockets = HostSockets::new(vec![socket], &base(&directory));
     let (vmm, theirs) = vmm::channel().unwrap();
     Fixture { directory, sockets, vmm, theirs }
@@ -171,7 +171,8 @@ fn the_agent_of_the_environment_is_offered_unless_a_setting_or_its_socket_says_o
         let options = StartOptions { ssh_agent: variable.map(at), no_shares, ..StartOptions::default() };
         HostSocket::plan(&Settings::load(&file).unwrap(), &options, &base(&directory), &[])
     };
-    let offered = |name: &str| (vec![HostSocket { name: "ssh-auth.sock".to_owned(), path: at(name) }], Vec::new());
+    let socket = |name: &str| HostSocket { name: "ssh-auth.sock".to_owned(), path: at(name), allowed: None };
+    let offered = |name: &str| (vec![socket(name)], Vec::new());
     let nothing = (Vec::new(), Vec::new());
     assert_eq!(plan(None, None, false), nothing);
     assert_eq!(plan(None, Some("agent"), false), offered("agent"));
@@ -181,4 +182,25 @@ fn the_agent_of_the_environment_is_offered_unless_a_setting_or_its_socket_says_o
     assert_eq!(plan(Some(&other), Some("agent"), false), offered("other"));
     let (sockets, problems) = plan(None, Some("docker.sock"), false);
     assert!(sockets.is_empty() && problems[0].starts_with("the VM has no ssh-agent: "), "{problems:?}");
+}
+
+#[test]
+fn sockets_of_the_setting_have_names_that_never_mean_another_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("settings.json");
+    let _engine = UnixListener::bind(directory.path().join("docker.sock")).unwrap();
+    let plan = |paths: &[&str]| {
+        std::fs::write(&file, serde_json::json!({"filesharingSockets": paths}).to_string()).unwrap();
+        HostSocket::plan(&Settings::load(&file).unwrap(), &StartOptions::default(), &base(&directory), &[])
+    };
+    let (both, problems) = plan(&["/srv/b.sock", "/srv/a.sock", "/srv//./b.sock"]);
+    assert!(problems.is_empty(), "one that is not there yet is offered: {problems:?}");
+    let [first, second] = &both[..] else { panic!("one socket has one name: {both:?}") };
+    assert_eq!(first.guest().path, "/srv/a.sock");
+    // printf /srv/b.sock | sha256sum
+    assert_eq!(second.name, "2bb046fa05041d5a.sock");
+    assert_eq!(plan(&["/srv/b.sock"]).0, std::slice::from_ref(second));
+    let engine = directory.path().join("docker.sock");
+    let (none, problems) = plan(&[engine.to_str().unwrap()]);
+    assert!(none.is_empty() && problems[0].starts_with("containers cannot have a socket: "), "{problems:?}");
 }

@@ -114,7 +114,7 @@ impl SharedPath {
 }
 
 /// Returns whether a directory is one of those that are allowed, or below one.
-fn permits(allowed: &[PathBuf], real: &Path) -> bool {
+pub(in crate::backend) fn permits(allowed: &[PathBuf], real: &Path) -> bool {
     // Without links, too: `/home` may be one. A directory that does not exist allows nothing.
     allowed.iter().filter_map(|path| fs::canonicalize(path).ok()).any(|allowed| real.starts_with(allowed))
 }

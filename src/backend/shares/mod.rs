@@ -7,6 +7,7 @@ mod directory;
 mod plan;
 mod server;
 
+pub(super) use directory::permits;
 pub use directory::{Refusal, SharedPath};
 pub use plan::Judged;
 pub(super) use plan::SharesPlan;

@@ -1,9 +1,9 @@
-//! The host's ssh-agent in containers, with a program of the test in the agent's place.
+//! Sockets of the host in containers, such as the ssh-agent's, with a program of the test in the place of the others.
 
 use std::{
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -23,6 +23,11 @@ pub fn path() -> PathBuf {
     home().path("ssh-agent.sock")
 }
 
+/// The path of another socket, in the shared directory.
+pub fn other(place: &Path) -> PathBuf {
+    place.join("app.sock")
+}
+
 /// Answers each connection, once it has said everything, with what it said.
 fn answer(mut connection: UnixStream) {
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -32,9 +37,8 @@ fn answer(mut connection: UnixStream) {
     }
 }
 
-/// Listens until the next call.
-fn listen() {
-    let path = path();
+/// Listens on a socket until the next call.
+fn listen(path: PathBuf) {
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(path).unwrap();
     thread::spawn(move || {
@@ -58,7 +62,7 @@ pub fn the_hosts_ssh_agent_answers_in_containers(shares: &Shares) {
     // The agent is not there yet, and later it is.
     let _ = std::fs::remove_file(path());
     assert_eq!(run(&[], ask).stdout, "");
-    listen();
+    listen(path());
     assert_eq!(run(&[], ask).ok(), "agent: keys");
     for options in [&["--user", "1000:1000"][..], &["--privileged"], &["--read-only", "--cap-drop", "ALL"]] {
         assert_eq!(run(options, ask).ok(), "agent: keys", "{options:?}");
@@ -81,6 +85,23 @@ pub fn the_hosts_ssh_agent_answers_in_containers(shares: &Shares) {
     let listed = engine.docker(&["inspect", "--format", "{{(index .Mounts 0).Source}}", "with-agent"]).ok();
     assert_eq!(listed.trim(), SOCKET);
     engine.docker(&["rm", "with-agent"]).ok();
+    sockets_have_their_own_names(shares);
+}
+
+/// A socket is mounted by its path on the host. In a directory that is shared it leads to nothing.
+fn sockets_have_their_own_names(shares: &Shares) {
+    let other = other(&shares.place);
+    listen(other.clone());
+    let run = |source: &Path, line: &str| {
+        let mount = format!("type=bind,src={},dst=/s", source.display());
+        shares.engine.docker(&["run", "--rm", "--mount", &mount, "debian", "sh", "-c", line])
+    };
+    let ask = |socket: &str| format!("printf hello | socat -t 60 - UNIX-CONNECT:{socket}");
+    for path in [path(), other] {
+        assert_eq!(run(&path, &ask("/s")).ok(), "agent: hello", "{}", path.display());
+    }
+    let refused = run(&shares.place, &ask("/s/app.sock"));
+    assert!(refused.stderr.contains("Connection refused"), "{refused:?}");
 }
 
 pub fn nothing_else_is_beside_the_agents_socket(shares: &Shares) {

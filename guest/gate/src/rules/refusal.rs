@@ -41,6 +41,12 @@ pub enum Refusal {
          the setting sshAgent, and start the engine again"
     )]
     NoSshAgent,
+    /// The host offers no such socket any more.
+    #[error(
+        "cannot mount the host's socket: it is not in the setting filesharingSockets any more; add it and start the engine \
+         again, or remove the container and create it once more"
+    )]
+    NoHostSocket,
     /// A volume shows something of the VM.
     #[error(transparent)]
     Volume(#[from] volumes::Error),

@@ -26,8 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_policy::sources::{HOST_SERVICES, SSH_AGENT};
-use bulkhead_protocol::{Configuration, FIRST_HOST_SOCKET_PORT, MAX_HOST_CONNECTIONS, MAX_HOST_SOCKETS};
+use bulkhead_policy::sources::HOST_SERVICES;
+use bulkhead_protocol::{FIRST_HOST_SOCKET_PORT, HostSocket, MAX_HOST_CONNECTIONS, MAX_HOST_SOCKETS};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen, socket},
@@ -89,19 +89,14 @@ struct Listeners {
     is_from_host: fn(&OwnedFd) -> bool,
 }
 
-/// Returns true if the ssh-agent is among the host's sockets.
-pub(crate) fn has_ssh_agent(configuration: &Configuration) -> bool {
-    configuration.host_sockets.iter().any(|name| Path::new(HOST_SERVICES).join(name) == Path::new(SSH_AGENT))
-}
-
 impl HostSockets {
     /// Makes the directory with these sockets, and the thread that turns connections into events.
-    pub(crate) fn listen(names: &[String], events: Sender<Event>) -> Result<Self, Error> {
+    pub(crate) fn listen(sockets: &[HostSocket], events: Sender<Event>) -> Result<Self, Error> {
         mounts::make_directory(HOST_SERVICES, 0o755)?;
         // Read-only also without any socket: the engine, which makes missing sources of mounts, then cannot.
         let listeners: Vec<_> = mounts::sealed("host-services", HOST_SERVICES, OPTIONS, || {
-            let names = names.iter().take(MAX_HOST_SOCKETS).enumerate();
-            names.map(|(at, name)| Listeners::open(at, name)).collect()
+            let sockets = sockets.iter().take(MAX_HOST_SOCKETS).enumerate();
+            sockets.map(|(at, socket)| Listeners::open(at, &socket.name)).collect()
         })?;
         if listeners.is_empty() { Ok(Self::default()) } else { Self::serve(listeners, events) }
     }
@@ -353,16 +348,5 @@ mod tests {
         fixture.sockets.refused(0, "gone".to_owned());
         assert_eq!(rest(waiting.remove(0)), "");
         fixture.container(1);
-    }
-
-    #[test]
-    fn the_agent_is_one_of_the_sockets_by_its_name() {
-        let mut configuration: Configuration = serde_json::from_value(serde_json::json!(
-            {"hostname": "", "time_unix_ns": 0, "isolation": true, "data_disk_serial": ""}
-        ))
-        .unwrap();
-        assert!(!has_ssh_agent(&configuration));
-        configuration.host_sockets = vec!["ssh-auth.sock".to_owned()];
-        assert!(has_ssh_agent(&configuration));
     }
 }

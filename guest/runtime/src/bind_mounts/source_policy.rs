@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use bulkhead_guest_common::mountinfo::Mount;
 use bulkhead_policy::{
     shares::MOUNT_POINT,
-    sources::{SSH_AGENT, TIME_ZONE_FILES},
+    sources::{TIME_ZONE_FILES, is_host_socket},
     volumes,
 };
 
@@ -24,8 +24,8 @@ pub(crate) struct SourcePolicy {
     /// The mount point of the host's directories.
     pub(crate) shares: PathBuf,
     /// Files of the guest that containers may have: all paths of the engine's init program, which `docker run --init`
-    /// binds into a container, the directory of the kernel's modules, by the path that its links lead to, the files of
-    /// the time zone, and the socket of the host's ssh-agent. The file system of each is read-only as a whole.
+    /// binds into a container, the directory of the kernel's modules, by the path that its links lead to, and the files
+    /// of the time zone. The file system of each is read-only as a whole, as is that of the host's sockets.
     pub(crate) of_image: Vec<PathBuf>,
 }
 
@@ -43,7 +43,6 @@ impl Default for SourcePolicy {
             ]
             .into_iter()
             .chain(TIME_ZONE_FILES)
-            .chain([SSH_AGENT])
             .map(PathBuf::from)
             .collect(),
         }
@@ -92,7 +91,7 @@ impl SourcePolicy {
         requester: Requester<'_>,
     ) -> bool {
         // Compared as a whole: it is on the guest image, where no container can write it or replace it with a link.
-        if self.is_of_image(source.path) {
+        if self.is_of_image(source.path) || source.path.to_str().is_some_and(is_host_socket) {
             return true;
         }
         if source.mount.device == data_root.mount.device {
@@ -260,6 +259,7 @@ mod tests {
             "/usr/bin/docker-init",
             "/usr/lib/modules",
             "/run/host-services/ssh-auth.sock",
+            "/run/host-services/0123456789abcdef.sock",
             "/var/lib/docker/volumes/tmp/_data",
             "/var/lib/docker/volumes/nfs/_data",
             "/var/lib/docker/volumes/nfs4/_data/x",

@@ -14,6 +14,7 @@ const GROUPS = [
   ["Files", {
     filesharingDirectories: "Directories that containers may mount",
     filesharingHostLocks: "Let locks hold against programs of this machine",
+    filesharingSockets: "Sockets that containers may mount",
     sshAgent: "ssh-agent for containers",
   }],
   ["Network", {

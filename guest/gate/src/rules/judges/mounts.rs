@@ -44,7 +44,7 @@ fn mount(mount: &Value, image: &str) -> Result<bool, Refusal> {
     match text(mount, "Type")? {
         "bind" => match sources::bind(source) {
             Ok(BindSource::EngineSocket) => Ok(true),
-            Ok(BindSource::Share | BindSource::KernelModules | BindSource::TimeZone | BindSource::SshAgent) => {
+            Ok(BindSource::Share | BindSource::KernelModules | BindSource::TimeZone | BindSource::HostSocket) => {
                 Ok(false)
             }
             Err(error) => Err(named(error, image)),
