@@ -142,7 +142,7 @@ impl SharedDirectories {
     /// Returns the place in the VM of a socket that a client names by its path on the host. It comes before a share with
     /// the same path, in which the socket leads to nothing.
     fn socket(&self, path: &str) -> Option<String> {
-        let path = shares::clean(path)?;
+        let path = shares::clean(path).filter(|path| !shares::is_special(path))?;
         let path = shares::on_host(&path).unwrap_or(&path);
         let socket = self.sockets.iter().find(|socket| socket.path == path)?;
         Some(format!("{HOST_SERVICES}/{}", socket.name))
@@ -364,7 +364,11 @@ mod tests {
     #[test]
     fn a_socket_is_named_by_its_path_on_the_host_also_in_a_share() {
         let (_directory, directories) = host();
-        let sockets = sockets(&[("ssh-auth.sock", "/tmp/agent.1"), ("0123456789abcdef.sock", "/home/me/app.sock")]);
+        let sockets = sockets(&[
+            ("ssh-auth.sock", "/tmp/agent.1"),
+            ("0123456789abcdef.sock", "/home/me/app.sock"),
+            ("00000000000000aa.sock", "/run/docker.sock"),
+        ]);
         let directories = directories.with_sockets(sockets);
         for (path, expected) in [
             ("/tmp/agent.1", "ssh-auth.sock"),
@@ -376,7 +380,7 @@ mod tests {
             assert_eq!(directories.place(path, Isolation::On), expected, "{path}");
             assert_eq!(directories.place(path, Isolation::Off), expected, "{path}");
         }
-        for path in ["/tmp/agent.2", "/tmp/agent.1x", "/tmp"] {
+        for path in ["/tmp/agent.2", "/tmp/agent.1x", "/tmp", "/run/docker.sock"] {
             assert_eq!(place(&directories, path), Ok(None), "{path}");
         }
         assert_eq!(place(&directories, "/home/me"), Ok(Some("/host_mnt/home/me".to_owned())));

@@ -40,6 +40,12 @@ pub fn on_host(path: &str) -> Option<&str> {
     }
 }
 
+/// Returns true for a clean path that means something of the VM, whatever of the host is shared.
+pub fn is_special(path: &str) -> bool {
+    let is_one_of = |names: &[&str]| names.contains(&path);
+    is_one_of(&ENGINE_SOCKETS) || is_one_of(&TIME_ZONE_FILES) || path == KERNEL_MODULES || is_in(path, HOST_SERVICES)
+}
+
 /// Returns the path in the VM of a clean path on the host.
 fn below_mount_point(path: &str) -> String {
     format!("{MOUNT_POINT}{}", if path == "/" { "" } else { path })
@@ -71,12 +77,7 @@ impl Shares {
     /// The client writes the host's path, or that of the VM as Docker Desktop has it. Names with a meaning of their own
     /// keep it, whatever is shared.
     pub fn in_vm(&self, path: &str) -> Option<String> {
-        let path = clean(path)?;
-        let is_own = |names: &[&str]| names.contains(&path.as_str());
-        if is_own(&ENGINE_SOCKETS) || is_own(&TIME_ZONE_FILES) || path == KERNEL_MODULES || is_in(&path, HOST_SERVICES)
-        {
-            return None;
-        }
+        let path = clean(path).filter(|path| !is_special(path))?;
         let alias = on_host(&path).filter(|path| self.contains(path));
         alias.or(self.contains(&path).then_some(path.as_str())).map(below_mount_point)
     }
