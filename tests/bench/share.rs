@@ -99,8 +99,6 @@ pub fn run(setup: &Setup, files: usize, environment: Environment) -> Result<Repo
         disk: setup.machine.directory.join("disk.img"),
         virtiofsd: VIRTIOFSD.into_iter().find(|path| Path::new(path).exists()),
     };
-    fs::create_dir_all(&place.shared)?;
-    make_disk(&place.disk)?;
     let mut samples = Vec::new();
     for round in 1..=setup.rounds {
         let mut contenders = Contender::ALL;
@@ -130,6 +128,17 @@ pub fn run(setup: &Setup, files: usize, environment: Environment) -> Result<Repo
     Ok(Report { environment, machine, rows: &ROWS, ours, peers, left_out, samples })
 }
 
+impl Place {
+    /// Makes an empty directory and an empty file system: a guest is ended with its last row, and may leave files.
+    fn empty(&self) -> Result<()> {
+        if self.shared.exists() {
+            fs::remove_dir_all(&self.shared)?;
+        }
+        fs::create_dir_all(&self.shared)?;
+        make_disk(&self.disk)
+    }
+}
+
 fn make_disk(path: &Path) -> Result<()> {
     fs::File::create(path)?.set_len(DISK)?;
     // Written at once, so that the guest's kernel does not do it during the rows.
@@ -141,6 +150,7 @@ fn make_disk(path: &Path) -> Result<()> {
 }
 
 fn measure(setup: &Setup, place: &Place, contender: Contender, files: usize) -> Result<Vec<Option<f64>>> {
+    place.empty()?;
     let start = |console: &Path| match contender {
         Contender::Bulkhead => bulkhead(setup, place, console, files),
         Contender::Virtiofsd => virtiofsd(setup, place, console, files),
