@@ -14,7 +14,7 @@ readonly VM_KINDS=(isolation e2e network escapes intel linux kvm)
 declare -rA PARTS=([isolation]="rows:: as_with_runc:: cost::")
 
 declare -rA DESCRIPTIONS=(
-    [style]="rustfmt, clippy, shellcheck, the words of comments and the rules for dependencies"
+    [style]="rustfmt, clippy, shellcheck, the words of comments, the documents and the rules for dependencies"
     [unit]="unit and property tests, and the host program as far as it goes without a VM"
     [package]="the Debian package in a clean Debian: its parts, an upgrade, a removal"
     [dashboard]="the desktop's page in Chromium, without a VM"
@@ -116,7 +116,7 @@ integration_tests() {
 
 # --- style --------------------------------------------------------------------------------------------------------
 
-readonly STYLE_CHECKS=(rustfmt words clippy shellcheck dependencies deny)
+readonly STYLE_CHECKS=(rustfmt words documents clippy shellcheck dependencies deny)
 
 check_rustfmt() {
     cargo fmt --all --check
@@ -124,6 +124,8 @@ check_rustfmt() {
 }
 
 check_words() { scripts/lib/words; }
+
+check_documents() { scripts/lib/documents; }
 
 check_clippy() {
     cargo clippy --quiet --workspace --all-targets -- -D warnings
