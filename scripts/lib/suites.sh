@@ -1,4 +1,4 @@
-# The kinds of tests and how each of them runs. Sourced by scripts/test after common.sh, rust.sh and target.sh.
+# The kinds of tests and how each of them runs. Sourced by scripts/test after common.sh, rust.sh, target.sh and mdbook.sh.
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # the lists are for scripts/test
 
@@ -116,7 +116,7 @@ integration_tests() {
 
 # --- style --------------------------------------------------------------------------------------------------------
 
-readonly STYLE_CHECKS=(rustfmt words documents clippy shellcheck dependencies deny)
+readonly STYLE_CHECKS=(rustfmt words documents book clippy shellcheck dependencies deny)
 
 check_rustfmt() {
     cargo fmt --all --check
@@ -126,6 +126,14 @@ check_rustfmt() {
 check_words() { scripts/lib/words; }
 
 check_documents() { scripts/lib/documents; }
+
+check_book() {
+    if ! has_mdbook; then
+        say "book: skipped: mdBook $MDBOOK could not be built (see above)"
+        return 0
+    fi
+    build_book "$(realpath -m "$target_dir/book")"
+}
 
 check_clippy() {
     cargo clippy --quiet --workspace --all-targets -- -D warnings
