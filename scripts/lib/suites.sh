@@ -3,12 +3,13 @@
 # shellcheck disable=SC2034 # the lists are for scripts/test
 
 target_dir=${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}
+source "$BULKHEAD_REPO/scripts/lib/ecosystem.sh"
 
 # In this order they run one after the other.
-readonly KINDS=(style unit package dashboard bundles kvm linux intel e2e escapes network isolation)
+readonly KINDS=(style unit package dashboard bundles kvm linux intel e2e escapes network isolation ecosystem)
 
 # The kinds that boot guests, longest first: two machines that share such a list end at about the same time.
-readonly VM_KINDS=(isolation e2e network escapes intel linux kvm)
+readonly VM_KINDS=(isolation ecosystem e2e network escapes intel linux kvm)
 
 # A kind that takes as long as half of the others is run in parts for that, of the tests whose names begin so.
 declare -rA PARTS=([isolation]="rows:: as_with_runc:: cost::")
@@ -26,9 +27,10 @@ declare -rA DESCRIPTIONS=(
     [escapes]="attempts to get out of a container, with isolation on and off"
     [network]="the VM's network, published ports, proxies, compose"
     [isolation]="each row of docs/isolation.md, and docker with isolation on and off"
+    [ecosystem]="clients in other languages, plugins of docker, docker over SSH, Dev Containers"
 )
 
-# The integration test of the package `bulkhead` behind a kind.
+# The integration test of the package `bulkhead` behind a kind. The kind ecosystem has programs in other languages.
 declare -rA TESTS=(
     [kvm]=bare_metal [linux]=linux_guest [intel]=linux_guest [e2e]=e2e [escapes]=escapes [network]=network
     [isolation]=isolation
@@ -37,11 +39,14 @@ declare -rA TESTS=(
 # The images of tests/images that a kind loads.
 declare -rA IMAGES=(
     [bundles]="alpine" [intel]="alpine" [e2e]="alpine debian docker" [escapes]="alpine" [network]="alpine debian"
-    [isolation]="alpine debian docker dind systemd servers"
+    [isolation]="alpine debian docker dind systemd servers" [ecosystem]="alpine docker"
 )
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
-declare -rA PACKAGES=([e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker")
+declare -rA PACKAGES=(
+    [e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker"
+    [ecosystem]="curl docker-buildx docker-compose openssh-server"
+)
 
 # Set by scripts/test: substrings of test names, whether the tests of tests/all-only.list are left out, and whether the
 # emulated machines run on.
@@ -277,7 +282,8 @@ suite_bundles() {
 prepare_guests() {
     local kind images=()
     # This builds the host program, too.
-    for kind in "$@"; do test_binary "${TESTS[$kind]}" >/dev/null; done
+    for kind in "$@"; do [[ -z ${TESTS[$kind]:-} ]] || test_binary "${TESTS[$kind]}" >/dev/null; done
+    [[ " $* " != *" ecosystem "* ]] || cargo build --quiet --package bulkhead
     if [[ " $* " != " kvm " ]]; then
         BULKHEAD_KERNEL=$("$BULKHEAD_REPO/firmware/build" guest)
         export BULKHEAD_KERNEL
@@ -319,6 +325,7 @@ test_disk() {
 suite_vm() {
     local kind=$1 part=${2:-} binary options=() output base run failed attempt status
     if [[ $kind == intel ]]; then suite_intel; return; fi
+    if [[ $kind == ecosystem ]]; then suite_ecosystem; return; fi
     binary=$(test_binary "${TESTS[$kind]}")
     # A plain `cargo test` works everywhere, so the tests that need more than any KVM are marked as ignored.
     [[ $kind == kvm ]] || options+=(--ignored)
@@ -454,6 +461,11 @@ tests_of() {
         bundles)
             binary=$(test_binary bundles)
             "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
+            ;;
+        ecosystem)
+            for name in "${ECOSYSTEM_ROWS[@]}"; do
+                if is_named "$name"; then echo "$name"; fi
+            done
             ;;
         kvm)
             binary=$(test_binary bare_metal)
