@@ -409,6 +409,8 @@ intel_kernel() { on_target "$(test_binary "${TESTS[intel]}")" --test-threads=1 -
 # intel_engine: starts the engine on two vCPUs, checks it as the README does, publishes a port and stops it.
 intel_engine() {
     local bulkhead=$target_dir/debug/bulkhead port=8080
+    # It is for the other check: the engine takes kernel and root file system from the image.
+    unset BULKHEAD_KERNEL
     source "$BULKHEAD_REPO/scripts/lib/checks.sh"
     need_docker
     on_target "$bulkhead" start --cpus 2 --timeout 900
