@@ -91,7 +91,7 @@ impl SourcePolicy {
         requester: Requester<'_>,
     ) -> bool {
         // Compared as a whole: it is on the guest image, where no container can write it or replace it with a link.
-        if self.is_of_image(source.path) || source.path.to_str().is_some_and(is_host_socket) {
+        if self.is_of_image(source.path) {
             return true;
         }
         if source.mount.device == data_root.mount.device {
@@ -129,9 +129,9 @@ impl SourcePolicy {
         (source.mount.device == data_root.mount.device).then(|| self.data_root.join(rest))
     }
 
-    /// True for a file or directory of the guest image that every container may have.
+    /// True for a file or directory of the guest image, or a socket of the host, that every container may have.
     pub(super) fn is_of_image(&self, path: &Path) -> bool {
-        self.of_image.iter().any(|allowed| allowed == path)
+        self.of_image.iter().any(|allowed| allowed == path) || path.to_str().is_some_and(is_host_socket)
     }
 
     /// True if a file system beside the data disk's may be of this type.
