@@ -81,11 +81,10 @@ impl HostSocket {
         if let Some(path) = agent {
             add(Self { name: SSH_AGENT.to_owned(), path, allowed: None }, "the VM has no ssh-agent");
         }
-        let places = Places::from_environment();
+        let (places, allowed) = (Places::from_environment(), settings.policy().allowed_directories());
         let paths: BTreeSet<_> = settings.shared_sockets().iter().filter_map(|path| places.resolve(path)).collect();
         for path in paths {
-            let allowed = settings.policy().allowed_directories();
-            add(Self { name: name_of(&path), path, allowed }, "containers cannot have a socket");
+            add(Self { name: name_of(&path), path, allowed: allowed.clone() }, "containers cannot have a socket");
         }
         (sockets, problems)
     }
