@@ -54,7 +54,8 @@ row_devcontainers() { WORKSPACE=$ecosystem_home/workspace "$ECOSYSTEM/devcontain
 ecosystem_clients() {
     has_node || die "the kind ecosystem needs npm and Node.js 20 or later"
     python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
-    command -v docker >/dev/null || need_packages docker-cli
+    source "$BULKHEAD_REPO/scripts/lib/checks.sh"
+    need_docker
     need_packages curl
     (cd "$ECOSYSTEM" && npm ci --ignore-scripts --no-audit --no-fund --silent)
     python3 -m venv "$target_dir/ecosystem-python"

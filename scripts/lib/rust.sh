@@ -21,3 +21,15 @@ need_rust() {
         die "cargo $wanted or newer is needed, this is $have; run: rustup toolchain install stable"
     need_packages gcc libc6-dev
 }
+
+# cargo_tool CRATE VERSION [OPTION…]: builds a program of crates.io, with these options of `cargo install`, into
+# BULKHEAD_CACHE/tools/CRATE-VERSION unless it is there; fails if it cannot be built.
+cargo_tool() { locked "$1" install_tool "$@"; }
+
+install_tool() {
+    local crate=$1 version=$2 root=$BULKHEAD_CACHE/tools/$1-$2
+    shift 2
+    [[ ! -x $root/bin/$crate ]] || return 0
+    with_progress "building $crate $version (a few minutes)" "$BULKHEAD_CACHE/log/$crate.log" \
+        nice cargo install --locked "$@" --root "$root" "$crate@$version"
+}

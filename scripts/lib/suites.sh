@@ -64,6 +64,14 @@ is_named() {
     return 1
 }
 
+# named TEXT…: prints those that contain one of NAMES, or all, one a line.
+named() {
+    local text
+    for text in "$@"; do
+        if is_named "$text"; then echo "$text"; fi
+    done
+}
+
 # seconds_since MICROSECONDS: the time since then, as `12.3 s`.
 seconds_since() {
     local tenths=$(((${EPOCHREALTIME/[.,]/} - $1) / 100000))
@@ -156,19 +164,13 @@ check_dependencies() { scripts/lib/dependencies; }
 # The version of cargo-deny, which is built once into the cache.
 readonly CARGO_DENY=0.20.2
 
-install_deny() {
-    [[ ! -x $1/bin/cargo-deny ]] || return 0
-    with_progress "building cargo-deny $CARGO_DENY (a few minutes)" "$BULKHEAD_CACHE/log/cargo-deny.log" \
-        nice cargo install --locked --root "$1" "cargo-deny@$CARGO_DENY"
-}
-
 check_deny() {
-    local root=$BULKHEAD_CACHE/tools/cargo-deny-$CARGO_DENY deny
-    if ! locked cargo-deny install_deny "$root"; then
+    local deny
+    if ! cargo_tool cargo-deny "$CARGO_DENY"; then
         say "deny: skipped: cargo-deny $CARGO_DENY could not be built (see above)"
         return 0
     fi
-    deny=("$root/bin/cargo-deny" --locked --log-level warn)
+    deny=("$BULKHEAD_CACHE/tools/cargo-deny-$CARGO_DENY/bin/cargo-deny" --locked --log-level warn)
     "${deny[@]}" check bans licenses sources
     # The database of advisories is a repository on GitHub, which not every machine reaches.
     if timeout 60 "${deny[@]}" fetch db >/dev/null 2>&1; then
@@ -377,11 +379,7 @@ readonly INTEL_CHECKS=(kernel engine)
 
 # intel_checks: prints those that NAMES and CUT leave, one a line.
 intel_checks() {
-    local check
-    for check in "${INTEL_CHECKS[@]}"; do
-        is_named "$check" || continue
-        [[ -n $CUT ]] && grep -q "^intel $check " "$BULKHEAD_REPO/tests/all-only.list" || echo "$check"
-    done
+    named "${INTEL_CHECKS[@]}" | grep -vxFf <(left_out intel) || true
 }
 
 # suite_intel: runs them in a machine of its own, which it stops unless `--keep` was given.
@@ -438,37 +436,27 @@ isolation_report() {
 
 # tests_of KIND: builds the tests of KIND and prints the names of those that NAMES selects, one a line.
 tests_of() {
-    local kind=$1 check name binary
+    local kind=$1 binary
     case $kind in
-        style)
-            for check in "${STYLE_CHECKS[@]}"; do
-                if is_named "$check"; then echo "$check"; fi
-            done
-            ;;
+        style) named "${STYLE_CHECKS[@]}" ;;
         unit)
             local targets
             mapfile -t targets < <(integration_tests | grep -vx bare_metal)
             cargo test --quiet --workspace --lib --bins --examples "${targets[@]/#/--test=}" -- --list "${NAMES[@]}" |
                 sed -n 's/: test$//p'
             ;;
-        package)
-            if is_named package; then echo package; fi
-            ;;
+        package) named package ;;
         dashboard)
-            sed -n 's/^test("\([^"]*\)".*/\1/p' "$DASHBOARD_TESTS" | while IFS= read -r name; do
-                if is_named "$name"; then echo "$name"; fi
-            done
+            local tests
+            mapfile -t tests < <(sed -n 's/^test("\([^"]*\)".*/\1/p' "$DASHBOARD_TESTS")
+            named "${tests[@]}"
             ;;
         intel) intel_checks ;;
         bundles)
             binary=$(test_binary bundles)
             "$binary" --list --ignored "${NAMES[@]}" | sed -n 's/: test$//p'
             ;;
-        ecosystem)
-            for name in "${ECOSYSTEM_ROWS[@]}"; do
-                if is_named "$name"; then echo "$name"; fi
-            done
-            ;;
+        ecosystem) named "${ECOSYSTEM_ROWS[@]}" ;;
         kvm)
             binary=$(test_binary bare_metal)
             "$binary" --list "${NAMES[@]}" | sed -n 's/: test$//p'
