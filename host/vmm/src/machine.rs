@@ -114,7 +114,8 @@ impl Machine {
         board.plug_platform(files.serial)?;
         // The order of the devices is that of their PCI slots, and the first disk is the guest's /dev/vda.
         for (file, readonly, name) in files.disks {
-            let block = Block::new(file, readonly, &name, room.clone()).map_err(host("prepare a disk"))?;
+            let block = Block::new(file, readonly, &name, config.cpus.into(), room.clone());
+            let block = block.map_err(host("prepare a disk"))?;
             board.plug_virtio(Box::new(block))?;
         }
         let vsock = match &config.vsock {

@@ -10,40 +10,56 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The disks whose writes wait for room, from the devices' threads to the one that serves the backend.
 #[derive(Clone)]
-pub struct RoomSignal(Arc<Inner>);
+pub struct RoomSignal {
+    inner: Arc<Inner>,
+    /// The reporter: a disk has room only when all of its queues have.
+    queue: usize,
+}
 
 struct Inner {
-    waiting: Mutex<BTreeSet<String>>,
+    /// Disks by name, and the queues with writes that wait.
+    waiting: Mutex<BTreeSet<(String, usize)>>,
     event: EventFd,
 }
 
 impl RoomSignal {
     /// Creates a signal without any disk.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Inner { waiting: Mutex::default(), event: EventFd::new(EFD_NONBLOCK)? })))
+        let inner = Inner { waiting: Mutex::default(), event: EventFd::new(EFD_NONBLOCK)? };
+        Ok(Self { inner: Arc::new(inner), queue: 0 })
     }
 
-    /// Reports whether there is room for the disk with this serial number, which may be padded with zeroes.
+    /// The same signal for reports of another queue.
+    #[must_use]
+    pub fn queue(&self, queue: usize) -> Self {
+        Self { inner: Arc::clone(&self.inner), queue }
+    }
+
+    /// Reports whether there is room for this queue's writes to the disk with this serial number, which may be padded with
+    /// zeroes.
     pub fn report(&self, serial: &[u8], room: bool) {
         let name = String::from_utf8_lossy(serial).trim_end_matches('\0').to_owned();
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = if room { waiting.remove(&name) } else { waiting.insert(name) };
+        let mut waiting = self.inner.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = waiting.iter().any(|(disk, queue)| *disk == name && *queue != self.queue);
+        let entry = (name, self.queue);
+        let changed = if room { waiting.remove(&entry) } else { waiting.insert(entry) };
         drop(waiting);
-        if changed {
-            let _ = self.0.event.write(1);
+        if changed && !others {
+            let _ = self.inner.event.write(1);
         }
     }
 
     /// The event that becomes readable with each report of something new.
     pub fn event(&self) -> &EventFd {
-        &self.0.event
+        &self.inner.event
     }
 
     /// The serial numbers of the disks whose writes wait. Resets the event.
     pub fn waiting(&self) -> Vec<String> {
         // First, so that a report from now on raises it again.
-        let _ = self.0.event.read();
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        let _ = self.inner.event.read();
+        let waiting = self.inner.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.iter().map(|(disk, _)| disk).collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
 }
 
@@ -63,5 +79,21 @@ mod tests {
         assert!(signal.waiting().is_empty());
         signal.report(b"data\0\0", true);
         assert!(signal.event().read().is_err());
+    }
+
+    #[test]
+    fn a_disk_has_room_when_all_of_its_queues_have() {
+        let first = RoomSignal::new().unwrap();
+        let second = first.queue(1);
+        first.report(b"data", false);
+        second.report(b"data", false);
+        assert_eq!(first.waiting(), ["data"]);
+        first.report(b"data", true);
+        assert_eq!(first.waiting(), ["data"]);
+        second.report(b"other", false);
+        assert_eq!(first.waiting(), ["data", "other"]);
+        second.report(b"data", true);
+        assert_eq!(first.event().read().unwrap(), 1);
+        assert_eq!(first.waiting(), ["other"]);
     }
 }

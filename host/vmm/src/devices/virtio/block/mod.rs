@@ -3,8 +3,11 @@
 //!
 //! Requests are performed beside each other and returned as they are done, so that a FLUSH holds up no read. `request`
 //! is the wire format, `job` decides on the operations of a request, `cached` performs those that the host's page cache
-//! makes quick, and one of two engines all others: `ring` by io_uring where the kernel offers it, else `pool` by threads. A write for which the host has no room waits until
-//! there is some.
+//! makes quick, and one of two engines all others: `ring` by io_uring where the kernel offers it, else `pool` by threads.
+//! A write for which the host has no room waits until there is some.
+//!
+//! The device has a queue for each vCPU, each with a thread and a ring of its own: the driver gets the interrupt on the vCPU
+//! that waits, instead of waking one for the other.
 
 mod cached;
 mod disk;
@@ -40,7 +43,9 @@ use self::{
     worker::{Engine, Parts},
 };
 use crate::{
-    devices::virtio::{ActivateError, Activation, VirtioDevice, Worker},
+    devices::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice, Worker},
+    exit::ExitSignal,
+    memory::GuestRam,
     room::RoomSignal,
 };
 
@@ -53,43 +58,100 @@ const MAX_RANGE_SECTORS: u32 = 1 << 21;
 /// Maximum number of ranges in a DISCARD or WRITE_ZEROES request.
 const MAX_RANGES: u32 = 256;
 
-/// Maximum number of requests under way: as many as the queue holds chains.
-const MAX_IN_FLIGHT: usize = 256;
+/// Number of descriptors of a queue.
+const QUEUE_SIZE: u16 = 256;
+/// Maximum number of requests of a queue under way: as many as it holds chains.
+const MAX_IN_FLIGHT: usize = QUEUE_SIZE as usize;
+/// Maximum number of queues. vCPUs beyond it share them.
+const MAX_QUEUES: usize = 4;
 
 /// The device.
 pub struct Block {
     disk: Arc<DiskFile>,
+    room: RoomSignal,
+    config: [u8; 60],
+    /// One for each queue.
+    lanes: Vec<Lane>,
+    queue_sizes: Vec<u16>,
+    workers: Vec<Worker>,
+}
+
+/// What a queue keeps while the device is reset.
+struct Lane {
     /// Absent where the kernel does not offer io_uring.
     ring: Option<Arc<Mutex<Ring>>>,
     /// Raised by the engine.
     done: EventFd,
-    room: RoomSignal,
-    config: [u8; 60],
-    worker: Option<Worker>,
 }
 
 impl Block {
-    /// Creates a device over `file`. The disk has the file's size, rounded down to whole sectors. A lack of room on the
-    /// host is reported to `room`. Must be called before the process confines itself, which then makes no ring.
-    pub fn new(file: File, readonly: bool, serial: &str, room: RoomSignal) -> io::Result<Self> {
+    /// Creates a device over `file` for a machine of so many vCPUs. The disk has the file's size, rounded down to whole
+    /// sectors. A lack of room on the host is reported to `room`. Must be called before the process confines itself,
+    /// which then makes no ring.
+    pub fn new(file: File, readonly: bool, serial: &str, cpus: usize, room: RoomSignal) -> io::Result<Self> {
         let disk = Arc::new(DiskFile::new(file, readonly, serial)?);
-        let config = config(disk.sectors());
-        let done = EventFd::new(EFD_NONBLOCK)?;
-        // Off for this user (`kernel.io_uring_disabled`), or refused by the filter of a container.
-        let ring = Ring::new(&disk, &done).inspect_err(|error| tracing::info!(%error, "no io_uring: using threads"));
-        let ring = ring.ok().map(|ring| Arc::new(Mutex::new(ring)));
-        Ok(Self { disk, ring, done, room, config, worker: None })
+        let rings: io::Result<Vec<_>> = (0..cpus.clamp(1, MAX_QUEUES)).map(|_| Lane::with_ring(&disk)).collect();
+        // Off for this user (`kernel.io_uring_disabled`), or refused by the filter of a container. One queue then: each
+        // would have threads of its own.
+        let lanes = match rings.inspect_err(|error| tracing::info!(%error, "no io_uring: using threads")) {
+            Ok(lanes) => lanes,
+            Err(_) => vec![Lane { ring: None, done: EventFd::new(EFD_NONBLOCK)? }],
+        };
+        let config = config(disk.sectors(), lanes.len() as u16);
+        let queue_sizes = vec![QUEUE_SIZE; lanes.len()];
+        Ok(Self { disk, room, config, lanes, queue_sizes, workers: Vec::new() })
+    }
+
+    /// Starts the thread of a queue.
+    fn start(&self, index: usize, queue: ActiveQueue, activation: &Common) -> io::Result<Worker> {
+        let Common { memory, exit, write_through } = activation.clone();
+        let (disk, room, lane) = (Arc::clone(&self.disk), self.room.queue(index), &self.lanes[index]);
+        let (done, ring) = (lane.done.try_clone()?, lane.ring.clone());
+        // Threads start here, on the vCPU's: those of devices start none.
+        let pool = match &ring {
+            Some(_) => None,
+            None => Some(Pool::start(&disk, &memory, done.try_clone()?, &exit)?),
+        };
+        Worker::spawn("block", &exit, move |stop| {
+            let parts = Parts { memory: &memory, disk: &disk, done: &done, room: &room, write_through };
+            let mut ring = ring.as_ref().map(|ring| ring.lock().unwrap_or_else(PoisonError::into_inner));
+            let engine = match (&mut ring, pool) {
+                (Some(ring), _) => Engine::Ring(ring.flights(&memory)),
+                (None, Some(pool)) => Engine::Pool(pool),
+                (None, None) => return Ok(()),
+            };
+            worker::run(&stop, queue, parts, engine)
+        })
     }
 }
 
+impl Lane {
+    fn with_ring(disk: &DiskFile) -> io::Result<Self> {
+        let done = EventFd::new(EFD_NONBLOCK)?;
+        let ring = Ring::new(disk, &done)?;
+        Ok(Self { ring: Some(Arc::new(Mutex::new(ring))), done })
+    }
+}
+
+/// What the threads of all queues get at the device's activation.
+#[derive(Clone)]
+struct Common {
+    memory: Arc<GuestRam>,
+    exit: ExitSignal,
+    /// The driver did not negotiate flushes.
+    write_through: bool,
+}
+
 /// `struct virtio_blk_config` (5.2.4).
-fn config(sectors: u64) -> [u8; 60] {
+fn config(sectors: u64, queues: u16) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     // capacity, seg_max, blk_size. Fields of features that are not offered stay zero.
     put(0, &sectors.to_le_bytes());
     put(12, &MAX_SEGMENTS.to_le_bytes());
     put(20, &(SECTOR as u32).to_le_bytes());
+    // num_queues.
+    put(34, &queues.to_le_bytes());
     // max_discard_sectors, max_discard_seg, discard_sector_alignment: the host's pages.
     put(36, &MAX_RANGE_SECTORS.to_le_bytes());
     put(40, &MAX_RANGES.to_le_bytes());
@@ -107,13 +169,14 @@ impl VirtioDevice for Block {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[256]
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
         let common = 1 << blk::VIRTIO_BLK_F_SEG_MAX
             | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
             | 1 << blk::VIRTIO_BLK_F_FLUSH
+            | 1 << blk::VIRTIO_BLK_F_MQ
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX;
         // DISCARD and WRITE_ZEROES change the disk, so only a writable one offers them.
@@ -131,31 +194,21 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let queue = activation.queues.into_iter().next().flatten().ok_or(ActivateError::MissingQueue(0))?;
-        let (memory, disk, room) = (activation.memory, Arc::clone(&self.disk), self.room.clone());
-        let done = self.done.try_clone()?;
         let write_through = activation.features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
-        // Threads start here, on the vCPU's: those of devices start none.
-        let pool = match &self.ring {
-            Some(_) => None,
-            None => Some(Pool::start(&disk, &memory, done.try_clone()?, &activation.exit)?),
-        };
-        let ring = self.ring.clone();
-        self.worker = Some(Worker::spawn("block", &activation.exit, move |stop| {
-            let parts = Parts { memory: &memory, disk: &disk, done: &done, room: &room, write_through };
-            let mut ring = ring.as_ref().map(|ring| ring.lock().unwrap_or_else(PoisonError::into_inner));
-            let engine = match (&mut ring, pool) {
-                (Some(ring), _) => Engine::Ring(ring.flights(&memory)),
-                (None, Some(pool)) => Engine::Pool(pool),
-                (None, None) => return Ok(()),
-            };
-            worker::run(&stop, queue, parts, engine)
-        })?);
+        let common = Common { memory: activation.memory, exit: activation.exit, write_through };
+        // A driver uses as many queues as it likes, from the first on (5.2.5).
+        for (index, queue) in activation.queues.into_iter().enumerate() {
+            match queue {
+                Some(queue) => self.workers.push(self.start(index, queue, &common)?),
+                None if index == 0 => return Err(ActivateError::MissingQueue(0)),
+                None => {}
+            }
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        // Dropping the worker waits for the requests under way.
-        self.worker = None;
+        // Dropping a worker waits for its requests under way.
+        self.workers.clear();
     }
 }

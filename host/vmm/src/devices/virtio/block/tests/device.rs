@@ -51,6 +51,47 @@ fn many_requests_at_once_are_all_done_right() {
     });
 }
 
+/// Returns the field `num_queues` (5.2.4).
+fn num_queues(driver: &Driver) -> u16 {
+    let mut bytes = [0; 2];
+    driver.device.read_config(34, &mut bytes);
+    u16::from_le_bytes(bytes)
+}
+
+#[test]
+fn each_queue_is_served_also_if_the_driver_leaves_the_last_one_out() {
+    for index in [0, 1, 2] {
+        with_both_engines(|threads| {
+            let file = disk(1);
+            let mut driver = Driver::with_queues(&file, threads, 3, index);
+            for round in 0..3 {
+                for slot in 0..32 {
+                    driver.start(slot, blk::VIRTIO_BLK_T_OUT, u64::from(slot) * 8);
+                }
+                driver.start(32, blk::VIRTIO_BLK_T_FLUSH, 0);
+                driver.kick();
+                let mut done: Vec<_> = (0..33).map(|_| driver.next(SOON).unwrap()).collect();
+                done.sort_unstable();
+                assert_eq!(done, (0..33).map(|slot| (slot, 0)).collect::<Vec<_>>(), "queue {index}, round {round}");
+                driver.device.reset();
+                driver.activate();
+            }
+        });
+    }
+}
+
+#[test]
+fn a_machine_has_a_queue_for_each_vcpu_but_not_more_than_four() {
+    for (cpus, most) in [(1, 1), (2, 2), (4, 4), (5, 4), (32, 4)] {
+        let driver = Driver::with_queues(&disk(1), false, cpus, 0);
+        let count = driver.device.queue_max_sizes().len();
+        // One where the kernel offers no ring.
+        assert!(count == most || count == 1, "{count} queues for {cpus} vCPUs");
+        assert_eq!(usize::from(num_queues(&driver)), count);
+        assert_ne!(driver.device.features() & 1 << blk::VIRTIO_BLK_F_MQ, 0);
+    }
+}
+
 #[test]
 fn a_read_passes_a_flush_that_takes_long() {
     with_both_engines(|threads| {

@@ -1,4 +1,4 @@
-//! A driver of the device: one queue in guest memory, with a page of data for each slot.
+//! A driver of the device: queues in guest memory, of which it uses one, with a page of data for each slot.
 
 use std::{
     fs::File,
@@ -23,6 +23,8 @@ use crate::{
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x3000;
 const USED: u64 = 0x5000;
+/// The rings of a queue that is not used, from those of the one that is.
+const UNUSED: u64 = 0x7000;
 const HEADERS: u64 = 0x1_0000;
 const STATUS: u64 = 0x2_0000;
 const DATA: u64 = 0x10_0000;
@@ -50,6 +52,8 @@ pub(super) struct Driver {
     pub(super) room: RoomSignal,
     kick: EventFd,
     line: Arc<Line>,
+    /// The index of the queue that is used.
+    index: usize,
     available: u16,
     used: u16,
 }
@@ -57,39 +61,55 @@ pub(super) struct Driver {
 impl Driver {
     /// Starts a device over `file`, with threads instead of a ring on request.
     pub(super) fn new(file: &File, threads: bool) -> Self {
+        Self::with_queues(file, threads, 1, 0)
+    }
+
+    /// The same with so many queues, and requests in one of them.
+    pub(super) fn with_queues(file: &File, threads: bool, count: usize, index: usize) -> Self {
         let room = RoomSignal::new().unwrap();
-        let mut device = Block::new(file.try_clone().unwrap(), false, "data", room.clone()).unwrap();
+        let mut device = Block::new(file.try_clone().unwrap(), false, "data", count, room.clone()).unwrap();
         if threads {
-            device.ring = None;
+            device.lanes.iter_mut().for_each(|lane| lane.ring = None);
         }
         let line = Arc::new(Line(EventFd::new(EFD_NONBLOCK).unwrap()));
         let (memory, kick) = (Arc::new(memory::create(64).unwrap()), EventFd::new(EFD_NONBLOCK).unwrap());
-        let mut driver = Self { device, memory, room, kick, line, available: 0, used: 0 };
+        let mut driver = Self { device, memory, room, kick, line, index, available: 0, used: 0 };
         driver.activate();
         driver
     }
 
     pub(super) fn activate(&mut self) {
-        for address in [AVAILABLE, USED] {
-            self.memory.write_slice(&[0; 4], GuestAddress(address)).unwrap();
-        }
         (self.available, self.used) = (0, 0);
-        let mut queue = Queue::new(256).unwrap();
-        queue.set_size(256);
-        queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
-        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
-        queue.set_used_ring_address(Some(USED as u32), Some(0));
-        queue.set_ready(true);
         let interrupt = Arc::clone(&self.line) as Arc<dyn Interrupt>;
-        let queue = ActiveQueue { queue, kick: self.kick.try_clone().unwrap(), interrupt: Arc::clone(&interrupt) };
+        let queues = (0..self.device.queue_max_sizes().len()).map(|index| self.queue(index)).collect();
         let activation = Activation {
             memory: Arc::clone(&self.memory),
             features: self.device.features() | 1 << 32,
-            queues: vec![Some(queue)],
+            queues,
             config_interrupt: interrupt,
             exit: ExitSignal::new().unwrap(),
         };
         self.device.activate(activation).unwrap();
+    }
+
+    /// Sets a queue up with empty rings. The last one is left out unless it is used.
+    fn queue(&self, index: usize) -> Option<ActiveQueue> {
+        let is_used = index == self.index;
+        if !is_used && index > 0 && index + 1 == self.device.queue_max_sizes().len() {
+            return None;
+        }
+        let (from, kick) = if is_used { (0, self.kick.try_clone()) } else { (UNUSED, EventFd::new(EFD_NONBLOCK)) };
+        for address in [AVAILABLE, USED] {
+            self.memory.write_slice(&[0; 4], GuestAddress(from + address)).unwrap();
+        }
+        let mut queue = Queue::new(256).unwrap();
+        queue.set_size(256);
+        queue.set_desc_table_address(Some((from + DESCRIPTORS) as u32), Some(0));
+        queue.set_avail_ring_address(Some((from + AVAILABLE) as u32), Some(0));
+        queue.set_used_ring_address(Some((from + USED) as u32), Some(0));
+        queue.set_ready(true);
+        let interrupt = Arc::clone(&self.line) as Arc<dyn Interrupt>;
+        Some(ActiveQueue { queue, kick: kick.unwrap(), interrupt })
     }
 
     /// Makes a request of one page, or of none for a flush, available in a slot, at most 84.
