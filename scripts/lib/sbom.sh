@@ -4,9 +4,8 @@
 # make_sbom VERSION IMAGE: prints the document. Its components are the crates of the program and of the guest's programs,
 # the Debian packages of the root file system, the libraries in dockerd, and the guest's kernel.
 make_sbom() {
-    local version=$1 image=$2 base status kernel
-    base=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
-    status=$(tar -xOf "$base" ./var/lib/dpkg/status)
+    local version=$1 image=$2 status kernel
+    status=$(rootfs_status)
     kernel=$(grep -aom 1 'Linux version [^ ]*' "$image/vmlinux" | cut -d' ' -f3)
     {
         crates
@@ -34,6 +33,13 @@ make_sbom() {
             components: $components,
             dependencies: [{ref: "bulkhead", dependsOn: ($components | map(."bom-ref"))}]
         }'
+}
+
+# rootfs_status: prints the dpkg status file of the root file system.
+rootfs_status() {
+    local base
+    base=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
+    tar -xOf "$base" ./var/lib/dpkg/status
 }
 
 # crates: prints the crates in the program and in the guest's programs, a component a line. Ours are a part of the
@@ -87,14 +93,18 @@ engine_version() {
         END { print version }'
 }
 
-# engine_libraries VERSION: prints the Debian packages of Go sources from which dockerd of that version is built, a
-# component a line.
-engine_libraries() {
+# engine_sources VERSION: prints the files of the Debian packages of Go sources from which dockerd of that version is built.
+engine_sources() {
     local sources
     sources=$(find "$BULKHEAD_CACHE/engine" -path "*/source-*/docker.io_$1.dsc" -printf '%T@ %h\n' | sort -n | tail -n 1)
     [[ -n $sources ]] ||
         die "the sources of dockerd $1 are not in the cache; remove $BULKHEAD_CACHE/engine and run scripts/image"
-    find "${sources#* }" -name '*.deb' -printf '%f\n' | LC_ALL=C sort | sed 's/%3a/:/; s/\.deb$//' |
+    find "${sources#* }" -name '*.deb' | LC_ALL=C sort
+}
+
+# engine_libraries VERSION: prints these packages, a component a line.
+engine_libraries() {
+    engine_sources "$1" | sed 's,.*/,,; s/%3a/:/; s/\.deb$//' |
         jq -Rc --arg suite "$DEBIAN_SUITE" '
         split("_") as [$name, $version, $arch] |
         {type: "library", name: $name, version: $version,
