@@ -41,6 +41,8 @@ pub struct Configuration {
     pub shares_file: PathBuf,
     /// The sockets of the host that containers may mount.
     pub host_sockets: Vec<HostSocket>,
+    /// Absolute paths on the host of the engine's own socket.
+    pub engine_sockets: Vec<String>,
 }
 
 /// An IP network of the VM's only device.
@@ -63,7 +65,7 @@ mod tests {
         json!({"isolation": true, "dockerd_socket": "/d", "unix_socket": "/g", "vsock_port": 1023, "block_load": false,
             "container_environment": [], "socket_exceptions": {"images": [], "derived": false, "commands": null},
             "vm_networks": [{"address": "10.0.0.2", "prefix": 24}, {"address": "fd00::2", "prefix": 64}],
-            "shares_file": "/s", "host_sockets": [{"name": "s", "path": "/s"}]})
+            "shares_file": "/s", "host_sockets": [{"name": "s", "path": "/s"}], "engine_sockets": ["/e"]})
     }
 
     #[test]

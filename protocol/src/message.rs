@@ -183,6 +183,10 @@ pub struct Configuration {
     /// The sockets of the host that containers may mount, at most [`crate::MAX_HOST_SOCKETS`].
     #[serde(default)]
     pub host_sockets: Vec<HostSocket>,
+    /// Absolute paths on the host of the engine's own socket. A container that mounts one of them gets
+    /// [`crate::ENGINE_SOCKET`], under the same rules.
+    #[serde(default)]
+    pub engine_sockets: Vec<String>,
 }
 
 /// The kind of shutdown.

@@ -21,7 +21,7 @@ use super::{
     data_format::{self, DataFormatError},
     disk::{DiskError, DiskPlan},
     host::{self, HostError},
-    host_sockets::HostSocket,
+    host_sockets::{self, HostSocket},
     image_names,
     network::{NetworkError, NetworkPlan},
     proxy,
@@ -144,6 +144,7 @@ impl Plan {
             block_load: settings.block_load(),
             shares: guest_shares,
             host_sockets: host_sockets.iter().map(HostSocket::guest).collect(),
+            engine_sockets: host_sockets::engine_sockets(paths),
         };
         // After the daemon options, into which it writes.
         warnings.extend(proxy::configure(&settings, options, network.as_ref(), &mut configuration));

@@ -76,8 +76,10 @@ fn the_hosts_namespaces_are_refused_with_the_documented_texts() {
 fn mounts_of_the_engines_socket_are_refused() {
     let engine = engine(Isolation::On);
     let before = engine.containers();
+    let on_host = engine.home.docker_socket();
     for mount in [
         ["-v", "/var/run/docker.sock:/var/run/docker.sock"],
+        ["-v", &format!("{}:/var/run/docker.sock", on_host.display())],
         ["--mount", "type=bind,source=/run/docker.sock,target=/s"],
         ["-v", "/run:/host"],
         ["-v", "/var/run:/host:ro"],

@@ -45,6 +45,10 @@ fn an_image_that_is_allowed_by_its_id_has_a_socket_with_rules_and_nobody_else_ha
     let named = engine.docker(&["run", "--rm", "-v", SOCKET, "named", "true"]).fails(125);
     assert!(named.contains(&denied("named")), "{named}");
     assert!(run_with_socket(&engine, "docker ps --format '{{.Image}}'").ok().contains("docker:cli"));
+    // Clients such as testcontainers take the path from DOCKER_HOST.
+    let on_host = format!("{}:/s", engine.home.docker_socket().display());
+    let listed = engine.docker(&["run", "--rm", "-v", &on_host, "docker:cli", "docker", "-H", "unix:///s", "ps"]).ok();
+    assert!(listed.contains("docker:cli"), "{listed}");
 
     let url = "http://localhost/v1.43/images/myimage/push?tag=latest";
     let said = run_with_socket(&engine, &format!("curl -s --unix-socket /var/run/docker.sock -XPOST '{url}'")).ok();

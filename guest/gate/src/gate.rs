@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     rules::{Isolation, source_places::SourcePlaces},
-    shares::{ShareList, SharedDirectories},
+    shares::{ShareList, SharedDirectories, SocketPlace},
     sockets::{Directories, Sockets},
 };
 
@@ -25,7 +25,7 @@ pub struct Gate {
     /// The VM's own networks, from which containers' networks take no address.
     pub(crate) vm_network: VmNetwork,
     shares: ShareList,
-    host_sockets: Arc<[HostSocket]>,
+    host_sockets: Arc<[SocketPlace]>,
     /// Raised when a request may have made, joined or left a swarm.
     pub(crate) swarm_changed: Notify,
 }
@@ -81,10 +81,10 @@ impl Gate {
         Self { shares: shares.into(), ..self }
     }
 
-    /// Sets the sockets of the host that containers may mount.
+    /// Sets the sockets of the host that containers may mount, and the paths on the host of the engine's own.
     #[must_use]
-    pub fn with_host_sockets(self, sockets: Vec<HostSocket>) -> Self {
-        Self { host_sockets: sockets.into(), ..self }
+    pub fn with_host_sockets(self, sockets: &[HostSocket], engine: &[String]) -> Self {
+        Self { host_sockets: SocketPlace::list(sockets, engine), ..self }
     }
 
     /// The directories and sockets of the host that containers may mount now.

@@ -101,7 +101,7 @@ async fn run(configuration: Configuration, inherited: Vec<(String, OwnedFd)>) ->
         .with_load_blocked(configuration.block_load)
         .with_vm_network(vm_network(&configuration.vm_networks))
         .with_shares(ShareList::File(configuration.shares_file))
-        .with_host_sockets(configuration.host_sockets);
+        .with_host_sockets(&configuration.host_sockets, &configuration.engine_sockets);
     let gate = Arc::new(gate);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // All listeners exist before readiness is reported, so that init's first ping and early clients find them.

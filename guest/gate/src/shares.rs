@@ -20,7 +20,7 @@ use bulkhead_policy::{
     shares::{self, MOUNT_POINT, Shares},
     sources::{self, HOST_SERVICES, SSH_AGENT, is_host_socket},
 };
-use bulkhead_protocol::HostSocket;
+use bulkhead_protocol::{ENGINE_SOCKET, HostSocket};
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -70,11 +70,29 @@ fn read_list(path: &Path) -> io::Result<Vec<String>> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
+/// A socket that containers may mount by its path on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketPlace {
+    /// A clean path.
+    on_host: String,
+    in_vm: String,
+}
+
+impl SocketPlace {
+    /// The places of sockets of the host, and of the engine's socket, which has these paths there.
+    pub(crate) fn list(sockets: &[HostSocket], engine: &[String]) -> Arc<[Self]> {
+        let hosts = sockets.iter().map(|socket| (&socket.path, format!("{HOST_SERVICES}/{}", socket.name)));
+        // First, as a setting must not give the engine's socket another meaning.
+        let all = engine.iter().map(|path| (path, ENGINE_SOCKET.to_owned())).chain(hosts);
+        all.filter_map(|(path, in_vm)| Some(Self { on_host: shares::clean(path)?, in_vm })).collect()
+    }
+}
+
 /// The shared directories at one moment, and the place where they are mounted.
 #[derive(Clone, Debug)]
 pub struct SharedDirectories {
     shares: Shares,
-    sockets: Arc<[HostSocket]>,
+    sockets: Arc<[SocketPlace]>,
     root: PathBuf,
     /// The root counts only while a file system is mounted there.
     is_mount: bool,
@@ -98,7 +116,7 @@ impl SharedDirectories {
     }
 
     /// The same with these sockets of the host.
-    pub(crate) fn with_sockets(self, sockets: Arc<[HostSocket]>) -> Self {
+    pub(crate) fn with_sockets(self, sockets: Arc<[SocketPlace]>) -> Self {
         Self { sockets, ..self }
     }
 
@@ -144,14 +162,12 @@ impl SharedDirectories {
     fn socket(&self, path: &str) -> Option<String> {
         let path = shares::clean(path).filter(|path| !shares::is_special(path))?;
         let path = shares::on_host(&path).unwrap_or(&path);
-        let socket = self.sockets.iter().find(|socket| socket.path == path)?;
-        Some(format!("{HOST_SERVICES}/{}", socket.name))
+        Some(self.sockets.iter().find(|socket| socket.on_host == path)?.in_vm.clone())
     }
 
     /// Refuses a socket that the host does not offer: `docker run -v` would have the engine make a directory in its place.
     fn judge_socket(&self, path: &str) -> Result<(), Refusal> {
-        let name = Path::new(path).file_name().unwrap_or_default();
-        match is_host_socket(path) && self.sockets.iter().all(|socket| *socket.name != *name) {
+        match is_host_socket(path) && self.sockets.iter().all(|socket| socket.in_vm != path) {
             true if path == SSH_AGENT => Err(Refusal::NoSshAgent),
             true => Err(Refusal::NoHostSocket),
             false => Ok(()),
@@ -339,8 +355,10 @@ mod tests {
         assert_eq!(place(&there, "/home/me"), Ok(Some("/host_mnt/home/me".to_owned())));
     }
 
-    fn sockets(list: &[(&str, &str)]) -> Arc<[HostSocket]> {
-        list.iter().map(|(name, path)| HostSocket { name: (*name).to_owned(), path: (*path).to_owned() }).collect()
+    fn sockets(list: &[(&str, &str)]) -> Arc<[SocketPlace]> {
+        let socket = |(name, path): &(&str, &str)| HostSocket { name: (*name).to_owned(), path: (*path).to_owned() };
+        let engine = ["/run/user//1000/docker.sock", "/home/me/run/docker.sock", "relative"].map(str::to_owned);
+        SocketPlace::list(&list.iter().map(socket).collect::<Vec<_>>(), &engine)
     }
 
     #[test]
@@ -379,6 +397,14 @@ mod tests {
             let expected = Ok(Some(format!("/run/host-services/{expected}")));
             assert_eq!(directories.place(path, Isolation::On), expected, "{path}");
             assert_eq!(directories.place(path, Isolation::Off), expected, "{path}");
+        }
+        for path in ["/run/user/1000/./docker.sock", "/home/me/run/docker.sock", "/host_mnt/home/me/run/docker.sock"] {
+            for isolation in [Isolation::On, Isolation::Off] {
+                assert_eq!(directories.place(path, isolation), Ok(Some("/run/docker.sock".to_owned())), "{path}");
+            }
+        }
+        for path in ["/run/user/1000", "/run/user/1000/docker.sock.x", "/run/user/1000/x/../docker.sock", "relative"] {
+            assert_eq!(place(&directories, path), Ok(None), "{path}");
         }
         for path in ["/tmp/agent.2", "/tmp/agent.1x", "/tmp", "/run/docker.sock"] {
             assert_eq!(place(&directories, path), Ok(None), "{path}");

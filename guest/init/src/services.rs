@@ -283,6 +283,7 @@ fn gate_configuration(configuration: &Configuration) -> gate::Configuration {
         vm_networks: vm_networks(configuration.network.as_ref()),
         shares_file: SHARES.into(),
         host_sockets: configuration.host_sockets.clone(),
+        engine_sockets: configuration.engine_sockets.clone(),
     }
 }
 
@@ -327,7 +328,8 @@ mod tests {
         for (isolation, block_load) in [(true, false), (false, true)] {
             let text = serde_json::json!({"hostname": "", "time_unix_ns": 0, "isolation": isolation,
                 "data_disk_serial": "", "block_load": block_load, "container_environment": ["A=1"],
-                "socket_exceptions": {"images": ["docker:cli"]}, "host_sockets": [{"name": "s.sock", "path": "/s"}]});
+                "socket_exceptions": {"images": ["docker:cli"]}, "host_sockets": [{"name": "s.sock", "path": "/s"}],
+                "engine_sockets": ["/e"]});
             let gate = gate_configuration(&serde_json::from_value(text).unwrap());
             assert_eq!((gate.isolation, gate.block_load), (isolation, block_load));
             assert_eq!(gate.container_environment, ["A=1"]);
@@ -335,6 +337,7 @@ mod tests {
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
             assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
             assert_eq!(gate.host_sockets, [HostSocket { name: "s.sock".to_owned(), path: "/s".to_owned() }]);
+            assert_eq!(gate.engine_sockets, ["/e"]);
         }
     }
 

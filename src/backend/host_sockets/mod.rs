@@ -12,7 +12,7 @@ mod target;
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs::{self, File},
     io,
     os::{fd::AsFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
@@ -32,7 +32,7 @@ use tokio::{
 use super::{api::StartOptions, child::ChildError, vmm::VmmChannel};
 use crate::{
     hex::hex,
-    settings::{AllowedDirectories, Base, Places, Settings, SshAgent},
+    settings::{AllowedDirectories, Base, Paths, Places, Settings, SshAgent},
 };
 use bulkhead_ipc::report::chain;
 use bulkhead_vmm::api::Command;
@@ -105,6 +105,17 @@ impl HostSocket {
 fn name_of(path: &Path) -> String {
     let digest = hex(&Sha256::digest(path.as_os_str().as_bytes()));
     format!("{}.sock", &digest[..DIGITS])
+}
+
+/// The paths of a profile's own Docker socket: as `DOCKER_HOST` names it, and without links. Clients that start a
+/// container with the socket take its source from that variable.
+pub(super) fn engine_sockets(paths: &Paths) -> Vec<String> {
+    let named = paths.docker_socket();
+    // By its directory: the socket itself may not be there yet.
+    let directory = named.parent().and_then(|directory| fs::canonicalize(directory).ok());
+    let real = directory.zip(named.file_name()).map(|(directory, name)| directory.join(name));
+    let all: BTreeSet<_> = real.into_iter().chain([named]).collect();
+    all.into_iter().filter_map(|path| path.into_os_string().into_string().ok()).collect()
 }
 
 /// The directories with Bulkhead's own sockets.

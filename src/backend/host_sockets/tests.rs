@@ -13,7 +13,10 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::backend::vmm;
+use crate::{
+    backend::vmm,
+    settings::ProfileName,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -182,6 +185,21 @@ fn the_agent_of_the_environment_is_offered_unless_a_setting_or_its_socket_says_o
     assert_eq!(plan(Some(&other), Some("agent"), false), offered("other"));
     let (sockets, problems) = plan(None, Some("docker.sock"), false);
     assert!(sockets.is_empty() && problems[0].starts_with("the VM has no ssh-agent: "), "{problems:?}");
+}
+
+#[test]
+fn the_engines_socket_is_known_with_and_without_links() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| fs::canonicalize(directory.path()).unwrap().join(name);
+    fs::create_dir(at("real")).unwrap();
+    std::os::unix::fs::symlink(at("real"), at("link")).unwrap();
+    let base = Base::from_variables(|_| Some(at("link")), 0).unwrap();
+    let paths = base.profile(&ProfileName::default()).unwrap();
+    let named = paths.docker_socket();
+    assert_eq!(engine_sockets(&paths), [named.to_str().unwrap()], "the directory is not there yet");
+    fs::create_dir_all(named.parent().unwrap()).unwrap();
+    let real = at("real").join(named.strip_prefix(at("link")).unwrap());
+    assert_eq!(engine_sockets(&paths), [named, real].map(|path| path.into_os_string().into_string().unwrap()));
 }
 
 #[test]
