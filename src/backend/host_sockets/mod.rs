@@ -73,15 +73,18 @@ impl HostSocket {
         if options.no_shares {
             return Default::default();
         }
+        let allowed = settings.policy().allowed_directories();
         let (mut sockets, mut problems) = (Vec::new(), Vec::new());
         let mut add = |socket: Self, problem: &str| match socket.find(&own(base), shares) {
             Ok(_) | Err(Refusal::Missing(_)) => sockets.push(socket),
             Err(refusal) => problems.push(format!("{problem}: {}", chain(&refusal))),
         };
         if let Some(path) = agent {
-            add(Self { name: SSH_AGENT.to_owned(), path, allowed: None }, "the VM has no ssh-agent");
+            // Setting and variable can name any socket, so the policy's directories bound it like the others.
+            let socket = Self { name: SSH_AGENT.to_owned(), path, allowed: allowed.clone() };
+            add(socket, "the VM has no ssh-agent");
         }
-        let (places, allowed) = (Places::from_environment(), settings.policy().allowed_directories());
+        let places = Places::from_environment();
         let paths: BTreeSet<_> = settings.shared_sockets().iter().filter_map(|path| places.resolve(path)).collect();
         for path in paths {
             add(Self { name: name_of(&path), path, allowed: allowed.clone() }, "containers cannot have a socket");

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     backend::vmm,
-    settings::ProfileName,
+    settings::{Policy, PolicySource, ProfileName},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -185,6 +185,28 @@ fn the_agent_of_the_environment_is_offered_unless_a_setting_or_its_socket_says_o
     assert_eq!(plan(Some(&other), Some("agent"), false), offered("other"));
     let (sockets, problems) = plan(None, Some("docker.sock"), false);
     assert!(sockets.is_empty() && problems[0].starts_with("the VM has no ssh-agent: "), "{problems:?}");
+}
+
+#[test]
+fn the_policys_directories_bound_every_socket_also_the_agents() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| fs::canonicalize(directory.path()).unwrap().join(name);
+    let _sockets = ["agent", "other"].map(|name| UnixListener::bind(at(name)).unwrap());
+    let plan = |allowed: &Path| {
+        let text = serde_json::json!({"filesharingAllowedDirectories": [{"path": allowed}]}).to_string();
+        std::fs::write(at("admin-settings.json"), text).unwrap();
+        let source = PolicySource::new(vec![at("admin-settings.json")], nix::unistd::geteuid().as_raw());
+        std::fs::write(at("settings.json"), serde_json::json!({"filesharingSockets": [at("other")]}).to_string())
+            .unwrap();
+        let settings = Settings::load(&at("settings.json")).unwrap().under(Policy::read(&source));
+        let options = StartOptions { ssh_agent: Some(at("agent")), ..StartOptions::default() };
+        let (sockets, problems) = HostSocket::plan(&settings, &options, &base(&directory), &[]);
+        (sockets.into_iter().map(|socket| socket.path).collect::<Vec<_>>(), problems)
+    };
+    assert_eq!(plan(&at("")), (vec![at("agent"), at("other")], Vec::new()));
+    let (sockets, problems) = plan(&at("elsewhere"));
+    assert!(sockets.is_empty() && problems.len() == 2, "{sockets:?}");
+    assert!(problems.iter().all(|problem| problem.contains("filesharingAllowedDirectories")), "{problems:?}");
 }
 
 #[test]
