@@ -21,6 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -175,7 +176,7 @@ async fn local(request: HttpRequest<Incoming>, api: &Api, route: Route, key: Str
 }
 
 /// Reads the body, passes the request to the supervisor and returns its answer.
-async fn change<T: DeserializeOwned + Default>(
+async fn change<T: DeserializeOwned + Serialize + Default>(
     request: HttpRequest<Incoming>,
     api: &Api,
     make: fn(T, oneshot::Sender<Answer>) -> Request,
@@ -229,13 +230,29 @@ fn ending() -> Reply {
 }
 
 /// Parses a body; an empty one asks for the defaults.
-fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, serde_json::Error> {
+fn parse<T: DeserializeOwned + Serialize + Default>(body: &[u8]) -> Result<T, serde_json::Error> {
     if body.is_empty() {
         return Ok(T::default());
     }
-    // serde would also accept an array of the fields in their order, which the API does not have.
-    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
-    serde_json::from_value(object.into())
+    let given: Value = serde_json::from_slice(body)?;
+    let options: T = serde_json::from_value(given.clone())?;
+    // In the place of an object serde also accepts an array of its fields in their order, which the API does not have.
+    if has_array_for_object(&given, &serde_json::to_value(&options)?) {
+        return Err(serde::de::Error::custom("an array is in the place of an object"));
+    }
+    Ok(options)
+}
+
+/// Whether a value has an array where what was read of it is an object.
+fn has_array_for_object(given: &Value, read: &Value) -> bool {
+    match (given, read) {
+        (Value::Array(_), Value::Object(_)) => true,
+        (Value::Array(given), Value::Array(read)) => given.iter().zip(read).any(|(a, b)| has_array_for_object(a, b)),
+        (Value::Object(given), Value::Object(read)) => {
+            given.iter().any(|(key, value)| read.get(key).is_some_and(|read| has_array_for_object(value, read)))
+        }
+        _ => false,
+    }
 }
 
 /// Sends a line now and after each change; a slow reader gets fewer lines, never old ones.
@@ -317,6 +334,17 @@ mod tests {
         assert_eq!(parse::<StopOptions>(b"").unwrap(), StopOptions::default());
         assert!(parse::<StopOptions>(b"{").is_err());
         assert!(parse::<StopOptions>(b"[]garbage").is_err());
+    }
+
+    #[test]
+    fn an_array_is_no_object_at_any_depth() {
+        for body in ["[]", "[false,null]"] {
+            assert!(parse::<StopOptions>(body.as_bytes()).is_err(), "{body}");
+        }
+        for body in [r#"{"proxy":[null,null]}"#, r#"{"proxy":[]}"#] {
+            assert!(parse::<StartOptions>(body.as_bytes()).is_err(), "{body}");
+        }
+        assert!(parse::<StartOptions>(br#"{"proxy":{"http":null},"cpus":2}"#).is_ok());
     }
 
     proptest! {
