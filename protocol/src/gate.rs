@@ -42,7 +42,7 @@ pub struct Configuration {
     /// The sockets of the host that containers may mount.
     pub host_sockets: Vec<HostSocket>,
     /// Absolute paths on the host of the engine's own socket.
-    pub engine_sockets: Vec<String>,
+    pub engine_sockets: Box<[String]>,
 }
 
 /// An IP network of the VM's only device.

@@ -184,9 +184,9 @@ pub struct Configuration {
     #[serde(default)]
     pub host_sockets: Vec<HostSocket>,
     /// Absolute paths on the host of the engine's own socket. A container that mounts one of them gets
-    /// [`crate::ENGINE_SOCKET`], under the same rules.
+    /// [`crate::ENGINE_SOCKET`], under the same rules. Boxed as the exceptions are.
     #[serde(default)]
-    pub engine_sockets: Vec<String>,
+    pub engine_sockets: Box<[String]>,
 }
 
 /// The kind of shutdown.

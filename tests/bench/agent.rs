@@ -218,6 +218,6 @@ fn configuration() -> Configuration {
         block_load: false,
         shares: Vec::new(),
         host_sockets: Vec::new(),
-        engine_sockets: Vec::new(),
+        engine_sockets: Box::default(),
     }
 }

@@ -149,7 +149,7 @@ mod tests {
             block_load: false,
             shares: Vec::new(),
             host_sockets: Vec::new(),
-            engine_sockets: Vec::new(),
+            engine_sockets: Box::default(),
         }
     }
 

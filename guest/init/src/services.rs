@@ -337,7 +337,7 @@ mod tests {
             assert_eq!(gate.vsock_port, Some(bulkhead_protocol::DOCKER_PORT));
             assert!(gate.vm_networks.is_empty(), "a VM without a network has none");
             assert_eq!(gate.host_sockets, [HostSocket { name: "s.sock".to_owned(), path: "/s".to_owned() }]);
-            assert_eq!(gate.engine_sockets, ["/e"]);
+            assert_eq!(*gate.engine_sockets, ["/e"]);
         }
     }
 

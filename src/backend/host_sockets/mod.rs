@@ -112,7 +112,7 @@ fn name_of(path: &Path) -> String {
 
 /// The paths of a profile's own Docker socket: as `DOCKER_HOST` names it, and without links. Clients that start a
 /// container with the socket take its source from that variable.
-pub(super) fn engine_sockets(paths: &Paths) -> Vec<String> {
+pub(super) fn engine_sockets(paths: &Paths) -> Box<[String]> {
     let named = paths.docker_socket();
     // By its directory: the socket itself may not be there yet.
     let directory = named.parent().and_then(|directory| fs::canonicalize(directory).ok());

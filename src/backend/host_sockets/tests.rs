@@ -218,10 +218,10 @@ fn the_engines_socket_is_known_with_and_without_links() {
     let base = Base::from_variables(|_| Some(at("link")), 0).unwrap();
     let paths = base.profile(&ProfileName::default()).unwrap();
     let named = paths.docker_socket();
-    assert_eq!(engine_sockets(&paths), [named.to_str().unwrap()], "the directory is not there yet");
+    assert_eq!(*engine_sockets(&paths), [named.to_str().unwrap()], "the directory is not there yet");
     fs::create_dir_all(named.parent().unwrap()).unwrap();
     let real = at("real").join(named.strip_prefix(at("link")).unwrap());
-    assert_eq!(engine_sockets(&paths), [named, real].map(|path| path.into_os_string().into_string().unwrap()));
+    assert_eq!(*engine_sockets(&paths), [named, real].map(|path| path.into_os_string().into_string().unwrap()));
 }
 
 #[test]
