@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     process::Child,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
@@ -51,6 +51,8 @@ pub struct Measured {
     pub exits: Option<f64>,
     /// CPU time of all processes meanwhile.
     pub cpu: Cpu,
+    /// Its begin and its end on the host's clock.
+    pub span: [SystemTime; 2],
 }
 
 /// A guest that runs.
@@ -58,8 +60,8 @@ pub struct Running {
     processes: Processes,
     console: File,
     seen: Vec<u8>,
-    /// Exits and CPU time at the begin of the row.
-    begin: (Option<Exits>, Cpu),
+    /// Exits, CPU time and the time at the begin of the row.
+    begin: (Option<Exits>, Cpu, SystemTime),
 }
 
 impl Running {
@@ -76,7 +78,7 @@ impl Running {
         let run = || {
             // Open at both ends, so that neither side waits for the other.
             let console = OpenOptions::new().read(true).write(true).open(&path)?;
-            let begin = (None, Cpu::default());
+            let begin = (None, Cpu::default(), SystemTime::now());
             let mut running = Self { processes: start(&path)?, console, seen: Vec::new(), begin };
             let deadline = Instant::now() + timeout;
             while row(running.next(deadline)?)? {}
@@ -101,7 +103,7 @@ impl Running {
             let (exits, cpu) = (process::exits(self.processes.vmm.id()), self.cpu()?);
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             match words[..] {
-                ["begin", _] => self.begin = (exits, cpu),
+                ["begin", _] => self.begin = (exits, cpu, SystemTime::now()),
                 [key, count, microseconds] => {
                     let both = exits.zip(self.begin.0.take());
                     return Ok(Measured {
@@ -110,6 +112,7 @@ impl Running {
                         seconds: microseconds.parse::<f64>()? / 1e6,
                         exits: both.map(|(now, before)| (now.total - before.total) as f64),
                         cpu: cpu - self.begin.1,
+                        span: [self.begin.2, SystemTime::now()],
                     });
                 }
                 _ => return Err(format!("the guest prints {words:?}").into()),

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command as Process,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bulkhead_share::api::{Command as ShareCommand, Share};
@@ -35,7 +35,7 @@ const TIMEOUT: Duration = Duration::from_secs(1200);
 const NAMES: f64 = 2.0;
 
 /// The quantities by the keys that the guest prints; in the last of those CPU time is measured.
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 25] = [
     Row::new("sequential_read_1", "reads of 1 MiB in order", "MiB/s", 1, true),
     Row::new("sequential_read_4", "the same, 4 threads", "MiB/s", 1, true),
     Row::new("sequential_write_1", "writes of 1 MiB in order", "MiB/s", 1, true),
@@ -56,10 +56,18 @@ const ROWS: [Row; 20] = [
     Row::new("walk", "list and stat a tree", "/s", 0, true).goal(NAMES),
     Row::new("remove", "remove a tree", "/s", 0, true).goal(NAMES),
     Row::new("cpu", "CPU for a created file", "µs", 0, false),
+    Row::new("calls_create", "system calls of the server for it", "", 2, false),
+    Row::new("calls_stat", "the same for a stat", "", 2, false),
+    Row::new("calls_read", "the same for open, read, close", "", 2, false),
+    Row::new("calls_unlink", "the same for an unlink", "", 2, false),
+    Row::new("calls_random_read", "the same for a 4 KiB read", "", 2, false),
 ];
 
 /// The row that is derived from what happened outside of the guest, and the row of the guest in which it happened.
 const CPU: (usize, &str) = (19, "create_1");
+/// The rows of system calls, and those of the guest. They have a run of their own, which strace(1) makes slow.
+const CALLS: [(usize, &str); 5] =
+    [(20, "create_1"), (21, "stat_1"), (22, "read_1"), (23, "unlink_1"), (24, "random_read_1")];
 
 /// A file system for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,11 +123,21 @@ pub fn run(setup: &Setup, files: usize, environment: Environment) -> Result<Repo
             samples.push(sample);
         }
     }
+    let mut left_out = Vec::new();
+    match place.virtiofsd {
+        // The ratio is one of the same round.
+        Some(_) if Process::new("strace").arg("-V").output().is_ok() => {
+            for contender in [Contender::Bulkhead, Contender::Virtiofsd] {
+                let values = traced(setup, &place, contender, files)?;
+                samples.push(Sample { round: setup.rounds + 1, contender: contender.name().to_owned(), values });
+            }
+        }
+        _ => left_out.push("system calls left out: they need strace and virtiofsd".to_owned()),
+    }
     fs::remove_dir_all(&place.shared)?;
     fs::remove_file(&place.disk)?;
     let machine = format!("{} vCPUs, {} MiB, {files} files", setup.machine.cpus, setup.machine.memory_mib);
     let mut peers = vec![Peer { name: Contender::Disk.name().to_owned(), goal: 0.0 }];
-    let mut left_out = Vec::new();
     match place.virtiofsd {
         Some(_) => peers.insert(0, Peer { name: Contender::Virtiofsd.name().to_owned(), goal: 1.0 }),
         None => left_out.push("virtiofsd left out: it is not installed".to_owned()),
@@ -149,13 +167,17 @@ fn make_disk(path: &Path) -> Result<()> {
     if made.success() { Ok(()) } else { Err("mkfs.ext4 failed".into()) }
 }
 
-fn measure(setup: &Setup, place: &Place, contender: Contender, files: usize) -> Result<Vec<Option<f64>>> {
-    place.empty()?;
-    let start = |console: &Path| match contender {
+fn start(setup: &Setup, place: &Place, contender: Contender, console: &Path, files: usize) -> Result<Processes> {
+    match contender {
         Contender::Bulkhead => bulkhead(setup, place, console, files),
         Contender::Virtiofsd => virtiofsd(setup, place, console, files),
         Contender::Disk => disk(setup, place, console, files),
-    };
+    }
+}
+
+fn measure(setup: &Setup, place: &Place, contender: Contender, files: usize) -> Result<Vec<Option<f64>>> {
+    place.empty()?;
+    let start = |console: &Path| start(setup, place, contender, console, files);
     let mut values = vec![None; ROWS.len()];
     Running::measure(&setup.machine.directory, TIMEOUT + setup.duration * 8, start, |measured| {
         let row = ROWS.iter().position(|row| row.key == measured.key).ok_or("the guest prints an unknown row")?;
@@ -166,6 +188,46 @@ fn measure(setup: &Setup, place: &Place, contender: Contender, files: usize) -> 
         Ok(values.iter().take(CPU.0).any(Option::is_none))
     })?;
     Ok(values)
+}
+
+/// Counts the server's system calls in the rows of [`CALLS`].
+fn traced(setup: &Setup, place: &Place, contender: Contender, files: usize) -> Result<Vec<Option<f64>>> {
+    place.empty()?;
+    let log = setup.machine.directory.join("strace");
+    let start = |console: &Path| {
+        let mut processes = start(setup, place, contender, console, files)?;
+        // Threads that it starts later are followed, too. It is a helper, so that it ends with the others.
+        let mut strace = Process::new("strace");
+        strace.args(["-f", "-qq", "-ttt", "-s", "0", "-e", "signal=none", "-o"]).arg(&log);
+        let server = processes.helpers.first().ok_or("there is no server")?.id();
+        strace.args(["-p", &server.to_string()]);
+        processes.helpers.push(launch::spawn(strace, None)?);
+        Ok(processes)
+    };
+    let mut spans = Vec::new();
+    Running::measure(&setup.machine.directory, TIMEOUT * 2 + setup.duration * 8, start, |measured| {
+        if let Some((row, _)) = CALLS.iter().find(|(_, key)| *key == measured.key) {
+            spans.push((*row, measured.count, measured.span));
+        }
+        Ok(spans.len() < CALLS.len())
+    })?;
+    let log = fs::read_to_string(log)?;
+    // A call that another thread's interrupts has a second line, without its begin.
+    let begun = log.lines().filter(|line| !line.contains(" resumed>"));
+    let times: Vec<Duration> = begun.filter_map(time_of).collect();
+    let mut values = vec![None; ROWS.len()];
+    for (row, count, span) in spans {
+        let [begin, end] = span.map(|time| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let calls = times.iter().filter(|time| (begin..end).contains(*time)).count();
+        values[row] = Some(calls as f64 / count);
+    }
+    Ok(values)
+}
+
+/// The time in a line of strace: `THREAD SECONDS.MICROSECONDS CALL`.
+fn time_of(line: &str) -> Option<Duration> {
+    let seconds: f64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// The kernel's command line for a file system of this type, and a directory in it.
