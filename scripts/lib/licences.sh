@@ -7,7 +7,7 @@ make_licences() {
     local work=$1 digest text of
     mkdir -p "$work/libraries"
     crate_licences >"$work/list"
-    library_licences "$work/libraries" "$(engine_version <<<"$(rootfs_status)")" >>"$work/list"
+    library_licences "$work/libraries" "$(source_version "$(rootfs_tar)")" >>"$work/list"
     cat <<'END'
 Licences of the libraries in Bulkhead's programs and in dockerd
 

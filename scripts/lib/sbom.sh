@@ -1,16 +1,17 @@
-# The software bill of materials of the package, in CycloneDX 1.6. Sourced after common.sh and debian.sh.
+# The software bill of materials of the package, in CycloneDX 1.6. Sourced after common.sh, debian.sh and
+# guest/engine/source.sh.
 # shellcheck shell=bash
 
 # make_sbom VERSION IMAGE: prints the document. Its components are the crates of the program and of the guest's programs,
 # the Debian packages of the root file system, the libraries in dockerd, and the guest's kernel.
 make_sbom() {
-    local version=$1 image=$2 status kernel
-    status=$(rootfs_status)
+    local version=$1 image=$2 base kernel
+    base=$(rootfs_tar)
     kernel=$(grep -aom 1 'Linux version [^ ]*' "$image/vmlinux" | cut -d' ' -f3)
     {
         crates
-        debian_packages <<<"$status"
-        engine_libraries "$(engine_version <<<"$status")"
+        tar -xOf "$base" ./var/lib/dpkg/status | debian_packages
+        engine_libraries "$(source_version "$base")"
         jq -nc --arg version "$kernel" '{type: "operating-system", name: "linux", version: $version,
             purl: "pkg:generic/linux@\($version)", licenses: [{license: {id: "GPL-2.0-only"}}],
             properties: [{name: "bulkhead:part", value: "vmlinux"}]}'
@@ -35,12 +36,8 @@ make_sbom() {
         }'
 }
 
-# rootfs_status: prints the dpkg status file of the root file system.
-rootfs_status() {
-    local base
-    base=$(debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs")
-    tar -xOf "$base" ./var/lib/dpkg/status
-}
+# rootfs_tar: prints the path of the Debian user land in the root file system.
+rootfs_tar() { debian_tar rootfs "$BULKHEAD_REPO/guest/rootfs"; }
 
 # crates: prints the crates in the program and in the guest's programs, a component a line. Ours are a part of the
 # component `bulkhead`.
@@ -83,14 +80,6 @@ debian_packages() {
         {type: "library", name: $name, version: $version,
             purl: "pkg:deb/debian/\($name | @uri)@\($version | @uri)?arch=\($arch)&distro=\($suite)",
             properties: [{name: "bulkhead:part", value: "rootfs.erofs"}]}'
-}
-
-# engine_version: the version of the source of dockerd, of a dpkg status file.
-engine_version() {
-    awk '$1 == "Package:" { package = $2 }
-        package == "docker.io" && $1 == "Source:" && $3 { version = substr($3, 2, length($3) - 2) }
-        package == "docker.io" && $1 == "Version:" && !version { version = $2 }
-        END { print version }'
 }
 
 # engine_sources VERSION: prints the files of the Debian packages of Go sources from which dockerd of that version is built.
