@@ -87,10 +87,11 @@ fn rewrite(host: &str, limits: &Limits, usage: &Usage) -> String {
             _ => before.saturating_mul(1024),
         };
         let has_unit = text.ends_with("kB");
-        // The number ends in column 24, as the kernel writes it.
-        let number = bytes / 1024;
-        let width = 23_usize.saturating_sub(name.len());
-        let _ = writeln!(out, "{name}:{number:>width$}{}", if has_unit { " kB" } else { "" });
+        // As the kernel writes it (fs/proc/meminfo.c): the name has 15 columns and a space, or more, and the number ends in
+        // column 24 unless it is longer.
+        let (label, number) = (format!("{name}:"), bytes / 1024);
+        let width = 23_usize.saturating_sub(label.len().max(15));
+        let _ = writeln!(out, "{label:<15} {number:>width$}{}", if has_unit { " kB" } else { "" });
     }
     out
 }
@@ -110,6 +111,7 @@ Cached:           200000 kB
 SwapTotal:             0 kB
 SwapFree:              0 kB
 Committed_AS:     123456 kB
+VmallocTotal:   34359738367 kB
 HugePages_Total:       3
 Hugepagesize:       2048 kB
 ";
@@ -135,6 +137,7 @@ Cached:             8192 kB
 SwapTotal:             0 kB
 SwapFree:              0 kB
 Committed_AS:          0 kB
+VmallocTotal:   34359738367 kB
 HugePages_Total:       3
 Hugepagesize:       2048 kB
 ";
@@ -155,6 +158,10 @@ Hugepagesize:       2048 kB
         ) {
             let parts = [("file", part), ("active_file", part / 4), ("inactive_file", part / 4), ("slab_reclaimable", part / 4)];
             let text = rewrite(&host, &limits(memory), &usage(current, &parts));
+            // Readers split the lines at spaces.
+            for line in text.lines().filter(|line| line.contains(':')) {
+                prop_assert!(line.split_once(": ").is_some(), "{}", line);
+            }
             let has: BTreeMap<_, _> = text.lines().filter_map(line).collect();
             let free = has.get("MemFree").copied().unwrap_or_default();
             prop_assert!(has.get("MemTotal").is_none_or(|total| free <= *total));
