@@ -15,8 +15,8 @@ use support::engine::{Engine, Isolation};
 
 use super::{Shares, shares};
 
-/// Time for an event to come. The emulated machine is some 30 times slower than hardware.
-const SOON: Duration = Duration::from_secs(20);
+/// Time for an event to come, or a container to start. The emulated machine is some 30 times slower than hardware.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Prints the events of /d: their names, the file's name and the cookie. Of the image's programs only perl can watch.
 const WATCH: &str = r#"
