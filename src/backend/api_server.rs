@@ -135,7 +135,14 @@ async fn serve_connection(stream: UnixStream, api: Api) {
 type Reply = Response<ReplyBody>;
 
 async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
-    let (route, key) = match find(request.method(), request.uri().path()) {
+    let (request, body) = request.into_parts();
+    // First, also for a request that is refused: hyper closes a connection with an unread body, and the client would get an
+    // error of its own writing in the place of the answer.
+    let body = match api_body::read(body).await {
+        Ok(body) => body,
+        Err((code, reason)) => return problem(code, &reason),
+    };
+    let (route, key) = match find(&request.method, request.uri.path()) {
         Found::Route(route, key) => (route, key.to_owned()),
         Found::OtherMethod(allowed) => return wrong_method(&allowed),
         Found::Nothing => return problem(StatusCode::NOT_FOUND, "no such resource"),
@@ -147,45 +154,38 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
         Route::Ports => ports(&api).await,
         Route::Examination => examination(&api).await,
         Route::Share => share(&api).await,
-        Route::Start => change::<Box<StartOptions>>(request, &api, Request::Start).await,
-        Route::Stop => change::<StopOptions>(request, &api, Request::Stop).await,
-        Route::Restart => change::<StopOptions>(request, &api, Request::Restart).await,
+        Route::Start => change::<Box<StartOptions>>(&body, &api, Request::Start).await,
+        Route::Stop => change::<StopOptions>(&body, &api, Request::Stop).await,
+        Route::Restart => change::<StopOptions>(&body, &api, Request::Restart).await,
         Route::Usage
         | Route::Logs
         | Route::Settings
         | Route::Setting
         | Route::SetSetting
         | Route::UnsetSetting
-        | Route::ValidatePolicy => local(request, &api, route, key).await,
+        | Route::ValidatePolicy => {
+            let query = request.uri.query().unwrap_or_default().to_owned();
+            local(LocalRequest { key, query, body }, &api, route).await
+        }
     }
 }
 
 /// Answers what needs no VM, in a thread: this process has one thread of its own, which must not wait for files.
-async fn local(request: HttpRequest<Incoming>, api: &Api, route: Route, key: String) -> Reply {
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    let body = match api_body::read(request.into_body()).await {
-        Ok(body) => body,
-        Err((code, reason)) => return problem(code, &reason),
-    };
+async fn local(request: LocalRequest, api: &Api, route: Route) -> Reply {
     let (paths, status) = (api.paths.clone(), api.status.borrow().clone());
-    let request = LocalRequest { key, query, body };
     match spawn_blocking(move || api_local::answer(&paths, &status, route, &request)).await {
         Ok(Some((code, body))) => reply(code, JSON, ReplyBody::Once(Some(body))),
         Ok(None) | Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be carried out"),
     }
 }
 
-/// Reads the body, passes the request to the supervisor and returns its answer.
+/// Passes a request to the supervisor and returns its answer.
 async fn change<T: DeserializeOwned + Serialize + Default>(
-    request: HttpRequest<Incoming>,
+    body: &[u8],
     api: &Api,
     make: fn(T, oneshot::Sender<Answer>) -> Request,
 ) -> Reply {
-    let body = match api_body::read(request.into_body()).await {
-        Ok(body) => body,
-        Err((code, reason)) => return problem(code, &reason),
-    };
-    let options = match parse(&body) {
+    let options = match parse(body) {
         Ok(options) => options,
         Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("invalid body: {error}")),
     };

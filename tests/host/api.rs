@@ -1,6 +1,12 @@
 //! The control API: its document, and the routes that need no VM.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{Read, Write},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -57,6 +63,26 @@ fn every_route_of_the_document_is_served_and_no_other_method() {
         }
         assert_eq!(ask(&home, "PATCH", &path, "").0, 405, "{path}");
     }
+}
+
+#[test]
+fn a_refused_request_is_answered_after_its_body_and_the_connection_goes_on() {
+    let home = Home::new();
+    let _backend = home.backend();
+    let mut stream = home.control();
+    for (request, connection) in
+        [("PUT /v1/nothing", "keep-alive"), ("PATCH /v1/status", "keep-alive"), ("GET /v1/status", "close")]
+    {
+        let head = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nContent-Length: 2\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        // Time for an answer that does not wait for the body.
+        thread::sleep(Duration::from_millis(200));
+        stream.write_all(b"{}").unwrap();
+    }
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let codes: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(codes, ["404", "405", "200"], "{answers}");
 }
 
 #[test]
