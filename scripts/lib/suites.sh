@@ -39,13 +39,13 @@ declare -rA TESTS=(
 # The images of tests/images that a kind loads.
 declare -rA IMAGES=(
     [bundles]="alpine" [intel]="alpine" [e2e]="alpine debian docker" [escapes]="alpine" [network]="alpine debian"
-    [isolation]="alpine debian docker dind systemd servers" [ecosystem]="alpine docker"
+    [isolation]="alpine debian docker dind systemd servers" [ecosystem]="alpine debian docker builder node"
 )
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
 declare -rA PACKAGES=(
     [e2e]="socat" [network]="docker-registry openssl" [isolation]="docker-registry python3-docker"
-    [ecosystem]="curl docker-buildx docker-compose openssh-server"
+    [ecosystem]="curl docker-buildx docker-compose kind openssh-server"
 )
 
 # Set by scripts/test: substrings of test names, whether the tests of tests/all-only.list are left out, and whether the

@@ -35,8 +35,6 @@ pub enum Proof {
     Code(fn(&Engine) -> Result<(), String>),
     /// Another test, by suite and name.
     In(&'static str),
-    /// Nothing tries it, for the reason given.
-    Untried(&'static str),
     /// Does not apply, for the reason given.
     Other(&'static str),
 }
@@ -87,7 +85,6 @@ impl Row {
             Proof::Lines(lines, expect) => guarded(|| check(engine, lines, expect)).into(),
             Proof::Code(test) => guarded(|| test(engine)).into(),
             Proof::In(test) => State::Elsewhere(test),
-            Proof::Untried(why) => State::NotBuilt(why.to_owned()),
             Proof::Other(why) => State::Other(why),
         }
     }
