@@ -4,7 +4,7 @@
 # make_licences WORK: prints each text once, below the components that it is of: the crates of the program and of the
 # guest's programs, and the Go libraries of dockerd. WORK is a directory for the texts.
 make_licences() {
-    local work=$1 digest text of
+    local work=$1 text of
     mkdir -p "$work/libraries"
     crate_licences >"$work/list"
     library_licences "$work/libraries" "$(source_version "$(rootfs_tar)")" >>"$work/list"
@@ -14,7 +14,7 @@ Licences of the libraries in Bulkhead's programs and in dockerd
 The SBOM beside the package has the licence of each crate as an SPDX expression. A crate without a text of its own is
 named at the end with it. Debian's own programs have theirs in the image, at /usr/share/doc/PACKAGE/copyright.
 END
-    while IFS=$'\t' read -r of digest text; do
+    while IFS=$'\t' read -r of text; do
         printf '\n%s\n%s\n%s\n\n' "$(printf '=%.0s' {1..80})" "$of" "$(printf '=%.0s' {1..80})"
         cat "$text"
     done < <(by_text <"$work/list")
@@ -22,12 +22,13 @@ END
     awk -F '\t' '$2 == "" { print $1 ": " $3 }' "$work/list" | LC_ALL=C sort -u
 }
 
-# by_text: groups lines `COMPONENT DIGEST FILE` by digest, in the order of their first components.
+# by_text: groups lines `COMPONENT DIGEST FILE` by digest and prints the components and one file of each, in the order of their
+# first components.
 by_text() {
     awk -F '\t' '$2 != ""' | LC_ALL=C sort -u | awk -F '\t' -v OFS='\t' '
         !($2 in of) { order[++count] = $2; file[$2] = $3 }
         { of[$2] = of[$2] (of[$2] == "" ? "" : ", ") $1 }
-        END { for (i = 1; i <= count; i++) print of[order[i]], order[i], file[order[i]] }'
+        END { for (i = 1; i <= count; i++) print of[order[i]], file[order[i]] }'
 }
 
 # crate_licences: prints `CRATE VERSION`, digest and path of each text of each crate; for one without a text, an empty

@@ -243,7 +243,7 @@ fn parse<T: DeserializeOwned + Serialize + Default>(body: &[u8]) -> Result<T, se
     Ok(options)
 }
 
-/// Whether a value has an array where what was read of it is an object.
+/// Returns true if a value has an array in the place of an object that was read of it.
 fn has_array_for_object(given: &Value, read: &Value) -> bool {
     match (given, read) {
         (Value::Array(_), Value::Object(_)) => true,

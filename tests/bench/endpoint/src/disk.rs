@@ -86,7 +86,7 @@ impl Worker {
 /// Runs `workers` and those of `beside` at once for so long; prints the number of requests that `workers` ended.
 fn row(key: &str, duration: Duration, workers: Vec<Worker>, beside: Vec<Worker>) -> Result<()> {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-    // What the rows before have left in the host's page cache is theirs: else the first fdatasync of this row writes it.
+    // Written before the row begins: else its first fdatasync writes all that earlier rows left in the host's page cache.
     File::open(DISK)?.sync_data()?;
     println!("bench begin {key}");
     let begun = Instant::now();

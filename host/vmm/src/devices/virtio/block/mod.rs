@@ -76,7 +76,7 @@ pub struct Block {
     workers: Vec<Worker>,
 }
 
-/// What a queue keeps while the device is reset.
+/// The parts of a queue that outlive a reset.
 struct Lane {
     /// Absent where the kernel does not offer io_uring.
     ring: Option<Arc<Mutex<Ring>>>,
@@ -133,7 +133,7 @@ impl Lane {
     }
 }
 
-/// What the threads of all queues get at the device's activation.
+/// The parts of an activation that all queues share.
 #[derive(Clone)]
 struct Common {
     memory: Arc<GuestRam>,
