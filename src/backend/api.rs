@@ -261,7 +261,7 @@ pub struct StartOptions {
     /// Give the VM a serial port that logs the kernel's messages.
     pub serial: bool,
     /// The VM's network.
-    #[schemars(with = "Option<String>", regex(pattern = r"^(user|none|passt|tap=(?!\.{1,2}$)[A-Za-z0-9._-]{1,15})$"))]
+    #[schemars(with = "Option<String>", regex(pattern = NetworkKind::PATTERN))]
     pub network: Option<NetworkKind>,
     /// The proxy in the environment of the command.
     pub proxy: ProxyEnvironment,

@@ -38,7 +38,7 @@ use super::{
     api_routes::{Found, Route, find},
     supervisor::Request,
 };
-use crate::settings::Paths;
+use crate::settings::{Paths, same_kinds};
 
 /// Media type of the answers but the events.
 const JSON: &str = "application/json";
@@ -236,23 +236,8 @@ fn parse<T: DeserializeOwned + Serialize + Default>(body: &[u8]) -> Result<T, se
     }
     let given: Value = serde_json::from_slice(body)?;
     let options: T = serde_json::from_value(given.clone())?;
-    // In the place of an object serde also accepts an array of its fields in their order, which the API does not have.
-    if has_array_for_object(&given, &serde_json::to_value(&options)?) {
-        return Err(serde::de::Error::custom("an array is in the place of an object"));
-    }
+    same_kinds(&serde_json::to_value(&options)?, &given).map_err(serde::de::Error::custom)?;
     Ok(options)
-}
-
-/// Returns true if a value has an array in the place of an object that was read of it.
-fn has_array_for_object(given: &Value, read: &Value) -> bool {
-    match (given, read) {
-        (Value::Array(_), Value::Object(_)) => true,
-        (Value::Array(given), Value::Array(read)) => given.iter().zip(read).any(|(a, b)| has_array_for_object(a, b)),
-        (Value::Object(given), Value::Object(read)) => {
-            given.iter().any(|(key, value)| read.get(key).is_some_and(|read| has_array_for_object(value, read)))
-        }
-        _ => false,
-    }
 }
 
 /// Sends a line now and after each change; a slow reader gets fewer lines, never old ones.

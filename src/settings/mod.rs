@@ -14,6 +14,7 @@
 mod daemon;
 mod definition;
 mod error;
+mod kinds;
 mod locks;
 mod maybe;
 mod network;
@@ -47,6 +48,7 @@ use self::definition::{
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind, Origin},
     error::SettingsError,
+    kinds::{OtherKind, same_kinds},
     network::{InvalidNetwork, NetworkKind},
     paths::{Base, Contents, PathError, Paths},
     policy::{Policy, PolicyFacts, PolicySource, PortBinding},

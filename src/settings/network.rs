@@ -27,6 +27,8 @@ pub struct InvalidNetwork;
 impl NetworkKind {
     /// The accepted form, as the end of "must be …".
     pub const EXPECTED: &'static str = "user, none, passt or tap=NAME with the name of an existing tap device";
+    /// The same as a regular expression of JSON Schema.
+    pub const PATTERN: &'static str = r"^(user|none|passt|tap=(?!\.{1,2}$)[A-Za-z0-9._-]{1,15})$";
 }
 
 /// Accepts an interface name that the kernel takes literally (`dev_valid_name` of `net/core/dev.c`): at most 15 bytes

@@ -10,7 +10,7 @@ use super::{
     invalid::Invalid,
     keys,
 };
-use crate::settings::{shares, socket_mount};
+use crate::settings::{same_kinds, shares, socket_mount};
 
 /// The supported version of the file format.
 const VERSION: u32 = 2;
@@ -56,7 +56,10 @@ pub fn parse(text: &[u8]) -> Result<Parsed, Invalid> {
         }
     }
     let shown = serde_json::to_value(&document).map_err(syntax)?;
-    same_kinds(&shown, &raw, "")?;
+    same_kinds(&shown, &raw).map_err(|other| {
+        let path = if other.path.is_empty() { "the file" } else { &other.path };
+        Invalid::key(path, format!("must be {}", other.expected))
+    })?;
     check(&document)?;
     Ok(Parsed { document, unknown })
 }
@@ -65,37 +68,6 @@ pub fn parse(text: &[u8]) -> Result<Parsed, Invalid> {
 /// terminal or break a line of the log.
 fn printable(text: &str) -> String {
     text.chars().take(MAX_PATH).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// Refuses values of another kind than the document's, which serde accepts: a list for a struct (its fields in order)
-/// and an object for an enum (`{"deny": null}`). `parsed` is the document written as JSON again, `raw` the file.
-fn same_kinds(parsed: &Value, raw: &Value, path: &str) -> Result<(), Invalid> {
-    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-    let kind = match (parsed, raw) {
-        (Value::Object(parsed), Value::Object(raw)) => {
-            return parsed.iter().try_for_each(|(name, value)| match raw.get(name) {
-                Some(raw) => same_kinds(value, raw, &below(name)),
-                // A default that the file leaves out.
-                None => Ok(()),
-            });
-        }
-        (Value::Array(parsed), Value::Array(raw)) => {
-            return parsed
-                .iter()
-                .zip(raw)
-                .enumerate()
-                .try_for_each(|(at, (value, raw))| same_kinds(value, raw, &format!("{path}[{at}]")));
-        }
-        (Value::Object(_), _) => "an object",
-        (Value::Array(_), _) => "a list",
-        (Value::String(_), Value::String(_))
-        | (Value::Bool(_), Value::Bool(_))
-        | (Value::Number(_), Value::Number(_)) => {
-            return Ok(());
-        }
-        _ => "a single value",
-    };
-    Err(Invalid::key(if path.is_empty() { "the file" } else { path }, format!("must be {kind}")))
 }
 
 /// Checks values that have the right kind but could not be applied. Here, and not when they are used: a VM must not
