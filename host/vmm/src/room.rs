@@ -59,7 +59,10 @@ impl RoomSignal {
         // First, so that a report from now on raises it again.
         let _ = self.inner.event.read();
         let waiting = self.inner.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.iter().map(|(disk, _)| disk).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+        let mut disks: Vec<_> = waiting.iter().map(|(disk, _)| disk.clone()).collect();
+        // Sorted, with the queues of a disk in a row.
+        disks.dedup();
+        disks
     }
 }
 

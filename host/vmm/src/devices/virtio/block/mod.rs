@@ -64,6 +64,7 @@ const QUEUE_SIZE: u16 = 256;
 const MAX_IN_FLIGHT: usize = QUEUE_SIZE as usize;
 /// Maximum number of queues. vCPUs beyond it share them.
 const MAX_QUEUES: usize = 4;
+const QUEUE_SIZES: [u16; MAX_QUEUES] = [QUEUE_SIZE; MAX_QUEUES];
 
 /// The device.
 pub struct Block {
@@ -72,7 +73,6 @@ pub struct Block {
     config: [u8; 60],
     /// One for each queue.
     lanes: Vec<Lane>,
-    queue_sizes: Vec<u16>,
     workers: Vec<Worker>,
 }
 
@@ -98,8 +98,7 @@ impl Block {
             Err(_) => vec![Lane { ring: None, done: EventFd::new(EFD_NONBLOCK)? }],
         };
         let config = config(disk.sectors(), lanes.len() as u16);
-        let queue_sizes = vec![QUEUE_SIZE; lanes.len()];
-        Ok(Self { disk, room, config, lanes, queue_sizes, workers: Vec::new() })
+        Ok(Self { disk, room, config, lanes, workers: Vec::new() })
     }
 
     /// Starts the thread of a queue.
@@ -169,7 +168,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &self.queue_sizes
+        &QUEUE_SIZES[..self.lanes.len()]
     }
 
     fn features(&self) -> u64 {
