@@ -199,7 +199,7 @@ fn traced(setup: &Setup, place: &Place, contender: Contender, files: usize) -> R
         // Threads that it starts later are followed, too. It is a helper, so that it ends with the others.
         let mut strace = Process::new("strace");
         strace.args(["-f", "-qq", "-ttt", "-s", "0", "-e", "signal=none", "-o"]).arg(&log);
-        let server = processes.helpers.first().ok_or("there is no server")?.id();
+        let server = processes.helpers.first().ok_or("the disk of a guest has no server to trace")?.id();
         strace.args(["-p", &server.to_string()]);
         processes.helpers.push(launch::spawn(strace, None)?);
         Ok(processes)
@@ -212,7 +212,7 @@ fn traced(setup: &Setup, place: &Place, contender: Contender, files: usize) -> R
         Ok(spans.len() < CALLS.len())
     })?;
     let log = fs::read_to_string(log)?;
-    // A call that another thread's interrupts has a second line, without its begin.
+    // A call during which another thread makes one has a second line, without its begin.
     let begun = log.lines().filter(|line| !line.contains(" resumed>"));
     let times: Vec<Duration> = begun.filter_map(time_of).collect();
     let mut values = vec![None; ROWS.len()];
