@@ -70,6 +70,13 @@ with_progress() {
     say "$label: done in $((SECONDS - started)) s"
 }
 
+# python_tools DIRECTORY REQUIREMENTS: makes a virtual environment of Python with the packages of a list with digests.
+python_tools() {
+    python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
+    python3 -m venv "$1"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes --requirement "$2"
+}
+
 # digest FILE-OR-WORD...: prints one digest over the contents of files and over plain words.
 digest() {
     local item

@@ -78,17 +78,14 @@ row_watchers() {
 ecosystem_clients() {
     local directory
     has_node || die "the kind ecosystem needs npm and Node.js 20 or later"
-    python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
     source "$BULKHEAD_REPO/scripts/lib/checks.sh"
     need_docker
     need_packages curl
     for directory in "$ECOSYSTEM" "$ECOSYSTEM/watchers"; do
         (cd "$directory" && npm ci --ignore-scripts --no-audit --no-fund --silent)
     done
-    python3 -m venv "$target_dir/ecosystem-python"
+    python_tools "$target_dir/ecosystem-python" "$ECOSYSTEM/requirements.txt"
     ecosystem_python=$target_dir/ecosystem-python/bin/python
-    "$ecosystem_python" -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes \
-        --requirement "$ECOSYSTEM/requirements.txt"
 }
 
 # ecosystem_bulkhead VERB…: runs the program on the target with the directories of this run.

@@ -1,12 +1,13 @@
 # The licences of the libraries that are compiled into the package's programs. Sourced after sbom.sh.
 # shellcheck shell=bash
 
-# make_licences WORK: prints each text once, below the components that it is of: the crates of the program and of the
-# guest's programs, and the Go libraries of dockerd. WORK is a directory for the texts.
+# make_licences WORK SBOM: prints each text once, below the components that it is of: the crates of the SBOM, and the Go
+# libraries of dockerd. WORK is a directory for the texts.
 make_licences() {
-    local work=$1 text of
+    local work=$1 sbom=$2 text of rule
+    rule=$(printf '=%.0s' {1..80})
     mkdir -p "$work/libraries"
-    crate_licences >"$work/list"
+    crate_licences "$sbom" >"$work/list"
     library_licences "$work/libraries" "$(source_version "$(rootfs_tar)")" >>"$work/list"
     cat <<'END'
 Licences of the libraries in Bulkhead's programs and in dockerd
@@ -15,10 +16,10 @@ The SBOM beside the package has the licence of each crate as an SPDX expression.
 named at the end with it. Debian's own programs have theirs in the image, at /usr/share/doc/PACKAGE/copyright.
 END
     while IFS=$'\t' read -r of text; do
-        printf '\n%s\n%s\n%s\n\n' "$(printf '=%.0s' {1..80})" "$of" "$(printf '=%.0s' {1..80})"
+        printf '\n%s\n%s\n%s\n\n' "$rule" "$of" "$rule"
         cat "$text"
     done < <(by_text <"$work/list")
-    printf '\n%s\n' "$(printf '=%.0s' {1..80})"
+    printf '\n%s\n' "$rule"
     awk -F '\t' '$2 == "" { print $1 ": " $3 }' "$work/list" | LC_ALL=C sort -u
 }
 
@@ -31,12 +32,13 @@ by_text() {
         END { for (i = 1; i <= count; i++) print of[order[i]], file[order[i]] }'
 }
 
-# crate_licences: prints `CRATE VERSION`, digest and path of each text of each crate; for one without a text, an empty
+# crate_licences SBOM: prints `CRATE VERSION`, digest and path of each text of each crate; for one without a text, an empty
 # digest and the SPDX expression.
 crate_licences() {
     local name version expression manifest text texts
     join -t $'\t' \
-        <(crates | jq -r '"\(.name)@\(.version)\t\(.licenses[0].expression)"' | LC_ALL=C sort -u) \
+        <(jq -r '.components[] | select(.purl | startswith("pkg:cargo/")) |
+            "\(.name)@\(.version)\t\(.licenses[0].expression)"' "$1" | LC_ALL=C sort) \
         <(cargo metadata --quiet --locked --format-version 1 |
             jq -r '.packages[] | select(.source) | "\(.name)@\(.version)\t\(.manifest_path)"' | LC_ALL=C sort -u) |
         while IFS=$'\t' read -r name expression manifest; do
