@@ -46,7 +46,7 @@ fn shell(engine: &Engine, lines: &str) -> Ran {
         .env("SOCKET", engine.home.docker_socket())
         .env("PATH", format!("{}:{path}", program.parent().unwrap().display()))
         .env("IMAGES", images())
-        .env("R", situation::images().map(|images| images.registry.as_str()).unwrap_or_default())
+        .env("R", situation::images().map(|images| images.registry.clone()).unwrap_or_default())
         .env("S", sockets::MOUNT)
         .env("INSIDE", "docker exec inside")
         .current_dir(directory(engine.home))

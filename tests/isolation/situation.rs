@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
-    sync::OnceLock,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use support::{
@@ -64,11 +64,12 @@ pub struct Images {
     pinned: String,
 }
 
-static IMAGES: OnceLock<Images> = OnceLock::new();
+/// Those of the last registry.
+static IMAGES: Mutex<Option<Arc<Images>>> = Mutex::new(None);
 
 /// The images, once they are made.
-pub fn images() -> Option<&'static Images> {
-    IMAGES.get()
+pub fn images() -> Option<Arc<Images>> {
+    IMAGES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Makes them and fills the registry. Images of one that is allowed have a layer of their own each.
@@ -164,7 +165,8 @@ impl Situation {
             Self::Usual | Self::Denying | Self::Underived | Self::Allowing => Some("true".to_owned()),
         };
         let own = images().filter(|_| self.has_exceptions() && !self.has_policy());
-        let exceptions = own.and_then(|images| images.exceptions(self)).map(|exceptions| exceptions.to_string());
+        let exceptions =
+            own.as_ref().and_then(|images| images.exceptions(self)).map(|exceptions| exceptions.to_string());
         let options = own.map(|images| format!(r#"{{"registry-mirrors": ["http://{}"]}}"#, images.registry));
         let all = [(ISOLATION, isolation), ("dockerSocketMount", exceptions), ("dockerDaemonOptions", options)];
         all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
@@ -216,7 +218,8 @@ impl<'a> Situations<'a> {
         if to.has_exceptions() && self.registry.is_none() {
             let (registry, port) = serve(engine);
             self.registry = Some(registry);
-            let _ = IMAGES.set(Images::make(engine, port)?);
+            let images = Arc::new(Images::make(engine, port)?);
+            *IMAGES.lock().unwrap_or_else(PoisonError::into_inner) = Some(images);
         }
         // A policy takes effect at a start of the backend; a restart keeps the one that the backend has read.
         let stopped = self.now.has_policy() || to.has_policy();

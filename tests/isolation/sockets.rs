@@ -276,7 +276,7 @@ fn full(image: &str) -> String {
 
 /// Runs a container of each image with the engine's socket, which must start or be refused in the documented words.
 fn try_images(engine: &Engine, images: &[(&str, bool)]) -> Result<(), String> {
-    let registry = situation::images().map(|images| images.registry.as_str()).unwrap_or_default();
+    let registry = situation::images().map(|images| images.registry.clone()).unwrap_or_default();
     for some in images.chunks(AT_ONCE) {
         let ended: Vec<_> = thread::scope(|scope| {
             let start = |(image, allowed): &(&str, bool)| {
