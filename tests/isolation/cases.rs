@@ -6,27 +6,11 @@ pub struct Case(pub &'static str, pub &'static str, pub &'static str);
 
 pub const CASES: &[Case] = &[
     Case(
-        "commit",
-        "docker run --name=commit alpine sh -c 'echo data >/f; chown 1000:100 /f; chmod 4755 /f; mkdir /home/user/d; rm -r /opt'
-         docker commit commit committed >/dev/null
-         docker run --rm committed sh -c 'exec 2>&1; stat -c \"%u:%g %a %s\" /f; ls -d /home/user/d; ls /opt'; docker rm commit",
-        "1000:100 4755 5\n/home/user/d\nls: /opt: No such file or directory\ncommit\n",
-    ),
-    Case(
         "cp out, ownership kept",
         "docker run --name=out alpine sh -c 'echo out >/tmp/f; chown 1000:1000 /tmp/f; chmod 640 /tmp/f'
          docker cp out:/tmp/f - | tar --numeric-owner -tvf - | awk '{ print $1, $2, $3 }'
          docker cp out:/tmp/f copied && cat copied; docker rm out",
         "-rw-r----- 1000/1000 4\nout\nout\n",
-    ),
-    Case(
-        "cp in, ownership kept, while it runs",
-        "docker run -d --init --name=in alpine sleep 3600 >started; mkdir -p pack; echo in >pack/f
-         tar --owner=1000 --group=100 --mode=604 -C pack -cf - f | docker cp --archive - in:/tmp
-         docker exec in stat -c '%u:%g %a %s' /tmp/f
-         docker exec in sh -c 'echo more >>/tmp/f'; docker cp in:/tmp/f - | tar -xOf -
-         docker exec --user=1000 in sh -c 'echo mine >>/tmp/f && tail -n 1 /tmp/f'; docker rm -f in",
-        "1000:100 604 3\nin\nmore\nmine\nin\n",
     ),
     Case(
         "cp while it runs: working directory, /etc, links, volume, tmpfs, parent of a volume",
@@ -72,20 +56,6 @@ pub const CASES: &[Case] = &[
          docker run --rm --user=newer adds sh -c 'id -un; cat /srv/own; ls -d /opt 2>/dev/null'
          docker rm -f adds; docker rmi adds >/dev/null",
         "1234\nA /srv/own\nC /etc/passwd\nC /srv\nD /opt\nown\nnewer\nown\nadds\n",
-    ),
-    Case(
-        "diff",
-        "docker run --name=diff alpine sh -c 'echo new >/new; mkdir /srv/d; rm /etc/os-release; chown 1000 /opt'
-         docker diff diff | sort; docker rm diff",
-        "A /new\nA /srv/d\nC /etc\nC /opt\nC /srv\nD /etc/os-release\ndiff\n",
-    ),
-    Case(
-        "build, classic",
-        "mkdir -p classic; echo x >classic/x; printf '%s\\n' 'FROM alpine' 'COPY --chown=1000:100 x /x' \
-         'RUN stat -c %u:%g /x && mkdir /y && chown 5:6 /y' 'USER 1000' 'RUN id -u && touch /tmp/mine' >classic/Dockerfile
-         DOCKER_BUILDKIT=0 docker build --no-cache -t classic classic 2>/dev/null | grep -xE '[0-9]+(:[0-9]+)?'
-         docker run --rm classic stat -c %u:%g /x /y /tmp/mine; docker rmi --force classic >/dev/null",
-        "1000:100\n1000\n1000:100\n5:6\n1000:1000\n",
     ),
     Case(
         "build, BuildKit",
@@ -139,39 +109,11 @@ END
         "1000:1000\n1000:1000\n7:8\ntouch: /data/y: Read-only file system\nfrom\n",
     ),
     Case(
-        "a volume in a volume, read-only beside writable",
-        "docker run --rm -v outer:/a -v inner:/a/b -v outer:/r:ro alpine sh -c 'exec 2>&1; touch /a/x /a/b/y; ls /r; touch /r/z'
-         docker run --rm -v outer:/a alpine ls -R /a; docker volume rm outer inner",
-        "b\nx\ntouch: /r/z: Read-only file system\n/a:\nb\nx\n\n/a/b:\nouter\ninner\n",
-    ),
-    Case(
         "--read-only",
         "docker run --rm --read-only --tmpfs=/run --tmpfs=/t:size=1m,mode=1777,uid=5 -v scratch:/v alpine sh -c 'exec 2>&1
          touch /x; touch /run/x /t/y /v/z /dev/shm/s && stat -c \"%a %u\" /t; df -k /t | awk \"NR == 2 { print \\$2 }\"
          head -c 2000000 /dev/zero >/t/big 2>/dev/null || echo full'; docker volume rm scratch",
         "touch: /x: Read-only file system\n1777 5\n1024\nfull\nscratch\n",
-    ),
-    Case(
-        "--user, groups, new files",
-        "docker run --rm --user=1000:100 --group-add=5 -v users:/v alpine sh -c 'exec 2>&1; id -u; id -g; grep Groups /proc/self/status; touch /tmp/f; stat -c %u:%g /tmp/f; touch /etc/x'
-         docker run --rm --user=user alpine sh -c 'id -un; touch /home/user/f && stat -c %u:%g /home/user/f'
-         docker volume rm users",
-        "1000\n100\nGroups:\t5 100 \n1000:100\ntouch: /etc/x: Permission denied\nuser\n1000:1000\nusers\n",
-    ),
-    Case(
-        "--cap-add, --cap-drop",
-        "docker run --rm alpine grep CapEff /proc/self/status; docker run --rm --cap-add=NET_ADMIN alpine sh -c 'grep CapEff /proc/self/status; ip link set lo mtu 1000 && cat /sys/class/net/lo/mtu'
-         docker run --rm --cap-drop=ALL alpine sh -c 'grep -E \"Cap(Eff|Bnd)\" /proc/self/status'
-         docker run --rm --user=1000 alpine grep CapEff /proc/self/status",
-        "CapEff:\t00000000a80425fb\nCapEff:\t00000000a80435fb\n1000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapEff:\t0000000000000000\n",
-    ),
-    Case(
-        "--security-opt",
-        "echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir.json
-         docker run --rm --security-opt=no-new-privileges --security-opt=seccomp=no-mkdir.json alpine sh -c 'exec 2>&1; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; mkdir /x'
-         docker run --rm alpine grep Seccomp: /proc/self/status
-         docker run --rm --security-opt=systempaths=unconfined alpine sh -c 'mount | grep -v fuse.bulkhead | grep -c \"on /proc/\"'",
-        "NoNewPrivs:\t1\nSeccomp:\t2\nmkdir: can't create directory '/x': Operation not permitted\nSeccomp:\t2\n0\n",
     ),
     Case(
         "-m, --cpus, --pids-limit, --cpuset-cpus",
@@ -311,6 +253,64 @@ pub const MORE_CASES: &[Case] = &[
          ln /tmp/id /tmp/id2; stat -c %h /tmp/id; mkfifo /tmp/p; (echo fifo >/tmp/p &); cat /tmp/p; chown -h 5:6 /var/run; stat -c %u:%g /var/run
          mkdir /tmp/r; mv /usr/share/common-licenses /tmp/r/; ls -d /tmp/r/*'",
         "0\n1000\n2\nfifo\n5:6\n/tmp/r/common-licenses\n",
+    ),
+    Case(
+        "commit",
+        "docker run --name=commit alpine sh -c 'echo data >/f; chown 1000:100 /f; chmod 4755 /f; mkdir /home/user/d; rm -r /opt'
+         docker commit commit committed >/dev/null
+         docker run --rm committed sh -c 'exec 2>&1; stat -c \"%u:%g %a %s\" /f; ls -d /home/user/d; ls /opt'; docker rm commit",
+        "1000:100 4755 5\n/home/user/d\nls: /opt: No such file or directory\ncommit\n",
+    ),
+    Case(
+        "cp in, ownership kept, while it runs",
+        "docker run -d --init --name=in alpine sleep 3600 >started; mkdir -p pack; echo in >pack/f
+         tar --owner=1000 --group=100 --mode=604 -C pack -cf - f | docker cp --archive - in:/tmp
+         docker exec in stat -c '%u:%g %a %s' /tmp/f
+         docker exec in sh -c 'echo more >>/tmp/f'; docker cp in:/tmp/f - | tar -xOf -
+         docker exec --user=1000 in sh -c 'echo mine >>/tmp/f && tail -n 1 /tmp/f'; docker rm -f in",
+        "1000:100 604 3\nin\nmore\nmine\nin\n",
+    ),
+    Case(
+        "diff",
+        "docker run --name=diff alpine sh -c 'echo new >/new; mkdir /srv/d; rm /etc/os-release; chown 1000 /opt'
+         docker diff diff | sort; docker rm diff",
+        "A /new\nA /srv/d\nC /etc\nC /opt\nC /srv\nD /etc/os-release\ndiff\n",
+    ),
+    Case(
+        "build, classic",
+        "mkdir -p classic; echo x >classic/x; printf '%s\\n' 'FROM alpine' 'COPY --chown=1000:100 x /x' \
+         'RUN stat -c %u:%g /x && mkdir /y && chown 5:6 /y' 'USER 1000' 'RUN id -u && touch /tmp/mine' >classic/Dockerfile
+         DOCKER_BUILDKIT=0 docker build --no-cache -t classic classic 2>/dev/null | grep -xE '[0-9]+(:[0-9]+)?'
+         docker run --rm classic stat -c %u:%g /x /y /tmp/mine; docker rmi --force classic >/dev/null",
+        "1000:100\n1000\n1000:100\n5:6\n1000:1000\n",
+    ),
+    Case(
+        "a volume in a volume, read-only beside writable",
+        "docker run --rm -v outer:/a -v inner:/a/b -v outer:/r:ro alpine sh -c 'exec 2>&1; touch /a/x /a/b/y; ls /r; touch /r/z'
+         docker run --rm -v outer:/a alpine ls -R /a; docker volume rm outer inner",
+        "b\nx\ntouch: /r/z: Read-only file system\n/a:\nb\nx\n\n/a/b:\nouter\ninner\n",
+    ),
+    Case(
+        "--user, groups, new files",
+        "docker run --rm --user=1000:100 --group-add=5 -v users:/v alpine sh -c 'exec 2>&1; id -u; id -g; grep Groups /proc/self/status; touch /tmp/f; stat -c %u:%g /tmp/f; touch /etc/x'
+         docker run --rm --user=user alpine sh -c 'id -un; touch /home/user/f && stat -c %u:%g /home/user/f'
+         docker volume rm users",
+        "1000\n100\nGroups:\t5 100 \n1000:100\ntouch: /etc/x: Permission denied\nuser\n1000:1000\nusers\n",
+    ),
+    Case(
+        "--cap-add, --cap-drop",
+        "docker run --rm alpine grep CapEff /proc/self/status; docker run --rm --cap-add=NET_ADMIN alpine sh -c 'grep CapEff /proc/self/status; ip link set lo mtu 1000 && cat /sys/class/net/lo/mtu'
+         docker run --rm --cap-drop=ALL alpine sh -c 'grep -E \"Cap(Eff|Bnd)\" /proc/self/status'
+         docker run --rm --user=1000 alpine grep CapEff /proc/self/status",
+        "CapEff:\t00000000a80425fb\nCapEff:\t00000000a80435fb\n1000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapEff:\t0000000000000000\n",
+    ),
+    Case(
+        "--security-opt",
+        "echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir.json
+         docker run --rm --security-opt=no-new-privileges --security-opt=seccomp=no-mkdir.json alpine sh -c 'exec 2>&1; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; mkdir /x'
+         docker run --rm alpine grep Seccomp: /proc/self/status
+         docker run --rm --security-opt=systempaths=unconfined alpine sh -c 'mount | grep -v fuse.bulkhead | grep -c \"on /proc/\"'",
+        "NoNewPrivs:\t1\nSeccomp:\t2\nmkdir: can't create directory '/x': Operation not permitted\nSeccomp:\t2\n0\n",
     ),
 ];
 
