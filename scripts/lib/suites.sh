@@ -101,8 +101,8 @@ cut_options() {
     ((${#skipped[@]} == 0)) || echo "--exact ${skipped[*]/#/--skip=}"
 }
 
-# part_options BINARY KIND PART: prints the options of libtest that run one of PARTS.
-part_options() { echo "--exact $("$1" --list --ignored | sed -n "s/^\($3.*\): test$/\1/p" | grep -vxFf <(left_out "$2"))"; }
+# part_of BINARY KIND PART: prints the tests of one of PARTS, one a line.
+part_of() { "$1" --list --ignored | sed -n "s/^\($3.*\): test$/\1/p" | { grep -vxFf <(left_out "$2") || true; }; }
 
 # images_of KIND: prints the images that a run of KIND loads.
 images_of() {
@@ -325,7 +325,7 @@ test_disk() {
 
 # suite_vm KIND [PART]: runs an integration test on the target, or one of its PARTS.
 suite_vm() {
-    local kind=$1 part=${2:-} binary options=() output base run failed attempt status
+    local kind=$1 part=${2:-} binary options=() tests output base run failed attempt status
     if [[ $kind == intel ]]; then suite_intel; return; fi
     if [[ $kind == ecosystem ]]; then suite_ecosystem; return; fi
     binary=$(test_binary "${TESTS[$kind]}")
@@ -336,7 +336,10 @@ suite_vm() {
     # In the target directory, which the emulated machine may write.
     if [[ $kind == isolation ]]; then export BULKHEAD_TEST_REPORT=$target_dir/isolation-report; fi
     if [[ -n $part ]]; then
-        mapfile -t -O "${#options[@]}" options < <(part_options "$binary" "$kind" "$part" | tr ' ' '\n')
+        mapfile -t tests < <(part_of "$binary" "$kind" "$part")
+        # Without a name libtest would run them all.
+        ((${#tests[@]})) || return 0
+        options+=(--exact "${tests[@]}")
     else
         read -ra options <<<"${options[*]} $(cut_options "$kind")"
     fi
