@@ -22,6 +22,23 @@ need_rust() {
     need_packages gcc libc6-dev
 }
 
+# remap_options: prints rustc's options that leave no directory of this machine in a program that others get.
+remap_options() {
+    echo "--remap-path-prefix=$BULKHEAD_REPO=/usr/src/bulkhead --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/usr/share/cargo"
+}
+
+# The target of programs for systems that have no libraries, or others.
+readonly STATIC_TARGET=x86_64-unknown-linux-gnu
+
+# static_programs: prints the directory in which `cargo_static` builds.
+static_programs() { echo "${CARGO_TARGET_DIR:-$BULKHEAD_REPO/target}/$STATIC_TARGET/release"; }
+
+# cargo_static OPTION…: builds statically linked programs, with these options of `cargo build`.
+cargo_static() {
+    env -u CARGO_ENCODED_RUSTFLAGS RUSTFLAGS="-C target-feature=+crt-static $(remap_options)" \
+        cargo build --quiet --release --target "$STATIC_TARGET" "$@"
+}
+
 # cargo_tool CRATE VERSION [OPTION…]: builds a program of crates.io, with these options of `cargo install`, into
 # BULKHEAD_CACHE/tools/CRATE-VERSION unless it is there; fails if it cannot be built.
 cargo_tool() { locked "$1" install_tool "$@"; }

@@ -255,9 +255,8 @@ suite_dashboard() {
 
 # build_static PACKAGE: builds a program for images that have no libraries, and prints its path.
 build_static() {
-    local triple=x86_64-unknown-linux-gnu
-    RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --target "$triple" --package "$1"
-    echo "$target_dir/$triple/release/$1"
+    cargo_static --package "$1"
+    echo "$(static_programs)/$1"
 }
 
 suite_bundles() {
