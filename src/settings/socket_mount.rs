@@ -8,7 +8,7 @@ use bulkhead_protocol::{SocketCommands, SocketExceptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::maybe::Maybe;
+use super::{kinds::same_kinds, maybe::Maybe};
 
 /// Longest text, in bytes. All of the guest's configuration has to fit into one message.
 const MAX_TEXT: usize = 16 * 1024;
@@ -70,8 +70,7 @@ pub(super) fn parse(text: &str) -> Option<SocketMount> {
     if text.trim().is_empty() {
         return Some(SocketMount::default());
     }
-    // serde would take a list for a struct, with its fields in order.
-    if text.len() > MAX_TEXT || !text.trim_start().starts_with('{') {
+    if text.len() > MAX_TEXT {
         return None;
     }
     // Unlike in a policy, an unknown key is an error: the setting has no warnings, and a misspelt `allowDerivedImages`
@@ -80,6 +79,7 @@ pub(super) fn parse(text: &str) -> Option<SocketMount> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let mount: SocketMount = serde_ignored::deserialize(&mut deserializer, |_| unknown = true).ok()?;
     deserializer.end().ok()?;
+    same_kinds(&serde_json::to_value(&mount).ok()?, &serde_json::from_str(text).ok()?).ok()?;
     (!unknown && check(&mount).is_ok()).then_some(mount)
 }
 
@@ -166,6 +166,10 @@ mod tests {
             "[]",
             "null",
             r#"[{"images": ["*"]}]"#,
+            r#"{"imageList": [["*"]]}"#,
+            r#"{"commandList": ["deny", ["push"]]}"#,
+            r#"{"commandList": {"type": {"deny": null}, "commands": ["push"]}}"#,
+            r#"{"imageList": {"images": ["a"]}, "imageList": {"images": ["b"]}}"#,
             "{} {}",
             r#"{"imagelist": {"images": ["*"]}}"#,
             r#"{"imageList": {"images": ["a b"]}}"#,
