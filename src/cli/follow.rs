@@ -1,11 +1,8 @@
 //! Follows the start of an engine to its end and shows its stages.
 
-use std::{
-    io::{self, IsTerminal},
-    time::Duration,
-};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -13,6 +10,7 @@ use super::{
     client::{Events, ping},
     command,
     log_group::LogGroups,
+    progress::spinner,
     seconds,
 };
 use crate::{
@@ -51,15 +49,7 @@ struct Reporter {
 
 impl Reporter {
     fn new(output: Output) -> Self {
-        let spinner = if output != Output::Nowhere && io::stderr().is_terminal() {
-            ProgressBar::new_spinner()
-        } else {
-            ProgressBar::hidden()
-        };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-            spinner.set_style(style);
-        }
-        spinner.enable_steady_tick(Duration::from_millis(100));
+        let spinner = spinner(output != Output::Nowhere);
         let groups = LogGroups::from_environment();
         let reporter = Self { output, groups, spinner, boot: 0, shown: 0, note: None };
         if let Some(groups) = groups {

@@ -1,8 +1,8 @@
 //! The command line: one file for each verb.
 //!
 //! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, in a group of lines of CI systems by
-//! `log_group.rs`, `environment.rs` reads and writes files of variables, `unisolated.rs` finds containers from before
-//! isolation. A verb's help is the doc comment of its `Arguments`.
+//! `log_group.rs`, `progress.rs` has the spinner of a terminal, `environment.rs` reads and writes files of variables,
+//! `unisolated.rs` finds containers from before isolation. A verb's help is the doc comment of its `Arguments`.
 
 mod api;
 mod backend;
@@ -18,6 +18,7 @@ mod log_group;
 mod logs;
 mod policy;
 mod ports;
+mod progress;
 mod restart;
 mod run;
 mod schema;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CliError, client::Client, command, print, start::until_gone};
+use super::{CliError, client::Client, command, print, progress::Progress, start::until_gone};
 use crate::{
     backend::{api::StopOptions, lock},
     settings::Paths,
@@ -40,6 +40,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
 /// Stops the engine and waits until its backend has exited; returns whether there was one.
 pub(super) async fn stop(paths: &Paths, options: &StopOptions) -> Result<bool, CliError> {
     let limit = options.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs) + EXIT_TIMEOUT;
+    let _progress = Progress::show("stopping the engine");
     let Some(client) = Client::connect(paths).await? else {
         // A backend that no longer listens is on its way out already.
         let ending = lock::holder(paths).is_some();

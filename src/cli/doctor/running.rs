@@ -17,6 +17,7 @@ use crate::{
     cli::{
         client::{self, Client, ClientError},
         command,
+        progress::Progress,
     },
     settings::Paths,
 };
@@ -38,6 +39,7 @@ pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
             return Ok(Vec::new());
         }
         // At once: an engine that does not respond is compared with what the guest was doing at that time.
+        let _progress = Progress::show("examining the running engine");
         let (examination, ping) = tokio::join!(client.examination(), ping(paths));
         let examination = examination?;
         let engine = ping.map_err(|problem| unanswered(&problem, examination.guest.as_ref()));
