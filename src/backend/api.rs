@@ -165,7 +165,7 @@ pub struct Ports {
     pub ports: Vec<PublishedPort>,
 }
 
-/// A port of the host on which a container is reached.
+/// A port of the host on which a container, or the VM itself, is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishedPort {
@@ -176,18 +176,34 @@ pub struct PublishedPort {
     pub host_ip: IpAddr,
     /// The host's port.
     pub host_port: u16,
-    /// The container's address in the VM.
+    /// The container's address in the VM, or the VM's.
     pub container_ip: IpAddr,
-    /// The container's port.
+    /// The container's port, or the VM's.
     pub container_port: u16,
+    /// The port leads to the VM itself, not to a container.
+    #[serde(default)]
+    pub of_vm: bool,
 }
 
-impl From<PortMapping> for PublishedPort {
-    fn from(port: PortMapping) -> Self {
+impl PublishedPort {
+    /// A port of a container or, with `of_vm`, of the VM itself.
+    pub fn new(port: PortMapping, of_vm: bool) -> Self {
         // The keys of this API are independent of the agent's protocol, which may change with the guest image.
         let PortMapping { transport: protocol, host_ip, host_port, container_ip, container_port } = port;
-        Self { protocol, host_ip, host_port, container_ip, container_port }
+        Self { protocol, host_ip, host_port, container_ip, container_port, of_vm }
     }
+}
+
+/// The outcome of a request to publish the ports of the setting `vmPorts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum PortsOutcome {
+    /// Exactly these ports of the running VM are published.
+    Changed,
+    /// The next start will publish them: the running VM has isolation, which the settings have turned off.
+    NextStart,
+    /// The next start will publish them: no VM is running.
+    NotRunning,
 }
 
 /// State of a running VM; each part that did not answer is missing.

@@ -12,7 +12,7 @@ use super::{
 
 /// Version of the API. The second number grows with each addition; another first number would be another API, with
 /// `/v2` in its paths.
-const VERSION: &str = "1.1";
+const VERSION: &str = "1.2";
 
 const DESCRIPTION: &str = "HTTP/1.1 on the unix socket `control.sock` in the runtime directory of a profile, for \
                            processes of the same user. Every answer but 200 has a `Problem`. Clients must ignore keys \

@@ -4,8 +4,8 @@ use hyper::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::api::{
-    Answer, Examination, LogLines, PolicyCheck, Ports, SettingChange, SettingView, SettingsView, SharesOutcome,
-    StartOptions, Status, StopOptions, Usage,
+    Answer, Examination, LogLines, PolicyCheck, Ports, PortsOutcome, SettingChange, SettingView, SettingsView,
+    SharesOutcome, StartOptions, Status, StopOptions, Usage,
 };
 
 /// A thing that a client can ask for.
@@ -19,6 +19,8 @@ pub enum Route {
     Events,
     /// The published ports.
     Ports,
+    /// Publishing of the VM's ports of the settings.
+    PublishVmPorts,
     /// The use of disk and memory.
     Usage,
     /// The end of a log.
@@ -125,7 +127,21 @@ pub(super) const ROUTES: &[Row] = &[
          a slow reader gets the newest state and not each one before it.",
         Content::Lines(SchemaGenerator::subschema_for::<Status>),
     ),
-    Row::new(Route::Ports, "GET", "/v1/ports", "The host's ports that lead to containers.", json::<Ports>()),
+    Row::new(
+        Route::Ports,
+        "GET",
+        "/v1/ports",
+        "The host's ports that lead to containers and to the VM.",
+        json::<Ports>(),
+    ),
+    Row::new(
+        Route::PublishVmPorts,
+        "POST",
+        "/v1/ports",
+        "Publish the ports of the VM that the setting vmPorts names, and no other ones of it. An error names those that \
+         cannot be published; the others are.",
+        json::<PortsOutcome>(),
+    ),
     Row::new(Route::Usage, "GET", "/v1/usage", "The use of disk and memory.", json::<Usage>()),
     Row::new(Route::Logs, "GET", "/v1/logs", "The last lines of a log.", json::<LogLines>()).with_query(LOG_QUERY),
     Row::new(

@@ -153,7 +153,8 @@ async fn handle(request: HttpRequest<Incoming>, api: Api) -> Reply {
         Route::Events => events(api.status),
         Route::Ports => ports(&api).await,
         Route::Examination => examination(&api).await,
-        Route::Share => share(&api).await,
+        Route::Share => follow_settings(&api, Request::Share).await,
+        Route::PublishVmPorts => follow_settings(&api, Request::PublishVmPorts).await,
         Route::Start => change::<Box<StartOptions>>(&body, &api, Request::Start).await,
         Route::Stop => change::<StopOptions>(&body, &api, Request::Stop).await,
         Route::Restart => change::<StopOptions>(&body, &api, Request::Restart).await,
@@ -217,8 +218,12 @@ async fn examination(api: &Api) -> Reply {
     }
 }
 
-async fn share(api: &Api) -> Reply {
-    match ask(api, Request::Share).await {
+/// Asks the running VM to follow a setting that has changed; an error is the reason that it does not.
+async fn follow_settings<T: Serialize>(
+    api: &Api,
+    request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Request,
+) -> Reply {
+    match ask(api, request).await {
         Some(Ok(outcome)) => json(StatusCode::OK, &outcome),
         Some(Err(reason)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &reason),
         None => ending(),

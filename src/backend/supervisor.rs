@@ -24,7 +24,8 @@ use tracing::{error, info};
 
 use super::{
     api::{
-        Answer, Examination, Ports, SharesOutcome, StageTime, StartOptions, StateName, Status, StopOptions, VmFacts,
+        Answer, Examination, Ports, PortsOutcome, PublishedPort, SharesOutcome, StageTime, StartOptions, StateName,
+        Status, StopOptions, VmFacts,
     },
     events::VmEvent,
     log_file::LogFile,
@@ -62,6 +63,8 @@ pub(super) enum Request {
     Examine(oneshot::Sender<Examination>),
     /// Share the directories of the settings; an error is the reason that they are not.
     Share(oneshot::Sender<Result<SharesOutcome, String>>),
+    /// Publish the VM's own ports of the settings; an error is the reason that some are not.
+    PublishVmPorts(oneshot::Sender<Result<PortsOutcome, String>>),
 }
 
 /// Owner of the VM of one profile.
@@ -263,7 +266,12 @@ impl Supervisor {
             }
             Request::Ports(reply) => {
                 let ports = self.vm.as_ref().map_or_else(Vec::new, Vm::ports);
-                let _ = reply.send(Ports { ports: ports.into_iter().map(Into::into).collect() });
+                let ports = ports.into_iter().map(|one| PublishedPort::new(one.port, one.of_vm)).collect();
+                let _ = reply.send(Ports { ports });
+                return None;
+            }
+            Request::PublishVmPorts(reply) => {
+                self.publish_vm_ports(reply);
                 return None;
             }
             Request::Share(reply) => {
@@ -299,6 +307,18 @@ impl Supervisor {
         tokio::spawn(async move {
             let changed = change.await.map(|()| SharesOutcome::Changed);
             let _ = reply.send(changed.map_err(|error| chain(&error)));
+        });
+    }
+
+    fn publish_vm_ports(&self, reply: oneshot::Sender<Result<PortsOutcome, String>>) {
+        let Some(vm) = &self.vm else {
+            let _ = reply.send(Ok(PortsOutcome::NotRunning));
+            return;
+        };
+        let published = vm.publish_own_ports(&self.paths, &self.policy);
+        // In a task of its own, since it may wait for a port that is just being released.
+        tokio::spawn(async move {
+            let _ = reply.send(published.await.map_err(|error| chain(&error)));
         });
     }
 

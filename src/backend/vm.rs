@@ -13,7 +13,7 @@
 
 use std::{fs, io, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
-use bulkhead_protocol::{Description, HostMessage, PortMapping, Share, ShutdownMode};
+use bulkhead_protocol::{Description, HostMessage, Share, ShutdownMode};
 use tokio::{
     process::Child,
     sync::{Mutex, Notify, mpsc, oneshot, watch},
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use super::{
     agent::{self, AgentServer},
-    api::{Examination, StartOptions},
+    api::{Examination, PortsOutcome, StartOptions},
     certificates,
     child::ChildError,
     device_process::{self, DeviceSupervisor},
@@ -36,7 +36,10 @@ use super::{
     logs,
     network::{self, NetServer},
     plan::{Plan, PlanError},
-    ports::Ports,
+    ports::{
+        Listening, Ports,
+        vm::{VmPorts, VmPortsError},
+    },
     shares::{Change, ShareServer, SharesPlan},
     time_zone,
     vmm::{self, VmmChannel},
@@ -142,6 +145,7 @@ pub struct Vm {
     events: mpsc::Receiver<VmEvent>,
     agent: AbortHandle,
     ports: Arc<Ports>,
+    own_ports: VmPorts,
     waiters: Arc<VmWaiters>,
     sharing: Option<Sharing>,
 }
@@ -167,6 +171,11 @@ impl Vm {
             None => Some("this VM has no network, so no port can be published".to_owned()),
         };
         let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
+        let address = plan.network.as_ref().map(|network| network.guest().address);
+        let own_ports = VmPorts::new(&ports, address, plan.configuration.isolation);
+        if let Err(error) = own_ports.clone().publish(paths.clone(), policy.clone()).await {
+            plan.warn(chain(&error));
+        }
         // The processes of devices come first: their streams travel to the vmm before it boots. A start that fails
         // further down drops them, which kills them.
         let network = match plan.network.clone() {
@@ -242,7 +251,7 @@ impl Vm {
             }
         });
         let agent = agent.abort_handle();
-        Ok(Self { plan, pid, channel, kill, agent_outbox, events, agent, ports, waiters, sharing })
+        Ok(Self { plan, pid, channel, kill, agent_outbox, events, agent, ports, own_ports, waiters, sharing })
     }
 
     /// The channel to the vmm process.
@@ -250,9 +259,18 @@ impl Vm {
         Arc::clone(&self.channel)
     }
 
-    /// Returns the ports on which the host listens for containers.
-    pub fn ports(&self) -> Vec<PortMapping> {
+    /// Returns the ports on which the host listens for containers and for the VM.
+    pub fn ports(&self) -> Vec<Listening> {
         self.ports.list()
+    }
+
+    /// Publishes the VM's own ports that the settings name now, and no other ones of it.
+    pub fn publish_own_ports(
+        &self,
+        paths: &Paths,
+        policy: &Policy,
+    ) -> impl Future<Output = Result<PortsOutcome, VmPortsError>> + Send + use<> {
+        self.own_ports.clone().publish(paths.clone(), policy.clone())
     }
 
     /// Examines the VM while it runs; takes some seconds.
@@ -308,7 +326,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.agent.abort();
-        self.ports.clear();
+        self.ports.close("the VM has ended");
     }
 }
 

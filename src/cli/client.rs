@@ -19,8 +19,8 @@ use tokio::{net::UnixStream, time::timeout};
 use crate::{
     backend::{
         api::{
-            Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, Problem, SharesOutcome, StartOptions, Status,
-            StopOptions,
+            Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, PortsOutcome, Problem, SharesOutcome, StartOptions,
+            Status, StopOptions,
         },
         lock,
     },
@@ -97,6 +97,11 @@ impl<'a> Client<'a> {
     /// Makes a running engine share the directories of the settings.
     pub(super) async fn share(&self) -> Result<SharesOutcome, ClientError> {
         self.ask::<(), _>(Method::POST, "/v1/shares", None).await
+    }
+
+    /// Makes a running VM publish the ports of the setting `vmPorts`.
+    pub(super) async fn publish_vm_ports(&self) -> Result<PortsOutcome, ClientError> {
+        self.ask::<(), _>(Method::POST, "/v1/ports", None).await
     }
 
     /// The status now and after each change.

@@ -185,7 +185,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Status(arguments) => wait(status::run(&base.known_profile(name)?, arguments)),
         Verb::List(arguments) => wait(list::run(&base, arguments)),
         Verb::Delete(arguments) => wait(delete::run(&base.known_profile(name)?, arguments)),
-        Verb::Ports(arguments) => wait(ports::run(&base.known_profile(name)?, arguments)),
+        Verb::Ports(arguments) => wait(ports::run(&base, name, Policy::system(), arguments)),
         Verb::Logs(arguments) => logs::run(&base.known_profile(name)?, arguments),
         Verb::Dashboard(arguments) => wait(dashboard::run(&base.known_profile(name)?, arguments)),
         Verb::Run(arguments) => run::run(&base, arguments),

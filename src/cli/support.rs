@@ -32,9 +32,9 @@ use bulkhead_ipc::report::chain;
 /// Longest end of a log that is taken, in bytes.
 const MAX_LOG: u64 = 1 << 20;
 
-/// Settings whose values are in a bundle: numbers, choices and paths. Of the others it has only that they are set: they
+/// Settings whose values are in a bundle: numbers, choices, ports and paths. Of the others it has only that they are set: they
 /// may hold passwords and the names of images and hosts.
-const SHOWN: [&str; 15] = [
+const SHOWN: [&str; 16] = [
     "enhancedContainerIsolation",
     "blockDockerLoad",
     "cpus",
@@ -43,6 +43,7 @@ const SHOWN: [&str; 15] = [
     "network",
     "vpnkitCIDR",
     "portBindingBehavior",
+    "vmPorts",
     "hostLoopback",
     "filesharingDirectories",
     "filesharingHostLocks",

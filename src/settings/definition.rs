@@ -15,6 +15,7 @@ use super::{
     shares, socket_mount,
     ssh_agent::SshAgent,
     subnet::Subnet,
+    vm_ports::{self, VmPort},
 };
 
 /// The kind of value that a setting accepts.
@@ -161,6 +162,9 @@ definitions! {
         Kind::Choice { values: &["default-port-binding", "default-local-port-binding", "local-only-port-binding"] },
         "where published ports listen: on all host addresses unless one is given, on loopback unless one is given, or on \
          loopback only";
+    VM_PORTS: "vmPorts",
+        Kind::List { fits: |text| text.parse::<VmPort>().is_ok(), expected: vm_ports::EXPECTED },
+        "ports of the VM itself that are published, without isolation only; `bulkhead ports publish` changes it";
     HOST_LOOPBACK: "hostLoopback", Kind::Bool { default: true },
         "let host.docker.internal and gateway.docker.internal reach services on the host's loopback";
     SHARES: "filesharingDirectories",

@@ -27,6 +27,7 @@ mod size;
 mod socket_mount;
 mod ssh_agent;
 mod subnet;
+mod vm_ports;
 
 use std::{
     fs::{self, File},
@@ -43,7 +44,7 @@ use serde_json::{Map, Value};
 use self::definition::{
     BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOCKS, HOST_LOOPBACK, ISOLATION, MEMORY_MIB,
     NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARED_SOCKETS, SHARES, SOCKET_MOUNT,
-    SSH_AGENT, SUBNET,
+    SSH_AGENT, SUBNET, VM_PORTS,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind, Origin},
@@ -58,6 +59,7 @@ pub use self::{
     size::{InvalidSize, Size},
     ssh_agent::{InvalidSshAgent, SshAgent},
     subnet::{InvalidSubnet, Subnet},
+    vm_ports::{InvalidVmPort, VmPort},
 };
 
 use crate::replace::replace;
@@ -221,6 +223,12 @@ impl Settings {
         serde_json::from_value(self.get(&PORT_BINDING)).unwrap_or_default()
     }
 
+    /// Ports of the VM itself that the host publishes.
+    pub fn vm_ports(&self) -> Vec<VmPort> {
+        let ports = self.get(&VM_PORTS);
+        ports.as_array().into_iter().flatten().filter_map(|port| port.as_str()?.parse().ok()).collect()
+    }
+
     /// Returns whether locks in shared directories hold against the host's programs.
     pub fn host_locks(&self) -> bool {
         self.flag(&HOST_LOCKS)
@@ -312,6 +320,18 @@ impl Settings {
     ) -> Result<(), E> {
         Self::update_by(paths, policy, &SHARES, |settings| {
             change(settings.shared_directories()).map(|directories| Some(serde_json::json!(directories)))
+        })
+    }
+
+    /// Changes the ports of the VM that the host publishes: `change` returns the new list for the one in effect.
+    pub fn update_vm_ports<E: From<SettingsError>>(
+        paths: &Paths,
+        policy: &Policy,
+        change: impl FnOnce(Vec<VmPort>) -> Result<Vec<VmPort>, E>,
+    ) -> Result<(), E> {
+        Self::update_by(paths, policy, &VM_PORTS, |settings| {
+            let ports = change(settings.vm_ports())?;
+            Ok(Some(ports.iter().map(ToString::to_string).collect()))
         })
     }
 

@@ -130,6 +130,7 @@ test("each setting has a control that saves it", async () => {
     network: "none",
     vpnkitCIDR: "10.1.0.0/24",
     portBindingBehavior: "local-only-port-binding",
+    vmPorts: ["2377:2377/tcp", "127.0.0.1:8080:80/udp"],
     hostLoopback: false,
     proxyHttpMode: "manual",
     overrideProxyHttp: "http://proxy.example.org:3128",
@@ -145,7 +146,7 @@ test("each setting has a control that saves it", async () => {
     const kind = await control.evaluate((element) => element.type);
     if (kind === "checkbox") await control.setChecked(value);
     else if (kind === "select-one") await control.selectOption(value);
-    else if (key === "overrideProxyExclude") await control.fill(value.join(", "));
+    else if (["overrideProxyExclude", "vmPorts"].includes(key)) await control.fill(value.join(", "));
     else await control.fill(typeof value === "string" ? value : JSON.stringify(value));
   }
   await text(tab, "apply-count", `${keys.length} changes`);

@@ -7,13 +7,41 @@ use crate::home::{Home, refused};
 #[test]
 fn an_unknown_profile_is_refused_by_every_verb_that_needs_one() {
     let home = Home::new();
-    for verb in [&["stop"][..], &["status"], &["ports"], &["logs"], &["restart"], &["settings", "list"]] {
+    for verb in [
+        &["stop"][..],
+        &["status"],
+        &["ports"],
+        &["ports", "unpublish", "80"],
+        &["logs"],
+        &["restart"],
+        &["settings", "list"],
+    ] {
         let arguments = [&["--profile", "nowhere"], verb].concat();
         let message = refused(&home.bulkhead(&arguments), 1);
         assert!(message.contains("no profile `nowhere`"), "{message}");
     }
     assert!(fs::read_dir(home.path("config")).unwrap().next().is_none());
     assert_eq!(home.bulkhead(&["--profile", "../etc", "status"]).status.code(), Some(2));
+}
+
+#[test]
+fn ports_of_the_vm_are_kept_for_the_next_start_and_only_without_isolation() {
+    let home = Home::new();
+    let message = refused(&home.bulkhead(&["ports", "publish", "8080"]), 1);
+    assert!(message.contains("only while isolation is off (bulkhead settings set"), "{message}");
+    assert!(home.bulkhead(&["settings", "set", "enhancedContainerIsolation", "false"]).status.success());
+    let saved = || String::from_utf8(home.bulkhead(&["settings", "get", "vmPorts"]).stdout).unwrap().trim().to_owned();
+    assert!(home.bulkhead(&["ports", "publish", "8080", "127.0.0.1:53:5353/udp", "8080:8080/tcp"]).status.success());
+    assert_eq!(saved(), "8080:8080/tcp,127.0.0.1:53:5353/udp");
+    assert!(home.bulkhead(&["ports", "unpublish", "8080"]).status.success());
+    assert_eq!(saved(), "127.0.0.1:53:5353/udp");
+    let message = refused(&home.bulkhead(&["ports", "unpublish", "8080"]), 1);
+    assert!(message.contains("8080:8080/tcp is not a published port of the VM"), "{message}");
+    for wrong in ["0", "http", "1:2:3", "80/sctp"] {
+        let output = home.bulkhead(&["ports", "publish", wrong]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && message.contains("must be ports such as 8080"), "{message}");
+    }
 }
 
 #[test]

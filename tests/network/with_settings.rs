@@ -8,7 +8,7 @@ use std::{ffi::OsStr, io::Read, net::Ipv4Addr, path::PathBuf, sync::Arc};
 use support::engine::{Isolation, START, STOP};
 
 use super::{
-    ports::{Container, HERE, fetch, free, published},
+    ports::{Container, HERE, connect, fetch, free, get, published},
     *,
 };
 
@@ -62,6 +62,32 @@ fn a_port_is_back_after_the_engine_crashed() {
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(fetch(HERE, port), "again.example");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_port_of_the_vm_is_published_without_isolation_and_again_after_a_restart() {
+    let engine = engine_with(&[(ISOLATION, "false")]);
+    let port = free(2);
+    let server = ["--network=host", "--restart=always", "alpine", "httpd", "-f", "-p", "8099", "-h", "/etc"];
+    let _web = Container::run(&server);
+    assert!(connect(HERE, port).is_err());
+    let wanted = format!("{port}:8099");
+    bulkhead(&["ports", "publish", &wanted]);
+    let name = get(HERE, port, "/hostname");
+    let rows = published(port);
+    assert!(rows.len() == 2 && rows.iter().all(|row| row["ofVm"] == true && row["containerPort"] == 8099), "{rows:?}");
+    assert!(bulkhead(&["ports"]).contains("(the VM)"));
+    // One that another program has is refused, and the list stays as it was.
+    let taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port + 1)).unwrap();
+    let refused = engine.home.bulkhead(&["ports", "publish", &format!("{}:8099", port + 1)], START);
+    assert!(refused.stderr.contains("bind: address already in use"), "{refused:?}");
+    drop(taken);
+    assert_eq!(bulkhead(&["settings", "get", "vmPorts"]).trim(), format!("{wanted}/tcp"));
+    engine.restart();
+    assert_eq!(get(HERE, port, "/hostname"), name);
+    bulkhead(&["ports", "unpublish", &wanted]);
+    assert!(connect(HERE, port).is_err() && published(port).is_empty());
 }
 
 /// Settings of two tests, so that they share a start.

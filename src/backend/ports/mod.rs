@@ -1,4 +1,4 @@
-//! Published ports of containers: the host's sockets that listen for them.
+//! Published ports: the host's sockets that listen for containers, and for the VM itself ([`vm`]).
 //!
 //! dockerd starts `bulkhead-port-proxy` where it expects `docker-proxy`, one for each port and kind of address. The
 //! proxy asks init, init asks the backend over the agent's connection ([`super::agent`]), and the backend binds and
@@ -16,6 +16,7 @@
 mod error;
 mod policy;
 mod socket;
+pub(super) mod vm;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,6 +68,14 @@ pub(super) enum Change {
     },
 }
 
+/// A mapping that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Listening {
+    pub(super) port: PortMapping,
+    /// It leads to the VM itself, not to a container.
+    pub(super) of_vm: bool,
+}
+
 /// The published ports of one VM.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -76,10 +85,18 @@ pub(super) struct Ports {
     only_loopback: bool,
 }
 
+/// The owner of a mapping, and its name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    /// The guest, by the id that it chose.
+    Guest(u64),
+    /// The settings, which name a port of the VM itself.
+    Vm(PortMapping),
+}
+
 #[derive(Debug)]
 struct Table {
-    /// Mappings by the guest's ids.
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<Key, Entry>,
     max: usize,
     /// The reason if ports cannot be published.
     closed: Option<String>,
@@ -126,10 +143,29 @@ impl Ports {
 
     /// Listens for the guest, which calls the mapping `id`.
     pub(super) async fn publish(&self, id: u64, port: PortMapping) -> Result<(), PublishError> {
+        self.publish_as(Key::Guest(id), port).await
+    }
+
+    /// Listens for exactly these ports of the VM itself; returns those that the host refuses.
+    pub(super) async fn publish_vm(&self, wanted: &BTreeSet<PortMapping>) -> Vec<PublishError> {
+        let gone = |key: &Key| matches!(key, Key::Vm(port) if !wanted.contains(port));
+        let gone: Vec<Key> = self.table().entries.keys().copied().filter(gone).collect();
+        gone.into_iter().for_each(|key| self.end(key));
+        let mut refused = Vec::new();
+        for port in wanted {
+            let published = self.table().entries.contains_key(&Key::Vm(*port));
+            if !published && let Err(error) = self.publish_as(Key::Vm(*port), *port).await {
+                refused.push(error);
+            }
+        }
+        refused
+    }
+
+    async fn publish_as(&self, key: Key, port: PortMapping) -> Result<(), PublishError> {
         let binding = policy::decide(port, self.only_loopback)?;
         loop {
             // A statement of its own: as the match's scrutinee the guard would live until the match's end.
-            let published = self.table().publish(id, port, &binding);
+            let published = self.table().publish(key, port, &binding);
             match published {
                 // `docker restart` publishes the same port a moment after it was unpublished. The network process then
                 // may not have closed its copy of the socket, which keeps a UDP port occupied.
@@ -151,35 +187,46 @@ impl Ports {
 
     /// Ends the guest's mapping `id`, if it exists.
     pub(super) fn unpublish(&self, id: u64) {
+        self.end(Key::Guest(id));
+    }
+
+    fn end(&self, key: Key) {
         let mut table = self.table();
-        if let Some(entry) = table.entries.remove(&id) {
+        if let Some(entry) = table.entries.remove(&key) {
             table.release(&entry);
             self.changed.notify_one();
         }
     }
 
-    /// Ends all mappings, because the agent that asked for them is gone.
+    /// Ends all mappings of the guest, because the agent that asked for them is gone.
     pub(super) fn clear(&self) {
         let mut table = self.table();
-        for entry in std::mem::take(&mut table.entries).into_values() {
-            table.release(&entry);
-        }
-        self.changed.notify_one();
+        let (kept, ended) =
+            std::mem::take(&mut table.entries).into_iter().partition(|(key, _)| matches!(key, Key::Vm(_)));
+        table.entries = kept;
+        self.release_all(table, ended);
     }
 
     /// Ends all mappings and refuses new ones for this reason.
     pub(super) fn close(&self, reason: &str) {
-        // The reason first: no mapping may slip in between.
-        self.table().closed = Some(reason.to_owned());
-        self.clear();
+        let mut table = self.table();
+        table.closed = Some(reason.to_owned());
+        let ended = std::mem::take(&mut table.entries);
+        self.release_all(table, ended);
+    }
+
+    fn release_all(&self, mut table: MutexGuard<'_, Table>, ended: BTreeMap<Key, Entry>) {
+        ended.values().for_each(|entry| table.release(entry));
+        self.changed.notify_one();
     }
 
     /// Returns the mappings that listen, by port and address.
-    pub(super) fn list(&self) -> Vec<PortMapping> {
+    pub(super) fn list(&self) -> Vec<Listening> {
         let table = self.table();
-        let listening = table.entries.values().filter(|entry| entry.socket.is_some());
-        let mut ports: Vec<PortMapping> = listening.map(|entry| entry.port).collect();
-        ports.sort_unstable_by_key(|port| (port.host_port, port.transport, port.host_ip));
+        let listening = table.entries.iter().filter(|(_, entry)| entry.socket.is_some());
+        let mut ports: Vec<_> =
+            listening.map(|(key, entry)| Listening { port: entry.port, of_vm: matches!(key, Key::Vm(_)) }).collect();
+        ports.sort_unstable_by_key(|Listening { port, .. }| (port.host_port, port.transport, port.host_ip));
         ports
     }
 
@@ -208,11 +255,11 @@ impl Ports {
 }
 
 impl Table {
-    fn publish(&mut self, id: u64, port: PortMapping, binding: &Binding) -> Result<(), PublishError> {
+    fn publish(&mut self, key: Key, port: PortMapping, binding: &Binding) -> Result<(), PublishError> {
         if let Some(reason) = &self.closed {
             return Err(PublishError::Closed(reason.clone()));
         }
-        if self.entries.contains_key(&id) {
+        if self.entries.contains_key(&key) {
             return Err(PublishError::Taken);
         }
         if self.entries.len() >= self.max {
@@ -228,7 +275,7 @@ impl Table {
         self.last += 1;
         // `bulkhead ports` shows the address that listens, which `only_loopback` may have replaced.
         let port = PortMapping { host_ip: binding.listen.ip(), ..port };
-        self.entries.insert(id, Entry { id: self.last, port, target: binding.target, socket });
+        self.entries.insert(key, Entry { id: self.last, port, target: binding.target, socket });
         Ok(())
     }
 

@@ -24,6 +24,10 @@ fn free() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+fn listed(ports: &Ports) -> Vec<PortMapping> {
+    ports.list().into_iter().map(|one| one.port).collect()
+}
+
 fn connects(port: u16) -> bool {
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
@@ -46,7 +50,7 @@ async fn a_port_listens_from_the_answer_on_until_the_guest_gives_it_up() {
     ports.publish(7, mapping(Transport::Tcp, port)).await.unwrap();
     // Nobody accepts yet: the client waits in the backlog.
     assert!(connects(port));
-    assert_eq!(ports.list(), [mapping(Transport::Tcp, port)]);
+    assert_eq!(listed(&ports), [mapping(Transport::Tcp, port)]);
     ports.unpublish(7);
     assert!(!connects(port));
     assert!(ports.list().is_empty());
@@ -189,7 +193,7 @@ async fn on_the_loopback_only_every_address_is_the_loopback_of_its_family() {
         .await
         .unwrap();
     assert!(connects(port) && TcpStream::connect(("127.0.0.2", port)).is_err());
-    assert_eq!(ports.list(), [mapping(Transport::Tcp, port)]);
+    assert_eq!(listed(&ports), [mapping(Transport::Tcp, port)]);
 }
 
 #[test]
@@ -200,9 +204,51 @@ fn no_group_and_no_port_0_is_listened_on() {
     }
 }
 
-/// A step of the guest or of a network process.
+#[tokio::test]
+async fn ports_of_the_vm_are_exactly_those_that_are_wanted_and_outlive_the_agent() {
+    let ports = Ports::open(false);
+    // They are published in their order.
+    let mut own = [mapping(Transport::Tcp, free()), mapping(Transport::Tcp, free())];
+    own.sort();
+    let [first, second] = own;
+    let container = mapping(Transport::Tcp, free());
+    // The guest's ids and the VM's ports do not meet.
+    ports.publish(1, container).await.unwrap();
+    assert!(ports.publish_vm(&[first, second].into()).await.is_empty());
+    assert_eq!(listed(&ports).len(), 3);
+    ports.clear();
+    assert!(connects(first.host_port) && connects(second.host_port) && !connects(container.host_port));
+    assert!(ports.list().iter().all(|one| one.of_vm));
+    let mut known = BTreeSet::new();
+    ports.changes(&mut known);
+    // What stays is not touched: its clients keep their connections.
+    assert!(ports.publish_vm(&[second].into()).await.is_empty());
+    assert_eq!(numbers(&ports.changes(&mut known)), (vec![], vec![2]));
+    assert!(!connects(first.host_port) && connects(second.host_port));
+    ports.close("it is down");
+    assert!(!connects(second.host_port));
+    assert_eq!(ports.publish_vm(&[second].into()).await.first().unwrap().to_string(), "it is down");
+}
+
+#[tokio::test]
+async fn a_port_of_the_vm_that_the_host_refuses_keeps_none_from_being_published() {
+    let ports = Ports::open(false);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = mapping(Transport::Tcp, taken.local_addr().unwrap().port());
+    let other = mapping(Transport::Udp, refused.host_port);
+    let errors = ports.publish_vm(&[refused, other].into()).await;
+    let expected = format!("listen tcp4 127.0.0.1:{}: bind: address already in use", refused.host_port);
+    assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+    assert_eq!(listed(&ports), [other]);
+    drop(taken);
+    assert!(ports.publish_vm(&[refused, other].into()).await.is_empty());
+    assert_eq!(listed(&ports).len(), 2);
+}
+
+/// A step of the guest, of the settings or of a network process.
 #[derive(Clone, Debug)]
 enum Step {
+    Vm(usize),
     Publish(u64, bool),
     Unpublish(u64),
     Clear,
@@ -215,6 +261,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0_u64..6, any::<bool>()).prop_map(|(id, udp)| Step::Publish(id, udp)),
         3 => (0_u64..6).prop_map(Step::Unpublish),
         1 => Just(Step::Clear),
+        2 => (0_usize..3).prop_map(Step::Vm),
         3 => Just(Step::HandOver),
         1 => Just(Step::Restart),
     ]
@@ -247,6 +294,10 @@ proptest! {
                     }
                     Step::Unpublish(id) => ports.unpublish(id),
                     Step::Clear => ports.clear(),
+                    Step::Vm(count) => {
+                        let wanted = (0..count).map(|_| mapping(Transport::Tcp, free())).collect();
+                        ports.publish_vm(&wanted).await;
+                    }
                     Step::HandOver => hand_over(&ports, &mut known, &mut held),
                     Step::Restart => {
                         known.clear();

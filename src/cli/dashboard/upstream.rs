@@ -69,8 +69,9 @@ fn is_allowed(route: Route) -> bool {
         | Route::Start
         | Route::Stop
         | Route::Restart => true,
-        // A diagnosis has addresses of the guest's kernel, and the page changes no shares of a running engine.
-        Route::Examination | Route::Share => false,
+        // A diagnosis has addresses of the guest's kernel, and the page changes neither shares nor ports of a
+        // running engine.
+        Route::Examination | Route::Share | Route::PublishVmPorts => false,
     }
 }
 

@@ -21,6 +21,7 @@ const GROUPS = [
     network: "Network of the VM",
     vpnkitCIDR: "Addresses of the VM",
     portBindingBehavior: "Where published ports listen",
+    vmPorts: "Ports of the VM to publish, without isolation only",
     hostLoopback: "Let containers reach services of this machine",
   }],
   ["Proxy", {
