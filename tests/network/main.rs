@@ -7,6 +7,7 @@ mod bulk;
 mod compose;
 mod ports;
 mod with_settings;
+mod with_two_machines;
 
 use std::{
     fs,

@@ -2,8 +2,8 @@
 //!
 //! For a container's port dockerd starts a process that has the host listen. For a port of the mesh it makes netfilter rules
 //! at the VM's own addresses and starts nothing, so the gate takes that part: it holds a mapping to the VM's address for each
-//! such port, for as long as a service has it. The engine must be a manager, which alone knows the services; in a VM that no
-//! other node reaches it always is.
+//! such port, for as long as a service has it. The engine must be a manager, which alone knows the services. On a worker, which
+//! only an engine without isolation can be, the user publishes them as ports of the VM (`bulkhead ports publish`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
