@@ -165,17 +165,7 @@ impl Vm {
         }
         remove_sockets(paths);
         let (channel, theirs) = vmm::channel()?;
-        // init refuses ports by itself in a guest without a network; a hostile one is refused here.
-        let no_ports = match &plan.network {
-            Some(network) => network.no_ports(),
-            None => Some("this VM has no network, so no port can be published".to_owned()),
-        };
-        let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
-        let address = plan.network.as_ref().map(|network| network.guest().address);
-        let own_ports = VmPorts::new(&ports, address, plan.configuration.isolation);
-        if let Err(error) = own_ports.clone().publish(paths.clone(), policy.clone()).await {
-            plan.warn(chain(&error));
-        }
+        let (ports, own_ports) = open_ports(paths, policy, &mut plan).await;
         // The processes of devices come first: their streams travel to the vmm before it boots. A start that fails
         // further down drops them, which kills them.
         let network = match plan.network.clone() {
@@ -328,6 +318,22 @@ impl Drop for Vm {
         self.agent.abort();
         self.ports.close("the VM has ended");
     }
+}
+
+/// Opens the table of published ports, with those of the VM itself that the settings name.
+async fn open_ports(paths: &Paths, policy: &Policy, plan: &mut Plan) -> (Arc<Ports>, VmPorts) {
+    // init refuses ports by itself in a guest without a network; a hostile one is refused here.
+    let no_ports = match &plan.network {
+        Some(network) => network.no_ports(),
+        None => Some("this VM has no network, so no port can be published".to_owned()),
+    };
+    let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
+    let address = plan.network.as_ref().map(|network| network.guest().address);
+    let own = VmPorts::new(&ports, address, plan.configuration.isolation);
+    if let Err(error) = own.clone().publish(paths.clone(), policy.clone()).await {
+        plan.warn(chain(&error));
+    }
+    (ports, own)
 }
 
 /// Removes the sockets of a VM that is gone.

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Time between two steps of a spinner.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A spinner on standard error while this value lives; nothing where that is no terminal.
+/// A spinner on standard error while this value lives; nothing where standard error is not a terminal.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {

@@ -15,4 +15,5 @@ mod lifecycle;
 mod shares;
 mod shutdown;
 mod sockets;
+mod storm;
 mod vsock;

@@ -150,7 +150,9 @@ impl Ports {
     pub(super) async fn publish_vm(&self, wanted: &BTreeSet<PortMapping>) -> Vec<PublishError> {
         let gone = |key: &Key| matches!(key, Key::Vm(port) if !wanted.contains(port));
         let gone: Vec<Key> = self.table().entries.keys().copied().filter(gone).collect();
-        gone.into_iter().for_each(|key| self.end(key));
+        for key in gone {
+            self.end(key);
+        }
         let mut refused = Vec::new();
         for port in wanted {
             let published = self.table().entries.contains_key(&Key::Vm(*port));
@@ -216,7 +218,9 @@ impl Ports {
     }
 
     fn release_all(&self, mut table: MutexGuard<'_, Table>, ended: BTreeMap<Key, Entry>) {
-        ended.values().for_each(|entry| table.release(entry));
+        for entry in ended.values() {
+            table.release(entry);
+        }
         self.changed.notify_one();
     }
 

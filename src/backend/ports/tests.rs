@@ -221,7 +221,7 @@ async fn ports_of_the_vm_are_exactly_those_that_are_wanted_and_outlive_the_agent
     assert!(ports.list().iter().all(|one| one.of_vm));
     let mut known = BTreeSet::new();
     ports.changes(&mut known);
-    // What stays is not touched: its clients keep their connections.
+    // A port that stays is not touched: its clients keep their connections.
     assert!(ports.publish_vm(&[second].into()).await.is_empty());
     assert_eq!(numbers(&ports.changes(&mut known)), (vec![], vec![2]));
     assert!(!connects(first.host_port) && connects(second.host_port));

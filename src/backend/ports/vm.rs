@@ -69,7 +69,9 @@ impl VmPorts {
         if refused.is_empty() {
             return Ok(PortsOutcome::Changed);
         }
-        let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
+        let mut reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
+        // A VM that cannot publish any has one reason for all.
+        reasons.dedup();
         Err(VmPortsError::Refused(reasons.join("; ")))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -46,6 +46,18 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct GuestRoot {
     root: PathBuf,
     procfs: Option<ProcfsService>,
+}
+
+impl Drop for GuestRoot {
+    fn drop(&mut self) {
+        // The hierarchy is this machine's. A container's group outlasts its last process a little.
+        for _ in 0..100 {
+            match fs::remove_dir(self.root.join("sys/fs/cgroup/docker")) {
+                Err(error) if error.kind() != ErrorKind::NotFound => std::thread::sleep(Duration::from_millis(10)),
+                Ok(()) | Err(_) => break,
+            }
+        }
+    }
 }
 
 impl GuestRoot {
