@@ -89,6 +89,7 @@ use self::{
 };
 use bulkhead_ipc::report::chain;
 
+pub use self::ports::vm::VmPortsError;
 use crate::{
     log,
     settings::{PathError, Paths, Policy},

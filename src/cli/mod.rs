@@ -39,7 +39,7 @@ use serde::Serialize;
 
 use self::{client::ClientError, environment::EnvironmentError};
 use crate::{
-    backend::{BackendError, launch::LaunchError, lock::LockError, plan::PlanError},
+    backend::{BackendError, VmPortsError, launch::LaunchError, lock::LockError, plan::PlanError},
     settings::{Base, PathError, Paths, Policy, ProfileName, SettingsError},
 };
 use bulkhead_ipc::report::chain;
@@ -134,6 +134,8 @@ enum CliError {
     Lock(#[from] LockError),
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
+    #[error(transparent)]
+    VmPorts(#[from] VmPortsError),
     /// A complete message.
     #[error("{0}")]
     Failed(String),

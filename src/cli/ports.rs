@@ -8,7 +8,10 @@ use super::{
     command, print, print_json, table,
 };
 use crate::{
-    backend::api::{Ports, PortsOutcome, PublishedPort},
+    backend::{
+        VmPortsError,
+        api::{Ports, PortsOutcome, PublishedPort},
+    },
     settings::{Base, Paths, Policy, ProfileName, Settings, VmPort},
 };
 
@@ -74,12 +77,7 @@ pub(super) async fn run(base: &Base, name: &ProfileName, policy: Policy, argumen
 async fn publish(paths: &Paths, policy: Policy, ports: &[VmPort]) -> Result<(), CliError> {
     let settings = Settings::load(&paths.settings())?.under(policy.clone());
     if settings.isolation() {
-        return Err(CliError::Failed(
-            "ports of the VM itself are published only while isolation is off (bulkhead settings set \
-             enhancedContainerIsolation false), because no rule of isolation stands before the VM's own services; \
-             `docker run --publish` publishes ports of containers"
-                .to_owned(),
-        ));
+        return Err(VmPortsError::Isolated.into());
     }
     let mut new = Vec::new();
     Settings::update_vm_ports(paths, &policy, |mut list| {

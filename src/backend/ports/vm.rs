@@ -24,8 +24,9 @@ pub enum VmPortsError {
     /// Its own services know nothing of that. A manager of a swarm, for one, gives an engine's daemon work that never passes
     /// the gate.
     #[error(
-        "ports of the VM itself (vmPorts) are published only while enhancedContainerIsolation is off, because no rule of \
-         isolation stands before the VM's own services; `docker run --publish` publishes ports of containers"
+        "ports of the VM itself (vmPorts) are published only while isolation is off (bulkhead settings set \
+         enhancedContainerIsolation false), because no rule of isolation stands before the VM's own services; \
+         `docker run --publish` publishes ports of containers"
     )]
     Isolated,
     /// There is no network.
@@ -139,7 +140,7 @@ mod tests {
         };
         let off = json!({"enhancedContainerIsolation": false, "vmPorts": ["127.0.0.1:1:80"]});
         let on = json!({"vmPorts": ["127.0.0.1:1:80"]});
-        assert!(publish(true, address, on).await.unwrap_err().contains("only while enhancedContainerIsolation is off"));
+        assert!(publish(true, address, on).await.unwrap_err().contains("only while isolation is off"));
         assert_eq!(publish(true, address, off.clone()).await, Ok(PortsOutcome::NextStart));
         assert!(publish(false, None, off).await.unwrap_err().contains("has no network"));
         // Without a port there is nothing to refuse.
