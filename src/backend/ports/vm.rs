@@ -10,8 +10,10 @@ use bulkhead_protocol::PortMapping;
 use tokio::sync::Mutex;
 
 use super::Ports;
-use crate::backend::api::PortsOutcome;
-use crate::settings::{Paths, Policy, PortBinding, Settings, SettingsError};
+use crate::{
+    backend::api::PortsOutcome,
+    settings::{Paths, Policy, PortBinding, Settings, SettingsError},
+};
 
 /// Error of publishing ports of the VM.
 #[derive(Debug, thiserror::Error)]
