@@ -15,6 +15,9 @@ use crate::{
     settings::{Paths, Policy, PortBinding, Settings, SettingsError},
 };
 
+/// Most reasons in an error.
+const MAX_REASONS: usize = 4;
+
 /// Error of publishing ports of the VM.
 #[derive(Debug, thiserror::Error)]
 pub enum VmPortsError {
@@ -75,6 +78,11 @@ impl VmPorts {
         let mut reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
         // A VM that cannot publish any has one reason for all.
         reasons.dedup();
+        // The text is a part of each status.
+        if reasons.len() > MAX_REASONS {
+            let more = reasons.split_off(MAX_REASONS).len();
+            reasons.push(format!("and {more} more"));
+        }
         Err(VmPortsError::Refused(reasons.join("; ")))
     }
 }
@@ -128,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vm_with_isolation_or_without_a_network_publishes_none_of_its_ports() {
+    async fn a_vm_that_may_publish_none_of_its_ports_has_a_short_reason() {
         let directory = tempfile::tempdir().unwrap();
         let base = Base::from_variables(|_| Some(directory.path().to_owned()), 0).unwrap();
         let paths = base.profile(&ProfileName::default()).unwrap();
@@ -145,6 +153,10 @@ mod tests {
         assert!(publish(true, address, on).await.unwrap_err().contains("only while isolation is off"));
         assert_eq!(publish(true, address, off.clone()).await, Ok(PortsOutcome::NextStart));
         assert!(publish(false, None, off).await.unwrap_err().contains("has no network"));
+        let many: Vec<_> = (1..=20).map(|number| format!("224.0.0.1:{number}")).collect();
+        let many = json!({"enhancedContainerIsolation": false, "vmPorts": many});
+        let error = publish(false, address, many).await.unwrap_err();
+        assert!(error.contains("224.0.0.1:4: ") && error.ends_with("; and 16 more"), "{error}");
         // Without a port there is nothing to refuse.
         assert_eq!(publish(true, None, json!({})).await, Ok(PortsOutcome::Changed));
         assert!(ports.list().is_empty());
