@@ -7,16 +7,14 @@
 //! the engine, and clients wait for it.
 
 use std::{
+    io::ErrorKind,
     os::fd::{AsFd, AsRawFd},
     sync::Arc,
     time::Duration,
 };
 
 use bulkhead_protocol::DOCKER_PORT;
-use nix::{
-    errno::Errno,
-    sys::socket::{MsgFlags, recv},
-};
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{UnixListener, UnixStream},
@@ -142,8 +140,8 @@ async fn sends(client: &UnixStream) -> std::io::Result<bool> {
         let peek = || recv(client.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK).map_err(std::io::Error::from);
         match client.try_io(Interest::READABLE, peek) {
             Ok(length) => return Ok(length > 0),
-            // The wake-up was spurious.
-            Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => {}
+            // The wake-up was spurious. tokio makes an error of its own of EAGAIN, which has no number.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }
