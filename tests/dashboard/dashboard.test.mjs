@@ -175,6 +175,8 @@ test("a wrong value stays in the form with the reason, and a hidden password is 
   await tab.locator("#apply").click();
   await text(tab, "problem-text", "hidden password");
   await tab.locator("#discard").click();
+  // The form is drawn again, which would take the next text away.
+  await tab.waitForFunction(() => document.getElementById("setting-overrideProxyHttp").value.includes("@proxy."));
   await tab.locator("#setting-filesharingDirectories").fill("[");
   await tab.locator("#apply").click();
   await text(tab, "problem-text", "must be JSON");
