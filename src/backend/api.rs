@@ -194,11 +194,35 @@ impl PublishedPort {
     }
 }
 
+/// Answer to a request to publish the ports of the setting `vmPorts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortsAnswer {
+    /// The outcome.
+    pub outcome: PortsOutcome,
+    /// The ports for which the host refuses to listen.
+    pub problems: Vec<PortProblem>,
+}
+
+impl From<PortsOutcome> for PortsAnswer {
+    fn from(outcome: PortsOutcome) -> Self {
+        Self { outcome, problems: Vec::new() }
+    }
+}
+
+/// A port of the setting `vmPorts` for which the host refuses to listen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortProblem {
+    /// The port, as it is in the setting.
+    pub port: String,
+    /// The reason.
+    pub reason: String,
+}
+
 /// The outcome of a request to publish the ports of the setting `vmPorts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum PortsOutcome {
-    /// Exactly these ports of the running VM are published.
+    /// Exactly these ports of the running VM are published, but for those with problems.
     Changed,
     /// The next start will publish them: the running VM has isolation, which the settings have turned off.
     NextStart,

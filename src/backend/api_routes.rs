@@ -4,7 +4,7 @@ use hyper::Method;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::api::{
-    Answer, Examination, LogLines, PolicyCheck, Ports, PortsOutcome, SettingChange, SettingView, SettingsView,
+    Answer, Examination, LogLines, PolicyCheck, Ports, PortsAnswer, SettingChange, SettingView, SettingsView,
     SharesOutcome, StartOptions, Status, StopOptions, Usage,
 };
 
@@ -138,9 +138,8 @@ pub(super) const ROUTES: &[Row] = &[
         Route::PublishVmPorts,
         "POST",
         "/v1/ports",
-        "Publish the ports of the VM that the setting vmPorts names, and no other ones of it. An error names those that \
-         cannot be published; the others are.",
-        json::<PortsOutcome>(),
+        "Publish the ports of the VM that the setting vmPorts names, and no other ones of it.",
+        json::<PortsAnswer>(),
     ),
     Row::new(Route::Usage, "GET", "/v1/usage", "The use of disk and memory.", json::<Usage>()),
     Row::new(Route::Logs, "GET", "/v1/logs", "The last lines of a log.", json::<LogLines>()).with_query(LOG_QUERY),

@@ -24,8 +24,8 @@ use tracing::{error, info};
 
 use super::{
     api::{
-        Answer, Examination, Ports, PortsOutcome, PublishedPort, SharesOutcome, StageTime, StartOptions, StateName,
-        Status, StopOptions, VmFacts,
+        Answer, Examination, Ports, PortsAnswer, PortsOutcome, PublishedPort, SharesOutcome, StageTime, StartOptions,
+        StateName, Status, StopOptions, VmFacts,
     },
     events::VmEvent,
     log_file::LogFile,
@@ -63,8 +63,8 @@ pub(super) enum Request {
     Examine(oneshot::Sender<Examination>),
     /// Share the directories of the settings; an error is the reason that they are not.
     Share(oneshot::Sender<Result<SharesOutcome, String>>),
-    /// Publish the VM's own ports of the settings; an error is the reason that some are not.
-    PublishVmPorts(oneshot::Sender<Result<PortsOutcome, String>>),
+    /// Publish the VM's own ports of the settings; an error is the reason that none is.
+    PublishVmPorts(oneshot::Sender<Result<PortsAnswer, String>>),
 }
 
 /// Owner of the VM of one profile.
@@ -310,9 +310,9 @@ impl Supervisor {
         });
     }
 
-    fn publish_vm_ports(&self, reply: oneshot::Sender<Result<PortsOutcome, String>>) {
+    fn publish_vm_ports(&self, reply: oneshot::Sender<Result<PortsAnswer, String>>) {
         let Some(vm) = &self.vm else {
-            let _ = reply.send(Ok(PortsOutcome::NotRunning));
+            let _ = reply.send(Ok(PortsOutcome::NotRunning.into()));
             return;
         };
         let published = vm.publish_own_ports(&self.paths, &self.policy);

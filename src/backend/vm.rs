@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use super::{
     agent::{self, AgentServer},
-    api::{Examination, PortsOutcome, StartOptions},
+    api::{Examination, PortsAnswer, StartOptions},
     certificates,
     child::ChildError,
     device_process::{self, DeviceSupervisor},
@@ -38,7 +38,7 @@ use super::{
     plan::{Plan, PlanError},
     ports::{
         Listening, Ports,
-        vm::{VmPorts, VmPortsError},
+        vm::{self, VmPorts, VmPortsError},
     },
     shares::{Change, ShareServer, SharesPlan},
     time_zone,
@@ -259,7 +259,7 @@ impl Vm {
         &self,
         paths: &Paths,
         policy: &Policy,
-    ) -> impl Future<Output = Result<PortsOutcome, VmPortsError>> + Send + use<> {
+    ) -> impl Future<Output = Result<PortsAnswer, VmPortsError>> + Send + use<> {
         self.own_ports.clone().publish(paths.clone(), policy.clone())
     }
 
@@ -330,8 +330,9 @@ async fn open_ports(paths: &Paths, policy: &Policy, plan: &mut Plan) -> (Arc<Por
     let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
     let address = plan.network.as_ref().map(|network| network.guest().address);
     let own = VmPorts::new(&ports, address, plan.configuration.isolation);
-    if let Err(error) = own.clone().publish(paths.clone(), policy.clone()).await {
-        plan.warn(chain(&error));
+    match own.clone().publish(paths.clone(), policy.clone()).await {
+        Ok(answer) => vm::warning(&answer.problems).into_iter().for_each(|warning| plan.warn(warning)),
+        Err(error) => plan.warn(chain(&error)),
     }
     (ports, own)
 }

@@ -19,7 +19,7 @@ use tokio::{net::UnixStream, time::timeout};
 use crate::{
     backend::{
         api::{
-            Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, PortsOutcome, Problem, SharesOutcome, StartOptions,
+            Answer, Examination, MAX_ANSWER, MAX_STATUS, Ports, PortsAnswer, Problem, SharesOutcome, StartOptions,
             Status, StopOptions,
         },
         lock,
@@ -100,7 +100,7 @@ impl<'a> Client<'a> {
     }
 
     /// Makes a running VM publish the ports of the setting `vmPorts`.
-    pub(super) async fn publish_vm_ports(&self) -> Result<PortsOutcome, ClientError> {
+    pub(super) async fn publish_vm_ports(&self) -> Result<PortsAnswer, ClientError> {
         self.ask::<(), _>(Method::POST, "/v1/ports", None).await
     }
 

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     backend::{
         VmPortsError,
-        api::{Ports, PortsOutcome, PublishedPort},
+        api::{PortProblem, Ports, PortsAnswer, PortsOutcome, PublishedPort},
     },
     settings::{Base, Paths, Policy, ProfileName, Settings, VmPort},
 };
@@ -69,7 +69,8 @@ pub(super) async fn run(base: &Base, name: &ProfileName, policy: Policy, argumen
         Some(Verb::Unpublish { ports }) => {
             let paths = base.known_profile(name)?;
             Settings::update_vm_ports(&paths, &policy, |list| without(list, &ports))?;
-            apply(&paths).await
+            warn(&apply(&paths).await?);
+            Ok(())
         }
     }
 }
@@ -89,27 +90,40 @@ async fn publish(paths: &Paths, policy: Policy, ports: &[VmPort]) -> Result<(), 
         }
         Ok::<_, CliError>(list)
     })?;
-    let published = apply(paths).await;
-    if published.is_err() && !new.is_empty() {
-        // One that the host refuses would be refused at each start, too.
-        Settings::update_vm_ports(paths, &policy, |list| without(list, &new))?;
-        let _ = apply(paths).await;
-    }
-    published
+    let problems = apply(paths).await?;
+    let named = |port: &VmPort| problems.iter().find(|problem| problem.port.parse() == Ok(*port));
+    let Some(problem) = new.iter().find_map(named) else {
+        // Of ports that were on the list before.
+        warn(&problems);
+        return Ok(());
+    };
+    // One that the host refuses would be refused at each start, too.
+    let refused: Vec<_> = new.iter().copied().filter(|port| named(port).is_some()).collect();
+    Settings::update_vm_ports(paths, &policy, |list| without(list, &refused))?;
+    // One of a port's two addresses may listen.
+    apply(paths).await?;
+    Err(CliError::Failed(format!("cannot publish {}: {}", problem.port, problem.reason)))
 }
 
-/// Makes a running VM publish what the settings say now.
-async fn apply(paths: &Paths) -> Result<(), CliError> {
-    if let Some(client) = Client::connect(paths).await? {
-        match client.publish_vm_ports().await? {
-            PortsOutcome::Changed | PortsOutcome::NotRunning => {}
-            PortsOutcome::NextStart => {
-                let restart = command(paths, "restart");
-                eprintln!("note: the running VM has isolation; its next restart publishes the ports: {restart}");
-            }
+/// Makes a running VM publish what the settings say now; returns the ports that the host refuses.
+async fn apply(paths: &Paths) -> Result<Vec<PortProblem>, CliError> {
+    let Some(client) = Client::connect(paths).await? else { return Ok(Vec::new()) };
+    let PortsAnswer { outcome, problems } = client.publish_vm_ports().await?;
+    match outcome {
+        PortsOutcome::Changed | PortsOutcome::NotRunning => {}
+        PortsOutcome::NextStart => {
+            let restart = command(paths, "restart");
+            eprintln!("note: the running VM has isolation; its next restart publishes the ports: {restart}");
         }
     }
-    Ok(())
+    Ok(problems)
+}
+
+/// Shows problems of ports that the command is not about.
+fn warn(problems: &[PortProblem]) {
+    for PortProblem { port, reason } in problems {
+        eprintln!("warning: {port} is not published: {reason}");
+    }
 }
 
 /// Takes ports off a list.

@@ -208,7 +208,7 @@ fn without_a_vm_no_port_is_published_with_and_without_a_backend() {
     let _backend = home.backend();
     nothing();
     let answer = home.post("/v1/ports", "");
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"notRunning\""), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(r#""outcome":"notRunning""#), "{answer}");
     let answer = home.post("/v1/usage", "");
     assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET"), "{answer}");
 }

@@ -68,7 +68,7 @@ fn a_port_is_back_after_the_engine_crashed() {
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_port_of_the_vm_is_published_without_isolation_and_again_after_a_restart() {
     let engine = engine_with(&[(ISOLATION, "false")]);
-    let port = free(2);
+    let port = free(3);
     let server = ["--network=host", "--restart=always", "alpine", "httpd", "-f", "-p", "8099", "-h", "/etc"];
     let _web = Container::run(&server);
     assert!(connect(HERE, port).is_err());
@@ -82,8 +82,16 @@ fn a_port_of_the_vm_is_published_without_isolation_and_again_after_a_restart() {
     let taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port + 1)).unwrap();
     let refused = engine.home.bulkhead(&["ports", "publish", &format!("{}:8099", port + 1)], START);
     assert!(refused.stderr.contains("bind: address already in use"), "{refused:?}");
-    drop(taken);
     assert_eq!(bulkhead(&["settings", "get", "vmPorts"]).trim(), format!("{wanted}/tcp"));
+    // One that is on the list all the same keeps no other from being published.
+    let another = format!("{}:8099", port + 2);
+    bulkhead(&["settings", "set", "vmPorts", &format!("{wanted},{}:8099", port + 1)]);
+    let published_beside = engine.home.bulkhead(&["ports", "publish", &another], START);
+    assert!(published_beside.stderr.contains("warning: "), "{published_beside:?}");
+    published_beside.ok();
+    assert_eq!(get(HERE, port + 2, "/hostname"), name);
+    bulkhead(&["ports", "unpublish", &another, &format!("{}:8099", port + 1)]);
+    drop(taken);
     engine.restart();
     assert_eq!(get(HERE, port, "/hostname"), name);
     bulkhead(&["ports", "unpublish", &wanted]);

@@ -147,7 +147,7 @@ impl Ports {
     }
 
     /// Listens for exactly these ports of the VM itself; returns those that the host refuses.
-    pub(super) async fn publish_vm(&self, wanted: &BTreeSet<PortMapping>) -> Vec<PublishError> {
+    pub(super) async fn publish_vm(&self, wanted: &BTreeSet<PortMapping>) -> Vec<(PortMapping, PublishError)> {
         let gone = |key: &Key| matches!(key, Key::Vm(port) if !wanted.contains(port));
         let gone: Vec<Key> = self.table().entries.keys().copied().filter(gone).collect();
         for key in gone {
@@ -157,7 +157,7 @@ impl Ports {
         for port in wanted {
             let published = self.table().entries.contains_key(&Key::Vm(*port));
             if !published && let Err(error) = self.publish_as(Key::Vm(*port), *port).await {
-                refused.push(error);
+                refused.push((*port, error));
             }
         }
         refused

@@ -227,7 +227,7 @@ async fn ports_of_the_vm_are_exactly_those_that_are_wanted_and_outlive_the_agent
     assert!(!connects(first.host_port) && connects(second.host_port));
     ports.close("it is down");
     assert!(!connects(second.host_port));
-    assert_eq!(ports.publish_vm(&[second].into()).await.first().unwrap().to_string(), "it is down");
+    assert_eq!(ports.publish_vm(&[second].into()).await.first().unwrap().1.to_string(), "it is down");
 }
 
 #[tokio::test]
@@ -238,7 +238,10 @@ async fn a_port_of_the_vm_that_the_host_refuses_keeps_none_from_being_published(
     let other = mapping(Transport::Udp, refused.host_port);
     let errors = ports.publish_vm(&[refused, other].into()).await;
     let expected = format!("listen tcp4 127.0.0.1:{}: bind: address already in use", refused.host_port);
-    assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+    assert_eq!(
+        errors.iter().map(|(port, error)| (*port, error.to_string())).collect::<Vec<_>>(),
+        [(refused, expected)]
+    );
     assert_eq!(listed(&ports), [other]);
     drop(taken);
     assert!(ports.publish_vm(&[refused, other].into()).await.is_empty());

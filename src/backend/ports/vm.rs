@@ -1,7 +1,7 @@
 //! Ports of the VM itself, which the setting `vmPorts` publishes: where they listen, and whether they may.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -9,13 +9,13 @@ use std::{
 use bulkhead_protocol::PortMapping;
 use tokio::sync::Mutex;
 
-use super::Ports;
+use super::{Ports, error::PublishError};
 use crate::{
-    backend::api::PortsOutcome,
-    settings::{Paths, Policy, PortBinding, Settings, SettingsError},
+    backend::api::{PortProblem, PortsAnswer, PortsOutcome},
+    settings::{Paths, Policy, PortBinding, Settings, SettingsError, VmPort},
 };
 
-/// Most reasons in an error.
+/// Most reasons in a warning, which is a part of each status.
 const MAX_REASONS: usize = 4;
 
 /// Error of publishing ports of the VM.
@@ -37,9 +37,6 @@ pub enum VmPortsError {
     /// There is no network.
     #[error("this VM has no network, so none of its ports (vmPorts) can be published")]
     NoNetwork,
-    /// The host refuses to listen, for these reasons.
-    #[error("cannot publish ports of the VM: {0}")]
-    Refused(String),
 }
 
 /// The ports of a VM that the settings publish.
@@ -60,49 +57,56 @@ impl VmPorts {
     }
 
     /// Publishes the ports that the settings name now, and no others of the VM.
-    pub(in crate::backend) async fn publish(self, paths: Paths, policy: Policy) -> Result<PortsOutcome, VmPortsError> {
+    pub(in crate::backend) async fn publish(self, paths: Paths, policy: Policy) -> Result<PortsAnswer, VmPortsError> {
         // The settings are read in turn, so that the last to change them sets the list that remains.
         let _turn = self.turn.lock().await;
         let settings = Settings::load(&paths.settings())?.under(policy);
         let wanted = mappings(&settings, self.address.unwrap_or(Ipv4Addr::UNSPECIFIED));
         if !wanted.is_empty() && self.isolation {
-            return if settings.isolation() { Err(VmPortsError::Isolated) } else { Ok(PortsOutcome::NextStart) };
+            return if settings.isolation() { Err(VmPortsError::Isolated) } else { Ok(PortsOutcome::NextStart.into()) };
         }
         if !wanted.is_empty() && self.address.is_none() {
             return Err(VmPortsError::NoNetwork);
         }
-        let refused = self.ports.publish_vm(&wanted).await;
-        if refused.is_empty() {
-            return Ok(PortsOutcome::Changed);
-        }
-        let mut reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
-        // A VM that cannot publish any has one reason for all.
-        reasons.dedup();
-        // The text is a part of each status.
-        if reasons.len() > MAX_REASONS {
-            let more = reasons.split_off(MAX_REASONS).len();
-            reasons.push(format!("and {more} more"));
-        }
-        Err(VmPortsError::Refused(reasons.join("; ")))
+        let refused = self.ports.publish_vm(&wanted.keys().copied().collect()).await;
+        let problem = |(mapping, error): (PortMapping, PublishError)| {
+            Some(PortProblem { port: wanted.get(&mapping)?.to_string(), reason: error.to_string() })
+        };
+        let problems = refused.into_iter().filter_map(problem).collect();
+        Ok(PortsAnswer { outcome: PortsOutcome::Changed, problems })
     }
 }
 
-/// Returns the mappings that the settings ask for, for a VM with this address.
-fn mappings(settings: &Settings, vm: Ipv4Addr) -> BTreeSet<PortMapping> {
+/// A line about ports that the host refuses; `None` without one.
+pub(in crate::backend) fn warning(problems: &[PortProblem]) -> Option<String> {
+    let mut reasons: Vec<_> = problems.iter().map(|problem| problem.reason.as_str()).collect();
+    // A VM that cannot publish any has one reason for all.
+    reasons.dedup();
+    let more = reasons.len().saturating_sub(MAX_REASONS);
+    reasons.truncate(MAX_REASONS);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    (!reasons.is_empty()).then(|| format!("cannot publish ports of the VM: {}{more}", reasons.join("; ")))
+}
+
+/// Returns the mappings that the settings ask for, with the port behind each, for a VM with this address.
+fn mappings(settings: &Settings, vm: Ipv4Addr) -> BTreeMap<PortMapping, VmPort> {
     let everywhere: &[IpAddr] = match settings.port_binding() {
         PortBinding::All => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
         PortBinding::Loopback | PortBinding::OnlyLoopback => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
     };
-    let mut mappings = BTreeSet::new();
+    let mut mappings = BTreeMap::new();
     for port in settings.vm_ports() {
         let addresses = port.address.as_ref().map_or(everywhere, std::slice::from_ref);
-        mappings.extend(addresses.iter().map(|address| PortMapping {
-            transport: port.transport,
-            host_ip: *address,
-            host_port: port.host_port,
-            container_ip: vm.into(),
-            container_port: port.vm_port,
-        }));
+        for address in addresses {
+            let mapping = PortMapping {
+                transport: port.transport,
+                host_ip: *address,
+                host_port: port.host_port,
+                container_ip: vm.into(),
+                container_port: port.vm_port,
+            };
+            mappings.insert(mapping, port);
+        }
     }
     mappings
 }
@@ -117,10 +121,9 @@ mod tests {
     fn listens(values: serde_json::Value) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), values.to_string()).unwrap();
-        mappings(&Settings::load(file.path()).unwrap(), Ipv4Addr::new(192, 168, 65, 3))
-            .into_iter()
-            .map(|port| port.host_ip.to_string())
-            .collect()
+        let settings = Settings::load(file.path()).unwrap();
+        let mappings = mappings(&settings, Ipv4Addr::new(192, 168, 65, 3));
+        mappings.into_keys().map(|port| port.host_ip.to_string()).collect()
     }
 
     #[test]
@@ -151,14 +154,16 @@ mod tests {
         let off = json!({"enhancedContainerIsolation": false, "vmPorts": ["127.0.0.1:1:80"]});
         let on = json!({"vmPorts": ["127.0.0.1:1:80"]});
         assert!(publish(true, address, on).await.unwrap_err().contains("only while isolation is off"));
-        assert_eq!(publish(true, address, off.clone()).await, Ok(PortsOutcome::NextStart));
+        assert_eq!(publish(true, address, off.clone()).await, Ok(PortsOutcome::NextStart.into()));
         assert!(publish(false, None, off).await.unwrap_err().contains("has no network"));
         let many: Vec<_> = (1..=20).map(|number| format!("224.0.0.1:{number}")).collect();
         let many = json!({"enhancedContainerIsolation": false, "vmPorts": many});
-        let error = publish(false, address, many).await.unwrap_err();
-        assert!(error.contains("224.0.0.1:4: ") && error.ends_with("; and 16 more"), "{error}");
+        let problems = publish(false, address, many).await.unwrap().problems;
+        assert_eq!((problems.len(), problems[0].port.as_str()), (20, "224.0.0.1:1:1/tcp"));
+        let warning = warning(&problems).unwrap();
+        assert!(warning.contains("224.0.0.1:4: ") && warning.ends_with("; and 16 more"), "{warning}");
         // Without a port there is nothing to refuse.
-        assert_eq!(publish(true, None, json!({})).await, Ok(PortsOutcome::Changed));
+        assert_eq!(publish(true, None, json!({})).await, Ok(PortsOutcome::Changed.into()));
         assert!(ports.list().is_empty());
     }
 }
