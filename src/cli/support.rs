@@ -32,8 +32,8 @@ use bulkhead_ipc::report::chain;
 /// Longest end of a log that is taken, in bytes.
 const MAX_LOG: u64 = 1 << 20;
 
-/// Settings whose values are in a bundle: numbers, choices, ports and paths. Of the others it has only that they are set: they
-/// may hold passwords and the names of images and hosts.
+/// Settings whose values are in a bundle: numbers, choices, ports and paths. Of the others it has only that they are set:
+/// they may hold passwords and the names of images and hosts.
 const SHOWN: [&str; 16] = [
     "enhancedContainerIsolation",
     "blockDockerLoad",
@@ -56,10 +56,10 @@ const SHOWN: [&str; 16] = [
 /// Collect facts for a bug report in a file.
 ///
 /// The bundle is a tar.gz file that only you can read. It has the results of `bulkhead doctor`, the state, the settings
-/// that are numbers, choices or paths, the policy's keys without values, versions, and the last MiB of each log. It has
-/// no environment variables, passwords, proxies, daemon options, names of images or output of containers. The lines of
-/// dockerd and containerd, which name images and containers, are left out of the console's log unless --engine-log is
-/// given. Look at the bundle before you send it: paths contain your user name.
+/// that are numbers, choices, ports or paths, the policy's keys without values, versions, and the last MiB of each log.
+/// It has no environment variables, passwords, proxies, daemon options, names of images or output of containers. The
+/// lines of dockerd and containerd, which name images and containers, are left out of the console's log unless
+/// --engine-log is given. Look at the bundle before you send it: paths contain your user name.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -152,7 +152,7 @@ fn collect(paths: &Paths, engine_log: bool) -> Result<Vec<Entry>, CliError> {
         Entry::json("status.json", "state of the engine", runtime()?.block_on(status::read(paths))),
         Entry::json(
             "settings.json",
-            "settings that are numbers, choices or paths",
+            "settings that are numbers, choices, ports or paths",
             Settings::load(&paths.settings())
                 .map(|settings| shown(&settings.under(policy.clone())))
                 .map_err(Into::into),

@@ -38,8 +38,8 @@ pub(super) async fn checks(paths: &Paths) -> Vec<Check> {
         if client.status().await?.vmm_pid.is_none() {
             return Ok(Vec::new());
         }
-        // At once: an engine that does not respond is compared with what the guest was doing at that time.
         let _progress = Progress::show("examining the running engine");
+        // At once: an engine that does not respond is compared with what the guest was doing at that time.
         let (examination, ping) = tokio::join!(client.examination(), ping(paths));
         let examination = examination?;
         let engine = ping.map_err(|problem| unanswered(&problem, examination.guest.as_ref()));
