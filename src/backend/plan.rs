@@ -24,6 +24,7 @@ use super::{
     host_sockets::{self, HostSocket},
     image_names,
     network::{NetworkError, NetworkPlan},
+    ports::vm::VmPortsPlan,
     proxy,
     shares::SharesPlan,
 };
@@ -106,6 +107,8 @@ pub struct Plan {
     pub host_sockets: Vec<HostSocket>,
     /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
+    /// The published ports of the VM itself.
+    pub vm_ports: VmPortsPlan,
     /// The certificate authorities that the engine trusts.
     pub certificates: certificates::Source,
     /// The guest's part of the plan, as the agent receives it; the time is set when it is sent.
@@ -178,6 +181,7 @@ impl Plan {
             shares,
             host_sockets,
             ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
+            vm_ports: VmPortsPlan::new(&settings),
             certificates,
             configuration,
             warning: (!warnings.is_empty()).then(|| warnings.join("; ")),

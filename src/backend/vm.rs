@@ -38,7 +38,7 @@ use super::{
     plan::{Plan, PlanError},
     ports::{
         Listening, Ports,
-        vm::{self, VmPorts, VmPortsError},
+        vm::{VmPorts, VmPortsError, warning},
     },
     shares::{Change, ShareServer, SharesPlan},
     time_zone,
@@ -165,7 +165,7 @@ impl Vm {
         }
         remove_sockets(paths);
         let (channel, theirs) = vmm::channel()?;
-        let (ports, own_ports) = open_ports(paths, policy, &mut plan).await;
+        let (ports, own_ports) = open_ports(&mut plan).await;
         // The processes of devices come first: their streams travel to the vmm before it boots. A start that fails
         // further down drops them, which kills them.
         let network = match plan.network.clone() {
@@ -260,7 +260,7 @@ impl Vm {
         paths: &Paths,
         policy: &Policy,
     ) -> impl Future<Output = Result<PortsAnswer, VmPortsError>> + Send + use<> {
-        self.own_ports.clone().publish(paths.clone(), policy.clone())
+        self.own_ports.clone().follow(paths.clone(), policy.clone())
     }
 
     /// Examines the VM while it runs; takes some seconds.
@@ -320,8 +320,8 @@ impl Drop for Vm {
     }
 }
 
-/// Opens the table of published ports, with those of the VM itself that the settings name.
-async fn open_ports(paths: &Paths, policy: &Policy, plan: &mut Plan) -> (Arc<Ports>, VmPorts) {
+/// Opens the table of published ports, with those of the VM itself.
+async fn open_ports(plan: &mut Plan) -> (Arc<Ports>, VmPorts) {
     // init refuses ports by itself in a guest without a network; a hostile one is refused here.
     let no_ports = match &plan.network {
         Some(network) => network.no_ports(),
@@ -330,9 +330,12 @@ async fn open_ports(paths: &Paths, policy: &Policy, plan: &mut Plan) -> (Arc<Por
     let ports = Arc::new(no_ports.map_or_else(|| Ports::open(plan.ports_on_loopback), Ports::closed));
     let address = plan.network.as_ref().map(|network| network.guest().address);
     let own = VmPorts::new(&ports, address, plan.configuration.isolation);
-    match own.clone().publish(paths.clone(), policy.clone()).await {
-        Ok(answer) => vm::warning(&answer.problems).into_iter().for_each(|warning| plan.warn(warning)),
-        Err(error) => plan.warn(chain(&error)),
+    let problem = match own.publish(&plan.vm_ports).await {
+        Ok(answer) => warning(&answer.problems),
+        Err(error) => Some(chain(&error)),
+    };
+    if let Some(problem) = problem {
+        plan.warn(problem);
     }
     (ports, own)
 }

@@ -148,11 +148,7 @@ impl Ports {
 
     /// Listens for exactly these ports of the VM itself; returns those that the host refuses.
     pub(super) async fn publish_vm(&self, wanted: &BTreeSet<PortMapping>) -> Vec<(PortMapping, PublishError)> {
-        let gone = |key: &Key| matches!(key, Key::Vm(port) if !wanted.contains(port));
-        let gone: Vec<Key> = self.table().entries.keys().copied().filter(gone).collect();
-        for key in gone {
-            self.end(key);
-        }
+        self.end_all(|key| matches!(key, Key::Vm(port) if !wanted.contains(port)));
         let mut refused = Vec::new();
         for port in wanted {
             let published = self.table().entries.contains_key(&Key::Vm(*port));
@@ -189,12 +185,8 @@ impl Ports {
 
     /// Ends the guest's mapping `id`, if it exists.
     pub(super) fn unpublish(&self, id: u64) {
-        self.end(Key::Guest(id));
-    }
-
-    fn end(&self, key: Key) {
         let mut table = self.table();
-        if let Some(entry) = table.entries.remove(&key) {
+        if let Some(entry) = table.entries.remove(&Key::Guest(id)) {
             table.release(&entry);
             self.changed.notify_one();
         }
@@ -202,23 +194,20 @@ impl Ports {
 
     /// Ends all mappings of the guest, because the agent that asked for them is gone.
     pub(super) fn clear(&self) {
-        let mut table = self.table();
-        let (kept, ended) =
-            std::mem::take(&mut table.entries).into_iter().partition(|(key, _)| matches!(key, Key::Vm(_)));
-        table.entries = kept;
-        self.release_all(table, ended);
+        self.end_all(|key| matches!(key, Key::Guest(_)));
     }
 
     /// Ends all mappings and refuses new ones for this reason.
     pub(super) fn close(&self, reason: &str) {
-        let mut table = self.table();
-        table.closed = Some(reason.to_owned());
-        let ended = std::mem::take(&mut table.entries);
-        self.release_all(table, ended);
+        // The reason first: no mapping may slip in between.
+        self.table().closed = Some(reason.to_owned());
+        self.end_all(|_| true);
     }
 
-    fn release_all(&self, mut table: MutexGuard<'_, Table>, ended: BTreeMap<Key, Entry>) {
-        for entry in ended.values() {
+    fn end_all(&self, ends: impl Fn(&Key) -> bool) {
+        let mut table = self.table();
+        let ended: Vec<_> = table.entries.extract_if(.., |key, _| ends(key)).collect();
+        for (_, entry) in &ended {
             table.release(entry);
         }
         self.changed.notify_one();

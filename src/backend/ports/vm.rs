@@ -34,12 +34,42 @@ pub enum VmPortsError {
          `docker run --publish` publishes ports of containers"
     )]
     Isolated,
-    /// There is no network.
+    /// The VM has no network.
     #[error("this VM has no network, so none of its ports (vmPorts) can be published")]
     NoNetwork,
 }
 
-/// The ports of a VM that the settings publish.
+/// The ports of the VM itself that the settings name, and what decides about them.
+#[derive(Clone, Debug)]
+pub struct VmPortsPlan {
+    ports: Vec<VmPort>,
+    binding: PortBinding,
+    isolation: bool,
+}
+
+impl VmPortsPlan {
+    pub(in crate::backend) fn new(settings: &Settings) -> Self {
+        Self { ports: settings.vm_ports(), binding: settings.port_binding(), isolation: settings.isolation() }
+    }
+
+    /// Returns the mappings for a VM with this address, with the port behind each.
+    fn mappings(&self, vm: Ipv4Addr) -> BTreeMap<PortMapping, VmPort> {
+        let everywhere: &[IpAddr] = match self.binding {
+            PortBinding::All => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+            PortBinding::Loopback | PortBinding::OnlyLoopback => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        };
+        let of = |port: VmPort| {
+            let VmPort { address, host_port, vm_port: container_port, transport } = port;
+            let addresses = address.map_or_else(|| everywhere.to_vec(), |address| vec![address]);
+            addresses.into_iter().map(move |host_ip| {
+                (PortMapping { transport, host_ip, host_port, container_ip: vm.into(), container_port }, port)
+            })
+        };
+        self.ports.iter().copied().flat_map(of).collect()
+    }
+}
+
+/// The published ports of a VM itself.
 #[derive(Clone, Debug)]
 pub(in crate::backend) struct VmPorts {
     ports: Arc<Ports>,
@@ -57,17 +87,24 @@ impl VmPorts {
     }
 
     /// Publishes the ports that the settings name now, and no others of the VM.
-    pub(in crate::backend) async fn publish(self, paths: Paths, policy: Policy) -> Result<PortsAnswer, VmPortsError> {
+    pub(in crate::backend) async fn follow(self, paths: Paths, policy: Policy) -> Result<PortsAnswer, VmPortsError> {
         // The settings are read in turn, so that the last to change them sets the list that remains.
         let _turn = self.turn.lock().await;
         let settings = Settings::load(&paths.settings())?.under(policy);
-        let wanted = mappings(&settings, self.address.unwrap_or(Ipv4Addr::UNSPECIFIED));
-        if !wanted.is_empty() && self.isolation {
-            return if settings.isolation() { Err(VmPortsError::Isolated) } else { Ok(PortsOutcome::NextStart.into()) };
+        self.publish(&VmPortsPlan::new(&settings)).await
+    }
+
+    /// Publishes the planned ports, and no others of the VM.
+    pub(in crate::backend) async fn publish(&self, plan: &VmPortsPlan) -> Result<PortsAnswer, VmPortsError> {
+        let named = !plan.ports.is_empty();
+        if named && self.isolation {
+            return if plan.isolation { Err(VmPortsError::Isolated) } else { Ok(PortsOutcome::NextStart.into()) };
         }
-        if !wanted.is_empty() && self.address.is_none() {
-            return Err(VmPortsError::NoNetwork);
-        }
+        let wanted = match self.address {
+            Some(address) => plan.mappings(address),
+            None if named => return Err(VmPortsError::NoNetwork),
+            None => BTreeMap::new(),
+        };
         let refused = self.ports.publish_vm(&wanted.keys().copied().collect()).await;
         let problem = |(mapping, error): (PortMapping, PublishError)| {
             Some(PortProblem { port: wanted.get(&mapping)?.to_string(), reason: error.to_string() })
@@ -88,29 +125,6 @@ pub(in crate::backend) fn warning(problems: &[PortProblem]) -> Option<String> {
     (!reasons.is_empty()).then(|| format!("cannot publish ports of the VM: {}{more}", reasons.join("; ")))
 }
 
-/// Returns the mappings that the settings ask for, with the port behind each, for a VM with this address.
-fn mappings(settings: &Settings, vm: Ipv4Addr) -> BTreeMap<PortMapping, VmPort> {
-    let everywhere: &[IpAddr] = match settings.port_binding() {
-        PortBinding::All => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
-        PortBinding::Loopback | PortBinding::OnlyLoopback => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
-    };
-    let mut mappings = BTreeMap::new();
-    for port in settings.vm_ports() {
-        let addresses = port.address.as_ref().map_or(everywhere, std::slice::from_ref);
-        for address in addresses {
-            let mapping = PortMapping {
-                transport: port.transport,
-                host_ip: *address,
-                host_port: port.host_port,
-                container_ip: vm.into(),
-                container_port: port.vm_port,
-            };
-            mappings.insert(mapping, port);
-        }
-    }
-    mappings
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -121,8 +135,8 @@ mod tests {
     fn listens(values: serde_json::Value) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), values.to_string()).unwrap();
-        let settings = Settings::load(file.path()).unwrap();
-        let mappings = mappings(&settings, Ipv4Addr::new(192, 168, 65, 3));
+        let plan = VmPortsPlan::new(&Settings::load(file.path()).unwrap());
+        let mappings = plan.mappings(Ipv4Addr::new(192, 168, 65, 3));
         mappings.into_keys().map(|port| port.host_ip.to_string()).collect()
     }
 
@@ -149,7 +163,7 @@ mod tests {
         let publish = async |isolated: bool, address, values: serde_json::Value| {
             std::fs::write(paths.settings(), values.to_string()).unwrap();
             let own = VmPorts::new(&ports, address, isolated);
-            own.publish(paths.clone(), Policy::default()).await.map_err(|error| error.to_string())
+            own.follow(paths.clone(), Policy::default()).await.map_err(|error| error.to_string())
         };
         let off = json!({"enhancedContainerIsolation": false, "vmPorts": ["127.0.0.1:1:80"]});
         let on = json!({"vmPorts": ["127.0.0.1:1:80"]});
