@@ -1,7 +1,7 @@
 //! Much data through published ports, and ends that are not orderly.
 
 use super::{
-    ports::{Container, HERE, connect, free},
+    ports::{Container, HERE, connect},
     *,
 };
 

@@ -23,6 +23,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use support::{
     engine::{Engine, ISOLATION, home, turn},
+    ports::free,
     process::{Ran, poll, run},
     registry::Registry,
 };

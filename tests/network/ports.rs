@@ -105,12 +105,6 @@ pub(crate) fn published(port: u16) -> Vec<serde_json::Value> {
     all["ports"].as_array().unwrap().iter().filter(|row| row["hostPort"] == port).cloned().collect()
 }
 
-/// `count` ports in a row that are free now, below those that clients get.
-pub(crate) fn free(count: u16) -> u16 {
-    let is_free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
-    (20_000..32_000).step_by(16).find(|first| (*first..first + count).all(is_free)).unwrap()
-}
-
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_port_listens_on_every_address_of_both_kinds_while_its_container_runs() {

@@ -8,7 +8,7 @@ use std::{ffi::OsStr, io::Read, net::Ipv4Addr, path::PathBuf, sync::Arc};
 use support::engine::{Isolation, START, STOP};
 
 use super::{
-    ports::{Container, HERE, connect, fetch, free, get, published},
+    ports::{Container, HERE, connect, fetch, get, published},
     *,
 };
 

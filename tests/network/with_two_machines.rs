@@ -8,10 +8,7 @@ use support::{
     process::COMMAND,
 };
 
-use super::{
-    ports::{free, get},
-    *,
-};
+use super::{ports::get, *};
 
 /// The wire between the machines, a bridge of this one.
 const WIRE: &str = "bh-swarm";

@@ -16,6 +16,8 @@ pub mod guest;
 #[cfg(feature = "host")]
 pub mod home;
 #[cfg(feature = "host")]
+pub mod ports;
+#[cfg(feature = "host")]
 pub mod process;
 #[cfg(feature = "procfs")]
 pub mod procfs;
