@@ -2,7 +2,8 @@
 
 use std::{
     io::{self, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
+    ops::Range,
     os::unix::net::UnixStream,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -12,6 +13,7 @@ use std::{
 use support::{
     client::{self, connect},
     engine::{Engine, Isolation, engine},
+    ports::free,
     process::poll,
 };
 
@@ -31,8 +33,8 @@ const STARTS_AT_ONCE: usize = 4;
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn the_engine_bears_ports_clients_and_containers_at_once() {
-    let wanted = std::env::var("BULKHEAD_TEST_STORM").ok().and_then(|seconds| seconds.parse().ok());
-    let (begun, wanted) = (Instant::now(), Duration::from_secs(wanted.unwrap_or_default()));
+    let seconds = std::env::var("BULKHEAD_TEST_STORM").map_or(0, |seconds| seconds.parse().unwrap());
+    let (begun, wanted) = (Instant::now(), Duration::from_secs(seconds));
     let engine = engine(Isolation::On);
     engine.remove_containers();
     let boot = engine.home.status()["boot"].clone();
@@ -55,26 +57,22 @@ fn rush(engine: &Engine) {
     thread::scope(|scope| {
         scope.spawn(|| start_containers(engine));
         scope.spawn(|| leave_clients(engine));
-        for port in &ports {
-            answers(*port);
-        }
+        ports.clone().for_each(answers);
     });
     assert_eq!(engine.containers().len(), CONTAINERS + 1);
-    for port in &ports {
-        answers(*port);
-    }
+    ports.clone().for_each(answers);
     engine.remove_containers();
     poll("the containers go", Duration::from_secs(60), || engine.containers().is_empty().then_some(()));
-    let listening = |port: &u16| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    poll("the ports close", Duration::from_secs(10), || (!ports.iter().any(listening)).then_some(()));
+    let listening = |port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+    poll("the ports close", Duration::from_secs(10), || (!ports.clone().any(listening)).then_some(()));
 }
 
 /// Starts a web server with all ports.
-fn publish(engine: &Engine) -> Vec<u16> {
-    let free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
-    let ports: Vec<u16> = (20_000..32_000).filter(free).take(PORTS.into()).collect();
+fn publish(engine: &Engine) -> Range<u16> {
+    let first = free(PORTS);
+    let ports = first..first + PORTS;
     let mut run = vec!["run".to_owned(), "--detach".into(), "--init".into(), "--name=ports".into()];
-    run.extend(ports.iter().map(|port| format!("--publish={port}:80")));
+    run.extend(ports.clone().map(|port| format!("--publish={port}:80")));
     run.extend(["alpine", "httpd", "-f", "-p", "80", "-h", "/etc"].map(ToOwned::to_owned));
     let run: Vec<&str> = run.iter().map(String::as_str).collect();
     engine.docker(&run).ok();
