@@ -24,12 +24,29 @@ use sha2::{Digest, Sha256};
 use support::{
     engine::{Engine, ISOLATION, home, turn},
     ports::free,
-    process::{Ran, poll, run},
+    process::{COMMAND, Ran, poll, run},
     registry::Registry,
 };
 
 /// The emulated machine has it. Only there do tests change files of the whole machine.
 const THROW_AWAY_MACHINE: &str = "/etc/kvm-host";
+
+/// Returns whether this machine may be given network devices; says so where it may not.
+fn takes_network_devices() -> bool {
+    let takes = Path::new(THROW_AWAY_MACHINE).is_dir() && nix::unistd::geteuid().is_root();
+    if !takes {
+        println!("left out: this machine is not to be given network devices");
+    }
+    takes
+}
+
+/// Runs ip(8) with these arguments.
+#[track_caller]
+fn ip(arguments: &str) -> Ran {
+    let mut command = Command::new("ip");
+    command.args(arguments.split_whitespace());
+    run(command, COMMAND)
+}
 
 /// Time for a command that moves much data or waits for another.
 const LONG: Duration = Duration::from_secs(300);

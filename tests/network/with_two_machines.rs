@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use support::{
     engine::{START, STOP},
     home::{Home, OwnHome},
-    process::COMMAND,
 };
 
 use super::{ports::get, *};
@@ -15,17 +14,6 @@ const WIRE: &str = "bh-swarm";
 
 /// The ports on which the engines of a swarm talk to each other.
 const SWARM_PORTS: [&str; 4] = ["2377", "7946", "7946/udp", "4789/udp"];
-
-/// Runs ip(8), which succeeds.
-fn ip(arguments: &str) {
-    run(words("ip", arguments), COMMAND).ok();
-}
-
-fn words(program: &str, arguments: &str) -> Command {
-    let mut command = Command::new(program);
-    command.args(arguments.split_whitespace());
-    command
-}
 
 /// The address of a machine; 254 is this one.
 fn address(number: u8) -> Ipv4Addr {
@@ -37,17 +25,17 @@ struct Wire;
 
 impl Wire {
     fn lay() -> Self {
-        ip(&format!("link add {WIRE} type bridge"));
+        ip(&format!("link add {WIRE} type bridge")).ok();
         let wire = Self;
-        ip(&format!("addr add {}/24 dev {WIRE}", address(254)));
-        ip(&format!("link set {WIRE} up"));
+        ip(&format!("addr add {}/24 dev {WIRE}", address(254))).ok();
+        ip(&format!("link set {WIRE} up")).ok();
         wire
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        let _ = words("ip", &format!("link del {WIRE}")).output();
+        ip(&format!("link del {WIRE}"));
     }
 }
 
@@ -59,21 +47,21 @@ struct Machine {
 impl Machine {
     fn new(number: u8) -> Self {
         let name = format!("{WIRE}{number}");
-        ip(&format!("netns add {name}"));
+        ip(&format!("netns add {name}")).ok();
         let machine = Self { name };
         let name = &machine.name;
-        ip(&format!("link add {name} type veth peer name eth0 netns {name}"));
-        ip(&format!("link set {name} master {WIRE} up"));
-        ip(&format!("-n {name} addr add {}/24 dev eth0", address(number)));
-        ip(&format!("-n {name} link set eth0 up"));
-        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("link add {name} type veth peer name eth0 netns {name}")).ok();
+        ip(&format!("link set {name} master {WIRE} up")).ok();
+        ip(&format!("-n {name} addr add {}/24 dev eth0", address(number))).ok();
+        ip(&format!("-n {name} link set eth0 up")).ok();
+        ip(&format!("-n {name} link set lo up")).ok();
         machine
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = words("ip", &format!("netns del {}", self.name)).output();
+        ip(&format!("netns del {}", self.name));
     }
 }
 
@@ -118,8 +106,7 @@ fn tasks(answers: impl IntoIterator<Item = String>) -> BTreeSet<String> {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn a_service_of_a_swarm_answers_on_two_engines() {
-    if !Path::new(THROW_AWAY_MACHINE).is_dir() || !nix::unistd::geteuid().is_root() {
-        println!("left out: this machine is not to be given network devices");
+    if !takes_network_devices() {
         return;
     }
     // The shared engine makes room for these two.
