@@ -168,15 +168,15 @@ test("a wrong value stays in the form with the reason, and a hidden password is 
   assert.equal(await tab.evaluate(() => document.activeElement.id), "setting-cpus");
   assert.equal(await tab.getAttribute("#setting-cpus", "aria-invalid"), "true");
   await tab.locator("#discard").click();
-  await tab.waitForFunction(() => document.getElementById("setting-cpus").value === "");
+  assert.equal(await tab.inputValue("#setting-cpus"), "");
+  assert.equal(await tab.getAttribute("#setting-cpus", "aria-invalid"), null);
   const proxy = tab.locator("#setting-overrideProxyHttp");
   assert.equal(await proxy.inputValue(), "http://***@proxy.example.org:3128");
   await proxy.fill("http://***@other.example.org:3128");
   await tab.locator("#apply").click();
   await text(tab, "problem-text", "hidden password");
   await tab.locator("#discard").click();
-  // The form is drawn again, which would take the next text away.
-  await tab.waitForFunction(() => document.getElementById("setting-overrideProxyHttp").value.includes("@proxy."));
+  assert.match(await proxy.inputValue(), /@proxy\./);
   await tab.locator("#setting-filesharingDirectories").fill("[");
   await tab.locator("#apply").click();
   await text(tab, "problem-text", "must be JSON");
@@ -301,7 +301,9 @@ const guest = (containers, second) => async (tab) => {
   });
   await tab.route("**/v1/ports", (route) => route.fulfill(json({ ports: [
     { protocol: "tcp", hostIp: "0.0.0.0", hostPort: 8080, containerIp: "172.17.0.2", containerPort: 80 },
-    { protocol: "tcp", hostIp: "::", hostPort: 8080, containerIp: "172.17.0.2", containerPort: 80 }] })));
+    { protocol: "tcp", hostIp: "::", hostPort: 8080, containerIp: "172.17.0.2", containerPort: 80 },
+    { protocol: "udp", hostIp: "127.0.0.1", hostPort: 7946, containerIp: "192.168.65.3", containerPort: 7946,
+      ofVm: true }] })));
   await tab.route("**/docker/containers", (route) => route.fulfill(json(containers)));
   await tab.route(`**/docker/containers/${ID}/processes`, (route) => route.fulfill(json({
     Titles: ["PID", "UID"], Processes: [["700", "165536"], ["731", "165637"]] })));
@@ -316,9 +318,32 @@ test("containers are listed with their ids and ports, and hostile names are text
   await text(tab, "container-rows", "165536 – 231071");
   const row = await tab.getByRole("row", { name: /^web / }).textContent();
   assert.match(row, /0\.0\.0\.0:8080 → 80\/tcp\[::\]:8080 → 80\/tcp$/);
+  assert.equal(await tab.locator("#vm-port-list").textContent(), "127.0.0.1:7946 → 7946/udp");
   await text(tab, "container-rows", HOSTILE);
   assert.equal(await tab.locator("#container-rows img, #container-rows script").count(), 0);
   assert.equal(await tab.evaluate(() => window.owned), undefined);
+  assert.deepEqual(tab.complaints, []);
+});
+
+test("a text that is typed while the settings are read stays in the form", async () => {
+  const { tab } = await opened(newHome());
+  await settings(tab);
+  let answer;
+  const asked = new Promise((resolve) => { answer = resolve; });
+  await tab.route("**/v1/settings", async (route) => {
+    const read = await route.fetch();
+    answer(() => route.fulfill({ response: read }));
+  });
+  await tab.locator("#setting-cpus").fill("2");
+  await tab.locator("#apply").click();
+  const go = await asked;
+  await tab.locator("#setting-memoryMiB").fill("2048");
+  await go();
+  await text(tab, "apply-count", "1 change");
+  assert.equal(await tab.inputValue("#setting-memoryMiB"), "2048");
+  await tab.locator("#discard").click();
+  assert.equal(await tab.inputValue("#setting-memoryMiB"), "");
+  assert.equal(await tab.inputValue("#setting-cpus"), "2");
   assert.deepEqual(tab.complaints, []);
 });
 

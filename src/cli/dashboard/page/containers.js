@@ -1,4 +1,5 @@
-// The containers, with the user ids that each has in the VM and the ports that lead to it.
+// The containers, with the user ids that each has in the VM and the ports that lead to it; and the ports
+// of the VM itself.
 
 import { get } from "./api.js";
 import { find, make, say, show } from "./dom.js";
@@ -37,10 +38,16 @@ const nameOf = (container) => text(container.Names?.[0]).replace(/^\//, "");
 function portsOf(container, ports) {
   const networks = Object.values(container.NetworkSettings?.Networks ?? {});
   const addresses = networks.flatMap((network) => [network.IPAddress, network.GlobalIPv6Address]).filter(Boolean);
-  return ports.filter((port) => addresses.includes(port.containerIp)).map((port) => {
-    const host = port.hostIp.includes(":") ? `[${port.hostIp}]` : port.hostIp;
-    return `${host}:${port.hostPort} → ${port.containerPort}/${port.protocol}`;
-  });
+  return ports.filter((port) => addresses.includes(port.containerIp));
+}
+
+const words = ({ hostIp, hostPort, containerPort, protocol }) =>
+  `${hostIp.includes(":") ? `[${hostIp}]` : hostIp}:${hostPort} → ${containerPort}/${protocol}`;
+
+function drawOwn(ports) {
+  const own = ports.filter((port) => port.ofVm);
+  find("vm-port-list").replaceChildren(...own.map((port) => make("li", { class: "mono" }, words(port))));
+  show(find("vm-ports"), own.length > 0);
 }
 
 function row(container, ports) {
@@ -51,7 +58,7 @@ function row(container, ports) {
     make("td", { class: "image" }, ...breakable(text(container.Image))),
     make("td", {}, make("span", { class: `pill ${running ? "good" : ""}` }, text(container.Status || container.State))),
     make("td", { class: "mono" }, running ? ranges.get(key) ?? "…" : "–"),
-    make("td", { class: "mono" }, ...portsOf(container, ports).map((port) => make("div", {}, port))));
+    make("td", { class: "mono" }, ...portsOf(container, ports).map((port) => make("div", {}, words(port)))));
 }
 
 function empty(words) {
@@ -61,8 +68,12 @@ function empty(words) {
 }
 
 async function refresh(page) {
-  if (page.status?.state !== "running") return empty("The engine is not running.");
+  if (page.status?.state !== "running") {
+    drawOwn([]);
+    return empty("The engine is not running.");
+  }
   const [list, { ports }] = await Promise.all([get("/docker/containers"), get("/v1/ports")]);
+  drawOwn(ports);
   if (list.length === 0) return empty("There are no containers.");
   show(find("containers-empty"), false);
   const draw = () => find("container-rows").replaceChildren(...list.map((container) => row(container, ports)));

@@ -181,8 +181,20 @@ function draw({ settings, policy }, status) {
   if (focused) find(focused)?.focus();
 }
 
+// Draws the settings as they are now, unless there are changes that a user has typed meanwhile.
 async function read(page) {
-  draw(await get("/v1/settings"), page.status);
+  const now = await get("/v1/settings");
+  if (changes().length === 0) draw(now, page.status);
+}
+
+// Takes all changes back, at once: what is typed while a request is under way would be lost.
+function discard() {
+  resets.clear();
+  for (const { setting, element, write } of fields.values()) {
+    write(setting.value);
+    element.removeAttribute("aria-invalid");
+  }
+  changed();
 }
 
 // Writes the changes one after the other; the first that is refused ends it, and the others stay in the form.
@@ -225,13 +237,12 @@ async function apply(page, restart) {
 }
 
 export function enter(page) {
-  // Not over what a user has typed.
-  if (changes().length === 0) page.attempt(() => read(page));
+  page.attempt(() => read(page));
 }
 
 export function begin(page) {
   find("settings-form").addEventListener("submit", (event) => event.preventDefault());
-  find("discard").addEventListener("click", () => page.attempt(() => read(page)));
+  find("discard").addEventListener("click", () => page.attempt(discard));
   find("apply").addEventListener("click", () => apply(page, false));
   find("apply-restart").addEventListener("click", () => apply(page, true));
 }
