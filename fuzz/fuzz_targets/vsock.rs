@@ -14,6 +14,9 @@ use libfuzzer_sys::fuzz_target;
 /// A host port for which streams are offered.
 const PORT: u32 = 1025;
 
+/// A host port at which clients listen.
+const LISTENED: u32 = 5000;
+
 #[derive(Arbitrary, Debug)]
 enum Step<'a> {
     /// Any header.
@@ -63,7 +66,7 @@ fuzz_target!(|steps: Vec<Step>| {
     let mut world = World::new(&HYBRID);
     world.offer(PORT);
     // Ends of connections that the device has announced: (host port, guest port).
-    let mut known = vec![(PORT, 1000), (PORT, 1001), (9, 1002)];
+    let mut known = vec![(PORT, 1000), (PORT, 1001), (9, 1002), (LISTENED, 2000), (LISTENED, 2001)];
     for step in steps.into_iter().take(64) {
         match step {
             Step::Raw { header, payload } => world.transmit(&header, &mut payload.to_vec()),
@@ -91,6 +94,7 @@ fuzz_target!(|steps: Vec<Step>| {
                     }
                 }
             }
+            Step::Connect { port: 0..32 } => world.listen(&HYBRID, LISTENED),
             Step::Connect { port } => world.connect(u32::from(port)),
             Step::Offer => world.offer(PORT),
             Step::Host { index, bytes, leaves } => world.host(usize::from(index), bytes, leaves),

@@ -212,7 +212,8 @@ impl Plan {
             // The order is that of the guest's names: the command line has root=/dev/vda. init finds the data disk by
             // its serial.
             disks: vec![disk(&self.image.rootfs, true, "rootfs"), disk(self.disk.path(), false, DATA_SERIAL)],
-            vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket() }),
+            // An isolated container may still get a vsock socket, by socketcall(2) of a 32-bit program.
+            vsock: Some(Vsock { cid: GUEST_CID, socket: paths.vsock_socket(), listens: !self.configuration.isolation }),
             console: Some(paths.console_log()),
             serial: self.serial.then(|| paths.serial_log()),
         }

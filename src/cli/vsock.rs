@@ -1,8 +1,8 @@
 //! `bulkhead vsock`: streams between host programs and vsock ports of the VM.
 //!
 //! They go through the hybrid socket of the VM's vsock device, which answers a line `CONNECT <port>` with `OK` once a
-//! program in the VM has accepted. Ports below 1024 are refused here: the gate listens on one of them, and the engine's
-//! socket is the way to it.
+//! program in the VM has accepted, and a line `LISTEN <port>` once one has connected. Ports below 1024 are refused here:
+//! the gate listens on one of them, and the engine's socket is the way to it.
 
 use std::{
     fs, io,
@@ -30,7 +30,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CliError, command, print};
+use super::{CliError, client::Client, command, print};
 use crate::settings::Paths;
 use bulkhead_ipc::report::chain;
 
@@ -39,6 +39,9 @@ const FIRST_PORT: u32 = 1024;
 
 /// `VMADDR_PORT_ANY` (vsock(7)) is not a port.
 const LAST_PORT: u32 = u32::MAX - 1;
+
+/// Last port at which the VM's device lets a client listen. Those after it are of connections to the VM.
+const LAST_HOST_PORT: u32 = (1 << 30) - 1;
 
 /// Time for the program in the VM to accept.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,11 +55,11 @@ const MAX_CONNECTIONS: usize = 128;
 /// Pause after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connect to vsock ports of the VM, for tools of the command line.
+/// Connect to vsock ports of the VM, and let it connect to this machine, for tools of the command line.
 ///
-/// Programs in the VM can listen on vsock ports only while Enhanced Container Isolation is off, and only in containers
-/// whose seccomp profile allows vsock, such as those with --privileged: see docs/network.md. Ports below 1024 are those
-/// of the VM's own services and cannot be connected to.
+/// Programs in the VM can use vsock only while Enhanced Container Isolation is off, and only in containers whose seccomp
+/// profile allows it, such as those with --privileged: see docs/network.md. Ports below 1024 are those of the VM's own
+/// services.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Verb {
     /// Connect standard input and output to a vsock port.
@@ -70,6 +73,19 @@ Examples:
     Connect {
         /// Port in the VM.
         #[arg(value_parser = clap::value_parser!(u32).range(i64::from(FIRST_PORT)..=i64::from(LAST_PORT)))]
+        port: u32,
+    },
+    /// Wait until a program in the VM connects to a vsock port of this machine, and connect standard input and output.
+    ///
+    /// Takes one connection; of several commands that wait at a port it goes to the first. Programs in the VM reach this
+    /// machine by the context id 2. Each direction ends by itself, as with `connect`.
+    #[command(after_help = "\
+Examples:
+  bulkhead vsock listen 5000 >core &
+  docker run --rm --privileged debian-with-socat sh -c 'socat -u OPEN:/core VSOCK-CONNECT:2:5000'")]
+    Listen {
+        /// Port of this machine.
+        #[arg(value_parser = clap::value_parser!(u32).range(i64::from(FIRST_PORT)..=i64::from(LAST_HOST_PORT)))]
         port: u32,
     },
     /// Forward a port or socket of this machine to a vsock port, until interrupted.
@@ -126,28 +142,60 @@ impl FromStr for Forwarding {
 pub(super) async fn run(paths: &Paths, verb: Verb) -> Result<(), CliError> {
     match verb {
         Verb::Connect { port } => {
-            let standard = |stream: BorrowedFd| stream.try_clone_to_owned().map(|owned| File::from_std(owned.into()));
-            let ends = (standard(io::stdin().as_fd()), standard(io::stdout().as_fd()));
-            let (Ok(input), Ok(output)) = ends else {
-                return Err(CliError::Failed("standard input and output must be open".to_owned()));
-            };
+            let (input, output) = standard()?;
             let stream = connect(paths, port).await?;
+            relay(stream, input, output).await.map_err(CliError::io("the connection failed"))
+        }
+        Verb::Listen { port } => {
+            let (input, output) = standard()?;
+            let stream = listen(paths, port).await?;
             relay(stream, input, output).await.map_err(CliError::io("the connection failed"))
         }
         Verb::Forward { forwarding } => forward(paths, &forwarding).await,
     }
 }
 
+/// Opens standard input and output for a relay.
+fn standard() -> Result<(File, File), CliError> {
+    let open = |stream: BorrowedFd| stream.try_clone_to_owned().map(|owned| File::from_std(owned.into()));
+    match (open(io::stdin().as_fd()), open(io::stdout().as_fd())) {
+        (Ok(input), Ok(output)) => Ok((input, output)),
+        _ => Err(CliError::Failed("standard input and output must be open".to_owned())),
+    }
+}
+
+/// Connects to the VM's vsock device.
+async fn device(paths: &Paths) -> Result<UnixStream, CliError> {
+    UnixStream::connect(paths.vsock_socket()).await.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(paths),
+        _ => CliError::io("cannot connect to the VM's vsock device")(error),
+    })
+}
+
+/// Waits for a connection of the VM to a port of this machine.
+async fn listen(paths: &Paths, port: u32) -> Result<UnixStream, CliError> {
+    let status = match Client::connect(paths).await? {
+        Some(client) => client.status().await?,
+        None => return Err(not_running(paths)),
+    };
+    if status.vm.is_some_and(|vm| vm.enhanced_container_isolation) {
+        return Err(CliError::Failed(
+            "nothing in the VM can connect to this machine: with Enhanced Container Isolation on, containers cannot use \
+             vsock; `docker exec` carries a program's input and output"
+                .to_owned(),
+        ));
+    }
+    let mut stream = device(paths).await?;
+    match greet(&mut stream, "LISTEN", port).await {
+        Ok(true) => Ok(stream),
+        _ => Err(CliError::Failed(format!("the VM's vsock device ended the wait for port {port}; did the VM stop?"))),
+    }
+}
+
 /// Connects to a port of the VM.
 async fn connect(paths: &Paths, port: u32) -> Result<UnixStream, CliError> {
-    let mut stream = match UnixStream::connect(paths.vsock_socket()).await {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Err(not_running(paths));
-        }
-        Err(error) => return Err(CliError::io("cannot connect to the VM's vsock device")(error)),
-    };
-    match timeout(ACCEPT_TIMEOUT, greet(&mut stream, port)).await {
+    let mut stream = device(paths).await?;
+    match timeout(ACCEPT_TIMEOUT, greet(&mut stream, "CONNECT", port)).await {
         Ok(Ok(true)) => Ok(stream),
         Ok(_) => Err(CliError::Failed(format!(
             "nothing listens on vsock port {port} in the VM; with Enhanced Container Isolation on, containers cannot"
@@ -164,9 +212,9 @@ fn not_running(paths: &Paths) -> CliError {
     CliError::Failed(format!("the engine is not running; `{}` starts it", command(paths, "start")))
 }
 
-/// Asks the device for a port and reads its answer; returns whether the connection exists.
-async fn greet(stream: &mut UnixStream, port: u32) -> io::Result<bool> {
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+/// Sends the device a request for a port and reads its answer; returns whether the connection exists.
+async fn greet(stream: &mut UnixStream, request: &str, port: u32) -> io::Result<bool> {
+    stream.write_all(format!("{request} {port}\n").as_bytes()).await?;
     let mut answer = Vec::new();
     // Byte by byte: those behind the line are the program's.
     while answer.len() < MAX_ANSWER && answer.last() != Some(&b'\n') {

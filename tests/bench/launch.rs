@@ -230,7 +230,7 @@ fn start_bulkhead(setup: &Setup, contender: Contender, agent: Option<OwnedFd>) -
     let pair = control::pair()?;
     let disks = vec![disk(&setup.machine.rootfs, true, "rootfs"), disk(&setup.data(), false, DATA_SERIAL)];
     let config = VmConfig {
-        vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock() }),
+        vsock: Some(Vsock { cid: contender.cid(), socket: setup.vsock(), listens: false }),
         ..setup.machine.config(command_line(false), disks, &setup.console())
     };
     // The packets wait in the socket, so the process has its machine at the first reads.

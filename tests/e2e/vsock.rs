@@ -1,10 +1,11 @@
-//! `bulkhead vsock`: from the host to a container that listens on a vsock port.
+//! `bulkhead vsock`: between the host and containers that use vsock.
 
 use std::{
     io::{Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     process::Stdio,
+    thread,
 };
 
 use support::{
@@ -48,4 +49,37 @@ fn a_vsock_port_of_a_container_is_reached_by_pipe_and_by_socket_without_isolatio
     assert!(forward.wait().unwrap().success());
     assert!(!socket.exists(), "the socket is left");
     engine.remove_containers();
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn a_container_without_isolation_connects_to_a_command_that_listens_once() {
+    let engine = engine(Isolation::Off);
+    engine.need_image("debian:latest", "debian.tar");
+    let mut command = engine.home.command(program());
+    command.args(["vsock", "listen", "5000"]);
+    let waits = thread::spawn(move || run_with(command, b"answer", COMMAND));
+    // The end of each side's input is the end of the other's output.
+    let ask = ["run", "--rm", "--privileged", "debian", "sh", "-c", "echo question | socat - VSOCK-CONNECT:2:5000"];
+    let answer = poll("the command listens", COMMAND, || {
+        let ran = engine.docker(&ask);
+        ran.status.success().then_some(ran.stdout)
+    });
+    assert_eq!((answer.as_str(), waits.join().unwrap().ok().as_str()), ("answer", "question\n"));
+    let refused = engine.docker(&ask);
+    assert!(!refused.status.success(), "{}", refused.stdout);
+    engine.remove_containers();
+}
+
+#[test]
+#[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
+fn nothing_waits_for_isolated_containers_which_cannot_connect() {
+    let engine = engine(Isolation::On);
+    let mut command = engine.home.command(program());
+    command.args(["vsock", "listen", "5000"]);
+    assert!(run_with(command, b"", COMMAND).fails(1).contains("containers cannot use vsock"));
+    // Neither does the device let others wait.
+    let mut client = UnixStream::connect(engine.home.runtime("vsock.sock")).unwrap();
+    client.write_all(b"LISTEN 5000\n").unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
 }

@@ -32,6 +32,9 @@ pub struct Vsock {
     /// Path of the unix socket of the hybrid protocol: host clients send `CONNECT <port>\n` to it. The backend removes
     /// it when the vmm is gone.
     pub socket: PathBuf,
+    /// Host clients may listen for connections of the guest there.
+    #[serde(default)]
+    pub listens: bool,
 }
 
 /// A whole virtual machine.

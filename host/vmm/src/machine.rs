@@ -121,7 +121,7 @@ impl Machine {
         let vsock = match &config.vsock {
             None => None,
             Some(vsock) => {
-                let (device, handle) = Vsock::new(vsock.cid, &vsock.socket)
+                let (device, handle) = Vsock::new(vsock.cid, &vsock.socket, vsock.listens)
                     .map_err(|source| open_failed("the vsock socket", &vsock.socket, source))?;
                 // The handle stays here, for the connections that the backend hands over.
                 board.plug_virtio(Box::new(device))?;

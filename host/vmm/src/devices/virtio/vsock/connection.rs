@@ -161,10 +161,14 @@ impl<S: HostStream> Connection<S> {
         connection
     }
 
-    /// Creates a connection that the guest opened with the packet `request`. Its host stream is open already.
-    pub(super) fn from_guest(key: Key, stream: S, request: &Header) -> Self {
+    /// Creates a connection that the guest opened with the packet `request`. Its host stream is open already. With
+    /// `announce`, the host is sent `OK <port>`.
+    pub(super) fn from_guest(key: Key, stream: S, announce: bool, request: &Header) -> Self {
         let mut connection = Self::new(key, stream, Phase::Established, PeerCredit::new(request.buf_alloc));
         connection.response_owed = true;
+        if announce {
+            connection.announce_port(key.guest_port);
+        }
         connection
     }
 
@@ -386,16 +390,20 @@ impl<S: HostStream> Connection<S> {
         self.phase = Phase::Established;
         self.deadline = None;
         if self.announce {
-            // Through the buffer like the guest's bytes, so that these come behind it.
-            let answer = hybrid::answer(self.key.host_port);
-            self.uncounted = answer.len();
-            self.buffer.extend(answer);
-            self.flush();
+            self.announce_port(self.key.host_port);
         }
         // The client left meanwhile. Its bytes are still sent, but there is no reader for the guest's.
         if self.hung_up {
             self.refuse_inbound();
         }
+    }
+
+    /// Sends the host `OK <port>`, through the buffer like the guest's bytes, so that these come behind it.
+    fn announce_port(&mut self, port: u32) {
+        let answer = hybrid::answer(port);
+        self.uncounted = answer.len();
+        self.buffer.extend(answer);
+        self.flush();
     }
 
     /// Passes the payload of a packet on to the host, as far as it accepts it, and keeps the rest.

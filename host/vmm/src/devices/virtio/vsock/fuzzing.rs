@@ -12,7 +12,7 @@ use virtio_queue::QueueT;
 use vmm_sys_util::epoll::EpollEvent;
 
 use super::{
-    hybrid::{ConnectParser, MAX_LINE},
+    hybrid::{MAX_LINE, RequestParser},
     muxer::{Endpoint, Muxer},
     offers::Offers,
     packet::{HEADER_LEN, Header},
@@ -44,6 +44,7 @@ impl World {
             guest_cid: CID,
             offers: Arc::clone(&offers),
             listener: Arc::clone(listener),
+            clients_listen: true,
             max_connections: MAX_CONNECTIONS,
         };
         Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), offers, now: Instant::now(), hosts: Vec::new() }
@@ -86,6 +87,17 @@ impl World {
         }
     }
 
+    /// Lets a client of the hybrid socket listen at a port of the host.
+    pub fn listen(&mut self, listener: &UnixListener, port: u32) {
+        if self.hosts.len() < MAX_CONNECTIONS {
+            let address = listener.local_addr().unwrap();
+            let mut client = UnixStream::connect_addr(&address).unwrap();
+            client.write_all(format!("LISTEN {port}\n").as_bytes()).unwrap();
+            client.set_nonblocking(true).unwrap();
+            self.hosts.push(client);
+        }
+    }
+
     /// Lets a client on the host write, read and, if it `leaves`, close its stream.
     pub fn host(&mut self, index: usize, bytes: &[u8], leaves: bool) {
         if self.hosts.is_empty() {
@@ -117,7 +129,7 @@ impl World {
 
 /// Parses a host client's first line, in pieces of `piece` bytes.
 pub fn hybrid_line(line: &[u8], piece: usize) {
-    let mut parser = ConnectParser::default();
+    let mut parser = RequestParser::default();
     let mut taken = 0;
     for part in line.chunks(piece.max(1)) {
         let (len, progress) = parser.feed(part);

@@ -1,11 +1,12 @@
 //! The virtio-vsock device (virtio 1.3, 5.10), served in this process by one thread.
 //!
 //! Host programs reach it in two ways. The *hybrid socket* is a unix socket on which a client writes `CONNECT <port>\n`
-//! and reads `OK <host port>\n` once the guest accepted. A [`VsockHandle`] takes a stream that is open already, without
-//! a greeting.
+//! and reads `OK <host port>\n` once the guest accepted, or `LISTEN <port>\n` and reads `OK <guest port>\n` once the guest
+//! has connected to that port of the host. A [`VsockHandle`] takes a stream that is open already, without a greeting.
 //!
 //! A connection of the guest to port P of the host (context id 2) takes the stream that a handle has offered for P, if
-//! it comes from a reserved port (below 1024). Without an offer it is refused: this process connects to nothing.
+//! it comes from a reserved port (below 1024), and otherwise the client that listens at P, if the VM may have any. Without
+//! one it is refused: this process connects to nothing.
 //!
 //! # The data path
 //!
@@ -20,14 +21,15 @@
 //! # Parts
 //!
 //! `packet` is the wire format, `segments` the memory behind a descriptor chain, `credit` the flow control, `stream` a
-//! host socket, `offers` the streams for the guest's connections, `connection` the state machine of one connection,
-//! `hybrid` the line protocol, `muxer` all connections, `worker` the thread and the queues.
+//! host socket, `offers` and `listeners` the streams for the guest's connections, `connection` the state machine of one
+//! connection, `hybrid` the line protocol, `muxer` all connections, `worker` the thread and the queues.
 
 mod connection;
 mod credit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod hybrid;
+mod listeners;
 mod muxer;
 mod offers;
 mod packet;
@@ -111,13 +113,13 @@ impl VsockHandle {
 }
 
 impl Vsock {
-    /// Creates the device of the guest with context ID `cid` and listens on the hybrid socket. A socket file without a
-    /// listener is replaced.
+    /// Creates the device of the guest with context ID `cid` and listens on the hybrid socket, whose clients may wait for
+    /// connections of the guest if `clients_listen`. A socket file without a listener is replaced.
     ///
     /// # Errors
     ///
     /// A reserved `cid`, a path that cannot be bound or is too long, or one on which another process listens.
-    pub fn new(cid: u32, socket_path: &Path) -> io::Result<(Self, VsockHandle)> {
+    pub fn new(cid: u32, socket_path: &Path, clients_listen: bool) -> io::Result<(Self, VsockHandle)> {
         if !(FIRST_GUEST_CID..u32::MAX).contains(&cid) {
             let text = format!("invalid guest context ID {cid}: must be at least {FIRST_GUEST_CID}");
             return Err(io::Error::new(ErrorKind::InvalidInput, text));
@@ -128,6 +130,7 @@ impl Vsock {
             guest_cid: u64::from(cid),
             offers: Arc::clone(&offers),
             listener: Arc::new(listener),
+            clients_listen,
             max_connections: MAX_CONNECTIONS,
         };
         let shared = Arc::new(Shared::new()?);

@@ -1,7 +1,7 @@
 //! All connections of the device: finds the one that a packet or an event belongs to, lets them send in turn, and
 //! answers packets that belong to none.
 //!
-//! A slot holds a host stream, as a handshake of the hybrid socket or as a connection. Its token identifies it in epoll
+//! A slot holds a host stream, as a handshake of the hybrid socket, as a client that listens there, or as a connection. Its token identifies it in epoll
 //! and is never used again, so an event that is late cannot reach another slot. Everything that a guest or a host
 //! client can make grow is bounded: slots, RSTs that wait, and the bytes held for each connection.
 
@@ -20,7 +20,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{
     connection::{Connection, Key, Phase, REQUEST_TIMEOUT, Readiness},
-    hybrid::{ConnectParser, MAX_LINE, Progress},
+    hybrid::{MAX_LINE, Progress, Request, RequestParser},
+    listeners::Listeners,
     offers::Offers,
     packet::{HOST_CID, Header, Op, TYPE_STREAM},
     segments::Segment,
@@ -54,6 +55,8 @@ pub(super) struct Endpoint {
     pub(super) offers: Arc<Offers>,
     /// The hybrid socket; non-blocking.
     pub(super) listener: Arc<UnixListener>,
+    /// Its clients may wait for connections of the guest.
+    pub(super) clients_listen: bool,
     pub(super) max_connections: usize,
 }
 
@@ -61,13 +64,18 @@ pub(super) struct Endpoint {
 #[derive(Debug)]
 struct Handshake {
     stream: SocketStream,
-    parser: ConnectParser,
+    parser: RequestParser,
     deadline: Instant,
 }
 
 #[derive(Debug)]
 enum Slot {
     Handshake(Handshake),
+    /// A client of the hybrid socket that waits for a connection of the guest to this port of the host.
+    Listener {
+        stream: SocketStream,
+        port: u32,
+    },
     Connection {
         connection: Box<Connection<SocketStream>>,
         /// The token is in [`Muxer::ready`], which must hold it only once.
@@ -82,6 +90,7 @@ pub(super) struct Muxer {
     slots: HashMap<u64, Slot>,
     /// Tokens of the connections that the guest knows.
     by_key: HashMap<Key, u64>,
+    listeners: Listeners,
     /// Connections with something to send, in turn.
     ready: VecDeque<u64>,
     /// RSTs for packets without a connection.
@@ -106,6 +115,7 @@ impl Muxer {
             epoll,
             slots: HashMap::new(),
             by_key: HashMap::new(),
+            listeners: Listeners::default(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             next_token: FIRST_TOKEN,
@@ -120,7 +130,7 @@ impl Muxer {
         &self.epoll
     }
 
-    /// Number of connections and handshakes.
+    /// Number of connections, handshakes and listeners.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
@@ -159,7 +169,7 @@ impl Muxer {
                     }
                     let stream = SocketStream::new(stream.into());
                     let deadline = now + REQUEST_TIMEOUT;
-                    self.insert(Slot::Handshake(Handshake { stream, parser: ConnectParser::default(), deadline }));
+                    self.insert(Slot::Handshake(Handshake { stream, parser: RequestParser::default(), deadline }));
                     self.wake_at(deadline);
                 }
                 Err(error) => match error.kind() {
@@ -195,6 +205,8 @@ impl Muxer {
     pub(super) fn event(&mut self, token: u64, events: EventSet, now: Instant) {
         match self.slots.get_mut(&token) {
             Some(Slot::Handshake(_)) => self.read_handshake(token, now),
+            // What it has written by now is for the connection that it waits for.
+            Some(Slot::Listener { .. }) if events.intersects(EventSet::HANG_UP | EventSet::ERROR) => self.remove(token),
             Some(Slot::Connection { connection, .. }) => {
                 // READ_HANG_UP means an end of the stream to be read, HANG_UP that both directions are over.
                 let readiness = Readiness {
@@ -205,7 +217,7 @@ impl Muxer {
                 connection.ready(readiness, now);
                 self.settle(token);
             }
-            None => {}
+            Some(Slot::Listener { .. }) | None => {}
         }
     }
 
@@ -235,7 +247,7 @@ impl Muxer {
             }
             self.settle(token);
         // A request for a new connection. Its payload, if any, is ignored.
-        } else if op == Some(Op::Request) && payload.is_some() && !self.is_full() && is_reserved(key.guest_port) {
+        } else if op == Some(Op::Request) && payload.is_some() {
             self.connect_to_host(key, header);
         } else {
             self.refuse(header, op);
@@ -307,7 +319,7 @@ impl Muxer {
                     connection.expire(now);
                     self.settle(token);
                 }
-                None => {}
+                Some(Slot::Listener { .. }) | None => {}
             }
         }
     }
@@ -338,13 +350,43 @@ impl Muxer {
         });
     }
 
-    /// Gives a request of the guest the host stream that waits for the port.
+    /// Gives a request of the guest the host stream that waits for the port: to its own programs what was offered, to all
+    /// others a client that listens.
     fn connect_to_host(&mut self, key: Key, request: &Header) {
-        let served = self.endpoint.offers.take(key.host_port).is_some_and(|stream| {
-            self.insert_connection(Connection::from_guest(key, SocketStream::new(stream), request))
-        });
+        let served = if is_reserved(key.guest_port) {
+            let stream = (!self.is_full()).then(|| self.endpoint.offers.take(key.host_port)).flatten();
+            stream.is_some_and(|stream| {
+                self.insert_connection(Connection::from_guest(key, SocketStream::new(stream), false, request))
+            })
+        } else {
+            self.connect_to_listener(key, request)
+        };
         if !served {
             self.refuse(request, Some(Op::Request));
+        }
+    }
+
+    /// Connects the guest to the client that has waited longest at the port; false if none does.
+    fn connect_to_listener(&mut self, key: Key, request: &Header) -> bool {
+        let Some(token) = self.listeners.take(key.host_port) else { return false };
+        let Some(Slot::Listener { stream, .. }) = self.slots.remove(&token) else { return false };
+        self.establish(token, Connection::from_guest(key, stream, true, request));
+        true
+    }
+
+    /// Lets a client wait for a connection of the guest.
+    fn listen(&mut self, token: u64, port: u32) {
+        // The ports from there on are those of connections from the host.
+        if !self.endpoint.clients_listen || port >= FIRST_PORT {
+            return self.remove(token);
+        }
+        let Some(Slot::Handshake(Handshake { stream, .. })) = self.slots.remove(&token) else { return };
+        let gone = stream.is_hung_up();
+        self.slots.insert(token, Slot::Listener { stream, port });
+        self.listeners.add(port, token);
+        // Its event came with that of the line.
+        if gone {
+            self.remove(token);
         }
     }
 
@@ -366,20 +408,25 @@ impl Muxer {
                 _ if !matches!(taken, Ok(taken) if taken == used) => return self.remove(token),
                 Progress::Partial => {}
                 Progress::Invalid => return self.remove(token),
-                Progress::Connect { port } => return self.promote(token, port, now),
+                Progress::Complete(Request::Connect { port }) => return self.promote(token, port, now),
+                Progress::Complete(Request::Listen { port }) => return self.listen(token, port),
             }
         }
     }
 
-    /// Turns a handshake into a connection. The token stays the same, so epoll need not be changed.
+    /// Turns a handshake into a connection.
     fn promote(&mut self, token: u64, guest_port: u32, now: Instant) {
         if let Some(Slot::Handshake(handshake)) = self.slots.remove(&token) {
             let key = Key { host_port: self.allocate_port(guest_port), guest_port };
-            let connection = Connection::from_host(key, handshake.stream, true, now);
-            self.by_key.insert(key, token);
-            self.slots.insert(token, Slot::Connection { connection: Box::new(connection), queued: false });
-            self.settle(token);
+            self.establish(token, Connection::from_host(key, handshake.stream, true, now));
         }
+    }
+
+    /// Adds a connection of a stream that is watched already, by this token, so epoll need not be changed.
+    fn establish(&mut self, token: u64, connection: Connection<SocketStream>) {
+        self.by_key.insert(connection.key(), token);
+        self.slots.insert(token, Slot::Connection { connection: Box::new(connection), queued: false });
+        self.settle(token);
     }
 
     /// Returns a host port that no connection to this guest port has. There are far more ports than connections, so the
@@ -427,11 +474,15 @@ impl Muxer {
         if let Some(slot) = self.slots.remove(&token) {
             // Closing alone would not do: epoll watches the open file, which another process may keep open.
             let _ = self.epoll.ctl(ControlOperation::Delete, slot.fd(), EpollEvent::default());
-            if let Slot::Connection { connection, queued } = slot {
-                self.forget_key(connection.key(), token);
-                // The list is the one place left that names the token.
-                if queued {
-                    self.ready.retain(|&other| other != token);
+            match slot {
+                Slot::Handshake(_) => {}
+                Slot::Listener { port, .. } => self.listeners.remove(port, token),
+                Slot::Connection { connection, queued } => {
+                    self.forget_key(connection.key(), token);
+                    // The list is the one place left that names the token.
+                    if queued {
+                        self.ready.retain(|&other| other != token);
+                    }
                 }
             }
         }
@@ -468,7 +519,7 @@ impl Muxer {
 impl Slot {
     fn fd(&self) -> RawFd {
         match self {
-            Self::Handshake(handshake) => handshake.stream.as_raw_fd(),
+            Self::Handshake(Handshake { stream, .. }) | Self::Listener { stream, .. } => stream.as_raw_fd(),
             Self::Connection { connection, .. } => connection.stream().as_raw_fd(),
         }
     }
@@ -476,7 +527,7 @@ impl Slot {
 
 /// True for a port that only a process with CAP_NET_BIND_SERVICE in the guest's initial user namespace can bind
 /// (`LAST_RESERVED_PORT` of `include/net/af_vsock.h`). vsock has no namespaces, so a process in a container may be able
-/// to create such sockets. It gets other ports, and no connection to the host.
+/// to create such sockets. It gets other ports, and no connection but to a client that listens for it.
 fn is_reserved(guest_port: u32) -> bool {
     guest_port <= LAST_RESERVED_PORT
 }

@@ -67,6 +67,13 @@ impl SocketStream {
         retry(|| recv(self.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT).map_err(Into::into))
     }
 
+    /// True if the peer closed both directions.
+    pub(super) fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+    }
+
     fn send(&self, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
         // MSG_NOSIGNAL: a peer that is gone is an error here, not a SIGPIPE that ends the vmm.
         let message = message(iovecs);
@@ -151,10 +158,7 @@ impl HostStream for SocketStream {
 
     fn is_abandoned(&self) -> bool {
         // A hangup alone is not enough: the peer may have written something before it left.
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        let hung_up = poll(&mut fds, PollTimeout::ZERO).is_ok()
-            && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR));
-        hung_up && !matches!(self.peek(&mut [0]), Ok(1..))
+        self.is_hung_up() && !matches!(self.peek(&mut [0]), Ok(1..))
     }
 }
 

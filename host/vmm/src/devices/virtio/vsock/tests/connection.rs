@@ -26,7 +26,7 @@ impl Pair {
         let (stream, now) = (MemoryStream::with_space(space), Instant::now());
         let mut guest = Guest::new(buf_alloc);
         let request = guest.header(Op::Request, 0, 0);
-        let connection = Connection::from_guest(KEY, stream.clone(), &request);
+        let connection = Connection::from_guest(KEY, stream.clone(), false, &request);
         let mut pair = Self { connection, guest, stream, now };
         assert_eq!(pair.poll(), Some(Reply { op: Op::Response, flags: 0, len: 0 }));
         pair

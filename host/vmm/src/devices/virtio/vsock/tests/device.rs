@@ -415,7 +415,7 @@ fn the_driver_is_interrupted_once_for_packets_that_it_has_not_seen() {
 #[test]
 fn the_configuration_space_is_the_guests_context_id() {
     let directory = tempfile::tempdir().unwrap();
-    let (device, _) = Vsock::new(0x0102_0304, &directory.path().join("v")).unwrap();
+    let (device, _) = Vsock::new(0x0102_0304, &directory.path().join("v"), false).unwrap();
     let mut bytes = [0xff; 12];
     device.read_config(0, &mut bytes);
     assert_eq!(bytes, [4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -432,7 +432,7 @@ fn the_configuration_space_is_the_guests_context_id() {
 fn reserved_context_ids_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     for cid in [0, 1, 2, u32::MAX] {
-        let error = Vsock::new(cid, &directory.path().join("v")).err().unwrap();
+        let error = Vsock::new(cid, &directory.path().join("v"), false).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
     assert!(!directory.path().join("v").exists());
@@ -443,7 +443,7 @@ fn the_socket_is_the_owners_and_streams_end_with_the_device() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("v");
-    let (device, handle) = Vsock::new(CID, &path).unwrap();
+    let (device, handle) = Vsock::new(CID, &path, false).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let (mut waiting, theirs) = UnixStream::pair().unwrap();
     handle.offer(1, theirs.into());
@@ -462,8 +462,8 @@ fn a_stale_socket_is_replaced_but_nothing_that_lives() {
     let path = directory.path().join("v");
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    let (_device, _) = Vsock::new(CID, &path).unwrap();
-    let refused = |path: &Path| Vsock::new(CID, path).err().map(|error| error.kind());
+    let (_device, _) = Vsock::new(CID, &path, false).unwrap();
+    let refused = |path: &Path| Vsock::new(CID, path, false).err().map(|error| error.kind());
     assert_eq!(refused(&path), Some(ErrorKind::AddrInUse), "somebody listens");
     assert!(UnixStream::connect(&path).is_ok());
     let file = directory.path().join("file");

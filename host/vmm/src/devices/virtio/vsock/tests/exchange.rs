@@ -41,7 +41,7 @@ fn converse(seed: u64, buf_alloc: u32, up: usize, down: usize, slow_host: usize,
     let mut guest = Guest::new(buf_alloc);
     let request = guest.header(Op::Request, 0, 0);
     let key = Key { host_port: 1, guest_port: 2 };
-    let mut connection = Connection::from_guest(key, stream.clone(), &request);
+    let mut connection = Connection::from_guest(key, stream.clone(), false, &request);
     let (mut sent, mut written, mut guest_ended) = (0, 0, false);
     for _ in 0..2_000_000 {
         if connection.phase() == Phase::Gone {

@@ -33,7 +33,7 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn off(driver: Driver) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (device, handle) = Vsock::new(CID, &directory.path().join("v.sock")).unwrap();
+        let (device, handle) = Vsock::new(CID, &directory.path().join("v.sock"), true).unwrap();
         Self { device, handle, driver, directory }
     }
 

@@ -31,13 +31,27 @@ struct Bench {
 
 impl Bench {
     fn new(max_connections: usize) -> Self {
+        Self::with(max_connections, true)
+    }
+
+    /// A device of an isolated VM.
+    fn without_listeners(max_connections: usize) -> Self {
+        Self::with(max_connections, false)
+    }
+
+    fn with(max_connections: usize, clients_listen: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("v");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let offers = Arc::new(Offers::new());
-        let endpoint =
-            Endpoint { guest_cid: CID, offers: Arc::clone(&offers), listener: Arc::new(listener), max_connections };
+        let endpoint = Endpoint {
+            guest_cid: CID,
+            offers: Arc::clone(&offers),
+            listener: Arc::new(listener),
+            clients_listen,
+            max_connections,
+        };
         Self { muxer: Muxer::new(endpoint, LISTENER).unwrap(), offers, directory, now: Instant::now() }
     }
 
@@ -76,6 +90,14 @@ impl Bench {
 
     fn send(&mut self, header: Header, payload: &mut [u8]) {
         self.muxer.transmit(&header, Some(&[payload.into()]), self.now);
+    }
+
+    /// Connects a client to the hybrid socket, which sends this.
+    fn client(&mut self, line: &[u8]) -> UnixStream {
+        let mut client = UnixStream::connect(self.path().join("v")).unwrap();
+        client.write_all(line).unwrap();
+        self.turn();
+        client
     }
 
     /// Offers a stream for the guest's next connection to this port of the host.
@@ -205,6 +227,81 @@ fn an_unreserved_port_of_the_guest_reaches_no_host_program() {
     }
     bench.send(header(1023, 70, Op::Request), &mut []);
     assert_eq!(bench.op(), Some(Op::Response));
+}
+
+#[test]
+fn a_connection_of_the_guest_takes_a_client_that_listens_at_its_port() {
+    let mut bench = Bench::new(4);
+    let mut client = bench.client(b"LISTEN 5000\nearly");
+    client.set_nonblocking(true).unwrap();
+    assert!(client.read(&mut [0]).is_err(), "there is no connection yet");
+    bench.send(header(1024, 5001, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Rst), "nothing listens at 5001");
+    bench.send(header(1024, 5000, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Response));
+    bench.send(Header { len: 2, ..header(1024, 5000, Op::Rw) }, &mut b"hi".to_vec());
+    let mut bytes = [0; 10];
+    client.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"OK 1024\nhi");
+    assert_eq!(bench.packet().unwrap().1, b"early");
+    bench.send(header(1025, 5000, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Rst), "a client takes one connection");
+}
+
+#[test]
+fn clients_that_listen_at_a_port_have_their_turns_and_those_that_leave_are_forgotten() {
+    let mut bench = Bench::new(4);
+    let mut first = bench.client(b"LISTEN 5000\n");
+    let gone = bench.client(b"LISTEN 5000\nbytes");
+    // Its end arrives together with its line.
+    drop(UnixStream::connect(bench.path().join("v")).map(|mut client| client.write_all(b"LISTEN 5000\n")));
+    let mut last = bench.client(b"LISTEN 5000\n");
+    drop(gone);
+    bench.turn();
+    assert_eq!(bench.muxer.len(), 2);
+    for (guest_port, client) in [(2000, &mut first), (2001, &mut last)] {
+        bench.send(header(guest_port, 5000, Op::Request), &mut []);
+        assert_eq!(bench.op(), Some(Op::Response), "{guest_port}");
+        let mut line = [0; 8];
+        client.read_exact(&mut line).unwrap();
+        assert_eq!(line, *format!("OK {guest_port}\n").as_bytes());
+    }
+    bench.send(header(2002, 5000, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Rst));
+}
+
+#[test]
+fn a_client_waits_for_programs_that_are_not_the_vms_own_and_as_long_as_it_likes() {
+    let mut bench = Bench::new(1);
+    let mut client = bench.client(b"LISTEN 1025\n");
+    bench.now += REQUEST_TIMEOUT * 2;
+    bench.muxer.expire(bench.now);
+    bench.send(header(1022, 1025, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Rst), "the agent must not be taken for a container");
+    // All places are taken, of which this client has the one that it needs.
+    bench.send(header(1024, 1025, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Response));
+    let mut line = [0; 8];
+    client.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"OK 1024\n");
+}
+
+#[test]
+fn no_client_listens_where_none_may() {
+    let mut bench = Bench::without_listeners(4);
+    assert_eq!(bench.client(b"LISTEN 5000\n").read(&mut [0]).unwrap(), 0);
+    assert_eq!(bench.muxer.len(), 0);
+    bench.send(header(1024, 5000, Op::Request), &mut []);
+    assert_eq!(bench.op(), Some(Op::Rst));
+}
+
+#[test]
+fn no_client_listens_at_the_ports_of_connections_from_the_host() {
+    let mut bench = Bench::new(4);
+    assert_eq!(bench.client(b"LISTEN 1073741824\n").read(&mut [0]).unwrap(), 0);
+    assert_eq!(bench.muxer.len(), 0);
+    let _client = bench.client(b"LISTEN 1073741823\n");
+    assert_eq!(bench.muxer.len(), 1);
 }
 
 #[test]
