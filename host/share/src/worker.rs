@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsRawFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,11 +12,10 @@ use std::{
     thread,
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    eventfd::{EFD_NONBLOCK, EventFd},
 };
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use bulkhead_queue::{GuestRam, SplitQueue};
 
@@ -67,6 +66,7 @@ impl Worker {
         let (commands, receiver) = mpsc::channel();
         let pending = Arc::new(AtomicBool::new(false));
         let wake = EventFd::new(EFD_NONBLOCK)?;
+        let sources = Sources::new(wake.try_clone()?)?;
         let (confined, result) = mpsc::channel();
         let pending_too = Arc::clone(&pending);
         let (busy, woken) = (Arc::clone(&pending), wake.try_clone()?);
@@ -77,7 +77,7 @@ impl Worker {
                 let _ = woken.write(1);
             }),
         );
-        let inner = Thread { queue, commands: receiver, pending: pending_too, wake: wake.try_clone()?, ring: None };
+        let inner = Thread { queue, commands: receiver, pending: pending_too, sources, ring: None };
         thread::Builder::new().name(format!("share-{queue}")).spawn(move || {
             let ready = confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
             let confined_well = ready.is_ok();
@@ -126,17 +126,58 @@ impl Drop for Worker {
     }
 }
 
+/// The events for which a thread waits. Edge-triggered: no event is ever read, which would be one more system call for each
+/// request of a program that waits for the answer.
+struct Sources {
+    epoll: Epoll,
+    /// Kept open: an event that is closed everywhere is not reported any more.
+    wake: EventFd,
+}
+
+impl Sources {
+    fn new(wake: EventFd) -> io::Result<Self> {
+        let sources = Self { epoll: Epoll::new()?, wake };
+        sources.add(sources.wake.as_raw_fd())?;
+        Ok(sources)
+    }
+
+    fn add(&self, source: RawFd) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+        match self.epoll.ctl(ControlOperation::Add, source, event) {
+            // The host's events, when another ring is served.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    fn remove(&self, source: RawFd) {
+        // Fails only for one that could not be added.
+        let _ = self.epoll.ctl(ControlOperation::Delete, source, EpollEvent::default());
+    }
+
+    /// Waits for an event of any of them.
+    fn wait(&self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); 4];
+        loop {
+            match self.epoll.wait(-1, &mut events) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map(drop),
+            }
+        }
+    }
+}
+
 struct Thread {
     queue: usize,
     commands: Receiver<Command>,
     pending: Arc<AtomicBool>,
-    wake: EventFd,
+    sources: Sources,
     ring: Option<Box<Ring>>,
 }
 
 impl Thread {
     fn run(mut self, server: &Server) {
-        while self.wait(server) && self.obey(server) {
+        while self.wait() && self.obey(server) {
             if let Some(ring) = self.ring.as_mut().filter(|ring| ring.enabled) {
                 ring.serve(self.queue, server, &self.pending);
             }
@@ -144,34 +185,24 @@ impl Thread {
     }
 
     /// Waits for a command, a kick, or events; false when that is not possible.
-    fn wait(&self, server: &Server) -> bool {
-        use std::os::fd::{AsRawFd, BorrowedFd};
-        // SAFETY: both events are open as long as this function borrows them.
-        let borrow = |event: &EventFd| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-        let wake = borrow(&self.wake);
-        let kick = self.ring.as_ref().map(|ring| borrow(&ring.kick));
-        let notifies = self.ring.as_ref().is_some_and(|ring| ring.notifies && ring.enabled);
-        let sources = server.events.sources().filter(|_| notifies);
-        let (host, ready) = sources.map_or((wake, wake), |(host, ready)| (host.as_fd(), borrow(ready)));
-        let fds = [wake, kick.unwrap_or(wake), host, ready];
-        let mut events = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        loop {
-            match poll(&mut events, PollTimeout::NONE) {
-                Ok(_) => break,
-                Err(Errno::EINTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "cannot wait for requests; the files of the host are out of reach");
-                    return false;
-                }
+    fn wait(&self) -> bool {
+        let waited = self.sources.wait();
+        if let Err(error) = &waited {
+            tracing::error!(%error, "cannot wait for requests; the files of the host are out of reach");
+        }
+        waited.is_ok()
+    }
+
+    /// Takes a ring over, with the events that it needs.
+    fn take(&mut self, ring: Box<Ring>, server: &Server) {
+        let host = server.events.sources().filter(|_| ring.notifies);
+        let host = host.map(|(host, ready)| [host.as_raw_fd(), ready.as_raw_fd()]).into_iter().flatten();
+        for source in host.chain([ring.kick.as_raw_fd()]) {
+            if let Err(error) = self.sources.add(source) {
+                tracing::error!(%error, "cannot wait for requests; the files of the host are out of reach");
             }
         }
-        if events[0].any().unwrap_or_default() {
-            let _ = self.wake.read();
-        }
-        if let Some(ring) = self.ring.as_ref().filter(|_| events[1].any().unwrap_or_default()) {
-            let _ = ring.kick.read();
-        }
-        true
+        self.ring = Some(ring);
     }
 
     /// Carries out all commands; false when there will be no more.
@@ -179,10 +210,11 @@ impl Thread {
         self.pending.store(false, Ordering::Release);
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Start(ring)) => self.ring = Some(ring),
+                Ok(Command::Start(ring)) => self.take(ring, server),
                 Ok(Command::Stop(give, forget)) => {
                     // Without a queue it is dropped unanswered.
                     if let Some(mut ring) = self.ring.take() {
+                        self.sources.remove(ring.kick.as_raw_fd());
                         if forget {
                             ring.parked.forget(self.queue, server);
                         }

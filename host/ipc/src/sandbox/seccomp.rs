@@ -91,7 +91,8 @@ const SHARE_CALLS: &[libc::c_long] = &[
     libc::SYS_ftruncate, libc::SYS_getdents64, libc::SYS_lseek, libc::SYS_preadv, libc::SYS_pwritev2, libc::SYS_read,
     libc::SYS_write, libc::SYS_writev,
     // the two sockets and the queues' events
-    libc::SYS_poll, libc::SYS_ppoll, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_sendto,
+    libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_ppoll,
+    libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_sendto,
 ];
 
 /// Requests of ioctl(2) for a vCPU's thread (`linux/kvm.h`): it enters the guest, reads the vCPU's state for a
