@@ -22,7 +22,7 @@ use bulkhead_queue::{GuestRam, SplitQueue};
 use crate::{
     buffers::Buffers,
     error::ShareError,
-    fs::{Served, Server},
+    fs::{Served, Server, working_directory},
     parked::Parked,
 };
 
@@ -79,7 +79,8 @@ impl Worker {
         );
         let inner = Thread { queue, commands: receiver, pending: pending_too, sources, ring: None };
         thread::Builder::new().name(format!("share-{queue}")).spawn(move || {
-            let ready = confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
+            let confine = || confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
+            let ready = working_directory::separate().and_then(|()| confine());
             let confined_well = ready.is_ok();
             if confined.send(ready).is_ok() && confined_well {
                 inner.run(&server);

@@ -82,7 +82,7 @@ const SHARE_CALLS: &[libc::c_long] = &[
     libc::SYS_linkat, libc::SYS_mkdirat, libc::SYS_mknodat, libc::SYS_openat2, libc::SYS_readlinkat,
     libc::SYS_renameat2, libc::SYS_symlinkat, libc::SYS_unlinkat,
     // states; 464 is getxattrat
-    464, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getxattr, libc::SYS_lgetxattr, libc::SYS_statx,
+    464, libc::SYS_fchdir, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_getxattr, libc::SYS_lgetxattr, libc::SYS_statx,
     // events of files, of which a process sees those that it may read
     libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch,
     // files that are open; fcntl and utimensat have conditions
@@ -165,6 +165,8 @@ pub(super) fn apply_share(locks: bool) -> Result<(), SandboxError> {
         .allow(THREAD_START_CALLS)
         // Each thread has an event by which it is woken.
         .allow(&[libc::SYS_eventfd2])
+        // And a working directory.
+        .allow_if(libc::SYS_unshare, [rule_of_long(0, u64::MAX, libc::CLONE_FS as u64)])?
         .allow_if(libc::SYS_clone, [rule_of_long(0, !(libc::CLONE_DETACHED as u64), THREAD_FLAGS as u64)])?
         .allow_if(
             libc::SYS_prctl,

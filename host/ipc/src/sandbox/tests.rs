@@ -459,6 +459,22 @@ fn a_confined_share_process_has_no_sockets_programs_or_further_threads() {
 }
 
 #[test]
+fn a_thread_of_the_share_process_may_have_a_working_directory_of_its_own_and_nothing_else() {
+    let apart = || {
+        [libc::CLONE_FS, libc::CLONE_NEWUSER, libc::CLONE_FS | libc::CLONE_NEWNS, libc::CLONE_FILES].map(|flags| {
+            // SAFETY: an integer.
+            code(match unsafe { libc::unshare(flags) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            })
+        })
+    };
+    let refused = [libc::EPERM; 3];
+    assert_eq!(confined(|| confine_share(&[], false), apart), [&[0][..], &refused].concat()[..]);
+    assert_eq!(confined(as_share, apart), [libc::EPERM; 4]);
+}
+
+#[test]
 fn a_confined_share_process_locks_files_only_if_it_is_to() {
     let path = std::env::temp_dir().join(format!("bulkhead-sandbox-locks-{}", std::process::id()));
     std::fs::write(&path, b"x").unwrap();

@@ -44,7 +44,7 @@ impl Server {
     /// Owner and mode of a new file in a directory.
     fn wanted(&self, directory: &Directory, mode: u32, caller: Caller, is_directory: bool) -> Result<Wanted, Errno> {
         let stat = resolve::stat(&*directory.fd)?;
-        let record = self.record_of_directory(&*directory.fd, &stat, Origin::Host(directory.key));
+        let record = self.record_of_directory(&directory.fd, &stat, Origin::Host(directory.key));
         let parent = self.ids.shown(&stat, record.as_ref());
         let own = self.ids.shown_own();
         let known = |id: u32, own| if id == u32::MAX { own } else { id };

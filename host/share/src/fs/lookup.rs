@@ -77,7 +77,7 @@ impl Server {
         }
         let device = self.devices.number(stat, || resolve::place_of(&*directory.fd, name))?;
         let origin = Origin::Host(key);
-        let record = self.record_of_name(&*directory.fd, name, stat, origin);
+        let record = self.record_of_name(&directory.fd, name, stat, origin);
         let kind = attributes::kind(stat);
         let entry = directory.entry.and_then(|entry| self.tree.child(entry, name));
         let entry = entry.filter(|_| kind == libc::S_IFDIR);

@@ -20,6 +20,7 @@ mod resolve;
 mod state;
 mod tree;
 mod watch;
+pub(crate) mod working_directory;
 mod xattr;
 
 use std::{

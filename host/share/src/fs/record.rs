@@ -1,17 +1,20 @@
 //! Reads and changes the records of files (see `owners`).
 //!
-//! Records are written through descriptors only. They are read by a directory's descriptor and a name: a file need not
-//! be opened for it, which a lookup would have to do each time. Kernels without a call for that take the same two as a
-//! path below `/proc/self/fd`, for which they need some ten times as long. Nothing can be changed by a path.
+//! Records are written through descriptors only. They are read by a directory and a name: a file need not be opened for
+//! it, which a lookup would have to do each time. Kernels without a call for that are given the name in the thread's
+//! working directory. Nothing can be changed by a path.
 
 use std::{
     ffi::{CStr, CString},
-    sync::PoisonError,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::{
-    fd::{AsFd, AsRawFd},
+    fd::{AsFd, AsRawFd, OwnedFd},
     fs::{self, Mode, Statx, XattrFlags},
     io::Errno,
 };
@@ -22,6 +25,7 @@ use super::{
     nodes::Origin,
     owners::{self, LENGTH, MODE_BITS, NAME, Record, VirtualMode},
     resolve::{self, Target, TargetPlace},
+    working_directory,
 };
 use crate::{fuse::reply::Attributes, sys};
 
@@ -40,7 +44,8 @@ pub(crate) struct Wanted {
     pub(crate) special: Option<(u32, u32)>,
 }
 
-/// A record has to be read.
+/// A record has to be read, in this way or another.
+#[derive(Debug)]
 struct Unknown;
 
 /// True if changes of that time are over.
@@ -55,18 +60,41 @@ fn decode(result: Result<usize, Errno>, value: &[u8]) -> Option<Record> {
     Record::decode(value.get(..result.ok()?)?)
 }
 
-/// The record of a name in a directory.
-fn of_name(directory: impl AsFd, name: &CStr) -> Option<Record> {
+/// Set once the kernel has turned out to lack the call for a directory and a name, as before Linux 6.13.
+static LACKS_CALL: AtomicBool = AtomicBool::new(false);
+
+/// The record of a name in a directory, or of the directory itself by the name `.`.
+fn of_name(directory: &Arc<OwnedFd>, name: &CStr) -> Option<Record> {
+    if !LACKS_CALL.load(Ordering::Relaxed) {
+        let mut value = [0; LENGTH + 1];
+        match sys::xattr_of_name(directory, name, NAME, &mut value) {
+            // `EPERM` by a filter of a container's runtime that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => LACKS_CALL.store(true, Ordering::Relaxed),
+            // No name is found in a directory that may be read and not searched, not even its own.
+            Err(Errno::ACCESS) if name == c"." => return of_path(directory, name),
+            result => return decode(result, &value),
+        }
+    }
+    of_name_here(directory, name).unwrap_or_else(|Unknown| of_path(directory, name))
+}
+
+/// The same by the working directory, if the thread has one of its own.
+fn of_name_here(directory: &Arc<OwnedFd>, name: &CStr) -> Result<Option<Record>, Unknown> {
+    if !working_directory::enter(directory) {
+        return Err(Unknown);
+    }
     let mut value = [0; LENGTH + 1];
-    match sys::xattr_of_name(&directory, name, NAME, &mut value) {
-        // `EPERM` by a filter of a container's runtime that does not know the call.
-        Err(Errno::NOSYS | Errno::PERM) => of_path(directory, name),
-        result => decode(result, &value),
+    match fs::lgetxattr(name, NAME, &mut value) {
+        Err(Errno::ACCESS) if name == c"." => Err(Unknown),
+        result => Ok(decode(result, &value)),
     }
 }
 
-/// The same on older kernels.
+/// The same by a path, which takes much longer.
 fn of_path(directory: impl AsFd, name: &CStr) -> Option<Record> {
+    if name == c"." {
+        return of_directory(directory);
+    }
     let mut path = format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).into_bytes();
     path.extend(name.to_bytes());
     let mut value = [0; LENGTH + 1];
@@ -90,7 +118,7 @@ impl Server {
     /// The record of a file that was found by a name.
     pub(crate) fn record_of_name(
         &self,
-        directory: impl AsFd,
+        directory: &Arc<OwnedFd>,
         name: &CStr,
         stat: &Statx,
         origin: Origin,
@@ -99,8 +127,8 @@ impl Server {
     }
 
     /// The record of a directory.
-    pub(crate) fn record_of_directory(&self, directory: impl AsFd, stat: &Statx, origin: Origin) -> Option<Record> {
-        self.known_record(stat, origin).unwrap_or_else(|Unknown| of_directory(directory))
+    pub(crate) fn record_of_directory(&self, directory: &Arc<OwnedFd>, stat: &Statx, origin: Origin) -> Option<Record> {
+        self.record_of_name(directory, c".", stat, origin)
     }
 
     /// The record that is known for this state of a file.
@@ -120,8 +148,8 @@ impl Server {
         let known = self.known_record(&target.stat, origin);
         known.unwrap_or_else(|Unknown| {
             let record = match &target.place {
-                TargetPlace::Name(directory, name) => of_name(&**directory, name),
-                TargetPlace::Directory(fd) => of_directory(&**fd),
+                TargetPlace::Name(directory, name) => of_name(directory, name),
+                TargetPlace::Directory(fd) => of_name(fd, c"."),
                 TargetPlace::Open(file) => of_file(&file.fd),
             };
             let stamp = attributes::stamp(&target.stat);
@@ -226,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_to_read_a_record_agree_and_follow_no_link() {
+    fn all_ways_to_read_a_record_agree_and_follow_no_link() {
         let directory = tempfile::tempdir().unwrap();
         let record = Record { owner: Some((1, 2)), mode: None };
         for name in ["with", "without"] {
@@ -235,12 +263,25 @@ mod tests {
         fs::setxattr(directory.path().join("with"), NAME, &record.encode(), XattrFlags::empty()).unwrap();
         std::os::unix::fs::symlink("with", directory.path().join("link")).unwrap();
         let place = fs::OFlags::PATH | fs::OFlags::DIRECTORY;
-        let opened = fs::open(directory.path(), place, Mode::empty()).unwrap();
-        for (name, expected) in [(c"with", Some(record)), (c"without", None), (c"link", None), (c"none", None)] {
+        let opened = Arc::new(fs::open(directory.path(), place, Mode::empty()).unwrap());
+        let agree = |name, expected: Option<Record>| {
             assert_eq!((of_name(&opened, name), of_path(&opened, name)), (expected, expected), "{name:?}");
+            assert_eq!(of_name_here(&opened, name).ok(), Some(expected), "{name:?}");
+        };
+        working_directory::separate().unwrap();
+        for (name, expected) in [(c"with", Some(record)), (c"without", None), (c"link", None), (c"none", None)] {
+            agree(name, expected);
         }
-        assert_eq!(of_directory(&opened), None);
+        agree(c".", None);
         fs::setxattr(directory.path(), NAME, &record.encode(), XattrFlags::empty()).unwrap();
-        assert_eq!(of_directory(&opened), Some(record));
+        agree(c".", Some(record));
+    }
+
+    #[test]
+    fn a_thread_that_shares_its_working_directory_reads_by_a_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = Arc::new(std::fs::File::open(directory.path()).unwrap().into());
+        assert!(of_name_here(&opened, c".").is_err());
+        assert_eq!(of_name(&opened, c"."), None);
     }
 }

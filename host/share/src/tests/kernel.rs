@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::*;
+use crate::fs::working_directory;
 
 /// Size of the buffer for a request or a reply, in bytes: the largest write, and its header.
 const BUFFER: usize = (1 << 20) + 4096;
@@ -121,6 +122,7 @@ fn serve(
         let server = Arc::new(server);
         // With locks it starts a thread for each request, so that those that wait hold up none.
         if !locks {
+            working_directory::separate().unwrap();
             sandbox::confine_share_thread(false).unwrap();
         }
         let mut bytes = vec![0; BUFFER];
