@@ -7,7 +7,7 @@ use std::ffi::CStr;
 
 use rustix::{
     fd::{AsFd, AsRawFd, OwnedFd},
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, linkat, mkdirat, mknodat, symlinkat, unlinkat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, linkat, mkdirat, mknodat, symlinkat, unlinkat},
     io::Errno,
 };
 
@@ -16,7 +16,7 @@ use super::{
     data::{open_flags, writes},
     handles::File,
     nodes::{Node, Origin},
-    owners::{self, MODE_BITS},
+    owners::{self, MODE_BITS, Record},
     record::Wanted,
     resolve::{self, Directory, TargetPlace},
 };
@@ -64,18 +64,29 @@ impl Server {
         Ok(wanted)
     }
 
-    /// Gives a new file its record; the file stays where the host cannot keep one.
-    fn record_new(&self, file: impl AsFd, wanted: &Wanted) -> Result<(), Errno> {
+    /// Gives a new file its record, and returns its state and that; the file stays where the host cannot keep one.
+    fn record_new(&self, file: impl AsFd, wanted: &Wanted) -> Result<(Statx, Option<Record>), Errno> {
         let stat = resolve::stat(&file)?;
-        match self.set_record(&file, wanted) {
+        match self.set_first_record(&file, stat, wanted) {
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT) if wanted.special.is_none() => {
                 let current = u32::from(stat.stx_mode) & MODE_BITS;
                 let is_directory = attributes::kind(&stat) == libc::S_IFDIR;
                 let host = owners::host_mode(wanted.mode.unwrap_or(current), current, is_directory);
-                rustix::fs::fchmod(file, mode_of(host))
+                rustix::fs::fchmod(&file, mode_of(host))?;
+                Ok((resolve::stat(&file)?, None))
             }
             result => result,
         }
+    }
+
+    /// The node of a new file, whose state and record are known.
+    fn add_new(
+        &self,
+        directory: &Directory,
+        name: &CStr,
+        (stat, record): (Statx, Option<Record>),
+    ) -> Result<(u64, Attributes), Errno> {
+        self.add_with(directory, name, &stat, |_| record)
     }
 
     /// The reply for a new name.
@@ -102,8 +113,8 @@ impl Server {
         let own = owners::host_mode(mode, 0, false) | OWN_FILE;
         match self.new_file(&directory, name, new, own) {
             Ok(fd) => {
-                self.record_new(&fd, &wanted)?;
-                let (node, attributes) = self.add(&directory, name, &resolve::stat(&fd)?)?;
+                let new = self.record_new(&fd, &wanted)?;
+                let (node, attributes) = self.add_new(&directory, name, new)?;
                 self.created(&directory, node, &attributes, fd, passed)
             }
             // Somebody was faster; unless the program insists on a new file, it opens that one.
@@ -158,8 +169,8 @@ impl Server {
         self.change_names(&[&directory], || mkdirat(&*directory.fd, name, mode_of(own)))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let new = resolve::open_name(&*directory.fd, name, flags, Mode::empty())?;
-        self.record_new(&new, &wanted)?;
-        let (node, attributes) = self.add(&directory, name, &resolve::stat(&new)?)?;
+        let new = self.record_new(&new, &wanted)?;
+        let (node, attributes) = self.add_new(&directory, name, new)?;
         Ok(Body::entry(node, &attributes).into())
     }
 
@@ -178,15 +189,18 @@ impl Server {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let own = owners::host_mode(mode, 0, false) | OWN_FILE;
         let file = self.new_file(&directory, name, flags, own)?;
-        if let Err(error) = self.record_new(&file, &wanted) {
-            let _ = unlinkat(&*directory.fd, name, AtFlags::empty());
-            // A pipe or socket is a real one, and the user's own, where the host cannot keep records.
-            return match kind {
-                libc::S_IFIFO | libc::S_IFSOCK => self.make_real_node(&directory, name, mode),
-                _ => Err(error),
-            };
-        }
-        let (node, attributes) = self.add(&directory, name, &resolve::stat(&file)?)?;
+        let new = match self.record_new(&file, &wanted) {
+            Ok(new) => new,
+            Err(error) => {
+                let _ = unlinkat(&*directory.fd, name, AtFlags::empty());
+                // A pipe or socket is a real one, and the user's own, where the host cannot keep records.
+                return match kind {
+                    libc::S_IFIFO | libc::S_IFSOCK => self.make_real_node(&directory, name, mode),
+                    _ => Err(error),
+                };
+            }
+        };
+        let (node, attributes) = self.add_new(&directory, name, new)?;
         Ok(Body::entry(node, &attributes).into())
     }
 
@@ -218,12 +232,10 @@ impl Server {
         let own = owners::host_mode(mode, 0, false) | OWN_FILE;
         let keep = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let fd = self.new_file(&directory, c".", passed | keep | OFlags::TMPFILE, own)?;
-        self.record_new(&fd, &wanted)?;
-        let stat = resolve::stat(&fd)?;
+        let (stat, record) = self.record_new(&fd, &wanted)?;
         let origin = Origin::Host(attributes::key(directory.share, &stat));
         let node = Node { origin, kind: libc::S_IFREG, entry: None, record: None };
         let device = self.devices.number(&stat, || resolve::place_of(&*directory.fd, c"."))?;
-        let record = super::record::of_file(&fd);
         let inode = attributes::number(device, stat.stx_ino);
         let attributes = attributes::attributes(inode, &stat, record.as_ref(), self.ids).with_locks(self.locks.on());
         let number = self.nodes().add(parent, None, node)?;

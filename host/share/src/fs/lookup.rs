@@ -68,6 +68,17 @@ impl Server {
 
     /// Adds the file with this name and state to the table.
     pub(crate) fn add(&self, directory: &Directory, name: &CStr, stat: &Statx) -> Result<(u64, Attributes), Errno> {
+        self.add_with(directory, name, stat, |origin| self.record_of_name(&directory.fd, name, stat, origin))
+    }
+
+    /// The same, with a record that is found out if the guest may have the file.
+    pub(crate) fn add_with(
+        &self,
+        directory: &Directory,
+        name: &CStr,
+        stat: &Statx,
+        record: impl FnOnce(Origin) -> Option<Record>,
+    ) -> Result<(u64, Attributes), Errno> {
         let key = attributes::key(directory.share, stat);
         if self.hidden.contains(key) {
             return Err(Errno::NOENT);
@@ -77,7 +88,7 @@ impl Server {
         }
         let device = self.devices.number(stat, || resolve::place_of(&*directory.fd, name))?;
         let origin = Origin::Host(key);
-        let record = self.record_of_name(&directory.fd, name, stat, origin);
+        let record = record(origin);
         let kind = attributes::kind(stat);
         let entry = directory.entry.and_then(|entry| self.tree.child(entry, name));
         let entry = entry.filter(|_| kind == libc::S_IFDIR);

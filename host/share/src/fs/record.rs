@@ -181,8 +181,34 @@ impl Server {
         let _records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let stat = &resolve::stat(&file)?;
         let old = if self.ids.records(stat) { of_file(&file) } else { None };
+        self.change_record(file, stat, old, wanted).map(drop)
+    }
+
+    /// The same for a file that this process has just made; returns its state and its record afterwards.
+    pub(crate) fn set_first_record(
+        &self,
+        file: impl AsFd,
+        stat: Statx,
+        wanted: &Wanted,
+    ) -> Result<(Statx, Option<Record>), Errno> {
+        let _records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        // A directory is opened after it was made, and another one may have its name by then.
+        let old = if attributes::kind(&stat) == libc::S_IFDIR { of_file(&file) } else { None };
+        let (record, changed) = self.change_record(&file, &stat, old, wanted)?;
+        Ok((if changed { resolve::stat(&file)? } else { stat }, record))
+    }
+
+    /// Gives a file with this state and record others; returns the record that it has then, and whether anything changed.
+    fn change_record(
+        &self,
+        file: impl AsFd,
+        stat: &Statx,
+        old: Option<Record>,
+        wanted: &Wanted,
+    ) -> Result<(Option<Record>, bool), Errno> {
         let (new, host) = self.plan(stat, old, wanted);
         let current = u32::from(stat.stx_mode) & MODE_BITS;
+        let (mut record, mut changed) = (old, false);
         if !self.ids.records(stat) {
             // The mode of another user's file is the host's to refuse.
             let plain = self.ids.plain_owner(stat);
@@ -190,13 +216,15 @@ impl Server {
                 return Err(Errno::PERM);
             }
         } else if new != old.unwrap_or_default() {
-            write_record(&file, &new, current)?;
+            let kept = write_record(&file, &new, current)?;
+            (record, changed) = (Some(new).filter(|new| kept && !new.is_empty()), true);
         }
         let host = Mode::from_raw_mode(host);
         if wanted.mode.is_some() && host.as_raw_mode() != current {
             fs::fchmod(file, host)?;
+            changed = true;
         }
-        Ok(())
+        Ok((record, changed))
     }
 
     /// The new record of a file, and its permissions on the host.
@@ -219,8 +247,9 @@ impl Server {
     }
 }
 
-/// Writes or removes a record, for which the owner's own permissions have to allow writing.
-fn write_record(file: impl AsFd, record: &Record, current: u32) -> Result<(), Errno> {
+/// Writes or removes a record, for which the owner's own permissions have to allow writing; returns false if the host
+/// cannot keep it and need not.
+fn write_record(file: impl AsFd, record: &Record, current: u32) -> Result<bool, Errno> {
     let write = || {
         if record.is_empty() {
             match fs::fremovexattr(&file, NAME) {
@@ -239,9 +268,9 @@ fn write_record(file: impl AsFd, record: &Record, current: u32) -> Result<(), Er
     }
     match result {
         // A mode alone is kept as far as the host's file can have it.
-        Err(Errno::OPNOTSUPP) if record.owner.is_none() && record.mode.is_none_or(is_plain) => Ok(()),
+        Err(Errno::OPNOTSUPP) if record.owner.is_none() && record.mode.is_none_or(is_plain) => Ok(false),
         Err(Errno::OPNOTSUPP) => Err(Errno::PERM),
-        result => result,
+        result => result.map(|()| true),
     }
 }
 
