@@ -91,8 +91,8 @@ impl Running {
 
     fn cpu(&self) -> Result<Cpu> {
         let mut sum = Cpu::read(self.processes.vmm.id())?;
-        for helper in &self.processes.helpers {
-            sum += Cpu::read(helper.id())?;
+        for helper in self.processes.helpers.iter().flat_map(|helper| process::family(helper.id())) {
+            sum += Cpu::read(helper)?;
         }
         Ok(sum)
     }

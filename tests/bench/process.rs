@@ -36,6 +36,21 @@ pub fn exits(pid: u32) -> Option<Exits> {
     Some(Exits { total, kinds })
 }
 
+/// A process and the processes that it has started, directly or not: virtiofsd serves in a child.
+pub fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = family.get(at) {
+        let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            family.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+        at += 1;
+    }
+    family
+}
+
 /// CPU time of a process, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cpu {

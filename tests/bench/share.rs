@@ -18,7 +18,7 @@ use crate::{
     Environment, Result,
     comparison::{Peer, Report, Row, Sample, Setup},
     guest::{Processes, Running},
-    launch,
+    launch, process,
 };
 
 /// The server that QEMU of Debian 12 comes with; later releases have a package of that name.
@@ -200,7 +200,7 @@ fn traced(setup: &Setup, place: &Place, contender: Contender, files: usize) -> R
         let mut strace = Process::new("strace");
         strace.args(["-f", "-qq", "-ttt", "-s", "0", "-e", "signal=none", "-o"]).arg(&log);
         let server = processes.helpers.first().ok_or("the disk of a guest has no server to trace")?.id();
-        strace.args(["-p", &server.to_string()]);
+        strace.args(process::family(server).iter().flat_map(|process| ["-p".to_owned(), process.to_string()]));
         processes.helpers.push(launch::spawn(strace, None)?);
         Ok(processes)
     };
