@@ -38,14 +38,20 @@ pub fn exits(pid: u32) -> Option<Exits> {
 
 /// A process and the processes that it has started, directly or not: virtiofsd serves in a child.
 pub fn family(pid: u32) -> Vec<u32> {
+    // Not by /proc/PID/task/TID/children, which not every kernel has.
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    let processes: Vec<_> = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
     let mut family = vec![pid];
     let mut at = 0;
-    while let Some(parent) = family.get(at) {
-        let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-        for task in tasks {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            family.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
-        }
+    while let Some(member) = family.get(at).copied() {
+        family.extend(processes.iter().filter(|(_, parent)| *parent == member).map(|(child, _)| child));
         at += 1;
     }
     family

@@ -276,7 +276,8 @@ fn virtiofsd(setup: &Setup, place: &Place, console: &Path, files: usize) -> Resu
     }
     let server = launch::spawn(server, None)?;
     let deadline = Instant::now() + HELPER_TIMEOUT;
-    while !socket.exists() {
+    // It forks once it listens.
+    while !socket.exists() || process::family(server.id()).len() < 2 {
         if Instant::now() > deadline {
             return Err("virtiofsd does not listen".into());
         }
