@@ -66,7 +66,7 @@ mod tests {
                     assert_eq!(env::current_dir().unwrap(), path.path().canonicalize().unwrap());
                 }
                 let file = tempfile::tempfile().unwrap();
-                assert!(!enter(&Arc::new(file.into())), "a file is no directory");
+                assert!(!enter(&Arc::new(file.into())), "a file is not a directory");
                 assert_eq!(env::current_dir().unwrap(), first.path().canonicalize().unwrap());
             };
             scope.spawn(moves).join().unwrap();

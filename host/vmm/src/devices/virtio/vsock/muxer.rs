@@ -205,7 +205,7 @@ impl Muxer {
     pub(super) fn event(&mut self, token: u64, events: EventSet, now: Instant) {
         match self.slots.get_mut(&token) {
             Some(Slot::Handshake(_)) => self.read_handshake(token, now),
-            // What it has written by now is for the connection that it waits for.
+            // Bytes that it has written by now are for the connection that it waits for.
             Some(Slot::Listener { .. }) if events.intersects(EventSet::HANG_UP | EventSet::ERROR) => self.remove(token),
             Some(Slot::Connection { connection, .. }) => {
                 // READ_HANG_UP means an end of the stream to be read, HANG_UP that both directions are over.
