@@ -81,7 +81,7 @@ Examples:
     /// machine by the context id 2. Each direction ends by itself, as with `connect`.
     #[command(after_help = "\
 Examples:
-  bulkhead vsock listen 5000 >core &
+  bulkhead vsock listen 5000 </dev/null >core &
   docker run --rm --privileged debian-with-socat sh -c 'socat -u OPEN:/core VSOCK-CONNECT:2:5000'")]
     Listen {
         /// Port of this machine.

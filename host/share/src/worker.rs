@@ -79,8 +79,11 @@ impl Worker {
         );
         let inner = Thread { queue, commands: receiver, pending: pending_too, sources, ring: None };
         thread::Builder::new().name(format!("share-{queue}")).spawn(move || {
-            let confine = || confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
-            let ready = working_directory::separate().and_then(|()| confine());
+            // Refused by the usual filters of containers; records are read by paths then.
+            if let Err(error) = working_directory::separate() {
+                tracing::debug!(%error, "cannot have a working directory of its own");
+            }
+            let ready = confine().map_err(|error| io::Error::other(bulkhead_ipc::report::chain(&error)));
             let confined_well = ready.is_ok();
             if confined.send(ready).is_ok() && confined_well {
                 inner.run(&server);
