@@ -66,9 +66,9 @@ impl Server {
 
     /// Gives a new file its record, and returns its state and that; the file stays where the host cannot keep one.
     fn record_new(&self, file: impl AsFd, wanted: &Wanted) -> Result<(Statx, Option<Record>), Errno> {
-        let stat = resolve::stat(&file)?;
-        match self.set_first_record(&file, stat, wanted) {
+        match self.set_first_record(&file, wanted) {
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT) if wanted.special.is_none() => {
+                let stat = resolve::stat(&file)?;
                 let current = u32::from(stat.stx_mode) & MODE_BITS;
                 let is_directory = attributes::kind(&stat) == libc::S_IFDIR;
                 let host = owners::host_mode(wanted.mode.unwrap_or(current), current, is_directory);

@@ -65,33 +65,45 @@ static LACKS_CALL: AtomicBool = AtomicBool::new(false);
 
 /// The record of a name in a directory, or of the directory itself by the name `.`.
 fn of_name(directory: &Arc<OwnedFd>, name: &CStr) -> Option<Record> {
-    if !LACKS_CALL.load(Ordering::Relaxed) {
-        let mut value = [0; LENGTH + 1];
-        match sys::xattr_of_name(directory, name, NAME, &mut value) {
-            // `EPERM` by a filter of a container's runtime that does not know the call.
-            Err(Errno::NOSYS | Errno::PERM) => LACKS_CALL.store(true, Ordering::Relaxed),
-            // No name is found in a directory that may be read and not searched, not even its own.
-            Err(Errno::ACCESS) if name == c"." => return of_path(directory, name),
-            result => return decode(result, &value),
-        }
+    let record = by_call(directory, name).or_else(|Unknown| by_working_directory(directory, name));
+    record.unwrap_or_else(|Unknown| by_path(directory, name))
+}
+
+/// The same by the call for a directory and a name, if the kernel has it.
+fn by_call(directory: &Arc<OwnedFd>, name: &CStr) -> Result<Option<Record>, Unknown> {
+    if LACKS_CALL.load(Ordering::Relaxed) {
+        return Err(Unknown);
     }
-    of_name_here(directory, name).unwrap_or_else(|Unknown| of_path(directory, name))
+    let mut value = [0; LENGTH + 1];
+    match sys::xattr_of_name(directory, name, NAME, &mut value) {
+        // `EPERM` by a filter of a container's runtime that does not know the call.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            LACKS_CALL.store(true, Ordering::Relaxed);
+            Err(Unknown)
+        }
+        result => decode_name(name, result, &value),
+    }
 }
 
 /// The same by the working directory, if the thread has one of its own.
-fn of_name_here(directory: &Arc<OwnedFd>, name: &CStr) -> Result<Option<Record>, Unknown> {
+fn by_working_directory(directory: &Arc<OwnedFd>, name: &CStr) -> Result<Option<Record>, Unknown> {
     if !working_directory::enter(directory) {
         return Err(Unknown);
     }
     let mut value = [0; LENGTH + 1];
-    match fs::lgetxattr(name, NAME, &mut value) {
+    decode_name(name, fs::lgetxattr(name, NAME, &mut value), &value)
+}
+
+fn decode_name(name: &CStr, result: Result<usize, Errno>, value: &[u8]) -> Result<Option<Record>, Unknown> {
+    match result {
+        // No name is found in a directory that may be read and not searched, not even its own.
         Err(Errno::ACCESS) if name == c"." => Err(Unknown),
-        result => Ok(decode(result, &value)),
+        result => Ok(decode(result, value)),
     }
 }
 
 /// The same by a path, which takes much longer.
-fn of_path(directory: impl AsFd, name: &CStr) -> Option<Record> {
+fn by_path(directory: impl AsFd, name: &CStr) -> Option<Record> {
     if name == c"." {
         return of_directory(directory);
     }
@@ -185,13 +197,9 @@ impl Server {
     }
 
     /// The same for a file that this process has just made; returns its state and its record afterwards.
-    pub(crate) fn set_first_record(
-        &self,
-        file: impl AsFd,
-        stat: Statx,
-        wanted: &Wanted,
-    ) -> Result<(Statx, Option<Record>), Errno> {
+    pub(crate) fn set_first_record(&self, file: impl AsFd, wanted: &Wanted) -> Result<(Statx, Option<Record>), Errno> {
         let _records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let stat = resolve::stat(&file)?;
         // A directory is opened after it was made, and another one may have its name by then.
         let old = if attributes::kind(&stat) == libc::S_IFDIR { of_file(&file) } else { None };
         let (record, changed) = self.change_record(&file, &stat, old, wanted)?;
@@ -294,8 +302,8 @@ mod tests {
         let place = fs::OFlags::PATH | fs::OFlags::DIRECTORY;
         let opened = Arc::new(fs::open(directory.path(), place, Mode::empty()).unwrap());
         let agree = |name, expected: Option<Record>| {
-            assert_eq!((of_name(&opened, name), of_path(&opened, name)), (expected, expected), "{name:?}");
-            assert_eq!(of_name_here(&opened, name).ok(), Some(expected), "{name:?}");
+            assert_eq!((of_name(&opened, name), by_path(&opened, name)), (expected, expected), "{name:?}");
+            assert_eq!(by_working_directory(&opened, name).ok(), Some(expected), "{name:?}");
         };
         working_directory::separate().unwrap();
         for (name, expected) in [(c"with", Some(record)), (c"without", None), (c"link", None), (c"none", None)] {
@@ -310,7 +318,7 @@ mod tests {
     fn a_thread_that_shares_its_working_directory_reads_by_a_path() {
         let directory = tempfile::tempdir().unwrap();
         let opened = Arc::new(std::fs::File::open(directory.path()).unwrap().into());
-        assert!(of_name_here(&opened, c".").is_err());
+        assert!(by_working_directory(&opened, c".").is_err());
         assert_eq!(of_name(&opened, c"."), None);
     }
 }
