@@ -8,7 +8,7 @@ use std::{
 use bulkhead_queue::{GuestRam, SplitQueue};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Event, Events, Host};
+use super::{Event, Events};
 use crate::{
     buffers::Buffers,
     fuse::{NOTIFY_HOST_EVENT, reply},
@@ -51,13 +51,10 @@ impl Events {
         call: Option<&EventFd>,
         interrupted: &AtomicBool,
     ) {
-        if let Some(Host { ready, .. }) = &self.host {
-            let _ = ready.read();
-        }
         while !interrupted.load(Ordering::Acquire) {
             let position = queue.position();
             let Some(chain) = queue.pop(memory) else {
-                // Also empties the host's queue, which would go on being readable otherwise.
+                // The host's queue is emptied all the same: it announces only what comes after that.
                 self.drain(&mut self.state());
                 if queue.enable_notifications(memory) {
                     continue;
