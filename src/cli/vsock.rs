@@ -75,7 +75,7 @@ Examples:
         #[arg(value_parser = clap::value_parser!(u32).range(i64::from(FIRST_PORT)..=i64::from(LAST_PORT)))]
         port: u32,
     },
-    /// Wait until a program in the VM connects to a vsock port of this machine, and connect standard input and output.
+    /// Wait until a program in the VM connects to a vsock port of this machine, and connect standard input and output to it.
     ///
     /// Takes one connection; of several commands that wait at a port it goes to the first. Programs in the VM reach this
     /// machine by the context id 2. Each direction ends by itself, as with `connect`.
@@ -141,27 +141,20 @@ impl FromStr for Forwarding {
 
 pub(super) async fn run(paths: &Paths, verb: Verb) -> Result<(), CliError> {
     match verb {
-        Verb::Connect { port } => {
-            let (input, output) = standard()?;
-            let stream = connect(paths, port).await?;
-            relay(stream, input, output).await.map_err(CliError::io("the connection failed"))
-        }
-        Verb::Listen { port } => {
-            let (input, output) = standard()?;
-            let stream = listen(paths, port).await?;
-            relay(stream, input, output).await.map_err(CliError::io("the connection failed"))
-        }
+        Verb::Connect { port } => carry(connect(paths, port)).await,
+        Verb::Listen { port } => carry(listen(paths, port)).await,
         Verb::Forward { forwarding } => forward(paths, &forwarding).await,
     }
 }
 
-/// Opens standard input and output for a relay.
-fn standard() -> Result<(File, File), CliError> {
-    let open = |stream: BorrowedFd| stream.try_clone_to_owned().map(|owned| File::from_std(owned.into()));
-    match (open(io::stdin().as_fd()), open(io::stdout().as_fd())) {
-        (Ok(input), Ok(output)) => Ok((input, output)),
-        _ => Err(CliError::Failed("standard input and output must be open".to_owned())),
-    }
+/// Connects standard input and output to a stream, once there is one.
+async fn carry(stream: impl Future<Output = Result<UnixStream, CliError>>) -> Result<(), CliError> {
+    let standard = |stream: BorrowedFd| stream.try_clone_to_owned().map(|owned| File::from_std(owned.into()));
+    let ends = (standard(io::stdin().as_fd()), standard(io::stdout().as_fd()));
+    let (Ok(input), Ok(output)) = ends else {
+        return Err(CliError::Failed("standard input and output must be open".to_owned()));
+    };
+    relay(stream.await?, input, output).await.map_err(CliError::io("the connection failed"))
 }
 
 /// Connects to the VM's vsock device.
@@ -174,10 +167,8 @@ async fn device(paths: &Paths) -> Result<UnixStream, CliError> {
 
 /// Waits for a connection of the VM to a port of this machine.
 async fn listen(paths: &Paths, port: u32) -> Result<UnixStream, CliError> {
-    let status = match Client::connect(paths).await? {
-        Some(client) => client.status().await?,
-        None => return Err(not_running(paths)),
-    };
+    let client = Client::connect(paths).await?.ok_or_else(|| not_running(paths))?;
+    let status = client.status().await?;
     if status.vm.is_some_and(|vm| vm.enhanced_container_isolation) {
         return Err(CliError::Failed(
             "nothing in the VM can connect to this machine: with Enhanced Container Isolation on, containers cannot use \
