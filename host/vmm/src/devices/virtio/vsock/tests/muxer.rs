@@ -234,7 +234,7 @@ fn a_connection_of_the_guest_takes_a_client_that_listens_at_its_port() {
     let mut bench = Bench::new(4);
     let mut client = bench.client(b"LISTEN 5000\nearly");
     client.set_nonblocking(true).unwrap();
-    assert!(client.read(&mut [0]).is_err(), "there is no connection yet");
+    assert!(client.read(&mut [0]).is_err(), "no connection yet");
     bench.send(header(1024, 5001, Op::Request), &mut []);
     assert_eq!(bench.op(), Some(Op::Rst), "nothing listens at 5001");
     bench.send(header(1024, 5000, Op::Request), &mut []);
@@ -343,8 +343,7 @@ fn when_all_places_are_taken_everyone_else_is_refused_until_one_is_free() {
     bench.send(header(7, 70, Op::Request), &mut []);
     assert_eq!(bench.op(), Some(Op::Rst));
     assert_eq!(bench.connect(5).read(&mut [0]).unwrap(), 0, "a stream handed in is closed");
-    let mut client = UnixStream::connect(bench.path().join("v")).unwrap();
-    bench.turn();
+    let mut client = bench.client(b"");
     assert_eq!(client.read(&mut [0]).unwrap(), 0, "a client is turned away");
     bench.send(answer(&request, Op::Rst), &mut []);
     bench.send(header(7, 70, Op::Request), &mut []);
@@ -369,8 +368,7 @@ fn waiting_resets_are_bounded_and_stall_the_guest_instead_of_being_lost() {
 #[test]
 fn a_client_asks_for_a_port_in_pieces_and_its_data_follows_at_once() {
     let mut bench = Bench::new(4);
-    let mut client = UnixStream::connect(bench.path().join("v")).unwrap();
-    client.write_all(b"CONN").unwrap();
+    let mut client = bench.client(b"CONN");
     assert_eq!(bench.packet(), None);
     client.write_all(b"ECT 1024\nGET /").unwrap();
     let (request, _) = bench.packet().unwrap();
@@ -386,13 +384,10 @@ fn a_client_asks_for_a_port_in_pieces_and_its_data_follows_at_once() {
 #[test]
 fn a_client_that_talks_nonsense_or_nothing_is_turned_away() {
     let mut bench = Bench::new(4);
-    let mut nonsense = UnixStream::connect(bench.path().join("v")).unwrap();
-    nonsense.write_all(b"GET / HTTP/1.1\n").unwrap();
-    bench.turn();
+    let mut nonsense = bench.client(b"GET / HTTP/1.1\n");
     assert_eq!(nonsense.read(&mut [0]).unwrap(), 0);
-    let mut silent = UnixStream::connect(bench.path().join("v")).unwrap();
-    let _gone = UnixStream::connect(bench.path().join("v")).unwrap();
-    bench.turn();
+    let mut silent = bench.client(b"");
+    let _gone = bench.client(b"");
     assert!(bench.muxer.timeout(bench.now).is_some_and(|timeout| timeout <= REQUEST_TIMEOUT));
     bench.now += REQUEST_TIMEOUT + Duration::from_secs(1);
     bench.muxer.expire(bench.now);
