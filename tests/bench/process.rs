@@ -42,7 +42,7 @@ pub fn family(pid: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let parent = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse::<u32>().ok()
+        field(&stat, 4)?.parse::<u32>().ok()
     };
     let processes: Vec<_> = processes
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -55,6 +55,11 @@ pub fn family(pid: u32) -> Vec<u32> {
         at += 1;
     }
     family
+}
+
+/// A field of proc_pid_stat(5), from the third on: the name before it, in parentheses, may hold anything.
+fn field(stat: &str, number: usize) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)
 }
 
 /// CPU time of a process, in seconds.
@@ -73,10 +78,8 @@ impl Cpu {
     }
 
     fn parse(stat: &str) -> Option<Self> {
-        // The name in parentheses may hold anything; field 3 follows it.
-        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
         // Clock ticks of USER_HZ, which is 100 for every program.
-        let seconds = |field: usize| Some(fields.get(field - 3)?.parse::<f64>().ok()? / 100.0);
+        let seconds = |number| Some(field(stat, number)?.parse::<f64>().ok()? / 100.0);
         Some(Self { total: seconds(14)? + seconds(15)?, guest: seconds(43)? })
     }
 }
