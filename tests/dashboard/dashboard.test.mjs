@@ -338,7 +338,8 @@ test("a text that is typed while the settings are read stays in the form", async
   await tab.locator("#apply").click();
   const go = await asked;
   await tab.locator("#setting-memoryMiB").fill("2048");
-  await go();
+  const [answered] = await Promise.all([tab.waitForResponse("**/v1/settings"), go()]);
+  await answered.finished();
   await text(tab, "apply-count", "1 change");
   assert.equal(await tab.inputValue("#setting-memoryMiB"), "2048");
   await tab.locator("#discard").click();

@@ -242,7 +242,10 @@ export function enter(page) {
 
 export function begin(page) {
   find("settings-form").addEventListener("submit", (event) => event.preventDefault());
-  find("discard").addEventListener("click", () => page.attempt(discard));
+  find("discard").addEventListener("click", () => page.attempt(() => {
+    discard();
+    return read(page);
+  }));
   find("apply").addEventListener("click", () => apply(page, false));
   find("apply-restart").addEventListener("click", () => apply(page, true));
 }
