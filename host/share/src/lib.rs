@@ -16,7 +16,8 @@
 //! | Crashes       | `fs/state` (what outlives a process), `fs/recovery` (nodes), `fs/replay` (requests)          |
 //! | Requests      | `fs/lookup`, `fs/list`, `fs/create`, `fs/change`, `fs/data`, `fs/xattr`; `fs/handles`        |
 //! | Locks         | `fs/locks` (owners, threads that wait), `parked` (requests that wait)                        |
-//! | Attributes    | `fs/attributes` (inode numbers, times), `fs/owners` and `fs/record` (owners of the guest)    |
+//! | Attributes    | `fs/attributes` (inode numbers, times), `fs/owners` and `fs/record` (owners of the guest),   |
+//! |               | `fs/working_directory` (names for calls that take a path)                                    |
 //! | Events        | `fs/watch` (of which nodes, and what requests cause), `events` (inotify, notification queue) |
 //!
 //! # Staying inside

@@ -48,6 +48,7 @@ pub struct VmPortsPlan {
 }
 
 impl VmPortsPlan {
+    /// Takes what these settings say.
     pub(in crate::backend) fn new(settings: &Settings) -> Self {
         Self { ports: settings.vm_ports(), binding: settings.port_binding(), isolation: settings.isolation() }
     }

@@ -1,9 +1,10 @@
 //! All connections of the device: finds the one that a packet or an event belongs to, lets them send in turn, and
 //! answers packets that belong to none.
 //!
-//! A slot holds a host stream, as a handshake of the hybrid socket, as a client that listens there, or as a connection. Its token identifies it in epoll
-//! and is never used again, so an event that is late cannot reach another slot. Everything that a guest or a host
-//! client can make grow is bounded: slots, RSTs that wait, and the bytes held for each connection.
+//! A slot holds a host stream, as a handshake of the hybrid socket, as a client that listens there, or as a connection.
+//! Its token identifies it in epoll and is never used again, so an event that is late cannot reach another slot.
+//! Everything that a guest or a host client can make grow is bounded: slots, RSTs that wait, and the bytes held for each
+//! connection.
 
 use std::{
     collections::{HashMap, VecDeque},

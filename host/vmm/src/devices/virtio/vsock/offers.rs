@@ -1,4 +1,4 @@
-//! Host ends for connections that programs of the VM's own make.
+//! Host ends for connections that the VM's own programs make.
 //!
 //! This process cannot connect to anything: a vmm that a guest has taken over would reach every unix socket of the
 //! user. So a connection of the guest takes a stream that the backend has handed over before, and without one it is
