@@ -129,6 +129,11 @@ impl SplitQueue {
         self.unless_broken(disabled);
     }
 
+    /// The number of chains that were completed since the last call of [`Self::should_interrupt`].
+    pub fn unsignalled(&self) -> u16 {
+        self.queue.next_used().wrapping_sub(self.signalled)
+    }
+
     /// True if the driver wants an interrupt for the chains that were completed since the last call (2.7.7.2).
     pub fn should_interrupt(&mut self, memory: &GuestRam) -> bool {
         let new = self.queue.next_used();
@@ -344,7 +349,9 @@ mod tests {
                 // The element with the driver's index is among those of this batch.
                 let expected = (completed..completed + batch).contains(&behind);
                 completed += batch;
+                prop_assert_eq!(queue.unsignalled(), batch);
                 prop_assert_eq!(queue.should_interrupt(&driver.0), expected);
+                prop_assert_eq!(queue.unsignalled(), 0);
             }
         }
 

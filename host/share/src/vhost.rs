@@ -11,7 +11,7 @@ use bulkhead_queue::{GuestRam, SplitQueue};
 use crate::{
     REQUEST_QUEUES, TAG, events,
     parked::Parked,
-    worker::{Ring, Worker},
+    worker::{Ring, Role, Worker},
 };
 
 /// Length of the tag in the configuration space, in bytes (virtio 1.3, 5.11.4).
@@ -26,6 +26,8 @@ struct Slot {
     enabled: bool,
 }
 
+/// Index of the high priority queue.
+const FORGETS: usize = 0;
 /// Index of the notification queue, which is one for requests with drivers that do not use it.
 const NOTIFICATIONS: usize = 1;
 
@@ -88,7 +90,11 @@ impl bulkhead_vhost_user::Device for Device {
     }
 
     fn start(&mut self, index: usize, kick: EventFd, memory: &Arc<GuestRam>) -> io::Result<()> {
-        let notifies = self.notifies && index == NOTIFICATIONS;
+        let role = match index {
+            FORGETS => Role::Forgets,
+            NOTIFICATIONS if self.notifies => Role::Notifications,
+            _ => Role::Requests,
+        };
         let slot = &mut self.slots[index];
         if let Some(queue) = slot.idle.take() {
             let (memory, call) = (Arc::clone(memory), slot.call.take());
@@ -98,7 +104,7 @@ impl bulkhead_vhost_user::Device for Device {
                 kick,
                 call,
                 enabled: slot.enabled,
-                notifies,
+                role,
                 parked: Parked::default(),
             });
         }

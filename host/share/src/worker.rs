@@ -10,8 +10,10 @@ use std::{
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread,
+    time::Duration,
 };
 
+use virtio_queue::QueueT;
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
@@ -33,10 +35,25 @@ pub(crate) struct Ring {
     pub(crate) kick: EventFd,
     pub(crate) call: Option<EventFd>,
     pub(crate) enabled: bool,
-    /// The queue has buffers for notifications instead of requests.
-    pub(crate) notifies: bool,
+    pub(crate) role: Role,
     pub(crate) parked: Parked,
 }
+
+/// Purpose of a queue (virtio 1.3, 5.11.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The high priority queue: what the driver tells, without a reply. That it forgets a file, for the most part.
+    Forgets,
+    /// Buffers for notifications.
+    Notifications,
+    /// Requests whose replies are waited for.
+    Requests,
+}
+
+/// Time for which a thread looks for more in a queue of [`Role::Forgets`] without a kick, and puts off the interrupt for
+/// what it has completed. A program that removes files has one forgotten after each of its requests; a kick and an
+/// interrupt for each would take as much time as the request. A program that a signal ends waits for this long, at most.
+const REST: Duration = Duration::from_millis(5);
 
 enum Command {
     Start(Box<Ring>),
@@ -159,11 +176,12 @@ impl Sources {
         let _ = self.epoll.ctl(ControlOperation::Delete, source, EpollEvent::default());
     }
 
-    /// Waits for an event of any of them.
-    fn wait(&self) -> io::Result<()> {
+    /// Waits for an event of any of them, or for a time.
+    fn wait(&self, time: Option<Duration>) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 4];
+        let time = time.map_or(-1, |time| time.as_millis() as i32);
         loop {
-            match self.epoll.wait(-1, &mut events) {
+            match self.epoll.wait(time, &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result.map(drop),
             }
@@ -181,16 +199,16 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, server: &Server) {
-        while self.wait() && self.obey(server) {
-            if let Some(ring) = self.ring.as_mut().filter(|ring| ring.enabled) {
-                ring.serve(self.queue, server, &self.pending);
-            }
+        let mut rest = None;
+        while self.wait(rest) && self.obey(server) {
+            let ring = self.ring.as_mut().filter(|ring| ring.enabled);
+            rest = ring.and_then(|ring| ring.serve(self.queue, server, &self.pending));
         }
     }
 
-    /// Waits for a command, a kick, or events; false when that is not possible.
-    fn wait(&self) -> bool {
-        let waited = self.sources.wait();
+    /// Waits for a command, a kick, or events, or for a time; false when that is not possible.
+    fn wait(&self, time: Option<Duration>) -> bool {
+        let waited = self.sources.wait(time);
         if let Err(error) = &waited {
             tracing::error!(%error, "cannot wait for requests; the files of the host are out of reach");
         }
@@ -199,7 +217,7 @@ impl Thread {
 
     /// Takes a ring over, with the events that it needs.
     fn take(&mut self, ring: Box<Ring>, server: &Server) {
-        let host = server.events.sources().filter(|_| ring.notifies);
+        let host = server.events.sources().filter(|_| ring.role == Role::Notifications);
         let host = host.map(|(host, ready)| [host.as_raw_fd(), ready.as_raw_fd()]).into_iter().flatten();
         for source in host.chain([ring.kick.as_raw_fd()]) {
             if let Err(error) = self.sources.add(source) {
@@ -219,6 +237,8 @@ impl Thread {
                     // Without a queue it is dropped unanswered.
                     if let Some(mut ring) = self.ring.take() {
                         self.sources.remove(ring.kick.as_raw_fd());
+                        // The next thread or process of the queue does not know what was put off.
+                        ring.interrupt();
                         if forget {
                             ring.parked.forget(self.queue, server);
                         }
@@ -243,22 +263,31 @@ impl Thread {
 }
 
 impl Ring {
-    /// Serves requests until there are none, or a command is waiting; or gives the events that there are.
-    fn serve(&mut self, queue: usize, server: &Server, pending: &AtomicBool) {
-        if self.notifies {
-            return server.events.deliver(&mut self.queue, &self.memory, self.call.as_ref(), pending);
+    /// Serves requests until there are none, or a command is waiting; or gives the events that there are. Returns the time
+    /// after which the queue has to be looked at again, if no kick says so.
+    fn serve(&mut self, queue: usize, server: &Server, pending: &AtomicBool) -> Option<Duration> {
+        if self.role == Role::Notifications {
+            server.events.deliver(&mut self.queue, &self.memory, self.call.as_ref(), pending);
+            return None;
         }
         self.parked.resume(queue, &mut self.queue, &self.memory, server);
         self.parked.finish(&mut self.queue, &self.memory, server);
-        self.interrupt();
+        self.interrupt_unless_put_off(0);
+        let mut served = false;
         while !pending.load(Ordering::Acquire) {
             let Some(chain) = self.queue.pop(&self.memory) else {
+                if served && self.role == Role::Forgets {
+                    self.queue.disable_notifications(&self.memory);
+                    return Some(REST);
+                }
+                self.interrupt();
                 // The driver may have added a request between the look above and this request for a kick.
                 if self.queue.enable_notifications(&self.memory) {
                     continue;
                 }
-                return;
+                return None;
             };
+            served = true;
             let head = chain.head_index();
             // A chain that is none, with a buffer outside of memory, is returned empty.
             let buffers = Buffers::new(chain.clone(), &self.memory);
@@ -271,6 +300,15 @@ impl Ring {
                 }
             };
             self.queue.complete(&self.memory, head, written as u32);
+            self.interrupt_unless_put_off(written);
+        }
+        None
+    }
+
+    /// Interrupts the driver for a reply of this length, or for chains that it may need soon.
+    fn interrupt_unless_put_off(&mut self, written: usize) {
+        let few = self.queue.unsignalled() < self.queue.queue().size() / 4;
+        if self.role != Role::Forgets || written > 0 || !few {
             self.interrupt();
         }
     }
