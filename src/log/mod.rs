@@ -1,7 +1,7 @@
 //! The log of the processes of a profile: `bulkhead backend` and its children.
 //!
-//! All three have the same lines and the same limits. The backend writes to `backend.log` and, in the foreground, to
-//! its standard error as well. The other two write to standard error, a pipe to the backend, which puts their lines
+//! All of them have the same lines and the same limits. The backend writes to `backend.log` and, in the foreground, to
+//! its standard error as well. The others write to standard error, a pipe to the backend, which puts their lines
 //! into the same file: they open no file, and the backend is the only one that writes to it and renames it.
 //!
 //! A guest can provoke most lines, so each kind of line has a limit of its own ([`limit`]), and a panic ends the
