@@ -348,6 +348,29 @@ test("a text that is typed while the settings are read stays in the form", async
   assert.deepEqual(tab.complaints, []);
 });
 
+test("a text that is typed into the field that is being saved stays there as a change", async () => {
+  const { tab } = await opened(newHome());
+  await settings(tab);
+  let saved;
+  const asked = new Promise((resolve) => { saved = resolve; });
+  await tab.route("**/v1/settings/cpus", async (route) => {
+    const written = await route.fetch();
+    saved(() => route.fulfill({ response: written }));
+  }, { times: 1 });
+  await tab.locator("#setting-cpus").fill("2");
+  await tab.locator("#apply").click();
+  const go = await asked;
+  await tab.locator("#setting-cpus").fill("1");
+  // The list of settings is read when all of them are saved.
+  await Promise.all([tab.waitForResponse("**/v1/settings"), go()]);
+  await text(tab, "apply-count", "1 change");
+  assert.equal(await tab.inputValue("#setting-cpus"), "1");
+  await tab.locator("#apply").click();
+  await text(tab, "apply-count", "Saved");
+  assert.equal(await tab.inputValue("#setting-cpus"), "1");
+  assert.deepEqual(tab.complaints, []);
+});
+
 test("a policy is checked and downloaded as it is in the editor", async () => {
   const { tab } = await opened(newHome());
   await view(tab, "Policy");

@@ -93,6 +93,9 @@ function origin(setting) {
   }
 }
 
+// What a control shows, as it is typed or chosen.
+const shown = (element) => (element.type === "checkbox" ? element.checked : element.value);
+
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 function field(setting, label) {
@@ -199,7 +202,7 @@ function discard() {
 
 // Writes the changes one after the other; the first that is refused ends it, and the others stay in the form.
 async function save() {
-  const list = changes();
+  const list = changes().map((change) => ({ ...change, sent: shown(fields.get(change.key).element) }));
   const wrong = list.find((change) => change.wrong);
   const refuse = (key, reason) => {
     const { element } = fields.get(key);
@@ -208,7 +211,7 @@ async function save() {
     throw new Error(reason);
   };
   if (wrong) refuse(wrong.key, `${wrong.key}: ${wrong.wrong}`);
-  for (const { key, value, reset } of list) {
+  for (const { key, value, reset, sent } of list) {
     let now;
     try {
       now = await (reset ? remove(`/v1/settings/${key}`) : put(`/v1/settings/${key}`, { value }));
@@ -219,6 +222,8 @@ async function save() {
     }
     const entry = fields.get(key);
     entry.setting = now;
+    // What was typed meanwhile is a change of its own.
+    if (shown(entry.element) !== sent) continue;
     resets.delete(key);
     entry.write(now.value);
   }
