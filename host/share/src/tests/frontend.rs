@@ -2,6 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
+    sync::Weak,
     time::{Duration, Instant},
 };
 
@@ -106,15 +107,19 @@ impl Driver {
     }
 }
 
-fn served(guest: &Guest, epoch: u32) -> UnixStream {
-    device(Arc::new(guest.serve(&[("", false)], epoch)))
+/// Starts a device, and returns what is gone when all of its threads have ended.
+fn served(guest: &Guest, epoch: u32) -> (UnixStream, Weak<Server>) {
+    let server = Arc::new(guest.serve(&[("", false)], epoch));
+    let alive = Arc::downgrade(&server);
+    (device(server), alive)
 }
 
 #[test]
 fn a_driver_with_one_request_queue_is_served_through_a_change_of_processes_and_a_reset() {
     let guest = Guest::new();
     let driver = Driver::new();
-    let (mut device, handle) = fs::connect(served(&guest, 5)).unwrap();
+    let (stream, first) = served(&guest, 5);
+    let (mut device, handle) = fs::connect(stream).unwrap();
     assert_eq!((device.device_type(), device.queue_max_sizes()), (26, &[1024; QUEUES][..]));
     let mut config = [0; 40];
     device.read_config(0, &mut config);
@@ -130,8 +135,14 @@ fn a_driver_with_one_request_queue_is_served_through_a_change_of_processes_and_a
 
     // The kick for a request may have gone to a process that died before it looked.
     driver.ask(1);
-    handle.replace(served(&guest, 6));
+    handle.replace(served(&guest, 6).0);
     assert_eq!(driver.answered(1, 2), 0);
+    // It stands for a process that died before, and would serve the queue as long as it looks at it.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while first.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "the first device does not end");
+        thread::sleep(Duration::from_millis(1));
+    }
     device.reset();
     driver.ask(1);
     driver.kicks[1].write(1).unwrap();
