@@ -54,7 +54,7 @@ pub(crate) fn write_at(
 }
 
 /// getxattrat(2), which Linux has since 6.13.
-const SYS_GETXATTRAT: libc::c_long = 464;
+pub(crate) const SYS_GETXATTRAT: libc::c_long = 464;
 
 /// Reads an extended attribute of a name in a directory, without following a link; returns its length.
 pub(crate) fn xattr_of_name(

@@ -12,23 +12,41 @@ use std::{
 
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
 use super::{device::Driver, *};
-use crate::{QUEUES, api, fs::locks::MAX_WAITING};
+use crate::{QUEUES, api, fs::locks::MAX_WAITING, sys::SYS_GETXATTRAT};
 use bulkhead_ipc::inherited;
 
 #[test]
 #[ignore = "the process of the test below"]
 fn child() {
-    if std::env::var_os("BULKHEAD_SHARE_TEST").is_some() {
+    if let Some(place) = std::env::var_os("BULKHEAD_SHARE_TEST") {
+        if place == "container" {
+            refuse_as_in_a_container();
+        }
         assert_eq!(crate::run(), ExitCode::SUCCESS);
     }
 }
 
+/// Refuses system calls that the process can do without, as the filters of containers' runtimes do.
+fn refuse_as_in_a_container() {
+    let calls = [libc::SYS_unshare, libc::SYS_setns, libc::SYS_mount, SYS_GETXATTRAT];
+    let rules = calls.map(|call| (call, Vec::new())).into_iter().collect();
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
 /// Starts the process with a control socket, whose other end is returned.
 fn start() -> (Child, OwnedFd) {
+    start_in("host")
+}
+
+fn start_in(place: &str) -> (Child, OwnedFd) {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "tests::process::child", "--ignored", "--nocapture"]).env("BULKHEAD_SHARE_TEST", "1");
+    command.args(["--exact", "tests::process::child", "--ignored", "--nocapture"]).env("BULKHEAD_SHARE_TEST", place);
     let number = theirs.as_raw_fd();
     // SAFETY: dup2 may be called between fork and exec; the socket is open as long as this function runs.
     unsafe {
@@ -57,10 +75,15 @@ pub(super) fn state() -> OwnedFd {
 /// Starts a process that goes on with what is in this memory; returns it with its control socket and the vmm's stream.
 pub(super) fn serve(state: &OwnedFd, shares: &[Share], locks: bool) -> (Child, OwnedFd, UnixStream) {
     let (child, control) = start();
+    let stream = set_up(&control, state, shares, locks);
+    (child, control, stream)
+}
+
+fn set_up(control: &OwnedFd, state: &OwnedFd, shares: &[Share], locks: bool) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    send(&control, &api::Command::State, state);
-    send(&control, &api::Command::Setup { shares: shares.to_vec(), hidden: Vec::new(), locks }, &theirs);
-    (child, control, ours)
+    send(control, &api::Command::State, state);
+    send(control, &api::Command::Setup { shares: shares.to_vec(), hidden: Vec::new(), locks }, &theirs);
+    ours
 }
 
 pub(super) fn end(mut child: Child) -> String {
@@ -99,6 +122,20 @@ fn the_process_confines_every_thread_serves_and_ends_with_the_vmm_or_the_backend
         let errors = end(child);
         assert!(errors.contains("warning: share: cannot share") && errors.contains("missing"), "{errors}");
     }
+}
+
+#[test]
+fn a_process_in_a_container_whose_filter_refuses_calls_serves_files_with_their_owners() {
+    let guest = Guest::new();
+    fs::write(guest.path("file"), b"x").unwrap();
+    let owned = guest.chown(guest.node("file"), 999, 998).unwrap();
+    let (child, control) = start_in("container");
+    let driver = Driver::new(set_up(&control, &state(), &[guest.share("", false)], false));
+    let node = node(&driver, &guest, "file");
+    let seen = attributes(&driver.call(2, GETATTR, node, body().u64(0).u64(0))[32..]);
+    assert_eq!(((seen.uid, seen.gid), (owned.uid, owned.gid)), ((999, 998), (999, 998)));
+    drop(control);
+    end(child);
 }
 
 #[test]
