@@ -123,7 +123,7 @@ fn pretty(profiles: &[Profile]) -> String {
     rows.extend(profiles.iter().map(|profile| {
         vec![
             profile.name.to_string(),
-            profile.state.map_or_else(|| "unknown".to_owned(), |state| state.to_string()),
+            profile.state.map_or_else(|| "unknown".to_owned(), status::state_word),
             auto(profile.cpus.map(|cpus| cpus.to_string())),
             auto(profile.memory_mib.map(|mib| in_bytes(mib.saturating_mul(1 << 20)))),
             profile.disk_bytes.map_or_else(|| "-".to_owned(), in_bytes),

@@ -1,12 +1,13 @@
 //! The command line: one file for each verb.
 //!
-//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, in a group of lines of CI systems by
+//! `client.rs` talks to the backend, `colour.rs` has the colours of a terminal, `follow.rs` shows the progress of a start, in a group of lines of CI systems by
 //! `log_group.rs`, `progress.rs` has the spinner of a terminal, `environment.rs` reads and writes files of variables,
 //! `unisolated.rs` finds containers from before isolation. A verb's help is the doc comment of its `Arguments`.
 
 mod api;
 mod backend;
 mod client;
+mod colour;
 mod dashboard;
 mod delete;
 mod doctor;
@@ -170,7 +171,7 @@ pub fn main() -> ExitCode {
         // EPIPE, as from `bulkhead logs | head`, is not an error.
         Err(CliError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", chain(&error));
+            colour::fail(chain(&error));
             failure
         }
     }
@@ -259,13 +260,14 @@ fn in_bytes(bytes: u64) -> String {
 /// Formats rows in columns, each as wide as its widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| colour::width(cell)).max();
     // Characters are counted, not columns of a terminal: all cells but paths and names of containers are ASCII.
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let lines: Vec<String> = rows
         .iter()
         .map(|row| {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            let padded = |cell: &String, width: usize| format!("{cell}{:1$}", "", width - colour::width(cell));
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| padded(cell, *width)).collect();
             cells.join("  ").trim_end().to_owned()
         })
         .collect();

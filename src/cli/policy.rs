@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{CliError, Format, client::Client, print, print_json, settings::show, start, table};
+use super::{CliError, Format, client::Client, colour, print, print_json, settings::show, start, table};
 use crate::{
     backend::{image_names, plan::check_program},
     image::Image,
@@ -71,7 +71,7 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
             // Keys of another version, or of Docker Desktop's, are valid. The administrator should know that they do
             // nothing.
             for key in unknown {
-                eprintln!("warning: unknown key {key} is ignored");
+                colour::warn(format_args!("unknown key {key} is ignored"));
             }
             print(&format!("{}: OK", file.display()))?;
         }
@@ -128,7 +128,7 @@ async fn warn_of_change(paths: &Paths) -> Result<(), CliError> {
     if let Some(client) = Client::connect(paths).await?
         && let Some(changed) = start::policy_change(paths, client.status().await?.policy.as_ref())
     {
-        eprintln!("warning: {changed}");
+        colour::warn(changed);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{
     CliError, Format,
     client::{Client, containers},
-    command, print, print_json, table,
+    colour, command, print, print_json, table,
 };
 use crate::{
     backend::{
@@ -122,7 +122,7 @@ async fn apply(paths: &Paths) -> Result<Vec<PortProblem>, CliError> {
 /// Shows problems of ports that the command is not about.
 fn warn(problems: &[PortProblem]) {
     for PortProblem { port, reason } in problems {
-        eprintln!("warning: {port} is not published: {reason}");
+        colour::warn(format_args!("{port} is not published: {reason}"));
     }
 }
 

@@ -29,7 +29,7 @@ use tokio::{
 use super::{
     CliError,
     client::Client,
-    environment,
+    colour, environment,
     follow::{self, Output},
     share,
     start::{self, Machine},
@@ -165,7 +165,7 @@ async fn with_engine(
     tokio::select! {
         ready = start_engine(paths, arguments, lifeline) => ready?,
         (signal, _) = received(signals) => {
-            eprintln!("error: interrupted by {} while the engine was starting", signal.as_str());
+            colour::fail(format_args!("interrupted by {} while the engine was starting", signal.as_str()));
             return Ok(code(128 + signal as i32));
         }
     }
@@ -214,7 +214,7 @@ fn report(program: &OsStr, refusal: Refusal) -> ExitCode {
         Refusal::NotFound => ("there is no such program; check its name and PATH".to_owned(), 127),
         Refusal::Other(reason) => (reason, 126),
     };
-    eprintln!("error: cannot run {}: {reason}", program.display());
+    colour::fail(format_args!("cannot run {}: {reason}", program.display()));
     code(status)
 }
 

@@ -11,7 +11,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{CliError, Format, client::Client, command, print, print_json, runtime, table};
+use super::{CliError, Format, client::Client, colour, command, print, print_json, runtime, table};
 use crate::{
     backend::{api::SharesOutcome, shares::Judged},
     settings::{Base, MAX_SHARED_DIRECTORIES, Paths, Places, Policy, ProfileName, Settings, SharedDirectory},
@@ -95,7 +95,10 @@ async fn apply(paths: &Paths) {
         }
         // The list is saved all the same.
         Err(error) => {
-            eprintln!("warning: the running engine did not take the change: {}; restart it: {restart}", chain(&error));
+            colour::warn(format_args!(
+                "the running engine did not take the change: {}; restart it: {restart}",
+                chain(&error)
+            ));
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::{process::ChildStdin, task::spawn_blocking, time::timeout};
 use super::{
     CliError,
     client::{Client, ClientError},
-    command,
+    colour, command,
     follow::{self, Output},
     print, unisolated,
 };
@@ -120,10 +120,10 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
         Outcome::Already => {
             let status = client.status().await?;
             if arguments.machine != Machine::default() {
-                eprintln!(
-                    "warning: the VM already exists, so the options have no effect; run `{}` first",
+                colour::warn(format_args!(
+                    "the VM already exists, so the options have no effect; run `{}` first",
                     command(paths, "stop")
-                );
+                ));
             }
             if status.state == StateName::Running {
                 return print("the engine is already running");
@@ -139,7 +139,7 @@ pub(super) async fn run(paths: &Paths, arguments: Arguments) -> Result<(), CliEr
     // Complete only now: some of it, such as a docker context that could not be made, is found on the way.
     let status = client.status().await?;
     if let Some(warning) = status.warning {
-        eprintln!("warning: {warning}");
+        colour::warn(warning);
     }
     note_unisolated(paths, &client).await;
     print(&match status.context {
@@ -156,7 +156,7 @@ pub(super) async fn warn_of_policy(paths: &Paths, client: &Client<'_>) {
     let Ok(Status { policy, .. }) = client.status().await else { return };
     let running = policy.as_ref();
     for line in running.and_then(PolicyFacts::warning).into_iter().chain(policy_change(paths, running)) {
-        eprintln!("warning: {line}");
+        colour::warn(line);
     }
 }
 

@@ -1,6 +1,11 @@
 //! `bulkhead status`.
 
-use super::{CliError, Format, client::Client, command, print, print_json, seconds, start, table, unisolated};
+use super::{
+    CliError, Format,
+    client::Client,
+    colour::{self, Tone},
+    command, print, print_json, seconds, start, table, unisolated,
+};
 use crate::{
     backend::{
         api::{StateName, Status},
@@ -63,15 +68,27 @@ fn policy_changed(paths: &Paths, status: &Status) -> Option<String> {
     start::policy_change(paths, status.policy.as_ref())
 }
 
+/// The word for a state, in its colour.
+pub(super) fn state_word(state: StateName) -> String {
+    let word = state.to_string();
+    match state {
+        StateName::Running => colour::output(&word, Tone::Good),
+        StateName::Failed => colour::output(&word, Tone::Bad),
+        StateName::Starting | StateName::Stopping => colour::output(&word, Tone::Warning),
+        StateName::Stopped => word,
+    }
+}
+
 fn pretty(paths: &Paths, status: &Status, older: Option<String>) -> String {
     let mut rows = Vec::new();
     let mut row = |name: &str, text: String| rows.push(vec![name.to_owned(), text]);
     row("profile", status.profile.to_string());
+    let state = state_word(status.state);
     row(
         "state",
         match status.waiting_for {
-            Some(stage) => format!("{}, waiting for {stage}", status.state),
-            None => status.state.to_string(),
+            Some(stage) => format!("{state}, waiting for {stage}"),
+            None => state,
         },
     );
     // Of a failure, or of a restart of the engine that is under way.

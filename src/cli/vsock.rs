@@ -30,7 +30,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CliError, client::Client, command, print};
+use super::{CliError, client::Client, colour, command, print};
 use crate::settings::Paths;
 use bulkhead_ipc::report::chain;
 
@@ -325,7 +325,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         Ok(client) => client,
         Err(error) => {
             // Without a pause, EMFILE would make this a busy loop.
-            eprintln!("warning: cannot accept a connection: {error}");
+            colour::warn(format_args!("cannot accept a connection: {error}"));
             return tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     };
@@ -335,7 +335,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         match connect(&paths, port).await {
             // A reset is the end of a connection like any other.
             Ok(mut stream) => drop(copy_bidirectional(&mut client, &mut stream).await),
-            Err(error) => eprintln!("warning: {}", chain(&error)),
+            Err(error) => colour::warn(chain(&error)),
         }
         drop(permit);
     });

@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::MetadataExt};
 
+use support::program;
+
 use crate::home::{Home, refused};
 
 #[test]
@@ -22,6 +24,25 @@ fn an_unknown_profile_is_refused_by_every_verb_that_needs_one() {
     }
     assert!(fs::read_dir(home.path("config")).unwrap().next().is_none());
     assert_eq!(home.bulkhead(&["--profile", "../etc", "status"]).status.code(), Some(2));
+}
+
+#[test]
+fn words_have_colours_only_where_they_are_asked_for_or_seen() {
+    let home = Home::new();
+    let outputs = |variable: Option<(&str, &str)>| {
+        [&["status"][..], &["list"], &["doctor"], &["settings", "get", "nothing"]].map(|arguments| {
+            let mut command = home.command(program());
+            command.args(arguments).envs(variable);
+            let output = command.output().unwrap();
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+        })
+    };
+    // Its output is a pipe.
+    assert!(outputs(None).iter().all(|text| !text.contains('\x1b')));
+    let [status, _, doctor, error] = outputs(Some(("CLICOLOR_FORCE", "1")));
+    assert!(!status.contains('\x1b'), "an engine that is stopped is neither good nor bad: {status}");
+    assert!(doctor.contains("\x1b[32mPASS\x1b[0m"), "{doctor}");
+    assert!(error.starts_with("\x1b[1m\x1b[31merror\x1b[0m: "), "{error:?}");
 }
 
 #[test]

@@ -10,7 +10,11 @@ use std::process::ExitCode;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{CliError, Format, print, print_json};
+use super::{
+    CliError, Format,
+    colour::{self, Tone},
+    print, print_json,
+};
 use crate::{
     backend::{disk::DiskPlan, host, shares::Judged},
     image::Image,
@@ -61,8 +65,8 @@ pub(super) fn run(paths: &Paths, arguments: Arguments) -> Result<ExitCode, CliEr
         Format::Pretty => {
             for (number, check) in checks.iter().enumerate() {
                 let (word, message) = match &check.result {
-                    Ok(message) => ("PASS", message),
-                    Err(problem) => ("FAIL", problem),
+                    Ok(message) => (colour::output("PASS", Tone::Good), message),
+                    Err(problem) => (colour::output("FAIL", Tone::Bad), problem),
                 };
                 print(&format!("{} {word} {}: {message}", number + 1, check.name))?;
             }
