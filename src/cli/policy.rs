@@ -39,6 +39,9 @@ pub(super) enum Verb {
     Validate {
         /// File to validate.
         file: PathBuf,
+        /// Output format.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
     },
     /// Print the JSON Schema of policy files.
     Schema,
@@ -65,7 +68,16 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
             }
             return super::wait(warn_of_change(paths));
         }
-        Verb::Validate { file } => {
+        Verb::Validate { file, format: Format::Json } => {
+            let (unknown, problem) = match validate(&file) {
+                Ok(unknown) => (unknown, None),
+                Err(problem) => (Vec::new(), Some(problem)),
+            };
+            let valid = problem.is_none();
+            print_json(&Validated { file, valid, unknown, problem })?;
+            return Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Validate { file, format: Format::Pretty } => {
             let unknown = validate(&file)
                 .map_err(|problem| CliError::Failed(format!("{}: invalid policy: {problem}", file.display())))?;
             // Keys of another version, or of Docker Desktop's, are valid. The administrator should know that they do
@@ -91,6 +103,19 @@ pub(super) struct Shown {
     unknown: Vec<String>,
     /// The things that enforcement depends on.
     footing: Vec<Support>,
+}
+
+/// Output of `bulkhead policy validate --format json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Validated {
+    /// The file.
+    file: PathBuf,
+    /// The file is a policy, so that the exit status is 0.
+    valid: bool,
+    /// Paths of keys that are ignored.
+    unknown: Vec<String>,
+    /// The reason why the file is not a policy; `null` if it is.
+    problem: Option<String>,
 }
 
 /// A thing that a policy depends on, and the reason why it cannot.

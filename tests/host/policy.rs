@@ -83,6 +83,24 @@ fn a_policy_file_is_checked_with_the_place_of_what_is_wrong() {
 }
 
 #[test]
+fn the_result_of_a_check_is_json_for_programs_whether_the_file_is_valid_or_not() {
+    let home = Home::new();
+    let file = home.path("policy.json");
+    for (text, valid, unknown, problem) in [
+        (r#"{"configurationFileVersion": 2, "analyticsEnabled": {}}"#, true, json!(["analyticsEnabled"]), ""),
+        ("{\n  \"proxy\": }", false, json!([]), "line 2 column 12"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let output = home.bulkhead(&["policy", "validate", "--format", "json", file.to_str().unwrap()]);
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(i32::from(!valid)), &b""[..]));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&result["valid"], &result["unknown"]), (&json!(valid), &unknown), "{result}");
+        assert_eq!(result["problem"].is_null(), valid, "{result}");
+        assert!(result["problem"].as_str().unwrap_or_default().contains(problem), "{result}");
+    }
+}
+
+#[test]
 fn the_schema_of_the_policy_is_printed_as_it_is_in_docs() {
     let output = Home::new().bulkhead(&["policy", "schema"]);
     let shipped = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/admin-settings.schema.json")).unwrap();
