@@ -11,7 +11,7 @@ use bulkhead_protocol::Configuration;
 use crate::{
     image::{Image, ImageError},
     root_owned::{self, NotRoots},
-    settings::{Paths, Policy, PortBinding, Settings, SettingsError},
+    settings::{Paths, Policy, PortBinding, Settings, SettingsError, Zone},
 };
 use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 
@@ -27,6 +27,7 @@ use super::{
     ports::vm::VmPortsPlan,
     proxy,
     shares::SharesPlan,
+    time_zone::{self, UnknownZone},
 };
 
 /// The guest's kernel command line, but for its clock.
@@ -72,6 +73,9 @@ pub enum PlanError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The time zone.
+    #[error(transparent)]
+    TimeZone(#[from] UnknownZone),
     /// A program that the user can change, under a policy that locks isolation on.
     #[error(
         "enhancedContainerIsolation is locked by {}, so the program must be one that only root can change, but {problem}; \
@@ -105,6 +109,8 @@ pub struct Plan {
     pub shares: Option<SharesPlan>,
     /// The sockets of the host that containers may mount.
     pub host_sockets: Vec<HostSocket>,
+    /// The time zone of containers that mount the host's.
+    pub time_zone: Zone,
     /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
     /// The published ports of the VM itself.
@@ -171,6 +177,8 @@ impl Plan {
         let image =
             Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref(), policy.isolation_lock())?;
         check_program(policy)?;
+        let time_zone = settings.time_zone();
+        time_zone::check(&time_zone)?;
         Ok(Self {
             image,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,
@@ -180,6 +188,7 @@ impl Plan {
             network,
             shares,
             host_sockets,
+            time_zone,
             ports_on_loopback: settings.port_binding() == PortBinding::OnlyLoopback,
             vm_ports: VmPortsPlan::new(&settings),
             certificates,

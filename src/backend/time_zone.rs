@@ -1,4 +1,5 @@
-//! The host's time zone, for containers that mount `/etc/localtime` or `/etc/timezone`.
+//! The host's time zone or the one of the setting `timeZone`, for containers that mount `/etc/localtime` or
+//! `/etc/timezone`.
 
 use std::{
     fs::{self, OpenOptions},
@@ -9,13 +10,18 @@ use std::{
 
 use bulkhead_protocol::{HostMessage, MAX_TIME_ZONE, TimeZone};
 
+use crate::settings::Zone;
+
 /// The rules (tzfile(5)), on most hosts a link into the tz database.
 const RULES: &str = "/etc/localtime";
 
 /// The name, on Debian and its kin.
 const NAME: &str = "/etc/timezone";
 
-/// The directory of the tz database, in whose files' paths the name is.
+/// The host's tz database.
+const ZONES: &str = "/usr/share/zoneinfo";
+
+/// Its directory, on any host, in whose files' paths the name is.
 const DATABASE: &str = "/zoneinfo/";
 
 /// The first bytes of a file of rules.
@@ -24,21 +30,45 @@ const MAGIC: &[u8] = b"TZif";
 /// Longest name in bytes; more of the file is not read.
 const MAX_NAME: u64 = 255;
 
+/// A time zone that this host does not know.
+#[derive(Debug, thiserror::Error)]
+#[error("no time zone {0} in {ZONES}; install tzdata, or set another one with `bulkhead settings set timeZone NAME`")]
+pub struct UnknownZone(String);
+
 /// Returns the time zone as a message; `None` for a host that has none, or no usable one, which is in UTC.
-pub(super) fn load() -> Option<HostMessage> {
-    load_from(Path::new(RULES), Path::new(NAME)).map(HostMessage::TimeZone)
+pub(super) fn load(zone: &Zone) -> Option<HostMessage> {
+    let zone = match zone {
+        Zone::OfHost => load_from(Path::new(RULES), Path::new(NAME)),
+        Zone::Named(name) => load_named(Path::new(ZONES), name),
+    };
+    zone.map(HostMessage::TimeZone)
+}
+
+/// Fails for a name that the host's database does not have.
+pub(super) fn check(zone: &Zone) -> Result<(), UnknownZone> {
+    match zone {
+        Zone::Named(name) if load_named(Path::new(ZONES), name).is_none() => Err(UnknownZone(name.clone())),
+        _ => Ok(()),
+    }
+}
+
+fn load_named(zones: &Path, name: &str) -> Option<TimeZone> {
+    Some(TimeZone { name: Some(name.to_owned()), rules: rules(&zones.join(name))? })
 }
 
 fn load_from(rules: &Path, name: &Path) -> Option<TimeZone> {
-    let contents = read(rules, MAX_TIME_ZONE as u64 + 1)?;
-    if !contents.starts_with(MAGIC) || contents.len() > MAX_TIME_ZONE {
-        return None;
-    }
+    let contents = self::rules(rules)?;
     let written = || String::from_utf8(read(name, MAX_NAME)?).ok();
     let linked = || Some(fs::canonicalize(rules).ok()?.to_str()?.split_once(DATABASE)?.1.to_owned());
     // The link is what programs go by; a file beside it can be out of date.
     let name = linked().or_else(written).map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
     Some(TimeZone { name, rules: contents })
+}
+
+/// Reads a file of rules.
+fn rules(path: &Path) -> Option<Vec<u8>> {
+    let rules = read(path, MAX_TIME_ZONE as u64 + 1)?;
+    (rules.starts_with(MAGIC) && rules.len() <= MAX_TIME_ZONE).then_some(rules)
 }
 
 /// Reads the start of a regular file.
@@ -73,6 +103,21 @@ mod tests {
         assert_eq!(load_from(&at("localtime"), &at("timezone")), zone(Some("Europe/Berlin")));
         assert_eq!(load_from(&at("plain"), &at("timezone")), zone(Some("Asia/Tokyo")));
         assert_eq!(load_from(&at("plain"), &at("missing")), zone(None));
+    }
+
+    #[test]
+    fn a_zone_by_its_name_is_one_of_the_hosts_database() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("Asia")).unwrap();
+        fs::write(directory.path().join("Asia/Tokyo"), b"TZif2 rules").unwrap();
+        let zone = TimeZone { name: Some("Asia/Tokyo".to_owned()), rules: b"TZif2 rules".to_vec() };
+        assert_eq!(load_named(directory.path(), "Asia/Tokyo"), Some(zone));
+        for name in ["Asia", "Asia/Atlantis"] {
+            assert_eq!(load_named(directory.path(), name), None, "{name}");
+        }
+        let unknown = check(&Zone::Named("Asia/Atlantis".to_owned())).unwrap_err().to_string();
+        assert!(unknown.contains("no time zone Asia/Atlantis") && unknown.contains("install tzdata"), "{unknown}");
+        assert!(check(&Zone::OfHost).is_ok());
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl Vm {
             plan.warn(chain(&error));
             Vec::new()
         });
-        preface.extend(time_zone::load());
+        preface.extend(time_zone::load(&plan.time_zone));
         let guest_shares = watch::Sender::new(plan.configuration.shares.clone());
         let agent = AgentServer {
             vmm: Arc::clone(&channel),

@@ -34,7 +34,7 @@ const MAX_LOG: u64 = 1 << 20;
 
 /// Settings whose values are in a bundle: numbers, choices, ports and paths. Of the others it has only that they are set:
 /// they may hold passwords and the names of images and hosts.
-const SHOWN: [&str; 16] = [
+const SHOWN: [&str; 17] = [
     "enhancedContainerIsolation",
     "blockDockerLoad",
     "cpus",
@@ -49,6 +49,7 @@ const SHOWN: [&str; 16] = [
     "filesharingHostLocks",
     "filesharingSockets",
     "sshAgent",
+    "timeZone",
     "proxyHttpMode",
     "containersProxy",
 ];

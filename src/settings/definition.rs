@@ -16,6 +16,7 @@ use super::{
     ssh_agent::SshAgent,
     subnet::Subnet,
     vm_ports::{self, VmPort},
+    zone::Zone,
 };
 
 /// The kind of value that a setting accepts.
@@ -185,6 +186,14 @@ definitions! {
         },
         "ssh-agent that containers may mount: auto (SSH_AUTH_SOCK of the command that starts the VM), off, or the path \
          of its socket";
+    TIME_ZONE: "timeZone",
+        Kind::Text {
+            default: "host",
+            fits: |text| text.parse::<Zone>().is_ok(),
+            expected: Zone::EXPECTED,
+            conceal: None,
+        },
+        "time zone of containers that mount /etc/localtime or /etc/timezone: host, or a name such as Europe/Berlin";
     SHARED_SOCKETS: "filesharingSockets",
         Kind::Json {
             default: || Value::Array(Vec::new()),

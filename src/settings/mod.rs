@@ -28,6 +28,7 @@ mod socket_mount;
 mod ssh_agent;
 mod subnet;
 mod vm_ports;
+mod zone;
 
 use std::{
     fs::{self, File},
@@ -44,7 +45,7 @@ use serde_json::{Map, Value};
 use self::definition::{
     BLOCK_LOAD, CONTAINERS_PROXY, CPUS, DAEMON_OPTIONS, DISK_GIB, HOST_LOCKS, HOST_LOOPBACK, ISOLATION, MEMORY_MIB,
     NETWORK, PORT_BINDING, PROXY_EXCLUDE, PROXY_HTTP, PROXY_HTTPS, PROXY_MODE, SHARED_SOCKETS, SHARES, SOCKET_MOUNT,
-    SSH_AGENT, SUBNET, VM_PORTS,
+    SSH_AGENT, SUBNET, TIME_ZONE, VM_PORTS,
 };
 pub use self::{
     definition::{DEFINITIONS, Definition, Kind, Origin},
@@ -60,6 +61,7 @@ pub use self::{
     ssh_agent::{InvalidSshAgent, SshAgent},
     subnet::{InvalidSubnet, Subnet},
     vm_ports::{InvalidVmPort, VmPort},
+    zone::{InvalidZone, Zone},
 };
 
 use crate::replace::replace;
@@ -247,6 +249,11 @@ impl Settings {
     /// The ssh-agent that containers may mount.
     pub fn ssh_agent(&self) -> SshAgent {
         self.text(&SSH_AGENT).unwrap_or_default()
+    }
+
+    /// The time zone of containers that mount the host's.
+    pub fn time_zone(&self) -> Zone {
+        self.text(&TIME_ZONE).unwrap_or_default()
     }
 
     /// The engine's proxy; `None` for that of the environment.

@@ -127,6 +127,7 @@ test("each setting has a control that saves it", async () => {
     filesharingHostLocks: true,
     filesharingSockets: ["/run/user/1000/app.sock"],
     sshAgent: "/run/user/1000/agent",
+    timeZone: "Europe/Berlin",
     network: "none",
     vpnkitCIDR: "10.1.0.0/24",
     portBindingBehavior: "local-only-port-binding",

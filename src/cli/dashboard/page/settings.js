@@ -16,6 +16,7 @@ const GROUPS = [
     filesharingHostLocks: "Let locks hold against programs of this machine",
     filesharingSockets: "Sockets that containers may mount",
     sshAgent: "ssh-agent for containers",
+    timeZone: "Time zone for containers",
   }],
   ["Network", {
     network: "Network of the VM",
