@@ -22,6 +22,9 @@ use support::{
 /// Time for the guest to look at a file again that the host has changed. It believes what it knows for a second.
 const SEEN: Duration = Duration::from_secs(10);
 
+/// The setting of the containers' time zone.
+const TIME_ZONE: &str = "timeZone";
+
 /// An engine with two shared directories.
 struct Shares {
     engine: Engine,
@@ -29,6 +32,8 @@ struct Shares {
     place: PathBuf,
     /// Shared read-only.
     fixed: PathBuf,
+    /// The file with the rules of containers' time zone.
+    zone: PathBuf,
 }
 
 /// A directory of the home, for everybody to read.
@@ -58,7 +63,11 @@ fn shares_with(isolation: Isolation, settings: &[(&str, &str)]) -> Shares {
         ("filesharingSockets", &sockets),
     ];
     let engine = engine_with(&[&usual[..], settings].concat());
-    Shares { engine, place, fixed }
+    let zone = settings.iter().find(|(key, _)| *key == TIME_ZONE).map_or_else(
+        || fs::canonicalize("/etc/localtime").unwrap(),
+        |(_, name)| Path::new("/usr/share/zoneinfo").join(name),
+    );
+    Shares { engine, place, fixed, zone }
 }
 
 impl Shares {
@@ -239,7 +248,7 @@ services:
   reader:
     image: alpine
     command: sh -c "cat /src/file /run/secrets/key /config && echo made >/src/out"
-    volumes: ["./src:/src"]
+    volumes: ["${SOURCE}:/src"]
     secrets: [key]
     configs: [{source: config, target: /config}]
 secrets: {key: {file: ./key.txt}}
@@ -247,7 +256,8 @@ configs: {config: {file: ./config.txt}}
 "#;
     let place = shares.fresh("project");
     fs::create_dir(place.join("src")).unwrap();
-    for (name, text) in [("compose.yaml", PROJECT), ("src/file", "1\n"), ("key.txt", "2\n"), ("config.txt", "3\n")] {
+    let files = [("compose.yaml", PROJECT), (".env", "SOURCE=./src\n"), ("src/file", "1\n"), ("key.txt", "2\n")];
+    for (name, text) in files.into_iter().chain([("config.txt", "3\n")]) {
         fs::write(place.join(name), text).unwrap();
     }
     let compose = |arguments: &[&str]| {
@@ -260,19 +270,29 @@ configs: {config: {file: ./config.txt}}
     compose(&["down", "--timeout", "1"]).ok();
 }
 
-fn the_time_zone_is_the_hosts(shares: &Shares) {
+fn the_time_zone_is_the_hosts_or_that_of_the_setting(shares: &Shares) {
     let line = "sha256sum </etc/localtime; cat /etc/timezone; for file in /etc/localtime /etc/timezone; do \
                 mount -o remount,rw,bind $file; echo x >>$file || echo kept; done 2>/dev/null";
     let mounts = ["--privileged", "-v", "/etc/localtime:/etc/localtime:ro", "-v", "/etc/timezone:/etc/timezone"];
     let arguments = [&["run", "--rm"][..], &mounts, &["alpine", "sh", "-c", line]].concat();
     let seen = shares.engine.docker(&arguments).ok();
     let mut sum = Command::new("sha256sum");
-    sum.arg("/etc/localtime");
+    sum.arg(&shares.zone);
     let host = run(sum, COMMAND).ok();
     let sum = host.split(' ').next().unwrap();
-    let zone = fs::canonicalize("/etc/localtime").unwrap();
-    let zone = zone.to_str().unwrap().split_once("/zoneinfo/").unwrap().1;
+    let zone = shares.zone.to_str().unwrap().split_once("/zoneinfo/").unwrap().1;
     assert_eq!(seen, format!("{sum}  -\n{zone}\nkept\nkept\n"));
+}
+
+fn a_lock_of_one_container_holds_in_another(shares: &Shares) {
+    let place = shares.fresh("locked");
+    let mount = format!("{}:/d", place.display());
+    let hold = "flock /d/lock -c 'touch /d/held && sleep 1h'";
+    shares.engine.docker(&["run", "-d", "--name", "holder", "--init", "-v", &mount, "alpine", "sh", "-c", hold]).ok();
+    poll("the lock is held", COMMAND, || place.join("held").exists().then_some(()));
+    assert_eq!(shares.run(&place, &[], "flock -n /d/lock true; echo $?").ok(), "1\n");
+    shares.engine.docker(&["rm", "--force", "holder"]).ok();
+    shares.run(&place, &[], "until flock -n /d/lock true; do sleep 0.1; done").ok();
 }
 
 fn every_call_and_every_error_is_as_on_a_disk(shares: &Shares) {
@@ -297,7 +317,8 @@ const CASES: &[fn(&Shares)] = &[
     a_single_file_can_be_mounted,
     docker_cp_reaches_a_mounted_directory,
     compose_finds_what_is_beside_its_file,
-    the_time_zone_is_the_hosts,
+    the_time_zone_is_the_hosts_or_that_of_the_setting,
+    a_lock_of_one_container_holds_in_another,
     every_call_and_every_error_is_as_on_a_disk,
 ];
 
@@ -321,7 +342,7 @@ fn isolated_the_hosts_ssh_agent_answers_in_containers() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn without_isolation_all_of_it_is_the_same() {
-    let shares = shares(Isolation::Off);
+    let shares = shares_with(Isolation::Off, &[(TIME_ZONE, "Asia/Tokyo")]);
     for case in CASES {
         case(&shares);
     }

@@ -18,6 +18,10 @@ use super::{Shares, shares};
 /// Time for an event to come, or a container to start. The emulated machine is some 30 times slower than hardware.
 const SOON: Duration = Duration::from_secs(60);
 
+/// Time within which the usual event is printed, in the emulated machine beside other suites. It has to be below the second
+/// for which the guest believes what it knows; on hardware an event takes a few milliseconds.
+const PROMPT: Duration = Duration::from_millis(500);
+
 /// Prints the events of /d: their names, the file's name and the cookie. Of the image's programs only perl can watch.
 const WATCH: &str = r#"
 my @names = ([0x2, "MODIFY"], [0x4, "ATTRIB"], [0x8, "CLOSE_WRITE"], [0x40, "MOVED_FROM"], [0x80, "MOVED_TO"],
@@ -93,12 +97,12 @@ fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their
     let engine = &shares.engine;
     let watcher = Watcher::start(engine, "events", &directory, &["perl", "-e", WATCH]);
     assert_eq!(watcher.next(1).0, ["watching"]);
-    let mut slowest = Duration::ZERO;
+    let mut times = Vec::new();
     let mut expect = |what: &dyn Fn(), expected: &[&str]| {
         let start = Instant::now();
         what();
         let (lines, at) = watcher.next(expected.len());
-        slowest = slowest.max(at - start);
+        times.push(at - start);
         let seen: Vec<_> = lines.iter().map(|line| line.rsplit_once(' ').unwrap()).collect();
         assert_eq!(seen.iter().map(|(event, _)| *event).collect::<Vec<_>>(), expected);
         let cookies: Vec<_> = seen.iter().map(|(_, cookie)| cookie.to_owned()).collect();
@@ -114,7 +118,10 @@ fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their
     expect(&|| fs::create_dir(at("d")).unwrap(), &["CREATE,ISDIR d"]);
     expect(&|| fs::remove_dir(at("d")).unwrap(), &["DELETE,ISDIR d"]);
     expect(&|| fs::remove_file(at("b")).unwrap(), &["DELETE b"]);
-    eprintln!("the slowest event took {slowest:?} from the change to the line of the docker client");
+    times.sort_unstable();
+    let (usual, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    eprintln!("events took {usual:?}, at most {slowest:?}, from the change to the line of the docker client");
+    assert!(usual < PROMPT, "{times:?}");
     // Its own, and those of a container beside it: once each, and none of them comes back from the host.
     let own = "echo x >/d/o && chmod 600 /d/o && mv /d/o /d/p && rm /d/p";
     engine.docker(&["exec", "events", "sh", "-c", own]).ok();
