@@ -107,7 +107,7 @@ const CONTAINERS: &[Row] = &[
         Lines(
             "docker run --rm --cap-drop=CHOWN alpine chown 1 /tmp
              echo '{\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"mkdir\",\"mkdirat\"],\"action\":\"SCMP_ACT_ERRNO\"}]}' >no-mkdir
-             docker run --rm --security-opt seccomp=no-mkdir alpine sh -c 'mkdir /x || cat /proc/self/uid_map'",
+             docker run --rm --security-opt seccomp=no-mkdir alpine sh -c 'mkdir /x 2>&1 || cat /proc/self/uid_map'",
             Says(
                 "chown: /tmp: Operation not permitted\nmkdir: can't create directory '/x': Operation not permitted\n         0     100000      65536\n",
             ),

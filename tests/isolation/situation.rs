@@ -72,9 +72,14 @@ pub fn images() -> Option<Arc<Images>> {
     IMAGES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Makes them and fills the registry. Images of one that is allowed have a layer of their own each.
+/// Makes them and fills the registry. Images of one that is allowed have a layer of their own each. A test before this one may
+/// have pulled another image of the name `docker:cli`.
 const MAKE: &str = r#"set -e
-    docker image inspect docker:cli >/dev/null || docker load --quiet --input "$IMAGES/docker.tar"; docker tag docker:cli tools; docker image rm docker:cli
+    docker image inspect tools >/dev/null || {
+        docker image inspect docker:cli >/dev/null || docker load --quiet --input "$IMAGES/docker.tar"
+        docker tag docker:cli tools
+    }
+    if docker image inspect docker:cli >/dev/null; then docker image rm --force docker:cli; fi
     mkdir -p make; printf 'FROM alpine\nCOPY name /name\n' >make/Dockerfile
     for name in official plain any wild pinned old new other local; do
         echo $name >make/name; DOCKER_BUILDKIT=0 docker build --quiet --tag made/$name make 2>/dev/null
