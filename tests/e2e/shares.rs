@@ -285,14 +285,18 @@ fn the_time_zone_is_the_hosts_or_that_of_the_setting(shares: &Shares) {
 }
 
 fn a_lock_of_one_container_holds_in_another(shares: &Shares) {
+    shares.engine.need_image("debian:latest", "debian.tar");
     let place = shares.fresh("locked");
     let mount = format!("{}:/d", place.display());
-    let hold = "flock /d/lock -c 'touch /d/held && sleep 1h'";
-    shares.engine.docker(&["run", "-d", "--name", "holder", "--init", "-v", &mount, "alpine", "sh", "-c", hold]).ok();
+    let run = |options: &[&str], line: &str| {
+        let image = ["-v", &mount, "debian:latest", "bash", "-c", line];
+        shares.engine.docker(&[&["run"], options, &image[..]].concat()).ok()
+    };
+    run(&["-d", "--name", "holder", "--init"], "flock /d/lock -c 'touch /d/held && sleep 1h'");
     poll("the lock is held", COMMAND, || place.join("held").exists().then_some(()));
-    assert_eq!(shares.run(&place, &[], "flock -n /d/lock true; echo $?").ok(), "1\n");
+    assert_eq!(run(&["--rm"], "flock -n /d/lock true; echo $?"), "1\n");
     shares.engine.docker(&["rm", "--force", "holder"]).ok();
-    shares.run(&place, &[], "until flock -n /d/lock true; do sleep 0.1; done").ok();
+    assert_eq!(run(&["--rm"], "flock -w 30 /d/lock true; echo $?"), "0\n");
 }
 
 fn every_call_and_every_error_is_as_on_a_disk(shares: &Shares) {
