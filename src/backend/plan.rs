@@ -6,12 +6,12 @@
 
 use std::{fmt, path::PathBuf};
 
-use bulkhead_protocol::Configuration;
+use bulkhead_protocol::{Configuration, TimeZone};
 
 use crate::{
     image::{Image, ImageError},
     root_owned::{self, NotRoots},
-    settings::{Paths, Policy, PortBinding, Settings, SettingsError, Zone},
+    settings::{Paths, Policy, PortBinding, Settings, SettingsError},
 };
 use bulkhead_vmm::api::{Disk, VmConfig, Vsock};
 
@@ -109,8 +109,8 @@ pub struct Plan {
     pub shares: Option<SharesPlan>,
     /// The sockets of the host that containers may mount.
     pub host_sockets: Vec<HostSocket>,
-    /// The time zone of containers that mount the host's.
-    pub time_zone: Zone,
+    /// The time zone of containers that mount the host's, if it is not UTC.
+    pub time_zone: Option<TimeZone>,
     /// Published ports listen on the host's loopback, whatever address the engine asks for.
     pub ports_on_loopback: bool,
     /// The published ports of the VM itself.
@@ -177,8 +177,7 @@ impl Plan {
         let image =
             Image::find(paths.base(), options.kernel.as_deref(), options.rootfs.as_deref(), policy.isolation_lock())?;
         check_program(policy)?;
-        let time_zone = settings.time_zone();
-        time_zone::check(&time_zone)?;
+        let time_zone = time_zone::load(settings.time_zone())?;
         Ok(Self {
             image,
             cpus: host::choose_cpus(options.cpus.or(settings.cpus()), host::cpus())?,

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use bulkhead_protocol::{HostMessage, MAX_TIME_ZONE, TimeZone};
+use bulkhead_protocol::{MAX_TIME_ZONE, TimeZone};
 
 use crate::settings::Zone;
 
@@ -35,20 +35,11 @@ const MAX_NAME: u64 = 255;
 #[error("no time zone {0} in {ZONES}; install tzdata, or set another one with `bulkhead settings set timeZone NAME`")]
 pub struct UnknownZone(String);
 
-/// Returns the time zone as a message; `None` for a host that has none, or no usable one, which is in UTC.
-pub(super) fn load(zone: &Zone) -> Option<HostMessage> {
-    let zone = match zone {
-        Zone::OfHost => load_from(Path::new(RULES), Path::new(NAME)),
-        Zone::Named(name) => load_named(Path::new(ZONES), name),
-    };
-    zone.map(HostMessage::TimeZone)
-}
-
-/// Fails for a name that the host's database does not have.
-pub(super) fn check(zone: &Zone) -> Result<(), UnknownZone> {
+/// Returns the time zone; `None` for a host that has none, or no usable one, which is in UTC.
+pub(super) fn load(zone: Zone) -> Result<Option<TimeZone>, UnknownZone> {
     match zone {
-        Zone::Named(name) if load_named(Path::new(ZONES), name).is_none() => Err(UnknownZone(name.clone())),
-        _ => Ok(()),
+        Zone::OfHost => Ok(load_from(Path::new(RULES), Path::new(NAME))),
+        Zone::Named(name) => load_named(Path::new(ZONES), &name).map(Some).ok_or(UnknownZone(name)),
     }
 }
 
@@ -85,7 +76,7 @@ fn read(path: &Path, limit: u64) -> Option<Vec<u8>> {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use bulkhead_protocol::{MAX_LINE, encode};
+    use bulkhead_protocol::{HostMessage, MAX_LINE, encode};
 
     use super::*;
 
@@ -115,9 +106,9 @@ mod tests {
         for name in ["Asia", "Asia/Atlantis"] {
             assert_eq!(load_named(directory.path(), name), None, "{name}");
         }
-        let unknown = check(&Zone::Named("Asia/Atlantis".to_owned())).unwrap_err().to_string();
+        let unknown = load(Zone::Named("Asia/Atlantis".to_owned())).unwrap_err().to_string();
         assert!(unknown.contains("no time zone Asia/Atlantis") && unknown.contains("install tzdata"), "{unknown}");
-        assert!(check(&Zone::OfHost).is_ok());
+        assert!(load(Zone::OfHost).is_ok());
     }
 
     #[test]

@@ -41,7 +41,6 @@ use super::{
         vm::{VmPorts, VmPortsError, warning},
     },
     shares::{Change, ShareServer, SharesPlan},
-    time_zone,
     vmm::{self, VmmChannel},
 };
 use bulkhead_ipc::report::chain;
@@ -197,7 +196,7 @@ impl Vm {
             plan.warn(chain(&error));
             Vec::new()
         });
-        preface.extend(time_zone::load(&plan.time_zone));
+        preface.extend(plan.time_zone.clone().map(HostMessage::TimeZone));
         let guest_shares = watch::Sender::new(plan.configuration.shares.clone());
         let agent = AgentServer {
             vmm: Arc::clone(&channel),
