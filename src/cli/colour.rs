@@ -1,13 +1,13 @@
 //! Colours of single words on a terminal.
 //!
-//! There are none where the output goes elsewhere, where `NO_COLOR` is set or `TERM` is `dumb`; `CLICOLOR_FORCE` asks for
-//! them everywhere (<https://no-color.org>, <https://bixense.com/clicolors>). The parser of the command line, which prints
-//! help and its own errors, keeps the same rules.
+//! There are none where the output goes elsewhere, where `NO_COLOR` is set or `TERM` is `dumb`; `CLICOLOR_FORCE` asks
+//! for them everywhere (<https://no-color.org>, <https://bixense.com/clicolors>). The parser of the command line, which
+//! prints help and its own errors, keeps the same rules.
 
 use std::{fmt::Display, io};
 
 use anstream::{AutoStream, ColorChoice, adapter::strip_str};
-use anstyle::{AnsiColor, Style};
+use anstyle::AnsiColor;
 
 /// Meaning of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +24,16 @@ pub(super) fn output(word: &str, tone: Tone) -> String {
 
 /// Prints a warning to standard error.
 pub(super) fn warn(text: impl Display) {
-    eprintln!("{}: {text}", paint("warning", Tone::Warning, AutoStream::choice(&io::stderr())));
+    diagnose("warning", Tone::Warning, text);
 }
 
 /// Prints an error to standard error.
 pub(super) fn fail(text: impl Display) {
-    eprintln!("{}: {text}", paint("error", Tone::Bad, AutoStream::choice(&io::stderr())));
+    diagnose("error", Tone::Bad, text);
+}
+
+fn diagnose(word: &str, tone: Tone, text: impl Display) {
+    eprintln!("{}: {text}", paint(word, tone, AutoStream::choice(&io::stderr())));
 }
 
 /// Number of characters of a text that are visible.
@@ -38,17 +42,14 @@ pub(super) fn width(text: &str) -> usize {
 }
 
 fn paint(word: &str, tone: Tone, choice: ColorChoice) -> String {
-    let (color, bold) = match tone {
-        Tone::Good => (AnsiColor::Green, Style::new()),
-        Tone::Warning => (AnsiColor::Yellow, Style::new().bold()),
-        Tone::Bad => (AnsiColor::Red, Style::new().bold()),
+    let style = match tone {
+        Tone::Good => AnsiColor::Green.on_default(),
+        Tone::Warning => AnsiColor::Yellow.on_default().bold(),
+        Tone::Bad => AnsiColor::Red.on_default().bold(),
     };
     match choice {
         ColorChoice::Never | ColorChoice::Auto => word.to_owned(),
-        ColorChoice::Always | ColorChoice::AlwaysAnsi => {
-            let style = bold.fg_color(Some(color.into()));
-            format!("{style}{word}{style:#}")
-        }
+        ColorChoice::Always | ColorChoice::AlwaysAnsi => format!("{style}{word}{style:#}"),
     }
 }
 

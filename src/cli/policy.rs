@@ -68,25 +68,7 @@ pub(super) fn run(paths: &Paths, verb: Verb) -> Result<ExitCode, CliError> {
             }
             return super::wait(warn_of_change(paths));
         }
-        Verb::Validate { file, format: Format::Json } => {
-            let (unknown, problem) = match validate(&file) {
-                Ok(unknown) => (unknown, None),
-                Err(problem) => (Vec::new(), Some(problem)),
-            };
-            let valid = problem.is_none();
-            print_json(&Validated { file, valid, unknown, problem })?;
-            return Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-        }
-        Verb::Validate { file, format: Format::Pretty } => {
-            let unknown = validate(&file)
-                .map_err(|problem| CliError::Failed(format!("{}: invalid policy: {problem}", file.display())))?;
-            // Keys of another version, or of Docker Desktop's, are valid. The administrator should know that they do
-            // nothing.
-            for key in unknown {
-                colour::warn(format_args!("unknown key {key} is ignored"));
-            }
-            print(&format!("{}: OK", file.display()))?;
-        }
+        Verb::Validate { file, format } => return check(file, format),
         Verb::Schema => print(schema().trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
@@ -103,6 +85,24 @@ pub(super) struct Shown {
     unknown: Vec<String>,
     /// The things that enforcement depends on.
     footing: Vec<Support>,
+}
+
+/// Checks a file.
+fn check(file: PathBuf, format: Format) -> Result<ExitCode, CliError> {
+    let result = validate(&file);
+    if format == Format::Json {
+        let (unknown, problem) = result.map_or_else(|problem| (Vec::new(), Some(problem)), |unknown| (unknown, None));
+        let valid = problem.is_none();
+        print_json(&Validated { file, valid, unknown, problem })?;
+        return Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let invalid = |problem| CliError::Failed(format!("{}: invalid policy: {problem}", file.display()));
+    // Keys of another version, or of Docker Desktop's, are valid. The administrator should know that they do nothing.
+    for key in result.map_err(invalid)? {
+        colour::warn(format_args!("unknown key {key} is ignored"));
+    }
+    print(&format!("{}: OK", file.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Output of `bulkhead policy validate --format json`.
