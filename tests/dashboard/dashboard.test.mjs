@@ -326,18 +326,23 @@ test("containers are listed with their ids and ports, and hostile names are text
   assert.deepEqual(tab.complaints, []);
 });
 
+// Applies another number of CPUs, and keeps the answer to the request for `path` back; returns what lets it go.
+const applied = async (tab, path) => {
+  let answer;
+  const asked = new Promise((resolve) => { answer = resolve; });
+  await tab.route(path, async (route) => {
+    const response = await route.fetch();
+    answer(() => route.fulfill({ response }));
+  }, { times: 1 });
+  await tab.locator("#setting-cpus").fill("2");
+  await tab.locator("#apply").click();
+  return asked;
+};
+
 test("a text that is typed while the settings are read stays in the form", async () => {
   const { tab } = await opened(newHome());
   await settings(tab);
-  let answer;
-  const asked = new Promise((resolve) => { answer = resolve; });
-  await tab.route("**/v1/settings", async (route) => {
-    const read = await route.fetch();
-    answer(() => route.fulfill({ response: read }));
-  });
-  await tab.locator("#setting-cpus").fill("2");
-  await tab.locator("#apply").click();
-  const go = await asked;
+  const go = await applied(tab, "**/v1/settings");
   await tab.locator("#setting-memoryMiB").fill("2048");
   const [answered] = await Promise.all([tab.waitForResponse("**/v1/settings"), go()]);
   await answered.finished();
@@ -352,15 +357,7 @@ test("a text that is typed while the settings are read stays in the form", async
 test("a text that is typed into the field that is being saved stays there as a change", async () => {
   const { tab } = await opened(newHome());
   await settings(tab);
-  let saved;
-  const asked = new Promise((resolve) => { saved = resolve; });
-  await tab.route("**/v1/settings/cpus", async (route) => {
-    const written = await route.fetch();
-    saved(() => route.fulfill({ response: written }));
-  }, { times: 1 });
-  await tab.locator("#setting-cpus").fill("2");
-  await tab.locator("#apply").click();
-  const go = await asked;
+  const go = await applied(tab, "**/v1/settings/cpus");
   await tab.locator("#setting-cpus").fill("1");
   // The list of settings is read when all of them are saved.
   await Promise.all([tab.waitForResponse("**/v1/settings"), go()]);
