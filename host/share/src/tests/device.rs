@@ -117,6 +117,12 @@ impl Driver {
 
     /// Makes a request available in one of eight places that a queue has for them, and kicks.
     pub(super) fn send_at(&self, queue: usize, place: u64, request: &[u8], room: u32) {
+        let head = self.put(queue, place, request, room);
+        self.publish(queue, head);
+    }
+
+    /// Writes a request into one of these places; returns the descriptor at which its chain begins.
+    fn put(&self, queue: usize, place: u64, request: &[u8], room: u32) -> u16 {
         let at = STRIDE * queue as u64;
         let (from, to) = (at + REQUEST + PLACE * place, at + REPLY + PLACE * place);
         self.memory.write_slice(request, GuestAddress(from)).unwrap();
@@ -131,7 +137,7 @@ impl Driver {
         let next = if room > 0 { VRING_DESC_F_NEXT } else { 0 };
         descriptor(head, from, request.len() as u32, next, head as u16 + 1);
         descriptor(head + 1, to, room, VRING_DESC_F_WRITE, 0);
-        self.publish(queue, head as u16);
+        head as u16
     }
 
     /// True if there is a reply that was not read, to a request of this place.
@@ -285,14 +291,12 @@ fn a_driver_that_forgets_many_files_neither_kicks_nor_is_interrupted_for_each() 
     let guest = Guest::new();
     let driver = Driver::new(device(Arc::new(guest.serve(&[("", false)], 5))));
     let forget = request(FORGET, fuse::ROOT, own(), &body().u64(0).0);
-    driver.memory.write_slice(&forget, GuestAddress(REQUEST)).unwrap();
-    driver.memory.write_obj(REQUEST, GuestAddress(0)).unwrap();
-    driver.memory.write_obj([forget.len() as u32, 0], GuestAddress(8)).unwrap();
+    let head = driver.put(0, 0, &forget, 0);
     let used = || driver.memory.read_obj::<u16>(GuestAddress(USED + 2)).unwrap();
     let (mut kicks, mut interrupts) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(20);
     for number in 1..=FORGOTTEN {
-        driver.make_available(0, 0);
+        driver.make_available(0, head);
         if driver.wants_kick(0) {
             driver.kicks[0].write(1).unwrap();
             kicks += 1;
