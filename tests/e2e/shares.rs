@@ -256,8 +256,8 @@ configs: {config: {file: ./config.txt}}
 "#;
     let place = shares.fresh("project");
     fs::create_dir(place.join("src")).unwrap();
-    let files = [("compose.yaml", PROJECT), (".env", "SOURCE=./src\n"), ("src/file", "1\n"), ("key.txt", "2\n")];
-    for (name, text) in files.into_iter().chain([("config.txt", "3\n")]) {
+    fs::write(place.join(".env"), "SOURCE=./src\n").unwrap();
+    for (name, text) in [("compose.yaml", PROJECT), ("src/file", "1\n"), ("key.txt", "2\n"), ("config.txt", "3\n")] {
         fs::write(place.join(name), text).unwrap();
     }
     let compose = |arguments: &[&str]| {
