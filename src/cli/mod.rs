@@ -1,8 +1,9 @@
 //! The command line: one file for each verb.
 //!
-//! `client.rs` talks to the backend, `colour.rs` has the colours of a terminal, `follow.rs` shows the progress of a start, in a group of lines of CI systems by
-//! `log_group.rs`, `progress.rs` has the spinner of a terminal, `environment.rs` reads and writes files of variables,
-//! `unisolated.rs` finds containers from before isolation. A verb's help is the doc comment of its `Arguments`.
+//! `client.rs` talks to the backend, `follow.rs` shows the progress of a start, in a group of lines of CI systems by
+//! `log_group.rs`, `colour.rs` and `progress.rs` have the colours and the spinner of a terminal, `environment.rs` reads
+//! and writes files of variables, `unisolated.rs` finds containers from before isolation. A verb's help is the doc
+//! comment of its `Arguments`.
 
 mod api;
 mod backend;

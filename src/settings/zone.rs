@@ -29,7 +29,7 @@ impl FromStr for Zone {
     type Err = InvalidZone;
 
     fn from_str(text: &str) -> Result<Self, InvalidZone> {
-        // The rules for names in the database's own documentation (its file `theory.html`), and the digits of `Etc/GMT+5`.
+        // The rules for names in the database's documentation (its file `theory.html`), and the digits of `Etc/GMT+5`.
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+');
         // So no part is `..`, and the name leads to nothing outside of the database.
         let part = |part: &str| !part.is_empty() && part.bytes().all(allowed);

@@ -72,8 +72,8 @@ pub fn images() -> Option<Arc<Images>> {
     IMAGES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Makes them and fills the registry. Images of one that is allowed have a layer of their own each. A test before this one may
-/// have pulled another image of the name `docker:cli`.
+/// Makes them and fills the registry. Images of one that is allowed have a layer of their own each. A test before this
+/// one may have pulled another image of the name `docker:cli`.
 const MAKE: &str = r#"set -e
     docker image inspect tools >/dev/null || {
         docker image inspect docker:cli >/dev/null || docker load --quiet --input "$IMAGES/docker.tar"

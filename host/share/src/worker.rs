@@ -50,9 +50,10 @@ pub(crate) enum Role {
     Requests,
 }
 
-/// Time for which a thread looks for more in a queue of [`Role::Forgets`] without a kick, and puts off the interrupt for
-/// what it has completed. A program that removes files has one forgotten after each of its requests; a kick and an
-/// interrupt for each would take as much time as the request. A program that a signal ends waits for this long, at most.
+/// Time for which a thread looks for more in a queue of [`Role::Forgets`] without a kick, and puts off the interrupt
+/// for what it has completed. A program that removes files has one forgotten after each of its requests; a kick and an
+/// interrupt for each would take as much time as the request. A program that a signal ends waits for this long, at
+/// most.
 const REST: Duration = Duration::from_millis(5);
 
 enum Command {
@@ -263,8 +264,8 @@ impl Thread {
 }
 
 impl Ring {
-    /// Serves requests until there are none, or a command is waiting; or gives the events that there are. Returns the time
-    /// after which the queue has to be looked at again, if no kick says so.
+    /// Serves requests until there are none, or a command is waiting; or gives the events that there are. Returns the
+    /// time after which the queue has to be looked at again, if no kick says so.
     fn serve(&mut self, queue: usize, server: &Server, pending: &AtomicBool) -> Option<Duration> {
         if self.role == Role::Notifications {
             server.events.deliver(&mut self.queue, &self.memory, self.call.as_ref(), pending);
@@ -307,8 +308,8 @@ impl Ring {
 
     /// Interrupts the driver for a reply of this length, or for chains that it may need soon.
     fn interrupt_unless_put_off(&mut self, written: usize) {
-        let few = self.queue.unsignalled() < self.queue.queue().size() / 4;
-        if self.role != Role::Forgets || written > 0 || !few {
+        let many = self.queue.unsignalled() >= self.queue.queue().size() / 4;
+        if self.role != Role::Forgets || written > 0 || many {
             self.interrupt();
         }
     }
