@@ -62,7 +62,7 @@ pub(crate) fn key(share: usize, stat: &Statx) -> Key {
     } else {
         (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)
     };
-    Key { share, device: device(stat), inode: stat.stx_ino, born }
+    Key { share, device: device(stat), inode: stat.stx_ino, born, kind: kind(stat) }
 }
 
 /// The time of a file's last change.

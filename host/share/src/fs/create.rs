@@ -86,10 +86,18 @@ impl Server {
         name: &CStr,
         (stat, record): (Statx, Option<Record>),
     ) -> Result<(u64, Attributes), Errno> {
+        self.nodes().supersede(Origin::Host(attributes::key(directory.share, &stat)));
         self.add_with(directory, name, &stat, |_| record)
     }
 
-    /// The reply for a new name.
+    /// The node of a new file that has only its name.
+    fn add_new_name(&self, directory: &Directory, name: &CStr) -> Result<(u64, Attributes), Errno> {
+        let stat = resolve::stat_name(&*directory.fd, name)?;
+        self.nodes().supersede(Origin::Host(attributes::key(directory.share, &stat)));
+        self.add(directory, name, &stat)
+    }
+
+    /// The node of a name that somebody else gave.
     fn entry(&self, directory: &Directory, name: &CStr) -> Result<(u64, Attributes), Errno> {
         let stat = resolve::stat_name(&*directory.fd, name)?;
         self.add(directory, name, &stat)
@@ -208,7 +216,7 @@ impl Server {
         let kind = FileType::from_raw_mode(mode);
         let permissions = mode_of(mode & 0o777);
         self.change_names(&[directory], || mknodat(&*directory.fd, name, kind, permissions, 0))?;
-        let (node, attributes) = self.entry(directory, name)?;
+        let (node, attributes) = self.add_new_name(directory, name)?;
         Ok(Body::entry(node, &attributes).into())
     }
 
@@ -216,7 +224,7 @@ impl Server {
         let directory = self.parent(parent, name)?;
         // Only the guest follows it, in its own tree.
         self.change_names(&[&directory], || symlinkat(target, &*directory.fd, name))?;
-        let (node, attributes) = self.entry(&directory, name)?;
+        let (node, attributes) = self.add_new_name(&directory, name)?;
         Ok(Body::entry(node, &attributes).into())
     }
 
@@ -234,11 +242,14 @@ impl Server {
         let fd = self.new_file(&directory, c".", passed | keep | OFlags::TMPFILE, own)?;
         let (stat, record) = self.record_new(&fd, &wanted)?;
         let origin = Origin::Host(attributes::key(directory.share, &stat));
-        let node = Node { origin, kind: libc::S_IFREG, entry: None, record: None };
+        let node = Node { origin, entry: None, record: None };
         let device = self.devices.number(&stat, || resolve::place_of(&*directory.fd, c"."))?;
         let inode = attributes::number(device, stat.stx_ino);
         let attributes = attributes::attributes(inode, &stat, record.as_ref(), self.ids).with_locks(self.locks.on());
-        let number = self.nodes().add(parent, None, node)?;
+        let mut nodes = self.nodes();
+        nodes.supersede(origin);
+        let number = nodes.add(parent, None, node)?;
+        drop(nodes);
         self.created(&directory, number, &attributes, fd, passed)
     }
 

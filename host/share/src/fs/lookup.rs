@@ -26,11 +26,11 @@ fn remembered(stamp: Stamp, record: Option<Record>) -> Option<(Stamp, Option<Rec
 /// The node of an entry of the tree.
 pub(super) fn node_of_entry(tree: &Tree, entry: usize) -> Result<Node, Errno> {
     let Some(share) = tree.share(entry) else {
-        return Ok(Node { origin: Origin::Way(entry), kind: libc::S_IFDIR, entry: None, record: None });
+        return Ok(Node { origin: Origin::Way(entry), entry: None, record: None });
     };
     let stat = resolve::stat(&*tree.shares[share].directory)?;
     let origin = Origin::Host(attributes::key(share, &stat));
-    Ok(Node { origin, kind: libc::S_IFDIR, entry: Some(entry), record: None })
+    Ok(Node { origin, entry: Some(entry), record: None })
 }
 
 impl Server {
@@ -89,10 +89,9 @@ impl Server {
         let device = self.devices.number(stat, || resolve::place_of(&*directory.fd, name))?;
         let origin = Origin::Host(key);
         let record = record(origin);
-        let kind = attributes::kind(stat);
         let entry = directory.entry.and_then(|entry| self.tree.child(entry, name));
-        let entry = entry.filter(|_| kind == libc::S_IFDIR);
-        let node = Node { origin, kind, entry, record: remembered(attributes::stamp(stat), record) };
+        let entry = entry.filter(|_| key.kind == libc::S_IFDIR);
+        let node = Node { origin, entry, record: remembered(attributes::stamp(stat), record) };
         let mut nodes = self.nodes();
         let number = nodes.add(directory.number, Some(name), node)?;
         nodes.give_size(number, stat.stx_size);

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString},
+    mem,
 };
 
 use rustix::io::Errno;
@@ -49,18 +50,28 @@ pub(crate) struct Key {
     /// Time of birth; zeros where the file system has none. File systems give the inode number of a deleted file to a
     /// new one.
     pub(crate) born: (i64, u32),
+    /// File type (`S_IFMT`). The clocks of file systems have ticks of milliseconds, in which a file can be deleted and
+    /// another one be born.
+    pub(crate) kind: u32,
 }
 
 /// A node without its names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Node {
     pub(crate) origin: Origin,
-    /// File type on the host (`S_IFMT`).
-    pub(crate) kind: u32,
     /// Entry of the tree of shares, if this directory is on the way to a share.
     pub(crate) entry: Option<usize>,
     /// The file's record as of a time of change.
     pub(crate) record: Option<(Stamp, Option<Record>)>,
+}
+
+impl Node {
+    pub(crate) fn is_directory(&self) -> bool {
+        match self.origin {
+            Origin::Way(_) => true,
+            Origin::Host(key) => key.kind == libc::S_IFDIR,
+        }
+    }
 }
 
 /// A name of a node in a directory.
@@ -113,7 +124,7 @@ impl Slot {
     }
 }
 
-/// Mark of a directory outside of all shares, above the type in a kept node.
+/// Mark of a directory outside of all shares, instead of the type in a kept node.
 pub(super) const WAY: u64 = 1 << 32;
 
 /// The word of a kept node that says for which events it is watched: below, the events, and above, the request's number.
@@ -121,12 +132,11 @@ const WATCH: usize = 7;
 
 /// The words of a node that are kept.
 fn words(number: u64, node: &Node) -> [u64; 8] {
-    let kind = u64::from(node.kind);
     match node.origin {
-        Origin::Way(_) => [number, 0, 0, 0, 0, 0, kind | WAY, 0],
+        Origin::Way(_) => [number, 0, 0, 0, 0, 0, WAY, 0],
         Origin::Host(key) => {
             let born = (key.born.0.cast_unsigned(), key.born.1.into());
-            [number, 0, key.device, key.inode, born.0, born.1, kind, 0]
+            [number, 0, key.device, key.inode, born.0, born.1, key.kind.into(), 0]
         }
     }
 }
@@ -210,6 +220,16 @@ impl Nodes {
         Ok(number)
     }
 
+    /// Takes identity and names from a node whose file is gone, because a new file has the same identity: its number, and
+    /// a birth in the same tick. The guest may have returned the node already, which nobody has read yet.
+    pub(crate) fn supersede(&mut self, origin: Origin) {
+        let Some(number) = self.numbers.remove(&origin) else { return };
+        let names = self.slots.get_mut(&number).map(|slot| mem::take(&mut slot.names));
+        for name in names.unwrap_or_default() {
+            self.release(&name);
+        }
+    }
+
     /// Keeps the path of an entry of the tree of shares for a successor, which finds the entry by it.
     pub(crate) fn keep_path(&mut self, number: u64, path: &[u8]) {
         let Some(slot) = self.slots.get_mut(&number).filter(|_| number != fuse::ROOT) else { return };
@@ -225,7 +245,7 @@ impl Nodes {
             return;
         }
         // A directory has one name only.
-        let most = if slot.node.kind == libc::S_IFDIR { 0 } else { MAX_NAMES - 1 };
+        let most = if slot.node.is_directory() { 0 } else { MAX_NAMES - 1 };
         let dropped = slot.names.split_off(slot.names.len().min(most));
         let kept = self.kept_names.add(NameKind::Child, number, parent, name.to_bytes());
         slot.names.insert(0, Name { directory: parent, text: name.to_owned(), kept });
@@ -412,5 +432,52 @@ impl Nodes {
         };
         names.reverse();
         Ok((start, names))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::state::{NODES, State};
+
+    fn table() -> Nodes {
+        let state = State::own().unwrap();
+        let root = Node { origin: Origin::Way(0), entry: None, record: None };
+        Nodes::new(7, root, Slots::find(&state, NODES).0, Names::find(&state).0)
+    }
+
+    /// A file of this type, with the number and the time of birth of all others here.
+    fn file(kind: u32) -> Node {
+        let key = Key { share: 0, device: 1, inode: 2, born: (3, 4), kind };
+        Node { origin: Origin::Host(key), entry: None, record: None }
+    }
+
+    #[test]
+    fn a_file_of_another_type_is_another_node_even_if_it_was_born_in_the_same_tick() {
+        let mut nodes = table();
+        let old = nodes.add(fuse::ROOT, Some(c"name"), file(libc::S_IFREG)).unwrap();
+        let new = nodes.add(fuse::ROOT, Some(c"name"), file(libc::S_IFDIR)).unwrap();
+        assert_ne!(old, new);
+        assert!(nodes.get(new).unwrap().is_directory() && !nodes.get(old).unwrap().is_directory());
+    }
+
+    #[test]
+    fn a_file_that_the_guest_makes_is_never_one_that_was_removed_in_the_same_tick() {
+        for kind in [libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK] {
+            let mut nodes = table();
+            let old = nodes.add(fuse::ROOT, Some(c"name"), file(kind)).unwrap();
+            assert_eq!(nodes.add(fuse::ROOT, Some(c"link"), file(kind)), Ok(old), "the same file is one node");
+            nodes.supersede(file(kind).origin);
+            let new = nodes.add(fuse::ROOT, Some(c"name"), file(kind)).unwrap();
+            assert_ne!(new, old);
+            assert_eq!((nodes.names(old).len(), nodes.names(new).len()), (0, 1), "the old one leads nowhere");
+            // The guest returns it late.
+            nodes.forget(old, 2);
+            assert_eq!(nodes.get(old).err(), Some(Errno::STALE));
+            assert_eq!(nodes.number(file(kind).origin), Some(new));
+            nodes.forget(new, 1);
+            assert_eq!((nodes.slots.len(), nodes.numbers.len()), (1, 1));
+            assert_eq!(nodes.slots[&fuse::ROOT].children, 0);
+        }
     }
 }

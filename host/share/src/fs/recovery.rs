@@ -24,14 +24,13 @@ struct Kept {
     lookups: u64,
     /// Without the share.
     key: Key,
-    kind: u32,
     is_way: bool,
 }
 
 /// The nodes that were kept and are still reachable; the root alone for a new device.
 pub(super) fn nodes(tree: &Tree, hidden: &Hidden, epoch: u32, state: &Arc<State>) -> Nodes {
     // A root that cannot be looked at is left as an empty directory. It is a share if the user shares `/`.
-    let way = Node { origin: Origin::Way(tree::ROOT), kind: libc::S_IFDIR, entry: None, record: None };
+    let way = Node { origin: Origin::Way(tree::ROOT), entry: None, record: None };
     let root = node_of_entry(tree, tree::ROOT).unwrap_or(way);
     let (mut slots, in_use) = Slots::find(state, NODES);
     let (names, found) = Names::find(state);
@@ -55,8 +54,8 @@ pub(super) fn nodes(tree: &Tree, hidden: &Hidden, epoch: u32, state: &Arc<State>
 fn read(slots: &Slots, slot: u32) -> Kept {
     let word = |at| slots.get(slot, at);
     let born = (word(4).cast_signed(), word(5) as u32);
-    let key = Key { share: 0, device: word(2), inode: word(3), born };
-    Kept { slot, lookups: word(1), key, kind: word(6) as u32, is_way: word(6) & nodes::WAY != 0 }
+    let key = Key { share: 0, device: word(2), inode: word(3), born, kind: word(6) as u32 };
+    Kept { slot, lookups: word(1), key, is_way: word(6) & nodes::WAY != 0 }
 }
 
 struct Recovery<'t> {
@@ -119,10 +118,10 @@ impl Recovery<'_> {
                 if entry.is_some_and(|entry| self.tree.share(entry).is_some()) {
                     continue;
                 }
-                let entry = entry.filter(|_| kept.kind == libc::S_IFDIR);
                 let origin = Origin::Host(Key { share, ..kept.key });
-                let node = Node { origin, kind: kept.kind, entry, record: None };
-                if kept.kind == libc::S_IFDIR {
+                let is_directory = kept.key.kind == libc::S_IFDIR;
+                let node = Node { origin, entry: entry.filter(|_| is_directory), record: None };
+                if is_directory {
                     directories.push_back((name.node, share, entry));
                 }
                 self.place(name.node, node);

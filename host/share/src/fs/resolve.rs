@@ -2,8 +2,8 @@
 //!
 //! Nothing of the guest is ever looked up by a path from the host's root. A directory is opened from the root of its
 //! share, or from one above it that is open, by names without links (openat2(2): `RESOLVE_BENEATH`,
-//! `RESOLVE_NO_SYMLINKS`, `RESOLVE_NO_MAGICLINKS`). A file is a name in a directory. Device, inode number and time of
-//! birth are compared with those of the node: another file at its place is `ESTALE`, and the guest looks its name up
+//! `RESOLVE_NO_SYMLINKS`, `RESOLVE_NO_MAGICLINKS`). A file is a name in a directory. Device, inode number, time of birth
+//! and type are compared with those of the node: another file at its place is `ESTALE`, and the guest looks its name up
 //! again.
 
 use std::{
@@ -150,7 +150,7 @@ impl Server {
         let node = self.nodes().get(number)?;
         match node.origin {
             Origin::Way(entry) => Ok(Place::Way(entry)),
-            Origin::Host(_) if node.kind != libc::S_IFDIR => Err(Errno::NOTDIR),
+            Origin::Host(_) if !node.is_directory() => Err(Errno::NOTDIR),
             Origin::Host(key) => Ok(Place::Host(Directory {
                 number,
                 fd: self.open_directory(number, key)?,
@@ -227,7 +227,7 @@ impl Server {
         if let Some(file) = handle.and_then(|handle| self.file(handle, number).ok()) {
             return open_target(number, key, file);
         }
-        if node.kind == libc::S_IFDIR {
+        if node.is_directory() {
             let fd = self.open_directory(number, key)?;
             let stat = stat(&*fd)?;
             return Ok(Target { number, share: key.share, stat, place: TargetPlace::Directory(fd) });

@@ -57,6 +57,18 @@ pub(crate) const ROWS: &[Row] = &[
         let of = p.stat("d/e")?;
         check((of.st_uid, of.st_gid, of.st_mode & 0o2000) == (ONE, OTHER, 0o2000))
     }),
+    // A file system gives it the number of the file, and its clock may have the same time still.
+    ok("mkdir: a file was removed just before", |p| {
+        for _ in 0..100 {
+            p.file("f", 0o644)?;
+            p.unlink("f")?;
+            p.mkdir("d")?;
+            p.file("d/f", 0o644)?;
+            p.unlink("d/f")?;
+            p.rmdir("d")?;
+        }
+        Ok(())
+    }),
     ok("mkdir, rmdir: the parent's count of links follows", |p| {
         let before = p.stat(".")?.st_nlink;
         p.mkdir("d")?;
