@@ -6,7 +6,7 @@ mod locks;
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -299,6 +299,31 @@ fn a_lock_of_one_container_holds_in_another(shares: &Shares) {
     assert_eq!(run(&["--rm"], "flock -w 30 /d/lock true; echo $?"), "0\n");
 }
 
+fn files_may_be_empty_and_large(shares: &Shares) {
+    const LARGE: u64 = 10 << 30;
+    let place = shares.fresh("sizes");
+    shares.engine.need_image("debian:latest", "debian.tar");
+    fs::write(place.join("empty"), "").unwrap();
+    let large = fs::File::create(place.join("large")).unwrap();
+    large.set_len(LARGE).unwrap();
+    large.write_all_at(b"middle", LARGE / 2).unwrap();
+    large.write_all_at(b"end", LARGE - 3).unwrap();
+    let mount = format!("{}:/d", place.display());
+    let line = "cd /d && wc -c <empty && cat empty && stat -c %s large && tail -c 3 large && echo &&
+        cp empty none && cp large copy && printf more >>copy && tail -c +5368709121 copy | head -c 6";
+    let said = shares.engine.docker(&["run", "--rm", "-v", &mount, "debian", "bash", "-euc", line]).ok();
+    assert_eq!(said, format!("0\n{LARGE}\nend\nmiddle"));
+    assert_eq!(fs::metadata(place.join("none")).unwrap().len(), 0);
+    let copy = fs::File::open(place.join("copy")).unwrap();
+    let of = copy.metadata().unwrap();
+    assert_eq!(of.len(), LARGE + 4);
+    assert!(of.blocks() * 512 < LARGE / 1000, "the holes are copied as holes, {} blocks", of.blocks());
+    let mut end = [0; 7];
+    copy.read_exact_at(&mut end, LARGE - 3).unwrap();
+    assert_eq!(&end, b"endmore");
+    fs::remove_dir_all(place).unwrap();
+}
+
 fn every_call_and_every_error_is_as_on_a_disk(shares: &Shares) {
     let program = std::env::var_os("BULKHEAD_TEST_POSIX").expect("BULKHEAD_TEST_POSIX names the built posix-table");
     let place = shares.fresh("calls");
@@ -323,6 +348,7 @@ const CASES: &[fn(&Shares)] = &[
     compose_finds_what_is_beside_its_file,
     the_time_zone_is_the_hosts_or_that_of_the_setting,
     a_lock_of_one_container_holds_in_another,
+    files_may_be_empty_and_large,
     every_call_and_every_error_is_as_on_a_disk,
 ];
 
@@ -346,10 +372,13 @@ fn isolated_the_hosts_ssh_agent_answers_in_containers() {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn without_isolation_all_of_it_is_the_same() {
-    let shares = shares_with(Isolation::Off, &[(TIME_ZONE, "Asia/Tokyo")]);
+    let shares = shares_with(Isolation::Off, &[(TIME_ZONE, "Asia/Tokyo"), locks::HOST_LOCKS]);
     for case in CASES {
         case(&shares);
     }
+    events::containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once(&shares);
+    locks::locks_hold_against_programs_of_the_host(&shares);
+    a_server_that_dies_is_replaced_and_nobody_waits_for_it(&shares);
 }
 
 /// Process ids of the backend's children that serve files.
@@ -363,16 +392,19 @@ fn servers(shares: &Shares) -> Vec<u32> {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_a_server_that_dies_is_replaced_and_nobody_waits_for_it() {
-    let shares = shares(Isolation::On);
+    a_server_that_dies_is_replaced_and_nobody_waits_for_it(&shares(Isolation::On));
+}
+
+fn a_server_that_dies_is_replaced_and_nobody_waits_for_it(shares: &Shares) {
     let place = shares.fresh("crash");
     let mount = format!("{}:/d", place.display());
     // The shell keeps a file open, and a working directory, both of which outlive the server.
     let line = "cd /d; exec 3>log; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i >new; sleep 0.1; done";
     shares.engine.docker(&["run", "-d", "--init", "--name", "writer", "-v", &mount, "alpine", "sh", "-ec", line]).ok();
     poll("the container writes", SEEN, || place.join("new").exists().then_some(()));
-    let [old] = servers(&shares)[..] else { panic!("{:?}", servers(&shares)) };
+    let [old] = servers(shares)[..] else { panic!("{:?}", servers(shares)) };
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(old.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
-    poll("another server", SEEN, || servers(&shares).first().is_some_and(|pid| *pid != old).then_some(()));
+    poll("another server", SEEN, || servers(shares).first().is_some_and(|pid| *pid != old).then_some(()));
     // The older mount goes on: the loop writes with what it had open, each line once.
     assert!(shares.engine.docker(&["exec", "writer", "ls", "/d"]).ok().contains("log"));
     let lines = || fs::read_to_string(place.join("log")).unwrap().lines().count();

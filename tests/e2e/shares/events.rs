@@ -82,18 +82,20 @@ impl Watcher {
     }
 }
 
-/// The shares with an empty directory of this name, and the image `debian`.
-fn shares_with(name: &str) -> (Shares, PathBuf) {
-    let shares = shares(Isolation::On);
+/// An empty directory of this name, and the image `debian`.
+fn directory(shares: &Shares, name: &str) -> PathBuf {
     shares.engine.need_image("debian:latest", "debian.tar");
-    let directory = shares.fresh(name);
-    (shares, directory)
+    shares.fresh(name)
 }
 
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once() {
-    let (shares, directory) = shares_with("events");
+    containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once(&shares(Isolation::On));
+}
+
+pub fn containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once(shares: &Shares) {
+    let directory = directory(shares, "events");
     let engine = &shares.engine;
     let watcher = Watcher::start(engine, "events", &directory, &["perl", "-e", WATCH]);
     assert_eq!(watcher.next(1).0, ["watching"]);
@@ -136,7 +138,8 @@ fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_a_container_follows_a_log_that_the_host_writes_and_replaces() {
-    let (shares, directory) = shares_with("log");
+    let shares = shares(Isolation::On);
+    let directory = directory(&shares, "log");
     let engine = &shares.engine;
     let log = directory.join("log");
     fs::write(&log, "first\n").unwrap();

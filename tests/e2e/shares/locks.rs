@@ -10,6 +10,9 @@ use support::{
 
 use super::{SEEN, Shares, shares_with};
 
+/// The setting for it.
+pub const HOST_LOCKS: (&str, &str) = ("filesharingHostLocks", "true");
+
 /// Locks /d/lock in one of two ways, at once or after a while, and keeps the lock for as long as there is /d/keep.
 const PROGRAM: &str = r#"
 my ($kind, $wait) = @ARGV;
@@ -55,19 +58,22 @@ enum Held {
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_locks_hold_against_programs_of_the_host_if_the_setting_says_so() {
-    let shares = shares_with(Isolation::On, &[("filesharingHostLocks", "true")]);
+    locks_hold_against_programs_of_the_host(&shares_with(Isolation::On, &[HOST_LOCKS]));
+}
+
+pub fn locks_hold_against_programs_of_the_host(shares: &Shares) {
     shares.engine.need_image("debian:latest", "debian.tar");
     let place = shares.fresh("locks");
     let path = place.join("lock");
     File::create(&path).unwrap();
     for kind in ["flock", "fcntl"] {
         let held = lock(kind, &path).unwrap();
-        assert_eq!(start(&shares, "tries", &place, kind, false).ok(), "refused\n", "{kind}");
+        assert_eq!(start(shares, "tries", &place, kind, false).ok(), "refused\n", "{kind}");
         std::fs::remove_file(place.join("said")).unwrap();
         // A container waits for the host, and then has the lock until it ends.
         File::create(place.join("keep")).unwrap();
         let name = format!("waits-{kind}");
-        start(&shares, &name, &place, kind, true).ok();
+        start(shares, &name, &place, kind, true).ok();
         let waits = || shares.engine.docker(&["top", &name]).stdout.contains("perl");
         poll("the container waits", SEEN, || waits().then_some(()));
         assert!(!place.join("said").exists(), "{kind}");
@@ -77,7 +83,7 @@ fn isolated_locks_hold_against_programs_of_the_host_if_the_setting_says_so() {
         assert!(lock(kind, &path).is_none(), "{kind}");
         // A program that waits can be killed, and has no lock afterwards.
         let other = format!("ends-{kind}");
-        start(&shares, &other, &place, kind, true).ok();
+        start(shares, &other, &place, kind, true).ok();
         let waits = || shares.engine.docker(&["top", &other]).stdout.contains("perl");
         poll("the other container waits", SEEN, || waits().then_some(()));
         shares.engine.docker(&["rm", "--force", &other]).ok();
