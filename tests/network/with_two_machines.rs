@@ -79,9 +79,21 @@ impl Node {
         node.bulkhead(&["settings", "set", ISOLATION, "false"]);
         node.bulkhead(&[&["ports", "publish"], &SWARM_PORTS[..]].concat());
         node.bulkhead(&["start", "--timeout", "220", "--memory", "1G"]);
-        let alpine = support::engine::images().join("alpine.tar");
-        node.docker(&["load", "--quiet", "--input", alpine.to_str().unwrap()]);
+        node.load("alpine.tar");
         node
+    }
+
+    fn load(&self, file: &str) {
+        let image = support::engine::images().join(file);
+        self.docker(&["load", "--quiet", "--input", image.to_str().unwrap()]);
+    }
+
+    /// Runs a shell line on the machine.
+    #[track_caller]
+    fn shell(&self, line: &str) -> String {
+        let mut command = self.home.command("ip");
+        command.args(["netns", "exec", &self.machine.name, "sh", "-c", line]);
+        run(command, LONG).ok()
     }
 
     /// Runs a verb on the machine.
@@ -96,6 +108,24 @@ impl Node {
     fn docker(&self, arguments: &[&str]) -> String {
         run(self.home.docker_command(arguments), LONG).ok()
     }
+}
+
+/// A port of the VM is asked from another machine, by TCP and UDP, for the address of who asks.
+fn a_port_of_the_vm_sees_the_address_of_the_other_machine(asked: &Node, asking: &Node) {
+    let port = free(1).to_string();
+    asked.load("debian.tar");
+    asked.bulkhead(&["ports", "publish", &port, &format!("{port}/udp")]);
+    let line = format!(
+        "socat TCP-LISTEN:{port},fork,reuseaddr SYSTEM:'echo $SOCAT_PEERADDR' &
+         exec socat UDP-RECVFROM:{port},fork SYSTEM:'echo $SOCAT_PEERADDR'"
+    );
+    asked.docker(&["run", "--detach", "--init", "--network=host", "debian", "sh", "-c", &line]);
+    let own = asking.address.to_string();
+    for transport in ["TCP", "UDP"] {
+        let ask = format!("echo | socat -t 20 - {transport}:{}:{port} | head -1", asked.address);
+        poll("the container listens", LONG, || (asking.shell(&ask).trim() == own).then_some(()));
+    }
+    asked.bulkhead(&["ports", "unpublish", &port, &format!("{port}/udp")]);
 }
 
 /// The names of tasks among some answers.
@@ -120,6 +150,15 @@ fn a_service_of_a_swarm_answers_on_two_engines() {
     let token = manager.docker(&["swarm", "join-token", "--quiet", "worker"]);
     let join = ["swarm", "join", "--advertise-addr", &worker.address.to_string(), "--token", token.trim()];
     worker.docker(&[&join[..], &[&format!("{own}:2377")]].concat());
+    // The address from which the worker has come.
+    let inspect = ["node", "inspect", "--format={{.Status.Addr}}", "--"];
+    let name = worker.docker(&["info", "--format={{.Swarm.NodeID}}"]);
+    let seen = poll("the worker is ready", LONG, || {
+        let seen = manager.docker(&[&inspect[..], &[name.trim()]].concat());
+        (seen.trim() != "").then(|| seen.trim().to_owned())
+    });
+    assert_eq!(seen, worker.address.to_string());
+    a_port_of_the_vm_sees_the_address_of_the_other_machine(manager, worker);
     manager.docker(&["network", "create", "--driver=overlay", "--attachable", "over"]);
     let port = free(1);
     let publish = format!("--publish=published={port},target=80");
