@@ -6,15 +6,18 @@ fail() {
     exit 1
 }
 
-# make_user: makes the directories of an ordinary user with a session.
-make_user() { install -d -o 1000 -g 1000 -m 0700 /home/user /run/user/1000; }
+# The ordinary user.
+user=1000
+
+# make_user: makes the directories of this user, with a session.
+make_user() { install -d -o "$user" -g "$user" -m 0700 /home/user "/run/user/$user"; }
 
 # as_user COMMAND…: runs a command as this user, who may use KVM where there is one.
 as_user() {
     local groups=(--clear-groups)
     [[ ! -e /dev/kvm ]] || groups=(--groups "$(stat -c %g /dev/kvm)")
-    setpriv --reuid=1000 --regid=1000 "${groups[@]}" env -i PATH=/usr/bin:/bin HOME=/home/user \
-        XDG_RUNTIME_DIR=/run/user/1000 TERM=dumb MANPAGER=cat LC_ALL=C.UTF-8 "$@"
+    setpriv --reuid="$user" --regid="$user" "${groups[@]}" env -i PATH=/usr/bin:/bin HOME=/home/user \
+        XDG_RUNTIME_DIR="/run/user/$user" TERM=dumb MANPAGER=cat LC_ALL=C.UTF-8 "$@"
 }
 
 # expect TEXT COMMAND…: runs a command, whatever its status, and fails unless its output has TEXT.
