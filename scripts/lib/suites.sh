@@ -17,7 +17,7 @@ declare -rA PARTS=([isolation]="rows:: as_with_runc:: cost::")
 declare -rA DESCRIPTIONS=(
     [style]="rustfmt, clippy, shellcheck, the words of comments, the documents and the rules for dependencies"
     [unit]="unit and property tests, and the host program as far as it goes without a VM"
-    [package]="the Debian package in a clean Debian: its parts, an upgrade, a removal, an engine"
+    [package]="the Debian package in a clean Debian: its parts, an upgrade, a removal; engines from it"
     [dashboard]="the desktop's page in Chromium, without a VM"
     [bundles]="the isolating runtime with crun on this kernel, as root and without a VM"
     [kvm]="guests of a few instructions on any /dev/kvm"
@@ -223,19 +223,21 @@ suite_package() {
     [[ -n $CUT ]] || package_engine
 }
 
-# package_engine: starts an engine from the package that was made, on a machine that runs guests.
+# package_engine: starts engines from the package that was made, on a machine that runs guests.
 package_engine() {
     source "$BULKHEAD_REPO/scripts/lib/debian.sh"
-    local base images
+    local base images deb
     base=$(debian_tar package-check "$BULKHEAD_REPO/packaging/check")
-    images=$("$BULKHEAD_REPO/tests/images/build" alpine)
+    images=$("$BULKHEAD_REPO/tests/images/build" alpine dind)
     choose_target "$target_dir/debug/bulkhead"
     if [[ $TARGET == emulated ]]; then
         export BULKHEAD_KVM_HOST_NAME=${BULKHEAD_KVM_HOST_NAME:-test}-package
         # A suite runs in a shell of its own.
         trap '[[ -n $KEEP ]] || machine --stop' EXIT
     fi
-    on_target packaging/check/engine "$base" "$target_dir"/package/*.deb "$images/alpine.tar"
+    deb=$(echo "$target_dir"/package/*.deb)
+    on_target packaging/check/engine "$base" "$deb" "$images/alpine.tar"
+    on_target packaging/check/container "$base" "$deb" "$images/alpine.tar" "$images/dind.tar"
 }
 
 # --- dashboard ----------------------------------------------------------------------------------------------------
