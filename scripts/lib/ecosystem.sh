@@ -8,7 +8,7 @@ readonly ECOSYSTEM=$BULKHEAD_REPO/tests/ecosystem
 readonly ECOSYSTEM_ROWS=(
     dockerode testcontainers_node testcontainers_node_reaper testcontainers_node_reaper_refused docker_py
     testcontainers_python testcontainers_python_reaper compose buildx_docker_driver docker_over_ssh devcontainers
-    watchers databases buildx_container_driver kind
+    watchers databases remote_tools buildx_container_driver kind
 )
 
 # The ports of this machine that lead to those of the emulated one: the first that the engine gives to containers that
@@ -83,13 +83,18 @@ row_databases() {
     on_target env DOCKER_HOST="$DOCKER_HOST" PLACE="$ecosystem_home/workspace" "$ECOSYSTEM/databases"
 }
 
+row_remote_tools() {
+    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/remote.tar"
+    "$ECOSYSTEM/remote"
+}
+
 # ecosystem_clients: installs the clients with the versions of the lock files.
 ecosystem_clients() {
     local directory
     has_node || die "the kind ecosystem needs npm and Node.js 20 or later"
     source "$BULKHEAD_REPO/scripts/lib/checks.sh"
     need_docker
-    need_packages curl
+    need_packages curl gdb openssh-client
     for directory in "$ECOSYSTEM" "$ECOSYSTEM/watchers"; do
         (cd "$directory" && npm ci --ignore-scripts --no-audit --no-fund --silent)
     done

@@ -39,7 +39,7 @@ declare -rA TESTS=(
 # The images of tests/images that a kind loads.
 declare -rA IMAGES=(
     [bundles]="alpine" [intel]="alpine" [e2e]="alpine debian docker" [escapes]="alpine" [network]="alpine debian"
-    [isolation]="alpine debian docker dind systemd servers" [ecosystem]="alpine debian docker builder node databases"
+    [isolation]="alpine debian docker dind systemd servers" [ecosystem]="alpine debian docker builder node databases remote"
 )
 
 # Debian packages whose programs a kind runs on the target; the emulated machine has all of them.
