@@ -79,6 +79,11 @@ impl Server {
         }
     }
 
+    /// Takes the identity of a new file from the node that may have it still.
+    fn supersede(&self, directory: &Directory, stat: &Statx) {
+        self.nodes().supersede(Origin::Host(attributes::key(directory.share, stat)));
+    }
+
     /// The node of a new file, whose state and record are known.
     fn add_new(
         &self,
@@ -86,14 +91,14 @@ impl Server {
         name: &CStr,
         (stat, record): (Statx, Option<Record>),
     ) -> Result<(u64, Attributes), Errno> {
-        self.nodes().supersede(Origin::Host(attributes::key(directory.share, &stat)));
+        self.supersede(directory, &stat);
         self.add_with(directory, name, &stat, |_| record)
     }
 
     /// The node of a new file that has only its name.
     fn add_new_name(&self, directory: &Directory, name: &CStr) -> Result<(u64, Attributes), Errno> {
         let stat = resolve::stat_name(&*directory.fd, name)?;
-        self.nodes().supersede(Origin::Host(attributes::key(directory.share, &stat)));
+        self.supersede(directory, &stat);
         self.add(directory, name, &stat)
     }
 
@@ -246,10 +251,8 @@ impl Server {
         let device = self.devices.number(&stat, || resolve::place_of(&*directory.fd, c"."))?;
         let inode = attributes::number(device, stat.stx_ino);
         let attributes = attributes::attributes(inode, &stat, record.as_ref(), self.ids).with_locks(self.locks.on());
-        let mut nodes = self.nodes();
-        nodes.supersede(origin);
-        let number = nodes.add(parent, None, node)?;
-        drop(nodes);
+        self.supersede(&directory, &stat);
+        let number = self.nodes().add(parent, None, node)?;
         self.created(&directory, number, &attributes, fd, passed)
     }
 
