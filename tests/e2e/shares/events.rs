@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
@@ -82,12 +82,6 @@ impl Watcher {
     }
 }
 
-/// An empty directory of this name, and the image `debian`.
-fn directory(shares: &Shares, name: &str) -> PathBuf {
-    shares.engine.need_image("debian:latest", "debian.tar");
-    shares.fresh(name)
-}
-
 #[test]
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once() {
@@ -95,8 +89,9 @@ fn isolated_containers_see_the_events_of_what_the_host_changes_and_each_of_their
 }
 
 pub fn containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_once(shares: &Shares) {
-    let directory = directory(shares, "events");
     let engine = &shares.engine;
+    engine.need_image("debian:latest", "debian.tar");
+    let directory = shares.fresh("events");
     let watcher = Watcher::start(engine, "events", &directory, &["perl", "-e", WATCH]);
     assert_eq!(watcher.next(1).0, ["watching"]);
     let mut times = Vec::new();
@@ -139,8 +134,9 @@ pub fn containers_see_the_events_of_what_the_host_changes_and_each_of_their_own_
 #[ignore = "needs a KVM that runs Linux guests; scripts/test has one"]
 fn isolated_a_container_follows_a_log_that_the_host_writes_and_replaces() {
     let shares = shares(Isolation::On);
-    let directory = directory(&shares, "log");
     let engine = &shares.engine;
+    engine.need_image("debian:latest", "debian.tar");
+    let directory = shares.fresh("log");
     let log = directory.join("log");
     fs::write(&log, "first\n").unwrap();
     let watcher = Watcher::start(engine, "follower", &directory, &["tail", "-F", "/d/log"]);
