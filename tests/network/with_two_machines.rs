@@ -88,20 +88,17 @@ impl Node {
         self.docker(&["load", "--quiet", "--input", image.to_str().unwrap()]);
     }
 
-    /// Runs a shell line on the machine.
+    /// Runs a program on the machine.
     #[track_caller]
-    fn shell(&self, line: &str) -> String {
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = self.home.command("ip");
-        command.args(["netns", "exec", &self.machine.name, "sh", "-c", line]);
-        run(command, LONG).ok()
+        command.args(["netns", "exec", &self.machine.name, program]).args(arguments);
+        run(command, START).ok()
     }
 
-    /// Runs a verb on the machine.
     #[track_caller]
     fn bulkhead(&self, arguments: &[&str]) -> String {
-        let mut command = self.home.command("ip");
-        command.args(["netns", "exec", &self.machine.name, support::program()]).args(arguments);
-        run(command, START).ok()
+        self.run(support::program(), arguments)
     }
 
     #[track_caller]
@@ -123,7 +120,10 @@ fn a_port_of_the_vm_sees_the_address_of_the_other_machine(asked: &Node, asking: 
     let own = asking.address.to_string();
     for transport in ["TCP", "UDP"] {
         let ask = format!("echo | socat -t 20 - {transport}:{}:{port} | head -1", asked.address);
-        poll("the container listens", LONG, || (asking.shell(&ask).trim() == own).then_some(()));
+        let seen = poll("the container listens", LONG, || {
+            Some(asking.run("sh", &["-c", &ask])).filter(|answer| !answer.is_empty())
+        });
+        assert_eq!(seen.trim(), own, "{transport}");
     }
     asked.bulkhead(&["ports", "unpublish", &port, &format!("{port}/udp")]);
 }
@@ -151,13 +151,12 @@ fn a_service_of_a_swarm_answers_on_two_engines() {
     let join = ["swarm", "join", "--advertise-addr", &worker.address.to_string(), "--token", token.trim()];
     worker.docker(&[&join[..], &[&format!("{own}:2377")]].concat());
     // The address from which the worker has come.
-    let inspect = ["node", "inspect", "--format={{.Status.Addr}}", "--"];
     let name = worker.docker(&["info", "--format={{.Swarm.NodeID}}"]);
-    let seen = poll("the worker is ready", LONG, || {
-        let seen = manager.docker(&[&inspect[..], &[name.trim()]].concat());
-        (seen.trim() != "").then(|| seen.trim().to_owned())
+    let seen = poll("the worker is there", LONG, || {
+        let seen = manager.docker(&["node", "inspect", "--format={{.Status.Addr}}", name.trim()]);
+        Some(seen).filter(|seen| !seen.trim().is_empty())
     });
-    assert_eq!(seen, worker.address.to_string());
+    assert_eq!(seen.trim(), worker.address.to_string());
     a_port_of_the_vm_sees_the_address_of_the_other_machine(manager, worker);
     manager.docker(&["network", "create", "--driver=overlay", "--attachable", "over"]);
     let port = free(1);
