@@ -8,7 +8,8 @@ readonly ECOSYSTEM=$BULKHEAD_REPO/tests/ecosystem
 readonly ECOSYSTEM_ROWS=(
     dockerode testcontainers_node testcontainers_node_reaper testcontainers_node_reaper_refused docker_py
     testcontainers_python testcontainers_python_reaper compose buildx_docker_driver docker_over_ssh devcontainers
-    watchers databases remote_tools buildx_container_driver kind
+    watchers databases remote_tools buildx_container_driver kind page_restart remote_tools_over_vsock
+    contexts_over_ssh
 )
 
 # The ports of this machine that lead to those of the emulated one: the first that the engine gives to containers that
@@ -85,8 +86,25 @@ row_databases() {
 
 row_remote_tools() {
     docker load --quiet --input "$BULKHEAD_TEST_IMAGES/remote.tar"
-    "$ECOSYSTEM/remote"
+    "$ECOSYSTEM/remote" docker
 }
+
+# Last of the rows with the engine, which it starts again without isolation.
+row_remote_tools_over_vsock() {
+    local outcome=0
+    bulkhead settings set enhancedContainerIsolation false
+    bulkhead restart --timeout 600
+    docker load --quiet --input "$BULKHEAD_TEST_IMAGES/remote.tar"
+    "$ECOSYSTEM/remote" vsock || outcome=$?
+    bulkhead settings set enhancedContainerIsolation true
+    bulkhead restart --timeout 600
+    ((outcome == 0)) && echo passed
+}
+
+row_page_restart() { node "$ECOSYSTEM/page_restart.mjs" "${ECOSYSTEM_PORTS#*-}"; }
+
+# Machines of its own, emulated ones wherever it runs.
+row_contexts_over_ssh() { "$ECOSYSTEM/contexts" "${BULKHEAD_KVM_HOST_NAME:-default}" "$target_dir/debug/bulkhead"; }
 
 # ecosystem_clients: installs the clients with the versions of the lock files.
 ecosystem_clients() {
@@ -94,9 +112,9 @@ ecosystem_clients() {
     has_node || die "the kind ecosystem needs npm and Node.js 20 or later"
     source "$BULKHEAD_REPO/scripts/lib/checks.sh"
     need_docker
-    need_packages curl gdb openssh-client
-    for directory in "$ECOSYSTEM" "$ECOSYSTEM/watchers"; do
-        (cd "$directory" && npm ci --ignore-scripts --no-audit --no-fund --silent)
+    need_packages chromium curl gdb openssh-client
+    for directory in "$ECOSYSTEM" "$ECOSYSTEM/watchers" "$BULKHEAD_REPO/tests/dashboard"; do
+        (cd "$directory" && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --ignore-scripts --no-audit --no-fund --silent)
     done
     python_tools "$target_dir/ecosystem-python" "$ECOSYSTEM/requirements.txt"
     ecosystem_python=$target_dir/ecosystem-python/bin/python
@@ -107,6 +125,20 @@ ecosystem_bulkhead() {
     on_target env XDG_CONFIG_HOME="$ecosystem_home/config" XDG_DATA_HOME="$ecosystem_home/data" \
         XDG_STATE_HOME="$ecosystem_home/state" XDG_RUNTIME_DIR="$ecosystem_home/run" \
         DOCKER_CONFIG="$ecosystem_home/docker" "$target_dir/debug/bulkhead" "$@"
+}
+
+# ecosystem_command: makes a program `bulkhead` for what runs it by its name: ssh, gdb.
+ecosystem_command() {
+    mkdir "$ecosystem_home/bin"
+    {
+        echo '#!/usr/bin/env bash'
+        declare -p BULKHEAD_REPO TARGET TARGET_CPU ecosystem_home target_dir
+        declare -f machine on_target ecosystem_bulkhead
+        # shellcheck disable=SC2016 # the program expands it
+        echo 'ecosystem_bulkhead "$@"'
+    } >"$ecosystem_home/bin/bulkhead"
+    chmod +x "$ecosystem_home/bin/bulkhead"
+    export PATH=$ecosystem_home/bin:$PATH
 }
 
 # ecosystem_engine: starts an engine that lets the reaper have its socket, and sets DOCKER_HOST. The engine's
@@ -149,7 +181,7 @@ ecosystem_end() {
 ecosystem_row() {
     local name=$1 log=$ecosystem_home/$1.log started=${EPOCHREALTIME/[.,]/} outcome=ok
     export -f "row_$name" on_target machine
-    export ECOSYSTEM REAPER NEWER_NODE TARGET TARGET_CPU ecosystem_python ecosystem_home
+    export target_dir ECOSYSTEM ECOSYSTEM_PORTS REAPER NEWER_NODE TARGET TARGET_CPU ecosystem_python ecosystem_home
     timeout "$ECOSYSTEM_LIMIT" bash -c "set -euo pipefail; row_$name" >"$log" 2>&1 </dev/null || outcome=FAILED
     [[ $(tail -n 1 "$log") == passed ]] || outcome=FAILED
     printf 'test %s ... %s (%s)\n' "$name" "$outcome" "$(seconds_since "$started")"
@@ -172,6 +204,7 @@ suite_ecosystem() {
     ecosystem_clients
     ecosystem_home=$(mktemp -d /var/tmp/bulkhead-ecosystem.XXXX)
     trap ecosystem_end EXIT
+    ecosystem_command
     ecosystem_engine
     printf '# Report of the kind ecosystem\n\n| row | outcome | time |\n|---|---|---|\n' >"$report"
     for name in "${ECOSYSTEM_ROWS[@]}"; do
