@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 use vm_memory::{VolatileSlice, volatile_memory::PtrGuardMut};
 
 /// The result of a call, or its error.
@@ -39,16 +39,16 @@ pub(crate) fn read_at(file: impl AsFd, parts: &[VolatileSlice<'_>], offset: u64)
     call(unsafe { libc::preadv(fd, vectors.as_ptr(), vectors.len() as libc::c_int, offset) })
 }
 
-/// Writes guest memory to a file, at its end with `append`; returns the number of bytes.
+/// Writes guest memory to a file, at its end with `RWF_APPEND`; returns the number of bytes.
 pub(crate) fn write_at(
     file: impl AsFd,
     parts: &[VolatileSlice<'_>],
     offset: u64,
-    append: bool,
+    flags: ReadWriteFlags,
 ) -> Result<usize, Errno> {
     let (_guards, vectors) = vectors(parts);
     let (fd, offset, count) = (file.as_fd().as_raw_fd(), signed(offset)?, vectors.len() as libc::c_int);
-    let flags = if append { libc::RWF_APPEND } else { 0 };
+    let flags = flags.bits().cast_signed();
     // SAFETY: as for `read_at`; the kernel only reads the buffers.
     call(unsafe { libc::pwritev2(fd, vectors.as_ptr(), count, offset, flags) })
 }

@@ -13,7 +13,7 @@ use rustix::{
 
 use super::{
     Answer, Server, attributes,
-    data::{open_flags, writes},
+    data::{guest_flags, open_flags, writes},
     handles::File,
     nodes::{Node, Origin},
     owners::{self, MODE_BITS, Record},
@@ -128,14 +128,14 @@ impl Server {
             Ok(fd) => {
                 let new = self.record_new(&fd, &wanted)?;
                 let (node, attributes) = self.add_new(&directory, name, new)?;
-                self.created(&directory, node, &attributes, fd, passed)
+                self.created(&directory, node, &attributes, fd, flags)
             }
             // Somebody was faster; unless the program insists on a new file, it opens that one.
             Err(Errno::EXIST) if flags & libc::O_EXCL.cast_unsigned() == 0 => {
                 let (node, attributes) = self.entry(&directory, name)?;
                 let opened = self.reopen(node, passed, kill_privileges);
                 match opened {
-                    Ok(fd) => self.created(&directory, node, &attributes, fd, passed),
+                    Ok(fd) => self.created(&directory, node, &attributes, fd, flags),
                     Err(error) => {
                         self.nodes().forget(node, 1);
                         Err(error)
@@ -164,10 +164,11 @@ impl Server {
         }
     }
 
-    fn created(&self, directory: &Directory, node: u64, attributes: &Attributes, fd: OwnedFd, flags: OFlags) -> Answer {
+    fn created(&self, directory: &Directory, node: u64, attributes: &Attributes, fd: OwnedFd, asked: u32) -> Answer {
+        let flags = open_flags(asked);
         let file = File { fd, share: directory.share, writes: writes(flags) };
         match self.handles.add_file(node, file, flags) {
-            Ok(handle) => Ok(Body::entry(node, attributes).open(handle, 0).into()),
+            Ok(handle) => Ok(Body::entry(node, attributes).open(handle, guest_flags(asked)).into()),
             Err(error) => {
                 self.nodes().forget(node, 1);
                 Err(error)
@@ -253,7 +254,7 @@ impl Server {
         let attributes = attributes::attributes(inode, &stat, record.as_ref(), self.ids).with_locks(self.locks.on());
         self.supersede(&directory, &stat);
         let number = self.nodes().add(parent, None, node)?;
-        self.created(&directory, number, &attributes, fd, passed)
+        self.created(&directory, number, &attributes, fd, flags & !libc::O_TRUNC.cast_unsigned())
     }
 
     pub(crate) fn link(&self, of: u64, parent: u64, name: &CStr) -> Answer {

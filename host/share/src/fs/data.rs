@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::{
     fs::{FallocateFlags, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek},
-    io::Errno,
+    io::{Errno, ReadWriteFlags},
 };
 
 use super::{
@@ -32,6 +32,27 @@ pub(crate) fn open_flags(flags: u32) -> OFlags {
     let flags = OFlags::from_bits_retain(flags);
     let passed = OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC;
     flags & passed
+}
+
+/// What the guest does with a file that a program opens with these flags: one that asks for `O_DIRECT` has its requests
+/// sent as they are, several at a time. Without [`reply::DIRECT_IO`] the guest's kernel would make its writes wait for
+/// each other.
+pub(crate) fn guest_flags(flags: u32) -> u32 {
+    let direct = flags & libc::O_DIRECT.cast_unsigned() != 0;
+    if direct { reply::DIRECT_IO | reply::PARALLEL_WRITES } else { 0 }
+}
+
+/// Flags for one write. The end of the file is the host's to know: another program may have appended. A write past the
+/// guest's cache is not followed by the FSYNC that `RWF_DSYNC` asks for, so it has to be one itself.
+pub(crate) fn write_flags(flags: u32) -> ReadWriteFlags {
+    // rustix has one name for both `O_SYNC` and `O_DSYNC`, which is a part of it.
+    let pairs = [
+        (libc::O_APPEND, ReadWriteFlags::APPEND),
+        (libc::O_DSYNC, ReadWriteFlags::DSYNC),
+        (libc::O_SYNC, ReadWriteFlags::SYNC),
+    ];
+    let asked = |flag: i32| flags.cast_signed() & flag == flag;
+    pairs.into_iter().filter(|(flag, _)| asked(*flag)).map(|(_, flag)| flag).collect()
 }
 
 /// True if a file that is opened with these flags can be changed.
@@ -66,8 +87,8 @@ impl Server {
         }
     }
 
-    pub(crate) fn open_file(&self, number: u64, flags: u32, kill_privileges: bool, caller: Caller) -> Answer {
-        let flags = open_flags(flags);
+    pub(crate) fn open_file(&self, number: u64, asked: u32, kill_privileges: bool, caller: Caller) -> Answer {
+        let flags = open_flags(asked);
         self.handles.check_room()?;
         let target = if changes(flags) { self.writable_target(number, None) } else { self.target(number, None) }?;
         if attributes::kind(&target.stat) != libc::S_IFREG || !self.is_plain(&target) {
@@ -94,7 +115,7 @@ impl Server {
         let stamp = attributes::stamp(&target.stat);
         let state = record::settled(stamp).then_some((stamp, target.stat.stx_size));
         let keep = if self.nodes().reopen(number, state) { reply::KEEP_CACHE } else { 0 };
-        Ok(Body::default().open(handle, keep).into())
+        Ok(Body::default().open(handle, keep | guest_flags(asked)).into())
     }
 
     /// True if a regular file stands for nothing else.
@@ -120,9 +141,7 @@ impl Server {
         if write.kill_privileges {
             self.kill_privileges(&file.fd)?;
         }
-        // The end of the file is the host's to know: another program may have appended.
-        let append = write.flags & libc::O_APPEND.cast_unsigned() != 0;
-        let written = sys::write_at(&file.fd, &parts, write.offset, append)?;
+        let written = sys::write_at(&file.fd, &parts, write.offset, write_flags(write.flags))?;
         self.nodes().size_changes(number);
         Ok(Body::size(written as u32).into())
     }

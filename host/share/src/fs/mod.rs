@@ -44,7 +44,7 @@ use crate::{
 use attributes::Devices;
 use cache::Cache;
 #[cfg(test)]
-pub(crate) use data::open_flags;
+pub(crate) use data::{open_flags, write_flags};
 use handles::Handles;
 use hidden::Hidden;
 use locks::Locks;

@@ -12,13 +12,15 @@ use std::{
 
 use bulkhead_queue::segments;
 use rustix::{
-    fs::{AtFlags, FallocateFlags, OFlags, RenameFlags, Statx, unlinkat},
-    io::Errno,
+    fs::{AtFlags, FallocateFlags, OFlags, RenameFlags, Statx, fsync, unlinkat},
+    io::{Errno, ReadWriteFlags},
 };
 use vm_memory::VolatileSlice;
 
 use super::{
-    Answer, Place, Reply, Server, attributes, done,
+    Answer, Place, Reply, Server, attributes,
+    data::write_flags,
+    done,
     nodes::Key,
     resolve::{self, Directory},
 };
@@ -214,7 +216,12 @@ impl Server {
             return None;
         }
         let rest = part(written, len - written);
-        let more = if written < len { sys::write_at(&file.fd, &rest, size, true).unwrap_or_default() } else { 0 };
+        let flags = write_flags(write.flags);
+        let more = if written < len { sys::write_at(&file.fd, &rest, size, flags).unwrap_or_default() } else { 0 };
+        if flags.contains(ReadWriteFlags::DSYNC) && fsync(&file.fd).is_err() {
+            // What the earlier process wrote may not be on the disk.
+            return Some(Err(Errno::IO));
+        }
         Some(Ok(Body::size((written + more) as u32).into()))
     }
 }

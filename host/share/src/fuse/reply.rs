@@ -14,8 +14,13 @@ pub(crate) const MAX_WRITE: u32 = 1 << 20;
 /// `FUSE_MAX_PAGES`: pages of one request.
 const MAX_PAGES: u16 = 256;
 
+/// `FOPEN_DIRECT_IO`: reads and writes pass the guest's cache.
+pub(crate) const DIRECT_IO: u32 = 1;
 /// `FOPEN_KEEP_CACHE`: data that the guest has of the file is still right.
 pub(crate) const KEEP_CACHE: u32 = 1 << 1;
+/// `FOPEN_PARALLEL_DIRECT_WRITES`: writes past the cache need not wait for each other. Those that move the file's end do
+/// all the same, and so do all while another program has the file open in the usual way.
+pub(crate) const PARALLEL_WRITES: u32 = 1 << 6;
 
 /// Flags of FUSE_INIT that this server accepts.
 ///
@@ -33,6 +38,7 @@ const FLAGS: u64 = ASYNC_READ
     | CACHE_SYMLINKS
     | HANDLE_KILLPRIV_V2
     | INIT_EXT
+    | DIRECT_IO_ALLOW_MMAP
     | ALLOW_IDMAP;
 
 /// Flags that are accepted if the host keeps the locks. Without them the guest's kernel keeps them, for all containers.
@@ -52,6 +58,8 @@ const MAX_PAGES_FLAG: u64 = 1 << 22;
 const CACHE_SYMLINKS: u64 = 1 << 23;
 const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
 const INIT_EXT: u64 = 1 << 30;
+// A file that is open past the cache can be mapped, as on a disk (Linux 6.6).
+const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 const ALLOW_IDMAP: u64 = 1 << 40;
 
 /// Attributes as the guest sees them: `struct fuse_attr`.

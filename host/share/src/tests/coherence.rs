@@ -89,6 +89,23 @@ assert open("direct", "rb").read(1) == b"d"
 block.seek(0); block.write(b"e" * 4096)
 os.lseek(fd, 0, 0); os.writev(fd, [block])
 assert open("direct", "rb").read() == b"e" * 4096
+# As on a disk, the file can be mapped, and each of mapping, direct requests and cached ones sees the others' changes.
+shared = mmap.mmap(fd, 4096)
+assert shared[:4] == b"eeee"
+shared[:4] = b"mmmm"
+os.lseek(fd, 0, 0)
+assert os.readv(fd, [block]) == 4096 and block[:5] == b"mmmme"
+block.seek(0); block.write(b"e" * 4096)
+os.lseek(fd, 0, 0); os.writev(fd, [block])
+assert shared[:4] == b"eeee" and open("direct", "rb").read() == b"e" * 4096
+shared.close()
+# Past the end, and to the end, from a second descriptor that is in step with the first.
+end = os.open("end", os.O_RDWR | os.O_CREAT | os.O_DIRECT | os.O_APPEND | os.O_DSYNC, 0o644)
+for size in (4096, 8192):
+    assert os.writev(end, [block]) == 4096 and os.stat("end").st_size == size
+assert os.pwritev(fd, [block], 8192, os.RWF_DSYNC) == 4096 and os.fstat(fd).st_size == 12288
+os.ftruncate(fd, 4096)
+os.unlink("end")
 sparse = os.open("sparse", os.O_RDWR | os.O_CREAT, 0o644)
 os.pwrite(sparse, b"x", 1 << 30)
 assert os.lseek(sparse, 0, os.SEEK_DATA) == 1 << 30

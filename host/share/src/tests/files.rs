@@ -5,7 +5,10 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
 };
 
+use rustix::io::ReadWriteFlags;
+
 use super::*;
+use crate::{fs::write_flags, fuse::reply};
 
 /// `RENAME_NOREPLACE` and `RENAME_EXCHANGE`.
 const NOREPLACE: u32 = 1;
@@ -280,4 +283,30 @@ fn attributes_of_users_are_passed_on_and_others_do_not_exist() {
             assert_eq!((set(name, b"x"), get(name, 100)), (Err(libc::EOPNOTSUPP), Err(libc::EOPNOTSUPP)), "{name}");
         }
     });
+}
+
+#[test]
+fn a_file_that_is_opened_past_the_cache_takes_several_writes_at_a_time() {
+    let guest = Guest::new();
+    let root = guest.node("");
+    let flags = |open: &[u8]| u32_at(open, 8);
+    for (asked, expected) in [(0, 0), (libc::O_DIRECT, reply::DIRECT_IO | reply::PARALLEL_WRITES)] {
+        let name = format!("file{asked}");
+        let create = body().u32((libc::O_RDWR | asked).cast_unsigned()).u32(0o100_644).u32(0).u32(0).name(&name);
+        let created = guest.call(CREATE, root, create).unwrap();
+        assert_eq!(flags(&created[128..]), expected);
+        let open = body().u32((libc::O_RDWR | asked).cast_unsigned()).u32(0);
+        let opened = guest.call(OPEN, u64_at(&created, 0), open).unwrap();
+        assert_eq!(flags(&opened) & !reply::KEEP_CACHE, expected);
+    }
+}
+
+#[test]
+fn a_write_is_as_synchronous_as_the_program_asked_for() {
+    let flags = |flags: i32| write_flags(flags.cast_unsigned());
+    assert_eq!(flags(libc::O_RDWR | libc::O_NONBLOCK | libc::O_DIRECT), ReadWriteFlags::empty());
+    assert_eq!(flags(libc::O_APPEND), ReadWriteFlags::APPEND);
+    assert_eq!(flags(libc::O_DSYNC), ReadWriteFlags::DSYNC);
+    assert_eq!(flags(libc::O_SYNC), ReadWriteFlags::DSYNC | ReadWriteFlags::SYNC);
+    assert_eq!(flags(-1), ReadWriteFlags::APPEND | ReadWriteFlags::DSYNC | ReadWriteFlags::SYNC, "nothing else passes");
 }

@@ -1,6 +1,6 @@
 //! open, read, write, truncate, and directories' lists.
 
-use std::os::unix::fs::FileExt;
+use std::{os::unix::fs::FileExt, thread};
 
 use rustix::{
     fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, ftruncate, openat, seek},
@@ -12,6 +12,12 @@ use crate::{
     Row,
     place::{ONE, check},
 };
+
+/// A block that may pass the cache wherever it lies in memory, its size in bytes, and the blocks of each thread.
+#[repr(align(4096))]
+struct Block([u8; BLOCK as usize]);
+const BLOCK: u64 = 4096;
+const PARTS: u64 = 16;
 
 pub(crate) const ROWS: &[Row] = &[
     ok("open: O_CREAT makes an empty file of the caller's", |p| {
@@ -171,6 +177,24 @@ pub(crate) const ROWS: &[Row] = &[
         p.unlink("f")?;
         ftruncate(&file, 1)?;
         check(rustix::fs::fstat(&file)?.st_size == 1)
+    }),
+    ok("pwrite: four threads past the cache (O_DIRECT) at once, and one behind the end", |p| {
+        let file = p.open("f", OFlags::RDWR | OFlags::CREATE | OFlags::DIRECT)?;
+        ftruncate(&file, 4 * PARTS * BLOCK)?;
+        let write = |thread: u64| {
+            (0..PARTS).try_for_each(|part| {
+                let block = Block([thread as u8 + 1; BLOCK as usize]);
+                check(pwrite(&file, &block.0, (4 * part + thread) * BLOCK)? == block.0.len())
+            })
+        };
+        thread::scope(|scope| {
+            let threads = [0, 1, 2, 3].map(|thread| scope.spawn(move || write(thread)));
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(Errno::INTR)))
+        })?;
+        check(pwrite(&file, &Block([5; BLOCK as usize]).0, 4 * PARTS * BLOCK)? == BLOCK as usize)?;
+        let bytes = std::fs::read(p.path("f")).map_err(|_| Errno::INTR)?;
+        let expected = (0..4 * PARTS).map(|part| part as u8 % 4 + 1).chain([5]);
+        check(bytes.chunks(BLOCK as usize).eq(expected.map(|byte| [byte; BLOCK as usize])))
     }),
     ok("fallocate: makes room, with and without a new size", |p| {
         let file = p.open("f", OFlags::RDWR | OFlags::CREATE)?;
