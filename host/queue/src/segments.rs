@@ -52,14 +52,50 @@ pub fn copy_out(segments: &[Segment<'_>], bytes: &mut [u8]) -> usize {
 
 /// Copies into guest memory, as much as both sides have, and returns the number of bytes.
 pub fn copy_in(segments: &[Segment<'_>], bytes: &[u8]) -> usize {
+    copy_in_at(segments, 0, bytes)
+}
+
+/// The same behind the first `skip` bytes.
+pub fn copy_in_at(segments: &[Segment<'_>], mut skip: usize, bytes: &[u8]) -> usize {
     let mut done = 0;
     for segment in segments {
         if done == bytes.len() {
             break;
         }
-        let len = segment.len().min(bytes.len() - done);
-        segment.copy_from(&bytes[done..done + len]);
+        if skip >= segment.len() {
+            skip -= segment.len();
+            continue;
+        }
+        let len = (segment.len() - skip).min(bytes.len() - done);
+        // Inside, by the two lines above.
+        if let Ok(part) = segment.subslice(skip, len) {
+            part.copy_from(&bytes[done..done + len]);
+        }
+        skip = 0;
         done += len;
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bytes_are_put_behind_as_many_as_are_skipped_and_nowhere_else(
+            lengths in proptest::collection::vec(0_usize..5, 0..6), skip in 0_usize..30, len in 0_usize..30
+        ) {
+            let mut memory: Vec<_> = lengths.iter().map(|len| vec![0; *len]).collect();
+            let segments: Vec<_> = memory.iter_mut().map(|part| Segment::from(&mut part[..])).collect();
+            let bytes: Vec<u8> = (1..=len as u8).collect();
+            let done = copy_in_at(&segments, skip, &bytes);
+            let mut expected = vec![0; lengths.iter().sum()];
+            let room = expected.len().saturating_sub(skip).min(len);
+            expected.iter_mut().skip(skip).zip(&bytes).for_each(|(to, from)| *to = *from);
+            prop_assert_eq!((done, memory.concat()), (room, expected));
+        }
+    }
 }

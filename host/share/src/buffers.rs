@@ -63,8 +63,19 @@ impl<'m> Segments<'m> {
         bytes
     }
 
+    /// Copies the first bytes, if there are as many.
+    pub(crate) fn first<const LEN: usize>(&self) -> Option<[u8; LEN]> {
+        let mut bytes = [0; LEN];
+        (segments::copy_out(&self.0, &mut bytes) == LEN).then_some(bytes)
+    }
+
     /// Writes bytes from the start on; false if there is too little room for all of them.
     pub(crate) fn fill(&self, bytes: &[u8]) -> bool {
-        segments::copy_in(&self.0, bytes) == bytes.len()
+        self.fill_at(0, bytes)
+    }
+
+    /// The same behind the first `skip` bytes.
+    pub(crate) fn fill_at(&self, skip: usize, bytes: &[u8]) -> bool {
+        segments::copy_in_at(&self.0, skip, bytes) == bytes.len()
     }
 }

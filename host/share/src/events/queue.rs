@@ -27,7 +27,7 @@ impl Event {
     /// The event as a notification: a header without the id of a request, and a code in the place of an error.
     pub(super) fn encode(&self) -> Vec<u8> {
         let code = NOTIFY_HOST_EVENT.cast_signed();
-        let mut bytes = reply::header(0, -code, BODY + self.name.len());
+        let mut bytes = reply::header(0, -code, BODY + self.name.len()).to_vec();
         bytes.extend(self.node.to_ne_bytes());
         for word in [self.mask, self.cookie, self.name.len() as u32, 0] {
             bytes.extend(word.to_ne_bytes());

@@ -168,11 +168,13 @@ impl Server {
     /// Serves a request of a queue.
     pub(crate) fn serve(&self, queue: usize, buffers: &Buffers<'_>) -> Served {
         // Copied before it is looked at: the guest can change its buffers at any time.
-        let mut bytes = buffers.readable.copy(request::HEADER + request::WRITE);
-        let Some(header) = request::header(&bytes) else { return Served::Done(0) };
-        if !matches!(header.opcode, request::OP_WRITE) {
-            bytes = buffers.readable.copy((header.len as usize).min(request::MAX_COPY));
-        }
+        let first = buffers.readable.first::<{ request::HEADER }>();
+        let Some(header) = first.and_then(|bytes| request::header(&bytes)) else { return Served::Done(0) };
+        let most = match header.opcode {
+            request::OP_WRITE => request::HEADER + request::WRITE,
+            _ => (header.len as usize).min(request::MAX_COPY),
+        };
+        let bytes = buffers.readable.copy(most);
         let answer = match request::header(&bytes).filter(|again| *again == header) {
             // A length that is a lie, or a header that changed meanwhile.
             None => Err(Errno::INVAL),
@@ -197,7 +199,7 @@ impl Server {
     /// The reply to a request that has waited, which is a header alone.
     pub(crate) fn finish_wait(&self, wait: &Arc<Wait>) -> Vec<u8> {
         let error = self.lock_answer(wait).err().map_or(0, Errno::raw_os_error);
-        reply::header(wait.unique, error, 0)
+        reply::header(wait.unique, error, 0).to_vec()
     }
 
     /// Lets a request wait again that has waited in an earlier process; fails with the reply if it need not wait.
@@ -209,7 +211,7 @@ impl Server {
     ) -> Result<Arc<Wait>, Vec<u8>> {
         match self.set_lock(request, node, lock, true) {
             Ok(Reply::Waits(wait)) => Ok(wait),
-            answer => Err(reply::header(request.1, answer.err().map_or(0, Errno::raw_os_error), 0)),
+            answer => Err(reply::header(request.1, answer.err().map_or(0, Errno::raw_os_error), 0).to_vec()),
         }
     }
 
@@ -325,9 +327,8 @@ fn finish(unique: u64, answer: Answer, writable: &Segments<'_>) -> usize {
         Ok(Reply::Body(body)) => (0, body.0.len(), body),
         Err(error) => (error.raw_os_error(), 0, Body::default()),
     };
-    let mut bytes = reply::header(unique, error, len);
-    bytes.extend(body.0);
     // A reply that the guest left too little room for is cut; its loss.
-    writable.fill(&bytes);
+    writable.fill(&reply::header(unique, error, len));
+    writable.fill_at(reply::HEADER, &body.0);
     (reply::HEADER + len).min(writable.len())
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString},
+    hash::{Hash, Hasher},
     mem,
 };
 
@@ -41,7 +42,7 @@ pub(crate) enum Origin {
 }
 
 /// The identity of a file on the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     /// Index of the share.
     pub(crate) share: usize,
@@ -53,6 +54,15 @@ pub(crate) struct Key {
     /// File type (`S_IFMT`). The clocks of file systems have ticks of milliseconds, in which a file can be deleted and
     /// another one be born.
     pub(crate) kind: u32,
+}
+
+impl Hash for Key {
+    /// As one word, since the hasher takes each by itself, several times in each request. Files of a device that exist at
+    /// a time have inode numbers of their own, which no guest chooses.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let device = self.device.rotate_left(32) ^ (self.share as u64).rotate_left(48);
+        state.write_u64(self.inode ^ device ^ u64::from(self.born.1).rotate_left(20));
+    }
 }
 
 /// A node without its names.
@@ -206,15 +216,15 @@ impl Nodes {
                 number
             }
         };
-        if let Some(slot) = self.slots.get_mut(&number) {
-            slot.lookups = slot.lookups.saturating_add(1);
-            if let Some(kept) = slot.kept {
-                self.kept.set(kept, 1, slot.lookups);
-            }
-            slot.node.entry = node.entry;
-            slot.node.record = node.record.or(slot.node.record);
+        let slot = self.slots.get_mut(&number).ok_or(Errno::STALE)?;
+        slot.lookups = slot.lookups.saturating_add(1);
+        if let Some(kept) = slot.kept {
+            self.kept.set(kept, 1, slot.lookups);
         }
-        if let Some(name) = name {
+        slot.node.entry = node.entry;
+        slot.node.record = node.record.or(slot.node.record);
+        let newest = slot.names.first();
+        if let Some(name) = name.filter(|name| !newest.is_some_and(|newest| newest.is(parent, name))) {
             self.add_name(number, parent, name);
         }
         Ok(number)

@@ -109,19 +109,28 @@ pub(crate) struct Statistics {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Body(pub(crate) Vec<u8>);
 
+/// Length of the longest body of fixed length in bytes: an entry with an open file.
+const LONGEST: usize = 128 + 16;
+
 impl Body {
+    /// An empty body with room for all bodies of fixed length.
+    fn new() -> Self {
+        Self(Vec::with_capacity(LONGEST))
+    }
+
+    // Slices, which are copied as a whole where an array is copied by its bytes: half of the time of a reply.
     fn u16(mut self, value: u16) -> Self {
-        self.0.extend(value.to_ne_bytes());
+        self.0.extend_from_slice(&value.to_ne_bytes());
         self
     }
 
     fn u32(mut self, value: u32) -> Self {
-        self.0.extend(value.to_ne_bytes());
+        self.0.extend_from_slice(&value.to_ne_bytes());
         self
     }
 
     fn u64(mut self, value: u64) -> Self {
-        self.0.extend(value.to_ne_bytes());
+        self.0.extend_from_slice(&value.to_ne_bytes());
         self
     }
 
@@ -138,7 +147,7 @@ impl Body {
     pub(crate) fn init(minor: u32, readahead: u32, flags: u64, locks: bool) -> Self {
         let flags = flags & if locks { FLAGS | LOCK_FLAGS } else { FLAGS };
         // The older of the two minor versions counts.
-        let body = Self::default().u32(7).u32(minor.min(41)).u32(readahead).u32(flags as u32);
+        let body = Self::new().u32(7).u32(minor.min(41)).u32(readahead).u32(flags as u32);
         // At most 64 background requests, congested at 48; times in nanoseconds.
         let body = body.u16(64).u16(48).u32(MAX_WRITE).u32(1).u16(MAX_PAGES).u16(0).u32((flags >> 32) as u32);
         // The depth of stacked file systems, for passing files through, and fields of later versions.
@@ -147,7 +156,7 @@ impl Body {
 
     /// `struct fuse_entry_out`.
     pub(crate) fn entry(node: u64, attributes: &Attributes) -> Self {
-        Self::default().raw_entry(node, attributes)
+        Self::new().raw_entry(node, attributes)
     }
 
     fn raw_entry(self, node: u64, attributes: &Attributes) -> Self {
@@ -157,7 +166,7 @@ impl Body {
 
     /// `struct fuse_attr_out`.
     pub(crate) fn attribute(attributes: &Attributes) -> Self {
-        Self::default().u64(attributes.valid()).u32(0).u32(0).attributes(attributes)
+        Self::new().u64(attributes.valid()).u32(0).u32(0).attributes(attributes)
     }
 
     /// `struct fuse_open_out`; continues an entry for CREATE.
@@ -167,22 +176,22 @@ impl Body {
 
     /// `struct fuse_write_out`, and `struct fuse_getxattr_out`.
     pub(crate) fn size(size: u32) -> Self {
-        Self::default().u32(size).u32(0)
+        Self::new().u32(size).u32(0)
     }
 
     /// `struct fuse_lseek_out`.
     pub(crate) fn position(offset: u64) -> Self {
-        Self::default().u64(offset)
+        Self::new().u64(offset)
     }
 
     /// `struct fuse_lk_out`: first and last byte, kind and process of a lock.
     pub(crate) fn lock((start, end): (u64, u64), kind: u32, pid: u32) -> Self {
-        Self::default().u64(start).u64(end).u32(kind).u32(pid)
+        Self::new().u64(start).u64(end).u32(kind).u32(pid)
     }
 
     /// `struct fuse_statfs_out`.
     pub(crate) fn statistics(of: &Statistics) -> Self {
-        let body = Self::default().u64(of.blocks).u64(of.free).u64(of.available).u64(of.files).u64(of.free_files);
+        let body = Self::new().u64(of.blocks).u64(of.free).u64(of.available).u64(of.files).u64(of.free_files);
         body.u32(of.block_size).u32(of.name_length).u32(of.fragment_size).u32(0).u64(0).u64(0).u64(0)
     }
 
@@ -207,8 +216,11 @@ impl Body {
 }
 
 /// `struct fuse_out_header` of a reply with `len` bytes behind it.
-pub(crate) fn header(unique: u64, error: i32, len: usize) -> Vec<u8> {
-    let Body(bytes) = Body::default().u32((HEADER + len) as u32).u32((-error).cast_unsigned()).u64(unique);
+pub(crate) fn header(unique: u64, error: i32, len: usize) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
+    bytes[..4].copy_from_slice(&((HEADER + len) as u32).to_ne_bytes());
+    bytes[4..8].copy_from_slice(&(-error).to_ne_bytes());
+    bytes[8..].copy_from_slice(&unique.to_ne_bytes());
     bytes
 }
 
@@ -228,10 +240,17 @@ mod tests {
             Body::position(1),
             Body::lock((0, 1), 2, 3),
             Body::statistics(&Statistics::default()),
-            Body(header(1, 2, 0)),
+            Body::entry(2, &any).open(1, 0),
         ]
         .map(|body| body.0.len());
-        assert_eq!(lengths, [64, 128, 104, 16, 8, 8, 24, 80, 16]);
+        assert_eq!(lengths, [64, 128, 104, 16, 8, 8, 24, 80, LONGEST]);
+    }
+
+    #[test]
+    fn a_header_has_the_length_of_all_a_negative_error_and_the_requests_id() {
+        let words = header(0x0102_0304_0506_0708, libc::ENOENT, 5).as_chunks::<4>().0.to_vec();
+        let words: Vec<_> = words.into_iter().map(i32::from_ne_bytes).collect();
+        assert_eq!(words, [HEADER as i32 + 5, -libc::ENOENT, 0x0506_0708, 0x0102_0304]);
     }
 
     #[test]
