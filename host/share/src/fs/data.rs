@@ -34,9 +34,8 @@ pub(crate) fn open_flags(flags: u32) -> OFlags {
     flags & passed
 }
 
-/// What the guest does with a file that a program opens with these flags: one that asks for `O_DIRECT` has its requests
-/// sent as they are, several at a time. Without [`reply::DIRECT_IO`] the guest's kernel would make its writes wait for
-/// each other.
+/// Flags for the guest's kernel about a file that a program opens with these: one that asks for `O_DIRECT` has its
+/// requests sent as they are, several at a time. Without [`reply::DIRECT_IO`] its writes would wait for each other.
 pub(crate) fn guest_flags(flags: u32) -> u32 {
     let direct = flags & libc::O_DIRECT.cast_unsigned() != 0;
     if direct { reply::DIRECT_IO | reply::PARALLEL_WRITES } else { 0 }

@@ -219,7 +219,7 @@ impl Server {
         let flags = write_flags(write.flags);
         let more = if written < len { sys::write_at(&file.fd, &rest, size, flags).unwrap_or_default() } else { 0 };
         if flags.contains(ReadWriteFlags::DSYNC) && fsync(&file.fd).is_err() {
-            // What the earlier process wrote may not be on the disk.
+            // The part that the earlier process wrote may not be on the disk.
             return Some(Err(Errno::IO));
         }
         Some(Ok(Body::size((written + more) as u32).into()))
