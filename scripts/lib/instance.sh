@@ -50,15 +50,21 @@ instance_ssh() {
     ssh -F none -S "$RUN/ssh-$user" -o ControlMaster=no -o BatchMode=yes -o LogLevel=ERROR -l "$user" kvm-host "$@"
 }
 
+# instance_host USER: prints the way to the machine as lines of ssh_config(5).
+instance_host() {
+    printf '%s\n' "HostName 127.0.0.1" "Port $(cat "$RUN/port")" "User $1" "IdentityFile $RUN/key" "IdentitiesOnly yes" \
+        "HostKeyAlias kvm-host" "UserKnownHostsFile $RUN/known_hosts" "StrictHostKeyChecking yes"
+}
+
 # instance_connect USER: opens that connection unless it is open. All later commands are sessions of it.
 instance_connect() {
-    local user=$1
+    local user=$1 line host=()
     instance_ssh "$user" -O check 2>/dev/null && return 0
+    while IFS= read -r line; do host+=(-o "$line"); done < <(instance_host "$user")
     # aes128-gcm and curve25519 are the quickest under emulation, and the traffic stays on the loopback.
-    ssh -F none -M -N -f -S "$RUN/ssh-$user" -i "$RUN/key" -l "$user" -p "$(cat "$RUN/port")" \
-        -o ControlPersist=yes -o BatchMode=yes -o LogLevel=ERROR -o IdentitiesOnly=yes -o HostKeyAlias=kvm-host \
-        -o UserKnownHostsFile="$RUN/known_hosts" -o StrictHostKeyChecking=yes -o ServerAliveInterval=30 -o ConnectTimeout=120 \
+    ssh -F none "${host[@]}" -M -N -f -S "$RUN/ssh-$user" \
+        -o ControlPersist=yes -o BatchMode=yes -o LogLevel=ERROR -o ServerAliveInterval=30 -o ConnectTimeout=120 \
         -o Ciphers=aes128-gcm@openssh.com -o KexAlgorithms=curve25519-sha256 -o Compression=no \
         -o ExitOnForwardFailure=yes -o StreamLocalBindUnlink=yes \
-        127.0.0.1 </dev/null >/dev/null 2>"$RUN/ssh.log" || die "cannot connect to the machine: $(tail -n1 "$RUN/ssh.log")"
+        kvm-host </dev/null >/dev/null 2>"$RUN/ssh.log" || die "cannot connect to the machine: $(tail -n1 "$RUN/ssh.log")"
 }
