@@ -114,7 +114,7 @@ ecosystem_clients() {
     need_docker
     need_packages chromium curl gdb openssh-client
     for directory in "$ECOSYSTEM" "$ECOSYSTEM/watchers" "$BULKHEAD_REPO/tests/dashboard"; do
-        (cd "$directory" && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --ignore-scripts --no-audit --no-fund --silent)
+        npm_packages "$directory"
     done
     python_tools "$target_dir/ecosystem-python" "$ECOSYSTEM/requirements.txt"
     ecosystem_python=$target_dir/ecosystem-python/bin/python

@@ -247,6 +247,12 @@ readonly DASHBOARD_TESTS=$BULKHEAD_REPO/tests/dashboard/dashboard.test.mjs
 # has_node: whether npm and a Node.js that Playwright runs on are installed. Debian 12 has an older one.
 has_node() { command -v npm >/dev/null && (($(node -p 'parseInt(process.versions.node)' 2>/dev/null || echo 0) >= 20)); }
 
+# npm_packages DIRECTORY: installs the packages of a lock file. Playwright has a browser of its own to offer, which is not
+# used.
+npm_packages() {
+    (cd "$1" && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --ignore-scripts --no-audit --no-fund --silent)
+}
+
 suite_dashboard() {
     local patterns=() name
     if [[ -n $CUT && ! -x /usr/bin/chromium ]]; then
@@ -261,10 +267,9 @@ suite_dashboard() {
     # This builds the host program, too.
     test_binary host >/dev/null
     for name in "${NAMES[@]}"; do patterns+=(--test-name-pattern "$name"); done
+    npm_packages "$BULKHEAD_REPO/tests/dashboard"
     (
         cd "$BULKHEAD_REPO/tests/dashboard" || exit
-        # The package has a browser of its own to offer, which is not used.
-        PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --ignore-scripts --no-audit --no-fund --silent
         BULKHEAD_TEST_PROGRAM=$target_dir/debug/bulkhead timeout 900 \
             node --test --test-reporter spec "${patterns[@]}" "$DASHBOARD_TESTS"
     )

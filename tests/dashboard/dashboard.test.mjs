@@ -5,7 +5,7 @@ import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { createServer } from "node:http";
 import { after, afterEach, before, test } from "node:test";
 import { join } from "node:path";
-import { Home, kill, launch } from "./harness.mjs";
+import { Home, kill, launch, text, view } from "./harness.mjs";
 
 const LOCKED = JSON.stringify({ enhancedContainerIsolation: { value: true, locked: true } });
 const FILE = "/etc/bulkhead/admin-settings.json";
@@ -56,11 +56,6 @@ async function opened(home, { setUp, ...options } = {}) {
   await tab.goto(dashboard.address);
   return { ...dashboard, tab };
 }
-
-const text = (tab, id, expected) => tab.waitForFunction(
-  ([name, words]) => document.getElementById(name)?.textContent.includes(words), [id, expected]);
-
-const view = (tab, name) => tab.getByRole("link", { name, exact: true }).click();
 
 async function settings(tab) {
   await view(tab, "Settings");

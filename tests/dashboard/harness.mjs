@@ -26,6 +26,18 @@ export function launch() {
   });
 }
 
+// The first line that a program prints.
+export async function firstLine(child) {
+  for await (const line of createInterface({ input: child.stdout })) return line;
+  throw new Error(`${child.spawnargs} printed nothing`);
+}
+
+// Waits until an element of the page has these words.
+export const text = (tab, id, expected) => tab.waitForFunction(
+  ([name, words]) => document.getElementById(name)?.textContent.includes(words), [id, expected]);
+
+export const view = (tab, name) => tab.getByRole("link", { name, exact: true }).click();
+
 // The directories of one test; `end` ends what was started in them.
 export class Home {
   constructor(policy) {
@@ -63,8 +75,7 @@ export class Home {
     const [program, all] = this.words(words);
     const child = spawn(program, all, { env: this.environment, stdio: ["ignore", "pipe", "ignore"] });
     this.children.push(child);
-    for await (const line of createInterface({ input: child.stdout })) return { child, line };
-    throw new Error(`${words} printed nothing`);
+    return { child, line: await firstLine(child) };
   }
 
   backend() {

@@ -2,9 +2,8 @@
 
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
-import { createInterface } from "node:readline";
 import { promisify } from "node:util";
-import { launch } from "../dashboard/harness.mjs";
+import { firstLine, launch, text, view } from "../dashboard/harness.mjs";
 
 const RESTART_MS = 600_000;
 const NAME = "kept-by-the-page";
@@ -17,10 +16,7 @@ const cpus = async () => Number(await output("docker", "info", "--format", "{{.N
 // It ends by itself when the browser has gone.
 const dashboard = spawn("bulkhead", ["dashboard", "--no-browser", "--port", port, "--idle-timeout", "30"],
   { stdio: ["ignore", "pipe", "inherit"] });
-const [address] = await Promise.race([
-  createInterface({ input: dashboard.stdout })[Symbol.asyncIterator]().next().then(({ value }) => [value]),
-  new Promise((_, reject) => dashboard.once("exit", () => reject(new Error("the dashboard ended")))),
-]);
+const address = await firstLine(dashboard);
 
 const before = await status();
 const wanted = await cpus() === 1 ? 2 : 1;
@@ -30,23 +26,20 @@ try {
   const tab = await browser.newPage();
   tab.setDefaultTimeout(RESTART_MS);
   await tab.goto(address);
-  const shows = (id, words) => tab.waitForFunction(
-    ([name, text]) => document.getElementById(name)?.textContent.includes(text), [id, words]);
-  const view = (name) => tab.getByRole("link", { name, exact: true }).click();
-  await shows("state-text", "running");
-  await view("Containers");
-  await shows("container-rows", NAME);
-  await view("Settings");
+  await text(tab, "state-text", "running");
+  await view(tab, "Containers");
+  await text(tab, "container-rows", NAME);
+  await view(tab, "Settings");
   await tab.locator("#setting-cpus").fill(String(wanted));
   await tab.getByRole("button", { name: "Apply & restart" }).click();
-  await shows("state-text", "starting");
-  await shows("state-text", "running");
+  await text(tab, "state-text", "starting");
+  await text(tab, "state-text", "running");
   const after = await status();
   assert.deepEqual([after.state, after.boot], ["running", before.boot + 1]);
   assert.equal(await cpus(), wanted);
   // The page has the engine's containers again, and the engine has started this one.
-  await view("Containers");
-  await shows("container-rows", NAME);
+  await view(tab, "Containers");
+  await text(tab, "container-rows", NAME);
   assert.equal(await output("docker", "exec", NAME, "echo", "again"), "again");
   console.log(`boot ${before.boot} to ${after.boot} from the page, ${wanted} CPU(s)`);
 } finally {
@@ -56,5 +49,4 @@ try {
 }
 console.log("passed");
 // The dashboard's end is not waited for.
-dashboard.unref();
 process.exit(0);
