@@ -197,9 +197,9 @@ impl Server {
     }
 
     /// The reply to a request that has waited, which is a header alone.
-    pub(crate) fn finish_wait(&self, wait: &Arc<Wait>) -> Vec<u8> {
+    pub(crate) fn finish_wait(&self, wait: &Arc<Wait>) -> [u8; reply::HEADER] {
         let error = self.lock_answer(wait).err().map_or(0, Errno::raw_os_error);
-        reply::header(wait.unique, error, 0).to_vec()
+        reply::header(wait.unique, error, 0)
     }
 
     /// Lets a request wait again that has waited in an earlier process; fails with the reply if it need not wait.
@@ -208,10 +208,10 @@ impl Server {
         request: (usize, u64),
         node: u64,
         lock: &request::Lock,
-    ) -> Result<Arc<Wait>, Vec<u8>> {
+    ) -> Result<Arc<Wait>, [u8; reply::HEADER]> {
         match self.set_lock(request, node, lock, true) {
             Ok(Reply::Waits(wait)) => Ok(wait),
-            answer => Err(reply::header(request.1, answer.err().map_or(0, Errno::raw_os_error), 0).to_vec()),
+            answer => Err(reply::header(request.1, answer.err().map_or(0, Errno::raw_os_error), 0)),
         }
     }
 
